@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import orjson
 
+from gateway.errors import ModelNotFoundError
 from gateway.workers.engine_directory import EngineDirectory
 from protocol.wire.messages import EngineOffer
 
@@ -39,6 +40,17 @@ class ModelNames:
     def served(self, name: str) -> str:
         """The model that a name stands for; itself, where it is no alias."""
         return self.aliases.get(name, name)
+
+    def offered(self, name: str) -> EngineOffer:
+        """What the engines of the model serve that a name stands for, or served last.
+
+        Raises:
+            ModelNotFoundError: No engine has served it since the start.
+        """
+        offer = self._directory.offer(self.served(name))
+        if offer is None:
+            raise ModelNotFoundError(name, tuple(sorted(self._directory.models())))
+        return offer
 
     def choose(self, name: str, *, names_token_ids: bool = False) -> str:
         """The model that generates: the one that is meant, or its first fallback that is there.

@@ -54,6 +54,7 @@ from protocol.wire.messages import (
     KeyDetails,
     KeysFound,
     LimitState,
+    LimitWarning,
     Load,
     MakeKey,
     MakeResource,
@@ -431,10 +432,12 @@ class FakeAuth(FakeWorker[AuthCommand]):
         self.good_keys: tuple[str, ...] | None = None
         self.tenants: dict[str, str] = {}
         self.denied_models: tuple[str, ...] = ()
+        self.allowed_models: tuple[str, ...] | None = None
         self.denied_endpoints: tuple[str, ...] = ()
         self.adjust_denial: ErrorCode | None = None
         self.retry_after_s: float | None = None
         self.limits = LimitState()
+        self.warnings: tuple[LimitWarning, ...] = ()
         self.acknowledges = True
         self.is_mute = False
         self.records: list[KeyDetails] = []
@@ -511,6 +514,8 @@ class FakeAuth(FakeWorker[AuthCommand]):
                 key_id="key-1",
                 role=command.required_role,
                 limits=self.limits,
+                warnings=self.warnings,
+                allowed_models=self.allowed_models,
             )
         )
 

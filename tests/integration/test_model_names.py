@@ -1,5 +1,6 @@
 """Aliases of models, and the fallbacks of those that are away or too short, through a gateway."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,8 @@ import pytest
 
 from gateway.config import GatewaySettings
 from protocol.errors import ConfigurationError, ErrorCode
-from protocol.wire.messages import Authorize, Failure, Generate
+from protocol.wire.messages import Authorize, Failure, Generate, Profile, Profiled, ReadUsage
+from tests.fakes.fake_workers import FakeEngine
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
 ALIAS = {"model_aliases": ("gpt-4o=demo",)}
@@ -60,6 +62,71 @@ async def test_every_route_knows_an_alias(socket_dir: Path) -> None:
             assert response.status_code == 200, (route, response.text)
         unknown = await gateway.chat(model="gpt-5")
         assert unknown.status_code == 404
+
+
+async def test_parsing_and_administration_know_an_alias(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, **ALIAS) as gateway:
+        auth = await gateway.auth()
+        await gateway.engine(tool_format="hermes", tokenizer_info_json='{"bos_token": "<s>"}')
+        await gateway.parser()
+        body = {"text": "hi", "model": "gpt-4o"}
+        parsed = await gateway.client.post("/v1/parse", json=body)
+        assert (parsed.status_code, parsed.json()["format"]) == (200, "hermes"), parsed.text
+        info = await gateway.client.get("/tokenizer_info", params={"model": "gpt-4o"})
+        assert info.json() == {"bos_token": "<s>"}
+        headers = {"Authorization": "Bearer psk-admin"}
+        cleared = await gateway.client.post(
+            "/v1/models/invalidate-cache", json={"model": "gpt-4o"}, headers=headers
+        )
+        assert [one["model"] for one in cleared.json()["engines"]] == ["demo"], cleared.text
+        recording = asyncio.create_task(
+            gateway.client.post("/v1/admin/profile", json={"model": "gpt-4o"}, headers=headers)
+        )
+        (engine,) = [one for one in gateway.workers if isinstance(one, FakeEngine)]
+        await engine.until(lambda: bool(engine.of(Profile)))
+        told = Profiled(engine.of(Profile)[0].request_id, directory="/x", size_bytes=1)
+        engine.send(told)
+        assert (await recording).json()["model"] == "demo"
+        await gateway.client.get("/v1/usage", params={"model": "gpt-4o"}, headers=headers)
+        assert [one.model for one in auth.of(ReadUsage)] == ["demo"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/parse", {"text": "hi", "model": "gpt-5"}),
+        ("/v1/models/invalidate-cache", {"model": "gpt-5"}),
+        ("/v1/admin/profile", {"model": "gpt-5"}),
+        ("/tokenize", {"prompt": "hi", "model": "gpt-5"}),
+    ],
+)
+async def test_what_is_no_name_of_a_model_is_not_found(
+    socket_dir: Path, path: str, body: dict[str, Any]
+) -> None:
+    async with running_gateway(socket_dir, **ALIAS) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        headers = {"Authorization": "Bearer psk-admin"}
+        answer = await gateway.client.post(path, json=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+        assert "gpt-5" in answer.json()["error"]["message"]
+
+
+async def test_how_a_model_s_texts_are_read_is_told_only_to_who_may_use_it(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, **ALIAS, require_keys=True) as gateway:
+        auth = await gateway.auth(allow_anonymous=False)
+        auth.allowed_models = ("other*",)
+        await gateway.engine(tool_format="hermes")
+        await gateway.parser()
+        headers = {"Authorization": "Bearer psk-x"}
+        for model in ("demo", "gpt-4o"):
+            body = {"text": "hi", "model": model}
+            answer = await gateway.client.post("/v1/parse", json=body, headers=headers)
+            assert answer.status_code == 404, answer.text
+            assert "hermes" not in answer.text
+            assert "demo" not in answer.text.replace(f"`{model}`", "")
 
 
 async def test_a_stream_of_an_alias_tells_the_model_too(socket_dir: Path) -> None:

@@ -46,7 +46,7 @@ async def list_organization_rate_limits(request: Request) -> Response:
     """What everybody together may ask of each model, by the hard limits of the house."""
     check_query(request, "group_type", "limit", "model", "page")
     limits = await _of_house(request)
-    model = query_text(request, "model")
+    model = parts_of(request).names.served(query_text(request, "model"))
     models = _models(request, limits)
     if model and model not in models:
         raise not_found("model", model)
@@ -76,7 +76,7 @@ async def change_workspace_rate_limit(
 ) -> Response:
     """Set limits of a workspace for one model, or take them away with null."""
     body = await body_of(request, WorkspaceRateLimitRequest)
-    model = shapes.model_of_rate_limit(rate_limit_id)
+    model = parts_of(request).names.served(shapes.model_of_rate_limit(rate_limit_id))
     known = await rate_resources(request, workspace_id)
     for wanted in body.limits:
         measure, window = _TYPES[wanted.type]

@@ -23,6 +23,7 @@ from gateway.http.routes.organization_usage import (
     buckets_of,
     buckets_of_page,
     counts_as_completion,
+    filters_of,
     groups_of,
     usage_rows,
 )
@@ -79,11 +80,7 @@ def _asked(
         now_s + 1 if end_s is None else min(end_s, now_s + 1),
         buckets_of_page(request, width),
         groups_of(request, groups),
-        {
-            of: frozenset(values)
-            for query, of in filters.items()
-            if (values := request.query_params.getlist(query))
-        },
+        filters_of(request, filters),
     )
 
 

@@ -59,7 +59,7 @@ async def list_rate_limits(request: Request, project_id: str) -> Response:
 async def change_rate_limit(request: Request, project_id: str, rate_limit_id: str) -> Response:
     """Set limits of a project for one model; each is a limit of the team."""
     body = await body_of(request, RateLimitRequest)
-    model = shapes.model_of_rate_limit(rate_limit_id)
+    model = parts_of(request).names.served(shapes.model_of_rate_limit(rate_limit_id))
     known = await rate_resources(request, project_id)
     for field in sorted(body.model_fields_set):
         measure, window = shapes.RATE_FIELDS[field]
@@ -76,13 +76,14 @@ async def get_model_permissions(request: Request, project_id: str) -> Response:
 
 @router.post(_MODELS, openapi_extra=body_schema(ModelPermissionsRequest))
 async def change_model_permissions(request: Request, project_id: str) -> Response:
-    """Say which models a project may use; patterns are globs."""
+    """Say which models a project may use; patterns are globs, and an alias is its model."""
     body = await body_of(request, ModelPermissionsRequest)
     if body.mode == "deny_list" and body.model_ids:
         raise InvalidRequestError(
             "A project's models are listed, not excepted: use the mode allow_list.", param="mode"
         )
-    allowed = tuple(body.model_ids) if body.mode == "allow_list" else None
+    served = parts_of(request).names.served
+    allowed = tuple(map(served, body.model_ids)) if body.mode == "allow_list" else None
     return admin_json(_permissions(await _allow(request, project_id, allowed)))
 
 

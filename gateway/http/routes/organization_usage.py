@@ -126,13 +126,24 @@ def _asked(request: Request, widths: Mapping[str, Width], groups: tuple[str, ...
     limit = buckets_of_page(request, width)
     wanted = groups_of(request, groups)
     begin = query_number(request, "page")
-    filters = {
-        of: frozenset(values)
-        for query, of in _FILTERS.items()
-        if (values := request.query_params.getlist(query))
-    }
+    filters = filters_of(request, _FILTERS)
     first_s = start if begin is None else max(start, begin)
     return asked_usage(width, first_s, end_s, limit, wanted, filters)
+
+
+def filters_of(request: Request, known: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """The values that count, by what they are of; an alias of a model is its model.
+
+    Args:
+        request: Whose query has them.
+        known: By the names of the query what they are of.
+    """
+    served = parts_of(request).names.served
+    return {
+        of: frozenset(map(served, values) if of == "model" else values)
+        for query, of in known.items()
+        if (values := request.query_params.getlist(query))
+    }
 
 
 def buckets_of_page(request: Request, width: Width) -> int | None:

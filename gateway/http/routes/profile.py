@@ -9,7 +9,6 @@ from gateway import bridge
 from gateway.errors import (
     DeadlineExceededError,
     InvalidRequestError,
-    ModelNotFoundError,
     WorkerUnavailableError,
 )
 from gateway.http.access import GuardedRoute, read_body
@@ -41,12 +40,10 @@ async def profile(request: Request) -> Response:
     if unknown:
         raise InvalidRequestError(f"Unknown field: `{unknown[0]}`.", param=unknown[0])
     parts = parts_of(request)
-    models = parts.directory.models()
-    if body.model not in models:
-        raise ModelNotFoundError(body.model, tuple(sorted(models)))
-    live = [engine for engine in parts.directory.engines(body.model) if engine.peer.takes_work]
+    model = parts.names.offered(body.model).model
+    live = [engine for engine in parts.directory.engines(model) if engine.peer.takes_work]
     if not live:
-        raise WorkerUnavailableError(f"No engine of `{body.model}` is there at the moment.")
+        raise WorkerUnavailableError(f"No engine of `{model}` is there at the moment.")
     busiest = max(live, key=lambda engine: engine.num_unfinished)
     check_version(busiest.peer.protocol_version, "seconds")
     duration_s = _DEFAULT_S if body.seconds is None else body.seconds
@@ -61,7 +58,7 @@ async def profile(request: Request) -> Response:
         parts.engines.close(busiest, question.request_id)
     content = {
         "object": "profile",
-        "model": body.model,
+        "model": model,
         "engine": busiest.peer.instance_id,
         "directory": answer.directory,
         "size_bytes": answer.size_bytes,

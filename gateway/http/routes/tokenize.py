@@ -9,7 +9,6 @@ from fastapi import Request as HttpRequest
 from gateway.errors import (
     ClientDisconnectedError,
     InvalidRequestError,
-    ModelNotFoundError,
     UnsupportedFieldError,
 )
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
@@ -147,10 +146,7 @@ def _model(parts: HttpParts, name: str | None) -> str:
                 f"Missing field `model`. Available models: {there_are}.", param="model"
             )
         return next(iter(models))
-    served = parts.names.served(name)
-    if served not in models:
-        raise ModelNotFoundError(name, tuple(sorted(models)))
-    return served
+    return parts.names.offered(name).model
 
 
 def _json(value: dict[str, Any], headers: dict[str, str]) -> Response:

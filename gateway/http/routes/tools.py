@@ -26,6 +26,7 @@ from gateway.http.parts import HttpParts, parts_of
 from gateway.http.render.custom_calls import tool_call
 from gateway.http.responses import run_to_end
 from gateway.http.routes.models import visible_models
+from gateway.request.caller import Caller
 from gateway.workers.parsers import knows_format
 from protocol.wire.messages import OpenParse
 
@@ -113,7 +114,7 @@ async def parse_text(request: Request) -> Response:
     """Tell content, reasoning and tool calls apart in a model's text."""
     parts, caller = parts_of(request), caller_of(request)
     body = await parsed_body(request, PARSE)
-    opening = _opening(parts, body, request.state.request_id, caller.trace_id)
+    opening = _opening(request, body, caller)
     call, work = parts.requests.parse(_PARSE, opening, body.text, caller)
     try:
         await run_to_end(request, call)
@@ -136,25 +137,27 @@ async def parse_text(request: Request) -> Response:
     )
 
 
-def _opening(parts: HttpParts, body: ParseBody, request_id: str, trace_id: str) -> OpenParse:
+def _opening(request: Request, body: ParseBody, caller: Caller) -> OpenParse:
     """The parser session that a text needs.
 
     Raises:
         InvalidRequestError: A format that no parser knows.
-        ModelNotFoundError: No such model.
+        ModelNotFoundError: No such model, or none that the caller may use.
     """
+    parts = parts_of(request)
     tool_format, reasoning_format = body.format, body.reasoning_format
     if body.model is not None:
-        offer = parts.directory.offer(body.model)
-        if offer is None:
+        offer = parts.names.offered(body.model)
+        identity = parts.identities.known(caller.key_digest)
+        if identity is not None and not identity.may_see(offer.model):
             raise ModelNotFoundError(body.model, tuple(sorted(parts.directory.models())))
         tool_format = tool_format or offer.tool_format
         reasoning_format = reasoning_format or offer.reasoning_format
     _check_format(tool_format, _served(parts, "tool_formats"), "format")
     _check_format(reasoning_format, _served(parts, "reasoning_formats"), "reasoning_format")
     return bridge.open_parse(
-        request_id,
-        trace_id=trace_id,
+        request.state.request_id,
+        trace_id=caller.trace_id,
         tool_format=tool_format,
         reasoning_format=reasoning_format,
         tools_json=body.tools_json,

@@ -68,7 +68,7 @@ async def read_usage(request: Request) -> Response:
         f"{request_id}:usage",
         actor,
         **whom,
-        model=query_text(request, "model"),
+        model=parts_of(request).names.served(query_text(request, "model")),
         is_of_all=is_of_all,
         since_s=max(0, now - DEFAULT_DAYS * DAY_S) if since is None else since,
         until_s=now + 1 if until is None else until,

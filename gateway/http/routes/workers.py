@@ -10,7 +10,6 @@ from gateway import bridge
 from gateway.errors import (
     GatewayError,
     InvalidRequestError,
-    ModelNotFoundError,
     WorkerNotFoundError,
 )
 from gateway.http.access import GuardedRoute, read_body
@@ -80,9 +79,7 @@ async def invalidate_cache(request: Request) -> Response:
     model = (await _body(request, ClearCacheRequest)).model
     parts = parts_of(request)
     known = parts.directory.models()
-    if model is not None and model not in known:
-        raise ModelNotFoundError(model, tuple(sorted(known)))
-    models = tuple(known) if model is None else (model,)
+    models = tuple(known) if model is None else (parts.names.offered(model).model,)
     engines = [engine for name in models for engine in parts.directory.engines(name)]
     cleared = await asyncio.gather(
         *(
