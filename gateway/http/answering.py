@@ -1,17 +1,18 @@
 """One generation over HTTP, in the shape of whichever API asked for it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import quote
 
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
 from gateway.errors import ClientDisconnectedError, GatewayError, ModelNotFoundError
 from gateway.http.access import caller_of
+from gateway.http.answer_headers import answer_headers
 from gateway.http.disconnect import watch
+from gateway.http.error_table import limit_headers
 from gateway.http.ignored_fields import ignored_headers, unenforced_headers
-from gateway.http.limit_warnings import warning_headers
 from gateway.http.parsed_bodies import (
     TokenizeBody,
 )
@@ -34,9 +35,6 @@ from gateway.telemetry.access_log import AccessRecord
 from protocol.errors import ErrorCode
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import EngineOffer, LimitState, Prepared
-
-MODEL_HEADER = "X-Penstock-Model"
-"""Who answered, where the request named an alias, or a model that a fallback stood in for."""
 
 
 class AnswerShape(Protocol):
@@ -136,16 +134,15 @@ async def _answer_by(
     """The same by one model, whose name is told where it isn't the one that was asked for."""
     parts, job = parts_of(http_request), body.job
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
-    if model != job.model:
-        headers[MODEL_HEADER] = quote(model, safe="/:")
     record: AccessRecord = http_request.state.log
     request, work = parts.requests.generation(job, caller_of(http_request), request_id, model=model)
     stop = watch(http_request.scope, http_request.receive, request.on_client_gone)
     is_handed_on = False
     try:
         await request.start()
-        headers.update(shape.limit_headers(request.limits))
-        headers.update(warning_headers(request.warnings))
+        headers |= answer_headers(
+            request, model=model, asked=job.model, tell_limits=shape.limit_headers
+        )
         if not job.options.is_streaming:
             content = await collect_answer(work, shape.collector(request, work))
             await shape.keep(request)
@@ -180,13 +177,11 @@ class CountedTokens:
     """What became of the question how many tokens a prompt has.
 
     Attributes:
-        headers: Which fields had no meaning.
-        limits: Where the caller stands.
+        headers: Which fields had no meaning, and what `answer_headers` tells.
     """
 
     number: int
     headers: dict[str, str]
-    limits: LimitState
 
 
 def check_model(http_request: HttpRequest, model: str | None) -> str:
@@ -204,9 +199,18 @@ def check_model(http_request: HttpRequest, model: str | None) -> str:
 
 
 async def count_tokens(
-    http_request: HttpRequest, endpoint: str, body: TokenizeBody
+    http_request: HttpRequest,
+    endpoint: str,
+    body: TokenizeBody,
+    tell_limits: Callable[[LimitState], dict[str, str]] = limit_headers,
 ) -> CountedTokens:
     """Have an engine count the tokens of a prompt, as a model would read it.
+
+    Args:
+        http_request: Of the client.
+        endpoint: The template of its route.
+        body: The prompt.
+        tell_limits: In the words of the API that was asked.
 
     Raises:
         GatewayError: It can't be counted; there is no such model, for instance.
@@ -226,7 +230,8 @@ async def count_tokens(
         question, caller_of(http_request), http_request.state.request_id
     )
     await run_to_end(http_request, request)
-    return CountedTokens(len(work.answer.prompt_token_ids), headers, request.limits)
+    headers |= answer_headers(request, model=model, asked=body.model, tell_limits=tell_limits)
+    return CountedTokens(len(work.answer.prompt_token_ids), headers)
 
 
 def _every_engine_counts(_offer: EngineOffer, _version: ProtocolVersion) -> None:

@@ -11,12 +11,19 @@ from gateway.edge_settings import ANY_ORIGIN
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 _MAX_AGE_S: Final = b"600"
 _NAMES: Final = re.compile(rb"[A-Za-z0-9_-]{1,64}(\s*,\s*[A-Za-z0-9_-]{1,64}){0,63}")
-_EXPOSED: Final = (
-    b"retry-after, x-request-id, x-penstock-request-id, x-penstock-model,"
-    b" x-penstock-ignored-fields, x-penstock-unenforced, x-penstock-budget-warning,"
-    b" x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests,"
-    b" x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens,"
-    b" x-ratelimit-reset-tokens, idempotent-replayed, request-id"
+_EXPOSED: Final = b", ".join(
+    (
+        *(b"retry-after", b"x-should-retry", b"idempotent-replayed"),
+        *(b"x-request-id", b"x-penstock-request-id", b"request-id"),
+        *(b"x-penstock-model", b"x-penstock-label-mass", b"x-penstock-risk-score"),
+        *(b"x-penstock-ignored-fields", b"x-penstock-unenforced", b"x-penstock-budget-warning"),
+        *(b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests"),
+        *(b"x-ratelimit-reset-requests", b"x-ratelimit-limit-tokens"),
+        *(b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"),
+        *(b"anthropic-ratelimit-requests-limit", b"anthropic-ratelimit-requests-remaining"),
+        *(b"anthropic-ratelimit-requests-reset", b"anthropic-ratelimit-tokens-limit"),
+        *(b"anthropic-ratelimit-tokens-remaining", b"anthropic-ratelimit-tokens-reset"),
+    )
 )
 
 

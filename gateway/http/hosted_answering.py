@@ -1,17 +1,14 @@
 """Answers of Responses whose tools this server runs, to a client that waits for them."""
 
-from urllib.parse import quote
-
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
 from gateway.errors import ClientDisconnectedError, GatewayError, UnsupportedFieldError
 from gateway.http.access import caller_of, tenant_of
-from gateway.http.answering import MODEL_HEADER
+from gateway.http.answer_headers import answer_headers
 from gateway.http.disconnect import watch
 from gateway.http.hosted_turns import HostedTurns, Reparse
 from gateway.http.ignored_fields import ignored_headers, unenforced_headers
-from gateway.http.limit_warnings import warning_headers
 from gateway.http.openresponses.convert import AskedResponse
 from gateway.http.parsers import CONTINUED_RESPONSES
 from gateway.http.parts import parts_of
@@ -92,10 +89,9 @@ async def answer_hosted(
     is_handed_on = False
     try:
         await turns.start()
-        if turns.model != asked.model:
-            headers[MODEL_HEADER] = quote(turns.model, safe="/:")
-        headers.update(shape.limit_headers(turns.limits))
-        headers.update(warning_headers(turns.warnings))
+        headers |= answer_headers(
+            turns, model=turns.model, asked=asked.model, tell_limits=shape.limit_headers
+        )
         if not body.job.options.is_streaming:
             content = await _collected(turns, shape, record)
             headers.update(unenforced_headers(turns.unenforced))

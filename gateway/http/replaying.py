@@ -28,6 +28,7 @@ _KEPT_HEADERS: Final = frozenset(
         "cache-control",
         "x-penstock-ignored-fields",
         "x-penstock-unenforced",
+        "x-penstock-label-mass",
         "x-penstock-model",
     }
 )

@@ -15,9 +15,8 @@ from gateway.errors import (
     WorkerUnavailableError,
 )
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
-from gateway.http.error_table import limit_headers
+from gateway.http.answer_headers import answer_headers
 from gateway.http.ignored_fields import ignored_headers
-from gateway.http.limit_warnings import warning_headers
 from gateway.http.parsed_bodies import (
     EmbeddingBody,
 )
@@ -59,8 +58,8 @@ async def embeddings(http_request: HttpRequest) -> Response:
         await run_to_end(http_request, request)
     except ClientDisconnectedError:
         return Response(status_code=499)
-    headers.update(limit_headers(request.limits) | warning_headers(request.warnings))
-    rendering = (work.answer, request.usage().prompt_tokens, body.model, body.encoding)
+    headers |= answer_headers(request, model=work.model, asked=body.model)
+    rendering = (work.answer, request.usage().prompt_tokens, work.model, body.encoding)
     is_large = len(work.answer.vectors) > _LARGE_BYTES
     content = await asyncio.to_thread(_render, *rendering) if is_large else _render(*rendering)
     return Response(content, media_type="application/json", headers=headers)

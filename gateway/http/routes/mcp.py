@@ -17,6 +17,7 @@ from gateway.errors import (
     ToolNotFoundError,
 )
 from gateway.http.access import GuardedRoute, caller_of, key_id_of, parsed, parsed_body, tenant_of
+from gateway.http.answer_headers import answer_headers
 from gateway.http.answering import UnstoredShape, answer
 from gateway.http.error_table import ERROR_TABLE, limit_headers
 from gateway.http.hooking import shown_to_hooks
@@ -216,7 +217,7 @@ async def _call(request: HttpRequest, message: McpMessage, version: str) -> Resp
     )
     await run_to_end(request, call)
     result = told_result(work.result, parts.settings.max_tool_output_bytes)
-    return _json(result_answer(message, version, result), limit_headers(call.limits))
+    return _json(result_answer(message, version, result), answer_headers(call))
 
 
 async def _generated(

@@ -69,9 +69,8 @@ async def count_message_tokens(http_request: HttpRequest) -> Response:
     """The tokens of a conversation, as the model would read it."""
     body = await parsed_body(http_request, COUNT_TOKENS)
     try:
-        counted = await count_tokens(http_request, _COUNT, body)
+        counted = await count_tokens(http_request, _COUNT, body, _SHAPE.limit_headers)
     except ClientDisconnectedError:
         return Response(status_code=499)
     content = orjson.dumps({"input_tokens": counted.number})
-    headers = counted.headers | limit_headers(counted.limits, time.time())
-    return Response(content, headers=headers, media_type="application/json")
+    return Response(content, headers=counted.headers, media_type="application/json")

@@ -202,8 +202,7 @@ async def count_input_tokens(http_request: HttpRequest) -> Response:
     except ClientDisconnectedError:
         return Response(status_code=499)
     content = orjson.dumps({"object": "response.input_tokens", "input_tokens": counted.number})
-    headers = counted.headers | limit_headers(counted.limits)
-    return Response(content, headers=headers, media_type="application/json")
+    return Response(content, headers=counted.headers, media_type="application/json")
 
 
 @router.post(COMPACT_ENDPOINT, openapi_extra=_schema(CompactRequest))

@@ -2,25 +2,32 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from gateway.errors import ClientDisconnectedError, InvalidRequestError, UnsupportedFieldError
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
-from gateway.http.error_table import limit_headers
+from gateway.http.answer_headers import answer_headers
 from gateway.http.ignored_fields import ignored_headers
 from gateway.http.parsers import CLASSIFY, DECISION, RERANK, SCORE, SYSTEMONE
 from gateway.http.parts import parts_of
 from gateway.http.responses import run_to_end
 from gateway.http.schemas.body import RequestModel
 from gateway.http.scoring import render
-from gateway.http.scoring.classify import MAX_NUMBERS, ClassifyRequest, classify_answer
+from gateway.http.scoring.classify import (
+    MAX_NUMBERS,
+    ClassifyBody,
+    ClassifyRequest,
+    classify_answer,
+)
 from gateway.http.scoring.convert import DecisionBody
 from gateway.http.scoring.decision_schemas import DecisionRequest, SystemoneRequest
 from gateway.http.scoring.probabilities import shown
 from gateway.http.scoring.rerank import (
+    RerankBody,
     RerankRequest,
     ScoreRequest,
     rerank_answer,
@@ -66,6 +73,9 @@ class ScoringBody(Protocol):
         ...
 
 
+BodyT = TypeVar("BodyT", DecisionBody, RerankBody, ClassifyBody)
+
+
 def _schema(model: type[RequestModel]) -> dict[str, object]:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
     return {"requestBody": {"required": True, "content": content}}
@@ -103,7 +113,7 @@ async def score(request: HttpRequest) -> Response:
     body = await parsed_body(request, SCORE)
     answer_id, created = request.state.request_id, int(parts_of(request).wall_clock())
 
-    def write(scored: Scored | Classified, usage: Usage) -> bytes:
+    def write(scored: Scored | Classified, body: RerankBody, usage: Usage) -> bytes:
         return score_answer(scored, body, usage, f"score-{answer_id}", created)
 
     return await _answered(request, "/v1/score", body, write)
@@ -129,7 +139,7 @@ async def classify(request: HttpRequest) -> Response:
         check_inputs(body.message, offer)
         offers[:] = [offer]
 
-    def write(classified: Classified, usage: Usage) -> bytes:
+    def write(classified: Classified, body: ClassifyBody, usage: Usage) -> bytes:
         name = f"classify-{answer_id}"
         return classify_answer(classified, body, offers[0], usage, name, created)
 
@@ -147,17 +157,14 @@ async def _decided(
         mass = shown(render.lowest_mass(scored, body.asked))
         return {"X-Penstock-Label-Mass": f"{mass:g}"}
 
-    def write(scored: Scored, usage: Usage) -> bytes:
-        return written(scored, body, usage)
-
-    return await _answered(request, endpoint, body, write, headers)
+    return await _answered(request, endpoint, body, written, headers)
 
 
 async def _reranked(request: HttpRequest, endpoint: str) -> Response:
     body = await parsed_body(request, RERANK)
     answer_id = f"rerank-{request.state.request_id}"
 
-    def write(scored: Scored | Classified, usage: Usage) -> bytes:
+    def write(scored: Scored | Classified, body: RerankBody, usage: Usage) -> bytes:
         return rerank_answer(scored, body, usage, answer_id)
 
     return await _answered(request, endpoint, body, write)
@@ -166,8 +173,8 @@ async def _reranked(request: HttpRequest, endpoint: str) -> Response:
 async def _answered(
     http_request: HttpRequest,
     endpoint: str,
-    body: ScoringBody,
-    write: Callable[[Any, Usage], bytes],
+    body: BodyT,
+    write: Callable[[Any, BodyT, Usage], bytes],
     more_headers: Callable[[Any], dict[str, str]] = lambda _answer: {},
 ) -> Response:
     """Have the labels scored, or the pairs, and tell what they say."""
@@ -181,11 +188,12 @@ async def _answered(
 
 async def _run(
     http_request: HttpRequest,
-    body: ScoringBody,
+    body: BodyT,
     question: Question[QuestionT, AnswerT],
-    write: Callable[[AnswerT, Usage], bytes],
+    write: Callable[[AnswerT, BodyT, Usage], bytes],
     more_headers: Callable[[AnswerT], dict[str, str]] = lambda _answer: {},
 ) -> Response:
+    """Ask, and write what is answered; `write` gets the body with the model that answered."""
     parts, caller = parts_of(http_request), caller_of(http_request)
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
     request, work = parts.requests.question(question, caller, http_request.state.request_id)
@@ -193,11 +201,11 @@ async def _run(
         await run_to_end(http_request, request)
     except ClientDisconnectedError:
         return Response(status_code=499)
-    headers |= limit_headers(request.limits)
-    answer, usage = work.answer, request.usage()
-    headers |= more_headers(answer)
-    is_large = _num_numbers(answer) > _MANY_LABELS
-    content = await asyncio.to_thread(write, answer, usage) if is_large else write(answer, usage)
+    headers |= answer_headers(request, model=work.model, asked=body.model)
+    headers |= more_headers(work.answer)
+    told = (work.answer, replace(body, model=work.model), request.usage())
+    is_large = _num_numbers(work.answer) > _MANY_LABELS
+    content = await asyncio.to_thread(write, *told) if is_large else write(*told)
     return Response(content, media_type="application/json", headers=headers)
 
 

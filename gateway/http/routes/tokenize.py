@@ -12,7 +12,7 @@ from gateway.errors import (
     UnsupportedFieldError,
 )
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
-from gateway.http.error_table import limit_headers
+from gateway.http.answer_headers import answer_headers
 from gateway.http.ignored_fields import ignored_headers
 from gateway.http.parsers import DETOKENIZE, TOKENIZE
 from gateway.http.parts import HttpParts, parts_of
@@ -76,7 +76,7 @@ async def tokenize(http_request: HttpRequest) -> Response:
         "tokens": prepared.prompt_token_ids,
         "token_strs": prepared.tokens if body.returns_strings else None,
     }
-    return _json(answer, {**headers, **limit_headers(request.limits)})
+    return _json(answer, headers | answer_headers(request, model=work.model, asked=body.model))
 
 
 @router.post(_DETOKENIZE, openapi_extra=_schema(DetokenizeRequest.__name__))
@@ -105,7 +105,8 @@ async def detokenize(http_request: HttpRequest) -> Response:
         await run_to_end(http_request, request)
     except ClientDisconnectedError:
         return Response(status_code=499)
-    return _json({"prompt": work.answer.text}, {**headers, **limit_headers(request.limits)})
+    answer = {"prompt": work.answer.text}
+    return _json(answer, headers | answer_headers(request, model=work.model, asked=body.model))
 
 
 @router.get(

@@ -14,6 +14,7 @@ from gateway.errors import (
     ModelNotFoundError,
 )
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
+from gateway.http.answer_headers import answer_headers
 from gateway.http.error_table import NOT_IMPLEMENTED, error_body
 from gateway.http.parsed_bodies import (
     ParseBody,
@@ -106,7 +107,8 @@ async def execute_tool(request: Request) -> Response:
         await run_to_end(request, call)
     except ClientDisconnectedError:
         return Response(status_code=499)
-    return _json({"object": "tool.result", "name": body.name, **work.result.as_json()})
+    answer = {"object": "tool.result", "name": body.name, **work.result.as_json()}
+    return _json(answer, answer_headers(call))
 
 
 @router.post(_PARSE, openapi_extra=_schema("ParseRequest"))
@@ -133,7 +135,8 @@ async def parse_text(request: Request) -> Response:
                 for call in parse.calls
             ],
             "num_malformed": parse.num_malformed,
-        }
+        },
+        answer_headers(call),
     )
 
 
@@ -185,5 +188,5 @@ def _served(parts: HttpParts, attribute: str) -> list[str]:
     return sorted({name for names in found for name in names})
 
 
-def _json(value: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")
+def _json(value: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(value), headers=headers, media_type="application/json")
