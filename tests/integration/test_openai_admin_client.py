@@ -245,6 +245,40 @@ async def test_spend_limits_and_alerts_are_budgets_of_a_month(
         await of.spend_limit.delete(*ids)
 
 
+async def test_no_list_begins_anew_behind_what_is_not_there(house: House) -> None:
+    """Whoever reads page by page would read the first one again and again."""
+    organization = house.organization
+    project = await organization.projects.create(name="search")
+    month: Any = {"currency": "USD", "interval": "month"}
+    channel = {"type": "email", "recipients": []}
+    for of, ids in (
+        (organization.spend_alerts, ()),
+        (organization.projects.spend_alerts, (project.id,)),
+    ):
+        await of.create(*ids, **month, threshold_amount=800, notification_channel=channel)
+    await organization.invites.create(
+        email="a@b.c", role="reader", projects=[{"id": project.id, "role": "member"}]
+    )
+    await organization.projects.service_accounts.create(project.id, name="crawler")
+    of_project = f"/v1/organization/projects/{project.id}"
+    async with house.auth.admin(house.gateway) as admin:
+        for path in (
+            *("/v1/organization/projects", "/v1/organization/admin_api_keys"),
+            *("/v1/organization/users", "/v1/organization/invites"),
+            *("/v1/organization/spend_alerts", "/v1/organization/audit_logs"),
+            *(f"{of_project}/api_keys", f"{of_project}/service_accounts"),
+            *(f"{of_project}/users", f"{of_project}/rate_limits", f"{of_project}/spend_alerts"),
+        ):
+            first = await admin.get(path)
+            assert first.status_code == 200, (path, first.text)
+            later = await admin.get(path, params={"after": "zzz"})
+            if later.status_code == 200:
+                assert later.json()["data"] == [], path
+            else:
+                assert later.status_code in (400, 404), (path, later.text)
+                assert later.json()["error"]["param"] == "after", (path, later.text)
+
+
 async def test_admin_keys_and_the_audit_log(house: House) -> None:
     keys = house.organization.admin_api_keys
     made = await keys.create(name="ops", expires_in_seconds=3600)

@@ -245,7 +245,13 @@ async def list_spend_alerts(request: Request, project_id: str = "") -> Response:
     after, limit = query_text(request, "after"), limit_of_page(request)
     alerts = await _budgets(request, project_id, ALERT_NAME)
     ids = [alert.resource_id for alert in alerts]
-    rest = alerts[ids.index(after) + 1 :] if after in ids else alerts
+    if after and after not in ids:
+        raise RemoteFailureError(
+            f"There is no spend alert '{after[:100]}' to continue after.",
+            code=ErrorCode.NOT_FOUND,
+            param="after",
+        )
+    rest = alerts[ids.index(after) + 1 :] if after else alerts
     data = [shapes.spend_alert(alert, _kind(project_id)) for alert in rest[:limit]]
     return admin_json(shapes.page(data, has_more=len(rest) > limit))
 
