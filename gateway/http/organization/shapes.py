@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError
+from gateway.http.schemas.settings import MAX_LIMIT
 from protocol.wire.messages import (
     AuditRecord,
     KeyDetails,
@@ -22,6 +23,10 @@ RATE_FIELDS: Final[Mapping[str, tuple[str, str]]] = {
     "max_requests_per_1_day": ("requests", "day"),
 }
 """Which measure and window of ours each of their figures is."""
+
+_RATES_OF_EVERY_MODEL: Final = ("max_requests_per_1_minute", "max_tokens_per_1_minute")
+NO_LIMIT: Final = MAX_LIMIT
+"""Their clients' types ask for a number also where nothing limits: the largest that can be set."""
 
 _EVENT_OF: Final[Mapping[str, str]] = {
     "key_created": "api_key.created",
@@ -236,8 +241,9 @@ def cents_text(micros: int) -> str:
 
 
 def rate_limit(model: str, limits: Iterable[LimitSettings]) -> dict[str, Any]:
-    """What a team may ask of one model; null where there is no such limit."""
-    figures: dict[str, Any] = dict.fromkeys(RATE_FIELDS)
+    """What a team may ask of one model; `NO_LIMIT` where there is none, of a day null."""
+    figures: dict[str, int | None] = dict.fromkeys(RATE_FIELDS)
+    figures |= dict.fromkeys(_RATES_OF_EVERY_MODEL, NO_LIMIT)
     for limit in limits:
         for name, (measure, window) in RATE_FIELDS.items():
             if (limit.measure, limit.window, limit.models) == (measure, window, (model,)):

@@ -25,6 +25,7 @@ from gateway.http.routes.organization_parts import (
     limit_of_page,
     make,
     one,
+    owner_of,
 )
 from gateway.http.routes.resources import administer_resources
 from gateway.http.schemas.organization import (
@@ -50,6 +51,16 @@ _USERS, _USER = f"{BASE}/users", f"{BASE}/users/{{user_id}}"
 ORGANIZATION_ID: Final = "organization"
 """There is one; it is the server."""
 
+_OF_THEIR_CLOUD: Final[dict[str, Any]] = {
+    "data_residency": {
+        "allowed_inference_geos": "unrestricted",
+        "default_inference_geo": "global",
+        "workspace_geo": "us",
+    },
+    "display_color": "#808080",
+    "external_key_id": None,
+}
+"""What their clients' types require of a workspace; it says nothing of this server."""
 _STATUS_THERE: Final[dict[KeyStatus, str]] = {
     "active": "active",
     "suspended": "inactive",
@@ -122,13 +133,15 @@ async def list_keys(request: Request) -> Response:
         limit=limit_of_page(request),
         after_key_id=query_text(request, "after_id"),
     )
-    return admin_json(page_of(list(map(_api_key, found.keys)), has_more=found.has_more))
+    data = [_api_key(key, await owner_of(request, key)) for key in found.keys]
+    return admin_json(page_of(data, has_more=found.has_more))
 
 
 @router.get(_KEY)
 async def get_key(request: Request, key_id: str) -> Response:
     """One key."""
-    return admin_json(_api_key((await find_keys(request, key_id=key_id)).keys[0]))
+    key = (await find_keys(request, key_id=key_id)).keys[0]
+    return admin_json(_api_key(key, await owner_of(request, key)))
 
 
 @router.post(_KEY, openapi_extra=body_schema(WorkspaceKeyRequest))
@@ -156,7 +169,7 @@ async def change_key(request: Request, key_id: str) -> Response:
             request.state.request_id, actor_of(request), key_id, actions[body.status]
         )
         key = (await administer_keys(request, question)).keys[0]
-    return admin_json(_api_key(key))
+    return admin_json(_api_key(key, await owner_of(request, key)))
 
 
 @router.get(_USERS)
@@ -200,12 +213,13 @@ def _workspace(team: Resource) -> dict[str, Any]:
         "created_at": time_text(team.created_at),
         "archived_at": time_text(team.suspended_at),
         "tags": {},
+        **_OF_THEIR_CLOUD,
+        "compartment_id": team.resource_id,
     }
 
 
-def _api_key(key: KeyDetails) -> dict[str, Any]:
+def _api_key(key: KeyDetails, owner: Resource | None) -> dict[str, Any]:
     settings = key.settings
-    user = {"type": "user_actor", "user_id": settings.user_id}
     in_team = {"type": "workspace", "workspace_id": settings.team_id}
     return {
         "type": "api_key",
@@ -216,9 +230,18 @@ def _api_key(key: KeyDetails) -> dict[str, Any]:
         "created_at": time_text(key.created_at),
         "created_by": {"type": "user", "id": key.created_by} if key.created_by else None,
         "expires_at": time_text(settings.expires_at),
-        "principal": user if settings.user_id else None,
+        "principal": _principal(owner),
         "scope": in_team if settings.team_id else {"type": "organization"},
     }
+
+
+def _principal(owner: Resource | None) -> dict[str, str] | None:
+    settings = None if owner is None else owner.settings
+    if owner is None or not isinstance(settings, UserSettings):
+        return None
+    if settings.kind == "service_account":
+        return {"type": "service_account_actor", "service_account_id": owner.resource_id}
+    return {"type": "user_actor", "user_id": owner.resource_id}
 
 
 def _user(user: Resource) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from gateway import bridge
-from gateway.errors import InvalidRequestError, RemoteFailureError
+from gateway.errors import InvalidRequestError
 from gateway.http.access import GuardedRoute
 from gateway.http.organization import shapes
 from gateway.http.query import query_flag, query_text
@@ -24,6 +24,7 @@ from gateway.http.routes.organization_parts import (
     make_key,
     not_found,
     one,
+    owner_of,
 )
 from gateway.http.routes.resources import administer_resources
 from gateway.http.schemas.organization import (
@@ -31,8 +32,7 @@ from gateway.http.schemas.organization import (
     ChangeProjectKeyRequest,
     ProjectRequest,
 )
-from protocol.errors import ErrorCode
-from protocol.wire.messages import KeyDetails, KeySettings, Resource, TeamSettings
+from protocol.wire.messages import KeyDetails, KeySettings, TeamSettings
 
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])
 
@@ -152,7 +152,7 @@ async def list_project_keys(request: Request, project_id: str) -> Response:
         limit=limit_of_page(request),
         after_key_id=query_text(request, "after"),
     )
-    data = [shapes.project_key(key, await _owner(request, key)) for key in found.keys]
+    data = [shapes.project_key(key, await owner_of(request, key)) for key in found.keys]
     return admin_json(shapes.page(data, has_more=found.has_more))
 
 
@@ -160,7 +160,7 @@ async def list_project_keys(request: Request, project_id: str) -> Response:
 async def get_project_key(request: Request, project_id: str, key_id: str) -> Response:
     """One key of a project."""
     key = await _project_key(request, project_id, key_id)
-    return admin_json(shapes.project_key(key, await _owner(request, key)))
+    return admin_json(shapes.project_key(key, await owner_of(request, key)))
 
 
 @router.post(_KEY, openapi_extra=body_schema(ChangeProjectKeyRequest))
@@ -181,7 +181,7 @@ async def change_project_key(request: Request, project_id: str, key_id: str) -> 
         request.state.request_id, actor_of(request), key_id, fields, settings
     )
     key = (await administer_keys(request, question)).keys[0]
-    return admin_json(shapes.project_key(key, await _owner(request, key)))
+    return admin_json(shapes.project_key(key, await owner_of(request, key)))
 
 
 @router.delete(_KEY)
@@ -211,15 +211,3 @@ async def _project_key(request: Request, project_id: str, key_id: str) -> KeyDet
     if key.settings.team_id != project_id:
         raise not_found("key of this project", key_id)
     return key
-
-
-async def _owner(request: Request, key: KeyDetails) -> Resource | None:
-    """The user of a key; None when it has none, or none any more."""
-    if not key.settings.user_id:
-        return None
-    try:
-        return await one(request, "user", key.settings.user_id)
-    except RemoteFailureError as error:
-        if error.code is ErrorCode.NOT_FOUND:
-            return None
-        raise

@@ -64,6 +64,8 @@ async def change_rate_limit(request: Request, project_id: str, rate_limit_id: st
     for field in sorted(body.model_fields_set):
         measure, window = shapes.RATE_FIELDS[field]
         name, amount = f"{field} of {model}", getattr(body, field)
+        if amount == shapes.NO_LIMIT:
+            amount = None  # as it was told
         await set_rate_limit(request, project_id, known, name, model, measure, window, amount)
     return admin_json(shapes.rate_limit(model, await _rates(request, project_id)))
 

@@ -159,6 +159,18 @@ async def find_keys(request: Request, **wanted: Any) -> KeysFound:
     return await parts_of(request).auth.administer(question, KeysFound)
 
 
+async def owner_of(request: Request, key: KeyDetails) -> Resource | None:
+    """The user of a key; None when it has none, or none any more."""
+    if not key.settings.user_id:
+        return None
+    try:
+        return await one(request, "user", key.settings.user_id)
+    except RemoteFailureError as error:
+        if error.code is ErrorCode.NOT_FOUND:
+            return None
+        raise
+
+
 async def make_key(request: Request, settings: KeySettings) -> tuple[KeyDetails, str]:
     """Make a key; it and its secret."""
     secret, digest, hint = new_key_secret()
