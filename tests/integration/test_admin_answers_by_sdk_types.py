@@ -193,6 +193,11 @@ async def walk_openai(house: House, organization: Any) -> None:
     ):
         await usage(start_time=since)
         await usage(start_time=since, group_by=[*groups, "model"])
+    told = await organization.usage.completions(start_time=since, group_by=groups)
+    results = [one for bucket in told.data for one in bucket.results]
+    # The administrator's key is of no team and of no user.
+    assert {one.project_id for one in results} == {project.id, None}
+    assert {one.user_id for one in results} == {account.id, None}
     await organization.usage.costs(start_time=since, group_by=["project_id", "line_item"])
     # Actions that have no name there keep their own, which no type of theirs knows.
     events = await listed(organization.audit_logs.list(limit=5, event_types=THEIR_EVENTS))

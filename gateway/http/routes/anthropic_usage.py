@@ -25,6 +25,7 @@ from gateway.http.routes.organization_usage import (
     counts_as_completion,
     filters_of,
     groups_of,
+    groups_told,
     usage_rows,
 )
 from protocol.wire.messages import UsageRow
@@ -110,8 +111,7 @@ def _report(
             "starting_at": time_text(begins_at),
             "ending_at": time_text(begins_at + asked.width.seconds),
             "results": [
-                render(rows, dict(zip(asked.groups, names, strict=True)))
-                for names, rows in groups.items()
+                render(rows, groups_told(asked.groups, names)) for names, rows in groups.items()
             ],
         }
         for begins_at, groups in buckets.items()
@@ -120,7 +120,7 @@ def _report(
     return admin_json({"data": data, "has_more": has_more, "next_page": next_page})
 
 
-def _usage(rows: list[UsageRow], named: Mapping[str, str]) -> dict[str, Any]:
+def _usage(rows: list[UsageRow], named: Mapping[str, str | None]) -> dict[str, Any]:
     """What isn't grouped by, or isn't told apart here, is null there."""
     cached = sum(row.cached_tokens for row in rows)
     return {
@@ -129,7 +129,7 @@ def _usage(rows: list[UsageRow], named: Mapping[str, str]) -> dict[str, Any]:
         "cache_read_input_tokens": cached,
         "output_tokens": sum(row.completion_tokens for row in rows),
         "server_tool_use": {"web_search_requests": 0},
-        **{name: named.get(name) or None for name in _USAGE_GROUPS},
+        **{name: named.get(name) for name in _USAGE_GROUPS},
         "service_account_id": None,
         "service_tier": None,
         "context_window": None,
@@ -137,13 +137,13 @@ def _usage(rows: list[UsageRow], named: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _cost(rows: list[UsageRow], named: Mapping[str, str]) -> dict[str, Any]:
+def _cost(rows: list[UsageRow], named: Mapping[str, str | None]) -> dict[str, Any]:
     """In cents; a price isn't split by kinds of tokens."""
-    description = named.get("description") or None
+    description = named.get("description")
     return {
         "currency": "USD",
         "amount": shapes.cents_text(sum(row.cost_micros for row in rows)),
-        "workspace_id": named.get("workspace_id") or None,
+        "workspace_id": named.get("workspace_id"),
         "description": description,
         "model": description,
         "cost_type": None,

@@ -203,8 +203,7 @@ async def _page(request: Request, asked: AskedUsage, render: Any, counts: Any) -
             "start_time": begins_at,
             "end_time": begins_at + asked.width.seconds,
             "results": [
-                render(found) | dict(zip(asked.groups, names, strict=True))
-                for names, found in groups.items()
+                render(found) | groups_told(asked.groups, names) for names, found in groups.items()
             ],
         }
         for begins_at, groups in buckets_of(asked, rows, counts).items()
@@ -214,6 +213,11 @@ async def _page(request: Request, asked: AskedUsage, render: Any, counts: Any) -
     return admin_json(
         {"object": "page", "data": data, "has_more": has_more, "next_page": next_page}
     )
+
+
+def groups_told(groups: Sequence[str], names: Sequence[str]) -> dict[str, str | None]:
+    """What a result is of; null where nothing of the kind was, such as a key of no team."""
+    return {group: name or None for group, name in zip(groups, names, strict=True)}
 
 
 async def usage_rows(request: Request, asked: AskedUsage) -> list[UsageRow]:
