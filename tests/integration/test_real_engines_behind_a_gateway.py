@@ -294,3 +294,27 @@ def _cached(path: str, event: Any) -> tuple[int, int] | None:
         cached = usage["cache_read_input_tokens"]
         return cached, usage["input_tokens"] + cached
     return usage["prompt_tokens_details"]["cached_tokens"], usage["prompt_tokens"]
+
+
+async def test_max_tokens_that_exactly_fill_the_context_are_what_ended_the_answer(
+    socket_dir: Path,
+) -> None:
+    max_model_len = 100
+    body: dict[str, Any] = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "Once upon a time there was a gate."}],
+        "temperature": 0,
+    }
+    async with house(socket_dir) as gateway:
+        engine = await an_engine(gateway, max_model_len=max_model_len)
+        client = gateway.client
+        counting = asyncio.create_task(client.post("/v1/messages/count_tokens", json=body))
+        await drive(engine, counting)
+        num_prompt = counting.result().json()["input_tokens"]
+        body["max_tokens"] = max_model_len - num_prompt
+        asking = asyncio.create_task(client.post("/v1/messages", json=body))
+        await drive(engine, asking)
+        await engine.crash()
+    answer = asking.result().json()
+    assert answer["usage"]["output_tokens"] == max_model_len - num_prompt
+    assert answer["stop_reason"] == "max_tokens"

@@ -35,6 +35,7 @@ class MessageHead:
     Attributes:
         id: `msg_…`.
         max_model_len: Tokens of prompt and output that fit; 0 where that isn't known.
+        max_tokens: Of the output, as asked for; None where the request didn't say.
         shows_thinking: Whether reasoning is told.
     """
 
@@ -42,6 +43,7 @@ class MessageHead:
     model: str
     request_id: str
     max_model_len: int = 0
+    max_tokens: int | None = None
     shows_thinking: bool = True
 
 
@@ -106,19 +108,22 @@ _DELTAS: Final[dict[BlockKind, tuple[bytes, bytes]]] = {
 }
 
 
-def stop_of(event: ChoiceFinished, *, has_calls: bool, max_model_len: int) -> dict[str, Any]:
+def stop_of(event: ChoiceFinished, head: MessageHead, *, has_calls: bool) -> dict[str, Any]:
     """`stop_reason` and `stop_sequence`.
+
+    An answer that filled the context was ended by it, unless it had all tokens that it might have.
 
     Args:
         event: The end of the answer.
+        head: Of the answer.
         has_calls: Whether it calls tools.
-        max_model_len: Of the model; an answer that filled it was ended by it.
     """
     reason, sequence = "end_turn", None
     if event.finish_reason == "length":
         usage = event.usage
-        is_full = 0 < max_model_len <= usage.prompt_tokens + usage.completion_tokens
-        reason = "model_context_window_exceeded" if is_full else "max_tokens"
+        is_full = 0 < head.max_model_len <= usage.prompt_tokens + usage.completion_tokens
+        has_all = head.max_tokens is not None and usage.completion_tokens >= head.max_tokens
+        reason = "model_context_window_exceeded" if is_full and not has_all else "max_tokens"
     elif has_calls:
         reason = "tool_use"
     elif isinstance(event.stop_reason, str):
@@ -150,11 +155,8 @@ class MessageCollector:
         """Take the events of one wake-up."""
         for event in events:
             if isinstance(event, ChoiceFinished):
-                self._stop = stop_of(
-                    event,
-                    has_calls=any(block.kind == "tool_use" for block in self._blocks),
-                    max_model_len=self._head.max_model_len,
-                )
+                has_calls = any(block.kind == "tool_use" for block in self._blocks)
+                self._stop = stop_of(event, self._head, has_calls=has_calls)
             elif isinstance(event, ToolCallStarted):
                 self._blocks.append(_Block("tool_use", event))
             elif (piece := _piece(event, self._head)) is not None:
@@ -192,11 +194,7 @@ class MessageStreamRenderer:
                 continue
             self._begin(parts)
             if isinstance(event, ChoiceFinished):
-                self._stop = stop_of(
-                    event,
-                    has_calls=self._has_calls,
-                    max_model_len=self._head.max_model_len,
-                )
+                self._stop = stop_of(event, self._head, has_calls=self._has_calls)
             elif isinstance(event, ToolCallStarted):
                 self._has_calls = True
                 self._open(parts, _Block("tool_use", event))

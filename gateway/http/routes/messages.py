@@ -53,6 +53,7 @@ def _head(request: Request, work: GenerationWork) -> MessageHead:
         model=work.model,
         request_id=request.trace_id or request.request_id,
         max_model_len=0 if work.offer is None else work.offer.max_model_len,
+        max_tokens=work.job.max_tokens,
         shows_thinking=work.job.options.shows_reasoning,
     )
 

@@ -147,6 +147,24 @@ def test_why_it_ended(end: ChoiceFinished, stop: tuple[str, str | None]) -> None
     }
 
 
+@pytest.mark.parametrize(
+    ("max_tokens", "reason"),
+    [
+        (10, "max_tokens"),  # which exactly fills the context, and is no more than was asked for
+        (11, "model_context_window_exceeded"),
+        (None, "model_context_window_exceeded"),
+    ],
+)
+def test_an_answer_that_has_all_it_might_have_was_not_ended_by_the_context(
+    max_tokens: int | None, reason: str
+) -> None:
+    head = MessageHead("msg_1", "m", "r1", max_model_len=100, max_tokens=max_tokens)
+    usage = Usage(prompt_tokens=90, completion_tokens=10)
+    events = (ContentText(0, "x"), ChoiceFinished(0, "length", usage))
+    assert whole(*events, head=head)["stop_reason"] == reason
+    assert streamed(*events, head=head)[-2]["delta"]["stop_reason"] == reason
+
+
 def test_a_named_tool_ends_with_tool_use() -> None:
     assert whole(*CALL, ChoiceFinished(0, "stop", USAGE))["stop_reason"] == "tool_use"
 
