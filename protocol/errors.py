@@ -3,6 +3,7 @@
 PenstockError                  carries an ErrorCode, a message safe for clients, maybe a `param`
 ├── ProtocolError              the wire itself
 │   ├── DecodeError            bytes that are no message of the expected union
+│   ├── EncodeError            a message that MessagePack can't spell; its request fails
 │   ├── MessageTooLargeError   a message beyond `max_message_bytes`
 │   ├── VersionMismatchError   the peer speaks another major version
 │   └── PeerOverflowError      a peer's queue is full; its requests fail, the process goes on
@@ -84,6 +85,10 @@ class DecodeError(ProtocolError):
     """Bytes that are no message of the expected union."""
 
     code = ErrorCode.INVALID_REQUEST
+
+
+class EncodeError(ProtocolError):
+    """A message with a text or number that MessagePack can't spell."""
 
 
 class MessageTooLargeError(ProtocolError):

@@ -172,17 +172,26 @@ def _shaped_message(message: JsonObject, rules: HistoryRules) -> JsonObject:
 def arguments_as_object(arguments: str | JsonObject | None) -> JsonObject:
     """Arguments as the JSON object that they are, or that their text holds; else an empty one.
 
-    A call that was cut off, or never had arguments, must not end the conversation.
+    A call that was cut off, or never had arguments, or has the escape of a lone surrogate (U+FFFD
+    here), must not end the conversation.
     """
     value: Any = arguments
     for _ in range(_MAX_NESTED_TEXTS):
         if not isinstance(value, str):
             break
         try:
-            value = json.loads(value, parse_constant=_refuse_constant)
+            value = _loaded(value)
         except (ValueError, RecursionError):
             return {}
     return value if isinstance(value, dict) else {}
+
+
+def _loaded(text: str) -> Any:
+    value = json.loads(text, parse_constant=_refuse_constant)
+    if "\\ud" not in text.lower():
+        return value
+    spelt = json.dumps(value, ensure_ascii=False)
+    return json.loads(spelt.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
 
 
 def arguments_as_string(arguments: str | JsonObject | None) -> str:

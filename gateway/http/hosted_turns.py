@@ -27,6 +27,7 @@ from gateway.http.openresponses.hosted import ApprovedCall, HostedTool, Progress
 from gateway.http.openresponses.hosted_items import Earlier, restored_items
 from gateway.http.openresponses.render import ResponseCollector
 from gateway.http.openresponses.stored_items import base_of
+from gateway.http.render.call_arguments import arguments_object
 from gateway.http.response_shape import body_of, item_maker, response_head
 from gateway.http.stored_turns import ReadContext, shorter_context
 from gateway.http.tool_asking import ToolAsker
@@ -377,7 +378,7 @@ class HostedTurns:
             yield [HostedCallEnded(call_id, error=_protocol_error(message))]
             return
         self._num_calls += 1  # wrong arguments are bounded, too: each costs a turn of the model
-        given = _arguments(arguments)
+        given = arguments_object(arguments)
         if given is None:
             wrong = _protocol_error("The arguments are no JSON object.", -32602)
             yield [HostedCallEnded(call_id, error=wrong)]
@@ -453,15 +454,6 @@ class HostedTurns:
 async def _done(step: Callable[[], Awaitable[ResultT]]) -> ResultT:
     # It makes the step itself: a task that is cancelled before it runs leaves nothing unawaited.
     return await step()
-
-
-def _arguments(text: str) -> dict[str, Any] | None:
-    """The arguments of a call; None where they are no JSON object."""
-    try:
-        value = orjson.loads(text or "{}")
-    except orjson.JSONDecodeError:
-        return None
-    return value if isinstance(value, dict) else None
 
 
 def _protocol_error(message: str, code: int = -32603) -> Error:

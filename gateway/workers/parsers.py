@@ -192,7 +192,8 @@ class ParserLink:
             return  # 0: refused before anybody looked into it
         if self._resolve(peer, failure.request_id, sink.attempt, error):
             return
-        self._sessions[peer].pop(failure.request_id, None)
+        # What waits for the parser would only fail again; and it may have the session still.
+        self.close(peer, failure.request_id, sink.attempt)
         key = (failure.request_id, sink.attempt)
         if key in self._opening:
             self._spoilt[key] = error  # its opener is about to read that it was opened

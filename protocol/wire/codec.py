@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from protocol.errors import DecodeError, MessageTooLargeError, ProtocolError
+from protocol.errors import DecodeError, EncodeError, MessageTooLargeError, ProtocolError
 from protocol.wire import messages
 from protocol.wire.messages.base import Message
 
@@ -20,11 +20,22 @@ MessageT = TypeVar("MessageT")
 _parts_decoder = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _encoder = msgspec.msgpack.Encoder()
 
-encode: Callable[[Message], bytes] = _encoder.encode
-"""One message as MessagePack bytes."""
 
-encode_value: Callable[[object], bytes] = _encoder.encode
-"""Anything that a `Decoder` of its type reads; for two processes of one release."""
+def encode_value(value: object) -> bytes:
+    """Anything that a `Decoder` of its type reads; for two processes of one release.
+
+    Raises:
+        EncodeError: A text in it has a lone surrogate, or a number more than 64 bits.
+    """
+    try:
+        return _encoder.encode(value)
+    except Exception as error:
+        kind = type(value).__name__
+        raise EncodeError(f"A {kind} can't be written as MessagePack: {error}.") from error
+
+
+encode: Callable[[Message], bytes] = encode_value
+"""One message as MessagePack bytes; raises `EncodeError` as `encode_value` does."""
 
 
 def join(frames: Sequence[bytes]) -> bytes:

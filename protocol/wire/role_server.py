@@ -5,9 +5,9 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
-from protocol.errors import PeerOverflowError, ProtocolError
+from protocol.errors import EncodeError, MessageTooLargeError, PeerOverflowError, ProtocolError
 from protocol.version import BATCH_VERSION, CANCEL_VERSION, PROTOCOL_VERSION
 from protocol.wire.codec import Decoder
 from protocol.wire.keys import ServerSecurity
@@ -17,6 +17,7 @@ from protocol.wire.messages.generation import Cancel
 from protocol.wire.peers import Peer, PeerEvent, PeerLimits, PeerTable
 from protocol.wire.rate_bound import RateBound
 from protocol.wire.transport import Router, TransportLimits
+from protocol.wire.unsendable import split, unsent
 
 EventT = TypeVar("EventT")
 _logger = logging.getLogger("penstock.peers")
@@ -72,6 +73,7 @@ class RoleServer(Generic[EventT]):
         self._table = PeerTable(role, self._heartbeat, peer_limits)
         self._malformed_bound = RateBound(1.0, max_burst=10, clock=clock)
         self._refusal_bound = RateBound(1.0, max_burst=10, clock=clock)
+        self._unsendable_bound = RateBound(1.0, max_burst=10, clock=clock)
         self._refused: OrderedDict[bytes, None] = OrderedDict()
         self._tick_timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,7 +113,12 @@ class RoleServer(Generic[EventT]):
         return self._router.num_malformed
 
     def send(self, peer: Peer, message: Message) -> None:
-        """Send a peer a message; if it is gone or takes nothing, `on_peer` reports it lost."""
+        """Send a peer a message; if it is gone or takes nothing, `on_peer` reports it lost.
+
+        Of a message that can't be written, or is larger than any peer takes, `on_event` reports the
+        Failure soon, as if the peer had refused it. One that is about several requests is sent in
+        parts, so that only the bad ones fail.
+        """
         if self._table.get(peer.identity) is peer:
             self._send(peer.identity, message)
 
@@ -174,6 +181,21 @@ class RoleServer(Generic[EventT]):
             events = self._table.lose(identity, "overflow", error.message)
             if self._loop is not None:
                 self._loop.call_soon(self._report, events)
+        except (EncodeError, MessageTooLargeError) as error:
+            parts = split(message)
+            for part in parts:
+                self._send(identity, part)
+            if not parts:
+                self._fail(identity, message, error)
+
+    def _fail(self, identity: bytes, message: Message, error: ProtocolError) -> None:
+        # A bug of ours, or more than anybody should ask for.
+        if self._unsendable_bound.allow():
+            _logger.error("a message could not be sent: %s", error.message, exc_info=error)
+        peer, failure = self._table.get(identity), unsent(message, error, "gateway")
+        if peer is not None and failure is not None and self._loop is not None:
+            # Later, because our caller is amid something else. A Failure is an event of any role.
+            self._loop.call_soon(self._on_event, peer, cast(EventT, failure))
 
     def _tick(self) -> None:
         if self._loop is None:

@@ -20,6 +20,7 @@ from protocol.wire.transport_io import (
     NOBLOCK,
     EdgeTriggeredReader,
     TransportLimits,
+    check_size,
     guarded,
     new_socket,
 )
@@ -114,10 +115,13 @@ class Dealer(Generic[CommandT]):
 
         Raises:
             PeerOverflowError: The queue is full; the session is lost, so call `reset`.
+            EncodeError: The message can't be written.
+            MessageTooLargeError: It is larger than the gateway takes.
         """
         if not self.is_connected:
             return
         frame = codec.encode(message)
+        check_size(frame, self._limits)
         queue = self._queue
         if not queue and not queue.takes_batches:
             if self._try_send(frame):

@@ -8,6 +8,7 @@ from typing import Any
 
 import zmq
 
+from protocol.errors import MessageTooLargeError
 from protocol.wire.codec import MAX_MESSAGE_BYTES
 
 _logger = logging.getLogger("penstock.transport")
@@ -55,6 +56,19 @@ class TransportLimits:
 
 def _nothing() -> None:
     pass
+
+
+def check_size(frame: bytes, limits: TransportLimits) -> None:
+    """Checks a message before it is sent.
+
+    Raises:
+        MessageTooLargeError: The peer would break the connection off, with everybody's messages.
+    """
+    if len(frame) > limits.max_message_bytes:
+        raise MessageTooLargeError(
+            f"A message of {len(frame)} bytes is over the limit of "
+            f"{limits.max_message_bytes} bytes."
+        )
 
 
 def guarded(callback: Callable[..., object], *arguments: Any) -> None:

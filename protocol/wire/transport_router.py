@@ -25,6 +25,7 @@ from protocol.wire.transport_io import (
     SNDMORE_NOBLOCK,
     EdgeTriggeredReader,
     TransportLimits,
+    check_size,
     guarded,
     new_socket,
 )
@@ -143,10 +144,13 @@ class Router(Generic[EventT]):
 
         Raises:
             PeerOverflowError: Its queue is full. The queue has been dropped, `on_overflow` follows.
+            EncodeError: The message can't be written.
+            MessageTooLargeError: It is larger than the peer takes.
         """
         if self._loop is None:
             return
         frame = codec.encode(message)
+        check_size(frame, self._limits)
         queue = self._queues.get(identity)
         if queue is None:
             if self._try_send(identity, frame):

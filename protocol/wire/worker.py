@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from protocol.errors import ConfigurationError, EncodeError
 from protocol.version import OLDEST_VERSION, ProtocolVersion
-from protocol.wire.codec import Decoder
+from protocol.wire.codec import Decoder, encode_value
 from protocol.wire.endpoints import Endpoint, Resolver, resolve_endpoints, resolve_host
 from protocol.wire.keys import ClientSecurity
 from protocol.wire.messages.base import Message
@@ -148,6 +149,7 @@ class Worker(Generic[CommandT]):
             fraction: Of the phase, 0 to 1; negative when unknown.
             detail: What the phase is about, for people.
         """
+        detail = detail.encode("utf-8", "replace").decode()  # a path may hold what is no UTF-8
         is_new = phase != self._announcement.phase
         self._announcement.phase = phase
         self._announcement.fraction = fraction
@@ -164,7 +166,15 @@ class Worker(Generic[CommandT]):
         self.set_phase("ready", detail=detail)
 
     def announce(self, offer: Offer) -> None:
-        """Say what the worker serves, to every gateway now and later; the phase is `ready`."""
+        """Say what the worker serves, to every gateway now and later; the phase is `ready`.
+
+        Raises:
+            ConfigurationError: It has a text that can't be sent, such as a model's name or label.
+        """
+        try:
+            encode_value(offer)
+        except EncodeError as error:
+            raise ConfigurationError(f"What this worker offers can't be told: {error}") from error
         if isinstance(offer, EngineOffer):
             self._announcement.engine = offer
         elif isinstance(offer, AuthOffer):
@@ -268,14 +278,7 @@ class Worker(Generic[CommandT]):
         if self._outbox.empty():
             return
         while not self._outbox.empty():
-            gateway_id, message = self._outbox.get_nowait()
-            try:
-                self._io.send(gateway_id, message)
-            except (UnicodeEncodeError, OverflowError):
-                # A lone surrogate, or a number beyond 64 bits: a bug of ours, but whoever waits
-                # for the answer must get one.
-                _logger.exception("a %s can't be encoded", type(message).__name__)
-                self._io.fail(gateway_id, message, "The worker could not write its answer.")
+            self._io.send(*self._outbox.get_nowait())
         self._io.flush()
 
     def _on_signal(self, number: int) -> None:

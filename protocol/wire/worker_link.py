@@ -4,13 +4,20 @@ import logging
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from protocol.errors import ErrorCode, PeerOverflowError, ProtocolError
+from protocol.errors import (
+    EncodeError,
+    ErrorCode,
+    MessageTooLargeError,
+    PeerOverflowError,
+    ProtocolError,
+)
 from protocol.version import OLDEST_VERSION
 from protocol.wire.command_age import CommandAge
 from protocol.wire.messages.base import Message
 from protocol.wire.messages.control import Failure, Ping
 from protocol.wire.rate_bound import RateBound
 from protocol.wire.transport import Dealer
+from protocol.wire.unsendable import failure_instead, split, unsent
 
 CommandT = TypeVar("CommandT")
 _logger = logging.getLogger("penstock.worker")
@@ -69,33 +76,37 @@ class WorkerLink(Generic[CommandT]):
         self._clock = clock
         # Answering and logging each bad frame would let a peer make us busy.
         self._malformed_bound = RateBound(1.0, max_burst=10, clock=clock)
+        self._unsendable_bound = RateBound(1.0, max_burst=10, clock=clock)
         self.age = CommandAge(max_gap_s, self._ping, clock)
         self.dealer = make_dealer(self)
 
     def send(self, message: Message) -> None:
-        """Send to the gateway; a gateway that takes nothing any more is lost."""
+        """Send to the gateway; a gateway that takes nothing any more is lost.
+
+        Of a message that can't be written, such as one with a lone surrogate, a Failure tells the
+        request that it is about. One that is about several requests is sent in parts, so that only
+        the bad ones fail.
+        """
         try:
             self.dealer.send(message)
         except PeerOverflowError as error:
             _logger.warning("giving up the gateway at %s: %s", self.address, error.message)
             self.dealer.reset()
+        except (EncodeError, MessageTooLargeError) as error:
+            parts = split(message)
+            for part in parts:
+                self.send(part)
+            if not parts:
+                self._fail(message, error)
 
     def send_failure(self, about: object, code: ErrorCode, message: str) -> None:
         """Send a Failure of the request that a message is about, of its choice and attempt.
 
         Nothing is sent for a message that is about no single request.
         """
-        request_id = getattr(about, "request_id", None)
-        if isinstance(request_id, str):
-            self.send(
-                Failure(
-                    request_id=request_id,
-                    choice=getattr(about, "choice", -1),
-                    attempt=getattr(about, "attempt", 0),
-                    code=code,
-                    message=message,
-                )
-            )
+        failure = failure_instead(about, code, message)
+        if failure is not None:
+            self.send(failure)
 
     def handle_message(self, message: CommandT) -> None:
         """Callback of the dealer."""
@@ -136,6 +147,14 @@ class WorkerLink(Generic[CommandT]):
         if self.dealer.is_connected:
             self.age.note_drained()
         self._on_drained()
+
+    def _fail(self, message: Message, error: ProtocolError) -> None:
+        # A bug of ours, or more than anybody should ask for.
+        if self._unsendable_bound.allow():
+            _logger.error("a message could not be sent: %s", error.message, exc_info=error)
+        failure = unsent(message, error, "worker")
+        if failure is not None and failure != message:
+            self.send(failure)
 
     def _ping(self, nonce: int) -> None:
         self.send(Ping(nonce=nonce))

@@ -148,12 +148,6 @@ class WorkerLoop(Generic[CommandT]):
         for link in self._links.values():
             link.dealer.flush()
 
-    def fail(self, gateway_id: str, answer: Message, text: str) -> None:
-        """Send a Failure in place of an answer; nothing when the gateway is gone."""
-        link = self._gateways.get(gateway_id)
-        if link is not None:
-            link.send_failure(answer, ErrorCode.INTERNAL_ERROR, text)
-
     def command_age_s(self) -> float:
         """Called from `on_command`: upper bound of how long the command may have waited unread.
 

@@ -8,6 +8,8 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from protocol.wire import codec
+from protocol.wire.messages import ParsedBatch, ParsedDelta, ParseEvent
 from toolparser_worker.machine.call_ids import call_id
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
 from toolparser_worker.machine.machine import Machine
@@ -16,6 +18,17 @@ from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 BLANKS = (" ", "\n", "\t", "\r", "\u3000", "\u00a0", "\x85", "\x1c", "\x1d", "\x1e", "\x1f", "\v")
 """White space of JSON, and what only Unicode takes for white space."""
+
+ESCAPES = (
+    r"\ud83d",
+    r"\ude00",
+    r"\ud83d\ude00",
+    r'"\ud83d"',
+    r"'\udc00'",
+    r'{"x": "\udfff"}',
+    "\\ud8",
+)
+"""Escapes of halves of characters, alone and in pairs."""
 
 COMMON_FRAGMENTS = (
     *("<think>", "</think>", "<tool_", "call>", "</", "<", ">", ">>", "</thi", "<|python"),
@@ -26,6 +39,7 @@ COMMON_FRAGMENTS = (
     *("word ", "a < b", "\x00", "f(x=1", "f()", "'a'", "x=", ")", "(1", "f", "x", "'", "=", "("),
     *('name="f">', "NAME", "k</arg_key>", "a:1", "call:f{", "functions.f:0", "to=f", "final"),
     *("f(x={'a': 1, 2", "f(x={'a', ", "f(x='''a", "\\'", "r'", "1_0", "-.5", "<![CDATA[", "]]>"),
+    *ESCAPES,
     *("f\n", "[f(x=1)]", '[{"name": "f", "arguments": {}}]', '{"x": 1}', "call:f{x:1}", "null"),
     *BLANKS,
 )
@@ -44,6 +58,7 @@ TOOLS = ToolSchemas(
                         "a": {"type": "string"},
                         "b": {"type": "array"},
                         "x": {"type": ["integer", "string"]},
+                        "o": {"type": "object"},
                         "k": {},
                     }
                 },
@@ -135,6 +150,7 @@ def outcome(
             start, offset = offset, offset + len(piece)
             # Every second character ends a token.
             found = machine.feed(piece, range(start // 2 * 2 + 2, offset + 1, 2))
+        assert_sendable(found)
         for event in found:
             kind = event.kind
             if (kind, event.index, event.start) == (last[0], last[-1], last[-2]) and event.text:
@@ -153,6 +169,12 @@ def outcome(
                 events.append(last)
     told = [(kind, "".join(texts), *rest) for kind, texts, *rest in events]
     return (told, machine.num_malformed, machine.num_reasoning_tokens, leftovers(machine))
+
+
+def assert_sendable(events: Iterable[ParseEvent]) -> None:
+    """What was found can cross the wire."""
+    parsed = ParsedDelta(request_id="r", choice=0, attempt=0, events=tuple(events))
+    codec.encode(ParsedBatch(deltas=(parsed,)))
 
 
 def leftovers(machine: Machine) -> str:

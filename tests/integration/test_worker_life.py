@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
-from protocol.errors import ErrorCode
+from protocol.errors import ConfigurationError, ErrorCode
 from protocol.wire import codec
 from protocol.wire.endpoints import Endpoint
 from protocol.wire.messages import (
@@ -20,12 +21,14 @@ from protocol.wire.messages import (
     EngineOffer,
     Failure,
     Finished,
+    Prepare,
     Role,
     StepOutput,
     Usage,
 )
 from protocol.wire.messages.control import Credits
 from protocol.wire.peers import PeerLimits
+from protocol.wire.transport import TransportLimits
 from protocol.wire.worker import Worker, WorkerSettings
 from tests.fakes.echo_worker import RecordingHandler
 from tests.fakes.recording_gateway import RecordingGateway
@@ -412,6 +415,106 @@ async def test_an_answer_that_cannot_be_encoded_becomes_a_failure(
     failure = gateway.events[0]
     assert isinstance(failure, Failure)
     assert (failure.request_id, failure.code) == ("r", ErrorCode.INTERNAL_ERROR)
+
+
+async def test_one_bad_output_of_a_step_costs_nobody_else_anything(
+    socket_dir: Path, make_gateway: MakeGateway, make_worker: MakeWorker
+) -> None:
+    gateway = make_gateway(f"ipc://{socket_dir}/e.sock")
+    worker, _ = make_worker(gateway.start())
+    worker.announce(OFFER)
+    peer = await gateway.a_ready_peer()
+    await gateway.until(lambda: peer.credits is not None)
+    good = Delta(request_id="good", choice=0, attempt=1, text="x")
+    bad = Delta(request_id="bad", choice=2, attempt=1, text="\ud83d")
+    end = Finished(
+        request_id="ends",
+        choice=0,
+        attempt=1,
+        finish_reason="stop",
+        usage=Usage(prompt_tokens=1, completion_tokens=1),
+    )
+    worker.send("gateway-1", StepOutput(deltas=(good, bad), ends=(end,), progress_counter=1))
+    await gateway.until(lambda: len(gateway.events) == 3)
+    first, failure, last = gateway.events
+    assert isinstance(first, StepOutput)
+    assert first.deltas == (good,)
+    assert isinstance(failure, Failure)
+    assert (failure.request_id, failure.choice, failure.attempt) == ("bad", 2, 1)
+    assert failure.code == ErrorCode.INTERNAL_ERROR
+    assert isinstance(last, StepOutput)
+    assert last.ends == (end,)
+
+
+async def test_an_answer_beyond_the_limit_of_a_message_fails_and_the_worker_stays(
+    socket_dir: Path, make_gateway: MakeGateway, make_worker: MakeWorker
+) -> None:
+    limits = TransportLimits(max_message_bytes=10_000)
+    gateway = make_gateway(f"ipc://{socket_dir}/e.sock", limits=limits)
+    worker, _ = make_worker(gateway.start(), limits=limits)
+    worker.announce(OFFER)
+    peer = await gateway.a_ready_peer()
+    await gateway.until(lambda: peer.credits is not None)
+    deltas = tuple(
+        Delta(request_id=name, choice=0, attempt=1, text="x" * size)
+        for name, size in (("small", 1), ("huge", 10_000))
+    )
+    worker.send("gateway-1", StepOutput(deltas=deltas))
+    await gateway.until(lambda: len(gateway.events) == 2)
+    assert isinstance(gateway.events[0], StepOutput)
+    failure = gateway.events[1]
+    assert isinstance(failure, Failure)
+    assert (failure.request_id, failure.code) == ("huge", ErrorCode.REQUEST_TOO_LARGE)
+    assert "10000 bytes" in failure.message
+    assert gateway.losses() == []
+
+
+async def test_a_command_that_cannot_be_sent_fails_as_if_the_worker_had_refused_it(
+    socket_dir: Path, make_gateway: MakeGateway, make_worker: MakeWorker
+) -> None:
+    gateway = make_gateway(
+        f"ipc://{socket_dir}/e.sock", limits=TransportLimits(max_message_bytes=10_000)
+    )
+    worker, handler = make_worker(gateway.start())
+    worker.announce(OFFER)
+    peer = await gateway.a_ready_peer()
+    gateway.server.send(
+        peer, Prepare(request_id="bad", kind="completion", deadline_s=1.0, prompt="\ud800")
+    )
+    gateway.server.send(
+        peer, Prepare(request_id="huge", kind="completion", deadline_s=1.0, prompt="x" * 10_000)
+    )
+    gateway.server.send(
+        peer, Prepare(request_id="good", kind="completion", deadline_s=1.0, prompt="x")
+    )
+    assert gateway.events == []  # the caller is amid something else
+    await gateway.until(lambda: len(gateway.events) == 2)
+    assert [
+        (event.request_id, event.code) for event in gateway.events if isinstance(event, Failure)
+    ] == [("bad", ErrorCode.INTERNAL_ERROR), ("huge", ErrorCode.REQUEST_TOO_LARGE)]
+    await asyncio.to_thread(handler.wait_until, lambda: len(handler.commands) == 1)
+    assert handler.commands == [
+        ("gateway-1", Prepare(request_id="good", kind="completion", deadline_s=1.0, prompt="x"))
+    ]
+
+
+async def test_a_detail_that_no_utf8_can_spell_stops_no_heartbeat(
+    socket_dir: Path, make_gateway: MakeGateway, make_worker: MakeWorker
+) -> None:
+    gateway = make_gateway(f"ipc://{socket_dir}/e.sock")
+    worker, _ = make_worker(gateway.start())
+    await gateway.until(lambda: "joined" in gateway.kinds())
+    worker.set_phase("loading", 0.5, "weights of /models/\udcff")
+    await gateway.until(lambda: gateway.server.peers()[0].phase == "loading")
+
+
+async def test_an_offer_that_cannot_be_told_stops_the_start(
+    socket_dir: Path, make_gateway: MakeGateway, make_worker: MakeWorker
+) -> None:
+    gateway = make_gateway(f"ipc://{socket_dir}/e.sock")
+    worker, _ = make_worker(gateway.start())
+    with pytest.raises(ConfigurationError, match="offers can't be told"):
+        worker.announce(structs.replace(OFFER, labels=("\ud800",)))
 
 
 async def test_a_silent_gateway_is_lost_and_greeted_anew_when_it_speaks_again(

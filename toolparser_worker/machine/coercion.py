@@ -136,7 +136,7 @@ def written(value: Any) -> str:
         return f"{{{', '.join(f'{quoted(key)}: {written(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(written, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+    return quoted(value) if isinstance(value, str) else json.dumps(value)
 
 
 def loaded(text: str) -> Any:

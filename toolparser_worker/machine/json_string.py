@@ -5,10 +5,13 @@ import re
 
 from toolparser_worker.machine.blanks import BLANKS, stripped
 from toolparser_worker.machine.json_value import JsonValueScanner
+from toolparser_worker.machine.reading import encodable
 
 _RUN = re.compile(r'[^"\\]++')
 _ESCAPE = re.compile(r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})')
 _LONGEST_ESCAPE = 6
+_HIGH_SURROGATE = re.compile(r"\\u[dD][89abAB]")
+_LOW_SURROGATE = re.compile(r"\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _PAIR = 2 * _LONGEST_ESCAPE
 
 
@@ -75,9 +78,9 @@ class JsonStringDecoder:
                 return None
             return position + 1  # Not a valid escape: the backslash stands for itself.
         stop = escape.end()
-        if "\\ud800" <= escape.group().lower() <= "\\udbff":
-            second = _ESCAPE.match(text, stop)
-            if second is not None and second.group().startswith("\\u"):
+        if _HIGH_SURROGATE.match(text, position):
+            second = _LOW_SURROGATE.match(text, stop)
+            if second is not None:
                 return second.end()
             if len(text) - position < _PAIR and '"' not in text[stop:]:
                 return None
@@ -93,4 +96,4 @@ class JsonStringDecoder:
 def _unescaped(escape: str) -> str:
     if escape == "\\":
         return escape
-    return str(json.loads(f'"{escape}"'))
+    return encodable(json.loads(f'"{escape}"'))

@@ -3,7 +3,7 @@
 import re
 
 from toolparser_worker.machine.blanks import BLANK
-from toolparser_worker.machine.reading import DONE, MORE, MOVED, Step
+from toolparser_worker.machine.reading import DONE, MORE, MOVED, Step, encodable
 
 _SIMPLE = {
     "n": "\n",
@@ -21,6 +21,9 @@ _SIMPLE = {
 }
 _NUM_HEX_DIGITS = {"x": 2, "u": 4, "U": 8}
 _HEX = re.compile(r"[0-9a-fA-F]*")
+_HIGH_SURROGATE = re.compile(r"\\u[dD][89abAB]")
+_LOW_SURROGATE = re.compile(r"\\u[dD][c-fC-F][0-9a-fA-F]{2}")
+_MAY_BE_LOW = re.compile(r"(?:\\(?:u(?:[dD](?:[c-fC-F][0-9a-fA-F]?)?)?)?)?")
 _LOOKAHEAD_CHARS = 64
 _ENDS_ARGUMENT = re.compile(
     rf"{BLANK}*(?:,{BLANK}*[^\W\d]\w*{BLANK}*=|,?{BLANK}*\){BLANK}*(?:[,\]<]|\Z))"
@@ -103,7 +106,21 @@ class PythonStringDecoder:
         stop = _HEX.match(text, start, start + num_digits).end()  # type: ignore[union-attr]
         if stop - start == num_digits:
             code = int(text[start:stop], 16)
-            return MOVED, stop, chr(code) if code <= 0x10FFFF else "\ufffd"
+            if _HIGH_SURROGATE.match(text, position):
+                return self._pair(code, text, position, stop, final=final)
+            return MOVED, stop, encodable(chr(code)) if code <= 0x10FFFF else "\ufffd"
         if stop == len(text) and not final:
             return MORE, position, ""
         return MOVED, position + 1, "\\"
+
+    def _pair(
+        self, high: int, text: str, position: int, stop: int, *, final: bool
+    ) -> tuple[Step, int, str]:
+        """The first of what may be two escapes for one character, as JSON has them."""
+        low = _LOW_SURROGATE.match(text, stop)
+        if low is not None:
+            code = 0x10000 + ((high - 0xD800) << 10) + int(low.group()[2:], 16) - 0xDC00
+            return MOVED, low.end(), chr(code)
+        if not final and _MAY_BE_LOW.fullmatch(text, stop) is not None:
+            return MORE, position, ""
+        return MOVED, stop, "\ufffd"

@@ -18,6 +18,7 @@ LIST_START, LIST_END, COMMA = "[", "]", ","
 NEEDS_ESCAPE = '"\\' + "".join(map(chr, range(32)))
 """Characters that a JSON string can't have as they are."""
 _NEEDS_ESCAPE = re.compile(r'["\\\x00-\x1f]')
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class CallSink(Protocol):
@@ -247,5 +248,13 @@ def escaped(text: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Text as a JSON string."""
-    return json.dumps(text, ensure_ascii=False)
+    """Text as a JSON string; a lone surrogate in it is U+FFFD."""
+    return json.dumps(encodable(text), ensure_ascii=False)
+
+
+def encodable(text: str) -> str:
+    """Text with U+FFFD for each lone surrogate, which no UTF-8 can spell.
+
+    Escapes in a model's text may stand for one; a message that held it could not be sent.
+    """
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)

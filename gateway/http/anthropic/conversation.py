@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-import orjson
-
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.render.call_arguments import arguments_object
 from gateway.http.schemas.body import dump_json
 from gateway.http.schemas.ranges import MAX_CONTENT_PARTS
 
@@ -304,8 +303,4 @@ def _whole(message: Block) -> Block:
 
 def tool_input(arguments: str) -> dict[str, Any]:
     """A call's arguments as the object that clients read; one that was cut is empty."""
-    try:
-        value = orjson.loads(arguments or "{}")
-    except orjson.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
+    return arguments_object(arguments) or {}

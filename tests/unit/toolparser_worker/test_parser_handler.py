@@ -132,6 +132,36 @@ def test_the_events_of_a_large_batch_leave_in_parts_and_in_order(num_more: int) 
     assert world.flushed == [1] * (num_more > 0)
 
 
+@pytest.mark.parametrize(
+    ("tool_format", "text"),
+    [
+        ("pythonic", r"[f(x='\ud800')]"),
+        ("pythonic", r"[f(x={'\ud800': 'a\udfff'})]"),
+        ("hermes", r'<tool_call>{"name": "f", "arguments": "{\"x\":\"\ud83d\"}"}</tool_call>'),
+        (
+            "qwen3_coder",
+            r'<tool_call><function=f><parameter=l>["\ud800"]</parameter></function></tool_call>',
+        ),
+        ("gemma4", r'<|tool_call>call:f{x:"\ud800"}<tool_call|>'),
+    ],
+)
+def test_half_a_surrogate_pair_costs_neither_its_request_nor_others(
+    tool_format: str, text: str
+) -> None:
+    parameters = {"properties": {"l": {"type": "array"}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    world = World()
+    world.open("evil", tool_format=tool_format, tools_json=json.dumps(tools))
+    world.open("victim")
+    answers = world.feed(delta(text, "evil", final=True), delta("hello", "victim"))
+    (batch,) = (codec.parser_event_decoder().decode(codec.encode(one)) for one in answers)
+    assert isinstance(batch, ParsedBatch)
+    evil, victim = batch.deltas
+    assert victim.events[0].text == "hello"
+    arguments = "".join(one.text for one in evil.events if one.kind == "tool_call_arguments")
+    assert "\ufffd" in json.dumps(json.loads(arguments), ensure_ascii=False)
+
+
 def test_reasoning_that_the_request_switched_off_is_not_expected() -> None:
     for thinking, kind in ((False, "content"), (None, "reasoning")):
         world = World()

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.format_pairs import EFFORT, PAIRS, SOME_TOOLS, formats, schemas
+from tests.fakes.law_of_cuts import ESCAPES, assert_sendable
 from tests.fakes.parsed_text import (
     TOOLS,
     Parsed,
@@ -26,10 +27,12 @@ from toolparser_worker.machine.declarations import (
     ToolFormat,
 )
 from toolparser_worker.machine.render import render_calls, render_reasoning
+from toolparser_worker.machine.tool_schemas import ToolSchemas
 
 pairs = pytest.mark.parametrize(("tool", "reasoning"), PAIRS)
 some_tool = pytest.mark.parametrize("tool", SOME_TOOLS)
 COMMON_FRAGMENTS = [
+    *ESCAPES,
     *("<think>", "</think>", "<tool_", "call>", "</", "<", ">", ">>", "</thi", "<|python"),
     *('{"name": "f"', '"name": "g",', '"fn": "h"', '{"tool": "a"}', '{"name": 1'),
     *(', "arguments": {', '"parameters": ', '"args": [1, 2', '{"arguments": {}, ', '"x": '),
@@ -309,3 +312,27 @@ def test_every_token_is_counted_on_one_side(tool: str, reasoning: str, data: st.
 @given(text=st.text(), options=st.fixed_dictionaries({"prompt_tail": st.text(max_size=20)}))
 def test_no_text_raises(tool: str, reasoning: str, text: str, options: dict[str, Any]) -> None:
     parse(text, *formats(tool, reasoning), **options)
+
+
+@pairs
+@settings(max_examples=5 * EFFORT)
+@given(data=st.data())
+def test_what_is_found_can_be_sent(tool: str, reasoning: str, data: st.DataObject) -> None:
+    assert_sendable(parse(data.draw(texts(tool, reasoning)), *formats(tool, reasoning)).events)
+
+
+@some_tool
+@pytest.mark.parametrize("kind", ["string", "object", "array", ["number", "string"], None])
+def test_no_value_of_a_parameter_raises_and_each_can_be_sent(tool: str, kind: Any) -> None:
+    tool_format = TOOLS[tool]
+    assert tool_format is not None
+    schema = {} if kind is None else {"type": kind}
+    tools = ToolSchemas([{"function": {"name": "f", "parameters": {"properties": {"x": schema}}}}])
+    for arguments in ('{"x": "VALUE"}', '{"x": {"y": "VALUE"}}'):
+        text = render_calls(tool_format, [("f", arguments)])
+        for value in ESCAPES:
+            for place in ("VALUE", '"VALUE"', "'VALUE'"):
+                hostile = text.replace(place, value)
+                for pieces in (hostile, cut(hostile, range(7, len(hostile), 7))):
+                    parsed = parse(pieces, tool_format, tools=tools)
+                    assert_sendable(parsed.events)

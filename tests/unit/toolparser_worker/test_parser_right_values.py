@@ -377,3 +377,49 @@ def test_gemmas_bare_values_are_no_strings(braces: str, arguments: dict[str, Any
 def test_what_no_name_can_be_is_text(text: str) -> None:
     parsed = read("gemma4", text)
     assert (parsed.content, parsed.calls) == (text, [])
+
+
+# Escapes of characters beyond the first 65,536, which JSON has in two halves.
+
+
+@pytest.mark.parametrize(
+    ("escapes", "meant"),
+    [
+        (r"\ud83d\ude00", "😀"),
+        (r"\uD83D\uDE00!", "😀!"),
+        (r"\ud83d", "\ufffd"),
+        (r"\ude00a", "\ufffda"),
+        (r"\ud83d\ud83d\ude00", "\ufffd😀"),
+        (r"\ud83d\u0041", "\ufffdA"),
+        (r"\ud83dx\ude00", "\ufffdx\ufffd"),
+        (r"\ude00\ud83d", "\ufffd\ufffd"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("tool", "before", "after"),
+    [
+        ("pythonic", "[f(x='", "')]"),
+        ("pythonic", '[f(x={"a": """', '"""})]'),
+        ("gemma4", '<|tool_call>call:f{x:"', '"}<tool_call|>'),
+        (
+            "hermes",
+            r'<tool_call>{"name": "f", "arguments": "{\"x\": \"',
+            r'\"}"}</tool_call>',
+        ),
+        (
+            "qwen3_coder",
+            '<tool_call><function=f><parameter=o>{"x": "',
+            '"}</parameter></function></tool_call>',
+        ),
+    ],
+)
+def test_two_halves_are_one_character_and_one_is_none(
+    tool: str, before: str, after: str, escapes: str, meant: str
+) -> None:
+    ((_, arguments),) = values(read(tool, before + escapes + after))
+    (value,) = arguments.values()
+    assert (value if isinstance(value, str) else value.popitem()[1]) == meant
+
+
+def test_python_has_a_long_escape_of_half_a_pair_too() -> None:
+    assert values(read("pythonic", r"[f(x='\U0000d83d')]")) == [("f", {"x": "\ufffd"})]

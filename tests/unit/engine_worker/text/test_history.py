@@ -297,3 +297,9 @@ def test_an_answer_to_go_on_with_stays_the_last_message() -> None:
     messages = [say("user", "a"), say("user", "b"), say("assistant", "I say")]
     text = rendered(ALTERNATING, *messages, continue_final_message=True)
     assert text == "<user>a\n\nb<model>I say"
+
+
+def test_half_a_surrogate_pair_in_arguments_does_not_end_the_conversation() -> None:
+    arguments = r'{"a": "\ud83d", "\udfff": ["\ud83d\ude00", "\\ud83d"]}'
+    assert arguments_as_object(arguments) == {"a": "\ufffd", "\ufffd": ["😀", "\\ud83d"]}
+    assert arguments_as_string(arguments) == arguments

@@ -513,6 +513,21 @@ async def test_a_session_that_fails_right_behind_its_answer_is_fed_nothing() -> 
     assert wire.of(ParseBatch) == []
 
 
+async def test_a_session_that_failed_is_closed_and_what_waited_for_it_is_not_sent() -> None:
+    wire = Notes()
+    link = ParserLink(wire)
+    one = parser_peer("a", "hermes")
+    link.on_peer_ready(one)
+    await open_session(link, wire, "r")
+    link.feed(one, "r", 0, 1, "text")
+    link.on_event(
+        one, Failure(request_id="r", attempt=1, code=ErrorCode.INTERNAL_ERROR, message="unsent")
+    )
+    await asyncio.sleep(0)
+    assert wire.of(CloseParse) == [CloseParse(request_id="r", attempt=1)]
+    assert wire.of(ParseBatch) == []
+
+
 async def test_a_second_question_of_an_open_id_is_refused_instead_of_taking_its_answer() -> None:
     questions, asked = QuestionTable(), peer("auth")
     answer = questions.open("req-1", asked, Granted)
