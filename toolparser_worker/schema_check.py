@@ -1,7 +1,9 @@
 """Checks that a tool's parameters are a JSON schema, in time linear in their size."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
+
+from toolparser_worker.machine.tool_schemas import referred_part
 
 MAX_SCHEMA_DEPTH: Final = 128
 """Schemas within schemas; deeper ones are refused, as whoever follows them would recurse."""
@@ -56,10 +58,14 @@ def check_parameters(schema: Mapping[str, Any]) -> None:
     if declared != "object" and declared != ["object"]:
         raise SchemaError(("type",), "must be 'object', as parameters have names")
     open_parts: list[tuple[Place, Any, int]] = [((), schema, 0)]
-    while open_parts:
-        place, part, depth = open_parts.pop()
-        if isinstance(part, bool):
+    targets: list[tuple[Place, Any, int]] = []
+    seen: set[int] = set()
+    while open_parts or targets:
+        # What references lead to comes last: most of it is checked where it stands.
+        place, part, depth = (open_parts or targets).pop()
+        if isinstance(part, bool) or id(part) in seen:
             continue
+        seen.add(id(part))
         if not isinstance(part, Mapping):
             raise SchemaError(place, "must be a schema: an object, true or false")
         if depth > MAX_SCHEMA_DEPTH:
@@ -70,7 +76,7 @@ def check_parameters(schema: Mapping[str, Any]) -> None:
             _check(keyword, value, (*place, keyword))
         reference = part.get("$ref")
         if isinstance(reference, str):
-            _check_reference(reference, schema, (*place, "$ref"))
+            targets += _target(reference, schema, (*place, "$ref"))
 
 
 def _inner(keyword: str, value: Any, place: Place) -> list[tuple[Place, Any]]:
@@ -112,20 +118,18 @@ def _check(keyword: str, value: Any, place: Place) -> None:
         raise SchemaError(place, "must be an integer that is not negative")
 
 
-def _check_reference(reference: str, root: Mapping[str, Any], place: Place) -> None:
-    """Checks that a reference to the schema itself points to something."""
+def _target(
+    reference: str, root: Mapping[str, Any], place: Place
+) -> tuple[tuple[Place, Any, int], ...]:
+    """The schema that a reference to the schema itself points to, with its place.
+
+    Nothing for an anchor, whose schema is checked where it stands.
+    """
     if not reference.startswith("#"):
         raise SchemaError(place, "must begin with '#'; other documents are not fetched")
-    if not reference.startswith("#/"):
-        return
-    target: Any = root
-    for part in reference[2:].split("/"):
-        key = part.replace("~1", "/").replace("~0", "~")
-        if isinstance(target, Mapping):
-            target = target.get(key)
-        elif isinstance(target, Sequence) and not isinstance(target, str) and key.isdecimal():
-            target = target[int(key)] if int(key) < len(target) else None
-        else:
-            target = None
+    if reference != "#" and not reference.startswith("#/"):
+        return ()
+    target = referred_part(root, reference)
     if target is None:
         raise SchemaError(place, f"points to nothing: {reference!r:.100}")
+    return ((tuple(reference[2:].split("/")), target, 0),)

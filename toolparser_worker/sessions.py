@@ -226,7 +226,8 @@ class SessionStore:
         tools = self._tools.acquire(opening.tools_json)
         try:
             session = Session(opening, tools)
-        except ParserError:
+        except BaseException:
+            # Whatever it is: tools that nobody gives back fill the table for good.
             self._tools.release(tools)
             raise
         self._sessions[key] = session

@@ -53,7 +53,11 @@ class Lookup:
             finally:
                 self._places.release()
 
-        threading.Thread(target=run, name="name-lookup", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="name-lookup", daemon=True).start()
+        except BaseException:  # such as no thread being left
+            self._places.release()
+            raise
         try:
             found = answers.get(timeout=max(0.0, timeout_s))
         except queue.Empty:

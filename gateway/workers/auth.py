@@ -355,7 +355,11 @@ class AuthLink:
         if peer is None:
             raise _unavailable()
         answer = self._questions.open(question_id, peer, kind)
-        self._wire.send(peer, question)
+        try:
+            self._wire.send(peer, question)
+        except BaseException:
+            self._questions.close(question_id)
+            raise
         return answer
 
     def _adjustment(

@@ -130,7 +130,7 @@ class EngineLink:
         answer = self._questions.open(question.request_id, engine.peer, kind)
         try:
             self._send(engine, question)
-        except WorkerLostError:
+        except BaseException:
             self._questions.close(question.request_id)
             raise
         return answer
@@ -165,7 +165,7 @@ class EngineLink:
         choices[key] = sink
         try:
             self._send(engine, generate)
-        except WorkerLostError:
+        except BaseException:
             choices.pop(key, None)
             if not choices:
                 self._choices.pop(engine.peer, None)

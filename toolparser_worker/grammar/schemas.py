@@ -3,10 +3,12 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Literal
 
 from toolparser_worker.errors import UnsupportedToolsError
 from toolparser_worker.grammar.lark import ANY_TEXT, quoted, regex
+from toolparser_worker.machine.tool_schemas import referred_part
 
 JsonType = Literal["string", "number", "integer", "boolean", "null", "object", "array"]
 _TYPES: Final = ("string", "number", "integer", "boolean", "null", "object", "array")
@@ -94,7 +96,8 @@ class SchemaReader:
         Raises:
             UnsupportedToolsError: A keyword that plain text can't be held to.
         """
-        found = list(self._forms(schema, 0))
+        # No more are made than are looked at: of alternatives of alternatives there are millions.
+        found = list(islice(self._forms(schema, 0), _MAX_ALTERNATIVES + 1))
         if len(found) > _MAX_ALTERNATIVES:
             raise UnsupportedToolsError(f"a parameter has more than {_MAX_ALTERNATIVES} forms.")
         return found
@@ -123,12 +126,9 @@ class SchemaReader:
     def _find(self, reference: Any) -> Any:
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise UnsupportedToolsError(f"the reference {reference!r} goes outside of the schema.")
-        target: Any = self._root
-        for part in reference[1:].split("/")[1:]:
-            key = part.replace("~1", "/").replace("~0", "~")
-            if not isinstance(target, Mapping) or key not in target:
-                raise UnsupportedToolsError(f"the reference {reference!r} goes nowhere.")
-            target = target[key]
+        target = referred_part(self._root, reference)
+        if target is None:
+            raise UnsupportedToolsError(f"the reference {reference!r} goes nowhere.")
         return target
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import unquote
 
 from toolparser_worker.machine.declarations import CallBody
 
@@ -92,6 +93,28 @@ def member_schema(schema: Schema, key: str) -> Schema:
     return None
 
 
+def referred_part(root: Mapping[str, Any], reference: str) -> Any:
+    """What a reference into a schema points to; None for nothing, and for anchors.
+
+    Args:
+        root: The whole schema.
+        reference: `#`, or `#/` and a JSON pointer (RFC 6901).
+    """
+    if reference != "#" and not reference.startswith("#/"):
+        return None
+    target: Any = root
+    for part in unquote(reference[1:]).split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(target, Mapping):
+            target = target.get(key)
+        elif isinstance(target, list) and key.isascii() and key.isdecimal():
+            # A list of millions has no longer number; Python reads no digits without end.
+            target = target[int(key)] if len(key) < 10 and int(key) < len(target) else None
+        else:
+            return None
+    return target
+
+
 def _linked(root: Mapping[str, Any]) -> Mapping[str, Any]:
     """A copy in which each reference is what it refers to; a recursive schema holds itself."""
     copies: dict[int, dict[str, Any]] = {}
@@ -124,8 +147,5 @@ def _referred(root: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str
         reference = node.get("$ref")
         if not isinstance(reference, str) or not reference.startswith("#"):
             return node
-        target: Any = root
-        for part in reference[1:].split("/")[1:]:
-            target = target.get(part) if isinstance(target, Mapping) else None
-        node = target
+        node = referred_part(root, reference)
     return _NOTHING

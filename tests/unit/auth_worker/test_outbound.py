@@ -258,3 +258,19 @@ def test_a_name_that_nobody_knows_is_said_at_once() -> None:
 
     with pytest.raises(OutboundError, match="is not known"):
         TargetGuard(resolve=unknown).addresses(target_of(NAMED), 5.0)
+
+
+def test_a_lookup_for_which_no_thread_can_be_had_takes_no_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lookup = Lookup(resolver("192.0.2.1"), max_lookups=1)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(threading.Thread, "start", refuse)
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="new thread"):
+                lookup("hooks.example", 443, 0.0)
+    assert lookup("hooks.example", 443, 10.0)

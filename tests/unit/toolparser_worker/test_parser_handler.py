@@ -22,6 +22,7 @@ from protocol.wire.messages import (
     ParseOpened,
 )
 from tests.fakes.log_lines import log_lines
+from toolparser_worker import sessions
 from toolparser_worker.handler import (
     MAX_ANSWERED_TOGETHER,
     MAX_REMEMBERED_FAILURES,
@@ -130,6 +131,21 @@ def test_the_events_of_a_large_batch_leave_in_parts_and_in_order(num_more: int) 
     assert [one.choice for batch in batches for one in batch] == list(range(num_deltas))
     # The first part has left before anything else is parsed; the worker sends the last one.
     assert world.flushed == [1] * (num_more > 0)
+
+
+def test_tools_are_given_back_whatever_their_session_fails_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    world = World(max_tools_bytes=2 * len(TOOLS))
+    with monkeypatch.context() as broken:
+        broken.setattr(sessions, "request_grammar", fail)
+        for number in range(10):
+            with pytest.raises(MemoryError):
+                world.open(tools_json=TOOLS + " " * number)
+    assert isinstance(world.open(), ParseOpened)
 
 
 @pytest.mark.parametrize(

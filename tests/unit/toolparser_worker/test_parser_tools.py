@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from toolparser_worker.errors import InvalidToolsError
+from toolparser_worker.machine.tool_schemas import ToolSchemas
 from toolparser_worker.schema_check import MAX_SCHEMA_DEPTH, SchemaError, check_parameters
 from toolparser_worker.tools import ToolsTable
 
@@ -61,6 +62,15 @@ def test_schemas_of_every_keyword_pass() -> None:
         ({"properties": {"a": {"maxItems": -1}}}, "properties.a.maxItems", "not negative"),
         ({"properties": {"a": {"$ref": "#/$defs/b"}}}, "properties.a.$ref", "points to nothing"),
         ({"properties": {"a": {"$ref": "http://x/y"}}}, "properties.a.$ref", "not fetched"),
+        (
+            {"properties": {"a": {"$ref": "#/x/foo"}}, "x": {"foo": {"anyOf": 7}}},
+            "x.foo.anyOf",
+            "list",
+        ),
+        ({"$ref": "#/x/0", "x": [{"minItems": "abc"}]}, "x.0.minItems", "must be an integer"),
+        ({"$ref": "#/title", "title": "t"}, "title", "must be a schema"),
+        ({"$ref": "#/x/a", "x": {"a": {"$ref": "#/y"}}, "y": 5}, "y", "must be a schema"),
+        ({"$ref": "#/x/" + "9" * 5000, "x": [{}]}, "$ref", "points to nothing"),
     ],
 )
 def test_what_is_no_schema_is_named(schema: dict[str, Any], place: str, reason: str) -> None:
@@ -68,6 +78,25 @@ def test_what_is_no_schema_is_named(schema: dict[str, Any], place: str, reason: 
         check_parameters(schema)
     assert f"`{place}`" in str(caught.value)
     assert reason in str(caught.value)
+
+
+def test_references_are_followed_as_json_pointers() -> None:
+    check_parameters({"$ref": "#/x/a~1b%20~0", "x": {"a/b ~": {}}})
+    schemas = ToolSchemas(
+        [
+            {
+                "function": {
+                    "name": "f",
+                    "parameters": {
+                        "properties": {"a": {"$ref": "#/$defs/a~1b"}, "c": {"$ref": "#anchor"}},
+                        "$defs": {"a/b": {"type": "integer"}},
+                    },
+                }
+            }
+        ]
+    )
+    assert schemas.parameter("f", "a") == {"type": "integer"}
+    assert schemas.parameter("f", "c") == {}
 
 
 def test_the_error_names_the_tool_and_its_parameter() -> None:

@@ -1,23 +1,27 @@
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine_worker.grammar.compiler import GrammarCompiler
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Grammar
+from protocol.wire.messages import Grammar, OpenParse
 from tests.fakes.grammar_texts import compiler_for, random_walk
 from tests.fakes.parsed_text import REASONING, TOOLS, Parsed
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 from tests.fakes.tool_schemas import PARAMETERS, TEXT, a_tool, an_object
-from toolparser_worker.errors import UnsupportedToolsError
+from toolparser_worker.errors import InvalidToolsError, UnsupportedToolsError
 from toolparser_worker.grammar.request import Wish, request_grammar
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.machine.render import render_calls
 from toolparser_worker.machine.tool_schemas import ToolSchemas
+from toolparser_worker.sessions import SessionStore
 
 TOKENIZER = byte_level_tokenizer()
 FORMATS = {name: declared for name, declared in TOOLS.items() if declared is not None}
@@ -280,6 +284,64 @@ def test_what_a_format_can_not_express_is_refused_with_the_tool_and_the_reason(
     assert caught.value.param == "tools"
     assert "'do_it'" in caught.value.message
     assert reason in caught.value.message
+
+
+def test_alternatives_of_alternatives_are_counted_no_further_than_they_may_go() -> None:
+    definitions: dict[str, Any] = {"d0": TEXT}
+    for number in range(1, 40):
+        below = {"$ref": f"#/$defs/d{number - 1}"}
+        definitions[f"d{number}"] = {"anyOf": [below, below]}
+    parameters = an_object(a={"$ref": "#/$defs/d39"}) | {"$defs": definitions}
+    wish = Wish(tools=[a_tool("do_it", parameters)], tool_choice="required")
+    with pytest.raises(UnsupportedToolsError, match="more than 256 forms"):
+        request_grammar(FORMATS["pythonic"], None, wish)
+
+
+# Anything that has passed `check_parameters`, and much that has not.
+
+KEYWORDS = st.sampled_from(
+    [
+        *("type", "properties", "required", "items", "anyOf", "enum", "const", "$ref", "$defs"),
+        *("minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "x"),
+        *("additionalProperties", "definitions", "a", "b", "allOf"),
+    ]
+)
+ANY_SCHEMA = st.recursive(
+    st.sampled_from(
+        [
+            *("string", "object", "array", "integer", "#", "#/x", "#/$defs/a", "#/x/a", "#a"),
+            *(7, -1, 2.5, None, True, False, "abc", "date", "^a$", ["a"], [], {}),
+            *({"type": "string"}, {"type": "array", "items": {"$ref": "#/x/a"}}),
+        ]
+    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "pythonic", "gemma4", "minimax_m3"])
+@settings(max_examples=150)
+@given(parameters=st.dictionaries(KEYWORDS, ANY_SCHEMA, max_size=5))
+def test_any_schema_is_written_or_refused_and_none_is_held_when_its_request_is_over(
+    name: str, parameters: dict[str, Any]
+) -> None:
+    # Half of them lead to a part that stands where no schema stands.
+    parameters.setdefault("properties", {"a": {"$ref": "#/x/a"}})
+    tools = [a_tool("do_it", parameters)]
+    with suppress(UnsupportedToolsError):
+        request_grammar(FORMATS[name], None, Wish(tools=tools, tool_choice="required"))
+    store = SessionStore(max_sessions=2, idle_timeout_s=60.0, clock=lambda: 0.0)
+    opening = OpenParse(
+        request_id="r",
+        attempt=1,
+        tool_format=name,
+        tools_json=json.dumps(tools),
+        tool_choice="required",
+    )
+    with suppress(InvalidToolsError, UnsupportedToolsError):
+        store.open(("g", "r", 1), opening)
+    store.close_gateway("g")
+    assert len(store._tools) == 0
 
 
 @pytest.mark.parametrize("name", ["pythonic", "gemma4", "minimax_m3", "hermes"])
