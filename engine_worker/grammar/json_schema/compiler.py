@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 from engine_worker.errors import UnsupportedGrammarError
 from engine_worker.grammar.json_schema.arrays import ArrayRules
 from engine_worker.grammar.json_schema.document import Document, Schema
+from engine_worker.grammar.json_schema.numbers import num_digits
 from engine_worker.grammar.json_schema.objects import ObjectRules
 from engine_worker.grammar.json_schema.patterns import Patterns
 from engine_worker.grammar.json_schema.reader import SchemaReader
@@ -26,6 +27,8 @@ from engine_worker.grammar.json_schema.shape import Shape, conjunction
 from engine_worker.grammar.json_schema.style import Style, spelt
 from engine_worker.grammar.json_schema.values import fits
 
+MAX_NUMBER_DIGITS: Final = 1000
+"""Digits of a number in a schema, written without an exponent; a longer one is refused."""
 NO_VALUE: Final = "The schema can't be satisfied: no value is valid."
 
 
@@ -57,7 +60,9 @@ def schema_rules(source: str, *, is_strict: bool = False, has_style: bool = True
             than can be enforced.
     """
     try:
-        schema = json.loads(source, parse_float=Decimal, parse_constant=_refuse_constant)
+        schema = json.loads(
+            source, parse_float=_number, parse_int=_integer, parse_constant=_refuse_constant
+        )
     except ValueError as error:
         raise UnsupportedGrammarError(f"The schema is not valid JSON: {error}.") from error
     if not isinstance(schema, dict | bool):
@@ -75,6 +80,29 @@ def schema_rules(source: str, *, is_strict: bool = False, has_style: bool = True
     if lark is None:
         raise UnsupportedGrammarError(NO_VALUE)
     return SchemaRules(lark, tuple(compiler.document.unenforced))
+
+
+def _number(text: str) -> Decimal:
+    try:
+        number = Decimal(text)
+    except InvalidOperation as error:  # its exponent has twenty digits
+        raise _too_long() from error
+    if num_digits(number) > MAX_NUMBER_DIGITS:
+        raise _too_long()
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > MAX_NUMBER_DIGITS:
+        raise _too_long()
+    return int(text)
+
+
+def _too_long() -> UnsupportedGrammarError:
+    return UnsupportedGrammarError(
+        f"A number of the schema has more than {MAX_NUMBER_DIGITS} digits when it is written"
+        " without an exponent."
+    )
 
 
 def _refuse_constant(name: str) -> None:

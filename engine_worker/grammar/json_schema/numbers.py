@@ -44,9 +44,20 @@ def has_whole(low: tuple[Decimal, bool] | None, high: tuple[Decimal, bool] | Non
     return has_room(_whole(low, up=True), _whole(high, up=False))
 
 
-def num_digits(bound: Decimal) -> int:
-    """Digits that the bound has when it is written without an exponent."""
-    return len(f"{bound:f}".strip("-").replace(".", ""))
+def num_digits(number: Decimal) -> int:
+    """Digits that a number has when it is written without an exponent."""
+    _, digits, exponent = number.as_tuple()
+    assert isinstance(exponent, int)
+    return max(len(digits), 1 - exponent) if exponent < 0 else len(digits) + exponent
+
+
+def spellings(number: Decimal) -> str:
+    """A regular expression of all the ways to write a number without an exponent."""
+    if number == 0:
+        return r"-?0(\.0+)?"
+    whole, fraction = _split(number)
+    sign = "-" if number < 0 else ""
+    return f"{sign}{whole}" + (rf"\.{fraction}0*" if fraction else r"(\.0+)?")
 
 
 def _whole(bound: tuple[Decimal, bool] | None, *, up: bool) -> tuple[Decimal, bool] | None:
@@ -56,7 +67,8 @@ def _whole(bound: tuple[Decimal, bool] | None, *, up: bool) -> tuple[Decimal, bo
     value, is_left_out = bound
     rounded = value.to_integral_value(ROUND_CEILING if up else ROUND_FLOOR)
     if is_left_out and rounded == value:
-        rounded += 1 if up else -1
+        # As an `int`: a sum of `Decimal` would be rounded to 28 digits.
+        rounded = Decimal(int(rounded) + (1 if up else -1))
     return rounded, False
 
 
@@ -64,13 +76,13 @@ def _at_least(bound: Decimal, is_left_out: bool, *, is_integer: bool) -> str:
     everything = _INTEGER if is_integer else _INTEGER + _FRACTION
     if bound >= 0:
         return _from(bound, is_left_out, is_integer=is_integer)
-    return f"({everything}|-{_up_to(-bound, is_left_out, is_integer=is_integer)})"
+    return f"({everything}|-{_up_to(bound, is_left_out, is_integer=is_integer)})"
 
 
 def _at_most(bound: Decimal, is_left_out: bool, *, is_integer: bool) -> str:
     everything = _INTEGER if is_integer else _INTEGER + _FRACTION
     if bound < 0 or (bound == 0 and is_left_out):
-        return f"-{_from(-bound, is_left_out, is_integer=is_integer)}"
+        return f"-{_from(bound, is_left_out, is_integer=is_integer)}"
     return f"({_up_to(bound, is_left_out, is_integer=is_integer)}|-{everything})"
 
 
@@ -81,7 +93,7 @@ def _split(bound: Decimal) -> tuple[str, str]:
 
 
 def _from(bound: Decimal, is_left_out: bool, *, is_integer: bool) -> str:
-    """Numbers that are not negative, from a bound on."""
+    """Numbers that are not negative, from a bound's amount on."""
     whole, fraction = _split(bound)
     above = _integers_above(whole)
     if is_integer:
@@ -90,7 +102,7 @@ def _from(bound: Decimal, is_left_out: bool, *, is_integer: bool) -> str:
 
 
 def _up_to(bound: Decimal, is_left_out: bool, *, is_integer: bool) -> str:
-    """Numbers that are not negative, up to a bound."""
+    """Numbers that are not negative, up to a bound's amount."""
     whole, fraction = _split(bound)
     below = _integers_below(whole)
     parts = [] if below is None else [f"({below})" + ("" if is_integer else _FRACTION)]

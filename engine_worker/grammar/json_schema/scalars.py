@@ -18,11 +18,12 @@ from engine_worker.grammar.json_schema.numbers import (
     has_whole,
     num_digits,
     number_body,
+    spellings,
 )
 from engine_worker.grammar.json_schema.patterns import Patterns
 from engine_worker.grammar.json_schema.rules import NEVER, Expr, JsonValue, Terminal, quoted
 from engine_worker.grammar.json_schema.shape import Bound, Shape, type_of
-from engine_worker.grammar.json_schema.style import Style, dumped, spelt
+from engine_worker.grammar.json_schema.style import Style, dumped
 
 STRING_BODY: Final = (
     r'/"([^"\\\x00-\x1F\x7F]|\\["\\bfnrt]|\\u00(0[0-7bBeEfF]|1[0-9a-fA-F]|7[fF]))*"/'
@@ -66,17 +67,13 @@ class ScalarRules:
             return JsonValue(self._style.schema(multiple))
         body = number_body(low, high, is_integer=is_integer)
         if excluded or shape.is_fraction:
-            spellings = [
-                f"{quoted(text)}" if "." in text or is_integer else f"({quoted(text)} /(\\.0*)?/)"
-                for one, _ in excluded
-                for text in spelt(one, self._style)
-            ]
+            forbidden = [f"/{spellings(Decimal(one))}/" for one, _ in excluded]
             if shape.is_fraction:
-                spellings.append(r"/-?(0|[1-9][0-9]*)(\.0+)?/")
+                forbidden.append(r"/-?(0|[1-9][0-9]*)(\.0+)?/")
             if not is_integer and low is None and high is None:
                 # Without exponents, in which a number has many spellings.
                 body = r"/-?(0|[1-9][0-9]*)(\.[0-9]+)?/"
-            body = f"({body}) & ~({' | '.join(spellings)})"
+            body = f"({body}) & ~({' | '.join(forbidden)})"
         return Terminal(body)
 
     def _bound(self, shape: Shape, bound: Bound | None, keyword: str) -> Bound | None:
@@ -162,8 +159,8 @@ class ScalarRules:
         elif patterns:
             schema["allOf"] = [{"pattern": pattern} for pattern in patterns]
         if excluded and len(schema) == 1:
-            spellings = " | ".join(quoted(dumped(one)) for one, _ in excluded)
-            return Terminal(f"{STRING_BODY} & ~({spellings})")
+            forbidden = " | ".join(quoted(dumped(one)) for one, _ in excluded)
+            return Terminal(f"{STRING_BODY} & ~({forbidden})")
         for _, origin in excluded:
             self._document.leave_out(origin, "not", "it stands beside other keywords of strings.")
         return JsonValue(self._style.schema(schema))

@@ -152,6 +152,18 @@ ENFORCED: list[tuple[str, Any, list[str], list[str]]] = [
     ),
     ("exclusiveMinimum", {"type": "integer", "exclusiveMinimum": 9}, ["10", "100"], ["9", "0"]),
     (
+        "exclusiveMinimum",
+        {"type": "integer", "exclusiveMinimum": 10**40},
+        [f"{10**40 + 1}"],
+        [f"{10**40}"],
+    ),
+    (
+        "minimum",
+        {"type": "integer", "minimum": -(10**40) - 7},
+        [f"{-(10**40) - 7}"],
+        [f"{-(10**40) - 8}"],
+    ),
+    (
         "exclusiveMaximum",
         {"type": "number", "exclusiveMaximum": 0.5},
         ["0.49", "-3"],
@@ -180,10 +192,31 @@ ENFORCED: list[tuple[str, Any, list[str], list[str]]] = [
         ["1", "5"],
         ["3"],
     ),
+    (
+        "oneOf",
+        {"oneOf": [{"type": "number", "minimum": 0}, {"enum": [1.5, "x"]}]},
+        ['"x"', "1.6"],
+        ["1.5", "1.50"],
+    ),
     ("not", {"not": {"type": ["string", "null"]}}, ["1", "[]"], ['"x"', "null"]),
     ("not", {"type": "string", "not": {"const": "no"}}, ['"yes"', '"n"'], ['"no"']),
     ("not", {"type": "string", "not": {"const": ""}, "pattern": "^a*$"}, ['"a"'], ['""']),
     ("not", {"type": "integer", "not": {"enum": [1, 2]}}, ["3", "12"], ["1", "2"]),
+    ("not", {"type": "number", "not": {"const": 5.5}}, ["5.51", "5"], ["5.5", "5.50", "5.500"]),
+    ("not", {"type": "integer", "not": {"const": 0}}, ["10", "-1"], ["0", "-0"]),
+    ("not", {"type": "number", "not": {"const": 0.0}}, ["0.1"], ["0", "-0", "0.0", "-0.00"]),
+    (
+        "not",
+        {"type": "number", "not": {"enum": [1e-7, 1.0]}},
+        ["0.0000002", "10"],
+        ["0.0000001", "0.00000010", "1e-7", "1", "1.00"],
+    ),
+    (
+        "not",
+        {"type": "number", "minimum": 1, "not": {"enum": [25]}},
+        ["25.1", "250"],
+        ["25", "25.0", "25.00"],
+    ),
     (
         "not",
         {**OPEN, "type": "object", "not": {"required": ["a", "b"]}},
@@ -464,6 +497,13 @@ def test_numbers_keep_their_digits(number: str) -> None:
     for schema in (f'{{"const": {number}}}', f'{{"enum": ["x", {number}]}}'):
         assert holds(schema, number)
         assert not holds(schema, number[:-1] + "7")
+
+
+@pytest.mark.parametrize("number", ["1e1000", "1e-1000", "1e" + "9" * 30, "9" * 1001])
+def test_a_number_of_too_many_digits_is_refused(number: str) -> None:
+    with pytest.raises(UnsupportedGrammarError, match="more than 1000 digits"):
+        schema_rules(f'{{"enum": ["x", {number}]}}')
+    assert schema_rules('{"enum": [1e999, 1e-999]}').lark
 
 
 def test_members_come_in_the_order_of_properties_those_of_branches_behind() -> None:
