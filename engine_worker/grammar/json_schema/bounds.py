@@ -65,14 +65,14 @@ class BoundsReader:
             bounds = []
             is_left_out = schema.get(exclusive) is True  # as in draft 4
             if inclusive in schema:
-                bounds.append((self._number(inclusive), is_left_out))
+                bounds.append((inclusive, (self._number(inclusive), is_left_out)))
             if exclusive in schema and not isinstance(schema[exclusive], bool):
-                bounds.append((self._number(exclusive), True))
-            for bound in bounds:
-                if is_low:
-                    shape.low = higher(shape.low, bound)
-                else:
-                    shape.high = lower(shape.high, bound)
+                bounds.append((exclusive, (self._number(exclusive), True)))
+            for keyword, bound in bounds:
+                if is_low and higher(shape.low, bound) != shape.low:
+                    shape.low, shape.low_origin = bound, (schema, keyword)
+                elif not is_low and lower(shape.high, bound) != shape.high:
+                    shape.high, shape.high_origin = bound, (schema, keyword)
         if "multipleOf" in schema:
             multiple = self._number("multipleOf")
             if multiple <= 0:

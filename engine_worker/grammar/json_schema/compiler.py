@@ -25,7 +25,7 @@ from engine_worker.grammar.json_schema.rules import (
 from engine_worker.grammar.json_schema.scalars import ScalarRules
 from engine_worker.grammar.json_schema.shape import Shape, conjunction
 from engine_worker.grammar.json_schema.style import Style, spelt
-from engine_worker.grammar.json_schema.values import fits
+from engine_worker.grammar.json_schema.values import Verdict, any_of, fits
 
 MAX_NUMBER_DIGITS: Final = 1000
 """Digits of a number in a schema, written without an exponent; a longer one is refused."""
@@ -116,8 +116,8 @@ class _Compiler:
         self.document = document
         self.style = style
         self.rules = Rules()
-        self.reader = SchemaReader(document)
         self.patterns = Patterns()
+        self.reader = SchemaReader(document, self.patterns)
         self._known: dict[frozenset[int], Ref] = {}
         self._waiting: list[tuple[Ref, tuple[Schema, ...]]] = []
         self._scalars = ScalarRules(document, style, self.patterns)
@@ -149,24 +149,37 @@ class _Compiler:
         """The shapes of which such a value has at least one."""
         return self.reader.shapes(schemas)
 
-    def admits(self, schemas: tuple[Schema, ...], value: Any) -> bool:
+    def verdict(self, schemas: tuple[Schema, ...], value: Any) -> Verdict:
         """Whether a value is one that all of some schemas allow."""
-        shapes = self.reader.shapes(schemas)
-        return any(fits(shape, value, self.admits) for shape in shapes)
+        return any_of(fits(shape, value, self) for shape in self.reader.shapes(schemas))
+
+    def admits(self, schemas: tuple[Schema, ...], value: Any) -> bool:
+        """Whether a value is one that all of some schemas allow; names what can't be told."""
+        return self.settled(self.verdict(schemas, value))
+
+    def settled(self, verdict: Verdict) -> bool:
+        """Whether a value may be written; names what can't be told of it."""
+        for doubt in verdict or ():
+            self.document.leave_out(doubt.schema, doubt.keyword, doubt.why)
+        return verdict is not None
 
     def listed(self, schemas: tuple[Schema, ...]) -> list[Any] | None:
-        """All values that some schemas allow, where they are listed; else None."""
-        found: list[Any] = []
+        """All values that some schemas allow, where they are listed; else None.
+
+        Names what can't be told of them.
+        """
+        found: list[tuple[Shape, Any]] = []
         for shape in self.reader.shapes(schemas):
-            values, is_listed = shape.values, shape.values is not None
+            values = shape.values
             if values is None and shape.types <= {"boolean", "null"}:
                 values = [False, True, None]
             if values is None:
                 return None
-            found += [
-                value for value in values if fits(shape, value, self.admits, is_listed=is_listed)
-            ]
-        return found
+            found += [(shape, value) for value in values]
+        return [value for shape, value in found if self.settled(self._fits(shape, value))]
+
+    def _fits(self, shape: Shape, value: Any) -> Verdict:
+        return fits(shape, value, self, is_listed=shape.values is not None)
 
     def _body(self, schemas: tuple[Schema, ...]) -> Expr:
         return alt(*(self._shape(shape) for shape in self.reader.shapes(schemas)))
@@ -177,7 +190,7 @@ class _Compiler:
                 [
                     text
                     for value in shape.values
-                    if fits(shape, value, self.admits, is_listed=True)
+                    if self.settled(self._fits(shape, value))
                     for text in spelt(value, self.style)
                 ]
             )
@@ -189,7 +202,7 @@ class _Compiler:
         match name:
             case "null" | "boolean":
                 values = [None] if name == "null" else [True, False]
-                left = [one for one in values if fits(shape, one, self.admits)]
+                left = [one for one in values if self.settled(fits(shape, one, self))]
                 return alt(*(Text(json.dumps(one)) for one in left))
             case "number" | "integer":
                 return self._scalars.number(shape, is_integer=name == "integer")

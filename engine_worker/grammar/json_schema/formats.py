@@ -53,6 +53,13 @@ OWN_FORMATS: Final = {
 MAX_LENGTHS: Final = {"hostname": 253}
 NATIVE_FORMATS: Final = frozenset({"duration", "email", "uuid", "uri"})
 """Those that llguidance knows exactly enough."""
+UNDECIDED: Final = {
+    "time": (":60",),
+    "date-time": (":60",),
+    "hostname": ("--",),
+    "email": ('"', "["),
+}
+"""Parts of texts that may have a format although none like it is ever written."""
 UNENFORCED_FORMATS: Final = frozenset(
     ["idn-email", "idn-hostname", "iri", "iri-reference", "regex", "uri-reference", "uri-template"]
 )

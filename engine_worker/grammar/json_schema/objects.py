@@ -22,7 +22,7 @@ from engine_worker.grammar.json_schema.scalars import STRING_BODY
 from engine_worker.grammar.json_schema.shape import Shape
 from engine_worker.grammar.json_schema.style import dumped
 from engine_worker.grammar.json_schema.value_rules import ValueRules
-from engine_worker.grammar.json_schema.values import has_pattern
+from engine_worker.grammar.json_schema.values import name_matches, unknown_matches
 
 MAX_PATTERNS: Final = 4
 """Patterns of names in one object: each set of them has a rule."""
@@ -61,11 +61,11 @@ class ObjectRules:
             return JsonValue(self._inner.style.schema({"type": "object"}))
         bodies, listed = self._names(shape)
         patterns = self._patterns(shape)
-        members = self._members(shape, patterns)
+        members = self._members(shape)
         if listed is not None:
             declared = {member.name for member in members}
             members += [
-                _Member(name, shape.member(name, _matches(name, patterns)), is_required=False)
+                _Member(name, self._member(shape, name), is_required=False)
                 for name in listed
                 if name not in declared
             ]
@@ -122,16 +122,21 @@ class ObjectRules:
                 following.append(rules.put(rules.new(), alt(*ways)))
         return following[0]
 
-    def _members(self, shape: Shape, patterns: dict[str, str | None]) -> list[_Member]:
+    def _members(self, shape: Shape) -> list[_Member]:
         names = dict.fromkeys(name for part in shape.objects for name in part.properties)
         names.update(shape.required)
         members = []
         for name in names:
-            schemas = shape.member(name, _matches(name, patterns))
+            schemas = self._member(shape, name)
             if not all(self._inner.admits((schema,), name) for schema, _ in shape.names):
                 schemas = (False,)
             members.append(_Member(name, schemas, name in shape.required))
         return members
+
+    def _member(self, shape: Shape, name: str) -> tuple[Schema, ...]:
+        matches = name_matches(shape, name, self._inner.patterns)
+        self._inner.settled(unknown_matches(shape, matches))
+        return shape.member(name, matches)
 
     def _patterns(self, shape: Shape) -> dict[str, str | None]:
         """The patterns of names with their terminals; None where only the model can follow."""
@@ -201,10 +206,9 @@ class ObjectRules:
     ) -> Iterator[Expr]:
         """Expressions for members that nobody declared, by which patterns their names have."""
         known = {pattern: body for pattern, body in patterns.items() if body is not None}
-        unknown = {pattern for pattern, body in patterns.items() if body is None}
+        unknown = {pattern: None for pattern, body in patterns.items() if body is None}
         for hits in product((True, False), repeat=len(known)):
-            matches = dict(zip(known, hits, strict=True))
-            schemas = shape.free_member(matches, unknown)
+            schemas = shape.member(None, {**unknown, **dict(zip(known, hits, strict=True))})
             if False in schemas:
                 continue
             wanted = [
@@ -225,7 +229,3 @@ class ObjectRules:
         if declared:
             others += f" & ~({' | '.join(map(quoted, declared))})"
         return f'"\\"" ({_PLAIN} & {others}) "\\""'
-
-
-def _matches(name: str, patterns: dict[str, str | None]) -> dict[str, bool]:
-    return {pattern: has_pattern(name, pattern) for pattern in patterns}

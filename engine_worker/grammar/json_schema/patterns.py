@@ -2,21 +2,68 @@
 
 import json
 import re
-from typing import Final
+import warnings
+from typing import Any, Final
 
-from llguidance import LLMatcher, regex_to_lark
+from llguidance import LLMatcher, LLTokenizer, regex_to_lark
+
+from engine_worker.grammar.json_schema.formats import (
+    MAX_LENGTHS,
+    NATIVE_FORMATS,
+    OWN_FORMATS,
+    UNDECIDED,
+)
+from engine_worker.grammar.json_schema.style import dumped
 
 _ANY: Final = "/(?s:.*)/"
 # Classes and other escapes are passed over.
 _SPACE: Final = re.compile(r"\[(?:[^\]\\]|\\.)*\]|\\(?:([sS])|.)", re.DOTALL)
+_END: Final = re.compile(r"\[(?:[^\]\\]|\\.)*\]|\\.|(\$)", re.DOTALL)
+_SHARED: Final = re.compile(
+    r"(?:[^\\]|\\(?:[dDwWsSbBnrtfv]|[1-9](?![0-9])|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|[^a-zA-Z0-9]))*"
+)
+"""Escapes that mean the same to Python and in ECMA-262."""
+_OTHER: Final = re.compile(r"\(\?(?![:=!]|<[=!])|[*+?}]\+|\[\^?\]")
+"""Groups, quantifiers and classes that don't."""
 _SPACES: Final = {"s": "[\\s\ufeff]", "S": "[^\\s\ufeff]"}
 
 
 class Patterns:
-    """Says which patterns can be enforced; asks llguidance once for each."""
+    """Says which patterns can be enforced, and which texts have them; asks llguidance for both."""
 
     def __init__(self) -> None:
         self._known: dict[str, bool] = {}
+        self._tokenizer: LLTokenizer | None = None
+        self._matchers: dict[str, LLMatcher | None] = {}
+        self._native: dict[str, LLMatcher] = {}
+
+    def matches(self, pattern: str, text: str) -> bool | None:
+        """Whether a text has a pattern somewhere; None when that can't be told."""
+        if pattern not in self._matchers:
+            schema = {"type": "string", "pattern": self.as_rust(pattern)}
+            self._matchers[pattern] = self._matcher(schema) if self.are_known(pattern) else None
+        matcher = self._matchers[pattern]
+        return _by_python(pattern, text) if matcher is None else _is_written(matcher, text)
+
+    def has_format(self, name: str, text: str) -> bool | None:
+        """Whether a text has a format; None when that can't be told."""
+        if name in OWN_FORMATS:
+            is_short = len(text) <= MAX_LENGTHS.get(name, len(text))
+            has = is_short and self.matches(f"^({OWN_FORMATS[name]})$", text)
+        elif name in NATIVE_FORMATS:
+            if name not in self._native:
+                self._native[name] = self._matcher({"type": "string", "format": name})
+            has = _is_written(self._native[name], text)
+        else:
+            return True  # an annotation
+        if has is False and any(part in text for part in UNDECIDED.get(name, ())):
+            return None
+        return has
+
+    def _matcher(self, schema: dict[str, Any]) -> LLMatcher:
+        if self._tokenizer is None:
+            self._tokenizer = LLTokenizer("byte")
+        return LLMatcher(self._tokenizer, f"start: %json {json.dumps(schema)}\n", log_level=0)
 
     def are_known(self, pattern: str) -> bool:
         """Whether a string can be held to a pattern."""
@@ -54,6 +101,37 @@ class Patterns:
         if known is None:
             known = self._known[source] = not LLMatcher.validate_grammar(source)
         return known
+
+
+def _is_written(matcher: LLMatcher, text: str) -> bool | None:
+    """Whether a text is one that llguidance writes; None when it gives up."""
+    try:
+        written = dumped(text).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return None
+    matcher.reset()
+    taken = matcher.try_consume_tokens(list(written))
+    if matcher.is_error():
+        return None
+    return bool(taken == len(written)) and matcher.is_accepting()
+
+
+def _by_python(pattern: str, text: str) -> bool | None:
+    """Whether a text has a pattern with look-around or back references, as Python reads it.
+
+    None where Python might read it in another way than ECMA-262.
+    """
+    is_plain = text.isascii() and text.isprintable()
+    if not is_plain or not _SHARED.fullmatch(pattern) or _OTHER.search(pattern):
+        return None
+    # There `$` is the very end.
+    python = _END.sub(lambda match: match[0] if match[1] is None else r"\Z", pattern)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of what later versions may read otherwise
+            return re.search(python, text, re.ASCII) is not None
+    except (re.error, RecursionError, OverflowError, Warning):
+        return None
 
 
 def _alternatives(pattern: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from engine_worker.grammar.json_schema.bounds import BoundsReader
 from engine_worker.grammar.json_schema.document import Document, Schema, UnresolvableError
+from engine_worker.grammar.json_schema.patterns import Patterns
 from engine_worker.grammar.json_schema.shape import (
     ALL_TYPES,
     TYPES,
@@ -19,7 +20,7 @@ from engine_worker.grammar.json_schema.shape import (
     same,
     type_of,
 )
-from engine_worker.grammar.json_schema.values import fits
+from engine_worker.grammar.json_schema.values import Verdict, fits
 
 MAX_SHAPES: Final = 64
 """Alternatives of one value; a keyword that would make more is left to the model."""
@@ -30,6 +31,16 @@ _MAX_DEPTH: Final = 12
 _Choice = tuple[tuple[Schema, bool], ...]
 """Schemas at once, each with whether it describes members and items, or only forbids."""
 _NOBODY: Final[frozenset[int]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Lenient:
+    """Takes whatever is within a value."""
+
+    patterns: Patterns
+
+    def verdict(self, schemas: tuple[Schema, ...], value: Any) -> Verdict:
+        return ()
 
 
 @dataclass(slots=True)
@@ -56,10 +67,12 @@ class SchemaReader:
 
     Args:
         document: It learns which keywords are left to the model.
+        patterns: Knows which texts have them.
     """
 
-    def __init__(self, document: Document) -> None:
+    def __init__(self, document: Document, patterns: Patterns) -> None:
         self.document = document
+        self._lenient = _Lenient(patterns)
         self._negations: dict[int, list[Schema] | None] = {}
         self._is_comparing = False
 
@@ -444,7 +457,7 @@ class SchemaReader:
 
     def _may_hold(self, shape: Shape, value: Any, type_name: str) -> bool:
         """Whether a value might have a shape; true when in doubt."""
-        return type_name in self._types_of(value) and fits(shape, value, lambda schemas, one: True)
+        return type_name in self._types_of(value) and fits(shape, value, self._lenient) is not None
 
     @staticmethod
     def _types_of(value: Any) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from fractions import Fraction
 from math import gcd, lcm
 from typing import Any, Final
 
-from engine_worker.grammar.json_schema.document import Document
+from engine_worker.grammar.json_schema.document import Document, Schema
 from engine_worker.grammar.json_schema.formats import (
     MAX_LENGTHS,
     NATIVE_FORMATS,
@@ -52,8 +52,8 @@ class ScalarRules:
     def number(self, shape: Shape, *, is_integer: bool) -> Expr:
         """An expression for the numbers of a shape."""
         low, high = (
-            self._bound(shape, shape.low, "minimum"),
-            self._bound(shape, shape.high, "maximum"),
+            self._bound(shape.low, *shape.low_origin),
+            self._bound(shape.high, *shape.high_origin),
         )
         if not (has_whole(low, high) if is_integer else has_room(low, high)):
             return NEVER
@@ -76,10 +76,10 @@ class ScalarRules:
             body = f"({body}) & ~({' | '.join(forbidden)})"
         return Terminal(body)
 
-    def _bound(self, shape: Shape, bound: Bound | None, keyword: str) -> Bound | None:
+    def _bound(self, bound: Bound | None, origin: Schema, keyword: str) -> Bound | None:
         if bound is None or num_digits(bound[0]) <= MAX_DIGITS:
             return bound
-        self._document.leave_out(True, keyword, f"it has more than {MAX_DIGITS} digits.")
+        self._document.leave_out(origin, keyword, f"it has more than {MAX_DIGITS} digits.")
         return None
 
     def _multiple(

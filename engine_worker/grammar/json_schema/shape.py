@@ -1,5 +1,6 @@
 """What a schema asks of one kind of value: a conjunction without alternatives."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Final
@@ -54,6 +55,7 @@ class Shape:
         values: The only values; None for any.
         excluded: Values that are forbidden, and the schema that said so.
         is_fraction: Its numbers are no integers.
+        low_origin: The schema and the keyword that said so; `high_origin` likewise.
         patterns: Of strings, with the schema that said so; formats likewise.
         contains: Schemas of items, with how many of them there must be.
         names: What the names of an object's members have to be.
@@ -65,6 +67,8 @@ class Shape:
     is_fraction: bool = False
     low: Bound | None = None
     high: Bound | None = None
+    low_origin: tuple[Schema, str] = (True, "minimum")
+    high_origin: tuple[Schema, str] = (True, "maximum")
     multiples: list[tuple[Decimal, Schema]] = field(default_factory=list)
     min_length: int = 0
     max_length: int | None = None
@@ -94,33 +98,20 @@ class Shape:
         """Whether the bounds alone leave nothing."""
         return not self.types or self.values == []
 
-    def member(self, name: str, matches: dict[str, bool]) -> tuple[Schema, ...]:
+    def member(self, name: str | None, matches: Mapping[str, bool | None]) -> tuple[Schema, ...]:
         """The schemas of a member.
 
         Args:
-            name: Of the member.
-            matches: For each pattern whether the name has it.
+            name: Of the member; None for one that no schema declares.
+            matches: For each pattern whether the name has it; what belongs to a pattern of which
+                that can't be told says nothing.
         """
         found: list[Schema] = []
         for part in self.objects:
             hit = [part.properties[name]] if name in part.properties else []
             hit += [schema for pattern, schema in part.patterns.items() if matches[pattern]]
-            if not hit and part.additional is not None:
-                hit = [part.additional]
-            found += hit
-        return conjunction(found)
-
-    def free_member(self, matches: dict[str, bool], unknown: set[str]) -> tuple[Schema, ...]:
-        """The schemas of a member that no schema declares.
-
-        Args:
-            matches: For each known pattern whether the name has it.
-            unknown: Patterns of which that can't be told: what they belong to says nothing.
-        """
-        found: list[Schema] = []
-        for part in self.objects:
-            hit = [schema for pattern, schema in part.patterns.items() if matches.get(pattern)]
-            if not hit and part.additional is not None and not unknown & part.patterns.keys():
+            is_told = all(matches[pattern] is not None for pattern in part.patterns)
+            if not hit and part.additional is not None and is_told:
                 hit = [part.additional]
             found += hit
         return conjunction(found)

@@ -74,6 +74,27 @@ ENFORCED: list[tuple[str, Any, list[str], list[str]]] = [
     ("type", {"type": "number"}, ["1.5e3", "-0.1"], ["01", "null"]),
     ("enum", {"enum": ["a", 1, None, {"x": [1]}]}, ['"a"', "1", "null", '{"x": [1]}'], ["2"]),
     ("enum", {"type": "string", "enum": ["a", 1], "maxLength": 1}, ['"a"'], ["1"]),
+    (
+        "enum",
+        {"enum": ["2020", "x"], "pattern": "^(?<year>[0-9]{4})$"},
+        ['"2020"'],
+        ['"x"'],
+    ),
+    (
+        "enum",
+        {"enum": ["A\u00a0", "a\u00a0"], "pattern": "^\\p{Lu}\\s$"},
+        ['"A\u00a0"'],
+        ['"a\u00a0"'],
+    ),
+    ("enum", {"enum": ["ab", "b", "aab"], "pattern": "^(?=a)(.)?b$"}, ['"ab"'], ['"b"', '"aab"']),
+    ("enum", {"enum": ["abc", "2020-01-01"], "format": "date"}, ['"2020-01-01"'], ['"abc"']),
+    ("enum", {"enum": ["a@b.org", "a"], "format": "email"}, ['"a@b.org"'], ['"a"']),
+    (
+        "enum",
+        {"enum": [10**20, 10**20 + 1, 3], "multipleOf": 10},
+        [f"{10**20}"],
+        [f"{10**20 + 1}", "3"],
+    ),
     ("const", {"const": 'a\n"ü'}, ['"a\\n\\"ü"'], ['"a"']),
     ("const", {"const": 1.0}, ["1.0", "1"], ["1.5", "10"]),
     (
@@ -242,6 +263,15 @@ ENFORCED: list[tuple[str, Any, list[str], list[str]]] = [
         {"patternProperties": {"^x|y$": {"const": 1}}, "additionalProperties": {"const": 2}},
         ['{"xa": 1, "ay": 1, "b": 2}'],
         ['{"xa": 2}', '{"b": 1}'],
+    ),
+    (
+        "patternProperties",
+        {
+            "properties": {"abc": {"type": "string"}, "ABC": {}},
+            "patternProperties": {"^\\p{Lu}+$": {"type": "integer"}},
+        },
+        ['{"abc": "x", "ABC": 1}'],
+        ['{"ABC": "x"}'],
     ),
     (
         "propertyNames",
@@ -422,6 +452,44 @@ def test_what_can_not_be_enforced_is_named_and_refused_under_strict(
     assert "%json" not in caught.value.message
 
 
+UNTOLD = "(?=a)\\p{L}b"
+"""No grammar follows look-ahead, and Python has no classes of Unicode."""
+
+
+@pytest.mark.parametrize(
+    ("schema", "place", "texts"),
+    [
+        ({"enum": ["ab", "b", 1], "pattern": UNTOLD, "maxLength": 2}, "/pattern", ['"ab"', '"b"']),
+        ({"const": {"x": ["é"]}, "properties": {"x": {"items": {"pattern": UNTOLD}}}}, "/properties/x/items/pattern", ['{"x": ["é"]}']),
+        ({"const": ["a"], "contains": {"pattern": UNTOLD}}, "/contains/pattern", ['["a"]']),
+        ({"enum": ["a", 1], "format": "regex"}, "/format", ['"a"', "1"]),
+        ({"enum": ["12:00:60+01:00"], "format": "time"}, "/format", ['"12:00:60+01:00"']),
+        ({"enum": ["xn--nxasmq6b"], "format": "hostname"}, "/format", ['"xn--nxasmq6b"']),
+        ({"const": {"a": 1}, "patternProperties": {UNTOLD: False}}, "/patternProperties", ['{"a": 1}']),
+        ({"propertyNames": {"enum": ["a"], "pattern": UNTOLD}, "type": "object"}, "/propertyNames/pattern", ['{"a": 1}', "{}"]),
+        ({"properties": {"a": {"type": "integer", "exclusiveMinimum": 10**70}}}, "/properties/a/exclusiveMinimum", ['{"a": 1}']),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_told_of_a_listed_value_is_named_and_refused_under_strict(
+    schema: Any, place: str, texts: list[str]
+) -> None:
+    assert unenforced(schema) == (place,)
+    assert [text for text in texts if not holds(schema, text)] == []
+    with pytest.raises(UnsupportedGrammarError, match=f"at {re.escape(place)} can't be enforced"):
+        schema_rules(json.dumps(schema), is_strict=True)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"enum": ["abc", 1], "pattern": UNTOLD, "maxLength": 2},
+        {"const": ["ab", "b"], "contains": {"anyOf": [{"pattern": UNTOLD}, {"const": "b"}]}},
+    ],
+)
+def test_what_can_not_be_told_matters_only_where_nothing_else_decides(schema: Any) -> None:
+    assert unenforced(schema) == ()
+
+
 def test_every_row_of_the_page_is_what_the_code_does_and_is_tried() -> None:
     rows = dict(table())
     assert rows == {keyword: treatment.value for keyword, treatment in TREATMENTS.items()}
@@ -462,6 +530,12 @@ def test_annotations_and_unknown_keywords_change_nothing_even_under_strict(keywo
         {"type": "string", "enum": [1]},
         {"allOf": [{"type": "string"}, {"type": "null"}]},
         {"not": {}},
+        {
+            "type": "object",
+            "required": ["abc"],
+            "patternProperties": {"^\\p{Lu}+$": True},
+            "additionalProperties": False,
+        },
         False,
     ],
 )
