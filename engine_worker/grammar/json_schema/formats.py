@@ -63,4 +63,6 @@ UNDECIDED: Final = {
 UNENFORCED_FORMATS: Final = frozenset(
     ["idn-email", "idn-hostname", "iri", "iri-reference", "regex", "uri-reference", "uri-template"]
 )
-"""Formats of JSON Schema that no regular expression here holds; any other is an annotation."""
+"""Formats of JSON Schema that no regular expression here holds."""
+FORMATS: Final = OWN_FORMATS.keys() | NATIVE_FORMATS | UNENFORCED_FORMATS
+"""Those that say something; any other is an annotation."""

@@ -6,6 +6,7 @@ from itertools import product
 from typing import Final
 
 from engine_worker.grammar.json_schema.document import Schema
+from engine_worker.grammar.json_schema.formats import FORMATS
 from engine_worker.grammar.json_schema.rules import (
     EMPTY,
     NEVER,
@@ -19,7 +20,7 @@ from engine_worker.grammar.json_schema.rules import (
     seq,
 )
 from engine_worker.grammar.json_schema.scalars import STRING_BODY
-from engine_worker.grammar.json_schema.shape import Shape
+from engine_worker.grammar.json_schema.shape import Shape, conjunction
 from engine_worker.grammar.json_schema.style import dumped
 from engine_worker.grammar.json_schema.value_rules import ValueRules
 from engine_worker.grammar.json_schema.values import name_matches, unknown_matches
@@ -59,19 +60,18 @@ class ObjectRules:
                 document.leave_out(origin, "not", "it lists an object.")
         if not (shape.objects or shape.required or shape.names or least or most is not None):
             return JsonValue(self._inner.style.schema({"type": "object"}))
-        bodies, listed = self._names(shape)
-        patterns = self._patterns(shape)
         members = self._members(shape)
-        if listed is not None:
-            declared = {member.name for member in members}
+        declared = [member.name for member in members]
+        listed = self._listed_names(shape)
+        free: Expr = NEVER
+        if listed is None:
+            free = alt(*self._free(shape, declared))
+        else:
             members += [
                 _Member(name, self._member(shape, name), is_required=False)
                 for name in listed
                 if name not in declared
             ]
-        free: Expr = NEVER
-        if listed is None:
-            free = alt(*self._free(shape, patterns, [one.name for one in members], bodies))
         if free == NEVER and most is not None and most >= len(members):
             most = None
         if (least or most is not None) and len(members) * (max(least, most or 0) + 1) > MAX_STATES:
@@ -155,17 +155,18 @@ class ObjectRules:
                 found[pattern] = body
         return found
 
-    def _names(self, shape: Shape) -> tuple[list[str], list[str] | None]:
-        """Terminals that free names have to fit, and all possible names where they are listed."""
+    def _listed_names(self, shape: Shape) -> list[str] | None:
+        """All possible names where they are listed."""
+        listed = self._inner.listed(conjunction([schema for schema, _ in shape.names]))
+        if listed is None:
+            return None
+        return list(dict.fromkeys(name for name in listed if isinstance(name, str)))
+
+    def _name_bodies(self, shape: Shape) -> list[str]:
+        """Terminals that free names have to fit."""
         bodies: list[str] = []
-        closed: list[str] | None = None
         for schema, origin in shape.names:
             if schema is True or schema == {}:
-                continue
-            listed = self._inner.listed((schema,))
-            if listed is not None:
-                names = [name for name in listed if isinstance(name, str)]
-                closed = names if closed is None else [one for one in closed if one in names]
                 continue
             body = self._name_body(schema)
             if body is None:
@@ -174,7 +175,7 @@ class ObjectRules:
                 )
             else:
                 bodies += body
-        return bodies, closed
+        return bodies
 
     def _name_body(self, schema: Schema) -> list[str] | None:
         shapes = self._inner.shapes((schema,))
@@ -187,7 +188,7 @@ class ObjectRules:
             if body is None:
                 return None
             bodies.append(body)
-        if shape.formats:
+        if any(name in FORMATS for name, _ in shape.formats):
             return None
         for value, _ in shape.excluded:
             if isinstance(value, str):
@@ -197,14 +198,9 @@ class ObjectRules:
             bodies.append(f"/(?s:.){{{shape.min_length},{most}}}/")
         return bodies
 
-    def _free(
-        self,
-        shape: Shape,
-        patterns: dict[str, str | None],
-        declared: list[str],
-        bodies: list[str],
-    ) -> Iterator[Expr]:
+    def _free(self, shape: Shape, declared: list[str]) -> Iterator[Expr]:
         """Expressions for members that nobody declared, by which patterns their names have."""
+        patterns, bodies = self._patterns(shape), self._name_bodies(shape)
         known = {pattern: body for pattern, body in patterns.items() if body is not None}
         unknown = {pattern: None for pattern, body in patterns.items() if body is None}
         for hits in product((True, False), repeat=len(known)):

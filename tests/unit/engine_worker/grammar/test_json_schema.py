@@ -292,6 +292,20 @@ ENFORCED: list[tuple[str, Any, list[str], list[str]]] = [
         ['{"abc": 1}'],
     ),
     (
+        "propertyNames",
+        {
+            "type": "object",
+            "allOf": [
+                {"propertyNames": {"enum": ["a", "B", "a"]}},
+                {"propertyNames": {"pattern": "^[a-z]$"}},
+                {"propertyNames": {"anyOf": [{"const": "a"}, {"const": "c"}]}},
+            ],
+            "patternProperties": {"^a(?!x)": {"type": "integer"}},
+        },
+        ['{"a": 1}', "{}"],
+        ['{"B": 1}', '{"c": 1}', '{"a": "x"}', '{"a": 1, "a": 1}'],
+    ),
+    (
         "minProperties",
         {**OPEN, "type": "object", "minProperties": 1, "additionalProperties": False},
         ['{"b": 1}'],
