@@ -2,6 +2,7 @@
 
 from typing import Any, Final
 
+from engine_worker.grammar.json_schema.document import Schema
 from engine_worker.grammar.json_schema.rules import (
     EMPTY,
     NEVER,
@@ -51,7 +52,7 @@ class ArrayRules:
             self._inner.document.leave_out(
                 shape.unique, "uniqueItems", "its items aren't a few listed values."
             )
-        if shape.contains:
+        if _wanted(shape):
             containing = self._containing(shape, least, most)
             if containing is not None:
                 return containing
@@ -84,7 +85,7 @@ class ArrayRules:
 
     def _unique(self, shape: Shape, least: int, most: int | None) -> Expr | None:
         listed = self._inner.listed(shape.item(0))
-        if listed is None or shape.contains:
+        if listed is None or _wanted(shape):
             return None
         values: list[Any] = []
         for value in listed:
@@ -113,15 +114,16 @@ class ArrayRules:
 
     def _containing(self, shape: Shape, least: int, most: int | None) -> Expr | None:
         """Arrays that contain something; None when only the model can see to it."""
-        wanted, number, _origin = shape.contains[0]
+        contains = _wanted(shape)
+        wanted, number, _ = contains[0]
         if (
-            len(shape.contains) > 1
+            len(contains) > 1
             or number > MAX_CONTAINED
             or shape.num_prefix
             or most is not None
             or least > number
         ):
-            for _, _, schema in shape.contains:
+            for _, _, schema in contains:
                 self._inner.document.leave_out(
                     schema, "contains", "it stands beside other keywords of arrays."
                 )
@@ -136,3 +138,8 @@ class ArrayRules:
         )
         more = seq(separator, before, hit)
         return seq(Text("["), before, hit, Repeat(more, number - 1, number - 1), behind, Text("]"))
+
+
+def _wanted(shape: Shape) -> list[tuple[Schema, int, Schema]]:
+    """The schemas of items of which there must be some."""
+    return [one for one in shape.contains if one[1]]

@@ -53,8 +53,7 @@ class BoundsReader:
         least = 1 if least is None else least
         if "maxContains" in schema:
             self._document.leave_out(schema, "maxContains", "items are not counted.")
-        if least:
-            shape.contains.append((schema["contains"], least, schema))
+        shape.contains.append((schema["contains"], least, schema))
 
     def _read_numbers(self, shape: Shape) -> None:
         schema = self._schema

@@ -1,7 +1,7 @@
 """Reads schemas: from several at once to the shapes of which a value must have one."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Final
 
@@ -61,6 +61,18 @@ class _State:
     def branch(self, *more: tuple[Schema, frozenset[int]]) -> "_State":
         return _State(self.shape.copy(), [*more, *self.pending], self.seen, self.unevaluated)
 
+    def adopt(self, schema: dict[str, Any], owners: frozenset[int]) -> None:
+        """A schema that was read before is part of more schemas, with all that is part of it."""
+
+        def grown(known: frozenset[int]) -> frozenset[int]:
+            return known | owners if id(schema) in known else known
+
+        shape = self.shape
+        shape.objects = [replace(part, owners=grown(part.owners)) for part in shape.objects]
+        shape.arrays = [replace(part, owners=grown(part.owners)) for part in shape.arrays]
+        self.pending = [(one, grown(known)) for one, known in self.pending]
+        self.unevaluated = tuple((one, grown(known)) for one, known in self.unevaluated)
+
 
 class SchemaReader:
     """Reads the schemas of one document.
@@ -95,6 +107,8 @@ class SchemaReader:
             if schema is False:
                 continue
             if schema is True or id(schema) in state.seen:
+                if owners and isinstance(schema, dict):
+                    state.adopt(schema, owners)
                 waiting.append(state)
                 continue
             if not isinstance(schema, dict):
@@ -270,8 +284,9 @@ class SchemaReader:
     def _finished(self, state: _State) -> Shape:
         """A shape with what its unevaluated members and items have to be."""
         shape = state.shape
-        # The innermost first: what it describes, an outer one finds described.
-        for schema, owners in reversed(state.unevaluated):
+        # The innermost first: what it describes, an outer one finds described. What lies within
+        # another one has all of its owners, and more.
+        for schema, owners in sorted(state.unevaluated, key=lambda one: -len(one[1])):
             inner = [part for part in shape.objects if id(schema) in part.owners]
             rest = schema.get("unevaluatedProperties")
             if rest is not None and not any(part.additional is not None for part in inner):
@@ -291,7 +306,7 @@ class SchemaReader:
                 )
                 continue
             longest = max((len(part.prefix) for part in arrays), default=0)
-            shape.arrays.append(ArrayPart(frozenset({id(schema)}), schema, (True,) * longest, rest))
+            shape.arrays.append(ArrayPart(owners, schema, (True,) * longest, rest))
         return shape
 
     def _listed(self, schema: dict[str, Any], keyword: str) -> list[Schema]:

@@ -57,7 +57,7 @@ class Shape:
         is_fraction: Its numbers are no integers.
         low_origin: The schema and the keyword that said so; `high_origin` likewise.
         patterns: Of strings, with the schema that said so; formats likewise.
-        contains: Schemas of items, with how many of them there must be.
+        contains: Schemas of items, with how many of them there must be, 0 or more.
         names: What the names of an object's members have to be.
     """
 

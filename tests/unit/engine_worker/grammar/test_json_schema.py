@@ -388,6 +388,48 @@ ENFORCED: list[tuple[str, Any, list[str], list[str]]] = [
         ["[1, 2]"],
     ),
     (
+        "unevaluatedProperties",
+        {
+            "type": "object",
+            "allOf": [
+                {"$ref": "#/$defs/b"},
+                {"$ref": "#/$defs/b", "unevaluatedProperties": False},
+            ],
+            "$defs": {"b": {"allOf": [{"properties": {"a": {"type": "integer"}}}]}},
+        },
+        ['{"a": 1}', "{}"],
+        ['{"b": 1}', '{"a": "x"}'],
+    ),
+    (
+        "unevaluatedProperties",  # what an inner one describes is described, read before or after
+        {
+            "type": "object",
+            "allOf": [
+                {"$ref": "#/$defs/inner"},
+                {"allOf": [{"$ref": "#/$defs/inner"}], "unevaluatedProperties": False},
+            ],
+            "$defs": {"inner": {"unevaluatedProperties": {"type": "integer"}}},
+        },
+        ['{"a": 1}'],
+        ['{"a": "x"}'],
+    ),
+    (
+        "unevaluatedItems",
+        {"type": "array", "allOf": [{"unevaluatedItems": True}], "unevaluatedItems": False},
+        ["[1]", "[]"],
+        ["1"],
+    ),
+    (
+        "unevaluatedItems",
+        {
+            "type": "array",
+            "allOf": [{"$ref": "#/$defs/b"}, {"$ref": "#/$defs/b", "unevaluatedItems": False}],
+            "$defs": {"b": {"prefixItems": [{"type": "integer"}]}},
+        },
+        ["[1]"],
+        ["[1, 2]"],
+    ),
+    (
         "$dynamicRef",
         {"$defs": {"n": {"$dynamicAnchor": "n", "const": 1}}, "$dynamicRef": "#n"},
         ["1"],
@@ -423,6 +465,7 @@ LEFT: list[tuple[str, Any]] = [
     ("format", {"format": "regex"}),
     ("multipleOf", {"type": "integer", "multipleOf": 1234567}),
     ("unevaluatedItems", {"contains": {"const": 1}, "unevaluatedItems": False}),
+    ("unevaluatedItems", {"contains": True, "minContains": 0, "unevaluatedItems": False}),
     (
         "$dynamicRef",
         {
