@@ -14,7 +14,7 @@ import msgspec
 import psutil
 
 from engine_worker.errors import UnsupportedGrammarError
-from engine_worker.grammar.trial_process import Setup, TrialResult
+from engine_worker.grammar.trial_process import TOO_MUCH_MEMORY, Setup, TrialResult
 from engine_worker.grammar.vocabulary import GrammarVocabulary
 from protocol.runtime.helper_process import start_helper
 from protocol.wire.messages import Grammar
@@ -82,10 +82,10 @@ class GrammarTrial:
             answer = connection.recv_bytes()
         except (EOFError, OSError) as error:
             self.close()
-            raise UnsupportedGrammarError(
-                "The grammar is too complex: it takes too much memory to compile."
-            ) from error
+            raise UnsupportedGrammarError(TOO_MUCH_MEMORY) from error
         result = msgspec.json.decode(answer, type=TrialResult)
+        if result.fault:
+            _log.error("a fault of the engine's on a grammar, which is refused: %s", result.fault)
         if result.refusal:
             raise UnsupportedGrammarError(result.refusal)
         return result

@@ -8,6 +8,7 @@ import random
 import resource
 import sys
 import time
+import traceback
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Final
@@ -22,6 +23,7 @@ from engine_worker.grammar.source import lark_source
 from engine_worker.grammar.special_tokens import SpecialTokens
 from protocol.wire.messages import Grammar
 
+TOO_MUCH_MEMORY: Final = "The grammar is too complex: it takes too much memory to compile."
 _NICENESS: Final = 5
 _WALK_TOKENS: Final = 400
 _WALK_S: Final = 0.25
@@ -53,6 +55,7 @@ class TrialResult(msgspec.Struct, frozen=True):
 
     Attributes:
         refusal: Why it can't be used; empty when it can.
+        fault: What a fault of ours raised on it, for the log; empty for none.
         source: Lark text.
         unenforced: Keywords of its schemas that are left to the model.
         is_calm: Whether long outputs need few states, so that outputs may share them.
@@ -62,6 +65,7 @@ class TrialResult(msgspec.Struct, frozen=True):
     source: str = ""
     unenforced: tuple[str, ...] = ()
     is_calm: bool = True
+    fault: str = ""
 
 
 class Trial:
@@ -78,11 +82,25 @@ class Trial:
         )
 
     def check(self, grammar: Grammar) -> TrialResult:
-        """Read, compile and try a grammar."""
+        """Read, compile and try a grammar.
+
+        Whatever goes wrong is an answer: the process goes on with other grammars.
+        """
         try:
-            source = lark_source(grammar, self._special)
+            return self._checked(grammar)
         except UnsupportedGrammarError as error:
             return TrialResult(refusal=error.message)
+        except MemoryError:
+            return TrialResult(refusal=TOO_MUCH_MEMORY)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a panic of a native library is no Exception
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            fault = f"{type(error).__name__} at {where.name}:{where.lineno}"
+            return TrialResult(refusal="The grammar can't be read.", fault=fault)
+
+    def _checked(self, grammar: Grammar) -> TrialResult:
+        source = lark_source(grammar, self._special)
         is_calm = not self._failure_of(source.text, CALM_LEXER_STATES)
         failure = "" if is_calm else self._failure_of(source.text, None)
         if failure:

@@ -1,9 +1,11 @@
 """A schema document: where each schema lies in it, and what references mean."""
 
+import re
 from typing import Any, Final
-from urllib.parse import unquote, urldefrag, urljoin
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 from engine_worker.errors import UnsupportedGrammarError
+from engine_worker.grammar.json_schema.keyword_types import first_fault
 from engine_worker.grammar.json_schema.keywords import (
     SUBSCHEMA_KEYWORDS,
     SUBSCHEMA_LISTS,
@@ -12,6 +14,7 @@ from engine_worker.grammar.json_schema.keywords import (
 
 Schema = dict[str, Any] | bool
 
+_INDEX: Final = re.compile("[0-9]{1,9}")
 _OLD_DRAFTS: Final = ("draft-03", "draft-04", "draft-05", "draft-06", "draft-07")
 
 
@@ -47,6 +50,8 @@ class Document:
         self._anchors: dict[str, list[Schema]] = {}
         self._dynamic_anchors: dict[str, list[Schema]] = {}
         self._kept: list[Any] = []
+        self._made: set[int] = set()
+        self._checked: set[int] = set()
         self._walk(root, "", "")
 
     def leave_out(self, schema: Schema, keyword: str, why: str) -> None:
@@ -55,7 +60,7 @@ class Document:
         Raises:
             UnsupportedGrammarError: The schema is strict.
         """
-        place = f"{self._pointers.get(id(schema), '')}/{keyword}"
+        place = self._place(schema, keyword)
         if self.is_strict:
             raise UnsupportedGrammarError(
                 f"`{keyword}` at {place[:200]} can't be enforced: {why} Leave it out, or don't ask"
@@ -65,29 +70,51 @@ class Document:
 
     def refuse(self, schema: Schema, keyword: str, why: str) -> UnsupportedGrammarError:
         """The error for a keyword that means nothing."""
-        place = f"{self._pointers.get(id(schema), '')}/{keyword}"
+        place = self._place(schema, keyword)
         return UnsupportedGrammarError(f"The schema is wrong at {place[:200]}: {why}")
+
+    def _place(self, schema: Schema, keyword: str) -> str:
+        place = f"{self._pointers.get(id(schema), '')}/{keyword}"
+        # A name may hold half of a surrogate pair, which no message can.
+        return place.encode(errors="backslashreplace").decode()
+
+    def check(self, schema: dict[str, Any]) -> None:
+        """Make sure that the value of each keyword is of a type that it may have.
+
+        Raises:
+            UnsupportedGrammarError: It isn't.
+        """
+        if id(schema) in self._checked:
+            return
+        has_siblings = "$ref" not in schema or not self.has_old_references
+        fault = first_fault(schema if has_siblings else {"$ref": schema["$ref"]})
+        if fault is not None:
+            raise self.refuse(schema, *fault)
+        self._checked.add(id(schema))
+
+    def is_made(self, schema: dict[str, Any]) -> bool:
+        """Whether a schema is one of ours: only these have keywords of our own."""
+        return id(schema) in self._made
 
     def made(self, schema: dict[str, Any], origin: Schema) -> dict[str, Any]:
         """A schema that stands for a part of another one, in whose place it is."""
         self._kept.append(schema)
+        self._made.add(id(schema))
         self._walk(schema, self._bases.get(id(origin), ""), self._pointers.get(id(origin), ""))
         return schema
 
-    def resolve(self, schema: dict[str, Any], reference: Any) -> Schema:
+    def resolve(self, schema: dict[str, Any], reference: str) -> Schema:
         """What a reference within a schema refers to.
 
         Raises:
             UnsupportedGrammarError: It goes nowhere within the document.
             UnresolvableError: It goes outside.
         """
-        if not isinstance(reference, str):
-            raise self.refuse(schema, "$ref", "a reference is a string.")
         base = self._bases.get(id(schema), "")
         if reference.startswith("#"):
             url, fragment = base, reference[1:]
         else:
-            url, fragment = urldefrag(urljoin(base, reference))
+            url, fragment = self._joined(schema, "$ref", base, reference)
         resource = self._resources.get(url)
         if resource is None:
             raise UnresolvableError(reference)
@@ -101,9 +128,9 @@ class Document:
             return anchored[0]
         return self._at(schema, resource, url, fragment, reference)
 
-    def resolve_dynamic(self, schema: dict[str, Any], reference: Any) -> Schema | None:
+    def resolve_dynamic(self, schema: dict[str, Any], reference: str) -> Schema | None:
         """What a dynamic reference refers to where there is just one candidate; else None."""
-        name = reference[1:] if isinstance(reference, str) and reference.startswith("#") else ""
+        name = reference[1:] if reference.startswith("#") else ""
         candidates = self._dynamic_anchors.get(name, [])
         if name and len(candidates) == 1 and not self._is_split():
             return candidates[0]
@@ -114,6 +141,17 @@ class Document:
     def _is_split(self) -> bool:
         return len(self._resources) > 2
 
+    def _joined(
+        self, schema: dict[str, Any], keyword: str, base: str, reference: str
+    ) -> tuple[str, str]:
+        """An address without its fragment, and the fragment."""
+        try:
+            urlsplit(reference)  # what `urljoin` hands on unread is looked at, too
+            url, fragment = urldefrag(urljoin(base, reference))
+        except ValueError as error:
+            raise self.refuse(schema, keyword, f"{reference[:100]!r} is no address.") from error
+        return url, fragment
+
     def _at(
         self, schema: dict[str, Any], resource: Schema, url: str, pointer: str, reference: str
     ) -> Schema:
@@ -123,7 +161,7 @@ class Document:
             key = part.replace("~1", "/").replace("~0", "~")
             if isinstance(target, dict) and key in target:
                 target = target[key]
-            elif isinstance(target, list) and key.isdigit() and int(key[:9]) < len(target):
+            elif isinstance(target, list) and _INDEX.fullmatch(key) and int(key) < len(target):
                 target = target[int(key)]
             else:
                 raise self.refuse(schema, "$ref", f"{reference[:100]!r} goes nowhere.")
@@ -142,9 +180,9 @@ class Document:
             schema, base, pointer = waiting.pop()
             if not isinstance(schema, dict) or id(schema) in self._bases:
                 continue
+            self._pointers[id(schema)] = pointer
             base = self._named(schema, base)
             self._bases[id(schema)] = base
-            self._pointers[id(schema)] = pointer
             for keyword, value in schema.items():
                 place = f"{pointer}/{keyword}"
                 if keyword in SUBSCHEMA_KEYWORDS and isinstance(value, dict):
@@ -163,7 +201,7 @@ class Document:
             if names.startswith("#"):
                 self._anchors.setdefault(f"{base}{names}", []).append(schema)
             else:
-                base = urldefrag(urljoin(base, names))[0]
+                base, _ = self._joined(schema, "$id", base, names)
                 self._resources.setdefault(base, schema)
         anchor = schema.get("$anchor")
         if isinstance(anchor, str):

@@ -10,7 +10,6 @@ from engine_worker.grammar.json_schema.document import Document, Schema, Unresol
 from engine_worker.grammar.json_schema.patterns import Patterns
 from engine_worker.grammar.json_schema.shape import (
     ALL_TYPES,
-    TYPES,
     ArrayPart,
     ObjectPart,
     Shape,
@@ -111,8 +110,7 @@ class SchemaReader:
                     state.adopt(schema, owners)
                 waiting.append(state)
                 continue
-            if not isinstance(schema, dict):
-                raise self.document.refuse(True, "", "a schema is an object, true or false.")
+            assert isinstance(schema, dict)
             state.seen |= {id(schema)}
             room = MAX_SHAPES - len(waiting) - len(done)
             waiting += reversed(self._read(state, schema, owners | {id(schema)}, room))
@@ -125,6 +123,7 @@ class SchemaReader:
     ) -> list[_State]:
         """The states that a schema makes of one."""
         document = self.document
+        document.check(schema)
         following: list[Schema] = []
         for keyword in ("$ref", "$dynamicRef", "$recursiveRef"):
             if keyword in schema:
@@ -138,7 +137,7 @@ class SchemaReader:
         self._read_parts(state.shape, schema, owners)
         if "unevaluatedProperties" in schema or "unevaluatedItems" in schema:
             state.unevaluated += ((schema, owners),)
-        following += self._listed(schema, "allOf")
+        following += schema.get("allOf", [])
         combined: list[_Choice] = [tuple((one, True) for one in following)]
         for keyword, choices in self._choices(schema):
             if len(combined) * len(choices) > max(room, 1) and len(choices) > 1:
@@ -170,7 +169,7 @@ class SchemaReader:
     def _choices(self, schema: dict[str, Any]) -> Iterator[tuple[str, list[_Choice]]]:
         """For each keyword that branches: its alternatives, each some schemas at once."""
         if "anyOf" in schema:
-            yield "anyOf", [((one, True),) for one in self._listed(schema, "anyOf")]
+            yield "anyOf", [((one, True),) for one in schema["anyOf"]]
         if "oneOf" in schema:
             yield "oneOf", self._one_of(schema)
         if "not" in schema:
@@ -198,7 +197,7 @@ class SchemaReader:
     def _dependencies(self, schema: dict[str, Any]) -> Iterator[tuple[str, list[_Choice]]]:
         made = self.document.made
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
-            for name, needed in self._map(schema, keyword).items():
+            for name, needed in schema.get(keyword, {}).items():
                 if isinstance(needed, list):
                     names = made({"type": "object", "required": [name, *needed]}, schema)
                     with_it: _Choice = ((names, True),)
@@ -210,7 +209,7 @@ class SchemaReader:
 
     def _one_of(self, schema: dict[str, Any]) -> list[_Choice]:
         """Alternatives of which no two are true at once, as far as that can be made sure of."""
-        branches = self._listed(schema, "oneOf")
+        branches = schema["oneOf"]
         if self._is_comparing:
             return [((branch, True),) for branch in branches]
         overlaps: dict[int, list[int]] = {}
@@ -240,33 +239,22 @@ class SchemaReader:
         declared = schema.get("type")
         if declared is not None and declared != "any":
             names = declared if isinstance(declared, list) else [declared]
-            for name in names:
-                if name not in TYPES:
-                    raise self.document.refuse(
-                        schema, "type", f"there is no type {str(name)[:50]!r}."
-                    )
             types = frozenset(names) - ({"integer"} if "number" in names else set())
             shape.types = meet_types(shape.types, types)
         for values in ([schema["const"]] if "const" in schema else None, schema.get("enum")):
             if values is None:
                 continue
-            if not isinstance(values, list):
-                raise self.document.refuse(schema, "enum", "it is a list of values.")
             known = shape.values
             shape.values = [
                 value for value in values if known is None or any(same(value, one) for one in known)
             ]
-        if schema.get("x-penstock-fraction") is True:
-            shape.is_fraction = True
-        if "x-penstock-not" in schema:
-            shape.excluded += [(value, schema) for value in schema["x-penstock-not"]]
+        if self.document.is_made(schema):
+            shape.is_fraction = shape.is_fraction or "x-penstock-fraction" in schema
+            shape.excluded += [(value, schema) for value in schema.get("x-penstock-not", ())]
 
     def _read_parts(self, shape: Shape, schema: dict[str, Any], owners: frozenset[int]) -> None:
         """What a schema says of members and items."""
-        properties, patterns = (
-            self._map(schema, "properties"),
-            self._map(schema, "patternProperties"),
-        )
+        properties, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
         additional = schema.get("additionalProperties")
         if properties or patterns or additional is not None:
             shape.objects.append(ObjectPart(owners, schema, properties, patterns, additional))
@@ -276,8 +264,6 @@ class SchemaReader:
         rest = items
         if isinstance(items, list):
             prefix, rest = items, schema.get("additionalItems")
-        if prefix is not None and not isinstance(prefix, list):
-            raise self.document.refuse(schema, "prefixItems", "it is a list of schemas.")
         if prefix or rest is not None:
             shape.arrays.append(ArrayPart(owners, schema, tuple(prefix or ()), rest))
 
@@ -309,18 +295,6 @@ class SchemaReader:
             shape.arrays.append(ArrayPart(owners, schema, (True,) * longest, rest))
         return shape
 
-    def _listed(self, schema: dict[str, Any], keyword: str) -> list[Schema]:
-        value = schema.get(keyword, [])
-        if not isinstance(value, list):
-            raise self.document.refuse(schema, keyword, "it is a list of schemas.")
-        return value
-
-    def _map(self, schema: dict[str, Any], keyword: str) -> dict[str, Any]:
-        value = schema.get(keyword, {})
-        if not isinstance(value, dict):
-            raise self.document.refuse(schema, keyword, "it is an object.")
-        return value
-
     # What is not so.
 
     def negated(self, schema: Schema, depth: int = 0) -> list[Schema] | None:
@@ -335,11 +309,16 @@ class SchemaReader:
     def _negated(self, schema: dict[str, Any], depth: int) -> list[Schema] | None:
         if depth > _MAX_DEPTH:
             return None
+        self.document.check(schema)
         found: list[Schema] = []
         if "$ref" in schema and self.document.has_old_references:
             return self._negated_keyword(schema, "$ref", schema["$ref"], depth)
         for keyword, value in schema.items():
-            if keyword in ("x-penstock-not", "x-penstock-fraction", "then", "else"):
+            if keyword in ("then", "else"):
+                return None
+            if keyword in ("x-penstock-not", "x-penstock-fraction") and self.document.is_made(
+                schema
+            ):
                 return None
             if keyword not in _MEANINGFUL:
                 continue
@@ -363,8 +342,8 @@ class SchemaReader:
                     return None
             case "type":
                 names = set(value if isinstance(value, list) else [value])
-                if not names <= set(TYPES):
-                    return None
+                if "any" in names:
+                    return []
                 left = sorted(ALL_TYPES - names - ({"number"} if "integer" in names else set()))
                 others = [made({"type": left})] if left else []
                 if "integer" in names and "number" not in names:
@@ -373,16 +352,16 @@ class SchemaReader:
             case "const":
                 return [made({"x-penstock-not": [value]})]
             case "enum":
-                return [made({"x-penstock-not": value})] if isinstance(value, list) else None
+                return [made({"x-penstock-not": value})]
             case "not":
                 return [value]
             case "allOf":
-                parts = [self.negated(one, depth + 1) for one in self._listed(schema, keyword)]
+                parts = [self.negated(one, depth + 1) for one in schema[keyword]]
                 if any(part is None for part in parts):
                     return None
                 return [one for part in parts for one in part or ()]
             case "anyOf":
-                parts = [self.negated(one, depth + 1) for one in self._listed(schema, keyword)]
+                parts = [self.negated(one, depth + 1) for one in schema[keyword]]
                 whole: list[list[Schema]] = [[]]
                 for part in parts:
                     if part is None or len(whole) * len(part) > _MAX_NEGATIONS:
@@ -395,7 +374,7 @@ class SchemaReader:
                 return [made({"type": "object", "properties": {name: False}}) for name in value]
             case "properties":
                 found: list[Schema] = []
-                for name, inner in self._map(schema, keyword).items():
+                for name, inner in schema[keyword].items():
                     part = self.negated(inner, depth + 1)
                     if part is None:
                         return None

@@ -6,8 +6,8 @@ from decimal import Decimal
 from typing import Any, Final
 
 from engine_worker.grammar.json_schema.document import Schema
+from engine_worker.grammar.json_schema.keyword_types import TYPES
 
-TYPES: Final = ("object", "array", "string", "number", "integer", "boolean", "null")
 ALL_TYPES: Final = frozenset(TYPES) - {"integer"}
 
 Bound = tuple[Decimal, bool]

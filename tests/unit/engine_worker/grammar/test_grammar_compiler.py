@@ -277,15 +277,7 @@ def test_a_limit_that_only_long_outputs_meet_is_told_before_the_first_token(
 ) -> None:
     monkeypatch.setattr(trial_process, "CALM_LEXER_STATES", 200)
     vocabulary = GrammarVocabulary(TOKENIZER, TOKENIZER.num_tokens)
-    trial = trial_process.Trial(
-        trial_process.Setup(
-            tokenizer=vocabulary.serialized,
-            num_tokens=vocabulary.num_tokens,
-            special=vocabulary.special.ids,
-            eos_token_ids=sorted(vocabulary.special.eos_token_ids),
-            max_memory_bytes=0,
-        )
-    )
+    trial = a_trial()
     source = 'start: e\ne: e "+" e | e e e | e e | /[a-z]{1,40}e[a-z]{30}/ | "(" e ")"\n'
     grammar = Grammar(kind="lark", source=source)
     assert not trial.check(grammar).refusal
@@ -294,6 +286,48 @@ def test_a_limit_that_only_long_outputs_meet_is_told_before_the_first_token(
     matcher.compute_bitmask()
     assert not matcher.is_error()
     assert "more states than the engine keeps" in trial.check(grammar).refusal
+
+
+def a_trial() -> trial_process.Trial:
+    vocabulary = GrammarVocabulary(TOKENIZER, TOKENIZER.num_tokens)
+    return trial_process.Trial(
+        trial_process.Setup(
+            tokenizer=vocabulary.serialized,
+            num_tokens=vocabulary.num_tokens,
+            special=vocabulary.special.ids,
+            eos_token_ids=sorted(vocabulary.special.eos_token_ids),
+            max_memory_bytes=0,
+        )
+    )
+
+
+class Panic(BaseException):
+    """As native libraries raise it."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "refusal", "fault"),
+    [
+        (TypeError("secret"), "can't be read", "TypeError at broken:"),
+        (Panic("secret"), "can't be read", "Panic at broken:"),
+        (MemoryError(), "too much memory", ""),
+    ],
+)
+def test_a_fault_on_one_grammar_is_an_answer_and_the_process_goes_on(
+    raised: BaseException, refusal: str, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise raised
+
+    trial = a_trial()
+    with monkeypatch.context() as patched:
+        patched.setattr(trial_process, "lark_source", broken)
+        result = trial.check(Grammar(kind="regex", source="a"))
+    assert refusal in result.refusal
+    assert result.fault.startswith(fault)
+    assert bool(result.fault) is bool(fault)
+    assert "secret" not in result.refusal + result.fault
+    assert not trial.check(Grammar(kind="regex", source="a")).refusal
 
 
 def test_thousands_of_choices_are_one_lexeme(compiler: GrammarCompiler) -> None:
