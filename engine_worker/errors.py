@@ -16,6 +16,7 @@ PenstockError
     ├── NativeUnavailableError         there are no native kernels here: XLA computes instead
     ├── PackedFileError                a file of packed weights can't be used: it is made anew
     ├── ProfileError                   a profile can't be recorded now
+    ├── HelperLostError                a process beside the engine's doesn't start, or was killed
     └── RequestError                   one request can't be served; the others go on
         ├── InvalidRequestError        a field is wrong; names it
         ├── UnsupportedParameterError  a field asks for something that is not there (yet)
@@ -90,6 +91,15 @@ class PackedFileError(EngineError):
 
 class ProfileError(EngineError):
     """A profile can't be recorded: another one runs, or its folder can't be written."""
+
+    code = ErrorCode.OVERLOADED
+
+
+class HelperLostError(EngineError):
+    """A process beside the engine's doesn't start, was killed or is kept from computing.
+
+    It is nothing to the request, which may come again.
+    """
 
     code = ErrorCode.OVERLOADED
 

@@ -138,6 +138,7 @@ class GrammarCompiler:
 
         Raises:
             UnsupportedGrammarError: It is wrong or too costly; the message says which.
+            HelperLostError: It could not be tried now; the next one to ask tries again.
         """
         with self._lock:
             future = self._cache.get(grammar)

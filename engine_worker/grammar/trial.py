@@ -13,26 +13,22 @@ from typing import Final
 import msgspec
 import psutil
 
-from engine_worker.errors import UnsupportedGrammarError
+from engine_worker.errors import HelperLostError, UnsupportedGrammarError
 from engine_worker.grammar.trial_process import TOO_MUCH_MEMORY, Setup, TrialResult
 from engine_worker.grammar.vocabulary import GrammarVocabulary
-from protocol.runtime.helper_process import start_helper
+from protocol.runtime.helper_process import died_of_its_work, start_helper
 from protocol.wire.messages import Grammar
 
 MAX_MEMORY_BYTES: Final = 2**31
 """Address space of the process."""
 _MODULE: Final = "engine_worker.grammar.trial_process"
 _log = logging.getLogger("penstock.engine")
+_NUM_TRIES: Final = 2
 _STOP_TIMEOUT_S: Final = 5.0
-_MAX_MESSAGE_CHARACTERS: Final = 300
 _BUSY_SHARE: Final = 0.5
 """Who computed for so much of its time has used it; who computed less was kept from it."""
 _MAX_TURNS: Final = 20
 """How many times its time a process gets by the clock, on a machine that lets it compute little."""
-
-
-_LIMIT_MESSAGES: Final = ("fuel", "too many items", "Current row has", "too complex")
-"""Parts of llguidance's messages about the work of one step."""
 
 
 class GrammarTrial:
@@ -52,43 +48,42 @@ class GrammarTrial:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process was started, and not replaced since."""
-        return self._connection is not None
+        """Whether its process was started, and runs."""
+        return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Have a process that is ready; one that can't be started is tried again when needed."""
-        if self._connection is None:
-            try:
-                self._start()
-            except (EOFError, OSError) as error:
-                _log.warning("the process that tries grammars does not start: %r", error)
-                self.close()
+        with suppress(HelperLostError):
+            self._ready()
 
     def check(self, grammar: Grammar) -> TrialResult:
         """Read, compile and try a grammar, there.
 
+        A grammar that a process dies of is tried in a fresh one: the process may have been killed,
+        or other grammars left it little memory.
+
         Raises:
             UnsupportedGrammarError: It is wrong, or takes more time or memory than there is.
+            HelperLostError: There is no process that tries it, whatever it is.
         """
-        try:
-            connection = self._connection or self._start()
-            connection.send_bytes(msgspec.json.encode(grammar))
-            if not self._has_answer(connection):
-                self.close()
-                raise UnsupportedGrammarError(
-                    f"The grammar is too complex: it takes more than {self._timeout_s:g} s to"
-                    " compile."
-                )
-            answer = connection.recv_bytes()
-        except (EOFError, OSError) as error:
-            self.close()
-            raise UnsupportedGrammarError(TOO_MUCH_MEMORY) from error
-        result = msgspec.json.decode(answer, type=TrialResult)
-        if result.fault:
-            _log.error("a fault of the engine's on a grammar, which is refused: %s", result.fault)
-        if result.refusal:
-            raise UnsupportedGrammarError(result.refusal)
-        return result
+        ended = None
+        for _ in range(_NUM_TRIES):
+            connection = self._ready()
+            try:
+                connection.send_bytes(msgspec.json.encode(grammar))
+                self._await_answer(connection)
+                answer = connection.recv_bytes()
+            except (EOFError, OSError):
+                ended = self._end()
+                _log.warning("the process that tries grammars ended with %s", ended)
+            else:
+                return _told(answer)
+        if died_of_its_work(ended):
+            raise UnsupportedGrammarError(TOO_MUCH_MEMORY)
+        raise HelperLostError(
+            "The process that compiles grammars was killed, the machine may be short of memory;"
+            " please try again later."
+        )
 
     def close(self) -> None:
         """End the process, whatever it is doing; the next grammar starts another."""
@@ -99,14 +94,31 @@ class GrammarTrial:
             self._process.wait(_STOP_TIMEOUT_S)
         self._connection = self._process = None
 
-    def _has_answer(self, connection: Connection) -> bool:
+    def _end(self) -> int | None:
+        """Close a process that is ending; how it ended."""
+        process = self._process
+        if process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_TIMEOUT_S)
+        self.close()
+        return None if process is None else process.returncode
+
+    def _await_answer(self, connection: Connection) -> None:
+        """Until there is something to receive, an end of the connection included."""
         begun_s = self._computed_s()
         for _ in range(_MAX_TURNS):
             if connection.poll(self._timeout_s):
-                return True
+                return
             if self._computed_s() - begun_s >= _BUSY_SHARE * self._timeout_s:
-                break
-        return False
+                self.close()
+                raise UnsupportedGrammarError(
+                    f"The grammar is too complex: it takes more than {self._timeout_s:g} s to"
+                    " compile."
+                )
+        self.close()
+        raise HelperLostError(
+            "The machine is too busy to compile the grammar; please try again later."
+        )
 
     def _computed_s(self) -> float:
         """CPU seconds of the process so far."""
@@ -115,6 +127,20 @@ class GrammarTrial:
             times = psutil.Process(self._process.pid).cpu_times()
             return float(times.user + times.system)
         return 0.0
+
+    def _ready(self) -> Connection:
+        """The connection to a process that runs."""
+        if self._connection is not None and self.is_alive:
+            return self._connection
+        self.close()
+        try:
+            return self._start()
+        except (EOFError, OSError) as error:
+            _log.warning("the process that tries grammars does not start: %r", error)
+            self.close()
+            raise HelperLostError(
+                "The engine can't start the process that compiles grammars; please try again later."
+            ) from error
 
     def _start(self) -> Connection:
         self._process, connection = start_helper(_MODULE)
@@ -130,3 +156,17 @@ class GrammarTrial:
         connection.send_bytes(msgspec.json.encode(setup))
         connection.recv_bytes()  # it is ready
         return connection
+
+
+def _told(answer: bytes) -> TrialResult:
+    """What an answer says.
+
+    Raises:
+        UnsupportedGrammarError: The grammar is refused.
+    """
+    result = msgspec.json.decode(answer, type=TrialResult)
+    if result.fault:
+        _log.error("a fault of the engine's on a grammar, which is refused: %s", result.fault)
+    if result.refusal:
+        raise UnsupportedGrammarError(result.refusal)
+    return result

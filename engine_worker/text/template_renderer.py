@@ -17,6 +17,7 @@ from pathlib import Path
 from signal import SIGXCPU
 from typing import Any, Final
 
+from engine_worker.errors import HelperLostError
 from engine_worker.text.template_process import (
     MAX_TEXT_CHARACTERS,
     OUT_OF_MEMORY,
@@ -25,6 +26,7 @@ from engine_worker.text.template_process import (
     render,
 )
 from protocol.runtime.child_environment import child_environment
+from protocol.runtime.helper_process import died_of_its_work
 
 NUM_PROCESSES: Final = 2
 """Conversations that are rendered at a time."""
@@ -33,6 +35,7 @@ MAX_COMPUTE_S: Final = 10.0
 _MAX_ANSWER_BYTES: Final = 4 * MAX_TEXT_CHARACTERS + 1
 _MODULE: Final = "engine_worker.text.template_process"
 _PACKAGES: Final = str(Path(__file__).parents[2])
+_NUM_TRIES: Final = 2
 _STOP_TIMEOUT_S: Final = 5.0
 _OWN_TEMPLATE: Final = Path(__file__).parents[1] / "demo" / "chat_template.jinja"
 
@@ -82,6 +85,7 @@ class TemplateRenderer:
         Raises:
             TemplateRefusedError: The template raised.
             TemplateCostError: It was stopped.
+            HelperLostError: The process was killed, whatever it did.
         """
         arguments = (source, messages, tools, variables, max_compute_s)
         if is_ours:
@@ -117,18 +121,29 @@ class _Process:
         return self._connection is not None
 
     def ask(self, request: bytes) -> bytes:
-        """The answer to one request; what the process died of, if it did."""
+        """The answer to one request; what the process died of, if it died of it.
+
+        Raises:
+            HelperLostError: It was killed, and the next one too.
+        """
         if self._process is not None and self._process.poll() is not None:
             self.end()  # somebody killed it between two requests
-        connection = self._connection or self._start()
-        try:
-            connection.send_bytes(request)
-            return connection.recv_bytes(_MAX_ANSWER_BYTES)
-        except (EOFError, OSError):
-            return OUT_OF_TIME if self.end() == -SIGXCPU else OUT_OF_MEMORY
-        except BaseException:
-            self.end(at_once=True)
-            raise
+        for _ in range(_NUM_TRIES):
+            connection = self._connection or self._start()
+            try:
+                connection.send_bytes(request)
+                return connection.recv_bytes(_MAX_ANSWER_BYTES)
+            except (EOFError, OSError):
+                ended = self.end()
+                if died_of_its_work(ended):
+                    return OUT_OF_TIME if ended == -SIGXCPU else OUT_OF_MEMORY
+            except BaseException:
+                self.end(at_once=True)
+                raise
+        raise HelperLostError(
+            "The process that renders chat templates was killed, the machine may be short of"
+            " memory; please try again later."
+        )
 
     def _start(self) -> Connection:
         ours, theirs = socket.socketpair()

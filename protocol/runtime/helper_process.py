@@ -1,6 +1,7 @@
 """Starts a module of ours as a process that answers over a pipe, and can be ended at any moment."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,9 @@ from typing import Final
 
 from protocol.runtime.child_environment import child_environment
 
+_OWN_SIGNALS: Final = frozenset(
+    {signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGXCPU}
+)
 _PACKAGES: Final = str(Path(__file__).parents[2])
 
 
@@ -32,3 +36,11 @@ def start_helper(module: str) -> tuple[subprocess.Popen[bytes], Connection]:
             env={**child_environment(os.environ), "PYTHONPATH": os.pathsep.join(path)},
         )
         return process, Connection(ours.detach())
+
+
+def died_of_its_work(returncode: int | None) -> bool:
+    """Whether a helper ended by what it did: an error, or a signal that a process brings on itself.
+
+    Others, such as SIGKILL of the kernel when memory is short, come from outside.
+    """
+    return returncode is not None and (returncode >= 0 or -returncode in _OWN_SIGNALS)

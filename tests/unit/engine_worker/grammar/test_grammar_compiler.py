@@ -1,15 +1,18 @@
+import errno
 import json
 import re
+import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import psutil
 import pytest
 from llguidance import LLMatcher
 
-from engine_worker.errors import UnsupportedGrammarError
-from engine_worker.grammar import trial_process
+from engine_worker.errors import HelperLostError, UnsupportedGrammarError
+from engine_worker.grammar import trial, trial_process
 from engine_worker.grammar.compiler import MAX_CACHED, NUM_TRIALS, GrammarCompiler
 from engine_worker.grammar.constraint import MAX_TAKEN, Constraint
 from engine_worker.grammar.limits import LIMITS, parser_limits
@@ -83,6 +86,86 @@ def test_a_grammar_is_not_refused_because_the_machine_was_busy() -> None:
         compiler.compile(Grammar(kind="regex", source="b"))
         resume.join()
         assert trial_processes() == processes
+
+
+def test_a_grammar_is_not_refused_because_idle_processes_were_killed() -> None:
+    with compiler_for(TOKENIZER) as compiler:
+        compiler.compile(Grammar(kind="regex", source="a"))
+        wait_for_trials(compiler)
+        for process in trial_processes():
+            process.kill()
+            process.wait(10)
+        compiler.compile(Grammar(kind="regex", source="b"))
+
+
+def dying(number: signal.Signals, num_deaths: int, counted: Path) -> Grammar:
+    return Grammar(kind="regex", source=f"{number.value} {num_deaths} {counted}")
+
+
+@pytest.fixture
+def dying_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[GrammarCompiler]:
+    monkeypatch.setattr(trial, "_MODULE", "tests.fakes.dying_trial")
+    with compiler_for(TOKENIZER) as compiler:
+        yield compiler
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGTERM])
+def test_a_grammar_on_which_a_process_died_once_is_tried_in_a_fresh_one(
+    number: signal.Signals, dying_compiler: GrammarCompiler, tmp_path: Path
+) -> None:
+    dying_compiler.compile(dying(number, 1, tmp_path / "deaths"))
+
+
+def test_a_grammar_that_fresh_processes_die_of_is_refused_and_not_tried_again(
+    dying_compiler: GrammarCompiler, tmp_path: Path
+) -> None:
+    grammar = dying(signal.SIGABRT, 2, tmp_path / "deaths")
+    for _ in range(2):
+        with pytest.raises(UnsupportedGrammarError, match="too much memory"):
+            dying_compiler.compile(grammar)
+
+
+def test_processes_that_are_killed_from_outside_are_nothing_to_their_grammar(
+    dying_compiler: GrammarCompiler, tmp_path: Path
+) -> None:
+    grammar = dying(signal.SIGKILL, 2, tmp_path / "deaths")
+    with pytest.raises(HelperLostError, match="was killed") as caught:
+        dying_compiler.compile(grammar)
+    assert caught.value.code is ErrorCode.OVERLOADED
+    dying_compiler.compile(grammar)
+
+
+def test_a_process_that_can_not_be_started_is_nothing_to_its_grammar(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grammar = Grammar(kind="regex", source="a")
+
+    def no_process(module: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trial, "start_helper", no_process)
+        with pytest.raises(HelperLostError, match="can't start"):
+            compiler.compile(grammar)
+    compiler.compile(grammar)
+
+
+def test_a_grammar_that_a_process_is_kept_from_trying_is_not_refused_for_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grammar = Grammar(kind="regex", source="b")
+    with compiler_for(TOKENIZER, trial_timeout_s=1.0) as compiler:
+        compiler.compile(Grammar(kind="regex", source="a"))
+        wait_for_trials(compiler)
+        with monkeypatch.context() as patched:
+            patched.setattr(trial, "_MAX_TURNS", 1)
+            for process in trial_processes():
+                process.suspend()
+            with pytest.raises(HelperLostError, match="too busy"):
+                compiler.compile(grammar)
+            for process in trial_processes():
+                process.resume()
+        compiler.compile(grammar)
 
 
 def test_another_process_is_ready_before_the_next_tenant_needs_it() -> None:
@@ -277,15 +360,15 @@ def test_a_limit_that_only_long_outputs_meet_is_told_before_the_first_token(
 ) -> None:
     monkeypatch.setattr(trial_process, "CALM_LEXER_STATES", 200)
     vocabulary = GrammarVocabulary(TOKENIZER, TOKENIZER.num_tokens)
-    trial = a_trial()
+    one = a_trial()
     source = 'start: e\ne: e "+" e | e e e | e e | /[a-z]{1,40}e[a-z]{30}/ | "(" e ")"\n'
     grammar = Grammar(kind="lark", source=source)
-    assert not trial.check(grammar).refusal
+    assert not one.check(grammar).refusal
     monkeypatch.setitem(LIMITS, "max_lexer_states", 300)
     matcher = LLMatcher(vocabulary.ll_tokenizer, source, log_level=0, limits=parser_limits())
     matcher.compute_bitmask()
     assert not matcher.is_error()
-    assert "more states than the engine keeps" in trial.check(grammar).refusal
+    assert "more states than the engine keeps" in one.check(grammar).refusal
 
 
 def a_trial() -> trial_process.Trial:
@@ -319,15 +402,15 @@ def test_a_fault_on_one_grammar_is_an_answer_and_the_process_goes_on(
     def broken(*_: object) -> None:
         raise raised
 
-    trial = a_trial()
+    one = a_trial()
     with monkeypatch.context() as patched:
         patched.setattr(trial_process, "lark_source", broken)
-        result = trial.check(Grammar(kind="regex", source="a"))
+        result = one.check(Grammar(kind="regex", source="a"))
     assert refusal in result.refusal
     assert result.fault.startswith(fault)
     assert bool(result.fault) is bool(fault)
     assert "secret" not in result.refusal + result.fault
-    assert not trial.check(Grammar(kind="regex", source="a")).refusal
+    assert not one.check(Grammar(kind="regex", source="a")).refusal
 
 
 def test_thousands_of_choices_are_one_lexeme(compiler: GrammarCompiler) -> None:

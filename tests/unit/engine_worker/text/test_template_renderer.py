@@ -4,11 +4,13 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from typing import Any
 
 import psutil
 import pytest
 
+from engine_worker.errors import HelperLostError
 from engine_worker.text.template_process import TEXT, render
 from engine_worker.text.template_renderer import (
     RENDERER,
@@ -97,6 +99,31 @@ def test_a_process_that_was_killed_is_replaced(renderer: TemplateRenderer) -> No
         one.wait(10)
     assert killed
     assert [rendered(renderer, "x") for _ in range(3)] == ["x"] * 3
+
+
+def test_a_process_that_is_killed_while_it_renders_is_replaced(
+    renderer: TemplateRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its death came as too much memory, which is the fault of whoever wrote the messages."""
+    num_left = [1]
+    receive = Connection.recv_bytes
+
+    def killed(connection: Connection, maxlength: int | None = None) -> bytes:
+        if num_left[0]:
+            num_left[0] -= 1
+            (process,) = [one for one in renderer._processes if one._connection is connection]
+            assert process._process is not None
+            process._process.kill()
+            process._process.wait(10)
+            raise EOFError
+        return receive(connection, maxlength)
+
+    monkeypatch.setattr(Connection, "recv_bytes", killed)
+    assert rendered(renderer, "x") == "x"
+    num_left[0] = 2
+    with pytest.raises(HelperLostError, match="was killed"):
+        rendered(renderer, "x")
+    assert rendered(renderer, "x") == "x"
 
 
 def test_several_threads_render_at_a_time(renderer: TemplateRenderer) -> None:
