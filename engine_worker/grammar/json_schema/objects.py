@@ -1,5 +1,6 @@
 """Rules for objects: declared members in their order, then others."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -29,6 +30,7 @@ MAX_PATTERNS: Final = 4
 """Patterns of names in one object: each set of them has a rule."""
 MAX_STATES: Final = 5000
 """Rules of one object whose members are counted."""
+_PLAIN_NAME: Final = re.compile(r'[^"\\\x00-\x1F\x7F\ud800-\udfff]*')
 _PLAIN: Final = r'/[^"\\\x00-\x1F\x7F]*/'
 
 
@@ -58,6 +60,8 @@ class ObjectRules:
                 least = max(least, 1)
             elif isinstance(value, dict):
                 document.leave_out(origin, "not", "it lists an object.")
+        if most is not None and least > most:
+            return NEVER
         if not (shape.objects or shape.required or shape.names or least or most is not None):
             return JsonValue(self._inner.style.schema({"type": "object"}))
         members = self._members(shape)
@@ -192,7 +196,9 @@ class ObjectRules:
             return None
         for value, _ in shape.excluded:
             if isinstance(value, str):
-                bodies.append(f"/(?s:.*)/ & ~({quoted(value)})")
+                # Names that have to fit a terminal are plain, so others are none of them anyway.
+                is_plain = _PLAIN_NAME.fullmatch(value)
+                bodies.append(f"/(?s:.*)/ & ~({quoted(value)})" if is_plain else "/(?s:.*)/")
         if shape.min_length or shape.max_length is not None:
             most = "" if shape.max_length is None else shape.max_length
             bodies.append(f"/(?s:.){{{shape.min_length},{most}}}/")
@@ -222,6 +228,7 @@ class ObjectRules:
                 return STRING_BODY
             return f"{STRING_BODY} & ~({' | '.join(quoted(dumped(one)) for one in declared)})"
         others = " & ".join(bodies)
-        if declared:
-            others += f" & ~({' | '.join(map(quoted, declared))})"
+        plain = [name for name in declared if _PLAIN_NAME.fullmatch(name)]
+        if plain:
+            others += f" & ~({' | '.join(map(quoted, plain))})"
         return f'"\\"" ({_PLAIN} & {others}) "\\""'

@@ -1,9 +1,10 @@
 """Rules of a grammar as data: written as Lark at the end, without what no text can satisfy."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+
+from engine_worker.grammar.json_schema.style import text_literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ class Rules:
 
 def quoted(text: str) -> str:
     """A text as a Lark string."""
-    return json.dumps(text, ensure_ascii=False)
+    return text_literal(text)
 
 
 def _refs(expr: Expr) -> Iterator[str]:

@@ -25,9 +25,7 @@ from engine_worker.grammar.json_schema.rules import NEVER, Expr, JsonValue, Term
 from engine_worker.grammar.json_schema.shape import Bound, Shape, type_of
 from engine_worker.grammar.json_schema.style import Style, dumped
 
-STRING_BODY: Final = (
-    r'/"([^"\\\x00-\x1F\x7F]|\\["\\bfnrt]|\\u00(0[0-7bBeEfF]|1[0-9a-fA-F]|7[fF]))*"/'
-)
+STRING_BODY: Final = r'/"([^"\\\x00-\x1F\x7F]|\\["\\bfnrt]|\\u00(0[0-7bef]|1[0-9a-f]|7f))*"/'
 """Strings in which each character is written in one way, so that texts can be told apart."""
 _MAX_EXACT: Final = 2**53
 _MAX_FRACTION_DIGITS: Final = 9

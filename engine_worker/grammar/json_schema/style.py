@@ -1,10 +1,12 @@
 """How values of JSON are written: one way for each, so that nothing is left to choose."""
 
 import json
+import re
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final
 
+_ESCAPED: Final = re.compile("[\x7f\ud800-\udfff]")
 _DEFAULT: Final = {
     "whitespace_flexible": False,
     "item_separator": ", ",
@@ -55,7 +57,14 @@ def dumped(value: Any, style: Style | None = None) -> str:
         case list() | tuple():
             return f"[{item.join(dumped(one, style) for one in value)}]"
         case _:
-            return json.dumps(value, ensure_ascii=False)
+            return text_literal(value) if isinstance(value, str) else json.dumps(value)
+
+
+def text_literal(text: str) -> str:
+    """A text as a string of JSON, and of Lark; each character in one way."""
+    # Lexers have no raw DEL, and UTF-8 no half of a surrogate pair.
+    written = json.dumps(text, ensure_ascii=False)
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", written)
 
 
 def _number(value: Decimal) -> str:

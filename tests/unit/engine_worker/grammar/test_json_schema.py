@@ -587,6 +587,9 @@ def test_annotations_and_unknown_keywords_change_nothing_even_under_strict(keywo
         {"type": "string", "enum": [1]},
         {"allOf": [{"type": "string"}, {"type": "null"}]},
         {"not": {}},
+        {"type": "object", "minProperties": 1, "maxProperties": 0},
+        {"type": "object", "not": {"const": {}}, "maxProperties": 0},
+        {"type": "object", "properties": {"a": {}}, "minProperties": 3, "maxProperties": 2},
         {
             "type": "object",
             "required": ["abc"],
@@ -725,6 +728,41 @@ def test_a_number_of_too_many_digits_is_refused(number: str) -> None:
     with pytest.raises(UnsupportedGrammarError, match="more than 1000 digits"):
         schema_rules(f'{{"enum": ["x", {number}]}}')
     assert schema_rules('{"enum": [1e999, 1e-999]}').lark
+
+
+CONTROLS = "".join(map(chr, [*range(32), 127]))
+
+
+@pytest.mark.parametrize("character", CONTROLS, ids=ascii)
+def test_a_control_character_is_written_in_one_way(character: str) -> None:
+    """Each of a text's ways would be another name, or pass where the text is forbidden."""
+    written = json.dumps(character)[1:-1].replace("\x7f", "\\u007f")
+    other = (
+        written.upper().replace("\\U", "\\u") if "u" in written else f"\\u00{ord(character):02x}"
+    )
+    schema = {
+        "properties": {f"a{character}b": {"type": "integer"}},
+        "additionalProperties": {"type": "string"},
+        "type": "object",
+    }
+    assert holds(schema, f'{{"a{written}b": 1}}')
+    forbidding = {"type": "string", "not": {"const": character}}
+    for spelling in dict.fromkeys((written, other)):
+        assert not holds(schema, f'{{"a{spelling}b": "x"}}')
+        assert not holds(forbidding, f'"{spelling}"')
+    assert holds(forbidding, f'"{written}{written}"')
+    assert holds({"const": character}, f'"{written}"')
+    assert not holds({"propertyNames": {"not": {"const": character}}}, f'{{"{written}": 1}}')
+
+
+def test_half_of_a_surrogate_pair_is_written_as_its_escape() -> None:
+    assert holds({"enum": ["\ud800", "x"]}, '"\\ud800"')
+    for schema in (
+        {"properties": {"\ud800": {}}, "patternProperties": {"^a$": {"type": "null"}}},
+        {"type": "string", "not": {"const": "\ud800"}},
+        {"type": "object", "propertyNames": {"not": {"const": "\ud800"}}},
+    ):
+        assert compiled(schema)
 
 
 def test_members_come_in_the_order_of_properties_those_of_branches_behind() -> None:
