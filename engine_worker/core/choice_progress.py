@@ -133,8 +133,8 @@ class ChoiceProgress:
     def fail_step(self, rows: Sequence[ScheduledRow]) -> None:
         """End the choices of a step that raised; all others start over from their tokens."""
         for row in rows:
-            output = self._choices.get(row.choice.key)
-            if output is None or output.choice is not row.choice:
+            output = self._unended(row)
+            if output is None:
                 continue  # it ended before the step failed
             # One of them may be the cause: the gateway tries each again, and finds out which.
             message = "The engine failed at a step of this request."
@@ -151,8 +151,10 @@ class ChoiceProgress:
         first_ids = result.token_ids.tolist()
         has_nan = result.has_nan.tolist()
         for index, (row, token_id, is_nan) in enumerate(zip(rows, first_ids, has_nan, strict=True)):
+            output = self._unended(row)
+            if output is None:
+                continue  # an earlier row of the same Score ended, and that one with it
             samples, start = row.samples, row.choice.num_computed_tokens
-            output = self._choices[row.choice.key]
             if is_nan:
                 self._scheduler.distrust(row.choice)
                 self.fail(output, ErrorCode.INTERNAL_ERROR, "The model computed no number (NaN).")
@@ -166,6 +168,11 @@ class ChoiceProgress:
                 token_ids = (token_id, *result.more_token_ids.get(index, ()))
                 num_sampled += self._take_tokens(output, token_ids, result.logprobs.get(index))
         return num_sampled
+
+    def _unended(self, row: ScheduledRow) -> ChoiceOutput | None:
+        """The output of a scheduled row; None when its choice has ended since."""
+        output = self._choices.get(row.choice.key)
+        return output if output is not None and output.choice is row.choice else None
 
     def _take_tokens(
         self, output: ChoiceOutput, token_ids: Sequence[int], scores: TokenScores | None

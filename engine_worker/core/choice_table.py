@@ -26,9 +26,6 @@ class ChoiceTable:
     def __len__(self) -> int:
         return len(self._choices)
 
-    def __getitem__(self, key: ChoiceKey) -> ChoiceOutput:
-        return self._choices[key]
-
     def __iter__(self) -> Iterator[ChoiceOutput]:
         return iter(self._choices.values())
 

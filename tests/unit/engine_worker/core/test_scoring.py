@@ -231,6 +231,28 @@ def test_no_number_fails_the_score_and_nothing_else() -> None:
     assert [one.request_id for one in house.answers if isinstance(one, Scored)] == ["good"]
 
 
+def test_prompts_of_one_score_that_give_no_number_in_one_step_cost_nobody_else_anything() -> None:
+    # No block is shared, so that neither prompt waits for the other one's.
+    house = House(
+        block_size=16,
+        max_num_batched_tokens=128,
+        prefill_chunk_size=64,
+        nan_prompts=frozenset({HEAD[0]}),
+    )
+    sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=12)
+    house.engine.add("g", generate("stream", prompt_token_ids=(5, 6), sampling=sampling))
+    house.step()
+    questions = tuple(ScoredTexts((at, *range(60, 80)), ((1,),), at) for at in range(3))
+    house.engine.score(house.task("bad", questions))
+    house.run()
+    assert max(len(batch.rows) for batch in house.runner.batches) == 1 + len(questions)
+    (failure,) = house.answers
+    assert (failure.request_id, failure.code) == ("bad", ErrorCode.INTERNAL_ERROR)
+    assert [type(end) for end in house.ends] == [Finished]
+    assert house.runner.num_resets == 0
+    assert house.engine.num_unfinished == 0
+
+
 def test_a_call_that_raises_fails_its_score_as_a_lost_worker_would() -> None:
     house = House(fail_packs=frozenset({1}))
     house.engine.score(house.task("bad"))
