@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from engine_worker.core.acceptance import AcceptanceLimits
 from engine_worker.core.choice.batch import ModelRunner, StepResult
-from engine_worker.core.choice.cache_group import longest_sequence
+from engine_worker.core.choice.cache_group import longest_scored, longest_sequence
 from engine_worker.core.choice.score_pack import ScoreLimits
 from engine_worker.core.choice_acceptor import ChoiceAcceptor
-from engine_worker.core.choice_log import log_accepted, log_refused
+from engine_worker.core.choice_log import about, log_accepted, log_refused
 from engine_worker.core.choice_output import ChoiceOutput
 from engine_worker.core.choice_progress import ChoiceProgress
 from engine_worker.core.choice_table import ChoiceTable
@@ -45,6 +45,8 @@ from protocol.wire.messages import (
 RESUME_VERSION = 1
 """Answers move only between engines that agree on it: it grows when sampling, detokenising or
 stopping change in a way that an output's continuation would show."""
+
+_STUCK = "The engine has no room in its KV cache for the next step of this request."
 
 _log = logging.getLogger("penstock.engine")
 
@@ -88,6 +90,11 @@ class Engine:
         self._pools = [BlockPool(group.num_blocks, runner.block_size) for group in groups]
         longest = longest_sequence(groups, runner.block_size, runner.prefill_chunk_size)
         self.max_model_len = max_model_len if longest is None else min(max_model_len, longest)
+        num_row_tokens = runner.score_limits.max_tokens
+        scored = longest_scored(groups, runner.block_size, num_row_tokens)
+        self.max_score_len = (
+            self.max_model_len if scored is None else min(self.max_model_len, scored)
+        )
         self._scheduler = Scheduler(
             SchedulerLimits(
                 max_num_seqs=runner.max_num_seqs,
@@ -132,6 +139,7 @@ class Engine:
             fail=self._progress.fail,
             answer=self._to_gateways.answer,
             reset=self._progress.start_over,
+            max_len=self.max_score_len,
         )
         self._num_arrivals = 0
         self._rate = TokenRate()
@@ -334,6 +342,8 @@ class Engine:
                 self._rate.measure(num_sampled, duration_s)
             self._count_step(schedule, result, started, scheduled, computed)
         has_scored = self._scoring.step()
+        if not (schedule.rows or has_scored):
+            self._fail_stuck()
         self.num_steps += bool(schedule.rows) or has_scored
         return self._to_gateways.take()
 
@@ -356,6 +366,22 @@ class Engine:
         except BaseException:  # noqa: BLE001 - whatever the compute side raises, others go on
             _log.exception("a step of %d choices failed", len(schedule.rows))
             return None
+
+    def _fail_stuck(self) -> None:
+        """End who should have got on in a step that computed nothing, if there is anybody.
+
+        The same step would follow, and follow again, and whoever waits behind would never run.
+        """
+        choice = self._scheduler.first()
+        if choice is None:
+            return
+        with about(choice):
+            _log.error("a choice ends because it can't get on, though it is the first in order")
+        output = self._choices.get(choice.key)
+        if output is not None and output.choice is choice:
+            self._progress.fail(output, ErrorCode.INTERNAL_ERROR, _STUCK)
+        else:
+            self._scheduler.finish(choice)
 
     def _is_new(self, key: ChoiceKey, gateway_id: str, command: Generate) -> bool:
         """Whether this attempt is to be worked on; answers it otherwise, but never twice."""

@@ -54,6 +54,14 @@ class ScoreGroup:
     prompt_token_ids: tuple[int, ...]
     questions: tuple[ScoredTexts, ...]
 
+    @property
+    def num_most_tokens(self) -> int:
+        """Of the prompt and the longest row that follows it."""
+        num_row_tokens = max(
+            len(texts.token_ids) + max(map(len, texts.labels)) - 1 for texts in self.questions
+        )
+        return len(self.prompt_token_ids) + num_row_tokens
+
 
 @dataclass(slots=True)
 class ScoreTask:
@@ -120,6 +128,7 @@ class Scoring:
         fail: Ends it badly.
         answer: Takes what a gateway is to be told.
         reset: Starts over with an empty cache, after a call that raised.
+        max_len: The longest prompt and row together that the cache has room for, tokens.
     """
 
     def __init__(
@@ -132,10 +141,12 @@ class Scoring:
         fail: Callable[[ChoiceOutput, ErrorCode, str], None],
         answer: Callable[[str, Scored | Failure], None],
         reset: Callable[[], None],
+        max_len: int,
     ) -> None:
         self._runner = runner
         self._scheduler = scheduler
         self._reset = reset
+        self._max_len = max_len
         self._take = take
         self._finish = finish
         self._fail = fail
@@ -154,6 +165,14 @@ class Scoring:
         if task.key not in self._tasks:
             self._tasks[task.key] = task
             self._num_opened[task.key] = 0
+            num_tokens = max(group.num_most_tokens for group in task.groups)
+            if num_tokens > self._max_len:
+                message = (
+                    f"The KV cache has room for scores of at most {self._max_len} tokens, but the"
+                    f" request has {num_tokens} tokens with its longest question and label."
+                )
+                self._refuse(task, ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
+                return
             self._open_groups(task)
 
     def cancel(self, gateway_id: str, request_id: str) -> None:
@@ -209,12 +228,14 @@ class Scoring:
             self._refuse(group.task, end.code, end.message, end.param)
 
     def step(self) -> bool:
-        """Score one pack of whoever waited longest for it; whether there was one."""
-        for key, group in self._open.items():
+        """Score one pack of whoever waited longest of those that have room; whether one has."""
+        for key, group in list(self._open.items()):
             choice = group.output.choice
-            if choice.slot is not None and choice.num_uncomputed_tokens == 0:
-                self._open.move_to_end(key)
-                return self._score(group)
+            is_ready = choice.slot is not None and choice.num_uncomputed_tokens == 0
+            if is_ready and self._score(group):
+                if key in self._open:
+                    self._open.move_to_end(key)
+                return True
         return False
 
     def _score(self, group: _OpenGroup) -> bool:

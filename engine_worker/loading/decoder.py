@@ -314,7 +314,7 @@ def _assemble(
         block_size=runner.block_size,
     )
     scores = ScorePreparer(
-        tokenizer, template, vocab_size=spec.vocab_size, max_model_len=engine.max_model_len
+        tokenizer, template, vocab_size=spec.vocab_size, max_len=engine.max_score_len
     )
     return ServedModel(
         engine, preparer, tokenizer, template, credit_policy, offer, embedder, scores

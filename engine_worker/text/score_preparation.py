@@ -56,7 +56,7 @@ class ScorePreparer:
         tokenizer: The model's.
         template: The model's.
         vocab_size: Token ids at or above it are refused.
-        max_model_len: Beginning, question and label together, tokens.
+        max_len: Beginning, question and label together, tokens; see `Engine.max_score_len`.
         now: Unix seconds, for templates that show the date.
     """
 
@@ -66,13 +66,13 @@ class ScorePreparer:
         template: ChatTemplate,
         *,
         vocab_size: int,
-        max_model_len: int,
+        max_len: int,
         now: Callable[[], float] = time.time,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
         self._vocab_size = vocab_size
-        self._max_model_len = max_model_len
+        self._max_len = max_len
         self._now = now
         self._label_ids: OrderedDict[tuple[str, tuple[str, ...]], LabelIds] = OrderedDict()
 
@@ -90,7 +90,7 @@ class ScorePreparer:
         label_sets = [self._labels(end_text, end, labels) for labels in command.label_sets]
         texts = [question.text for question in command.questions]
         questions, first = [], 0
-        most = self._max_model_len - len(head) - len(end)
+        most = self._max_len - len(head) - len(end)
         for index, (question, token_ids) in enumerate(
             zip(command.questions, self._template.encode_texts(texts), strict=True)
         ):
@@ -170,14 +170,14 @@ class ScorePreparer:
     def _refuse_hopeless(self, text: str) -> None:
         """Refuse what is too long by its length, before minutes are spent on its tokens."""
         per_token = self._tokenizer.max_token_characters * _MAX_NORMALISATION_FACTOR
-        if len(text) > per_token * self._max_model_len:
+        if len(text) > per_token * self._max_len:
             raise self._too_long(-(-len(text) // per_token), 1, None)
 
     def _too_long(self, num_head: int, num_question: int, index: int | None) -> ContextLengthError:
         which = "a question" if index is None else f"question {index}"
         return ContextLengthError(
-            f"This model's maximum context length is {self._max_model_len} tokens, but the input"
-            f" has {num_head} tokens, {which} {num_question}, and the answer needs room as well.",
+            f"This model scores at most {self._max_len} tokens at a time, but the input has"
+            f" {num_head} tokens, {which} {num_question}, and the answer needs room as well.",
             param="input",
         )
 

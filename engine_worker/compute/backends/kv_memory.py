@@ -81,11 +81,12 @@ class CacheShape:
         """For each cache group what all requests that run at a time could ever fill.
 
         Behind a window as much again, so that what they free can wait for others to begin with it.
+        One request alone may be a question that is scored, which fills a block beside its tokens'.
         """
         whole = -(-max_model_len // self.block_size)
         per_request = self.blocks_of_request(max_model_len)
         return tuple(
-            max_num_seqs * (num if reach is None else min(2 * num, whole))
+            max(num + 1, max_num_seqs * (num if reach is None else min(2 * num, whole)))
             for num, reach in zip(per_request, self.reaches, strict=True)
         )
 

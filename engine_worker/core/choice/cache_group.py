@@ -50,3 +50,20 @@ def longest_sequence(
         or most_window_blocks(group.reach, num_step_tokens, block_size) > group.num_blocks
     ]
     return min(lengths, default=None)
+
+
+def longest_scored(
+    groups: Sequence[CacheGroup], block_size: int, num_row_tokens: int
+) -> int | None:
+    """The longest prompt and question together that are scored when nothing else runs, tokens.
+
+    A question's blocks begin with a copy of the prompt's last one where that isn't full, so they
+    take one block more than one sequence of all these tokens would. None is any length.
+
+    Args:
+        groups: Of the cache.
+        block_size: Tokens a block.
+        num_row_tokens: The most tokens of a question in one call.
+    """
+    longest = longest_sequence(groups, block_size, block_size + num_row_tokens)
+    return None if longest is None else longest - block_size

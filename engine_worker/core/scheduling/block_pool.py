@@ -1,6 +1,6 @@
 """Accounts for KV blocks: who holds which, what full blocks contain, and which are free."""
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -117,6 +117,11 @@ class BlockPool:
     def num_free_among(self, block_ids: Iterable[int]) -> int:
         """How many of some blocks are free."""
         return sum(self._num_holders[block_id] == 0 for block_id in block_ids)
+
+    def freed_by(self, holdings: Iterable[Iterable[int]]) -> set[int]:
+        """The blocks that would be free if some holders released all that each of them holds."""
+        counts = Counter(block_id for held in holdings for block_id in held)
+        return {one for one, count in counts.items() if count == self._num_holders[one]}
 
     def forget(self, block_ids: Iterable[int]) -> None:
         """The contents of some blocks are not to be used by anybody else."""

@@ -97,6 +97,10 @@ class GroupBlocks:
         self.pool.release(self.held(self.table(choice)))
         self.set_table(choice, [])
 
+    def freed_by(self, choices: Iterable[Choice]) -> set[int]:
+        """The blocks that would be free if these choices had none."""
+        return self.pool.freed_by(self.held(self.table(choice)) for choice in choices)
+
     def held(self, table: Iterable[int]) -> list[int]:
         """The blocks of a table that were not freed."""
         if self._reach is None:

@@ -199,19 +199,27 @@ class Scheduler:
     def borrow(self, choice: Choice, num_least: int, num_most: int) -> tuple[list[int], ...]:
         """Blocks beside those of a running choice, for a moment; `give_back` must follow at once.
 
-        Choices that come after it give way for the least; what is free is taken up to the most.
+        Choices that come after it give way for the least, if that helps; what is free is taken up
+        to the most.
 
         Returns:
             For each cache group the same number of blocks; nothing at all where only choices before
-            this one hold what is needed.
+            this one hold what is needed, or it does itself.
         """
+        if self._num_lendable(choice) < num_least:
+            return ()
         while (num_free := min(group.pool.num_free for group in self._groups)) < num_least:
-            victim = self._paused_victim() or self._running[-1]
-            if victim is choice:
-                return ()
-            self._preempt(victim)
+            self._preempt(self._paused_victim() or self._running[-1])
         borrowed = [group.pool.allocate(min(num_most, num_free)) for group in self._groups]
         return tuple(block_ids for block_ids in borrowed if block_ids is not None)
+
+    def _num_lendable(self, choice: Choice) -> int:
+        """Free blocks, of each cache group, once all have given way that may for this choice."""
+        behind = [one for one in self._running if one.is_paused or one.order > choice.order]
+        return min(
+            group.pool.num_free + len(group.freed_by(behind)) if behind else group.pool.num_free
+            for group in self._groups
+        )
 
     def give_back(self, borrowed: tuple[list[int], ...]) -> None:
         """What was borrowed is free again."""
@@ -225,6 +233,11 @@ class Scheduler:
     def distrust(self, choice: Choice) -> None:
         """What a choice computed or read is not to be used by others: it gave no numbers."""
         self._cache.distrust(choice)
+
+    def first(self) -> Choice | None:
+        """Who gets on whatever others do: the first that runs and isn't paused, else that waits."""
+        running = (choice for choice in self._running if not choice.is_paused)
+        return next(running, None) or self._waiting.peek()
 
     def clear_cache(self) -> int:
         """Computed blocks that no choice holds are not used again; how many those were."""
@@ -321,20 +334,29 @@ class Scheduler:
         return True
 
     def _make_room(self, choice: Choice, found: FoundBlocks) -> bool:
+        """Have paused choices give way, but only where that is enough."""
+        if self._has_room(choice, found):
+            return True
+        paused = [one for one in self._running if one.is_paused]
+        if not paused or not self._has_room(choice, found, paused):
+            return False
         while not self._has_room(choice, found):
             victim = self._paused_victim()
-            if victim is None:
-                return False
+            assert victim is not None, "without any of them there is room"
             self._preempt(victim)
         return True
 
-    def _has_room(self, choice: Choice, found: FoundBlocks) -> bool:
+    def _has_room(self, choice: Choice, found: FoundBlocks, leaving: Sequence[Choice] = ()) -> bool:
+        """Whether a choice can be admitted now, or when some that run have left."""
         num_computed = found.num_blocks * self._block_size
         for group, table in zip(self._groups, found.tables, strict=True):
+            held, freed = group.held(table), group.freed_by(leaving)
             num_new = group.num_wanted(num_computed, choice.num_tokens) - len(table)
-            num_needed = num_new + group.pool.num_free_among(group.held(table))
-            num_reserved = group.num_reserved if self._running else 0
-            if num_needed + num_reserved > group.pool.num_free:
+            num_needed = num_new + group.pool.num_free_among(held)
+            num_reserved = group.num_reserved if len(self._running) > len(leaving) else 0
+            # What was found stays where it is, whoever else leaves it.
+            num_free = group.pool.num_free + len(freed.difference(held))
+            if num_needed + num_reserved > num_free:
                 return False
         return True
 

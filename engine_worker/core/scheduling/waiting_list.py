@@ -47,6 +47,13 @@ class WaitingList:
                 return choice
             self._num_stale -= 1
 
+    def peek(self) -> Choice | None:
+        """The best choice that could run; it stays."""
+        while self._heap and self._heap[0][1].status is ChoiceStatus.FINISHED:
+            heappop(self._heap)
+            self._num_stale -= 1
+        return self._heap[0][1] if self._heap else None
+
     def on_extended(self, choice: Choice) -> None:
         """A choice that was pushed has a longer lease now."""
         if choice in self._paused and not choice.is_paused:

@@ -163,6 +163,43 @@ def test_a_beginning_whose_early_blocks_were_freed_is_scored_from_its_window(
     assert load.num_free_blocks >= load.num_blocks // 2  # of a stream that waits for its lease
 
 
+@pytest.mark.parametrize("num_tokens", range(26, 36))
+def test_a_score_that_leaves_the_cache_no_block_for_its_question_is_refused_before_it_runs(
+    num_tokens: int,
+) -> None:
+    house = House(num_blocks=12, max_num_seqs=1)
+    assert (house.engine.max_model_len, house.engine.max_score_len) == (48, 44)
+    question = ScoredTexts(tuple(range(60, 60 + num_tokens)), ((4,), (5, 6)), 0)
+    house.engine.score(house.task("long", (question,)))
+    house.engine.score(house.task("short"))
+    house.run(max_steps=60)
+    short, long = sorted(house.answers, key=lambda answer: answer.request_id == "long")
+    assert logprobs(short) == pytest.approx(expected())
+    # The last token of a label is in no row.
+    if len(HEAD) + num_tokens + 1 > 44:
+        assert isinstance(long, Failure)
+        assert long.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+        assert "at most 44 tokens" in long.message
+    else:
+        assert logprobs(long) == pytest.approx(expected((question,)))
+
+
+def test_a_score_that_no_block_can_be_had_for_ends_instead_of_keeping_its_slot(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    house = House(num_blocks=12, max_num_seqs=1)
+    house.runner.num_scratch_blocks = lambda num_stored, num_tokens: 100  # type: ignore[method-assign]
+    house.engine.score(house.task("stuck", QUESTIONS[:1]))
+    sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=5)
+    house.engine.add("g", generate("next", prompt_token_ids=(5, 6), sampling=sampling))
+    house.run(max_steps=30)
+    (failure,) = house.answers
+    assert (failure.request_id, failure.code) == ("stuck", ErrorCode.INTERNAL_ERROR)
+    assert "no room in its KV cache" in failure.message
+    assert [type(end) for end in house.ends] == [Finished]
+    assert "can't get on" in caplog.text
+
+
 def test_many_long_questions_hold_few_slots_at_a_time() -> None:
     house = House(num_blocks=200, max_num_seqs=4)
     long = tuple(ScoredTexts((number, *range(60, 80)), ((1,),), number) for number in range(1, 30))

@@ -18,7 +18,7 @@ from tests.fakes.fake_runner import DeterministicFakeRunner, hashed_token, score
 from tests.unit.engine_worker.serving.test_handler_and_step_loop import TOKENIZER, House, generate
 
 TEMPLATE = ChatTemplate(TOKENIZER, "m")
-PREPARER = ScorePreparer(TOKENIZER, TEMPLATE, vocab_size=TOKENIZER.num_tokens, max_model_len=100)
+PREPARER = ScorePreparer(TOKENIZER, TEMPLATE, vocab_size=TOKENIZER.num_tokens, max_len=100)
 
 
 def score(request_id: str = "s", **changes: Any) -> Score:

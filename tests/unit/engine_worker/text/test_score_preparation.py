@@ -19,13 +19,13 @@ from tests.fakes.tiny_tokenizers import CHATML, byte_level_tokenizer
 END = "<|im_end|>\n<|im_start|>assistant\n"
 
 
-def preparer_of(template: str = CHATML, max_model_len: int = 400) -> ScorePreparer:
+def preparer_of(template: str = CHATML, max_len: int = 400) -> ScorePreparer:
     tokenizer = byte_level_tokenizer(template)
     return ScorePreparer(
         tokenizer,
         ChatTemplate(tokenizer, "m"),
         vocab_size=tokenizer.num_tokens,
-        max_model_len=max_model_len,
+        max_len=max_len,
     )
 
 

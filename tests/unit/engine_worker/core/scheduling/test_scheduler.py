@@ -65,6 +65,23 @@ def step(scheduler: Scheduler) -> list[tuple[str, int]]:
     return rows_of(schedule)
 
 
+def test_a_paused_choice_keeps_its_slot_where_its_blocks_would_not_be_enough() -> None:
+    scheduler, pool = make_scheduler(num_blocks=12, budget=64, chunk=64)
+    paused, running = make_choice(0, 11, lease=1), make_choice(1, 23)
+    for choice in (paused, running):
+        scheduler.add(choice)
+    step(scheduler)
+    large = make_choice(2, 22)
+    scheduler.add(large)
+    assert step(scheduler) == [("1", 1)]
+    assert pool.num_free == 12 - 3 - 6
+    assert paused.slot is not None
+    # With the blocks of both there is room for it.
+    scheduler.finish(running)
+    assert step(scheduler) == [("2", 22)]
+    assert paused.slot is not None
+
+
 def test_a_long_prompt_is_computed_in_chunks_and_sampled_after_the_last() -> None:
     scheduler, _ = make_scheduler()
     choice = make_choice(0, 20)

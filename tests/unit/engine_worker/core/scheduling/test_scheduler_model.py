@@ -183,6 +183,40 @@ class SchedulerMachine(RuleBasedStateMachine):
     def extend(self, data: st.DataObject, lease: int) -> None:
         self.scheduler.extend(data.draw(st.sampled_from(self.choices)), lease)
 
+    @precondition(lambda self: any(choice.slot is not None for choice in self.choices))
+    @rule(data=st.data(), num_least=st.integers(1, 6), num_more=st.integers(0, 6))
+    def borrow(self, data: st.DataObject, num_least: int, num_more: int) -> None:
+        """Blocks for a moment; who gives way for them does so only where that is enough."""
+        running = [choice for choice in self.choices if choice.slot is not None]
+        choice = data.draw(st.sampled_from(running))
+        if choice.is_paused:
+            return  # the prompt of a question never is
+        staying = [
+            one
+            for one in running
+            if one is choice or (one.order < choice.order and not one.is_paused)
+        ]
+        num_others = [
+            pool.num_blocks - len({block for one in staying for block in self.held(one, index)})
+            for index, pool in enumerate(self.pools)
+        ]
+        num_preemptions = self.scheduler.num_preemptions
+        num_free = min(pool.num_free for pool in self.pools)
+        borrowed = self.scheduler.borrow(choice, num_least, num_least + num_more)
+        assert bool(borrowed) == (min(num_others) >= num_least)
+        if not borrowed or num_free >= num_least:
+            assert self.scheduler.num_preemptions == num_preemptions
+        for pool, memory, lent in zip(self.pools, self.memories, borrowed, strict=bool(borrowed)):
+            assert num_least <= len(lent) <= num_least + num_more
+            for block_id in lent:
+                assert (pool.num_holders(block_id), pool._hashes[block_id]) == (1, None)
+                memory[block_id][:] = [None] * BLOCK_SIZE
+        if borrowed:
+            self.scheduler.give_back(borrowed)
+
+    def held(self, choice: Choice, index: int) -> set[int]:
+        return {one for one in self.scheduler.tables(choice)[index] if one != NO_BLOCK}
+
     @rule()
     def lose_a_step(self) -> None:
         """The rows of a step fail, and with them goes the cache."""
