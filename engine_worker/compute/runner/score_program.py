@@ -37,7 +37,7 @@ class _ScoreInputs(NamedTuple):
         block_tables: [G, T, MB] int32.
         first_blocks: [G, T] int32, each row's first scratch block.
         token_ids: [T, Q] int32.
-        pair_places: [P] int32, row times Q plus offset.
+        pair_places: [P] int32, row times Q plus offset; at most `max_answers` different ones.
         pair_token_ids: [P] int32.
     """
 
@@ -131,6 +131,8 @@ class ScoreLayout:
         for index, pair in enumerate(pack.pairs):
             places[index] = pair.row * self.shape.num_tokens + pair.offset
             ids[index] = pair.token_id
+        # Padding asks after a place that a pair asks after, so it is no further one.
+        places[len(pack.pairs) :] = places[0]
         return packed
 
     def unpack(self, packed: jax.Array) -> _ScoreInputs:
@@ -200,7 +202,8 @@ class ScoreProgram:
         places, pair_rows = _distinct(inputs.pair_places, self._num_answers)
         logits = blocks.head(hidden[places])
         log_sums = jax.nn.logsumexp(logits, axis=1)
-        found = logits[pair_rows, inputs.pair_token_ids]
+        # One place too many would have no row: no number, rather than another place's.
+        found = logits.at[pair_rows, inputs.pair_token_ids].get(mode="fill", fill_value=jnp.nan)
         # A row with an infinity has no softmax either.
         scores = jnp.where(jnp.isfinite(found), found - log_sums[pair_rows], jnp.nan)
         return scores, cache

@@ -34,11 +34,11 @@ NUM_LABELS = 6
 
 
 def make_runner(
-    weights: DecoderWeights | PackedDecoder, *, deterministic: bool = False
+    weights: DecoderWeights | PackedDecoder, *, deterministic: bool = False, num_blocks: int = 60
 ) -> JaxModelRunner:
     return JaxModelRunner.create(
         weights,
-        num_blocks=60,
+        num_blocks=num_blocks,
         max_model_len=80,
         block_size=8,
         max_num_seqs=4,
@@ -62,11 +62,14 @@ def prefill(runner: JaxModelRunner, prompt: Sequence[int]) -> None:
 
 
 def scores(
-    runner: JaxModelRunner, questions: Sequence[ScoredTexts], prompt: Sequence[int] = PROMPT
+    runner: JaxModelRunner,
+    questions: Sequence[ScoredTexts],
+    prompt: Sequence[int] = PROMPT,
+    num_labels: int = NUM_LABELS,
 ) -> list[float]:
-    sums, num_groups = [0.0] * NUM_LABELS, len(runner.cache_groups)
+    sums, num_groups = [0.0] * num_labels, len(runner.cache_groups)
     for pack in packs_of(questions, runner.score_limits):
-        free = iter(range(len(BLOCKS), 60))
+        free = iter(range(len(BLOCKS), runner.num_blocks))
         scratch = [
             [next(free) for _ in range(runner.num_scratch_blocks(len(prompt), len(row)))]
             for row in pack.rows
@@ -140,6 +143,28 @@ def test_the_native_kernels_score_as_their_own_prompts(weight_type: str, toleran
     runner = make_runner(packed(tiny_weights(), "cpu_native", weight_type))
     prefill(runner, PROMPT)
     assert scores(runner, QUESTIONS) == pytest.approx(prompt_scores(runner), abs=tolerance)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_pack_with_as_many_places_as_it_holds_scores_each_label_after_its_own(
+    which: int,
+) -> None:
+    runner = make_runner(tiny_weights(), num_blocks=80)
+    prefill(runner, PROMPT)
+    limits = runner.score_limits
+    shape, most = limits.shapes[which], limits.max_places[which]
+    # No place is the first of the pack, which stands where there is padding.
+    length, num_tokens = most // shape.num_rows, (2, 20)[which]
+    questions = [
+        ScoredTexts(tokens(num_tokens), (tokens(length),), number)
+        for number in range(shape.num_rows)
+    ]
+    (pack,) = packs_of(questions, limits)
+    assert len({(pair.row, pair.offset) for pair in pack.pairs}) == most
+    num_labels = len(questions)
+    together = scores(runner, questions, num_labels=num_labels)
+    alone = [scores(runner, [question], num_labels=num_labels) for question in questions]
+    assert together == pytest.approx(np.sum(alone, axis=0).tolist(), abs=1e-4)
 
 
 def test_in_the_deterministic_mode_a_question_has_the_same_bits_whatever_is_asked_beside() -> None:
