@@ -228,6 +228,7 @@ class JaxModelRunner:
     def assign_slot(
         self, slot: int, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
     ) -> None:
+        self._ahead.drop_slot(slot)
         self._uncounted[slot] = (tuple(prompt_token_ids), tuple(output_token_ids))
 
     def run(self, batch: StepBatch) -> StepResult:
@@ -267,6 +268,9 @@ class JaxModelRunner:
         scratch_ids: Sequence[Sequence[Sequence[int]]],
     ) -> npt.NDArray[np.float32]:
         """Scores a pack after the tokens that some blocks hold; see the port."""
+        self._ahead.drop_written(
+            [{one for scratch in lent for one in scratch} for lent in scratch_ids]
+        )
         scores, self._state = self._programs.score(
             self._state, pack, num_stored, slot, block_ids, scratch_ids
         )

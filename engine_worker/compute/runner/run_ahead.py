@@ -4,10 +4,12 @@ An accelerator would idle while the host reads tokens, tells them and plans the 
 step of decodes is mostly followed by one of the same rows, whose tokens the device has. So that one
 is begun at once; if the host then wants anything else, it is dropped. What a dropped step wrote
 lies behind the end of every row, in blocks that the rows had when it was begun, and whoever gets
-these blocks writes later, since a device works in order.
+these blocks writes later, since a device works in order. Conversely, what was begun is worth
+nothing once anything else wrote to the blocks or the slots of its rows.
 """
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -70,6 +72,27 @@ class RunAhead:
         token_ids = np.asarray(output.tokens)[0, : len(rows)]
         self._begun = _BegunStep(bucket, following, token_ids, next_output)
         return output
+
+    def drop_written(self, block_ids: Sequence[AbstractSet[int]]) -> None:
+        """Forgets what was begun if blocks that its rows have were written to since.
+
+        Their choices may have given these blocks up, and be given them again.
+
+        Args:
+            block_ids: Of each cache group.
+        """
+        begun = self._begun
+        if begun is not None and any(
+            not written.isdisjoint(table)
+            for row in begun.rows
+            for written, table in zip(block_ids, row.block_tables, strict=False)
+        ):
+            self.drop()
+
+    def drop_slot(self, slot: int) -> None:
+        """Forgets what was begun if one of its rows has this slot, which somebody takes now."""
+        if self._begun is not None and any(row.slot == slot for row in self._begun.rows):
+            self.drop()
 
     def drop(self) -> None:
         """Forgets what was begun: something else comes next."""

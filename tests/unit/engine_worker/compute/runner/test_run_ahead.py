@@ -12,6 +12,7 @@ from engine_worker.compute.runner.programs import ProgramOutput
 from engine_worker.compute.runner.run_ahead import RunAhead
 from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
 from engine_worker.core.choice.cache_group import NO_BLOCK
+from engine_worker.core.choice.score_pack import ScoredTexts, packs_of
 from protocol.wire.messages import SamplingParams
 from tests.fakes.runner_requests import RunnerRequest, begin, generate, step
 from tests.fakes.tiny_engine import (
@@ -135,6 +136,54 @@ def test_a_reset_forgets_what_was_begun(runner: JaxModelRunner) -> None:
         step(runner, [request])
     decode(runner, requests)
     assert runner.ahead.num_taken == num_taken
+
+
+def score(runner: JaxModelRunner, slot: int, num_stored: int, scratch: int) -> None:
+    """A label after what a request has stored, in a block that was lent for it."""
+    question = ScoredTexts((9,), ((3,),), 0)
+    (pack,) = packs_of([question], runner.score_limits)
+    blocks = fresh_requests()[slot].block_ids
+    num_groups = len(runner.cache_groups)
+    found = runner.score(pack, num_stored, slot, [blocks] * num_groups, [[[scratch]]] * num_groups)
+    assert (found < 0).all()
+
+
+def test_a_begun_step_whose_block_was_lent_to_a_score_is_computed_again(
+    runner: JaxModelRunner,
+) -> None:
+    alone = outputs_alone(runner)
+    first, second, _ = begun(runner)
+    while len(first.token_ids) % runner.block_size:
+        decode(runner, [first])
+    # The step that was begun writes the first token of a block.
+    decode(runner, [first])
+    num_taken, num_dropped = runner.ahead.num_taken, runner.ahead.num_dropped
+    score(runner, 1, len(second.prompt), first.block_ids[first.num_computed // 8])
+    decode(runner, [first])
+    assert (runner.ahead.num_taken, runner.ahead.num_dropped) == (num_taken, num_dropped + 1)
+    while len(first.output) < NUM_TOKENS:
+        decode(runner, [first])
+    assert first.output[:NUM_TOKENS] == alone[0]
+
+
+def test_a_score_in_blocks_of_nobody_costs_no_begun_step(runner: JaxModelRunner) -> None:
+    first, second, _ = begun(runner)
+    decode(runner, [first])
+    num_taken = runner.ahead.num_taken
+    score(runner, 1, len(second.prompt), 55)
+    decode(runner, [first])
+    assert runner.ahead.num_taken == num_taken + 1
+
+
+def test_a_begun_step_of_a_slot_that_is_taken_anew_is_dropped(runner: JaxModelRunner) -> None:
+    first, _, _ = begun(runner)
+    decode(runner, [first])
+    num_taken, num_dropped = runner.ahead.num_taken, runner.ahead.num_dropped
+    runner.assign_slot(3, (1, 2), ())
+    assert runner.ahead.num_dropped == num_dropped
+    runner.assign_slot(first.slot, first.prompt, first.output)
+    decode(runner, [first])
+    assert (runner.ahead.num_taken, runner.ahead.num_dropped) == (num_taken, num_dropped + 1)
 
 
 def test_an_engine_says_the_same_with_steps_that_were_begun_ahead(
