@@ -2,11 +2,13 @@
 
     python -m benchmarks.experts                     # bfloat16, 1, 2, 8 and 32 rows, 25 rounds
     python -m benchmarks.experts --dtype int8 --rows 1 --rounds 40
+    python -m benchmarks.experts --stored Q4_0 Q8_0  # all matrices as such files keep them
 
 The dense decoder's MLP is as wide as a token's experts together, so one row reads as many bytes of
 either; more rows choose more experts. Attention, embedding and head are native in all three. The
 three take turns in every round, so that what else the machine does meets all of them. Weights are
-random. Ratios are of medians, by the dense step.
+random. Ratios are of medians, by the dense step. With `--stored` the dense decoder is in bfloat16,
+and each format is there twice: with its experts dequantised to bfloat16, and as it is.
 """
 
 import argparse
@@ -20,11 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.stored_formats import FORMATS, random_blocks
 from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.backends.cpu_native import coverage
 from engine_worker.compute.backends.cpu_native.backend import CpuNativeBackend
 from engine_worker.compute.backends.cpu_native.library import load
 from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.spec import (
     AttentionSpec,
     DecoderSpec,
@@ -47,11 +51,29 @@ def spec_of(mlp: MlpSpec | MoeSpec) -> DecoderSpec:
     return DecoderSpec("Any", 4096, HIDDEN, layers, 2048, norm_eps=1e-6, tied_head=True)
 
 
-def packed(spec: DecoderSpec, weight_type: str) -> PackedDecoder:
-    """A decoder with random weights; those of all layers are alike, but each has its own copy."""
+def packed(
+    spec: DecoderSpec,
+    weight_type: str,
+    form: BlockFormat | None = None,
+    *,
+    keeps_experts: bool = True,
+) -> PackedDecoder:
+    """A decoder with random weights; those of all layers are alike, but each has its own copy.
+
+    Args:
+        spec: The decoder.
+        weight_type: Of its matrices.
+        form: How a checkpoint keeps them, where they stay so.
+        keeps_experts: Those of experts do, too.
+    """
     dtype = weight_type if weight_type == "bfloat16" else "float32"
     graph = declare(spec, jnp.dtype(dtype))
-    backend = CpuNativeBackend(graph, weight_type, BLOCK_SIZE)
+    stored = {
+        one.path: form
+        for one in graph.parameters
+        if form is not None and len(one.shape) in ((2, 3) if keeps_experts else (2,))
+    }
+    backend = CpuNativeBackend(graph, weight_type, BLOCK_SIZE, stored)
     random, by_shape = np.random.default_rng(0), dict[tuple[int, ...], Any]()
     for parameter in graph.parameters:
         if parameter.shape not in by_shape:
@@ -59,6 +81,12 @@ def packed(spec: DecoderSpec, weight_type: str) -> PackedDecoder:
             by_shape[parameter.shape] = values.astype(parameter.dtype)
     leaves: list[jax.Array] = []
     for weight in backend.packing.weights:
+        if weight.stored is not None:
+            (index,) = weight.sources
+            *many, outputs, inputs = graph.parameters[index].shape
+            matrix = random_blocks(weight.stored, outputs, inputs)
+            leaves += map(jnp.asarray, weight.pack([[matrix] * (many or [1])[0]]))
+            continue
         sources = [by_shape[graph.parameters[index].shape] for index in weight.sources]
         leaves += (jnp.asarray(part.copy()) for part in weight.pack(sources))
     return PackedDecoder(backend, tuple(leaves))
@@ -75,9 +103,17 @@ def without_experts(*arguments: Any) -> str | None:
 _uncovered: Final = coverage.uncovered
 
 
-def decoders(weight_type: str) -> dict[str, PackedDecoder]:
+def decoders(weight_type: str, formats: list[str]) -> dict[str, PackedDecoder]:
     """What is measured."""
     experts = spec_of(MoeSpec(NUM_EXPERTS, NUM_CHOSEN, MlpSpec(INNER)))
+    if formats:
+        found = {"dense": packed(spec_of(MlpSpec(NUM_CHOSEN * INNER)), weight_type)}
+        for name in formats:
+            form = FORMATS[name]
+            assert isinstance(form, BlockFormat), "a format of checkpoints"
+            before = packed(experts, weight_type, form, keeps_experts=False)
+            found |= {f"{name}, dequantised": before, name: packed(experts, weight_type, form)}
+        return found
     found = {
         "dense": packed(spec_of(MlpSpec(NUM_CHOSEN * INNER)), weight_type),
         "experts, native": packed(experts, weight_type),
@@ -134,17 +170,21 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 2, 8, 32])
     parser.add_argument("--rounds", type=int, default=25)
+    formats = sorted(name for name, form in FORMATS.items() if isinstance(form, BlockFormat))
+    parser.add_argument("--stored", nargs="+", default=[], choices=formats)
     options = parser.parse_args()
     library = load()
     print(f"{library.level}, {library.num_threads} threads, {options.dtype}")
-    models = decoders(options.dtype)
+    models = decoders(options.dtype, options.stored)
+    for name, model in models.items():
+        print(f"{name:20} {model.size_bytes / 1e6:6.0f} MB")
     for num_rows in options.rows:
         found = measure(
             {name: step_of(model, num_rows) for name, model in models.items()}, options.rounds
         )
         for name, seconds in found.items():
             ratio = seconds / found["dense"]
-            print(f"{num_rows:3} rows  {name:16} {seconds * 1e3:8.2f} ms  {ratio:.2f}", flush=True)
+            print(f"{num_rows:3} rows  {name:20} {seconds * 1e3:8.2f} ms  {ratio:.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -37,23 +37,26 @@ FORMATS: Final[dict[str, str | BlockFormat]] = {
 
 def random_matrix(form: str | BlockFormat, outputs: int, inputs: int, kind: str) -> Any:
     """A packed matrix."""
+    if isinstance(form, BlockFormat):
+        return packing.pack_blocks(random_blocks(form, outputs, inputs), kind)[0]
     random = np.random.default_rng(0)
-    if isinstance(form, str):
-        return packing.pack(random.standard_normal((outputs, inputs), np.float32), form, kind)[0]
+    return packing.pack(random.standard_normal((outputs, inputs), np.float32), form, kind)[0]
+
+
+def random_blocks(form: BlockFormat, outputs: int, inputs: int) -> BlockMatrix:
+    """A matrix as a checkpoint keeps it."""
+    random = np.random.default_rng(0)
     groups, blocks = (outputs, inputs // form.group_size), (outputs, inputs // form.block_size)
     scales = (random.standard_normal(blocks) * 1e-3).astype(SCALE_DTYPES[form.scale_dtype])
     whole = random.integers(0, 64, groups).astype(np.int8)
-    return packing.pack_blocks(
-        BlockMatrix(
-            form,
-            random.integers(0, 2**form.bits, (outputs, inputs)).astype(np.uint8),
-            scales,
-            whole if form.has_scales else None,
-            whole if form.has_minima else None,
-            scales if form.has_minima else None,
-        ),
-        kind,
-    )[0]
+    return BlockMatrix(
+        form,
+        random.integers(0, 2**form.bits, (outputs, inputs)).astype(np.uint8),
+        scales,
+        whole if form.has_scales else None,
+        whole if form.has_minima else None,
+        scales if form.has_minima else None,
+    )
 
 
 def layers_of(form: str | BlockFormat) -> list[Mlp]:

@@ -9,6 +9,7 @@ import psutil
 
 from engine_worker.compute.backends.base import Backend
 from engine_worker.compute.backends.choice import stored_label
+from engine_worker.compute.backends.packing_plan import PackedWeight
 from engine_worker.compute.models.decoder import Parameter
 from engine_worker.compute.models.tensors import Source
 from engine_worker.compute.weights.checkpoint import Checkpoint
@@ -25,6 +26,9 @@ bundled model grew by 442 MiB (cpu_native) and 475 MiB (xla) to its peak, of whi
 _READ_BYTES: Final = 4
 """Of a number that is being read, unless it is known to be narrower: quantised ones, and others
 that are computed, become float32 before they get their own type."""
+_BLOCK_READ_BYTES: Final = 4
+"""Of a number of a matrix that stays as it is stored: one in order, and what it is put in order
+from."""
 _BITS_BY_DTYPE: Final = {"float32": 32.0, "bfloat16": 16.0, "int8": 8.0, "int4": 4.25}
 """Scales of groups of 64 included."""
 
@@ -72,7 +76,9 @@ def estimate_memory(
     if checkpoint is not None:
         sources = weight_sources(backend.graph, checkpoint.tensors.keys())
     loading = max(
-        sum(
+        _stored_bytes(weight, parameters)
+        if weight.stored is not None
+        else sum(
             parameters[index].size_bytes
             + parameters[index].num_elements * _read_bytes(sources[index], checkpoint)
             for index in weight.sources
@@ -85,6 +91,13 @@ def estimate_memory(
     least = shape.layout(shape.blocks_of_request(1)).size_bytes
     kv_bytes = least if kv_memory_bytes is None else min(kv_memory_bytes, most)
     return MemoryEstimate(backend.packing.size_bytes, loading, kv_bytes)
+
+
+def _stored_bytes(weight: PackedWeight, parameters: Sequence[Parameter]) -> int:
+    """Of a weight that stays as it is stored, while it is packed: experts are read one by one."""
+    matrices = (parameters[index].shape[-2:] for index in weight.sources)
+    numbers = sum(outputs * inputs for outputs, inputs in matrices)
+    return weight.size_bytes + numbers * _BLOCK_READ_BYTES
 
 
 def _read_bytes(parts: Sequence[Source], checkpoint: Checkpoint | None) -> int:

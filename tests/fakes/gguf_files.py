@@ -218,6 +218,7 @@ def write_gguf(
     *,
     arch: str = "llama",
     kind: str = "F32",
+    kinds: Mapping[str, str] | None = None,
     encode: Callable[[Tensor, GGMLQuantizationType], Tensor] = encoded,
     convert: Callable[[Mapping[str, Tensor], Keys], Iterable[tuple[str, Tensor]]] = llama_tensors,
     more: Callable[[GGUFWriter], None] = lambda _: None,
@@ -230,13 +231,13 @@ def write_gguf(
         folder: Holds the model.
         arch: llama.cpp's name of the architecture.
         kind: Type of the matrices.
+        kinds: Of those with a part in their names, in place of `kind`.
         encode: Makes a tensor's blocks.
         convert: What the converter does to tensors.
         more: Adds keys and tensors.
         max_tensors: Of one file.
     """
     config = json.loads((folder / "config.json").read_text())
-    quantisation = GGMLQuantizationType[kind]
     writer = GGUFWriter(path, arch, split_max_tensors=max_tensors)
     hyperparameters(writer, arch, config)
     add_tokenizer(writer, folder)
@@ -246,6 +247,8 @@ def write_gguf(
     for hf_name, values in convert(_widened(folder), config):
         name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         assert name is not None, hf_name
+        own = (other for part, other in (kinds or {}).items() if part in name)
+        quantisation = GGMLQuantizationType[next(own, kind)]
         write_tensor(writer, name, encode(values, quantisation), quantisation)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -30,13 +30,15 @@ TINY_LLAMA: dict[str, Any] = {
 Tensors = dict[str, npt.NDArray[Any]]
 
 
-def random_tensors(config: dict[str, Any], dtype: npt.DTypeLike = np.float32) -> Tensors:
+def random_tensors(
+    config: dict[str, Any], dtype: npt.DTypeLike = np.float32, scale: float = 0.2
+) -> Tensors:
     """Every tensor that a checkpoint of this config holds, by its Hugging Face name."""
     generator = np.random.default_rng(3)
     graph = declare(decoder_spec(config), np.float32)
     return {
         source.name: (
-            np.float32("norm" in source.name) + 0.2 * generator.standard_normal(source.shape)
+            np.float32("norm" in source.name) + scale * generator.standard_normal(source.shape)
         ).astype(dtype)
         for parts in weight_sources(graph)
         for source in parts

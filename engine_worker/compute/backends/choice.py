@@ -107,13 +107,18 @@ def backend_label(backend: Backend) -> str:
 def stored_label(backend: Backend) -> str:
     """What of a backend's matrices stays as the checkpoint keeps it; empty where nothing does.
 
+    All experts of a layer count as one, as they are one weight.
+
     `int4 in groups of 32 and int8 in groups of 16 (29 of 30 matrices)`
     """
     formats = backend.stored_formats
     if not formats:
         return ""
     names = sorted({form.name for form in formats.values()})
-    total = sum(len(parameter.shape) > 1 for parameter in backend.graph.parameters)
+    total = sum(
+        len(parameter.shape) > 1 and not parameter.path.endswith(".bias")
+        for parameter in backend.graph.parameters
+    )
     return f"{' and '.join(names)} ({len(formats)} of {total} matrices)"
 
 

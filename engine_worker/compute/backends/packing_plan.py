@@ -36,8 +36,8 @@ class PackedWeight:
         parts: What `pack` gives.
         pack: Makes the parts of the sources' values, on the host; raises ValueError for values that
             the type can't hold.
-        stored: The one source is wanted as the checkpoint keeps it, a `BlockMatrix` of this format,
-            instead of its values.
+        stored: The one source is wanted as the checkpoint keeps it instead of its values: an
+            iterator over one `BlockMatrix` of this format, or over those of all experts.
     """
 
     name: str

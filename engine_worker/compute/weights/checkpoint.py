@@ -52,7 +52,14 @@ class Checkpoint(Protocol):
 
     @property
     def block_formats(self) -> Mapping[str, BlockFormat]:
-        """Matrices that are kept as integers in blocks, by name; `reading` gives them as floats."""
+        """Matrices that are kept as integers in blocks, by name; `reading` gives them as floats.
+
+        Also stacks of them [E, out, in], one for each expert.
+        """
+
+    @property
+    def transposed_blocks(self) -> Collection[str]:
+        """Those that `reading` gives as [.., in, out] where [.., out, in] is kept."""
 
     def reading_blocks(self) -> AbstractContextManager[ReadBlocks]:
         """Opens the files, to read the matrices of `block_formats` as they are kept."""

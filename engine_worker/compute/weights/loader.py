@@ -41,6 +41,7 @@ from engine_worker.errors import CheckpointError, UnsupportedFormatError
 logger = logging.getLogger("penstock.engine.weights")
 
 _NAMED_IN_LOG = 5
+_MATRIX_AXES, _STACK_AXES = 2, 3
 _LAYER = re.compile(r"(.*?\.\d+)\.")
 _COMPUTED_WITH = (".weight", ".bias", "sinks")
 """Ends of tensors that a layer can't do without; scales of a cache, say, it can."""
@@ -167,20 +168,46 @@ def stored_formats(graph: DecoderGraph, checkpoint: Checkpoint) -> dict[str, Blo
         checkpoint: Of it.
 
     Returns:
-        By the path of the weight; `WeightReader.read_blocks` reads it so, without loss.
+        By the path of the weight, a matrix or those of all experts; `WeightReader.read_blocks`
+        reads it so, without loss.
     """
     kept = checkpoint.block_formats
     if not kept:
         return {}
+    transposed = checkpoint.transposed_blocks
     sources = weight_sources(graph, checkpoint.tensors.keys())
     found = {}
     for parameter, parts in zip(graph.parameters, sources, strict=True):
-        is_in_rows = not any(part.is_transposed or part.has_halves_in_turn for part in parts)
-        if is_in_rows and len(parameter.shape) == 2 and all(part.name in kept for part in parts):
+        is_in_rows = all(_is_in_rows(part, is_kept_so=part.name in transposed) for part in parts)
+        is_kept = is_in_rows and all(part.name in kept for part in parts)
+        if is_kept and _are_matrices(parameter, parts):
             form = common_format([kept[part.name] for part in parts])
             if form is not None:
                 found[parameter.path] = form
     return found
+
+
+def _is_in_rows(part: Source, *, is_kept_so: bool) -> bool:
+    """Whether a weight's rows are a tensor's as they are kept, only in another order.
+
+    Args:
+        part: Of the weight.
+        is_kept_so: The tensor is read transposed, and kept as the weight is.
+    """
+    if part.is_transposed:
+        return is_kept_so
+    return not is_kept_so and not part.has_halves_in_turn
+
+
+def _are_matrices(parameter: Parameter, parts: Sequence[Source]) -> bool:
+    """Whether tensors are a matrix, a stack of them, or equally many are each matrix of a stack."""
+    if any(len(part.shape) > _MATRIX_AXES for part in parts):
+        (first, *others) = parts
+        axes = len(first.shape), len(parameter.shape)
+        return axes == (_STACK_AXES, _STACK_AXES) and not others and first.rows is None
+    if len(parameter.shape) == _STACK_AXES:
+        return len(parts) % parameter.shape[0] == 0
+    return len(parameter.shape) == _MATRIX_AXES
 
 
 class WeightReader:
@@ -198,19 +225,30 @@ class WeightReader:
         self._read = read
         self._read_blocks = read_blocks
 
-    def read_blocks(self, index: int, form: BlockFormat) -> BlockMatrix:
-        """A weight of `stored_formats` as it is kept.
+    def read_blocks(self, index: int, form: BlockFormat) -> Iterator[BlockMatrix]:
+        """A weight of `stored_formats` as it is kept: its one matrix, or each expert's in turn.
 
         Raises:
             CheckpointError: It can't be read.
         """
-        found = []
-        for part in self._sources[index]:
-            matrix = self._read_blocks(part.name)
-            if part.rows is not None:
-                matrix = matrix.each(partial(_some_rows, rows=part.rows, period=part.period))
-            found.append(matrix)
-        return joined(found, form)
+        parts, shape = self._sources[index], self._parameters[index].shape
+        if len(parts[0].shape) == _STACK_AXES:
+            for expert in range(shape[0]):
+                yield joined([self._rows_in_blocks(parts[0], expert)], form)
+            return
+        num_matrices = shape[0] if len(shape) == _STACK_AXES else 1
+        step = len(parts) // num_matrices
+        for first in range(0, len(parts), step):
+            found = [self._rows_in_blocks(part) for part in parts[first : first + step]]
+            yield joined(found, form)
+
+    def _rows_in_blocks(self, part: Source, expert: int | None = None) -> BlockMatrix:
+        matrix = self._read_blocks(part.name, expert)
+        if part.has_halves_in_turn:
+            matrix = matrix.each(lambda rows: np.concatenate([rows[::2], rows[1::2]]))
+        if part.rows is not None:
+            matrix = matrix.each(partial(_some_rows, rows=part.rows, period=part.period))
+        return matrix
 
     def read(self, index: int) -> npt.NDArray[Any]:
         """A weight on the host, in its own type; fused weights are filled part by part.

@@ -77,6 +77,8 @@ class _Base(Protocol):
     def quantized(self) -> Collection[str]: ...
     @property
     def block_formats(self) -> Mapping[str, BlockFormat]: ...
+    @property
+    def transposed_blocks(self) -> Collection[str]: ...
     def reading_blocks(self) -> AbstractContextManager[ReadBlocks]: ...
 
 
@@ -173,6 +175,10 @@ class AdaptedCheckpoint:
         changed = {*self._merged, *self._replaced}
         kept = self._base.block_formats.items()
         return {name: form for name, form in kept if name not in changed}
+
+    @property
+    def transposed_blocks(self) -> Collection[str]:
+        return self._base.transposed_blocks
 
     def reading_blocks(self) -> AbstractContextManager[ReadBlocks]:
         return self._base.reading_blocks()

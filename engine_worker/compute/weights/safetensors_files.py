@@ -54,10 +54,14 @@ class SafetensorsCheckpoint:
     def block_formats(self) -> dict[str, BlockFormat]:
         return {}
 
+    @property
+    def transposed_blocks(self) -> tuple[str, ...]:
+        return ()
+
     @contextmanager
     def reading_blocks(self) -> Iterator[ReadBlocks]:
-        def read(name: str) -> BlockMatrix:
-            raise AssertionError(f"{name} is not kept in blocks")
+        def read(name: str, expert: int | None = None) -> BlockMatrix:
+            raise AssertionError(f"{name} ({expert}) is not kept in blocks")
 
         yield read
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -37,8 +37,21 @@ STORED_DTYPES: dict[str, np.dtype[Any]] = {
 ReadTensor = Callable[[str], npt.NDArray[Any]]
 """A tensor by its name, in its own type; raises `CheckpointError` naming file and tensor."""
 
-ReadBlocks = Callable[[str], BlockMatrix]
-"""A matrix of `Checkpoint.block_formats` by its name; raises `CheckpointError` likewise."""
+
+class ReadBlocks(Protocol):
+    """A matrix of `Checkpoint.block_formats`."""
+
+    def __call__(self, name: str, expert: int | None = None) -> BlockMatrix:
+        """Reads it.
+
+        Args:
+            name: Of the tensor.
+            expert: Which matrix of a stack [E, out, in]; None for a tensor that is one matrix.
+
+        Raises:
+            CheckpointError: It can't be read, or holds scales that are not finite; names file and
+                tensor.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,7 +319,8 @@ class _Packing:
         # Matrices of experts lie one behind the other, also where there is but one.
         before = (many[0] if many else 1,) if are_experts else ()
         self._done.add(path)
-        form = self._stored.get(path)
+        # A type of its own is one that is not quantised.
+        form = self._stored.get(path) if weight_type is None else None
         if form is not None and packing.are_blocks_covered(columns, form):
             self._plan[path] = _stored_weight(path, index, (rows, columns), form, kind, before)
             self.kept[path] = form
@@ -365,14 +366,18 @@ def _stored_weight(
     kind: packing.MatrixKind,
     before: tuple[int, ...],
 ) -> PackedWeight:
-    """A matrix as the checkpoint keeps it; `before` are axes of size 1 in front of its own."""
-    parts = packing.packed_block_parts(shape, form, kind)
-    specs = tuple(PartSpec((*before, *part), dtype) for part, dtype in parts)
+    """A matrix as the checkpoint keeps it, or several; `before` are axes in front of its own."""
+    ((part, dtype),) = packing.packed_block_parts(shape, form, kind)
+    spec = PartSpec((*before, *part), dtype)
 
-    def pack(matrices: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:
-        return (packing.pack_blocks(matrices[0], kind)[0].reshape(specs[0].shape),)
+    def pack(sources: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:
+        packed = packing.aligned_empty(spec.shape)
+        # One at a time: all experts of a layer may be several gigabytes.
+        for matrix, place in zip(sources[0], packed.reshape(-1, *part), strict=True):
+            packing.pack_blocks_into(place, matrix, kind)
+        return (packed,)
 
-    return PackedWeight(path, (index,), specs, pack, form)
+    return PackedWeight(path, (index,), (spec,), pack, form)
 
 
 class CpuNativeBlocks:

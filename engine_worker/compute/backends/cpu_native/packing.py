@@ -165,13 +165,30 @@ def pack_blocks(matrix: BlockMatrix, kind: str) -> tuple[npt.NDArray[np.uint8], 
         ValueError: A scale is NaN or infinite, or the matrix can't be packed so.
         NativeUnavailableError: There is no library.
     """
+    outputs, inputs = matrix.integers.shape
+    ((panels, _),) = packed_block_parts((outputs, inputs), matrix.format, kind)
+    packed = aligned_empty(panels)
+    pack_blocks_into(packed, matrix, kind)
+    return (packed,)
+
+
+def pack_blocks_into(packed: npt.NDArray[np.uint8], matrix: BlockMatrix, kind: str) -> None:
+    """As `pack_blocks`, to where the panels belong.
+
+    Args:
+        packed: Of the shape that `packed_block_parts` says, in C order.
+        matrix: As in `pack_blocks`.
+        kind: As in `pack_blocks`.
+
+    Raises:
+        ValueError: As in `pack_blocks`.
+        NativeUnavailableError: There is no library.
+    """
     form, shape = matrix.format, matrix.integers.shape
     if not matrix.is_finite():
         raise ValueError("holds a scale that is not a finite number")
     if not are_blocks_covered(shape[1], form):
         raise ValueError(f"has {shape[1]} inputs, which can't be packed as {form.name}")
-    ((panels, _),) = packed_block_parts((shape[0], shape[1]), form, kind)
-    packed = aligned_empty(panels)
     parts = [
         None if part is None else np.ascontiguousarray(part)
         for part in (
@@ -195,7 +212,6 @@ def pack_blocks(matrix: BlockMatrix, kind: str) -> tuple[npt.NDArray[np.uint8], 
     )
     if status != _OK:
         raise ValueError(f"has shape {list(shape)}, which can't be packed as {form.name} {kind}")
-    return (packed,)
 
 
 def aligned_empty(shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:

@@ -5,6 +5,7 @@ What a block means is `gguf.quants`' to say, llama.cpp's own description of its 
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -58,11 +59,9 @@ def read_numbers(data: Opened, tensor: GgufTensor, expert: int | None = None) ->
     Raises:
         CheckpointError: There is something among them that is no finite number.
     """
-    shape, start, end = tensor.shape, tensor.start, tensor.end
     if expert is not None:
-        size = (end - start) // shape[0]
-        shape, start, end = shape[1:], start + expert * size, start + (expert + 1) * size
-    raw = data[start:end]
+        tensor = of_expert(tensor, expert)
+    shape, raw = tensor.shape, data[tensor.start : tensor.end]
     if tensor.type_name in PLAIN:
         # Parts of one file needn't be aligned to the size of their numbers.
         return raw.view(PLAIN[tensor.type_name][1]).reshape(shape)
@@ -78,6 +77,13 @@ def read_numbers(data: Opened, tensor: GgufTensor, expert: int | None = None) ->
             " finite; download the file again"
         )
     return values.reshape(shape)
+
+
+def of_expert(tensor: GgufTensor, expert: int) -> GgufTensor:
+    """One entry of a tensor's outermost axis, under the tensor's own name."""
+    size = (tensor.end - tensor.start) // tensor.shape[0]
+    start = tensor.start + expert * size
+    return replace(tensor, shape=tensor.shape[1:], start=start, end=start + size)
 
 
 def read_vector(tensor: GgufTensor | None) -> list[float] | None:

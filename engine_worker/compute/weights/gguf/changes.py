@@ -24,11 +24,13 @@ class Change:
         apply: To the numbers.
         shape: To the shape alone, equally.
         keeps_rows: Only rows change their places, so that it goes for integers and scales, too.
+        is_transposition: Nothing but the order of the last two axes changes.
     """
 
     apply: Callable[[Values], Values]
     shape: Callable[[Shape], Shape] = _same
     keeps_rows: bool = False
+    is_transposition: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +41,17 @@ class Join:
         places: Their names without `blk.0.`.
         apply: To their numbers, in this order.
         shape: Of the result, from all of theirs; raises ValueError where they don't go together.
+        order: Where a matrix of the result is made of the rows of one of each, how these change
+            their places: from those of all of them below each other. None where it is made
+            otherwise.
+        is_transposed: The result has the last two axes of such matrices the other way round.
     """
 
     places: tuple[str, ...]
     apply: Callable[[Sequence[Values]], Values]
     shape: Callable[..., Shape]
+    order: Callable[[Values], Values] | None = None
+    is_transposed: bool = False
 
 
 def in_turn(places: tuple[str, ...], *, transposed: bool) -> Join:
@@ -68,7 +76,10 @@ def in_turn(places: tuple[str, ...], *, transposed: bool) -> Join:
         axes = (*first[:-2], first[-1], first[-2]) if transposed else first
         return (*axes[:-1], axes[-1] * len(places))
 
-    return Join(places, apply, shape)
+    def order(rows: Values) -> Values:
+        return rows.reshape(len(places), -1, *rows.shape[1:]).swapaxes(0, 1).reshape(rows.shape)
+
+    return Join(places, apply, shape, order if transposed else None, transposed)
 
 
 def rotate_halves(num_heads: int) -> Change:
@@ -100,9 +111,11 @@ ONE_INPUT = Change(lambda values: values[:, None], lambda shape: (shape[0], 1, *
 [channels, 1, kernel]."""
 
 EACH_TRANSPOSED = Change(
-    lambda values: np.swapaxes(values, -1, -2), lambda shape: (*shape[:-2], shape[-1], shape[-2])
+    lambda values: np.swapaxes(values, -1, -2),
+    lambda shape: (*shape[:-2], shape[-1], shape[-2]),
+    is_transposition=True,
 )
 """Stacks of matrices that Hugging Face keeps as [.., in, out]."""
 
-TRANSPOSED = Change(lambda values: values.T, lambda shape: shape[::-1])
+TRANSPOSED = Change(lambda values: values.T, lambda shape: shape[::-1], is_transposition=True)
 """Matrices that Hugging Face keeps as [in, out]."""

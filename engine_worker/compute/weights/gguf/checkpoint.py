@@ -10,11 +10,17 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from engine_worker.compute.models.integer_blocks import BlockFormat, BlockMatrix
+from engine_worker.compute.models.integer_blocks import (
+    BlockFormat,
+    BlockMatrix,
+    common_format,
+    joined,
+)
 from engine_worker.compute.weights.gguf.blocks import (
     PLAIN,
     QUANTISED,
     numbers_dtype,
+    of_expert,
     opened,
     read_numbers,
     read_vector,
@@ -23,6 +29,7 @@ from engine_worker.compute.weights.gguf.families import FAMILIES
 from engine_worker.compute.weights.gguf.family import (
     ROPE_FACTORS,
     GgufFamily,
+    Part,
     Parts,
     common_config,
     parts_of,
@@ -44,6 +51,7 @@ from protocol.runtime.gguf_header import (
 )
 
 _FILE_TYPE: Final = "general.file_type"
+_MATRIX_AXES, _STACK_AXES = 2, 3
 _DTYPES: Final = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -70,24 +78,43 @@ class GgufCheckpoint:
 
     @property
     def block_formats(self) -> dict[str, BlockFormat]:
-        found = {}
-        for name, part in self.parts.items():
-            tensor = self.metadata.tensors[part.name]
-            is_whole = part.expert is None and part.join is None
-            is_whole = is_whole and (part.change is None or part.change.keeps_rows)
-            if is_whole and len(tensor.shape) == 2 and tensor.type_name in FORMATS:
-                found[name] = FORMATS[tensor.type_name]
-        return found
+        formats = {name: self._block_format(part) for name, part in self.parts.items()}
+        return {name: form for name, form in formats.items() if form is not None}
+
+    @property
+    def transposed_blocks(self) -> frozenset[str]:
+        return frozenset(name for name, part in self.parts.items() if part.is_transposed)
+
+    def _block_format(self, part: Part) -> BlockFormat | None:
+        """How a tensor's matrix is kept, or each of its matrices; None where it isn't in blocks."""
+        tensors = [self.metadata.tensors[name] for name in part.names]
+        axes = len(tensors[0].shape) - (part.expert is not None)
+        is_matrix = axes == _MATRIX_AXES and part.keeps_rows
+        is_stack = axes == _STACK_AXES and part.keeps_rows_of_each
+        if not (is_matrix or is_stack) or any(one.type_name not in FORMATS for one in tensors):
+            return None
+        return common_format([FORMATS[tensor.type_name] for tensor in tensors])
 
     @contextmanager
     def reading_blocks(self) -> Iterator[ReadBlocks]:
         data = {file: opened(file) for file in self.files}
 
-        def read(name: str) -> BlockMatrix:
+        def read(name: str, expert: int | None = None) -> BlockMatrix:
             part = self.parts[name]
-            tensor = self.metadata.tensors[part.name]
-            matrix = read_blocks(data[tensor.file], tensor)
-            return matrix if part.change is None else matrix.each(part.change.apply)
+            index = part.expert if expert is None else expert
+            matrices = []
+            for stored in part.names:
+                tensor = self.metadata.tensors[stored]
+                one = tensor if index is None else of_expert(tensor, index)
+                matrices.append(read_blocks(data[one.file], one))
+            if part.join is not None and part.join.order is not None:
+                form = common_format([matrix.format for matrix in matrices])
+                assert form is not None, name
+                return joined(matrices, form).each(part.join.order)
+            (matrix,) = matrices
+            if part.change is None or part.change.is_transposition:
+                return matrix
+            return matrix.each(part.change.apply)
 
         yield read
 

@@ -156,7 +156,10 @@ def _halves_shape(*shapes: Shape) -> Shape:
 
 
 _GRANITE_JOIN = Join(
-    ("ffn_gate_exps.weight", "ffn_up_exps.weight"), _halves_of_experts, _halves_shape
+    ("ffn_gate_exps.weight", "ffn_up_exps.weight"),
+    _halves_of_experts,
+    _halves_shape,
+    order=lambda rows: rows,
 )
 _LATENT = {
     **_SHARED,

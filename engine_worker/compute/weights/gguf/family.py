@@ -35,6 +35,28 @@ class Part:
         """All tensors of the file that it is made of."""
         return (self.name, *self.others)
 
+    @property
+    def keeps_rows(self) -> bool:
+        """Whether a matrix is one of the file but for the order of its rows."""
+        if self.join is not None:
+            return False
+        change = self.change
+        return change is None or change.keeps_rows or change.is_transposition
+
+    @property
+    def keeps_rows_of_each(self) -> bool:
+        """Likewise of each matrix in a stack, where it may also be those of several in the file."""
+        if self.join is not None:
+            return self.join.order is not None
+        return self.change is None or self.change.is_transposition
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether the file has the last two axes the other way round."""
+        if self.join is not None:
+            return self.join.is_transposed
+        return self.change is not None and self.change.is_transposition
+
 
 Parts = dict[str, Part]
 """By Hugging Face's name."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,20 @@ _GROUP_MULTIPLE = 16
 
 @dataclass(frozen=True, slots=True)
 class StoredBlocks:
-    """A matrix that is kept as integers in blocks.
+    """A matrix that is kept as integers in blocks, or a stack of them.
 
     Attributes:
         format: As it is kept.
-        read: Reads it, as `DerivedTensor.compute` does.
+        read: Reads it, as `DerivedTensor.compute` does. One matrix of a stack is read from one
+            entry of each stored tensor's outermost axis.
         is_in_order: Whether its groups are those of `format`; looked at before it is read so.
+        is_transposed: `DerivedTensor.compute` gives [.., in, out].
     """
 
     format: BlockFormat
     read: Callable[[ReadTensor], BlockMatrix]
     is_in_order: Callable[[], bool] = lambda: True
+    is_transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,16 +106,40 @@ class DerivedCheckpoint:
             if tensor.blocks is not None and tensor.blocks.is_in_order()
         }
 
+    @property
+    def transposed_blocks(self) -> frozenset[str]:
+        return frozenset(
+            name
+            for name, tensor in self._derived.items()
+            if tensor.blocks is not None and tensor.blocks.is_transposed
+        )
+
     @contextmanager
     def reading_blocks(self) -> Iterator[ReadBlocks]:
         with self._base.reading() as read_stored:
 
-            def read(name: str) -> BlockMatrix:
-                blocks = self._derived[name].blocks
-                assert blocks is not None, name
-                return blocks.read(read_stored)
+            def read(name: str, expert: int | None = None) -> BlockMatrix:
+                tensor = self._derived[name]
+                assert tensor.blocks is not None, name
+                read_part = read_stored if expert is None else self._entry_reader(expert)
+                matrix = tensor.blocks.read(read_part)
+                if not matrix.is_finite():
+                    raise broken(tensor.info, "holds a scale that is not a finite number")
+                return matrix
 
             yield read
+
+    def _entry_reader(self, index: int) -> ReadTensor:
+        """Reads one entry of the outermost axis of a stored tensor, and no other."""
+
+        def read(name: str) -> npt.NDArray[Any]:
+            stored = self._base.tensors[name]
+            size = (stored.end - stored.start) // stored.shape[0]
+            start = stored.start + index * size
+            one = replace(stored, shape=stored.shape[1:], start=start, end=start + size)
+            return read_bytes(one).reshape(-1).view(STORED_DTYPES[one.dtype]).reshape(one.shape)
+
+        return read
 
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:

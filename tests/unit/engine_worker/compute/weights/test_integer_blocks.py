@@ -24,6 +24,7 @@ from engine_worker.compute.weights.loader import open_weights, stored_formats
 from engine_worker.compute.weights.sources import weight_sources
 from engine_worker.errors import CheckpointError
 from protocol.runtime.gguf_header import BLOCK_TYPES, GgufTensor
+from tests.fakes.gguf_families import GGUF_FAMILIES
 from tests.fakes.gguf_files import write_gguf
 from tests.fakes.integer_blocks import random_blocks
 from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
@@ -146,7 +147,8 @@ def read_all(folder: Path) -> tuple[dict[str, BlockMatrix], dict[str, np.ndarray
     ) as reader:
         for index, parameter in enumerate(graph.parameters):
             if parameter.path in formats:
-                kept[parameter.path] = reader.read_blocks(index, formats[parameter.path])
+                (matrix,) = reader.read_blocks(index, formats[parameter.path])
+                kept[parameter.path] = matrix
                 plain[parameter.path] = reader.read(index)
     return kept, plain
 
@@ -160,5 +162,18 @@ def test_joined_weights_are_those_that_are_dequantised_with_rotated_rows(
     write_gguf(tmp_path / "m.gguf", tmp_path, kind=kind)
     kept, plain = read_all(tmp_path)
     assert {"layers.0.attention.qkv.weight", "layers.1.mlp.gate_up.weight"} <= set(kept)
+    for path, matrix in kept.items():
+        np.testing.assert_array_equal(matrix.numbers(), plain[path], err_msg=path)
+
+
+def test_matrices_that_the_folder_has_transposed_are_kept_as_the_file_has_them(
+    tmp_path: Path,
+) -> None:
+    """GPT-2's: [in, out] in its own folder, [out, in] in GGUF and here."""
+    (case,) = (case for case in GGUF_FAMILIES if case.arch == "gpt2")
+    write_checkpoint(tmp_path, {**case.config, "n_embd": 64, "n_inner": 96})
+    write_gguf(tmp_path / "m.gguf", tmp_path, arch="gpt2", kind="Q8_0", convert=case.convert)
+    kept, plain = read_all(tmp_path)
+    assert {"layers.0.attention.qkv.weight", "layers.1.mlp.down.weight"} <= set(kept)
     for path, matrix in kept.items():
         np.testing.assert_array_equal(matrix.numbers(), plain[path], err_msg=path)
