@@ -310,7 +310,7 @@ class AuthService:
                 targets=targets,
             ),
             committer=self._committer,
-            ledger=LedgerDesk(store.database.reading, self._ledger_thread, self._call_soon),
+            ledger=LedgerDesk(store.database.reading, self._ledger_thread, self._call_soon, clock),
             clock=clock,
             send=self._send,
             age_s=worker.command_age_s,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from auth_worker.errors import ActorNotAllowedError, InvalidCommandError
+from auth_worker.principals.key_index import Alike
 from auth_worker.principals.keys import ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.roles import OF_ADMINS_ALONE, ROLE_SCOPES
 from auth_worker.records.operations import AuditAction, AuditEntry
@@ -70,7 +71,7 @@ def check_role(actor: StoredKey, role: PrincipalRole, does: str) -> None:
 
 
 def check_holder_reach(
-    actor: StoredKey, keys: Iterable[StoredKey], role: PrincipalRole | None = None
+    actor: StoredKey, keys: Iterable[Alike], role: PrincipalRole | None = None
 ) -> None:
     """Nobody ends, wakes or takes away what may do more to this server than himself.
 
@@ -79,7 +80,7 @@ def check_holder_reach(
 
     Args:
         actor: Who asks.
-        keys: That the change ends or opens.
+        keys: That the change ends or opens, as far as they administer.
         role: Of the user that it is about, whose tokens may do as much; None for a team.
 
     Raises:
@@ -87,8 +88,12 @@ def check_holder_reach(
     """
     if role is not None:
         check_role(actor, role, "change a user whose role has it")
-    for key in keys:
-        check_reach(actor, key)
+    for alike in keys:
+        try:
+            check_reach(actor, alike.widest)
+        except ActorNotAllowedError:
+            for key in alike.keys:
+                check_reach(actor, key)
 
 
 def entry_of(

@@ -80,7 +80,7 @@ def ensure_admin(
         directory_of_keys.put(operation.key)
     path: Path | None = None
     changes: list[Operation] = list(operations)
-    if directory_of_keys.num_lasting_admins() == 0:
+    if directory_of_keys.num_lasting_admins(1) == 0:
         secret = make_key(random_text)
         path = directory / ADMIN_KEY_FILE
         write_durably(path, secret + "\n")

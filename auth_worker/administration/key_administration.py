@@ -193,7 +193,7 @@ class Administration:
         values: dict[str, Any]
         if command.action == "revoke":
             self._check_not_of_environment(key)
-            values = {"revoked_at": now if key.revoked_at is None else key.revoked_at}
+            values = {"revoked_at": now if key.ended_at is None else key.ended_at}
         else:
             key = self._changeable(command.key_id)
             since = now if key.suspended_at is None else key.suspended_at
@@ -264,7 +264,7 @@ class Administration:
     def _changeable(self, key_id: str) -> StoredKey:
         key = self._get(key_id)
         self._check_not_of_environment(key)
-        if key.revoked_at is not None:
+        if key.ended_at is not None:
             raise InvalidCommandError(
                 "This key is revoked, which is for good; make another one.", param="key_id"
             )
@@ -313,7 +313,7 @@ class Administration:
             return
         # Temporary and bounded ones don't count: when the last of them ends, or its network is
         # gone, nobody could make another.
-        if self._keys.num_lasting_admins() == 1:
+        if self._keys.num_lasting_admins(2) == 1:
             raise InvalidCommandError(
                 f"To {verb} this key so would leave none that administers keys from everywhere and"
                 " without an end (role admin, no 'expires_at', no bounds of scopes, endpoints or"

@@ -131,7 +131,7 @@ class ResourceAdministration:
         self._prices = prices
         self._clock = clock
         self._new_id = new_id
-        self._commanded: dict[str, Limit] = {limit.limit_id: limit for limit in limits}
+        self._commanded = LimitDirectory(limits)
 
     def prepare(self, command: Command) -> ResourceOperation:
         """What to make durable, or to read, for a command; `done` takes its result.
@@ -187,9 +187,9 @@ class ResourceAdministration:
 
     def forget_holder(self, holder: Literal["key", "user", "team"], holder_id: str) -> None:
         """A key, user or team is gone, and with it go its limits and those of its end users."""
-        for limit in list(self._commanded.values()):
-            if limit.holder in (holder, "end_user") and limit.holder_id == holder_id:
-                del self._commanded[limit.limit_id]
+        for which in (holder, "end_user"):
+            for limit in self._commanded.of(which, holder_id):
+                self._commanded.remove(limit.limit_id)
                 self._limits.remove(limit.limit_id)
 
     def _make(self, actor: StoredKey, command: MakeResource) -> AddResource:
@@ -202,7 +202,7 @@ class ResourceAdministration:
             case LimitSettings():
                 limit = limit_of(resource_id, settings, now)
                 self._check_holder(limit)
-                self._commanded[resource_id] = limit
+                self._commanded.put(limit)
             case PriceSettings():
                 self._check_is_first(settings.models)
                 settings = structs.replace(settings, valid_from=settings.valid_from or now)
@@ -238,8 +238,8 @@ class ResourceAdministration:
             case TeamSettings():
                 _set(self._team(resource_id), settings, fields)
             case LimitSettings():
-                before = self._commanded[resource_id]
-                self._commanded[resource_id] = limit_of(resource_id, settings, before.created_at)
+                before = self._limit(kind, resource_id)
+                self._commanded.put(limit_of(resource_id, settings, before.created_at))
             case WebhookSettings():
                 _check_reads_audit(actor)
                 if "url" in fields:
@@ -285,10 +285,10 @@ class ResourceAdministration:
         kind, resource_id = command.kind, command.resource_id
         if kind == "user":
             role = self._user(resource_id).role
-            check_holder_reach(actor, self._keys.held_by(user_id=resource_id), role)
+            check_holder_reach(actor, self._keys.administering(user_id=resource_id), role)
         elif kind == "team":
             self._team(resource_id)
-            check_holder_reach(actor, self._keys.held_by(team_id=resource_id))
+            check_holder_reach(actor, self._keys.administering(team_id=resource_id))
         now = int(self._clock.wall_s())
         entry = self._entry(command, _action(kind, _VERBS[command.action]), resource_id)
         if command.action == "delete":
@@ -311,21 +311,21 @@ class ResourceAdministration:
         team, user = self._team(command.team_id), self._user(command.user_id)
         before = team.members.get(user.user_id)
         if not command.role or before is None:  # else its keys open what they opened
-            theirs = self._keys.held_by(user_id=user.user_id, team_id=team.team_id)
+            theirs = self._keys.administering(user_id=user.user_id, team_id=team.team_id)
             check_holder_reach(actor, theirs)
         if command.role:
             if before is None and len(team.members) >= MAX_MEMBERS:
                 raise InvalidCommandError(f"A team has at most {MAX_MEMBERS} members.")
-            team.members[user.user_id] = command.role
+            self._keys.set_member(team, user.user_id, command.role)
         elif before is None:
             raise ResourceNotFoundError(
                 f"The user '{user.user_id}' is no member of the team '{team.team_id}'.",
                 param="user_id",
             )
         else:
-            del team.members[user.user_id]
+            self._keys.set_member(team, user.user_id, None)
             self._check_admin_stays(
-                "remove", lambda: team.members.__setitem__(user.user_id, before)
+                "remove", lambda: self._keys.set_member(team, user.user_id, before)
             )
         action: AuditAction = "member_set" if command.role else "member_removed"
         entry = self._entry(command, action, team.team_id)
@@ -363,39 +363,25 @@ class ResourceAdministration:
             self._models(resource_id)
             return 0
         if kind != "user" and kind != "team":
-            del self._commanded[self._limit(kind, resource_id).limit_id]
+            self._commanded.remove(self._limit(kind, resource_id).limit_id)
             return 0
         one = self._user(resource_id) if kind == "user" else self._team(resource_id)
         before, one.suspended_at = one.suspended_at, now
         self._check_admin_stays("delete", lambda: setattr(one, "suspended_at", before))
-        if kind == "user":
-            del self._keys.users[resource_id]
-            for team in self._keys.teams.values():
-                team.members.pop(resource_id, None)
-        else:
-            del self._keys.teams[resource_id]
-        self.forget_holder("user" if kind == "user" else "team", resource_id)
-        of_it = "user_id" if kind == "user" else "team_id"
-        ended = [
-            key
-            for key in self._keys
-            if getattr(key, of_it) == resource_id and key.revoked_at is None
-        ]
-        for key in ended:
-            self._keys.put(replace(key, revoked_at=now))
-        return len(ended)
+        self.forget_holder(kind, resource_id)
+        end = self._keys.end_user if kind == "user" else self._keys.end_team
+        return end(resource_id, now)
 
     def _change_user(
         self, actor: StoredKey, user: StoredUser, settings: UserSettings, fields: Iterable[str]
     ) -> None:
         before = user.role
         if "role" in fields:
-            theirs = list(self._keys.held_by(user_id=user.user_id))
-            check_holder_reach(actor, theirs, before)
+            check_holder_reach(actor, self._keys.administering(user_id=user.user_id), before)
             check_role(actor, settings.role, GIVE_ROLE)
             user.role = settings.role
             try:
-                check_holder_reach(actor, theirs)
+                check_holder_reach(actor, self._keys.administering(user_id=user.user_id))
             except ActorNotAllowedError:
                 user.role = before
                 raise
@@ -404,7 +390,7 @@ class ResourceAdministration:
 
     def _check_admin_stays(self, verb: str, take_back: Callable[[], None]) -> None:
         """Take a change back, and refuse it, if nobody could administer with it in place."""
-        if self._keys.num_lasting_admins() == 0:
+        if self._keys.num_lasting_admins(1) == 0:
             take_back()
             raise InvalidCommandError(
                 f"To {verb} this would leave no key that administers keys from everywhere and"
@@ -424,10 +410,7 @@ class ResourceAdministration:
         if not is_there:
             what = "key or team" if limit.holder == "end_user" else limit.holder
             raise InvalidCommandError(f"There is no {what} '{holder_id[:100]}'.", param="holder_id")
-        num_same = sum(
-            (known.holder, known.holder_id) == (limit.holder, holder_id)
-            for known in self._commanded.values()
-        )
+        num_same = len(self._commanded.of(limit.holder, holder_id))
         if num_same >= MAX_LIMITS_A_HOLDER:
             raise InvalidCommandError(
                 f"There are {num_same} limits and budgets of this {limit.holder} already, and there"

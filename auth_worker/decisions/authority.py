@@ -306,10 +306,10 @@ class Authority:
         self._leases.booked(booking, result)
         self._tell_crossed()
 
-    def expire(self) -> int:
-        """Charge the leases whose term is over with their last report; how many there were."""
+    def expire(self, at_most: int | None = None) -> int:
+        """Charge leases whose term is over with their last report; how many there were."""
         self._meters.sweep()
-        num_expired = self._leases.expire()
+        num_expired = self._leases.expire(at_most)
         self._tell_crossed()
         return num_expired
 

@@ -1,6 +1,7 @@
 """All meters, found by limit and end user, and the plan of each caller; pure, time is injected."""
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Final
@@ -98,8 +99,8 @@ class MeterTable:
         self._by_counter: dict[int, FixedMeter] = {}
         self._spans: dict[Window, Span] = {}
         self._next_counter = epoch * COUNTERS_AN_EPOCH
-        self._swept_version = limits.version
-        self._to_sweep: list[tuple[str, str]] = []
+        self._gone: deque[str] = deque()  # limits that were removed, while something counts in them
+        limits.on_removed = self._gone.append
         self._named = NamedUsers(self._let_go_if_idle)
         self._runs_for: Callable[[str], bool] = lambda _end_user: False
         self._restore(counters)
@@ -216,18 +217,17 @@ class MeterTable:
     def sweep(self) -> None:
         """Let go of some of what no limit needs any more; to be called about every second.
 
-        Those of end users are looked at all the time, in turn, the others when a limit was changed.
+        Those of end users are looked at all the time, in turn, and those of limits that are gone
+        until nothing counts in them any more; the rest, however many they are, isn't looked at.
         """
-        if not self._to_sweep:
-            changed = self._swept_version != self.limits.version
-            self._swept_version = self.limits.version
-            self._to_sweep = (
-                [*self._meters, *self._windows] if changed else list(self._named.pairs())
-            )
-        some, self._to_sweep = self._to_sweep[:SWEPT_A_TURN], self._to_sweep[SWEPT_A_TURN:]
-        for limit_id, end_user in some:
-            if end_user or not self._is_known(limit_id):
-                self._let_go_if_idle(limit_id, end_user)
+        gone = self._gone
+        for _ in range(min(SWEPT_A_TURN, len(gone))):
+            if self._let_go_if_idle(gone[0], ""):
+                gone.popleft()
+            else:
+                gone.rotate(-1)
+        for limit_id, end_user in self._named.take_turn(SWEPT_A_TURN):
+            self._let_go_if_idle(limit_id, end_user)
 
     def _let_go_if_idle(self, limit_id: str, end_user: str) -> bool:
         """Forget what is counted of a limit for an end user, if that changes nothing."""

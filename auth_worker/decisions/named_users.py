@@ -5,7 +5,7 @@ for each template that it is counted in.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 from auth_worker.decisions.limit_refusals import Refusal
@@ -44,18 +44,33 @@ class NamedUsers:
         self._max_a_holder = max_a_holder
         self._max_names = max_names
         # The names of each template with the holder that they count for.
-        self._names: dict[str, OrderedDict[str, str]] = {}
+        self._names: OrderedDict[str, OrderedDict[str, str]] = OrderedDict()
+        self._turn: tuple[str, int] = ("", 0)  # a template, and how many of its names are to come
         self._of_holder: dict[str, int] = {}
         self._num_names = 0
 
     def __len__(self) -> int:
         return self._num_names
 
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """Each template's id with each name that it counts."""
-        for limit_id, names in self._names.items():
-            for end_user in names:
-                yield limit_id, end_user
+    def take_turn(self, at_most: int) -> list[tuple[str, str]]:
+        """The next ids of templates and names that they count, of all of them in turn.
+
+        What is called again and again comes to each of them, and never looks at more than it gives.
+        """
+        some: list[tuple[str, str]] = []
+        limit_id, num_left = self._turn
+        while len(some) < min(at_most, self._num_names):
+            names = self._names.get(limit_id)
+            if not num_left or names is None:
+                limit_id, names = next(iter(self._names.items()))
+                self._names.move_to_end(limit_id)
+                num_left = len(names)
+            end_user = next(iter(names))
+            names.move_to_end(end_user)
+            some.append((limit_id, end_user))
+            num_left -= 1
+        self._turn = limit_id, num_left
+        return some
 
     def admit(self, limit: Limit, end_user: str) -> Refusal | None:
         """Whether a name may be counted by a template; why not, when it may not.

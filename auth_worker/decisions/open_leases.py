@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from typing import Final
 
 from auth_worker.clock import Clock
@@ -439,10 +440,10 @@ class OpenLeases:
         """A booking is durable: where the ledger counted other than was counted here, follow it."""
         self._bookings.booked(booking, result)
 
-    def expire(self) -> int:
-        """Charge the leases whose term is over with their last report; how many there were."""
+    def expire(self, at_most: int | None = None) -> int:
+        """Charge leases whose term is over with their last report; how many there were."""
         num_expired = 0
-        for lease in self._leases.pop_expired(self._clock.monotonic_s()):
+        for lease in islice(self._leases.pop_expired(self._clock.monotonic_s()), at_most):
             num_expired += 1
             self._count_closed(lease)
             booking = self._bookings.of_expired(lease)

@@ -10,11 +10,12 @@ from itertools import chain
 from typing import Final
 
 from auth_worker.errors import TokenRefusedError
+from auth_worker.principals.key_index import AdministeringKeys, Alike, LastingAdmins, LiveCounts
 from auth_worker.principals.key_rules import NO_RULES, KeyRules
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.roles import scopes_of
 from auth_worker.principals.tokens import TokenTable
-from protocol.wire.messages import Authorize, KeyStatus, PrincipalRole, Scope
+from protocol.wire.messages import Authorize, KeyStatus, MemberRole, PrincipalRole, Scope
 
 KEY_PREFIX = "psk-"
 NUM_RANDOM_BYTES = 32  # 43 characters of URL-safe base64
@@ -116,6 +117,7 @@ class StoredKey:
 
     Attributes:
         requests_per_minute: None = no limit.
+        revoked_at: When it was revoked by itself; see `ended_at`.
         tokens_per_minute: Prompt and completion together; None = no limit.
         tenant: As it was named; see `tenant_id`.
         created_at: Unix seconds, as are all times.
@@ -174,6 +176,20 @@ class StoredKey:
         """Whether it is an administrator's, and so is its user."""
         return self.role == "admin" and (self.user is None or self.user.role == "admin")
 
+    @property
+    def ended_at(self) -> int | None:
+        """When it was revoked, alone or with its user or team, who are gone; None = it wasn't.
+
+        So the end of a user or a team costs the same however many keys there are.
+        """
+        if self.revoked_at is not None:
+            return self.revoked_at
+        with_user = None if self.user is None else self.user.deleted_at
+        with_team = None if self.team is None else self.team.deleted_at
+        if with_user is None or with_team is None:
+            return with_team if with_user is None else with_user
+        return min(with_user, with_team)
+
     def is_active(self, wall_s: float) -> bool:
         """Whether the key opens anything at this moment."""
         return (
@@ -210,7 +226,7 @@ class StoredKey:
 
     def status(self, wall_s: float) -> KeyStatus:
         """What it is at this moment; what can't be undone is said first."""
-        return status_of(self.revoked_at, self.expires_at, self.suspended_at, wall_s)
+        return status_of(self.ended_at, self.expires_at, self.suspended_at, wall_s)
 
     def has_expired(self, wall_s: float) -> bool:
         """Whether its expiry has come."""
@@ -258,11 +274,13 @@ ANONYMOUS = StoredKey(
 class KeyDirectory:
     """All keys in memory, found by digest or id, with their users and teams.
 
-    And the principals of tokens that were verified.
+    And the principals of tokens that were verified. What administration asks about many keys at
+    once is kept beside them, so that no answer looks through all of them. It is long because keys,
+    users, teams and memberships point at one another, and change together.
 
     Attributes:
-        users: By id.
-        teams: By id.
+        users: By id; `end_user` takes one out.
+        teams: By id; `end_team` takes one out, and `set_member` changes its members.
     """
 
     def __init__(
@@ -276,14 +294,18 @@ class KeyDirectory:
         self._by_id: dict[str, StoredKey] = {}
         self._by_digest: dict[bytes, StoredKey] = {}
         self._tokens = TokenTable()
+        self._administering = AdministeringKeys()
+        self._live = LiveCounts()
+        self._lasting_admins = LastingAdmins()
+        self._teams_of: dict[str, set[str]] = {}
+        for team in self.teams.values():
+            for user_id in team.members:
+                self._teams_of.setdefault(user_id, set()).add(team.team_id)
         for key in keys:
             self.put(key)
 
     def __len__(self) -> int:
         return len(self._by_id)
-
-    def __iter__(self) -> Iterator[StoredKey]:
-        return iter(self._by_id.values())
 
     def put(self, key: StoredKey) -> None:
         """Add a key, or replace the one of this id (whose other digests then open nothing)."""
@@ -293,6 +315,14 @@ class KeyDirectory:
         if key.previous_digest is not None:
             self._by_digest[key.previous_digest] = key
         self._by_digest[key.digest] = key
+        if key.revoked_at is not None:
+            return
+        if key.user_id or key.team_id:
+            self._administering.put(key)
+            if key.ended_at is None:
+                self._live.add(key, 1)
+        if may_last(key):
+            self._lasting_admins.add(key)
 
     def attached(self, key: StoredKey) -> StoredKey:
         """The key with its user and team as they are now."""
@@ -308,6 +338,52 @@ class KeyDirectory:
             self._by_digest.pop(key.digest, None)
             if key.previous_digest is not None:
                 self._by_digest.pop(key.previous_digest, None)
+            if key.user_id or key.team_id:
+                self._administering.remove(key)
+                if key.ended_at is None:
+                    self._live.add(key, -1)
+            if may_last(key):
+                self._lasting_admins.remove(key)
+
+    def set_member(self, team: StoredTeam, user_id: str, role: MemberRole | None) -> None:
+        """Make a user a member of a team, or with None no member any more."""
+        if role is not None:
+            team.members[user_id] = role
+            self._teams_of.setdefault(user_id, set()).add(team.team_id)
+        elif team.members.pop(user_id, None) is not None:
+            self._leave(user_id, team.team_id)
+
+    def end_user(self, user_id: str, at: int) -> int:
+        """Forget a user, at Unix seconds: its keys are revoked, and it is no team's member.
+
+        Returns:
+            How many keys that ends.
+        """
+        user = self.users.pop(user_id)
+        num_ended = self._live.end_user(user_id)
+        user.suspended_at = user.deleted_at = at
+        for team_id in self._teams_of.pop(user_id, ()):
+            self.teams[team_id].members.pop(user_id, None)
+        return num_ended
+
+    def end_team(self, team_id: str, at: int) -> int:
+        """Forget a team, at Unix seconds: its keys are revoked.
+
+        Returns:
+            How many keys that ends.
+        """
+        team = self.teams.pop(team_id)
+        num_ended = self._live.end_team(team_id)
+        team.suspended_at = team.deleted_at = at
+        for user_id in team.members:
+            self._leave(user_id, team_id)
+        return num_ended
+
+    def _leave(self, user_id: str, team_id: str) -> None:
+        teams = self._teams_of.get(user_id, set())
+        teams.discard(team_id)
+        if not teams:
+            self._teams_of.pop(user_id, None)
 
     def find(self, digest: bytes) -> StoredKey | None:
         """The key of a digest: of its secret, or of the one before its last rotation.
@@ -335,13 +411,16 @@ class KeyDirectory:
         principal = self._tokens.get(key_id)
         return None if principal is None else self.attached(principal)
 
-    def held_by(self, *, user_id: str = "", team_id: str = "") -> Iterator[StoredKey]:
-        """The keys that may still open, and the principals of tokens, of a user, a team or both."""
-        principals = map(self.attached, self._tokens)
-        for key in chain(self._by_id.values(), principals):
-            is_theirs = user_id in ("", key.user_id) and team_id in ("", key.team_id)
-            if is_theirs and key.revoked_at is None:
-                yield key
+    def administering(self, *, user_id: str = "", team_id: str = "") -> Iterator[Alike]:
+        """What administers of the keys and tokens' principals of a user, a team or of both.
+
+        Only what may still open. Most keys only use models; nobody looks at those.
+        """
+        for widest, keys in chain(
+            self._administering.held_by(user_id=user_id, team_id=team_id),
+            self._tokens.administering(user_id=user_id, team_id=team_id),
+        ):
+            yield Alike(widest, (key for key in map(self.attached, keys) if key.ended_at is None))
 
     def acting(self, key_id: str, digest: bytes | None) -> StoredKey | None:
         """Who acts under an id by what was presented; by any of its tokens where that isn't said.
@@ -373,18 +452,33 @@ class KeyDirectory:
         """Forget the tokens of signing keys that aren't among these; how many there were."""
         return self._tokens.end_others(signed_by)
 
-    def num_lasting_admins(self) -> int:
-        """How many keys can administer keys, from anywhere, and will not end by themselves."""
-        return sum(map(is_lasting_admin, self._by_id.values()))
+    def num_lasting_admins(self, at_most: int) -> int:
+        """How many keys can administer keys, from anywhere, and will not end by themselves.
+
+        Args:
+            at_most: Where there are more, this many or more is said.
+        """
+        num_lasting = 0
+        for key_id, num_alike in self._lasting_admins:
+            if num_lasting >= at_most:
+                break
+            num_lasting += num_alike if is_lasting_admin(self._by_id[key_id]) else 0
+        return num_lasting
 
 
 def is_lasting_admin(key: StoredKey) -> bool:
     """Whether a key alone keeps the house from being locked: it makes keys, always, anywhere."""
+    return may_last(key) and key.is_of_admin and key.is_active(0.0) and ADMINISTERING in key.scopes
+
+
+def may_last(key: StoredKey) -> bool:
+    """Whether it does, if its user and team are as they should be."""
     return (
-        key.is_of_admin
+        key.role == "admin"
         and key.expires_at is None
-        and key.is_active(0.0)
-        and ADMINISTERING in key.scopes
+        and key.revoked_at is None
+        and key.suspended_at is None
+        and ADMINISTERING in scopes_of(key.role, key.rules.scopes)
         and all(map(key.rules.allows_endpoint, ADMINISTERING_ENDPOINTS))
         and key.rules.allowed_networks is None
         and not key.rules.blocked_networks

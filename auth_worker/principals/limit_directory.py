@@ -1,6 +1,6 @@
 """All limits in memory, found by whom they hold for."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from auth_worker.principals.limit_rules import Holder, Limit
 
@@ -10,10 +10,12 @@ class LimitDirectory:
 
     Attributes:
         version: Grows with each change, so that whoever derives something from limits sees it.
+        on_removed: Told the id of each limit that goes.
     """
 
     def __init__(self, limits: Iterable[Limit] = ()) -> None:
         self.version = 0
+        self.on_removed: Callable[[str], None] = lambda _: None
         self._by_id: dict[str, Limit] = {}
         self._by_holder: dict[tuple[Holder, str], dict[str, Limit]] = {}
         for limit in limits:
@@ -45,6 +47,7 @@ class LimitDirectory:
         """Forget a limit; one that isn't there is no error."""
         self._remove(limit_id)
         self.version += 1
+        self.on_removed(limit_id)
 
     def _remove(self, limit_id: str) -> None:
         limit = self._by_id.pop(limit_id, None)

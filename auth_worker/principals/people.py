@@ -16,6 +16,7 @@ class StoredUser:
         role: No key of this user may do more than this role.
         kind: A person, or a service account.
         suspended_at: Unix seconds; its keys open nothing then.
+        deleted_at: Unix seconds; its keys are revoked since then. It is suspended as well.
     """
 
     user_id: str
@@ -24,6 +25,7 @@ class StoredUser:
     role: PrincipalRole = "user"
     kind: UserKind = "person"
     suspended_at: int | None = None
+    deleted_at: int | None = None
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class StoredTeam:
         allowed_models: Globs; a key of the team may use only what they and its own let through.
             None = every model, empty = none.
         suspended_at: Unix seconds; its keys open nothing then.
+        deleted_at: As of a user.
         members: The role of each user by id; a user's key in a team opens nothing unless the user
             is a member of it.
     """
@@ -45,6 +48,7 @@ class StoredTeam:
     tenant_is_shared: bool = False
     allowed_models: tuple[str, ...] | None = None
     suspended_at: int | None = None
+    deleted_at: int | None = None
     members: dict[str, MemberRole] = field(default_factory=dict)
 
     def allows_model(self, model: str) -> bool:

@@ -421,8 +421,11 @@ class ReadUsageRows:
 class AddSums:
     """Add to the totals what these sums are made of, so that they can be read beside the writer."""
 
-    wanted: ReadUsageRows
+    wanted: ReadUsageRows | ReadKeys | CountKeyRows
 
+
+Beside = ReadUsageRows | ReadAuditRows | ReadKeys | CountKeyRows
+"""What may look through many rows, and is read beside the writer."""
 
 Reading = ReadKeys | CountKeyRows | ReadAuditRows | ReadResources | ReadUsageRows
 """What is read after everything else of its group was written."""

@@ -15,9 +15,11 @@ from auth_worker.decisions.slices import Postponed
 from auth_worker.errors import AuthError
 from auth_worker.records.operations import (
     AddSums,
+    Beside,
     Flush,
     Operation,
     ReadAuditRows,
+    ReadKeys,
     ReadUsageRows,
     Result,
 )
@@ -48,6 +50,8 @@ from protocol.wire.messages import (
 )
 
 RETRY_AFTER_S = 2.0
+EXPIRED_A_TURN = 256
+"""Leases that are charged at a time: some milliseconds, in which no decision is made."""
 
 Send = Callable[[str, Message], None]
 """Sends a message to the gateway of an id."""
@@ -68,7 +72,7 @@ class AuthHandler:
         resources: Checks those on users, teams, limits and prices.
         committer: Makes durable.
         clock: Both clocks.
-        ledger: Reads what would hold the commits up.
+        ledger: Reads what would hold the commits up, pages of keys among it.
         send: Answers a gateway; silently drops what is for one that is gone.
         age_s: How long the command being handled may have waited unread at most, because this
             process stood still; 0.0 when it did not.
@@ -114,6 +118,7 @@ class AuthHandler:
         self._clock = clock
         self._send = send
         self._age_s = age_s
+        self._call_soon = call_soon
         self._holds_database = holds_database
         self.metrics = AuthMetrics(
             num_leases=lambda: authority.num_leases,
@@ -197,8 +202,14 @@ class AuthHandler:
             on_done(result)
 
     def expire(self) -> None:
-        """Charge leases that nobody renewed or settled; to be called about every second."""
-        num_expired = self._authority.expire()
+        """Charge leases that nobody renewed or settled; to be called about every second.
+
+        Those of a gateway that is gone expire together, however many they are; between some of
+        them and the next there is time for decisions.
+        """
+        num_expired = self._authority.expire(EXPIRED_A_TURN)
+        if num_expired == EXPIRED_A_TURN:
+            self._call_soon(self.expire)
         self.metrics.on_expired(num_expired)
         if num_expired:
             _logger.warning(
@@ -336,12 +347,13 @@ class AuthHandler:
         if prepared is None:
             return
         operation, on_done = prepared
-        if isinstance(operation, ReadUsageRows | ReadAuditRows):
+        is_one_key = isinstance(operation, ReadKeys) and operation.key_id
+        if isinstance(operation, Beside) and not is_one_key:
             self._read_beside(operation, on_done)
         else:
             self.commit(operation, on_done)
 
-    def _read_beside(self, wanted: ReadUsageRows | ReadAuditRows, on_done: OnDone) -> None:
+    def _read_beside(self, wanted: Beside, on_done: OnDone) -> None:
         """Read what may be long beside the writer, as of every operation before it."""
         if isinstance(wanted, ReadUsageRows) and wanted.bucket == "minute":
             self._read(wanted, on_done)  # of the ledger, whatever the totals have
@@ -353,9 +365,9 @@ class AuthHandler:
             else:
                 self._read(wanted, on_done)
 
-        self.commit(AddSums(wanted) if isinstance(wanted, ReadUsageRows) else Flush(), on_added)
+        self.commit(Flush() if isinstance(wanted, ReadAuditRows) else AddSums(wanted), on_added)
 
-    def _read(self, wanted: ReadUsageRows | ReadAuditRows, on_done: OnDone) -> None:
+    def _read(self, wanted: Beside, on_done: OnDone) -> None:
         def on_read(result: Result) -> None:
             self._num_due -= 1
             on_done(result)

@@ -1,4 +1,4 @@
-"""Answers what many lines of the ledger, the totals or the audit log say, beside the commits."""
+"""Answers what many keys, or lines of the ledger or the audit log, say, beside the commits."""
 
 import logging
 from collections.abc import Callable
@@ -8,10 +8,20 @@ from typing import Final, Protocol
 
 from sqlalchemy import Connection
 
+from auth_worker.clock import Clock
 from auth_worker.errors import AuthError, ReportUnavailableError, StoreError
-from auth_worker.records.operations import ReadAuditRows, ReadUsageRows, Result
+from auth_worker.records.operations import (
+    Beside,
+    CountKeyRows,
+    ReadAuditRows,
+    ReadKeys,
+    ReadUsageRows,
+    Result,
+)
 from auth_worker.storage.audit_table import read_page
 from auth_worker.storage.backlog import OnDone
+from auth_worker.storage.key_counts import count_keys
+from auth_worker.storage.key_table import KeyTable
 from auth_worker.storage.usage_table import read_minutes, read_usage
 
 TIMEOUT_S: Final = 4.0
@@ -31,52 +41,64 @@ class Reading(Protocol):
 
 
 class LedgerDesk:
-    """Reads usage and the audit log, a page after another; decisions and commits wait for none.
+    """Reads usage, keys and the audit log, a page after another; nobody else waits for it.
 
     Args:
         reading: Opens a connection beside the one that writes.
         executor: Runs the reading; with one thread.
         call_soon: Runs a function in the I/O thread.
+        clock: For what a key's status is now.
     """
 
     def __init__(
-        self, reading: Reading, executor: Executor, call_soon: Callable[..., object]
+        self,
+        reading: Reading,
+        executor: Executor,
+        call_soon: Callable[..., object],
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._reading = reading
         self._executor = executor
         self._call_soon = call_soon
         self._num_waiting = 0
 
-    def read(self, wanted: ReadUsageRows | ReadAuditRows, on_done: OnDone) -> None:
+    def read(self, wanted: Beside, on_done: OnDone) -> None:
         """Call back in the I/O thread with a page, or with why there is none."""
         if self._num_waiting >= MAX_WAITING:
             on_done(
                 ReportUnavailableError(
-                    f"{MAX_WAITING} questions for usage or the audit log wait already. Try again"
-                    " soon."
+                    f"{MAX_WAITING} questions for usage, keys or the audit log wait already. Try"
+                    " again soon."
                 )
             )
             return
         self._num_waiting += 1
         self._executor.submit(self._run, wanted, on_done)
 
-    def _run(self, wanted: ReadUsageRows | ReadAuditRows, on_done: OnDone) -> None:
+    def _run(self, wanted: Beside, on_done: OnDone) -> None:
         try:
             result = self._page(wanted)
         except Exception:
-            _logger.exception("usage or the audit log could not be read")
+            _logger.exception("usage, keys or the audit log could not be read")
             result = AuthError("The auth worker could not complete this operation.")
         self._call_soon(self._done, on_done, result)
 
-    def _page(self, wanted: ReadUsageRows | ReadAuditRows) -> Result:
+    def _page(self, wanted: Beside) -> Result:
         try:
             with self._reading(timeout_s=TIMEOUT_S) as connection:
-                if isinstance(wanted, ReadAuditRows):
-                    return read_page(connection, wanted)
-                read = read_minutes if wanted.bucket == "minute" else read_usage
-                return read(connection, wanted)
+                match wanted:
+                    case ReadAuditRows():
+                        return read_page(connection, wanted)
+                    case ReadKeys():
+                        return KeyTable(connection, self._clock.wall_s()).page(wanted)
+                    case CountKeyRows():
+                        return count_keys(connection, self._clock.wall_s())
+                    case ReadUsageRows():
+                        read = read_minutes if wanted.bucket == "minute" else read_usage
+                        return read(connection, wanted)
         except StoreError as error:
-            _logger.warning("usage or the audit log could not be read: %s", error)
+            _logger.warning("usage, keys or the audit log could not be read: %s", error)
             return ReportUnavailableError(
                 f"This could not be read within {TIMEOUT_S:.0f} s. Ask for less time, for usage by"
                 " the hour or in fewer groups, or try again later."

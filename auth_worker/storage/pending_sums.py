@@ -133,14 +133,13 @@ class SumsChange:
     def add_before_reading(self, operations: Iterable[Operation]) -> None:
         """Add to the totals what these operations read there."""
         for operation in operations:
-            if isinstance(operation, CountKeyRows):
+            wanted = operation.wanted if isinstance(operation, AddSums) else operation
+            if isinstance(wanted, CountKeyRows):
                 self.add_to_totals()
-            elif isinstance(operation, ReadKeys):
-                self.add_to_totals(_of_key(operation.key_id))
-            elif isinstance(operation, ReadUsageRows):
-                self.add_to_totals(_of_usage(operation))
-            elif isinstance(operation, AddSums):
-                self.add_to_totals(_of_usage(operation.wanted))
+            elif isinstance(wanted, ReadKeys):
+                self.add_to_totals(_of_key(wanted.key_id))
+            elif isinstance(wanted, ReadUsageRows):
+                self.add_to_totals(_of_usage(wanted))
 
     def add_to_totals(self, fits: Fits | None = None) -> None:
         """Add all of those that fit to the totals, or just all."""

@@ -86,6 +86,7 @@ class AuthHandlerBench:
                 self.store.database.reading,
                 ledger_thread or AtOnce(),
                 lambda function, *args: function(*args),
+                self.clock,
             ),
             clock=self.clock,
             send=lambda gateway_id, message: self.sent.append((gateway_id, message)),

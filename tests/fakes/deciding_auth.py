@@ -78,6 +78,7 @@ class DecidingAuth(FakeAuth):
                 self.store.database.reading,
                 AtOnce(),
                 lambda function, *args: function(*args),
+                clock,
             ),
             clock=clock,
             send=lambda gateway_id, message: self.worker.send(gateway_id, message),

@@ -112,7 +112,7 @@ def test_lasting_admins_are_neither_users_nor_revoked_nor_going_to_expire() -> N
             stored_key("good", "e", role="admin"),
         ]
     )
-    assert directory.num_lasting_admins() == 1
+    assert directory.num_lasting_admins(5) == 1
 
 
 @pytest.mark.parametrize(

@@ -166,4 +166,20 @@ def test_a_holder_has_a_bound_over_all_its_templates_and_the_server_one_over_all
     gone.add((of_b.limit_id, "2"))
     add(of_b, "3")
     counted = [(of_a[0], "123"), (of_a[1], "1"), (of_b, "13")]
-    assert set(named.pairs()) == {(one.limit_id, name) for one, names in counted for name in names}
+    pairs = {(one.limit_id, name) for one, names in counted for name in names}
+    assert set(named.take_turn(100)) == pairs
+
+
+def test_a_turn_gives_so_many_names_and_turns_come_to_all_of_them() -> None:
+    named = NamedUsers(lambda _limit_id, _end_user: False)
+    templates = [limit("tokens", 1, "total", "end_user", f"key_{number}") for number in range(3)]
+    for number, each in enumerate(templates):
+        for name in range(1 + 3 * number):
+            named.add(each, str(name))
+    assert len(named) == 12
+    rounds = [named.take_turn(5) for _ in range(12)]
+    assert all(len(some) == 5 for some in rounds)
+    given = [pair for some in rounds for pair in some]
+    assert {given.count(pair) for pair in given} == {5}
+    named.remove(*given[0])
+    assert len(set(named.take_turn(100))) == 11

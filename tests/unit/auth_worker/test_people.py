@@ -127,6 +127,6 @@ def test_the_models_of_a_team_narrow_those_of_its_keys() -> None:
 def test_the_last_admin_counts_only_while_its_user_lets_it() -> None:
     whose = user()
     keys = directory(key(role="admin"), whose, team())
-    assert keys.num_lasting_admins() == 1
+    assert keys.num_lasting_admins(5) == 1
     whose.role = "user"
-    assert keys.num_lasting_admins() == 0
+    assert keys.num_lasting_admins(5) == 0

@@ -39,7 +39,7 @@ from protocol.wire.messages import (
     UserSettings,
 )
 from tests.fakes.auth_handler_bench import AuthHandlerBench
-from tests.fakes.auth_parts import START_S, authorize, booking, stored_key
+from tests.fakes.auth_parts import START_S, FakeClock, authorize, booking, stored_key
 from tests.fakes.executors import WhenTold
 from tests.unit.auth_worker.test_resources import (
     ADMIN,
@@ -180,7 +180,7 @@ def test_minutes_that_take_too_long_or_wait_in_numbers_are_refused(tmp_path: Pat
         assert timeout_s == TIMEOUT_S
         raise StoreUnavailableError("postgresql://secret.example: canceling statement")
 
-    desk = LedgerDesk(reading, thread, lambda function, *args: function(*args))
+    desk = LedgerDesk(reading, thread, lambda function, *args: function(*args), FakeClock())
     for _ in range(MAX_WAITING + 1):
         desk.read(minutes, answers.append)
     (refused,) = answers
