@@ -13,6 +13,7 @@ from auth_worker.decisions.meters import FixedMeter, Meter
 from auth_worker.decisions.open_leases import OpenLeases
 from auth_worker.decisions.plans import UNLIMITED, Plan
 from auth_worker.decisions.refusals import RefusalLog
+from auth_worker.decisions.served_models import ServedModels
 from auth_worker.decisions.slices import Commit, Postponed, Slices
 from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.limit_directory import LimitDirectory
@@ -139,6 +140,7 @@ class Authority:
         self.refusals = RefusalLog(clock, emit)
         commit = commit or self._emit_as_durable
         slices = Slices(commit)
+        served = ServedModels(use.model for use in snapshot.recent if use.num_tokens)
         self._meters = MeterTable(
             limits=self.limits,
             counters=snapshot.counters,
@@ -146,12 +148,14 @@ class Authority:
             clock=clock,
             emit=emit,
             slices=slices,
+            served=served,
         )
         self._leases = OpenLeases(
             epoch=epoch,
             keys=self.keys,
             meters=self._meters,
             prices=self.prices,
+            served=served,
             slices=slices,
             snapshot=snapshot,
             duration_s=rules.lease_duration_s,

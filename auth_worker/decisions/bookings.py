@@ -7,6 +7,7 @@ from auth_worker.clock import Clock
 from auth_worker.decisions.leases import Lease, LeaseName
 from auth_worker.decisions.meter_table import MeterTable
 from auth_worker.decisions.plans import NOTHING, needs_of
+from auth_worker.decisions.served_models import ServedModels
 from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.prices import Price, PriceTable, cost
 from auth_worker.records.limit_usage import Booked, amounts_of
@@ -37,12 +38,19 @@ class Bookings:
         keys: All keys.
         meters: What the limits count.
         prices: What tokens cost.
+        served: Models by whose names bookings are kept.
         clock: Both clocks.
     """
 
     def __init__(
-        self, keys: KeyDirectory, meters: MeterTable, prices: PriceTable, clock: Clock
+        self,
+        keys: KeyDirectory,
+        meters: MeterTable,
+        prices: PriceTable,
+        served: ServedModels,
+        clock: Clock,
     ) -> None:
+        self._served = served
         self._keys = keys
         self._meters = meters
         self._prices = prices
@@ -107,7 +115,9 @@ class Bookings:
             lease_id=command.lease_id,
             request_id=command.request_id,
             key_id=key_id,
-            model=model,
+            model=self._served.booked(
+                model, (command.prompt_tokens + command.completion_tokens) * is_used
+            ),
             prompt_tokens=command.prompt_tokens * is_used,
             completion_tokens=command.completion_tokens * is_used,
             cached_tokens=command.cached_tokens * is_used,
@@ -237,7 +247,7 @@ class Bookings:
             lease.lease_id,
             request_id,
             lease.key_id,
-            lease.model,
+            self._served.booked(lease.model, prompt_tokens + completion_tokens),
             prompt_tokens,
             completion_tokens,
             cached_tokens,

@@ -11,6 +11,7 @@ from auth_worker.decisions.limit_refusals import Refusal
 from auth_worker.decisions.meters import FixedMeter, Meter, ParallelMeter, SlidingMeter
 from auth_worker.decisions.named_users import NamedUsers
 from auth_worker.decisions.plans import Plan
+from auth_worker.decisions.served_models import ServedModels
 from auth_worker.decisions.slices import Slices, row_of
 from auth_worker.decisions.windows import Span, span_at
 from auth_worker.principals.keys import StoredKey
@@ -20,7 +21,7 @@ from auth_worker.records.limit_usage import CounterRow, DropCounters, SaveCounte
 from auth_worker.records.operations import Operation
 
 MAX_PLANS_A_KEY: Final = 4096
-"""Callers choose models and end users; beyond so many plans they are made anew."""
+"""Callers choose routes and end users; beyond so many plans they are made anew."""
 MAX_SPANS: Final = 1024
 """Calendars in as many time zones, and custom windows, as are remembered."""
 SWEPT_A_TURN: Final = 256
@@ -72,6 +73,7 @@ class MeterTable:
         clock: Both clocks.
         emit: Takes operations that nobody waits for.
         slices: Makes room in hard fixed windows.
+        served: Models by whose names plans are kept; for other names they are made each time.
 
     Attributes:
         crossed: Windows whose use has passed another threshold; whoever tells of them empties it.
@@ -86,8 +88,10 @@ class MeterTable:
         clock: Clock,
         emit: Callable[[Operation], None],
         slices: Slices,
+        served: ServedModels,
     ) -> None:
         self.limits = limits
+        self._served = served
         self.crossed: list[FixedMeter] = []
         self._clock = clock
         self._emit = emit
@@ -127,9 +131,12 @@ class MeterTable:
         which = (model, endpoint, end_user if caller.has_templates else "")
         found = caller.plans.get(which)
         if found is None or found.is_stale or not found.since_s <= wall_s < found.until_s:
+            found = self._build(caller, *which, wall_s)
+            if model and model not in self._served:
+                return found
             if len(caller.plans) >= MAX_PLANS_A_KEY:
                 caller.plans.clear()
-            found = caller.plans[which] = self._build(caller, *which, wall_s)
+            caller.plans[which] = found
         return found
 
     def watch_running(self, runs_for: Callable[[str], bool]) -> None:

@@ -20,6 +20,7 @@ from auth_worker.decisions.meter_table import MeterTable
 from auth_worker.decisions.meters import FixedMeter
 from auth_worker.decisions.plans import NOTHING, Needs, Plan, Short, needs_of
 from auth_worker.decisions.restoring import Restoring, principal_of
+from auth_worker.decisions.served_models import ServedModels
 from auth_worker.decisions.slices import Commit, Postponed, Slices
 from auth_worker.principals.keys import ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.prices import PriceTable, highest_cost
@@ -56,6 +57,7 @@ class OpenLeases:
         keys: All keys; looked at, never changed.
         meters: What the limits count.
         prices: What tokens cost.
+        served: Models by whose names bookings are kept.
         slices: Makes room in hard fixed windows.
         snapshot: What the store remembered.
         duration_s: The term of a lease.
@@ -71,6 +73,7 @@ class OpenLeases:
         keys: KeyDirectory,
         meters: MeterTable,
         prices: PriceTable,
+        served: ServedModels,
         slices: Slices,
         snapshot: Snapshot,
         duration_s: float,
@@ -86,7 +89,8 @@ class OpenLeases:
         self._clock = clock
         self._emit = emit
         self._commit = commit
-        self._bookings = Bookings(keys, meters, prices, clock)
+        self._served = served
+        self._bookings = Bookings(keys, meters, prices, served, clock)
         self._leases = LeaseTable(duration_s, min(duration_s, ORPHAN_TERM_S))
         self._settled: OrderedDict[str, None] = OrderedDict()
         self._num_open: dict[str, int] = {}
@@ -224,7 +228,7 @@ class OpenLeases:
                 lease_id=self._new_lease_id(key, command.model),
                 request_id=command.request_id,
                 key_id=key.key_id,
-                model=command.model,
+                model=self._served.booked(command.model, 0),
                 prompt_tokens=0,
                 completion_tokens=0,
                 cached_tokens=0,
