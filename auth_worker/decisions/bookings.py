@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from auth_worker.clock import Clock
 from auth_worker.decisions.leases import Lease, LeaseName
 from auth_worker.decisions.meter_table import MeterTable
-from auth_worker.decisions.plans import NOTHING, needs_of
+from auth_worker.decisions.plans import NOTHING, Needs, Plan, difference, needs_of
 from auth_worker.decisions.served_models import ServedModels
 from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.prices import Price, PriceTable, cost
@@ -15,14 +15,25 @@ from auth_worker.records.operations import BookUsage, Outcome, Result
 from protocol.wire.messages import Settle
 
 MAX_EXPIRED_REMEMBERED: Final = 4096
-"""Expired leases whose price is known when their settlement comes late."""
+"""Expired leases whose price and limits are known when their settlement comes late."""
+MAX_LATE: Final = 4096
+"""Late settlements on their way to the disk whose limits are known when they come back."""
 
 
 class _Expired(NamedTuple):
-    """What the settlement of an expired lease is priced by."""
+    """What the settlement of an expired lease is priced by, and counts in.
+
+    Attributes:
+        plan: Where its last report was counted; None once its settlement was.
+        counted_s: When that was, on the monotonic clock.
+        used: What was counted.
+    """
 
     price: Price | None
     granted_at_ms: int
+    plan: Plan | None = None
+    counted_s: float = 0.0
+    used: Needs = NOTHING
 
 
 class BookLate(BookUsage):
@@ -56,6 +67,7 @@ class Bookings:
         self._prices = prices
         self._clock = clock
         self._expired: OrderedDict[str, _Expired] = OrderedDict()
+        self._late: OrderedDict[str, Plan] = OrderedDict()
 
     def of_open(self, lease: Lease, command: Settle) -> BookUsage:
         """The settlement of a lease that is open, counted at once."""
@@ -86,7 +98,13 @@ class Bookings:
             outcome="expired",
             request_id=lease.request_id,
         )
-        self._expired[lease.lease_id] = _Expired(lease.price, lease.granted_at_ms)
+        self._expired[lease.lease_id] = _Expired(
+            lease.price,
+            lease.granted_at_ms,
+            lease.plan,
+            self._clock.monotonic_s(),
+            _used_by(booking),
+        )
         if len(self._expired) > MAX_EXPIRED_REMEMBERED:
             self._expired.popitem(last=False)
         return booking
@@ -110,7 +128,13 @@ class Bookings:
             plan = self._meters.plan_for(
                 key, model, command.endpoint, end_user, self._clock.wall_s()
             )
-            charges = "" if plan is None else plan.charges
+            if plan is not None:
+                now_s = self._clock.monotonic_s()
+                plan.open_slots(now_s)
+                charges = plan.charges_at(now_s, now_s)
+                self._late[command.lease_id] = plan
+                if len(self._late) > MAX_LATE:
+                    self._late.popitem(last=False)
         return BookLate(
             lease_id=command.lease_id,
             request_id=command.request_id,
@@ -138,6 +162,7 @@ class Bookings:
     def booked(self, booking: BookUsage, result: Result) -> None:
         """Follow the ledger where it counted other than was counted here."""
         is_late = isinstance(booking, BookLate)
+        plan = self._late.pop(booking.lease_id, None)
         if isinstance(result, Booked):
             # They name the counters of the first booking, whatever this one counts in.
             changes = dict(result.changes)
@@ -145,8 +170,20 @@ class Bookings:
                 for counter_id, amount in amounts_of(booking):
                     changes[counter_id] = changes.get(counter_id, 0) - amount
             self._meters.correct(changes.items())
+            if is_late:
+                self._correct_minutes(booking)
         elif is_late and result is None:
             self._meters.correct(amounts_of(booking), were_unknown=True)
+            if plan is not None and booking.outcome != "unused":
+                plan.count_minutes(self._clock.monotonic_s(), _used_by(booking))
+
+    def _correct_minutes(self, booking: BookUsage) -> None:
+        """The first settlement of an expired lease gives way to nothing: it counts in full."""
+        expired = self._expired.get(booking.lease_id)
+        if expired is not None and expired.plan is not None:
+            more = difference(_used_by(booking), expired.used)
+            expired.plan.correct_minutes(expired.counted_s, more)
+            self._expired[booking.lease_id] = expired._replace(plan=None)
 
     def _of_unused(self, lease: Lease, command: Settle) -> BookUsage:
         if lease.plan is not None:
@@ -216,6 +253,8 @@ class Bookings:
             if lease.is_forgotten:
                 plan.take_unknown(lease.held, used)
             plan.settle(now_s, lease.held, used)
+            if outcome == "expired":
+                plan.open_slots(now_s)
             charges = plan.charges_at(now_s, lease.counted_s)
         return self._booking(
             lease,
@@ -267,6 +306,10 @@ class Bookings:
 
     def _key(self, key_id: str) -> StoredKey | None:
         return ANONYMOUS if key_id == ANONYMOUS_KEY_ID else self._keys.principal(key_id)
+
+
+def _used_by(booking: BookUsage) -> Needs:
+    return needs_of(booking.prompt_tokens, booking.completion_tokens, booking.cost_micros)
 
 
 def _cost(price: Price | None, command: Settle, endpoint: str) -> int:

@@ -101,6 +101,7 @@ class MeterTable:
         # The windows of a limit and end user by their begin, in the order of time.
         self._windows: dict[tuple[str, str], dict[float, FixedMeter]] = {}
         self._by_counter: dict[int, FixedMeter] = {}
+        self._of_slot: dict[int, SlidingMeter] = {}  # by the counter of the slot
         self._spans: dict[Window, Span] = {}
         self._next_counter = epoch * COUNTERS_AN_EPOCH
         self._gone: deque[str] = deque()  # limits that were removed, while something counts in them
@@ -169,12 +170,16 @@ class MeterTable:
     def correct(self, changes: Iterable[tuple[int, int]], *, were_unknown: bool = False) -> None:
         """Counters in the database moved by more, or less, than was counted here.
 
-        See `FixedMeter.correct`; slots of sliding windows are left as they are.
+        See `FixedMeter.correct`. Of a sliding window it counts in the slot that it is of, as long
+        as that counts at all.
         """
         for counter_id, num_more in changes:
             meter = self._by_counter.get(counter_id)
+            sliding = self._of_slot.get(counter_id)
             if meter is not None:
                 meter.correct(num_more, were_unknown=were_unknown)
+            elif sliding is not None:
+                sliding.correct_counter(counter_id, num_more)
 
     def limits_of(self, key: StoredKey) -> tuple[Limit, ...]:
         """Every limit that holds for a key, those of its own row and templates among them."""
@@ -332,9 +337,11 @@ class MeterTable:
             int(self._clock.wall_s() - age_s),
         )
         self._emit(SaveCounter(row))
+        self._of_slot[row.counter_id] = meter
         return row.counter_id
 
     def _close_slot(self, counter_id: int) -> None:
+        self._of_slot.pop(counter_id, None)
         self._emit(DropCounters((counter_id,)))
 
     # Fixed windows.
@@ -446,6 +453,7 @@ class MeterTable:
                 return False
             # A wall clock that was set back must not make an age negative.
             meter.restore_slot(now_s - max(0.0, wall_s - row.begins_at), row.used, row.counter_id)
+            self._of_slot[row.counter_id] = meter
             return True
         span = span_at(limit.window, row.begins_at)
         if not span.is_open or max(0.0, span.begins_s) != row.begins_at:

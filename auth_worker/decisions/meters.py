@@ -187,6 +187,30 @@ class SlidingMeter(Meter):
             self.total -= taken
             self.room += taken
 
+    def open(self, now_s: float) -> None:
+        """See to it that there is a slot for what is counted now."""
+        if now_s >= self._writable_s:
+            self._add(now_s, 0)
+
+    def correct_at(self, at_s: float, num_more: int) -> None:
+        """So much more was used at a moment than was counted; nothing, when its slot has left."""
+        slot = self._slot_at(at_s)
+        if slot is not None:
+            self._correct(slot, num_more)
+
+    def correct_counter(self, counter_id: int, num_more: int) -> None:
+        """The same of the slot of an id."""
+        for slot in reversed(self._slots):
+            if slot.counter_id == counter_id:
+                self._correct(slot, num_more)
+                return
+
+    def _correct(self, slot: Slot, num_more: int) -> None:
+        num_more = max(num_more, -slot.amount)
+        slot.amount += num_more
+        self.total += num_more
+        self.room -= num_more
+
     def counter_at(self, at_s: float) -> int:
         """The id of the slot of a moment; 0 when there is none."""
         slot = self._slot_at(at_s)

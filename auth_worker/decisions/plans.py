@@ -146,7 +146,7 @@ class Plan:
             if meter.room < more:
                 short.append(Short(meter, more))
         if not short:
-            self.take(now_s, _difference(after, before), starts=False)
+            self.take(now_s, difference(after, before), starts=False)
         return short
 
     def joined(self, before: "Plan") -> "Plan":
@@ -189,6 +189,27 @@ class Plan:
             if counter_id:
                 slots.append((counter_id, CHARGE_LETTERS[meter.limit.measure]))
         return ",".join(filter(None, (self.charges, charge_text(slots))))
+
+    def open_slots(self, now_s: float) -> None:
+        """See to it that each sliding window has a slot of now, in which more may count later."""
+        for meter in self._meters:
+            if isinstance(meter, SlidingMeter):
+                meter.open(now_s)
+
+    def correct_minutes(self, at_s: float, more: Needs) -> None:
+        """More was used than was counted at a moment, in windows whose slots have no counters."""
+        for meter, index in (*self._held, *self._soft):
+            if isinstance(meter, SlidingMeter) and not meter.is_durable:
+                meter.correct_at(at_s, more[index])
+
+    def count_minutes(self, now_s: float, used: Needs) -> None:
+        """A request that wasn't counted before counts in these windows now."""
+        for starter in self._started:
+            if not starter.is_durable:
+                starter.start(now_s)
+        for meter, index in (*self._held, *self._soft):
+            if isinstance(meter, SlidingMeter) and not meter.is_durable:
+                meter.settle(now_s, 0, used[index])
 
     def thirsty_meters(self, needs: Needs) -> list[tuple[FixedMeter, int]]:
         """The meters whose slice runs low and is not asked for yet, and what a request needs."""
@@ -280,7 +301,8 @@ def _shown(hard: Sequence[tuple[Meter, int]], measure: Measure) -> tuple[Meter, 
     return tuple(meter for meter, _ in hard if meter.limit.measure == measure)
 
 
-def _difference(after: Needs, before: Needs) -> Needs:
+def difference(after: Needs, before: Needs) -> Needs:
+    """What came to a need, or went from it where it is negative."""
     return (
         after[0] - before[0],
         after[1] - before[1],

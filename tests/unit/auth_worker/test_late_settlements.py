@@ -1,10 +1,13 @@
 """A settlement that comes after its lease expired costs and counts as one in time would have."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from auth_worker.auditing.money_check import check_money
+from auth_worker.principals.limit_rules import WindowKind
 from auth_worker.principals.people import StoredTeam
 from auth_worker.records.limit_usage import Booked, SaveCounter, amounts_of
 from auth_worker.records.operations import (
@@ -16,7 +19,17 @@ from auth_worker.records.operations import (
     Snapshot,
 )
 from auth_worker.storage.sql_store import SqlStore
-from protocol.wire.messages import Granted, PriceSettings, Resource, Settle
+from protocol.wire.messages import (
+    Granted,
+    LeaseReport,
+    OrphanUsage,
+    PriceSettings,
+    Renew,
+    Resource,
+    Settle,
+    StreamUsage,
+)
+from tests.fakes.auth_handler_bench import AuthHandlerBench
 from tests.fakes.auth_parts import START_S, authority_bench, authorize, booking, stored_key
 from tests.fakes.auth_stores import rows
 from tests.fakes.limit_parts import HOUSE_PRICE, limit
@@ -131,3 +144,99 @@ def test_numbers_of_counters_never_come_again() -> None:
     ]
     assert all(taken)
     assert taken[0].isdisjoint(taken[1])
+
+
+@pytest.mark.parametrize("window", ["minute", "hour"])
+def test_what_a_late_settlement_adds_counts_in_sliding_windows(
+    window: WindowKind, tmp_path: Path
+) -> None:
+    tokens = limit("tokens", 1000, window)
+    bench = AuthHandlerBench(tmp_path, limits=(tokens,))
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    bench.clock.advance(601)
+    bench.handler.expire()
+    bench.write()
+    assert bench.authority.meter_of(tokens).total == 0
+    bench.clock.advance(5)
+    assert bench.ask(settle_of(granted.lease_id)) is None
+    bench.write()
+    meter = bench.authority.meter_of(tokens)
+    assert (meter.total, meter.free) == (100, 900)
+    again = replace_tokens(settle_of(granted.lease_id), 500)
+    assert bench.ask(again) is None
+    bench.write()
+    assert bench.authority.meter_of(tokens).total == 100  # the first settlement stands
+    bench.clock.advance(3700)
+    assert bench.authority.meter_of(tokens).total == 0
+    bench.store.close()
+
+
+@pytest.mark.parametrize("window", ["minute", "hour"])
+def test_a_late_settlement_of_less_or_of_nothing_takes_back(
+    window: WindowKind, tmp_path: Path
+) -> None:
+    tokens, requests = limit("tokens", 1000, window), limit("requests", 10, window)
+    bench = AuthHandlerBench(tmp_path, limits=(tokens, requests))
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    bench.clock.advance(590)
+    report = LeaseReport(lease_id=granted.lease_id, prompt_tokens=10, completion_tokens=40)
+    bench.authority.renew(Renew(leases=(report,)))
+    bench.clock.advance(601)
+    bench.handler.expire()
+    bench.write()
+    assert bench.authority.meter_of(tokens).total == 50
+    assert bench.ask(structs.replace(settle_of(granted.lease_id), is_unused=True)) is None
+    bench.write()
+    assert bench.authority.meter_of(tokens).total == 0
+    bench.store.close()
+
+
+@pytest.mark.parametrize("window", ["minute", "hour"])
+def test_a_settlement_that_a_kill_forgot_counts_in_sliding_windows_and_after_another(
+    window: WindowKind, tmp_path: Path
+) -> None:
+    tokens, requests = limit("tokens", 1000, window), limit("requests", 10, window)
+    bench = AuthHandlerBench(tmp_path, limits=(tokens, requests))
+    lease_id = "lease:000000:0000000001:key_user:demo"
+    for _ in range(2):
+        assert bench.ask(settle_of(lease_id)) is None
+        bench.write()
+        used = [bench.authority.meter_of(one).total for one in (tokens, requests)]
+        assert used == [100, 1]
+    snapshot = bench.store.load(recent_since_ms=0)
+    again = authority_bench(snapshot=replace(snapshot, limits=(tokens,)), clock=bench.clock)
+    assert again.authority.meter_of(tokens).total == 100
+    bench.store.close()
+
+
+def test_a_lease_that_an_engine_reports_after_it_expired_counts_once_in_an_hour(
+    tmp_path: Path,
+) -> None:
+    tokens = limit("tokens", 1000, "hour")
+    bench = AuthHandlerBench(tmp_path, limits=(tokens,))
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    bench.clock.advance(590)
+    report = LeaseReport(lease_id=granted.lease_id, prompt_tokens=10, completion_tokens=40)
+    bench.authority.renew(Renew(leases=(report,)))
+    bench.clock.advance(601)
+    bench.handler.expire()
+    bench.write()
+    stream = StreamUsage(
+        lease_id=granted.lease_id, stream="req-1/0", prompt_tokens=10, completion_tokens=70
+    )
+    bench.ask(OrphanUsage(report_id="report-1", engine_id="engine-1", streams=(stream,)))
+    bench.write()
+    bench.clock.advance(60)
+    bench.handler.expire()
+    bench.write()
+    assert bench.authority.meter_of(tokens).total == 80
+    (row,) = rows(bench.store, "SELECT sum(used) FROM limit_usage")
+    assert row == (80,)
+    bench.store.close()
+
+
+def replace_tokens(settle: Settle, completion_tokens: int) -> Settle:
+    return structs.replace(settle, completion_tokens=completion_tokens)
