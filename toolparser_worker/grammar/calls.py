@@ -29,8 +29,14 @@ from toolparser_worker.machine.declarations import (
 _NO_PARAMETERS: Final = {"type": "object", "properties": {}, "additionalProperties": False}
 _ANY_PARAMETERS: Final = {"type": "object"}
 _INDEX: Final = "/0|[1-9][0-9]{0,2}/"
-_UNREADABLE: Final = (TypeError, ValueError, AttributeError, KeyError)
-"""What a schema leads to that has a part which nobody checked."""
+_UNREADABLE: Final = (
+    UnsupportedToolsError,
+    # What a schema leads to that has a part which nobody checked.
+    TypeError,
+    ValueError,
+    AttributeError,
+    KeyError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +108,10 @@ class CallRules:
         for tool in tools:
             try:
                 tails.append(self._tail(tool))
-            except (UnsupportedToolsError, *_UNREADABLE) as error:
-                is_ours = isinstance(error, UnsupportedToolsError)
-                reason = error.message if is_ours else "its schema can't be read."
+            except _UNREADABLE as error:
+                reason = "its schema can't be read."
+                if isinstance(error, UnsupportedToolsError):
+                    reason = error.message
                 raise UnsupportedToolsError(
                     f"Calls of the tool {tool.name!r} can't be enforced in the format"
                     f" {declared.name!r}: {reason}",
