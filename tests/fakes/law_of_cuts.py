@@ -30,6 +30,12 @@ ESCAPES = (
 )
 """Escapes of halves of characters, alone and in pairs."""
 
+DEEP = (
+    *('{"a":' * 450 + "1" + "}" * 450, "[" * 700 + "]" * 700, "{'a': " * 450 + "1" + "}" * 450),
+    *('{"a":' * 450, "[" * 700, "(" * 300),
+)
+"""Values that nest deeper than Python's own stack goes."""
+
 COMMON_FRAGMENTS = (
     *("<think>", "</think>", "<tool_", "call>", "</", "<", ">", ">>", "</thi", "<|python"),
     *('{"name": "f"', '"name": "g",', '"fn": "h"', '{"tool": "a"}', '{"name": 1'),
@@ -87,7 +93,7 @@ def fragments(tools: ToolFormat | None, reasoning: ReasoningFormat | None) -> li
     if reasoning is not None:
         markers += reasoning.markers
         found.append(render_reasoning(reasoning, "hm"))
-    return [*COMMON_FRAGMENTS, *markers * (1 + 40 // (len(markers) or 1)), *found * 2]
+    return [*COMMON_FRAGMENTS, *DEEP[:2], *markers * (1 + 40 // (len(markers) or 1)), *found * 2]
 
 
 def neighbour(text: str, generator: random.Random) -> str:

@@ -11,6 +11,9 @@ from toolparser_worker.machine.blanks import stripped
 from toolparser_worker.machine.reading import quoted
 from toolparser_worker.machine.tool_schemas import Schema, alternatives
 
+MAX_VALUE_DEPTH = 128
+"""Lists and objects within each other; what nests deeper is text, as Python's stack has an end."""
+
 _MAX_DEPTH = 16
 _MAX_DIGITS = 4000
 """Of an integer; Python's own parser reads no more than 4,300."""
@@ -98,11 +101,7 @@ def coerced(
         undeclared: What to make of a text without declared type.
         reads_python: Try Python's literals where JSON fails, for text without declared type, too.
     """
-    value = read_value(text, schema, undeclared=undeclared, reads_python=reads_python)
-    try:
-        return written(value)
-    except RecursionError:
-        return quoted(text)
+    return written(read_value(text, schema, undeclared=undeclared, reads_python=reads_python))
 
 
 def read_value(
@@ -151,10 +150,7 @@ def loaded(text: str) -> Any:
 
 def json_or_text(text: str) -> str:
     """The text itself when it is JSON, otherwise the text as a JSON string."""
-    try:
-        return written(_json_or_text(text, False))
-    except RecursionError:
-        return quoted(text)
+    return written(_json_or_text(text, False))
 
 
 def _json_or_text(text: str, reads_python: bool) -> Any:
@@ -237,9 +233,25 @@ def _number(text: str) -> Any:
 
 def _loaded(text: str) -> Any:
     try:
-        return loaded(text)
+        value = loaded(text)
     except (ValueError, RecursionError):
         return _NO_VALUE
+    return _NO_VALUE if _is_too_deep(value, text) else value
+
+
+def _is_too_deep(value: Any, text: str) -> bool:
+    """Whether the value of a text nests deeper than may be."""
+    if sum(map(text.count, "[{(")) <= MAX_VALUE_DEPTH:
+        return False
+    level = [value]
+    for _ in range(MAX_VALUE_DEPTH + 1):
+        nested = [one for one in level if isinstance(one, dict | list)]
+        if not nested:
+            return False
+        level = [
+            inner for one in nested for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+    return True
 
 
 def _digits(text: str) -> Number:
@@ -254,9 +266,10 @@ def _python_value(text: str) -> Any:
     try:
         value = ast.literal_eval(stripped(text))
         # Tuples become lists on this way, and all keys strings.
-        return json.loads(json.dumps(value, allow_nan=False))
+        value = json.loads(json.dumps(value, allow_nan=False))
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return _NO_VALUE
+    return _NO_VALUE if _is_too_deep(value, text) else value
 
 
 def _refuse(word: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.format_pairs import EFFORT, PAIRS, SOME_TOOLS, formats, schemas
-from tests.fakes.law_of_cuts import ESCAPES, assert_sendable
+from tests.fakes.law_of_cuts import DEEP, ESCAPES, assert_sendable
 from tests.fakes.parsed_text import (
     TOOLS,
     Parsed,
@@ -330,7 +330,7 @@ def test_no_value_of_a_parameter_raises_and_each_can_be_sent(tool: str, kind: An
     tools = ToolSchemas([{"function": {"name": "f", "parameters": {"properties": {"x": schema}}}}])
     for arguments in ('{"x": "VALUE"}', '{"x": {"y": "VALUE"}}'):
         text = render_calls(tool_format, [("f", arguments)])
-        for value in ESCAPES:
+        for value in (*ESCAPES, *DEEP):
             for place in ("VALUE", '"VALUE"', "'VALUE'"):
                 hostile = text.replace(place, value)
                 for pieces in (hostile, cut(hostile, range(7, len(hostile), 7))):
