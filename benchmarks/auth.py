@@ -34,6 +34,7 @@ from auth_worker.storage import schema
 from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.storage.sqlite_store import SqliteStore
 from benchmarks.round_trips import zeromq
+from protocol.runtime.child_environment import without_settings
 from protocol.wire.codec import auth_event_decoder, encode
 from protocol.wire.messages import AuthEvent, Authorize, Granted, Settle, Settled
 from protocol.wire.peers import Peer, PeerEvent
@@ -413,7 +414,7 @@ async def measure_wire(num_requests: int, directory: Path) -> list[Row]:
     endpoint = f"ipc://{directory}/auth"
     client = WireClient(endpoint)
     environ = {
-        **os.environ,
+        **without_settings(os.environ),
         "PENSTOCK_AUTH_ENDPOINT": endpoint,
         "PENSTOCK_DATA_DIR": str(directory / "data"),
         "PENSTOCK_ALLOW_ANONYMOUS": "false",

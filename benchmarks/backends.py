@@ -36,6 +36,7 @@ from benchmarks.whole_engine import wide_vocabulary
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.weights.sources import weight_sources
+from protocol.runtime.child_environment import without_settings
 
 NUM_PROMPT_TOKENS = NUM_NEW_TOKENS = 128
 _START_TIMEOUT_S = 600.0
@@ -95,7 +96,7 @@ def served(folder: Path, cache_dir: Path, side: Side) -> Iterator[psutil.Process
         "--data-dir": str(cache_dir / f"data-{port}"),
         "--kv-memory": "256MiB",
     }
-    environment = os.environ | {"PENSTOCK_SPECULATION": "off"}
+    environment = without_settings(os.environ) | {"PENSTOCK_SPECULATION": "off"}
     started = time.perf_counter()
     process = psutil.Popen(
         [*command, *(word for option in options.items() for word in option)],

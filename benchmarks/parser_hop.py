@@ -30,6 +30,7 @@ import uvloop
 from benchmarks import round_trips
 from gateway.errors import GatewayError
 from gateway.workers.parsers import ParserLink
+from protocol.runtime.child_environment import without_settings
 from protocol.wire.codec import parser_event_decoder
 from protocol.wire.messages import OpenParse, ParsedDelta, ParserEvent
 from protocol.wire.peers import Peer, PeerEvent
@@ -115,7 +116,7 @@ async def parser_process() -> AsyncIterator[tuple[ParserLink, psutil.Process]]:
         )
         link = ParserLink(server)
         server.start(asyncio.get_running_loop())
-        environ = os.environ | {
+        environ = without_settings(os.environ) | {
             "PENSTOCK_TOOLPARSER_ENDPOINT": endpoint,
             "PENSTOCK_LOG_LEVEL": "error",
             "PYTHONPATH": str(Path(__file__).parents[1]),

@@ -28,6 +28,7 @@ from typing import Literal
 import httpx
 import psutil
 
+from protocol.runtime.child_environment import without_settings
 from protocol.wire.keygen import generate_keys
 
 Wire = Literal["ipc", "tcp", "curve"]
@@ -124,7 +125,7 @@ def running_server(
         if setup.wire == "curve":
             generate_keys(keys)
         base = {
-            **os.environ,
+            **without_settings(os.environ),
             "PENSTOCK_LOG_LEVEL": "error",
             **({"PENSTOCK_KEY_DIR": str(keys)} if setup.wire == "curve" else {}),
         }

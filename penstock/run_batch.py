@@ -11,7 +11,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, TextIO
@@ -24,6 +24,7 @@ from penstock.api_client import server_root
 from penstock.batch_output import BatchOutput
 from penstock.config import ServeSettings
 from penstock.errors import CommandError, UsageError
+from penstock.private_server import private_settings
 from penstock.serve import running_server
 from penstock.supervisor import Supervisor
 
@@ -165,10 +166,8 @@ def _run_at_own_server(
 ) -> BatchCounts | None:
     """Start a server for the batch; None when it was told to stop before it served."""
     with TemporaryDirectory(prefix="penstock-batch-") as data_dir:
-        private = replace(
-            settings, host="127.0.0.1", port=0, require_keys=False, data_dir=Path(data_dir)
-        )
-        with running_server(private, console) as (url, supervisor):
+        private = private_settings(settings, Path(data_dir))
+        with running_server(private, console, is_private=True) as (url, supervisor):
             if url is None:
                 return None
             model = settings.models[0].name if len(settings.models) == 1 else None

@@ -12,6 +12,7 @@ from rich.console import Console
 from penstock.config import ServeSettings
 from penstock.errors import CommandError, UsageError
 from penstock.model_source import resolve_model
+from penstock.start_watch import StartWatch
 from penstock.startup import announce, wait_until_ready
 from penstock.supervisor import Supervisor, common_environment, make_run_dir, process_specs
 from protocol.runtime.logs import setup as setup_logs
@@ -68,9 +69,14 @@ def serve(settings: ServeSettings, console: Console) -> int:
 
 @contextmanager
 def running_server(
-    settings: ServeSettings, console: Console
+    settings: ServeSettings, console: Console, *, is_private: bool = False
 ) -> Iterator[tuple[str | None, Supervisor]]:
     """Start every process, wait until they serve, and end them all at the end.
+
+    Args:
+        settings: What to serve.
+        console: For progress.
+        is_private: The server has nothing to wait for but itself, such as a place as a standby.
 
     Yields:
         The server's URL, None when a stop was requested first, and who looks after the processes:
@@ -94,7 +100,12 @@ def running_server(
     )
     with supervisor:
         url = wait_until_ready(
-            supervisor.poll, lambda: supervisor.stop_requested, run_dir, settings, console
+            supervisor.poll,
+            lambda: supervisor.stop_requested,
+            run_dir,
+            settings,
+            console,
+            StartWatch(is_private=is_private),
         )
         supervisor.was_ready = url is not None
         yield url, supervisor

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from penstock.config import URL, ServeSettings, build_settings
+from penstock.start_watch import StartWatch
 from penstock.terminal import visible_line
 
 _POLL_S = 0.1
@@ -127,6 +128,7 @@ def wait_until_ready(
     run_dir: Path,
     settings: ServeSettings,
     console: Console,
+    watch: StartWatch,
 ) -> str | None:
     """Look after the processes and show progress until the server can serve.
 
@@ -136,9 +138,13 @@ def wait_until_ready(
         run_dir: Where the gateway writes its port.
         settings: For the address.
         console: Where to draw.
+        watch: Tells when it is hopeless.
 
     Returns:
         The server's URL, or None when a stop was requested first.
+
+    Raises:
+        CommandError: It won't serve.
     """
     with (
         StartupProgress(console) as progress,
@@ -146,6 +152,7 @@ def wait_until_ready(
     ):
         while not stop_requested():
             poll()
+            status: dict[str, Any] | None = None
             port = read_port(run_dir)
             if port is not None:
                 has_tls = settings.tls_cert_file is not None
@@ -154,13 +161,15 @@ def wait_until_ready(
                     url = f"{'https' if has_tls else 'http'}://localhost"
                 try:
                     response = client.get(f"{url}/health")
-                    status = response.json()
+                    found = response.json()
                 except (httpx.TransportError, ValueError):
-                    status = {}
+                    pass
                 else:
-                    progress.show(status)
                     if response.status_code == httpx.codes.OK:
                         return url
+                    status = found if isinstance(found, dict) else {}
+                    progress.show(status)
+            watch.check(status)
             time.sleep(_POLL_S)
     return None
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from protocol.runtime.child_environment import without_settings
 from tests.fakes.order import is_small_unit
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from xdist.workermanage import WorkerController
 
     from tests.fakes.dealing import DealtTogether
+
+# No setting of ours leaks from the developer's shell into a test, or into a server that one starts.
+_CLEAN = without_settings(os.environ)
+for _name in os.environ.keys() - _CLEAN.keys():
+    del os.environ[_name]
 
 # transformers and the hub library must never reach for the network in a test.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -86,15 +92,6 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
         config = sys.modules["jax"].config
         config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled-here")))
         config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No setting of ours leaks from the developer's shell into a test."""
-    aliases = ("MODEL_PATH", "MODEL_NAME", "TOKENIZER_PATH")
-    for name in list(os.environ):
-        if name.startswith("PENSTOCK_") or name in aliases:
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture

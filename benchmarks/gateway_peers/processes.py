@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+from protocol.runtime.child_environment import without_settings
+
 Pinning = Literal["none", "pair", "split"]
 START_TIMEOUT_S = 60.0
 _END_TIMEOUT_S = 10.0
@@ -98,7 +100,7 @@ class Processes:
         """Start `python -m command`, with a pipe to it, and one back if it reports."""
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
-            env={**os.environ, **(environment or {})},
+            env={**without_settings(os.environ), **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if reports else subprocess.DEVNULL,
             text=True,

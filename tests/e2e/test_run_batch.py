@@ -1,6 +1,7 @@
 """`penstock run-batch` at a running server."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,31 @@ def test_a_file_of_requests_is_answered_good_and_bad(house: House, tmp_path: Pat
     assert "0 answered, 1 failed, 2 were answered before" in again.stderr
     ids = [json.loads(line)["custom_id"] for line in target.read_text("utf-8").splitlines()]
     assert ids == ["0", "1", "2"]
+
+
+def test_its_own_server_has_nothing_to_do_with_the_deployment_of_the_shell(
+    cache_dir: Path, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    body = {"prompt": "One, two,", "max_tokens": 3}
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    source.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    deployed = {
+        "PENSTOCK_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/production",
+        "PENSTOCK_STORE_URL": "postgresql://nobody@127.0.0.1:1/production",
+        "PENSTOCK_UDS": str(tmp_path / "http.sock"),
+        "PENSTOCK_ALLOWED_HOSTS": "api.example",
+        "PENSTOCK_AUDIT_KEY_FILE": str(tmp_path / "missing"),
+    }
+    command = [sys.executable, "-m", "penstock", "run-batch", str(source), str(target)]
+    done = subprocess.run(
+        [*command, "--cache-dir", str(cache_dir)],
+        env={**os.environ, **deployed},
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(target.read_text("utf-8"))["response"]["status_code"] == 200
+    assert not (tmp_path / "http.sock").exists()

@@ -33,6 +33,7 @@ import httpx
 from auth_worker.auditing.database_check import check_database
 from auth_worker.storage.reading import reader
 from engine_worker.serving.orphans import OrphanTracker
+from protocol.runtime.child_environment import without_settings
 from protocol.wire.messages import (
     Abort,
     Delta,
@@ -423,7 +424,7 @@ class LimitsHouse:
             (self.folder / "port").unlink(missing_ok=True)
         data = "auth-data" if name == "auth_worker" else "gateway-data"
         environ = {
-            **os.environ,
+            **without_settings(os.environ),
             "PENSTOCK_ENGINE_ENDPOINT": f"ipc://{self.folder}/engine",
             "PENSTOCK_AUTH_ENDPOINT": f"ipc://{self.folder}/auth",
             "PENSTOCK_TOOLPARSER_ENDPOINT": f"ipc://{self.folder}/toolparser",

@@ -17,6 +17,7 @@ import psutil
 
 from penstock.config import build_settings
 from penstock.supervisor import ProcessSpec, common_environment, process_specs
+from protocol.runtime.child_environment import without_settings
 from tests.soak.relay import Relay
 
 _WATCH_S = 0.05
@@ -53,7 +54,7 @@ class WatchedHouse:
         self.admin_key = f"psk-{secrets.token_urlsafe(32)}"
         self.num_parsers = num_parsers
         environ = {
-            **os.environ,
+            **without_settings(os.environ),
             "PENSTOCK_ADMIN_KEY": self.admin_key,
             "PENSTOCK_LOG_FORMAT": "json",
         }

@@ -1,6 +1,7 @@
 """What a person sees at the start: phases, address, where the key is."""
 
 import io
+import itertools
 import threading
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from rich.console import Console
 
 from penstock.config import build_settings
+from penstock.errors import CommandError
+from penstock.start_watch import SILENT_S, StartWatch
 from penstock.startup import (
     StartupProgress,
     announce,
@@ -77,7 +80,9 @@ def test_a_server_on_a_unix_socket_is_waited_for_there(socket_dir: Path) -> None
         server.get_request = lambda: (server.socket.accept()[0], ("", 0))  # type: ignore[method-assign]
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        url = wait_until_ready(lambda: None, lambda: False, socket_dir, settings, where)
+        url = wait_until_ready(
+            lambda: None, lambda: False, socket_dir, settings, where, StartWatch()
+        )
         server.shutdown()
         thread.join()
     assert url == "http://localhost"
@@ -131,3 +136,11 @@ def test_the_command_for_a_key_names_what_another_shell_does_not_know(
     assert keys_command("http://127.0.0.1:81", other) == (
         f"/x/penstock keys create NAME --url http://127.0.0.1:81 --data-dir {tmp_path}"
     )
+
+
+def test_a_gateway_that_never_says_where_it_is_ends_the_waiting(tmp_path: Path) -> None:
+    where, _ = console()
+    settings = build_settings({"data_dir": str(tmp_path)}, {"HOME": "/home/someone"})
+    watch = StartWatch(clock=itertools.count(step=SILENT_S / 2).__next__)
+    with pytest.raises(CommandError, match="has not answered"):
+        wait_until_ready(lambda: None, lambda: False, tmp_path, settings, where, watch)
