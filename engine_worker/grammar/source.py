@@ -20,7 +20,8 @@ MAX_MARKERS: Final = 128
 MAX_MARKER_CHARACTERS: Final = 256
 
 _OBJECT_STYLE: Final = {"whitespace_flexible": True, "whitespace_pattern": "\\n {0,32}| "}
-"""Free JSON may be indented, but can't run on in white space."""
+_FREE_OBJECT: Final = json.dumps({"x-guidance": _OBJECT_STYLE, "type": "object"})
+"""Free JSON may be indented, but can't run on in white space. Parser workers write just this."""
 
 _ANY: Final = "/(?s:.*)/"
 # Strings, regular expressions and comments are passed over; what is left may be a marker.
@@ -87,7 +88,7 @@ def _body(grammar: Grammar, special: SpecialTokens, unenforced: dict[str, None])
         # One lexeme, of which there may be thousands; of rules not.
         return f"start: C\nC: {' | '.join([first, *others])}\n" if others else f"start: {first}\n"
     if grammar.kind == "json_object":
-        return f"start: %json {json.dumps({'x-guidance': _OBJECT_STYLE, 'type': 'object'})}\n"
+        return f"start: %json {_FREE_OBJECT}\n"
     _check_nesting(source)
     rules = schema_rules(source, is_strict=grammar.is_strict, has_style=False)
     unenforced.update(dict.fromkeys(rules.unenforced))
@@ -107,6 +108,8 @@ def _with_schemas(source: str, unenforced: dict[str, None]) -> str:
         except RecursionError as error:
             raise UnsupportedGrammarError("A schema is nested too deep.") from error
         schema = source[match.end() : end]
+        if schema == _FREE_OBJECT:
+            continue
         _check_nesting(schema)
         rules = schema_rules(schema)
         unenforced.update(dict.fromkeys(rules.unenforced))

@@ -1,6 +1,7 @@
 """Writes a Lark grammar of llguidance's dialect rule by rule; knows nothing of formats."""
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -13,6 +14,18 @@ JSON_STYLE: Final = {
     "key_separator": ": ",
 }
 """How JSON is written: as the templates of most models do, and with nothing left to choose."""
+FREE_OBJECT: Final = json.dumps(
+    {
+        "x-guidance": {"whitespace_flexible": True, "whitespace_pattern": "\\n {0,32}| "},
+        "type": "object",
+    }
+)
+"""Any object, which may be indented; engines know this text and leave it to llguidance."""
+
+_REGEX_PART: Final = re.compile(r"\\(.?)|([/\n\r\t])", re.DOTALL)
+_BETWEEN_SLASHES: Final = {"/": "\\/", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ASCII_DIGITS: Final = {"d": "[0-9]", "D": "[^0-9]"}
+_ASCII_WORDS: Final = {"w": "[0-9a-zA-Z_]", "W": "[^0-9a-zA-Z_]"}
 
 
 class LarkWriter:
@@ -79,10 +92,19 @@ class LarkWriter:
 
     def json(self, schema: dict[str, Any]) -> str:
         """An expression for the JSON values of a schema."""
-        written: dict[str, Any] = {"x-guidance": JSON_STYLE, **schema}
-        if self.is_strict:
-            written["x-penstock-strict"] = True
-        return f"%json {json.dumps(written, ensure_ascii=False)}"
+        return f"%json {json.dumps({**schema, **self._options()}, ensure_ascii=False)}"
+
+    def json_text(self, source: str) -> str:
+        """The same for the text of a schema, an object, which is handed on as it is written."""
+        options = json.dumps(self._options())[1:]
+        members = source.strip()[:-1].rstrip()
+        # Of members of one name the last one counts.
+        return f"%json {members}{'' if members == '{' else ', '}{options}"
+
+    def _options(self) -> dict[str, Any]:
+        """How values are written and how strictly; not for the schema's client to choose."""
+        strict = {"x-penstock-strict": True} if self.is_strict else {}
+        return {"x-guidance": JSON_STYLE, **strict}
 
     def grammar(self, start: str, after_marker: str | None = None) -> Grammar:
         """What was collected, beginning with an expression."""
@@ -110,13 +132,21 @@ def without_texts(body: str, texts: Iterable[str]) -> str:
     return f"({body}) & ~({ANY_TEXT} ({alternatives}) {ANY_TEXT})"
 
 
-def regex(pattern: str) -> str:
-    """A regular expression as Lark writes it between slashes."""
-    escaped = []
-    is_escaped = False
-    for character in pattern:
-        if character == "/" and not is_escaped:
-            escaped.append("\\")
-        escaped.append("\\n" if character == "\n" else character)
-        is_escaped = character == "\\" and not is_escaped
-    return f"/{''.join(escaped)}/"
+def regex(pattern: str, *, ascii_words: bool = False) -> str:
+    r"""A regular expression as Lark writes it between slashes; `\d` is 0 to 9.
+
+    What engines make of one that has no Lark around it (`regex_to_lark` of llguidance).
+
+    Args:
+        pattern: In Rust's syntax.
+        ascii_words: `\w` is the letters, digits and underscore of ASCII, as in ECMA-262.
+    """
+    classes = _ASCII_DIGITS | _ASCII_WORDS if ascii_words else _ASCII_DIGITS
+
+    def spelt(match: re.Match[str]) -> str:
+        escape, character = match.groups()
+        if character is not None:
+            return _BETWEEN_SLASHES[character]
+        return classes.get(escape, _BETWEEN_SLASHES.get(escape, f"\\{escape}" if escape else ""))
+
+    return f"/{_REGEX_PART.sub(spelt, pattern)}/"

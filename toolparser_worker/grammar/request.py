@@ -3,13 +3,15 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from protocol.wire.messages import Grammar, ToolChoiceMode
 from toolparser_worker.errors import UnsupportedToolsError
 from toolparser_worker.grammar.calls import CallableTool, CallRules
-from toolparser_worker.grammar.lark import ANY_TEXT, LarkWriter, quoted, regex
+from toolparser_worker.grammar.lark import ANY_TEXT, FREE_OBJECT, LarkWriter, quoted, regex
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
+
+_NOTHING: Final[dict[str, Any]] = {"not": {}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +147,15 @@ def _content(writer: LarkWriter, declared: ToolFormat | ReasoningFormat, respons
 def _wanted(writer: LarkWriter, response: Grammar) -> str:
     match response.kind:
         case "json_object":
-            writer.is_strict = False
-            return writer.json({"type": "object"})
+            return f"%json {FREE_OBJECT}"
         case "json_schema":
             schema = _loaded(response.source)
+            if not isinstance(schema, dict | bool):
+                raise UnsupportedToolsError("The wanted content's JSON schema is no object.")
             writer.is_strict = response.is_strict
-            return writer.json(schema if isinstance(schema, dict) else {})
+            if isinstance(schema, dict):
+                return writer.json_text(response.source)
+            return writer.json({} if schema else _NOTHING)
         case "choice":
             return _alternatives(writer, _loaded(response.source))
         case "regex":
@@ -167,7 +172,8 @@ def _loaded(source: str) -> Any:
 
 
 def _alternatives(writer: LarkWriter, texts: Any) -> str:
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise UnsupportedToolsError("The wanted content is no list of texts.")
+    is_list = isinstance(texts, list) and all(isinstance(text, str) and text for text in texts)
+    if not is_list or not texts:
+        raise UnsupportedToolsError("The wanted content is no list of texts that are not empty.")
     # One lexeme, of which there may be thousands; of rules not.
-    return writer.terminal(" | ".join(map(quoted, texts)))
+    return writer.terminal(" | ".join(map(quoted, dict.fromkeys(texts))))

@@ -212,7 +212,11 @@ def _pattern(pattern: str) -> str:
         )
     return " ".join(
         part
-        for part in ("" if starts else ANY_TEXT, regex(f"({inner})"), "" if ends else ANY_TEXT)
+        for part in (
+            "" if starts else ANY_TEXT,
+            regex(f"({inner})", ascii_words=True),
+            "" if ends else ANY_TEXT,
+        )
         if part
     )
 

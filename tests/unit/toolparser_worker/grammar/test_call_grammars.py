@@ -1,13 +1,15 @@
 import json
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from llguidance import regex_to_lark
 
+from engine_worker.errors import UnsupportedGrammarError
 from engine_worker.grammar.compiler import GrammarCompiler
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Grammar, OpenParse
@@ -16,6 +18,7 @@ from tests.fakes.parsed_text import REASONING, TOOLS, Parsed
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 from tests.fakes.tool_schemas import PARAMETERS, TEXT, a_tool, an_object
 from toolparser_worker.errors import InvalidToolsError, UnsupportedToolsError
+from toolparser_worker.grammar.lark import regex
 from toolparser_worker.grammar.request import Wish, request_grammar
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
 from toolparser_worker.machine.machine import Machine
@@ -233,6 +236,104 @@ def test_a_request_without_reasoning_keeps_its_own_grammar() -> None:
     assert request_grammar(None, None, Wish(response=wanted)) == wanted
     closed = Wish(response=wanted, prompt_tail="<think></think>")
     assert request_grammar(None, REASONING_FORMATS["qwen3"], closed) == wanted
+
+
+def accepts(compiler: GrammarCompiler, grammar: Grammar, text: str) -> bool:
+    constraint = compiler.compile(grammar).start(jumps=True)
+    constraint.push_all(TOKENIZER.encode(text, add_special_tokens=False))
+    return constraint.is_accepting and not constraint.failure
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "good", "bad"),
+    [
+        ("regex", r"\d+", "12", "٣"),
+        ("regex", r"[\d/]\D\w", "/٣٣", "٣a٣"),
+        ("json_schema", '{"const": 0.1234567890123456789012}', "0.1234567890123456789012", "0.1"),
+        ("json_schema", '{"const": 1e400}', "1e400", "1e401"),
+        (
+            "json_schema",
+            '{"x-guidance": {"item_separator": ",", "whitespace_flexible": true}, "items": '
+            '{"const": 1}, "type": "array"}',
+            "[1, 1]",
+            "[1,1]",
+        ),
+        (
+            "json_schema",
+            '\n{"properties": {"a": {"const": "//%json {}"}},\n"required": ["a"]\n} ',
+            '{"a": "//%json {}"}',
+            "{}",
+        ),
+        ("json_schema", " { } ", '{"a": 1}', '{"a" 1}'),
+        ("json_schema", "true", '{"a": 1}', '{"a" 1}'),
+        ("json_object", "", '{\n  "a": [\n    1\n  ]\n}', "[1]"),
+        ("json_object", "", '{"a": {"b": "é"}}', '{\t"a": 1}'),
+        ("choice", '["a/b", "a/b", "c"]', "a/b", "b"),
+    ],
+)
+def test_the_same_content_is_good_with_and_without_reasoning(
+    kind: Literal["json_schema", "json_object", "regex", "choice"],
+    source: str,
+    good: str,
+    bad: str,
+    compiler: GrammarCompiler,
+) -> None:
+    direct = Grammar(kind=kind, source=source)
+    wish = Wish(response=direct)
+    reasoning = required(request_grammar(None, REASONING_FORMATS["deepseek_r1"], wish))
+    assert (accepts(compiler, direct, good), accepts(compiler, direct, bad)) == (True, False)
+    assert accepts(compiler, reasoning, f"<think>Hm.</think>{good}")
+    assert not accepts(compiler, reasoning, f"<think>Hm.</think>{bad}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        *(("json_schema", source) for source in ("[]", "5", "false", "{", '{"const": NaN}')),
+        *(("choice", source) for source in ("[]", '["a", ""]', '{"a": 1}', "[1]")),
+    ],
+)
+def test_content_that_cannot_be_held_to_is_refused_with_and_without_reasoning(
+    kind: Literal["json_schema", "choice"], source: str, compiler: GrammarCompiler
+) -> None:
+    direct = Grammar(kind=kind, source=source)
+    with pytest.raises(UnsupportedGrammarError):
+        compiler.compile(direct)
+    with pytest.raises((UnsupportedGrammarError, UnsupportedToolsError)):
+        compiler.compile(
+            required(request_grammar(None, REASONING_FORMATS["qwen3"], Wish(response=direct)))
+        )
+
+
+@given(
+    pattern=st.text(alphabet="\\dDwWsSb/[]^-+n\n\r\t()a#é{|}$. "),
+    ascii_words=st.booleans(),
+)
+def test_regular_expressions_are_written_as_engines_write_them(
+    pattern: str, ascii_words: bool
+) -> None:
+    of_engines = regex_to_lark(pattern, use_ascii="dw" if ascii_words else "d")
+    assert regex(pattern, ascii_words=ascii_words) == f"/{of_engines}/"
+
+
+def test_digits_of_a_strict_pattern_are_those_of_ascii(compiler: GrammarCompiler) -> None:
+    tools = [a_tool("f", an_object(a={"type": "string", "pattern": r"^\d\w$"}))]
+    wish = Wish(tools=tools, tool_choice="required")
+    grammar = required(request_grammar(FORMATS["qwen3_coder"], None, wish))
+    call = render_calls(FORMATS["qwen3_coder"], [("f", '{"a": "VALUE"}')])
+    assert accepts(compiler, grammar, call.replace("VALUE", "1a"))
+    assert not accepts(compiler, grammar, call.replace("VALUE", "٣a"))
+    assert not accepts(compiler, grammar, call.replace("VALUE", "1é"))
+
+
+def test_the_style_of_calls_is_not_their_clients_to_choose(compiler: GrammarCompiler) -> None:
+    parameters = an_object(a={"const": 1}, b={"const": 1})
+    parameters["x-guidance"] = {"item_separator": ",", "whitespace_flexible": True}
+    wish = Wish(tools=[a_tool("f", parameters)], tool_choice="required")
+    grammar = required(request_grammar(FORMATS["hermes"], None, wish))
+    call = render_calls(FORMATS["hermes"], [("f", '{"a": 1, "b": 1}')])
+    assert accepts(compiler, grammar, call)
+    assert not accepts(compiler, grammar, call.replace("1, ", "1,"))
 
 
 @pytest.mark.parametrize("name", ["openai_gptoss", "inkling", "muse_glimmer"])
