@@ -25,7 +25,7 @@ async def main() -> None:
     ):
         for tool in (await client.list_tools()).tools:
             print(f"{tool.name}: {tool.description}")
-        arguments = {"prompt": "What is a penstock?", "max_tokens": 32}
+        arguments = {"prompt": "What is 12 + 30?", "max_tokens": 32}
         answer = await client.call_tool("generate", arguments)
         for part in answer.content:
             if part.type == "text":

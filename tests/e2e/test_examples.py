@@ -47,7 +47,7 @@ def test_the_tool_loop_calls_and_answers(house: House) -> None:
 def test_the_mcp_client_lists_tools_and_asks_a_model(house: House) -> None:
     first, *answer = run_example(house, "mcp_client.py").splitlines()
     assert first.startswith("generate: Asks a language model")
-    assert "".join(answer).strip()
+    assert "42" in "".join(answer)
 
 
 def test_the_agent_calls_and_answers(house: House) -> None:
