@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gateway import bridge
+from gateway.errors import InvalidRequestError
 from gateway.http.schemas.body import dump_json
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
@@ -70,7 +71,7 @@ def chat_job(
         names_functions=names_functions(raw),
         custom_tools=custom_names(request.tools),
     )
-    kwargs_json = dump_json(kwargs, "chat_template_kwargs") if kwargs else None
+    kwargs_json = _kwargs_json(request, kwargs) if kwargs else None
     prepare = bridge.prompt(
         "chat",
         messages_json=messages_json,
@@ -236,6 +237,14 @@ def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
     if request.documents:
         kwargs["documents"] = request.documents
     return kwargs
+
+
+def _kwargs_json(request: ChatRequest, kwargs: dict[str, Any]) -> str:
+    try:
+        return dump_json(kwargs, "chat_template_kwargs")
+    except InvalidRequestError:
+        dump_json([request.documents], "documents")  # which are among them
+        raise
 
 
 def _thinking(kwargs: dict[str, Any]) -> bool | None:

@@ -51,6 +51,7 @@ from gateway.http.parsed_bodies import (
 )
 from gateway.http.schemas.body import (
     RequestModel,
+    dump_fields,
     dump_json,
     load_json_object,
     unknown_keys,
@@ -62,6 +63,7 @@ from gateway.http.schemas.embedding import (
     parse_embedding_body,
     prompt_name_of,
 )
+from gateway.http.schemas.functions import in_words_of_functions
 from gateway.http.schemas.messages import clean_tools, custom_names
 from gateway.http.schemas.ranges import MAX_TOKEN_IDS
 from gateway.http.schemas.tokenize import parse_detokenize_body, parse_tokenize_body
@@ -121,7 +123,11 @@ def _chat(body: bytes, context: ParseContext) -> GenerationBody:
     request, value, ignored = parse_chat_body(body)
     if request.tools and not context.has_tools:
         raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
-    return GenerationBody(chat_job(request, value, context.defaults(request.model)), ignored)
+    try:
+        job = chat_job(request, value, context.defaults(request.model))
+    except InvalidRequestError as error:
+        raise in_words_of_functions(error, value) from None
+    return GenerationBody(job, ignored)
 
 
 def _messages(body: bytes, context: ParseContext) -> GenerationBody:
@@ -181,7 +187,7 @@ def _said(message: bytes, found: Context | None, context: ParseContext) -> Socke
         raise UnsupportedFieldError(
             "`background` is not supported over a WebSocket; use POST.", param="background"
         )
-    body = dump_json({**value, "stream": True}, "input").encode()
+    body = dump_fields({**value, "stream": True}).encode()
     return SocketBody(kind, generates, _asked(body, found, context))
 
 

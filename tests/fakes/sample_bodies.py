@@ -507,3 +507,13 @@ def found_at(value: Any, path: Path) -> Any:
     for part in path:
         value = value[part]
     return value
+
+
+LEVELS: Final = 1000
+"""As deep as JSON is read, or nearly so: deeper than it is written, or shown by `str`."""
+DEEP_LIST: Final = orjson.Fragment(b"[" * LEVELS + b"]" * LEVELS)
+DEEP_OBJECT: Final = orjson.Fragment(b'{"type":' * LEVELS + b"1" + b"}" * LEVELS)
+ODD: Final[list[Any]] = [
+    *(None, True, -1, 2**64 - 1, 1.5, "", "x"),
+    *([], [[]], [{}], [None], {}, {"": []}, {"type": {}}, DEEP_LIST),
+]

@@ -88,6 +88,9 @@ def chat_tools(tools: list[Block] | None) -> tuple[list[Block], list[str]]:
     found: list[Block] = []
     left_out: list[str] = []
     for index, tool in enumerate(tools or ()):
+        if not isinstance(tool.get("type"), str | None):
+            param = f"tools[{index}].type"
+            raise InvalidRequestError(f"Invalid `{param}`: must be a string.", param=param)
         if tool.get("type") not in (None, "custom"):
             left_out.append(f"tools[{index}]")
             continue

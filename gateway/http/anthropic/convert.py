@@ -16,6 +16,7 @@ from gateway.http.convert import chat_job, tokenize_question
 from gateway.http.schemas.body import validate
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.tokenize import TokenizeRequest
+from gateway.http.schemas.tool_places import with_places
 from gateway.request.job import MESSAGES_ENDPOINT, GenerationJob
 from protocol.wire.messages import Prepare, SamplingDefaults
 
@@ -23,10 +24,11 @@ _SCHEMA_NAME: Final = "answer"
 _THEIR_WORDS: Final = (
     (re.compile(r"\btools\[(\d+)\]\.function\.parameters\b"), r"tools[\1].input_schema"),
     (re.compile(r"\btools\[(\d+)\]\.function\b"), r"tools[\1]"),
-    (re.compile(r"\bresponse_format\.json_schema\b"), "output_config.format"),
-    (re.compile(r"\bresponse_format\b"), "output_config.format"),
+    (re.compile(r"\bresponse_format(?:\.json_schema)?\b"), "output_config.format"),
     (re.compile(r"\bmax_completion_tokens\b"), "max_tokens"),
     (re.compile(r"\bstop\b(?=[`\[])"), "stop_sequences"),
+    # Blocks become parts of messages in ways of their own, neighbours one message.
+    (re.compile(r"\bmessages\[\d+\][\w.\[\]]*"), "messages"),
 )
 """What a chat's checks call by its own names."""
 
@@ -62,7 +64,7 @@ def messages_job(
     try:
         job = chat_job(validate(ChatRequest, chat), chat, defaults)
     except InvalidRequestError as error:
-        raise _in_their_words(error) from None
+        raise _in_their_words(error, request, left_out) from None
     options = replace(job.options, shows_reasoning=request.shows_thinking)
     budget = None if request.thinking is None else request.thinking.budget_tokens
     job = replace(job, endpoint=MESSAGES_ENDPOINT, options=options, thinking_budget=budget)
@@ -85,7 +87,7 @@ def count_question(request: CountTokensRequest) -> tuple[Prepare, list[str]]:
     try:
         return tokenize_question(validate(TokenizeRequest, question), question), left_out
     except InvalidRequestError as error:
-        raise _in_their_words(error) from None
+        raise _in_their_words(error, request, left_out) from None
 
 
 def _chat(request: CountTokensRequest) -> tuple[dict[str, Any], list[str]]:
@@ -113,9 +115,25 @@ def _chat(request: CountTokensRequest) -> tuple[dict[str, Any], list[str]]:
     return chat, left_out
 
 
-def _in_their_words(error: InvalidRequestError) -> InvalidRequestError:
-    message, param = error.message, error.param or ""
-    for pattern, words in _THEIR_WORDS:
-        message = pattern.sub(words, message)
-        param = pattern.sub(words, f"{param}`").removesuffix("`")
-    return type(error)(message, param=param or None)
+def _in_their_words(
+    error: InvalidRequestError, request: CountTokensRequest, left_out: list[str]
+) -> InvalidRequestError:
+    """An error about a chat, as one about the request that it was made of.
+
+    Args:
+        error: Of the chat's own checks.
+        request: Of the client.
+        left_out: Its tools that the chat hasn't.
+    """
+    all_tools = [f"tools[{index}]" for index in range(len(request.tools or ()))]
+    tools = [path for path in all_tools if path not in left_out]
+
+    def told(text: str) -> str:
+        text += "`"
+        for pattern, words in _THEIR_WORDS:
+            text = pattern.sub(words, text)
+        if request.output_format is not None:
+            text = text.replace("output_config.format", "output_format")
+        return with_places(text, tools)[:-1]
+
+    return type(error)(told(error.message), param=told(error.param or "") or None)

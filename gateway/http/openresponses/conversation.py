@@ -54,6 +54,7 @@ class Tools:
 
     Attributes:
         chat: As a chat has them.
+        paths: Where in the request each of those is.
         servers: MCP servers whose tools are run.
         left_out: Paths of those that this server can't run.
         spaces: By the name that the model sees: namespace and own name, where a tool is in one.
@@ -64,6 +65,7 @@ class Tools:
 
     def __init__(self, tools: list[Item] | None, *, runs_hosted: bool = False) -> None:
         self.chat: list[Item] = []
+        self.paths: list[str] = []
         self.servers: list[HostedServer] = []
         self._runs_hosted = runs_hosted
         self.left_out: list[str] = []
@@ -94,6 +96,7 @@ class Tools:
             if "format" in part:
                 part["format"] = _chat_format(part["format"])
             self.chat.append({"type": kind, kind: {"name": name, **part}})
+            self.paths.append(path)
         elif kind == "mcp" and self._runs_hosted and not space:
             self._add_server(hosted_server(tool, path))
         elif kind in HOSTED_TOOLS:

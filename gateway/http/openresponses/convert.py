@@ -4,7 +4,6 @@ What a request goes on from is in the store, which is asked only once the body i
 names something is parsed twice, the second time with it (`Context`).
 """
 
-import re
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -16,6 +15,7 @@ from gateway.http.openresponses.conversation import (
     chat_messages,
     chat_tool_choice,
 )
+from gateway.http.openresponses.error_words import in_their_words
 from gateway.http.openresponses.hosted import (
     HostedPlan,
     Progress,
@@ -31,7 +31,7 @@ from gateway.http.openresponses.schemas import (
     ResponsesRequest,
 )
 from gateway.http.openresponses.stored_items import Context, Item, references_in, whole_items
-from gateway.http.schemas.body import dump_json, validate
+from gateway.http.schemas.body import dump_fields, dump_json, validate
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.tokenize import TokenizeRequest
 from gateway.request.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
@@ -45,15 +45,6 @@ _SUMMARISE: Final = (
     "Summarize the conversation above so that it can be continued from the summary alone. Keep"
     " names, numbers, decisions, results of tools and open tasks. Write only the summary."
 )
-_THEIR_WORDS: Final = (
-    (re.compile(r"\btools\[(\d+)\]\.custom\.format\.grammar\b"), r"tools[\1].format"),
-    (re.compile(r"\btools\[(\d+)\]\.(?:function|custom)\b"), r"tools[\1]"),
-    (re.compile(r"\btool_choice\.(?:function|custom|allowed_tools)\b"), "tool_choice"),
-    (re.compile(r"\bresponse_format\.json_schema\b"), "text.format"),
-    (re.compile(r"\bresponse_format\b"), "text.format"),
-    (re.compile(r"\bmax_completion_tokens\b"), "max_output_tokens"),
-)
-"""What a chat's checks call by its own names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,10 +241,10 @@ def responses_body(
     try:
         job = chat_job(validate(ChatRequest, chat), chat, defaults)
     except InvalidRequestError as error:
-        raise _in_their_words(error) from None
+        raise in_their_words(error, tools.paths) from None
     return ResponsesBody(
         job=replace(job, endpoint=RESPONSES_ENDPOINT),
-        echo_json=dump_json(_echo(request, job, is_stored=is_stored), "input"),
+        echo_json=dump_fields(_echo(request, job, is_stored=is_stored)),
         ignored=ignored + tools.left_out,
         spaces=tools.spaces,
         seals_reasoning="reasoning.encrypted_content" in (request.include or ()),
@@ -281,6 +272,8 @@ def _hosted_plan(
     hosted, chat = hosted_tools(tools.servers, lists, taken)
     if progress is None or progress.may_call:
         tools.chat += chat
+        paths = {server.named.label: server.path for server in tools.servers}
+        tools.paths += [paths[hosted[tool["function"]["name"]].label] for tool in chat]
     approved = approved_calls(items, hosted)
     labels = {server.named.label for server in tools.servers}
     absent = next((call.label for call in approved if call.label not in labels), None)
@@ -323,7 +316,7 @@ def count_question(
     try:
         prepare = tokenize_question(validate(TokenizeRequest, question), question)
     except InvalidRequestError as error:
-        raise _in_their_words(error) from None
+        raise in_their_words(error, tools.paths) from None
     return prepare, tools.left_out
 
 
@@ -358,7 +351,7 @@ def compact_body(
     try:
         job = chat_job(validate(ChatRequest, chat), chat, defaults)
     except InvalidRequestError as error:
-        raise _in_their_words(error) from None
+        raise in_their_words(error, []) from None
     kept = [item for item in items if item.get("type") == "message" and item["role"] == "user"]
     return CompactBody(
         refs, replace(job, endpoint=COMPACT_ENDPOINT), dump_json(kept, "input"), ignored
@@ -484,10 +477,3 @@ def _shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
     if tool.get("type") != "function":
         return tool
     return {"description": None, "parameters": None, "strict": None, **tool}
-
-
-def _in_their_words(error: InvalidRequestError) -> InvalidRequestError:
-    message, param = error.message, error.param or ""
-    for pattern, words in _THEIR_WORDS:
-        message, param = pattern.sub(words, message), pattern.sub(words, param)
-    return type(error)(message, param=param or None)

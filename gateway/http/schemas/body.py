@@ -1,7 +1,7 @@
 """From the bytes of a request body to a checked model, with errors that name the field."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationErro
 from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.schemas.core_schemas import stop_at_first_errors
+from gateway.http.schemas.core_schemas import BRANCH, shape_errors
 from gateway.http.schemas.ranges import RANGES
 
 
@@ -33,7 +33,7 @@ class RequestModel(BaseModel):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """What pydantic makes of the class, with few errors for a body however wrong it is."""
         schema = handler.resolve_ref_schema(handler(source))
-        stop_at_first_errors(schema)
+        shape_errors(schema)
         return schema
 
 
@@ -49,6 +49,8 @@ _TOO_MANY_PARTS = re.compile(
 MAX_LISTED_FIELDS = 32
 """Fields without meaning that are named to the client; a body can hold a million of them."""
 
+_OBJECT = re.compile(r"dictionary(?: or instance of \w+)?")
+"""What JSON calls an object, in pydantic's messages."""
 _OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
 
 BodyT = TypeVar("BodyT", bound=RequestModel)
@@ -93,7 +95,8 @@ def validate(model: type[BodyT], value: dict[str, Any]) -> BodyT:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise _as_request_error(error.errors(include_url=False)[0], error.error_count()) from None
+        first, *others = _merged(error.errors(include_url=False))
+        raise _as_request_error(first, 1 + len(others)) from None
 
 
 def field_error(message: str, suffix: str = "", *, unsupported: bool = False) -> Exception:
@@ -121,6 +124,20 @@ def dump_json(value: Any, param: str) -> str:
         raise InvalidRequestError(f"`{param}` is nested too deep.", param=param) from error
 
 
+def dump_fields(fields: Mapping[str, Any]) -> str:
+    """An object of fields as JSON text.
+
+    Raises:
+        InvalidRequestError: One is nested too deep, which it names.
+    """
+    try:
+        return orjson.dumps(fields).decode()
+    except orjson.JSONEncodeError:
+        for name, value in fields.items():
+            dump_json([value], name)
+        raise
+
+
 def _refuse_non_finite(error: orjson.JSONDecodeError) -> None:
     """Name the field when the parser stopped at NaN, Infinity or a number beyond all bounds.
 
@@ -142,19 +159,57 @@ def _refuse_non_finite(error: orjson.JSONDecodeError) -> None:
         ) from error
 
 
+def _merged(errors: list[ErrorDetails], level: int = 0) -> list[ErrorDetails]:
+    """Errors with one instead of those of all branches of a union.
+
+    Args:
+        errors: In their order, of one place as far as `level`.
+        level: Of their places, so much is the same.
+    """
+    found: list[ErrorDetails] = [one for one in errors if len(one["loc"]) == level]
+    below: dict[int | str, list[ErrorDetails]] = {}
+    for one in errors[len(found) :]:
+        below.setdefault(one["loc"][level], []).append(one)
+    inner = {part: _merged(some, level + 1) for part, some in below.items()}
+    if len(inner) > 1 and all(_is_branch(part) for part in inner):
+        return found + _likeliest(list(inner.values()), level)
+    return found + [one for some in inner.values() for one in some]
+
+
+def _likeliest(branches: list[list[ErrorDetails]], level: int) -> list[ErrorDetails]:
+    """The errors of the branch that fits farthest; where none does, one error that names all."""
+    depths = [max(_depth(one) for one in errors) for errors in branches]
+    if max(depths) > sum(not _is_branch(part) for part in branches[0][0]["loc"][:level]):
+        return branches[depths.index(max(depths))]
+    first, words = branches[0][0], "Input should be "
+    told = dict.fromkeys(errors[0]["msg"] for errors in branches)
+    if all(message.startswith(words) for message in told):
+        told = dict.fromkeys(message.removeprefix(words) for message in told)
+        return [{**first, "msg": words + " or ".join(told)}]
+    return [{**first, "msg": "; or ".join(told)}]
+
+
+def _depth(error: ErrorDetails) -> int:
+    return sum(not _is_branch(part) for part in error["loc"])
+
+
+def _is_branch(part: int | str) -> bool:
+    return isinstance(part, str) and part.startswith(BRANCH)
+
+
 def _as_request_error(details: ErrorDetails, num_errors: int) -> InvalidRequestError:
-    context = details.get("ctx", {})
+    context, message = details.get("ctx", {}), _OBJECT.sub("object", details["msg"])
     param = _dotted(details["loc"]) + str(context.get("suffix", ""))
     if details["type"] == "missing":
         text = f"Missing required field: `{param}`."
     elif details["type"] in _OUT_OF_RANGE and param in RANGES:
         text = f"Invalid `{param}`: {details['input']} is out of its range, {RANGES[param]}."
     elif details["type"] == "request_field":
-        text = f"Invalid `{param}`: {details['msg']}" if param else details["msg"]
+        text = f"Invalid `{param}`: {message}" if param else message
     elif param in RANGES:
-        text = f"Invalid `{param}`: {details['msg']}, {RANGES[param]}."
+        text = f"Invalid `{param}`: {message}, {RANGES[param]}."
     else:
-        text = f"Invalid `{param}`: {details['msg']}."
+        text = f"Invalid `{param}`: {message}."
     if num_errors > 1:
         text += f" ({num_errors - 1} more error{'s' if num_errors > 2 else ''}.)"
     if context.get("unsupported"):

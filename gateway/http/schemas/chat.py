@@ -12,9 +12,9 @@ from gateway.http.schemas.fields import (
     refuse_fields,
 )
 from gateway.http.schemas.functions import (
+    CALL_FIELD,
     FUNCTION_FIELDS,
     in_words_of_functions,
-    names_functions,
     with_tools,
 )
 from gateway.http.schemas.messages import (
@@ -127,10 +127,10 @@ def parse_chat_body(body: bytes) -> tuple[ChatRequest, dict[str, Any], list[str]
     try:
         request = validate(ChatRequest, value)
     except InvalidRequestError as error:
-        raise in_words_of_functions(error) if names_functions(value) else error from None
+        raise in_words_of_functions(error, value) from None
     messages = cast("list[dict[str, Any]]", value["messages"])
     ignored = unknown_keys(value, ChatRequest.known_fields | _REFUSED.keys() | FUNCTION_FIELDS)
     ignored += unknown_stream_keys(value)
-    ignored += unknown_message_keys(messages)
+    ignored += unknown_message_keys(messages, frozenset({CALL_FIELD}))
     ignored += unknown_tool_keys(value.get("tools") or [])
     return request, value, ignored

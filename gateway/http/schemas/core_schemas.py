@@ -7,13 +7,17 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticUseDefault, core_schema
 
 _MANY: Final = frozenset({"list", "tuple", "set", "frozenset", "dict"})
+BRANCH: Final = "="
+"""Before the name of a branch of a union, among the names of fields that lead to an error."""
 _INNER: Final = ("schema", "items_schema", "keys_schema", "values_schema")
 
 
-def stop_at_first_errors(schema: CoreSchema) -> None:
-    """Let every list and object of a model stop at its first wrong member.
+def shape_errors(schema: CoreSchema) -> None:
+    """Let a model have few errors, whose places say what is a branch of a union and what a field.
 
-    Pydantic would otherwise keep an error for each of the millions that a body has room for.
+    Every list and object stops at its first wrong member: pydantic would otherwise keep an error
+    for each of the millions that a body has room for. Branches of unions are called `=0`, `=1`, as
+    discriminators here call theirs `=text`: pydantic would call them by their types.
 
     Args:
         schema: Of a model; the models within it have their own.
@@ -21,6 +25,11 @@ def stop_at_first_errors(schema: CoreSchema) -> None:
     for part in _parts(schema):
         if part["type"] in _MANY:
             part["fail_fast"] = True
+        if part["type"] == "union":
+            part["choices"] = [
+                (one[0] if isinstance(one, tuple) else one, f"{BRANCH}{number}")
+                for number, one in enumerate(part["choices"])
+            ]
 
 
 class NullIsDefault:

@@ -5,7 +5,8 @@ from typing import Any, Final
 
 from gateway.errors import InvalidRequestError
 
-FUNCTION_FIELDS: Final = frozenset({"functions", "function_call"})
+CALL_FIELD: Final = "function_call"
+FUNCTION_FIELDS: Final = frozenset({"functions", CALL_FIELD})
 _MAX_CALL_NUMBER = 10**5
 
 
@@ -43,16 +44,35 @@ def with_tools(value: dict[str, Any]) -> dict[str, Any]:
 
 def names_functions(value: dict[str, Any]) -> bool:
     """Whether the client gave functions and so wants an answer with `function_call`."""
-    return bool(value.get("functions"))
+    return value.get("functions") not in (None, [])
 
 
-def in_words_of_functions(error: InvalidRequestError) -> InvalidRequestError:
-    """An error about tools, as one about the functions that the client wrote."""
-    return type(error)(_translated(error.message), param=_translated(error.param or "") or None)
+def in_words_of_functions(error: InvalidRequestError, value: dict[str, Any]) -> InvalidRequestError:
+    """An error about tools, as one about the functions that the client wrote.
+
+    Args:
+        error: Of a chat.
+        value: The body that `with_tools` has made.
+    """
+    message, param = _translated(error.message, value), _translated(error.param or "", value)
+    return type(error)(message, param=param or None)
 
 
-def _translated(text: str) -> str:
+def _translated(text: str, value: dict[str, Any]) -> str:
+    def call(found: re.Match[str]) -> str:
+        return f"messages[{found[1]}].{CALL_FIELD}" if int(found[1]) in calls else found[0]
+
+    messages = value.get("messages")
+    calls = {
+        index
+        for index, message in enumerate(messages if isinstance(messages, list) else ())
+        if isinstance(message, dict) and message.get(CALL_FIELD) is not None
+    }
+    text = re.sub(r"\bmessages\[(\d{1,9})\]\.tool_calls\[0\](?:\.function)?", call, text)
+    if not names_functions(value):
+        return text
     text = re.sub(r"\btools\[(\d+)\]\.function\b", r"functions[\1]", text)
+    text = re.sub(r"\btool_choice\.function\b", "function_call", text)
     text = re.sub(r"\btool_choice\b", "function_call", text)
     return re.sub(r"\btools\b(?!\.|s)", "functions", text)
 
@@ -71,8 +91,8 @@ def _messages_with_tools(messages: list[Any]) -> list[Any]:
         if not _has_function(message):
             found.append(message)
             continue
-        changed = {key: item for key, item in message.items() if key != "function_call"}
-        call = message.get("function_call")
+        changed = dict(message)  # with its call, which says how errors name it
+        call = message.get(CALL_FIELD)
         if message.get("role") == "function":
             name = message.get("name")
             changed["role"] = "tool"

@@ -197,9 +197,16 @@ def refuse_message_fields(messages: Any) -> None:
                 )
 
 
-def unknown_message_keys(messages: list[dict[str, Any]]) -> list[str]:
-    """Fields within messages that no schema knows, as `messages[0].field`."""
-    known = ChatMessage.known_fields | REFUSED_MESSAGE_FIELDS.keys()
+def unknown_message_keys(
+    messages: list[dict[str, Any]], others: frozenset[str] = frozenset()
+) -> list[str]:
+    """Fields within messages that no schema knows, as `messages[0].field`.
+
+    Args:
+        messages: Checked already.
+        others: Fields that have a meaning where these messages are.
+    """
+    known = ChatMessage.known_fields | REFUSED_MESSAGE_FIELDS.keys() | others
     unknown: list[str] = []
     for index, message in enumerate(messages):
         where = f"messages[{index}]."

@@ -129,13 +129,21 @@ class ScoreRequest(RequestModel):
         if self.priority not in (None, 0):
             raise field_error("requests have no priorities of their own.", "priority")
         firsts, seconds = self.firsts, self.seconds
-        if not firsts or not seconds or len(firsts) not in (1, len(seconds)):
+        name = "text_2" if self.documents is None else "documents"
+        if not firsts:
+            raise field_error(
+                "a text is expected.", "text_1" if self.queries is None else "queries"
+            )
+        if not seconds or len(firsts) not in (1, len(seconds)):
             raise field_error(
                 f"there are {len(firsts)} first texts for {len(seconds)} second ones; one for all,"
-                " or as many, are expected."
+                " or as many, are expected.",
+                name,
             )
         if len(seconds) > MAX_DOCUMENTS:
-            raise field_error(f"there are {len(seconds)} pairs; at most {MAX_DOCUMENTS} are read.")
+            raise field_error(
+                f"there are {len(seconds)} pairs; at most {MAX_DOCUMENTS} are read.", name
+            )
         # One first text stands in every pair, so a small body may ask for gigabytes.
         num_times = len(seconds) if len(firsts) == 1 else 1
         num_characters = sum(map(len, firsts)) * num_times + sum(map(len, seconds))

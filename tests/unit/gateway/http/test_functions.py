@@ -103,7 +103,7 @@ def test_calls_and_results_in_messages_get_ids_that_match() -> None:
         ),
         (
             {"messages": [{"role": "assistant", "function_call": {"name": "f"}}]},
-            "messages[0].tool_calls[0].function.arguments",
+            "messages[0].function_call.arguments",
             "Missing",
         ),
     ],

@@ -19,17 +19,18 @@ from gateway.http.schemas.body import RequestModel, load_json_object, validate
 from gateway.http.schemas.settings import SettingsModel
 from protocol.wire import codec
 from tests.fakes.request_models import MODELS
-from tests.fakes.sample_bodies import CONTEXT, SAMPLE_BODIES, bytes_of, positions, replaced
+from tests.fakes.sample_bodies import (
+    CONTEXT,
+    DEEP_LIST,
+    DEEP_OBJECT,
+    ODD,
+    SAMPLE_BODIES,
+    bytes_of,
+    positions,
+    replaced,
+)
 
 EFFORT: Final = int(os.environ.get("FUZZ_EFFORT", "1"))
-LEVELS: Final = 1000
-"""As deep as JSON is read, or nearly so: deeper than it is written, or shown by `str`."""
-DEEP_LIST: Final = orjson.Fragment(b"[" * LEVELS + b"]" * LEVELS)
-DEEP_OBJECT: Final = orjson.Fragment(b'{"type":' * LEVELS + b"1" + b"}" * LEVELS)
-ODD: Final[list[Any]] = [
-    *(None, True, -1, 2**64 - 1, 1.5, "", "x"),
-    *([], [[]], [{}], [None], {}, {"": []}, {"type": {}}, DEEP_LIST),
-]
 VALUES: Final = st.recursive(
     st.sampled_from([None, True, False, 0, -1, 2**64 - 1, -(2**63), 1.5, 1e308, "", "x", "\0"])
     | st.sampled_from(["user", "assistant", "message", "function", "mcp", "text", "tool", "auto"])

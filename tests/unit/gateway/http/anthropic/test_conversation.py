@@ -238,7 +238,7 @@ def block(**fields: Any) -> dict[str, Any]:
         (block(type="novel"), "messages[0].content[0].type"),
         (block(type="tool_use", id="1", name="f", input={}), "messages[0].content[0].type"),
         (block(type="tool_result"), "messages[0].content[0].tool_use_id"),
-        ({"system": 5}, "system.str"),
+        ({"system": 5}, "system"),
         ({"system": [{"type": "image"}]}, "system[0].type"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
         ({"tools": [{"input_schema": {}}]}, "tools[0].name"),
