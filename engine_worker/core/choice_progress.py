@@ -228,7 +228,8 @@ class ChoiceProgress:
         choice = output.choice
         self._scheduler.finish(choice)
         self._choices.remove(output)
-        self._tombstones.put_ended(choice.key, choice.attempt)
+        if not choice.is_scored:  # no command names it, so none can come late
+            self._tombstones.put_ended(choice.key, choice.attempt)
         self._metrics.on_ended(choice, end, self._clock())
         log_ended(choice, end)
         if choice.is_scored:

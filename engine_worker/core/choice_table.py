@@ -70,12 +70,15 @@ class ChoiceTable:
             heapify(self._deadlines)
 
     def of_request(self, key: ChoiceKey) -> list[ChoiceOutput]:
-        """The choice of this identity; with `ALL_CHOICES` every choice of the request."""
+        """The choice of this identity; with `ALL_CHOICES` every choice of the request.
+
+        The prompts of a Score of the same name are none of these.
+        """
         gateway_id, request_id, index = key
-        if index == ALL_CHOICES:
-            return list(self._by_request.get((gateway_id, request_id), {}).values())
-        output = self._choices.get(key)
-        return [] if output is None else [output]
+        found = self._by_request.get((gateway_id, request_id), {})
+        if index != ALL_CHOICES:
+            found = {index: found[index]} if index in found else {}
+        return [output for output in found.values() if not output.choice.is_scored]
 
     def of_gateway(self, gateway_id: str) -> list[ChoiceOutput]:
         """All choices of a gateway; looks at everybody's."""

@@ -204,6 +204,12 @@ class Engine:
                 grammar.
         """
         key = (gateway_id, command.request_id, command.choice)
+        if command.choice < 0:
+            # No choice has it, but the prompt of a Score may.
+            if not self._tombstones.has_ended(key, command.attempt):
+                message = "'choice' must be at least 0."
+                self.refuse(gateway_id, command, ErrorCode.INVALID_REQUEST, message, param="choice")
+            return
         if not self._is_new(key, gateway_id, command):
             return
         self._tombstones.put_started(key, command.attempt)
@@ -272,12 +278,13 @@ class Engine:
     def extend(self, gateway_id: str, command: Extend) -> None:
         """Raise a choice's lease; a smaller one than before is ignored, so order can't matter."""
         output = self._choices.get((gateway_id, command.request_id, command.choice))
-        if output is not None and output.choice.attempt == command.attempt:
-            choice = output.choice
-            choice.lease_tokens = max(choice.lease_tokens, command.lease_tokens)
-            # Before it may be scheduled: what the grammar forces may use up this lease, too.
-            self._progress.try_to_go_on(output)
-            self._scheduler.extend(choice, command.lease_tokens)
+        if output is None or output.choice.is_scored or output.choice.attempt != command.attempt:
+            return
+        choice = output.choice
+        choice.lease_tokens = max(choice.lease_tokens, command.lease_tokens)
+        # Before it may be scheduled: what the grammar forces may use up this lease, too.
+        self._progress.try_to_go_on(output)
+        self._scheduler.extend(choice, command.lease_tokens)
 
     def abort(self, gateway_id: str, command: Abort) -> None:
         """Stop a choice, or all of its request, up to this attempt; idempotent.
@@ -296,14 +303,14 @@ class Engine:
         return self._runner.score_limits
 
     def score(self, task: ScoreTask) -> None:
-        """Take a Score, which ends in one `Scored` or `Failure`; not if it was cancelled before."""
-        gateway_id, request_id = task.key
-        if not self._tombstones.is_aborted((gateway_id, request_id, ALL_CHOICES), 0):
-            self._scoring.add(task)
+        """Take a Score, which ends in one `Scored` or `Failure`.
+
+        It has nothing to do with choices of the same name.
+        """
+        self._scoring.add(task)
 
     def cancel_score(self, gateway_id: str, request_id: str) -> None:
-        """Nobody waits for the answer to a Score; also works ahead of it."""
-        self._tombstones.put_aborted((gateway_id, request_id, ALL_CHOICES), 0)
+        """Nobody waits for the answer to a Score."""
         self._scoring.cancel(gateway_id, request_id)
 
     def forget_gateway(self, gateway_id: str) -> None:
@@ -422,6 +429,7 @@ class Engine:
         """The prompt of a Score as a choice that is scheduled."""
         output = self._accept(gateway_id, command, received_at)
         output.choice.is_scored = True
+        output.choice.index = ALL_CHOICES - 1 - command.choice
         self._take(output, command)
         return output
 

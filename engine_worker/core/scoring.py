@@ -19,10 +19,11 @@ from engine_worker.core.choice.score_pack import (
     fits,
     packs_of,
 )
+from engine_worker.core.choice_log import about
 from engine_worker.core.choice_output import ChoiceOutput
 from engine_worker.core.scheduling.scheduler import Scheduler
 from engine_worker.core.tombstones import ChoiceKey
-from engine_worker.errors import RequestError
+from engine_worker.errors import InvalidRequestError, RequestError
 from engine_worker.text.score_preparation import ScorePrompt
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
@@ -38,6 +39,8 @@ from protocol.wire.messages import (
 MAX_OPEN_GROUPS: Final = 4
 """Prompts of one request that are computed at a time; the others wait, so that a request with
 hundreds of long questions doesn't fill the engine."""
+
+_BROKEN = "The engine failed to score this request."
 
 _log = logging.getLogger("penstock.engine")
 
@@ -162,17 +165,26 @@ class Scoring:
 
     def add(self, task: ScoreTask) -> None:
         """Begin with a Score; one that is here already goes on."""
-        if task.key not in self._tasks:
-            self._tasks[task.key] = task
-            self._num_opened[task.key] = 0
-            num_tokens = max(group.num_most_tokens for group in task.groups)
-            if num_tokens > self._max_len:
-                message = (
-                    f"The KV cache has room for scores of at most {self._max_len} tokens, but the"
-                    f" request has {num_tokens} tokens with its longest question and label."
-                )
-                self._refuse(task, ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
-                return
+        if task.key in self._tasks:
+            return
+        self._tasks[task.key] = task
+        self._num_opened[task.key] = 0
+        try:
+            self._begin(task)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - whatever is wrong with one Score, others go on
+            self._fail_broken(task)
+
+    def _begin(self, task: ScoreTask) -> None:
+        num_tokens = max(group.num_most_tokens for group in task.groups)
+        if num_tokens > self._max_len:
+            message = (
+                f"The KV cache has room for scores of at most {self._max_len} tokens, but the"
+                f" request has {num_tokens} tokens with its longest question and label."
+            )
+            self._refuse(task, ErrorCode.CONTEXT_LENGTH_EXCEEDED, message)
+        else:
             self._open_groups(task)
 
     def cancel(self, gateway_id: str, request_id: str) -> None:
@@ -220,23 +232,35 @@ class Scoring:
             del self._open[choice_key]
 
     def on_ended(self, choice: Choice, end: Finished | Failure) -> None:
-        """The choice of a prompt has ended; unless all its packs are scored, so does its Score."""
+        """The choice of a prompt has ended; unless that was done here, so does its Score."""
         group = self._open.pop(choice.key, None)
         if group is None or group.task.key not in self._tasks:
             return
         if isinstance(end, Failure):
             self._refuse(group.task, end.code, end.message, end.param)
+        else:
+            self._refuse(group.task, ErrorCode.INTERNAL_ERROR, _BROKEN)
 
     def step(self) -> bool:
         """Score one pack of whoever waited longest of those that have room; whether one has."""
         for key, group in list(self._open.items()):
             choice = group.output.choice
             is_ready = choice.slot is not None and choice.num_uncomputed_tokens == 0
-            if is_ready and self._score(group):
+            if is_ready and self._try_to_score(group):
                 if key in self._open:
                     self._open.move_to_end(key)
                 return True
         return False
+
+    def _try_to_score(self, group: _OpenGroup) -> bool:
+        """`_score`, in which a bug ends this Score and nothing else."""
+        try:
+            return self._score(group)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - as in `add`
+            self._fail_broken(group.task)
+            return True
 
     def _score(self, group: _OpenGroup) -> bool:
         """Score as many rows of a group's pack as blocks are free for; whether there were any."""
@@ -255,8 +279,10 @@ class Scoring:
             [lent[ends[row] : ends[row + 1]] for row in range(num_rows)] for lent in borrowed
         ]
         pack, group.pack = pack.first_rows(num_rows)
-        self._compute(group, pack, scratch_ids)
-        self._scheduler.give_back(borrowed)
+        try:
+            self._compute(group, pack, scratch_ids)
+        finally:
+            self._scheduler.give_back(borrowed)
         return True
 
     def _compute(
@@ -298,7 +324,8 @@ class Scoring:
         del self._open[choice.key]
         self._finish(group.output, "stop")
         self._open_groups(task)
-        if not task.groups and not self._open_keys(task):
+        is_here = task.key in self._tasks
+        if is_here and not task.groups and not self._open_keys(task):
             del self._tasks[task.key], self._num_opened[task.key]
             self._answer(
                 task.gateway_id,
@@ -318,13 +345,15 @@ class Scoring:
             number = self._num_opened[task.key]
             self._num_opened[task.key] += 1
             command = prompt_command(task, group, number)
+            # Before the prompt is taken: nobody would let go of it, were a pack not to be had.
+            packs = packs_of(group.questions, self._runner.score_limits)
+            pack = next(packs)
             try:
                 output = self._take(command, task.received_at, task.gateway_id)
             except RequestError as error:
                 self._refuse(task, error.code, error.message, error.param)
                 return
-            packs = packs_of(group.questions, self._runner.score_limits)
-            self._open[output.choice.key] = _OpenGroup(task, output, packs, next(packs))
+            self._open[output.choice.key] = _OpenGroup(task, output, packs, pack)
 
     def _open_keys(self, task: ScoreTask) -> list[ChoiceKey]:
         return [key for key in self._open if key[:2] == task.key]
@@ -339,8 +368,16 @@ class Scoring:
             Failure(request_id=request_id, code=code, message=message, param=param),
         )
 
+    def _fail_broken(self, task: ScoreTask) -> None:
+        """End a Score at a bug of ours, within its `except`."""
+        with about(task.command):
+            _log.exception("a score could not be computed")
+        if task.key in self._tasks:
+            self._refuse(task, ErrorCode.INTERNAL_ERROR, _BROKEN)
+
     def _drop(self, task: ScoreTask) -> None:
         del self._tasks[task.key], self._num_opened[task.key]
+        task.groups.clear()
         for key in self._open_keys(task):
             self._finish(self._open.pop(key).output, "abort")
 
@@ -362,10 +399,19 @@ def score_task(
     """What is to be computed for a Score.
 
     A question that is longer than a pack gets a prompt of its own, whose beginning is cached.
+
+    Raises:
+        InvalidRequestError: A label is longer than any pack.
     """
     short: list[ScoredTexts] = []
     groups: deque[ScoreGroup] = deque()
     for texts in prompt.questions:
+        longest = max(map(len, texts.labels))
+        if longest > limits.max_label_tokens:
+            raise InvalidRequestError(
+                f"A label has {longest} tokens of this model; labels of at most"
+                f" {limits.max_label_tokens} tokens can be scored."
+            )
         if all(fits(len(texts.token_ids), label, limits) for label in texts.labels):
             short.append(texts)
         else:

@@ -432,7 +432,8 @@ class EngineHandler:
         with self._scores_lock:
             self._num_scores += 1
             self._scores.add(task.key)
-        self.inbox.put(ScoreCommand(task))
+            # Under the lock: whoever cancels it finds it before, and is behind it in the inbox.
+            self.inbox.put(ScoreCommand(task))
 
     def on_score_answered(self, gateway_id: str, request_id: str) -> None:
         """The step loop is done with a Score."""

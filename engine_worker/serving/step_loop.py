@@ -1,5 +1,6 @@
 """The engine's own thread: take commands, compute a step, send each gateway its output."""
 
+import logging
 import queue
 import time
 from collections.abc import Callable, Container
@@ -34,6 +35,10 @@ from protocol.wire.messages import (
     OrphanUsageNoted,
     StepOutput,
 )
+
+_log = logging.getLogger("penstock.engine")
+
+_UNHANDLED = "The engine failed to take this request."
 
 _MAX_SLEEP_S = 1.0
 """So soon a gateway that came to an idle engine learns what is cached there."""
@@ -120,7 +125,7 @@ class StepLoop:
                 timeout_s = min(max(0.0, due - self._clock()), _MAX_SLEEP_S)
         try:
             while not self._is_stopping:
-                self._handle(
+                self._try_to_handle(
                     self._handler.inbox.get_nowait()
                     if timeout_s == 0.0
                     else self._handler.inbox.get(timeout=timeout_s)
@@ -130,6 +135,34 @@ class StepLoop:
         except queue.Empty:
             pass
         return num_taken
+
+    def _try_to_handle(self, item: InboxItem) -> None:
+        """`_handle`, in which what one command raises ends that command and nothing else."""
+        try:
+            self._handle(item)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:
+            if not isinstance(item, GatewayCommand | ScoreCommand):
+                raise
+            _log.exception("a command could not be handled")
+            self._fail(item)
+
+    def _fail(self, item: GatewayCommand | ScoreCommand) -> None:
+        """Answer a command at a bug of ours, if it is one that is answered."""
+        if isinstance(item, ScoreCommand):
+            gateway_id, request_id = item.task.key
+            self._handler.on_score_answered(gateway_id, request_id)
+        elif isinstance(item.command, Generate):
+            self._engine.refuse(item.gateway_id, item.command, ErrorCode.INTERNAL_ERROR, _UNHANDLED)
+            return
+        elif isinstance(item.command, ClearCache):
+            gateway_id, request_id = item.gateway_id, item.command.request_id
+        else:
+            return
+        code = ErrorCode.INTERNAL_ERROR
+        failure = Failure(request_id=request_id, code=code, message=_UNHANDLED)
+        self._outlet.send(gateway_id, failure)
 
     def _handle(self, item: InboxItem) -> None:
         if isinstance(item, StopLoop):

@@ -24,7 +24,8 @@ class Choice:
 
     Attributes:
         gateway_id: The gateway that wants it; with `request_id` and `index` its identity.
-        index: Of the choice within its request; `choice` on the wire.
+        index: Of the choice within its request; `choice` on the wire. That of a Score's prompt is
+            below `ALL_CHOICES`, where no command names one.
         attempt: Which try of the gateway this is; outputs carry it.
         max_output_tokens: The smaller of what was asked for and what the context leaves.
         lease_tokens: Output tokens that are paid for; at it the choice pauses.

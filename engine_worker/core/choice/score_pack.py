@@ -31,6 +31,11 @@ class ScoreLimits:
         """Of a row."""
         return self.shapes[-1].num_tokens
 
+    @property
+    def max_label_tokens(self) -> int:
+        """Of a label, whatever stands before it."""
+        return min(self.max_tokens, self.max_pairs, *self.max_places)
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredTexts:

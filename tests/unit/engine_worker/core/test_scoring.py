@@ -1,19 +1,22 @@
 """Scores within an engine: beside streams, over preemptions, and each answered exactly once."""
 
 from array import array
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from engine_worker.core.choice.cache_group import CacheGroup
-from engine_worker.core.choice.score_pack import ScoredTexts
+from engine_worker.core.choice.score_pack import ScoredTexts, ScoreLimits, ScoreShape
 from engine_worker.core.engine import Engine
 from engine_worker.core.engine_output import GatewayOutput
 from engine_worker.core.scoring import MAX_OPEN_GROUPS, ScoreTask, score_task
+from engine_worker.errors import InvalidRequestError
 from engine_worker.text.score_preparation import ScorePrompt
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Abort,
+    Extend,
     Failure,
     Finished,
     SamplingParams,
@@ -32,11 +35,13 @@ QUESTIONS = (
 )
 
 
-def expected(questions: tuple[ScoredTexts, ...] = QUESTIONS) -> list[float]:
+def expected(
+    questions: tuple[ScoredTexts, ...] = QUESTIONS, head: tuple[int, ...] = HEAD
+) -> list[float]:
     found = []
     for texts in questions:
         for label in texts.labels:
-            before = [*HEAD, *texts.token_ids]
+            before = [*head, *texts.token_ids]
             scores = []
             for token_id in label:
                 scores.append(scored_logprob(before, token_id))
@@ -58,7 +63,12 @@ class House:
         self.ends: list[Finished | Failure] = []
 
     def task(
-        self, request_id: str = "s", questions: tuple[ScoredTexts, ...] = QUESTIONS
+        self,
+        request_id: str = "s",
+        questions: tuple[ScoredTexts, ...] = QUESTIONS,
+        *,
+        head: tuple[int, ...] = HEAD,
+        is_checked: bool = True,
     ) -> ScoreTask:
         command = Score(
             request_id=request_id,
@@ -68,8 +78,10 @@ class House:
             label_sets=(("A",),),
         )
         num_labels = sum(len(texts.labels) for texts in questions)
-        prompt = ScorePrompt(HEAD, questions, num_labels)
+        prompt = ScorePrompt(head, questions, num_labels)
         limits = self.engine.score_limits
+        if not is_checked:
+            limits = ScoreLimits((ScoreShape(1, 99),), max_pairs=99, max_places=(99,))
         return score_task("g", command, prompt, limits, self.clock())
 
     def step(self) -> None:
@@ -211,15 +223,12 @@ def test_many_long_questions_hold_few_slots_at_a_time() -> None:
     assert logprobs(answer) == pytest.approx(expected(long))
 
 
-def test_a_cancelled_score_says_what_was_computed_and_one_cancelled_before_it_came_nothing() -> (
-    None
-):
+def test_a_cancelled_score_says_what_was_computed() -> None:
     house = House()
     house.engine.score(house.task())
     house.step()
     house.engine.cancel_score("g", "s")
-    house.engine.cancel_score("g", "later")
-    house.engine.score(house.task("later"))
+    house.engine.cancel_score("g", "unknown")
     house.engine.abort("g", Abort(request_id="unknown", attempt=1))
     house.run()
     (told,) = house.answers
@@ -299,6 +308,81 @@ def test_a_call_that_raises_fails_its_score_as_a_lost_worker_would() -> None:
     house.engine.score(house.task("good"))
     house.run()
     assert isinstance(house.answers[-1], Scored)
+
+
+def test_a_bug_in_scoring_ends_the_score_and_nothing_else() -> None:
+    house = House()
+    sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=12)
+    house.engine.add("g", generate("stream", prompt_token_ids=(5, 6), sampling=sampling))
+    # A label that fits no pack; `score_task` refuses it, but anybody may make a task.
+    task = house.task("broken", (ScoredTexts((7,), (tuple(range(1, 40)),), 0),), is_checked=False)
+    house.engine.score(task)
+    num_blocks, house.runner.num_scratch_blocks = house.runner.num_scratch_blocks, _broken  # type: ignore[method-assign]
+    house.engine.score(house.task("raising"))
+    house.engine.score(house.task("too"))
+    for _ in range(4):
+        house.step()
+    house.runner.num_scratch_blocks = num_blocks  # type: ignore[method-assign]
+    house.engine.score(house.task("good"))
+    house.run()
+    assert [(one.request_id, getattr(one, "code", None)) for one in house.answers] == [
+        ("broken", ErrorCode.INTERNAL_ERROR),
+        ("raising", ErrorCode.INTERNAL_ERROR),
+        ("too", ErrorCode.INTERNAL_ERROR),
+        ("good", None),
+    ]
+    assert [type(end) for end in house.ends] == [Finished]
+    assert house.engine.num_unfinished == 0
+    assert house.engine.load().num_free_blocks == 64
+
+
+def _broken(num_stored: int, num_tokens: int) -> int:
+    raise ZeroDivisionError
+
+
+def test_a_label_that_is_longer_than_a_pack_is_refused() -> None:
+    limits = House().engine.score_limits
+    assert limits.max_label_tokens == 4
+    with pytest.raises(InvalidRequestError, match="5 tokens of this model; labels of at most 4"):
+        House().task("s", (ScoredTexts((7,), ((1,), (1, 2, 3, 4, 5)), 0),))
+    house = House()
+    longest = (ScoredTexts(tuple(range(60, 83)), ((1, 2, 3, 4),), 0),)
+    house.engine.score(house.task("s", longest))
+    house.run()
+    assert logprobs(house.answers[0]) == pytest.approx(expected(longest))
+
+
+_SAMPLING = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=12)
+_COMMANDS: dict[str, Callable[[Engine], None]] = {
+    "a choice": lambda engine: engine.add("g", generate("s", sampling=_SAMPLING)),
+    "no choice": lambda engine: engine.add("g", generate("s", choice=-2)),
+    "an abort": lambda engine: engine.abort("g", Abort(request_id="s", attempt=1)),
+    "no abort": lambda engine: engine.abort("g", Abort(request_id="s", attempt=1, choice=-2)),
+    "no lease": lambda engine: engine.extend(
+        "g", Extend(request_id="s", choice=-2, attempt=1, lease_tokens=0)
+    ),
+}
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 3, 100])
+@pytest.mark.parametrize("name", _COMMANDS)
+def test_commands_of_the_same_name_leave_a_score_alone_and_it_them(
+    name: str, num_steps: int
+) -> None:
+    house = House()
+    house.engine.score(house.task("s"))
+    for _ in range(num_steps):
+        house.step()
+    _COMMANDS[name](house.engine)
+    house.run()
+    (answer,) = house.answers
+    assert logprobs(answer) == pytest.approx(expected())
+    ends = {"a choice": [Finished], "no choice": [Failure]}
+    assert [type(end) for end in house.ends] == ends.get(name, [])
+    # And the other way round.
+    house.engine.score(house.task("s"))
+    house.run()
+    assert logprobs(house.answers[1]) == pytest.approx(expected())
 
 
 def test_a_step_that_raises_fails_the_score_whose_prompt_was_in_it() -> None:

@@ -5,6 +5,8 @@ import threading
 from array import array
 from typing import Any
 
+import pytest
+
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.engine import Engine
 from engine_worker.core.scoring import ScoreTask, score_task
@@ -13,7 +15,18 @@ from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.preparation import PromptPreparer
 from engine_worker.text.score_preparation import ScorePreparer
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Cancel, Failure, Message, Score, Scored, ScoredQuestion
+from protocol.wire.messages import (
+    Abort,
+    Cancel,
+    ClearCache,
+    Extend,
+    Failure,
+    Finished,
+    Message,
+    Score,
+    Scored,
+    ScoredQuestion,
+)
 from tests.fakes.fake_runner import DeterministicFakeRunner, hashed_token, scored_logprob
 from tests.unit.engine_worker.serving.test_handler_and_step_loop import TOKENIZER, House, generate
 
@@ -148,6 +161,48 @@ def test_beyond_its_credit_a_gateway_is_refused_and_may_try_again() -> None:
     house.wait_for_tokens()
     house.rest()
     assert isinstance(house.answers()[-1], Scored)
+
+
+def _raise(*_: Any, **__: Any) -> None:
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("method", ["score", "add", "clear_cache", "abort", "extend"])
+def test_a_command_that_the_engine_breaks_at_costs_nobody_else_anything(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    house = ScoringHouse()
+    house.handler.on_command("g", generate("before"))
+    house.loop.run_once(block=False)
+    monkeypatch.setattr(house.engine, method, _raise)
+    house.handler.on_command("g", score("s"))
+    house.wait_for_tokens()
+    for command in (
+        generate("r"),
+        ClearCache(request_id="c"),
+        Extend(request_id="before", choice=0, attempt=1, lease_tokens=200),
+        Abort(request_id="r", attempt=1),
+    ):
+        house.handler.on_command("g", command)
+    house.rest()
+    failures = [one for one in house.answers() if isinstance(one, Failure)]
+    failures += [end for end in house.outlet.ends() if isinstance(end, Failure)]
+    broken = {"score": ["s"], "add": ["r"], "clear_cache": ["c"]}.get(method, [])
+    assert [failure.request_id for failure in failures] == broken
+    assert all(failure.code is ErrorCode.INTERNAL_ERROR for failure in failures)
+    assert "before" in {end.request_id for end in house.outlet.ends() if isinstance(end, Finished)}
+    assert house.handler.num_unfinished() == 0
+
+
+def test_a_label_of_too_many_tokens_is_refused_before_the_step_loop_sees_it() -> None:
+    house = ScoringHouse()
+    house.handler.on_command("g", score(label_sets=(("Y" * 10, "N"), ("A",))))
+    (_, failure), *_ = house.outlet.wait_for(1)
+    assert isinstance(failure, Failure)
+    assert failure.code is ErrorCode.INVALID_REQUEST
+    assert "10 tokens of this model" in failure.message
+    house.rest()
+    assert house.handler.num_unfinished() == 0
 
 
 def test_a_gateway_that_is_lost_takes_its_scores_along() -> None:
