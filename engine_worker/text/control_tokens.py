@@ -35,6 +35,13 @@ _ALIAS_LENGTH: Final = 8
 """Of 65,534 private characters each: 128 bits."""
 _PRIVATE_PLANE: Final = (0xF0000, 0xFFFFD)
 
+MAX_CONTROL_CHARACTERS: Final = 256
+"""Of one control token, or of a marker in a template."""
+_MAX_SEARCHED: Final = 2**28
+"""Characters of all of them, times those of the longest."""
+_MAX_SOUGHT: Final = 2**36
+"""Markers that are looked for, times characters of the templates."""
+
 Mark = Callable[[str], str]
 
 
@@ -67,7 +74,8 @@ class ControlTokens:
         template_sources: The Jinja source of each of its chat templates.
 
     Raises:
-        TokenizerLoadError: The tokenizer can't be built with other names for its control tokens.
+        TokenizerLoadError: The tokenizer can't be built with other names for its control tokens,
+            or they are so long, or so many, that to tell them apart would take for ever.
     """
 
     def __init__(self, tokenizer: Tokenizer, template_sources: Collection[str]) -> None:
@@ -79,13 +87,11 @@ class ControlTokens:
             # Bytes are spelt with tokens of these names.
             if token_id in tokenizer.special_token_ids and not BYTE_TOKEN.fullmatch(text)
         }
-        markers = [
-            text
-            for text in ids
-            if text not in special
-            and not text.isspace()
-            and any(text in source for source in template_sources)
-        ]
+        others = [text for text in ids if text not in special and not text.isspace()]
+        if len(others) * sum(map(len, template_sources)) > _MAX_SOUGHT:
+            raise _too_costly(f"{len(others)} added tokens to look for in its chat template")
+        markers = [text for text in others if any(text in source for source in template_sources)]
+        _check_lengths([*special, *markers])
         self._spellings = _Spellings(special)
         self._spellings_in_tools = _Spellings([*special, *markers])
         unknown = tokenizer.unknown_token_id
@@ -242,6 +248,24 @@ class _Spellings:
         places = [0, *sorted(ends)]
         pieces = (text[a:b] for a, b in pairwise(places))
         return "".join(f"{piece}{_MARK}" for piece in pieces)
+
+
+def _check_lengths(texts: Collection[str]) -> None:
+    """Every beginning of every text is kept, and every part of each is looked up."""
+    longest = max(map(len, texts), default=0)
+    if longest > MAX_CONTROL_CHARACTERS:
+        raise _too_costly(
+            f"a control token of {longest} characters; at most {MAX_CONTROL_CHARACTERS} work"
+        )
+    if longest * sum(map(len, texts)) > _MAX_SEARCHED:
+        raise _too_costly(f"{len(texts)} control tokens of up to {longest} characters")
+
+
+def _too_costly(what: str) -> TokenizerLoadError:
+    return TokenizerLoadError(
+        f"The tokenizer has {what}, too much to tell them from text of clients; set"
+        " PENSTOCK_SPECIAL_TOKENS_IN_TEXT=true to serve it nevertheless."
+    )
 
 
 def _inner(texts: Collection[str]) -> dict[str, list[str]]:

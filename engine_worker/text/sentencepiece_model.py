@@ -19,6 +19,8 @@ from tokenizers.pre_tokenizers import Metaspace
 from engine_worker.errors import TokenizerLoadError
 
 MAX_FILE_BYTES: Final = 2**28
+MAX_PIECE_CHARACTERS: Final = 512
+"""Of an ordinary piece: SentencePiece's trainer takes no larger `max_sentencepiece_length`."""
 _SPACE: Final = "\N{LOWER ONE EIGHTH BLOCK}"
 _UNIGRAM, _BPE = 1, 2
 _NEVER_CHOSEN: Final = -1e6
@@ -121,13 +123,24 @@ class SentencePieceModel:
         return models.Unigram(vocabulary, self.unk_id, self.byte_fallback)
 
     def _bpe(self) -> Any:
-        """BPE whose merges are all pairs of pieces that make a piece, the best score first."""
+        """BPE whose merges are all pairs of pieces that make a piece, the best score first.
+
+        Raises:
+            TokenizerLoadError: A piece is longer than any trainer makes one. Each is cut at every
+                place, which takes time by the square of its length.
+        """
         ids = {piece.text: index for index, piece in enumerate(self.pieces)}
         normal = {
             piece.text: (-piece.score, index)
             for index, piece in enumerate(self.pieces)
             if piece.type == PieceType.NORMAL
         }
+        longest = max(map(len, normal), default=0)
+        if longest > MAX_PIECE_CHARACTERS:
+            raise TokenizerLoadError(
+                f"The SentencePiece vocabulary has a piece of {longest} characters; pieces of at"
+                f" most {MAX_PIECE_CHARACTERS} are served."
+            )
         ranked = [
             (rank, text[:cut], text[cut:])
             for text, rank in normal.items()

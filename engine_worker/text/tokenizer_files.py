@@ -237,12 +237,16 @@ def _add_missing_tokens(
 ) -> None:
     """Make tokens known that `tokenizer.json` doesn't list; what it says of others stays."""
     listed = {token.content: token for token in backend.get_added_tokens_decoder().values()}
-    for number, token in _stated_tokens(config):
+    missing: list[AddedToken] = []
+    stated = _stated_tokens(config)
+    next_id = 0
+    if stated:
+        next_id = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+    for number, token in stated:
         if token.content in listed:
             continue
-        expected = backend.token_to_id(token.content)
-        if expected is None:
-            expected = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        known_id = backend.token_to_id(token.content)
+        expected = next_id if known_id is None else known_id
         if expected != number:
             _log.warning(
                 "%s: token %r is listed with id %d in %s, but would get %d; it is left out",
@@ -253,8 +257,12 @@ def _add_missing_tokens(
                 expected,
             )
             continue
-        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        missing.append(token)
         listed[token.content] = token
+        next_id += known_id is None
+    # All at once: each call makes the search for all of them anew.
+    backend.add_tokens(missing)
+    specials: list[AddedToken] = []
     for name, value in roles.items():
         if isinstance(value, list):
             # Where the file knows them, it may well say that they are markers that stay visible.
@@ -265,8 +273,9 @@ def _add_missing_tokens(
             known = listed.get(text)
             if backend.token_to_id(text) is not None and (known is None or not known.special):
                 special = _as_special(known or AddedToken(text, normalized=False))
-                backend.add_special_tokens([special])
+                specials.append(special)
                 listed[text] = special
+    backend.add_special_tokens(specials)
 
 
 def _stated_tokens(config: Mapping[str, Any]) -> list[tuple[int, AddedToken]]:

@@ -8,7 +8,8 @@ import pytest
 from tokenizers import AddedToken, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-from engine_worker.errors import InvalidRequestError
+from engine_worker.errors import InvalidRequestError, TokenizerLoadError
+from engine_worker.text import control_tokens
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.preparation import PromptPreparer
 from engine_worker.text.tokenizer import Tokenizer
@@ -223,6 +224,42 @@ def test_control_tokens_that_hold_each_other(content: str) -> None:
     token_ids = prepare(preparer_of(tokenizer), [{"role": "user", "content": content}])
     ids = tokenizer.added_token_ids()
     assert token_ids == [ids["<s>"], *map(ord, content), ids["<<s>>"], ids["<|a|>"]]
+
+
+@pytest.mark.parametrize(
+    ("texts", "what"),
+    [
+        (["x" * 257], "a control token of 257 characters"),
+        ([f"{number:0256}" for number in range(4097)], "4097 control tokens of up to 256"),
+        (["x" * 256, "<a>"], ""),
+    ],
+)
+def test_control_tokens_that_take_for_ever_to_tell_apart_are_refused(
+    texts: list[str], what: str
+) -> None:
+    backend = Backend(models.BPE(vocab={chr(n): n for n in range(128)}, merges=[]))
+    backend.add_special_tokens([AddedToken(text, special=True) for text in texts])
+    tokenizer = Tokenizer(TokenizerFiles(backend, {}, "{{ messages[0].content }}"), frozenset())
+    if not what:
+        preparer_of(tokenizer)
+        return
+    with pytest.raises(TokenizerLoadError, match=f"{what}.*PENSTOCK_SPECIAL_TOKENS_IN_TEXT=true"):
+        preparer_of(tokenizer)
+    preparer_of(tokenizer, special_tokens_in_text=True)
+
+
+def test_markers_of_a_template_are_sought_only_as_long_as_that_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    backend = Backend(models.BPE(vocab={chr(n): n for n in range(128)}, merges=[]))
+    backend.add_tokens([AddedToken(f"<{number}>") for number in range(100)])
+    source = "{{ messages[0].content }}"
+    tokenizer = Tokenizer(TokenizerFiles(backend, {}, source), frozenset())
+    monkeypatch.setattr(control_tokens, "_MAX_SOUGHT", 100 * len(source))
+    preparer_of(tokenizer)
+    monkeypatch.setattr(control_tokens, "_MAX_SOUGHT", 100 * len(source) - 1)
+    with pytest.raises(TokenizerLoadError, match="100 added tokens to look for"):
+        preparer_of(tokenizer)
 
 
 def test_a_vocabulary_that_holds_a_control_token_as_a_piece() -> None:

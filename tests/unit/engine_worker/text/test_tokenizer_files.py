@@ -12,8 +12,9 @@ from tokenizers import Tokenizer as Backend
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from engine_worker.errors import TokenizerLoadError
+from engine_worker.text.sentencepiece_model import Piece, PieceType, SentencePieceModel
 from engine_worker.text.tokenizer import Tokenizer
-from engine_worker.text.tokenizer_files import read_tokenizer
+from engine_worker.text.tokenizer_files import _add_missing_tokens, read_tokenizer
 from tests.fakes.tokenizer_shapes import SHAPES, TEXTS, file_of
 
 GOLDEN = Path(__file__).parent / "sentencepiece"
@@ -183,6 +184,59 @@ def test_tokens_that_only_the_config_lists_are_added_at_their_ids(
     assert size + 1 not in tokenizer.special_token_ids
     assert "<|far|>" not in tokenizer.added_tokens()
     assert "<|far|>" in caplog.text
+
+
+class CountingBackend:
+    """A tokenizer that counts how often it is asked for what costs as much as it has tokens."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.num_costly_calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        self.num_costly_calls += name.startswith(("add_", "get_"))
+        return getattr(self.backend, name)
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_any_number_of_listed_tokens_is_added_at_once(*, is_known: bool) -> None:
+    backend = CountingBackend(Backend.from_str(file_of("digits")))
+    first = backend.backend.get_vocab_size() + (0 if is_known else 5)
+    stated = {
+        str(first + index): {"content": f"<|{index}|>", "special": bool(index % 2)}
+        for index in range(50)
+    }
+    texts = [token for token in backend.backend.get_vocab() if token.isalpha()][:20]
+    roles = {"additional_special_tokens": texts}
+    _add_missing_tokens(Path(), backend, {"added_tokens_decoder": stated}, roles)
+    assert backend.num_costly_calls == 4
+    added = {token.content: token for token in backend.backend.get_added_tokens_decoder().values()}
+    assert all(added[text].special for text in texts)
+    ids = [backend.backend.token_to_id(f"<|{index}|>") for index in range(50)]
+    assert ids == ([first + index for index in range(50)] if is_known else [None] * 50)
+    assert not is_known or [added[f"<|{index}|>"].special for index in (0, 1)] == [False, True]
+
+
+def test_a_piece_that_no_trainer_makes_is_refused_before_it_is_cut_at_every_place() -> None:
+    def backend(num_characters: int) -> Any:
+        texts = [("<unk>", PieceType.UNKNOWN), ("a", PieceType.NORMAL), ("aa", PieceType.NORMAL)]
+        texts += [("a" * num_characters, PieceType.NORMAL), ("b" * 9999, PieceType.USER_DEFINED)]
+        pieces = tuple(Piece(text, -1.0, kind) for text, kind in texts)
+        return SentencePieceModel(
+            pieces=pieces,
+            is_bpe=True,
+            byte_fallback=False,
+            unk_id=0,
+            charsmap=b"",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            escape_whitespaces=False,
+            roles={},
+        ).backend()
+
+    assert backend(512).get_vocab_size() == 5
+    with pytest.raises(TokenizerLoadError, match="a piece of 513 characters; pieces of at most"):
+        backend(513)
 
 
 @pytest.mark.parametrize("shape", ["digits", "split"])
