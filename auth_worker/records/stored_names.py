@@ -1,6 +1,7 @@
 """Names that callers choose, as every database can hold and index them."""
 
 import hashlib
+from functools import cache
 from typing import Final, TypeVar
 
 from msgspec import Struct, structs
@@ -19,8 +20,9 @@ def storable(text: str) -> str:
 
 def stored_name(name: str) -> str:
     """A name as every database can hold and index it; a longer one is told by its digest."""
-    if "\0" in name:
-        name = storable(name)
+    if name.isascii() and len(name) <= MAX_NAME_BYTES and "\0" not in name:
+        return name  # nearly all of them
+    name = storable(name)
     if len(name) * 4 <= MAX_NAME_BYTES or (name.isascii() and len(name) <= MAX_NAME_BYTES):
         return name
     text = name.encode("utf-8", "surrogatepass")
@@ -32,15 +34,15 @@ def stored_name(name: str) -> str:
 def with_stored_names(command: _Command) -> _Command:
     """A message with its names as they are stored, so that what is kept is found again by them."""
     changes: dict[str, str] = {}
-    for field in type(command).__struct_fields__:
-        if field == "lease_id":
-            name = getattr(command, field)
-            stored = storable(name)
-        elif field in _NAMES:
-            name = getattr(command, field)
-            stored = stored_name(name)
-        else:
-            continue
+    for field in _names_of(type(command)):
+        name = getattr(command, field)
+        stored = storable(name) if field == "lease_id" else stored_name(name)
         if stored != name:
             changes[field] = stored
     return structs.replace(command, **changes) if changes else command
+
+
+@cache
+def _names_of(command: type[Struct]) -> tuple[str, ...]:
+    fields = command.__struct_fields__
+    return tuple(field for field in fields if field == "lease_id" or field in _NAMES)

@@ -85,7 +85,7 @@ def book_usage(
     sums: Sums = {}
     counters: dict[int, int] = {}
     bookings = [
-        booking._replace(audit_seq=audit_seq) if has_price(booking) else booking
+        BookUsage(*booking[:-1], audit_seq) if has_price(booking) else booking
         for booking in map(_with_stored_names, bookings)
     ]
     folded = {
@@ -106,14 +106,16 @@ def book_usage(
 
 def _with_stored_names(booking: BookUsage) -> BookUsage:
     """As the ledger keeps it, so that its sums have the same names on either database."""
-    lease_id, _, _, model, *_ = booking
-    names = (storable(lease_id), stored_name(model))
-    others = (stored_name(booking.end_user), stored_name(booking.endpoint))
-    if names == (lease_id, model) and others == (booking.end_user, booking.endpoint):
+    lease_id, model = storable(booking.lease_id), stored_name(booking.model)
+    end_user, endpoint = stored_name(booking.end_user), stored_name(booking.endpoint)
+    if (
+        model is booking.model
+        and end_user is booking.end_user
+        and endpoint is booking.endpoint
+        and lease_id == booking.lease_id
+    ):
         return booking
-    return booking._replace(
-        lease_id=names[0], model=names[1], end_user=others[0], endpoint=others[1]
-    )
+    return booking._replace(lease_id=lease_id, model=model, end_user=end_user, endpoint=endpoint)
 
 
 def _insert_if_all_are_new(connection: Connection, bookings: Sequence[BookUsage]) -> bool:

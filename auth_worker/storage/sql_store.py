@@ -172,8 +172,10 @@ class SqlStore:
         saved, bookings, others = _lease_changes(operations)
         sums = SumsChange(connection, self._pending, add_to_totals)
         sums.add_before_changes(others)
-        results, entries = _change(table, resources, operations)
+        results: list[Result] = [None] * len(operations)
+        entries: list[AuditEntry] = []
         if others:
+            results, entries = _change(table, resources, operations)
             _answer(connection, operations, results)
         booked = {booking.lease_id for booking in bookings}
         forget_leases(connection, booked & self._saved_leases)
@@ -195,10 +197,13 @@ class SqlStore:
         if written.money or written.replaced:
             # First, so that it has the number that the rows say.
             entries.insert(0, entry_of_money(written.money, written.replaced, self._wall_ms()))
-        folded_up_to = self._let_go(connection, operations, results, entries)
+        folded_up_to = self._folded_up_to
+        if others:
+            folded_up_to = self._let_go(connection, operations, results, entries)
         links = self._append_audit(connection, entries)
         checkpoint = self._sign(connection, others, links)
-        results = self._read(connection, operations, results)
+        if others:
+            results = self._read(connection, operations, results)
         if written.later:
             _place_bookings(operations, results, written.later)
         return _Done(

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import DatabaseError
+from sqlalchemy.pool import NullPool
 
 from auth_worker.errors import StoreError, StoreFencedError, StoreUnavailableError
 from auth_worker.storage import database_files, schema
@@ -66,6 +67,7 @@ class SqliteDatabase:
         except OSError as error:
             raise unusable(directory, error) from error
         self.engine = _engine(self.path)
+        self._writing: Connection | None = None
         try:
             database_files.check_presence(self.path)
             database_files.check_log(self.path)
@@ -88,8 +90,11 @@ class SqliteDatabase:
     def transaction(self) -> Iterator[Connection]:
         """See `Database.transaction`."""
         try:
-            with self.engine.begin() as connection:
-                yield connection
+            # The same connection each time: to fetch it from a pool costs as much as a settlement.
+            if self._writing is None or self._writing.invalidated or self._writing.closed:
+                self._writing = self.engine.connect()
+            with self._writing.begin():
+                yield self._writing
         except (DatabaseError, sqlite3.DatabaseError) as error:
             # SQLAlchemy wraps what the driver raises; `bulk.run` goes past it.
             of_driver = error.orig if isinstance(error, DatabaseError) else error
@@ -140,6 +145,8 @@ class SqliteDatabase:
 
     def close(self) -> None:
         """Close the database, then let go of its lock; once more does nothing."""
+        if self._writing is not None:
+            self._writing.close()
         self.engine.dispose()
         if self._lock_fd is not None:
             os.close(self._lock_fd)
@@ -201,12 +208,11 @@ def _limit_time(engine: Engine, until_s: float) -> None:
 
 
 def _engine(path: Path) -> Engine:
-    # One connection: there is one writer, and it reads in its own order. The driver must not open
-    # transactions behind our back, so that BEGIN IMMEDIATE takes the write lock at once.
+    # No pool: there is one writer with one connection, and it reads in its own order. The driver
+    # must not open transactions behind our back, so that BEGIN IMMEDIATE takes the write lock.
     engine = create_engine(
         f"sqlite:///{path}",
-        pool_size=1,
-        max_overflow=0,
+        poolclass=NullPool,
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
     )
 
@@ -218,6 +224,6 @@ def _engine(path: Path) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        run(connection, "BEGIN IMMEDIATE")  # of the driver, as `bulk.run` says why
 
     return engine

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Executable, delete
 from auth_worker.records.operations import TouchKey
 from auth_worker.storage import schema
 from auth_worker.storage.bulk import BulkStatement, insert_rows, update_rows
-from auth_worker.storage.pending_sums import Sums, stored_sums
+from auth_worker.storage.pending_sums import Sums
 
 _hours = schema.usage_by_hour.c
 
@@ -21,8 +21,10 @@ def touch_keys(connection: Connection, touches: Sequence[TouchKey]) -> None:
 
 
 def add_to_totals(connection: Connection, sums: Sums) -> None:
-    """Add sums of settlements; a key that was deleted has no totals any more."""
-    sums = stored_sums(sums)
+    """Add sums of settlements; a key that was deleted has no totals any more.
+
+    Their names are as the database keeps them.
+    """
     by_key: dict[str, list[int]] = {}
     for (key_id, *_), total in sums.items():
         of_key = by_key.setdefault(key_id, [0, 0, 0, 0, 0])

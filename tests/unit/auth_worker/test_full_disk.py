@@ -9,6 +9,7 @@ import pytest
 from auth_worker.errors import StoreUnavailableError
 from auth_worker.records.operations import AddKey, AuditEntry, Operation, Result
 from auth_worker.storage.committer import Committer
+from auth_worker.storage.sqlite_database import SqliteDatabase
 from auth_worker.storage.sqlite_store import SqliteStore
 from tests.fakes.auth_parts import FakeClock, booking, stored_key
 
@@ -21,8 +22,12 @@ def limit_pages(store: SqliteStore, num_pages: int) -> None:
 
     https://www.sqlite.org/pragma.html#pragma_max_page_count
     """
-    with store._engine.connect() as connection:
-        connection.exec_driver_sql(f"PRAGMA max_page_count = {num_pages}")
+    database = store.database
+    assert isinstance(database, SqliteDatabase)
+    assert database._writing is not None
+    driver = database._writing.connection.dbapi_connection
+    assert driver is not None
+    driver.cursor().execute(f"PRAGMA max_page_count = {num_pages}")
 
 
 class WatchedStore(SqliteStore):

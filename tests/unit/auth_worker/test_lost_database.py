@@ -11,6 +11,7 @@ from auth_worker.errors import StoreDamagedError, StoreMissingError, StoreUnavai
 from auth_worker.exit_codes import exit_code_of
 from auth_worker.records.operations import AddKey, AuditEntry
 from auth_worker.storage import database_files
+from auth_worker.storage.sqlite_database import SqliteDatabase
 from auth_worker.storage.sqlite_store import DATABASE_NAME, SqliteStore
 from tests.fakes.auth_parts import FakeClock, booking, stored_key
 
@@ -153,7 +154,10 @@ def test_damage_that_shows_while_it_runs_says_what_to_do(closed: Path) -> None:
     with store._engine.connect() as connection:
         query = "SELECT rootpage FROM sqlite_schema WHERE name = 'ledger'"
         root: int = connection.exec_driver_sql(query).scalar_one()
-    store._engine.dispose()
+    database = store.database
+    assert isinstance(database, SqliteDatabase)
+    assert database._writing is not None
+    database._writing.close()  # which remembers pages
     overwrite(closed / DATABASE_NAME, (root - 1) * 4096, bytes(4096))
     with pytest.raises(StoreDamagedError, match="Restore a backup"):
         store.apply([booking("another")])
