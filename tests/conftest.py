@@ -26,6 +26,10 @@ _CLEAN = without_settings(os.environ)
 for _name in os.environ.keys() - _CLEAN.keys():
     del os.environ[_name]
 
+# Hundreds of processes are started: what one of them compiled, the others read.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # transformers and the hub library must never reach for the network in a test.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

@@ -81,7 +81,14 @@ class House:
         return answer.token_ids == expected(self.windows, prompt)[num_known:]
 
 
-@pytest.fixture(params=CASES, scope="module")
+@pytest.fixture(
+    params=[
+        "all windows on xla",
+        pytest.param("mixed on xla", marks=pytest.mark.long),
+        "mixed on cpu_native",
+    ],
+    scope="module",
+)
 def house(request: pytest.FixtureRequest) -> Iterator[House]:
     house = House(request.param)
     yield house

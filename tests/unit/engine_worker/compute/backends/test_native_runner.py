@@ -124,6 +124,7 @@ def test_other_types_agree_with_float32_step_by_step_as_often_as_xla_does(
     assert np.mean(shares["cpu_native"]) >= np.mean(shares["xla"]) - 3 / 165
 
 
+@pytest.mark.long
 def test_bfloat16_agrees_with_float32_in_98_of_100_steps_of_the_bundled_model() -> None:
     folder = demo_model_path()
     spec = load_spec(folder)
@@ -274,7 +275,7 @@ def assert_same_bits_in_company(runner: JaxModelRunner, request: RunnerRequest) 
         np.testing.assert_array_equal(np.asarray(array)[blocks(0)[:4]], expected)
 
 
-@pytest.mark.parametrize("weight_type", types("bfloat16"))
+@pytest.mark.parametrize("weight_type", types("float32"))
 def test_recurrent_layers_are_computed_by_xla_between_the_kernels(weight_type: str) -> None:
     weights = tiny_weights(spec=tiny_hybrid_spec())
     decoder = packed(weights, "cpu_native", weight_type)
@@ -288,7 +289,8 @@ def test_recurrent_layers_are_computed_by_xla_between_the_kernels(weight_type: s
     assert decoder.backend.min_rows == (1 if weight_type == "float32" else 2)
     runner = make_runner(decoder)
     token_ids = GreedyReference(weights, MAX_MODEL_LEN).continue_greedily(prompt_of(21), 20)
-    least = 1.0 if weight_type == "float32" else 0.6
+    # Random weights have many near ties; by chance hardly any token would agree.
+    least = {"float32": 1.0, "bfloat16": 0.6, "int8": 0.6, "int4": 0.4}[weight_type]
     assert forced_agreement(runner, [*prompt_of(21), *token_ids], 21) >= least
 
 
