@@ -139,3 +139,16 @@ async def test_a_model_by_its_own_name_is_not_told_again(
         assert "x-penstock-model" not in answer.headers
         assert "x-penstock-budget-warning" not in answer.headers
         assert answer.json().get("model", "demo") == "demo"
+
+
+async def test_a_tool_called_by_mcp_tells_the_caller_s_limits(
+    socket_dir: Path, plugin: Path
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        auth = await gateway.auth()
+        auth.limits, auth.warnings = LIMITS, (WARNING,)
+        params = {"name": "add", "arguments": {"a": 1, "b": 2}}
+        call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+        answer = await answered(gateway, "/mcp", call)
+        assert answer.headers["x-penstock-budget-warning"].startswith('"limit_1"')
+        assert answer.headers["x-ratelimit-remaining-requests"] == "9"
