@@ -19,6 +19,8 @@ _MAX_DIGITS = 4000
 """Of an integer; Python's own parser reads no more than 4,300."""
 
 _INTEGER = re.compile(rf"[+-]?[0-9]{{1,{_MAX_DIGITS}}}")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]++\.?[0-9]*+|\.[0-9]++)(?:[eE][+-]?[0-9]++)?")
+"""Python's `float` would take underscores and the digits of every script, too."""
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
 _TYPE_NAMES = {
     "str": "string",
@@ -220,10 +222,9 @@ def _integer(text: str) -> Any:
 def _number(text: str) -> Any:
     if _INTEGER.fullmatch(text):
         return _integer(text)
-    try:
-        number = float(text)
-    except ValueError:
+    if not _NUMBER.fullmatch(text):
         return _NO_VALUE
+    number = float(text)
     if not math.isfinite(number):
         return _NO_VALUE
     if _JSON_NUMBER.fullmatch(text):

@@ -10,6 +10,7 @@ from tests.fakes.format_pairs import SOME_TOOLS, formats
 from tests.fakes.law_of_cuts import Formats, find_broken, outcome
 from tests.fakes.parsed_text import TOOLS
 from tests.fakes.text_in_every_cut import read, values
+from toolparser_worker.machine.coercion import coerced
 from toolparser_worker.machine.declarations import HeaderBody, JsonObjectBody
 from toolparser_worker.machine.render import render_calls
 
@@ -423,3 +424,19 @@ def test_two_halves_are_one_character_and_one_is_none(
 
 def test_python_has_a_long_escape_of_half_a_pair_too() -> None:
     assert values(read("pythonic", r"[f(x='\U0000d83d')]")) == [("f", {"x": "\ufffd"})]
+
+
+@pytest.mark.parametrize("kind", [["number", "string"], ["integer", "string"]])
+@pytest.mark.parametrize(
+    "text", ["12_34", "1_2.5", "１２.５", "١٢", "1e1_0", "0x1", "infinity", "."]
+)
+def test_what_only_python_takes_for_a_number_is_text(kind: list[str], text: str) -> None:
+    assert json.loads(coerced(text, {"type": kind})) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("+1.5", 1.5), (".5", 0.5), ("5.", 5), ("-1e2", -100.0), (" 007.5 ", 7.5), ("1E+2", 100.0)],
+)
+def test_numbers_that_json_would_spell_otherwise_are_numbers(text: str, number: float) -> None:
+    assert json.loads(coerced(text, {"type": ["number", "string"]})) == number
