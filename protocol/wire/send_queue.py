@@ -25,7 +25,7 @@ class SendQueue:
 
     Args:
         max_bytes: Bound of all messages together while the peer is slow; one alone is always taken.
-        max_merged_bytes: A message of this size or more doesn't grow further.
+        max_merged_bytes: A message of this size or more doesn't merge with others.
         merge: Says which neighbours become one; None keeps all apart.
 
     Attributes:
@@ -61,7 +61,9 @@ class SendQueue:
             raise PeerOverflowError(
                 f"A peer reads nothing and its queue holds {self.num_bytes} bytes already."
             )
-        if self.is_blocked and self._try_merge(message):
+        # One that is large itself would make another one that no peer takes.
+        can_merge = self.is_blocked and len(frame) < self._max_merged_bytes
+        if can_merge and self._try_merge(message):
             return
         request_id = message.request_id if isinstance(message, _QUESTIONS) else None
         if request_id is not None:

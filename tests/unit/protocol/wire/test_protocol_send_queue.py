@@ -109,6 +109,15 @@ def test_other_messages_stay_apart() -> None:
     assert merge_step_outputs(output(), abort) is None
 
 
+def test_a_large_message_is_not_merged_into_one_that_no_peer_takes() -> None:
+    queue = SendQueue(10**6, 1000, merge_step_outputs)
+    queue.is_blocked = True
+    small, large = output(delta("a", "x")), output(delta("a", "y" * 1000))
+    push(queue, small)
+    push(queue, large)
+    assert drained(queue) == [codec.encode(small), codec.encode(large)]
+
+
 def test_beyond_the_bound_a_message_is_refused_and_the_rest_is_kept() -> None:
     queue = SendQueue(max_bytes=100, max_merged_bytes=0, merge=None)
     queue.is_blocked = True
