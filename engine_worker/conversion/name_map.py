@@ -29,6 +29,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -139,7 +140,7 @@ def _rule(path: Path, source: str, told: Any) -> _Rule:
         f"(?P<{part}>[0-9]{{1,6}})" if index % 2 else re.escape(part)
         for index, part in enumerate(parts)
     )
-    ends = [sum((rows or ())[: index + 1]) for index in range(len(names))]
+    ends = accumulate(rows or [0] * len(names))
     targets = tuple(
         Target(name, None if rows is None else (end - size, end), transpose)
         for name, end, size in zip(names, ends, rows or [0] * len(names), strict=True)

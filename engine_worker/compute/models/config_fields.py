@@ -10,6 +10,8 @@ from engine_worker.errors import ModelConfigError
 
 CONFIG_NAME = "config.json"
 MAX_CONFIG_BYTES = 8 * 2**20
+MAX_LIST = 2**14
+"""Entries of a list, which is read again for each layer; no model comes near."""
 MAX_SIZE = 2**24
 """No width, head count or vocabulary of any model comes near; a typing slip does."""
 
@@ -157,4 +159,6 @@ class ConfigFields:
             return None
         if not isinstance(value, list):
             raise self.error(name, "must be a list", value)
+        if len(value) > MAX_LIST:
+            raise self.error(name, f"must hold at most {MAX_LIST} values", len(value))
         return tuple(value)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.families.common import num_layers_of
 from engine_worker.compute.models.tensors import Source, Tensors
 from engine_worker.embedding.encoder_spec import EncoderLayerSpec, EncoderSpec
 from engine_worker.embedding.families.common import (
@@ -41,7 +42,7 @@ def _read(has_padding_row: bool, config: Mapping[str, Any]) -> EncoderSpec:
         hidden_size=hidden_size,
         num_heads=num_heads_of(fields, hidden_size),
         intermediate_size=fields.size("intermediate_size"),
-        layers=(EncoderLayerSpec(),) * fields.size("num_hidden_layers"),
+        layers=(EncoderLayerSpec(),) * num_layers_of(fields),
         max_tokens=num_positions - first,
         activation=activation_of(fields, "hidden_act", "gelu"),
         norm_eps=fields.number("layer_norm_eps", 1e-12),

@@ -1,11 +1,20 @@
 """Readers that several families of encoders share."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from engine_worker.compute.models.config_fields import ConfigFields
 from engine_worker.embedding.encoder_spec import ACTIVATIONS, HeadSpec
 from engine_worker.errors import UnsupportedFeatureError
+
+MAX_TOKENS: Final = 2**15
+"""Of a row, whatever a config says where no table of positions in the file holds it to that: the
+programs of the longest rows have to fit the memory."""
+
+
+def max_tokens_of(fields: ConfigFields, name: str, default: int | None = None) -> int:
+    """The longest row of a model with rotary positions."""
+    return min(fields.size(name, default), MAX_TOKENS)
 
 
 def num_heads_of(fields: ConfigFields, hidden_size: int, name: str = "num_attention_heads") -> int:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.families.common import num_layers_of
 from engine_worker.compute.models.tensors import Source, Tensors
 from engine_worker.embedding.encoder_spec import EncoderLayerSpec, EncoderSpec, HeadSpec
 from engine_worker.embedding.families.common import activation_of, num_heads_of
@@ -19,7 +20,7 @@ def _read(config: Mapping[str, Any]) -> EncoderSpec:
         hidden_size=hidden_size,
         num_heads=num_heads_of(fields, hidden_size, "n_heads"),
         intermediate_size=fields.size("hidden_dim"),
-        layers=(EncoderLayerSpec(),) * fields.size("n_layers"),
+        layers=(EncoderLayerSpec(),) * num_layers_of(fields, "n_layers"),
         max_tokens=num_positions,
         activation=activation_of(fields, "activation", "gelu"),
         norm_eps=1e-12,

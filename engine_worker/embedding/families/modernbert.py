@@ -4,10 +4,11 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.families.common import num_layers_of
 from engine_worker.compute.models.hf_rope import read_ropes
 from engine_worker.compute.models.tensors import Source, Tensors
 from engine_worker.embedding.encoder_spec import EncoderLayerSpec, EncoderSpec, HeadSpec
-from engine_worker.embedding.families.common import activation_of, num_heads_of
+from engine_worker.embedding.families.common import activation_of, max_tokens_of, num_heads_of
 from engine_worker.embedding.families.family import EncoderFamily, norm, pair
 from engine_worker.errors import UnsupportedFeatureError
 
@@ -22,11 +23,11 @@ _THETAS: Final = {
 def _read(config: Mapping[str, Any]) -> EncoderSpec:
     fields = ConfigFields(config)
     hidden_size = fields.size("hidden_size")
-    max_tokens = fields.size("max_position_embeddings", 8192)
-    num_layers = fields.size("num_hidden_layers")
+    positions = fields.size("max_position_embeddings", 8192)
+    num_layers = num_layers_of(fields)
     types = _layer_types(fields, num_layers)
     ropes = {
-        kind: read_ropes(config, fields.number(name, theta), max_tokens)[kind]
+        kind: read_ropes(config, fields.number(name, theta), positions)[kind]
         for kind, (name, theta) in _THETAS.items()
     }
     # The whole window is stated; half of it lies on either side.
@@ -47,7 +48,7 @@ def _read(config: Mapping[str, Any]) -> EncoderSpec:
             )
             for index, kind in enumerate(types)
         ),
-        max_tokens=max_tokens,
+        max_tokens=max_tokens_of(fields, "max_position_embeddings", 8192),
         activation=activation_of(fields, "hidden_activation", "gelu"),
         norm_eps=fields.number("norm_eps", 1e-5),
         is_pre_norm=True,

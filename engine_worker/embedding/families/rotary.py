@@ -9,12 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.families.common import num_layers_of
 from engine_worker.compute.models.hf_rope import read_ropes
 from engine_worker.compute.models.spec import RopeKind, RopeSpec
 from engine_worker.compute.models.tensors import Source, Tensors
 from engine_worker.embedding.encoder_spec import EncoderLayerSpec, EncoderSpec
 from engine_worker.embedding.families.common import (
     activation_of,
+    max_tokens_of,
     num_heads_of,
     refuse_decoding,
     refuse_unless,
@@ -57,7 +59,7 @@ def _read_nomic(config: Mapping[str, Any]) -> EncoderSpec:
         raise UnsupportedFeatureError(
             f"config.json: not supported yet: activation_function {name!r}, only swiglu and geglu"
         )
-    hidden_size, longest = fields.size("n_embd"), fields.size("n_positions", 2048)
+    hidden_size, longest = fields.size("n_embd"), max_tokens_of(fields, "n_positions", 2048)
     rope = RopeSpec(theta=fields.number("rotary_emb_base", _NOMIC_THETA))
     return EncoderSpec(
         architecture="",
@@ -65,7 +67,7 @@ def _read_nomic(config: Mapping[str, Any]) -> EncoderSpec:
         hidden_size=hidden_size,
         num_heads=num_heads_of(fields, hidden_size, "n_head"),
         intermediate_size=fields.size("n_inner", 4 * hidden_size),
-        layers=(EncoderLayerSpec(rope),) * fields.size("n_layer"),
+        layers=(EncoderLayerSpec(rope),) * num_layers_of(fields, "n_layer"),
         # Beyond what it was trained on, its authors scale the positions, which isn't computed.
         max_tokens=min(longest, fields.size("max_trained_positions", 2048)),
         activation=activation,
@@ -101,18 +103,18 @@ def _read_rotary(
         raise UnsupportedFeatureError(
             f"config.json: not supported yet: head_dim {config['head_dim']}, only {head_dim}"
         )
-    max_tokens = fields.size("max_position_embeddings")
+    positions = fields.size("max_position_embeddings")
     rope = _ntk_rope(fields, theta, head_dim)
     if rope is None:
-        rope = read_ropes(config, theta, max_tokens)["full_attention"]
+        rope = read_ropes(config, theta, positions)["full_attention"]
     return EncoderSpec(
         architecture="",
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
         num_heads=num_heads,
         intermediate_size=fields.size("intermediate_size"),
-        layers=(EncoderLayerSpec(rope),) * fields.size("num_hidden_layers"),
-        max_tokens=max_tokens,
+        layers=(EncoderLayerSpec(rope),) * num_layers_of(fields),
+        max_tokens=max_tokens_of(fields, "max_position_embeddings"),
         activation=activation_of(fields, "hidden_act", activation),
         norm_eps=fields.number("layer_norm_eps", 1e-12),
         num_types=fields.size("type_vocab_size", 1, minimum=0),

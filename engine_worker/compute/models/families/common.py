@@ -34,9 +34,9 @@ class HeadDefaults:
 NO_DEFAULTS = HeadDefaults()
 
 
-def num_layers_of(fields: ConfigFields) -> int:
-    """How many decoder layers there are."""
-    return fields.size("num_hidden_layers", maximum=MAX_LAYERS)
+def num_layers_of(fields: ConfigFields, name: str = "num_hidden_layers") -> int:
+    """How many layers there are."""
+    return fields.size(name, maximum=MAX_LAYERS)
 
 
 def max_positions_of(fields: ConfigFields) -> int:

@@ -6,7 +6,6 @@ from typing import Any
 
 from engine_worker.compute.models.config_fields import ConfigFields
 from engine_worker.compute.models.families.common import (
-    MAX_LAYERS,
     activation_of,
     attention_of,
     decoder_of,
@@ -76,7 +75,7 @@ def read_gpt2(config: Mapping[str, Any]) -> DecoderSpec:
     attention = attention_of(fields, None, None, bias=(True, True))
     layers = [
         LayerSpec(replace(attention, scale=_gpt2_scale(fields, attention, index)), mlp)
-        for index in range(fields.size("num_hidden_layers", maximum=MAX_LAYERS))
+        for index in range(num_layers_of(fields))
     ]
     spec = decoder_of(fields, "GPT2LMHeadModel", layers, "layer_norm_epsilon")
     return replace(spec, norm_kind=NormKind.LAYER, norm_bias=True, learned_positions=True)

@@ -122,9 +122,9 @@ def _qwen_mlp(
 
     def mlp(fields: ConfigFields, layer: int) -> MlpSpec | MoeSpec:
         dense = mlp_of(fields)
-        num_experts = fields.size(
-            "num_experts", fields.size("num_local_experts", default_experts, minimum=0), minimum=0
-        )
+        most = MAX_EXPERTS
+        num_experts = fields.size("num_local_experts", default_experts, minimum=0, maximum=most)
+        num_experts = fields.size("num_experts", num_experts, minimum=0, maximum=most)
         step = fields.size("decoder_sparse_step", 1)
         if layer in (fields.integers("mlp_only_layers") or ()) or not num_experts:
             return dense

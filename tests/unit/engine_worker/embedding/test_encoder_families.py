@@ -59,6 +59,53 @@ def test_nomic_takes_texts_as_long_as_it_was_trained_on() -> None:
     assert encoder_spec(NOMIC).max_tokens == 2048
 
 
+DISTILBERT: dict[str, Any] = {
+    "model_type": "distilbert",
+    "dim": 32,
+    "n_layers": 2,
+    "n_heads": 4,
+    "hidden_dim": 48,
+    "vocab_size": 200,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (of("bert"), "num_hidden_layers"),
+        (of("xlm-roberta"), "num_hidden_layers"),
+        (of("mpnet"), "num_hidden_layers"),
+        (of("modernbert"), "num_hidden_layers"),
+        (of("new"), "num_hidden_layers"),
+        (NOMIC, "n_layer"),
+        (DISTILBERT, "n_layers"),
+    ],
+    ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
+)
+def test_layers_that_no_file_could_hold_are_refused_before_there_is_a_list_of_them(
+    config: dict[str, Any], name: str
+) -> None:
+    assert encoder_spec({**config, name: 1024}).num_layers == 1024
+    with pytest.raises(ModelConfigError, match=f"{name} must be a whole number from 1 to 1024"):
+        encoder_spec({**config, name: 1025})
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (of("modernbert"), ("max_position_embeddings",)),
+        (of("new"), ("max_position_embeddings",)),
+        (NOMIC, ("n_positions", "max_trained_positions")),
+    ],
+    ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
+)
+def test_rows_are_no_longer_than_their_programs_may_be(
+    config: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    assert encoder_spec({**config, **dict.fromkeys(names, 8192)}).max_tokens == 8192
+    assert encoder_spec({**config, **dict.fromkeys(names, 2**24)}).max_tokens == 2**15
+
+
 def test_a_classifier_has_as_many_labels_as_its_config_names() -> None:
     spec = encoder_spec(
         of(

@@ -115,6 +115,26 @@ def test_qwen_has_experts_in_every_nth_layer_but_for_those_that_are_named() -> N
     assert spec.layers[0].mlp == MlpSpec(96)
 
 
+@pytest.mark.parametrize("architecture", ["Qwen2MoeForCausalLM", "Qwen3MoeForCausalLM"])
+@pytest.mark.parametrize("name", ["num_experts", "num_local_experts"])
+def test_experts_that_no_file_could_hold_are_refused_before_there_is_a_list_of_them(
+    architecture: str, name: str
+) -> None:
+    config = {**SIZES, "architectures": [architecture]}
+    moe = decoder_spec({**config, name: 4096}).layers[0].mlp
+    assert isinstance(moe, MoeSpec)
+    assert moe.num_experts == 4096
+    with pytest.raises(ModelConfigError, match=f"{name} must be a whole number from 0 to 4096"):
+        decoder_spec({**config, name: 4097})
+
+
+def test_a_list_that_is_read_for_each_layer_is_not_longer_than_any_model_s() -> None:
+    config = {**SIZES, "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 4}
+    decoder_spec({**config, "mlp_only_layers": [9] * 2**14})
+    with pytest.raises(ModelConfigError, match="mlp_only_layers must hold at most 16384 values"):
+        decoder_spec({**config, "mlp_only_layers": [9] * (2**14 + 1)})
+
+
 def test_the_number_of_experts_has_two_names() -> None:
     for name in ("num_experts", "num_local_experts"):
         assert spec_of("Qwen3MoeForCausalLM", **{name: 7}).layers[0].mlp.num_experts == 7
