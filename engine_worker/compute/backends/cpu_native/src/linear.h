@@ -280,7 +280,8 @@ class Activations {
       probe += x * 0.0f;
     }
     const float limit = maximum_of(largest);
-    const float inverse = limit > 0.0f ? 127.0f / limit : 0.0f;
+    // Of a limit that is small enough, 127 / limit is infinite: such a row is one of zeros.
+    const float inverse = limit > 1e-30f ? 127.0f / limit : 0.0f;
     // A row with NaN or infinity stays one without a number.
     scales_[row] = limit / 127.0f + sum_of(probe);
     const int64_t block = row / block_rows_, stride = rows_of(block);

@@ -117,6 +117,24 @@ def test_activations_are_rounded_as_those_of_int8(kernels: Library) -> None:
     assert distance(np.asarray(found), expected) < 1e-3
 
 
+@pytest.mark.parametrize("size", [1e-45, 1e-38, 2e-37, 9e-31, 2e-30])
+def test_activations_too_small_for_an_inverse_of_their_scale_are_zeros(
+    level: str, size: float
+) -> None:
+    x = np.random.default_rng(2).integers(-100, 100, (3, 192)).astype(np.float32)
+    x[:, 5] = 100
+    x = (x.astype(np.float64) / 100 * size).astype(np.float32)
+    for form in FORMATS:
+        matrix = random_blocks(form, 33, 192)
+        (packed,) = packing.pack_blocks(matrix, "table")
+        found = calls.head(jnp.asarray(x), jnp.asarray(packed), 33, "bfloat16", blocks=form)
+        expected = x.astype(np.float64) @ matrix.numbers().T.astype(np.float64)
+        if size < 1e-30:
+            expected = np.zeros_like(expected)
+        worst = TOLERANCE * float(np.abs(expected).max())
+        np.testing.assert_allclose(found, expected, rtol=0, atol=worst, err_msg=str(form))
+
+
 def test_what_no_kernel_multiplies_is_refused(kernels: Library) -> None:
     with pytest.raises(ValueError, match="has 96 inputs, which can't be packed as int4"):
         packing.pack_blocks(
