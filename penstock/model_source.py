@@ -35,7 +35,7 @@ QUANT_METHODS = {
     "bitsandbytes": 4,
 }
 """Those that the engine reads, and the bits of most of their weights where the config is silent."""
-_KEPT_METHODS = ("awq", "gptq", "compressed-tensors")
+_KEPT_METHODS = ("awq", "gptq", "compressed-tensors", "mxfp4")
 """Those whose weights may stay as they are."""
 _KV_BYTES_PER_VALUE = 2
 _BITS_BY_WEIGHT = {"int8": 8, "int4": 5}

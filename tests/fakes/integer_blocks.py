@@ -1,4 +1,4 @@
-"""Random matrices of integers in blocks."""
+"""Random matrices of numbers in blocks."""
 
 import numpy as np
 
@@ -12,6 +12,8 @@ def random_blocks(form: BlockFormat, outputs: int, inputs: int, seed: int = 0) -
 
     def scales() -> np.ndarray:
         values = random.standard_normal((outputs, blocks)) * 0.01
+        # Powers of two have no sign.
+        values = np.abs(values) if "e8m0" in form.scale_dtype else values
         return values.astype(SCALE_DTYPES[form.scale_dtype])
 
     def whole() -> np.ndarray:

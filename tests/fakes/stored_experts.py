@@ -112,7 +112,8 @@ def int8_activations(backend: Backend) -> Iterator[None]:
     """Rounds what products read as the kernels do beside matrices in blocks.
 
     Args:
-        backend: Keeps the matrices of all layers so but for routers, and maybe the head.
+        backend: Keeps experts so in all layers, and maybe the other matrices of all layers, but
+            not routers; and maybe the head.
     """
     full_width = {1}
     for layer in backend.spec.layers:
@@ -137,7 +138,8 @@ def int8_activations(backend: Backend) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         models = "engine_worker.compute.models"
         multiply = rounding(layers.multiply)
-        for module in ("layers", "moe"):
-            patch.setattr(f"{models}.{module}.multiply", multiply)
+        patch.setattr(f"{models}.moe.multiply", multiply)
+        if "layers.0.attention.qkv.weight" in backend.stored_formats:
+            patch.setattr(f"{models}.layers.multiply", multiply)
         patch.setattr(f"{models}.decoder.matmul", rounding(layers.matmul))
         yield

@@ -376,7 +376,7 @@ class Experts {
 };
 
 void test_experts() {
-  for (int type = 0; type < 6; type++) {
+  for (int type = 0; type < 7; type++) {
     Experts experts(static_cast<WeightType>(type));
     Array expected = Experts::result();
     penstock::choose_level("generic");

@@ -1,10 +1,11 @@
-"""Matrices of small integers in blocks, as quantised checkpoints hold them.
+"""Matrices of small numbers in blocks, as quantised checkpoints hold them.
 
 Each block of a row has a scale and maybe a scale of its minima; each group of a block may have a
 whole scale and a whole minimum. A number is `scale * group_scale * integer - minimum_scale *
 minimum`. GGUF's blocks, AWQ, GPTQ and compressed-tensors are all of this kind, so nothing is lost
-when they are written so. Parts of different formats become one matrix by cutting blocks and groups
-into smaller ones and by widening integers, which loses nothing either.
+when they are written so. Those of MXFP4 are a scale times floats of four bits. Parts of different
+formats of integers become one matrix by cutting blocks and groups into smaller ones and by widening
+integers, which loses nothing either.
 """
 
 import math
@@ -20,7 +21,13 @@ SCALE_DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float32": np.dtype(np.float32),
+    "float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
+FP4_VALUES: Final = np.array(
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0],
+    np.float32,
+)
+"""Of E2M1, by code (OCP Microscaling Formats 1.0, 5.3.3)."""
 _FOUR, _EIGHT = 4, 8
 
 Bytes = npt.NDArray[np.uint8]
@@ -39,6 +46,7 @@ class BlockFormat:
         has_scales: Groups have whole scales.
         has_minima: Groups have whole minima. Integers of 4 bits are then 0 to 15, else -8 to 7;
             those of 8 bits are always -128 to 127.
+        is_float: The numbers are codes of `FP4_VALUES`; groups have neither scales nor minima.
     """
 
     bits: int
@@ -47,10 +55,13 @@ class BlockFormat:
     scale_dtype: str = "float16"
     has_scales: bool = False
     has_minima: bool = False
+    is_float: bool = False
 
     @property
     def zero(self) -> int:
         """What stands for 0 in `BlockMatrix.integers`."""
+        if self.is_float:
+            return 0
         if self.bits == _EIGHT:
             return 128
         return 0 if self.has_minima else 8
@@ -58,12 +69,17 @@ class BlockFormat:
     @property
     def name(self) -> str:
         """`int4 in groups of 32`; different formats may share it."""
-        return f"int{self.bits} in groups of {self.group_size}"
+        return f"{self.numbers_type} in groups of {self.group_size}"
+
+    @property
+    def numbers_type(self) -> str:
+        """`int8`, `int4` or `fp4`."""
+        return "fp4" if self.is_float else f"int{self.bits}"
 
     @property
     def key(self) -> str:
         """One word that differs between formats."""
-        flags = "s" * self.has_scales + "m" * self.has_minima
+        flags = "s" * self.has_scales + "m" * self.has_minima + "f" * self.is_float
         return f"{self.bits}.{self.group_size}.{self.block_size}.{self.scale_dtype}{flags}"
 
 
@@ -72,7 +88,7 @@ class BlockMatrix:
     """A matrix in blocks, on the host.
 
     Attributes:
-        integers: [out, in], plus `format.zero`.
+        integers: [out, in], plus `format.zero`; or codes.
         scales: [out, in / block_size] of `format.scale_dtype`.
         group_scales: [out, in / group_size]; None where groups have none.
         minima: [out, in / group_size]; None where groups have none.
@@ -112,7 +128,10 @@ class BlockMatrix:
         """What the matrix stands for, [out, in] float32."""
         form = self.format
         outputs, inputs = self.integers.shape
-        values = self.integers.astype(np.float32) - np.float32(form.zero)
+        if form.is_float:
+            values = FP4_VALUES[self.integers]
+        else:
+            values = self.integers.astype(np.float32) - np.float32(form.zero)
         values = values.reshape(outputs, -1, form.group_size)
         scales = _per_group(self.scales, form)
         if self.group_scales is not None:
@@ -129,7 +148,7 @@ def common_format(formats: Sequence[BlockFormat]) -> BlockFormat | None:
     first = formats[0]
     if all(form == first for form in formats):
         return first
-    if len({form.scale_dtype for form in formats}) > 1:
+    if len({form.scale_dtype for form in formats}) > 1 or any(form.is_float for form in formats):
         return None
     has_minima = any(form.has_minima for form in formats)
     is_four = all(form.bits == _FOUR and form.has_minima == has_minima for form in formats)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.typing import DTypeLike
 
-from engine_worker.compute.backends.cpu_native.packing import BLOCK_TYPES, WEIGHT_TYPES
+from engine_worker.compute.backends.cpu_native.packing import WEIGHT_TYPES, block_type
 from engine_worker.compute.models.integer_blocks import SCALE_DTYPES, BlockFormat
 from engine_worker.compute.models.spec import (
     Activation,
@@ -362,7 +362,7 @@ def _format_fields(weight_type: str, group_size: int, blocks: BlockFormat | None
     if blocks is None:
         return [WEIGHT_TYPES.index(weight_type), group_size, 0, 0, 0, 0]
     return [
-        BLOCK_TYPES[blocks.bits],
+        block_type(blocks),
         blocks.group_size,
         blocks.block_size,
         list(SCALE_DTYPES).index(blocks.scale_dtype),

@@ -34,8 +34,8 @@ class MatrixKind(StrEnum):
 
 WEIGHT_TYPES: Final = ("float32", "bfloat16", "int8", "int4")
 """In the order of `WeightType` in `calls.h`, which has `BLOCK_TYPES` behind them."""
-BLOCK_TYPES: Final = {8: len(WEIGHT_TYPES), 4: len(WEIGHT_TYPES) + 1}
-"""Numbers in `WeightType` of integers in blocks, by their bits."""
+BLOCK_TYPES: Final = ("int8", "int4", "fp4")
+"""`BlockFormat.numbers_type`s in the order of `WeightType`, behind `WEIGHT_TYPES`."""
 MAX_BLOCK_INPUTS: Final = 65536
 _MAX_SCALED_INPUTS: Final = 256
 _INPUTS_BY_LANE: Final = {"float32": 1, "bfloat16": 2, "int8": 4}
@@ -48,6 +48,11 @@ def panel_bytes(num_inputs: int, weight_type: str, group_size: int = 64) -> int:
         return num_groups * (group_size // 8 * _ROW_BYTES + PANEL_OUTPUTS * 2)
     num_lanes = -(-num_inputs // _INPUTS_BY_LANE[weight_type])
     return num_lanes * _ROW_BYTES + (PANEL_OUTPUTS * 4 if weight_type == "int8" else 0)
+
+
+def block_type(form: BlockFormat) -> int:
+    """The number in `WeightType` of a matrix in blocks."""
+    return len(WEIGHT_TYPES) + BLOCK_TYPES.index(form.numbers_type)
 
 
 def block_panel_bytes(num_inputs: int, form: BlockFormat) -> int:
@@ -155,7 +160,7 @@ def pack_experts(
 
 
 def pack_blocks(matrix: BlockMatrix, kind: str) -> tuple[npt.NDArray[np.uint8], ...]:
-    """Packs integers in blocks as they are: nothing is quantised, rounded or lost.
+    """Packs numbers in blocks as they are: nothing is quantised, rounded or lost.
 
     Args:
         matrix: In a format that `are_blocks_covered` says yes to.
@@ -202,7 +207,7 @@ def pack_blocks_into(packed: npt.NDArray[np.uint8], matrix: BlockMatrix, kind: s
     status = load().handle.penstock_pack_blocks(
         *(None if part is None else part.ctypes.data for part in parts),
         *shape,
-        form.bits == 4,
+        block_type(form),
         MatrixKind(kind) is MatrixKind.GATE_UP,
         form.group_size,
         form.block_size,

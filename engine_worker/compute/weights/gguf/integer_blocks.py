@@ -1,4 +1,4 @@
-"""GGUF's blocks of small integers as `BlockMatrix`: the same integers and scales, in other places.
+"""GGUF's blocks of small numbers as `BlockMatrix`: the same integers and scales, in other places.
 
 Source: ggml, `ggml-common.h` (the structs `block_*`) and `ggml-quants.c`.
 """
@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from engine_worker.compute.models.integer_blocks import BlockFormat, BlockMatrix
+from engine_worker.compute.models.integer_blocks import SCALE_DTYPES, BlockFormat, BlockMatrix
 from engine_worker.compute.weights.gguf.blocks import NUMBERS_AT_A_TIME, in_parallel
 from engine_worker.errors import CheckpointError
 from protocol.runtime.gguf_header import BLOCK_TYPES, GgufTensor
@@ -27,6 +27,7 @@ FORMATS: Final = {
     "Q6_K": BlockFormat(8, 16, 256, has_scales=True),
     "IQ4_NL": BlockFormat(8, 32, 32),
     "IQ4_XS": BlockFormat(8, 32, 256, has_scales=True),
+    "MXFP4": BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True),
 }
 """Types that are read without loss, and how."""
 _SIZES: Final = {name: (numbers, size) for name, numbers, size in BLOCK_TYPES.values()}
@@ -55,9 +56,10 @@ def read_blocks(data: Bytes, tensor: GgufTensor) -> BlockMatrix:
     blocks = data[tensor.start : tensor.end].reshape(-1, size)
     read = _READERS[tensor.type_name]
     num_groups = numbers // form.group_size
-    shapes: list[tuple[int, npt.DTypeLike]] = [(numbers, np.uint8), (1, np.float16)]
+    scale_dtype = SCALE_DTYPES[form.scale_dtype]
+    shapes: list[tuple[int, npt.DTypeLike]] = [(numbers, np.uint8), (1, scale_dtype)]
     shapes += [(num_groups, np.int8)] * (form.has_scales + form.has_minima)
-    shapes += [(1, np.float16)] * form.has_minima
+    shapes += [(1, scale_dtype)] * form.has_minima
     found = [np.empty((len(blocks), width), dtype) for width, dtype in shapes]
 
     def fill(part: tuple[int, int]) -> None:
@@ -201,6 +203,11 @@ def _iq4_xs(blocks: Bytes) -> Parts:
     return (_IQ4_VALUES[codes] + 128).astype(np.uint8), _halves(blocks, 0), scales
 
 
+def _mxfp4(blocks: Bytes) -> Parts:
+    exponents = np.ascontiguousarray(blocks[:, :1]).view(SCALE_DTYPES["float8_e8m0fnu"])
+    return _nibbles(blocks[:, 1:]), exponents
+
+
 _READERS: Final[dict[str, Callable[[Bytes], Parts]]] = {
     "Q8_0": _q8_0,
     "Q4_0": _q4_0,
@@ -214,4 +221,5 @@ _READERS: Final[dict[str, Callable[[Bytes], Parts]]] = {
     "Q6_K": _q6_k,
     "IQ4_NL": _iq4_nl,
     "IQ4_XS": _iq4_xs,
+    "MXFP4": _mxfp4,
 }

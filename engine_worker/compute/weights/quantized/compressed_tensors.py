@@ -12,7 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.models.config_fields import ConfigFields
-from engine_worker.compute.models.integer_blocks import BlockMatrix
+from engine_worker.compute.models.integer_blocks import (
+    FP4_VALUES,
+    SCALE_DTYPES,
+    BlockFormat,
+    BlockMatrix,
+)
 from engine_worker.compute.weights.quantized.derived import (
     DerivedTensor,
     StoredBlocks,
@@ -32,7 +37,7 @@ from engine_worker.compute.weights.quantized.integers import (
     scaled,
     unpack,
 )
-from engine_worker.compute.weights.quantized.mxfp4 import FP4_VALUES, check_scales
+from engine_worker.compute.weights.quantized.mxfp4 import check_scales, codes_of
 from engine_worker.compute.weights.safetensors_files import read_bytes
 from engine_worker.compute.weights.tensor_info import STORED_DTYPES, ReadTensor, TensorInfo
 from engine_worker.errors import UnsupportedFormatError
@@ -268,22 +273,32 @@ def _fp4_module(stored: StoredTensors, module: str, packed: TensorInfo) -> Deriv
         overall = stored.need(f"{module}.weight_global_scale", packed, "F32")
     g_idx = _order_of(stored, module, inputs)
 
-    def compute(read: ReadTensor) -> npt.NDArray[np.float32]:
+    def read_scales(read: ReadTensor) -> npt.NDArray[np.float32]:
         stored_scales = read(scale.name)
         if stored_scales.dtype == np.uint8:
             check_scales(scale, stored_scales)
         scales = scale_values(stored_scales)
-        if overall is not None:
-            divisor = float(read(overall.name).reshape(()))
-            if not divisor > 0:
-                raise broken(overall, f"is {divisor}, not a scale")
-            scales = scales / np.float32(divisor)
-        octets = read(packed.name)
-        codes = np.stack([octets & 15, octets >> 4], axis=-1).reshape(outputs, inputs)
+        if overall is None:
+            return scales
+        divisor = float(read(overall.name).reshape(()))
+        if not divisor > 0:
+            raise broken(overall, f"is {divisor}, not a scale")
+        return scales / np.float32(divisor)
+
+    def compute(read: ReadTensor) -> npt.NDArray[np.float32]:
         columns = None if g_idx is None else _columns(g_idx, read(g_idx.name), scale.shape[1])
-        return scaled(FP4_VALUES[codes], scales, None, columns)
+        return scaled(FP4_VALUES[codes_of(read(packed.name))], read_scales(read), None, columns)
+
+    groups = scale.shape[1]
+    is_power = overall is None and scale.dtype != "F8_E4M3"
+    scale_dtype = "float8_e8m0fnu" if is_power else "float32"
+    form = BlockFormat(4, inputs // groups, inputs // groups, scale_dtype, is_float=True)
+
+    def read_blocks(read: ReadTensor) -> BlockMatrix:
+        scales = read_scales(read).astype(SCALE_DTYPES[scale_dtype])
+        return BlockMatrix(form, codes_of(read(packed.name)), scales)
 
     parts = (packed, scale, overall, g_idx, *_unused(stored, module))
-    return DerivedTensor(
-        derived_info(f"{module}.weight", "F32", (outputs, inputs), *parts), compute
-    )
+    info = derived_info(f"{module}.weight", "F32", (outputs, inputs), *parts)
+    blocks = StoredBlocks(form, read_blocks, partial(_is_in_order, g_idx, groups))
+    return DerivedTensor(info, compute, blocks)

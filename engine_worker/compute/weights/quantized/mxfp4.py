@@ -5,7 +5,7 @@ exact in bfloat16.
 """
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final
 
 import ml_dtypes
@@ -13,8 +13,15 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.integer_blocks import (
+    FP4_VALUES,
+    SCALE_DTYPES,
+    BlockFormat,
+    BlockMatrix,
+)
 from engine_worker.compute.weights.quantized.derived import (
     DerivedTensor,
+    StoredBlocks,
     StoredTensors,
     broken,
     derived_info,
@@ -27,11 +34,7 @@ BLOCK_VALUES: Final = 32
 """Numbers that share a scale."""
 _BLOCK_BYTES: Final = BLOCK_VALUES // 2
 _NOT_A_NUMBER: Final = 255
-FP4_VALUES: Final = np.array(
-    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0],
-    np.float32,
-)
-"""By code."""
+MXFP4: Final = BlockFormat(4, BLOCK_VALUES, BLOCK_VALUES, "float8_e8m0fnu", is_float=True)
 _CHUNK_BYTES: Final = 2**22
 
 
@@ -51,7 +54,9 @@ def read_mxfp4(stored: StoredTensors, _: ConfigFields) -> Iterator[DerivedTensor
         experts, outputs, groups, _size = blocks.shape
         shape = (experts, groups * BLOCK_VALUES, outputs)
         yield DerivedTensor(
-            derived_info(name, "BF16", shape, blocks, scales), _reader(blocks, scales)
+            derived_info(name, "BF16", shape, blocks, scales),
+            _reader(blocks, scales),
+            StoredBlocks(MXFP4, partial(_read_expert, blocks, scales), is_transposed=True),
         )
 
 
@@ -63,6 +68,19 @@ def _reader(blocks: TensorInfo, scales: TensorInfo) -> Any:
         return np.swapaxes(values, -1, -2)
 
     return compute
+
+
+def _read_expert(blocks: TensorInfo, scales: TensorInfo, read: ReadTensor) -> BlockMatrix:
+    exponents = read(scales.name)
+    check_scales(scales, exponents)
+    codes = codes_of(read(blocks.name)).reshape(len(exponents), -1)
+    return BlockMatrix(MXFP4, codes, exponents.view(SCALE_DTYPES[MXFP4.scale_dtype]))
+
+
+def codes_of(octets: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The two codes of each byte side by side: [.., 2 n] of [.., n]."""
+    codes: npt.NDArray[np.uint8] = np.stack([octets & 15, octets >> 4], axis=-1)
+    return codes.reshape(*octets.shape[:-1], -1)
 
 
 def check_scales(tensor: TensorInfo, exponents: npt.NDArray[np.uint8]) -> None:

@@ -1,4 +1,4 @@
-// The product of packed activations and integers in blocks (BlockLayout). Include in linear.h.
+// The product of packed activations and numbers in blocks (BlockLayout). Include in linear.h.
 
 // Exact: GCC's own conversion of half floats asks for instructions that some levels lack.
 inline Vector from_float16(HalfVector bits) {
@@ -15,15 +15,7 @@ inline Vector from_float16(HalfVector bits) {
 #endif
 }
 
-inline Vector load_scales(const char* from, ScaleType type, int64_t first) {
-  switch (type) {
-    case ScaleType::kFloat16: return from_float16(load_as<HalfVector>(from + first * 2));
-    case ScaleType::kBfloat16: return from_bfloat16(load_as<HalfVector>(from + first * 2));
-    case ScaleType::kFloat32: break;
-  }
-  return load_as<Vector>(from + first * 4);
-}
-
+// Bytes as int8.
 inline IntVector load_bytes(const char* from) {
   const ByteVector bytes = load_as<ByteVector>(from);
   // GCC 12 converts them through memory, one by one.
@@ -36,13 +28,52 @@ inline IntVector load_bytes(const char* from) {
 #endif
 }
 
+// Of bytes 0 to 254. 2^-127 is too small for an exponent of float32.
+inline Vector from_e8m0(IntVector bytes) {
+  const BitVector exponents = bits_as<BitVector>(bytes) & 0xffu;
+  return bits_as<Vector>(exponents == 0 ? exponents + 0x00400000u : exponents << 23);
+}
+
+// Of four codes of E2M1 in each lane, bytes 0 to 15: kDoubledFp4 plus 12, which is never negative.
+inline IntVector from_fp4(IntVector codes) {
+#if defined(__AVX512BW__)
+  const __m128i table = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+  return bits_as<IntVector>(
+      _mm512_shuffle_epi8(_mm512_maskz_broadcast_i32x4(0xffff, table), bits_as<__m512i>(codes)));
+#elif defined(__AVX2__)
+  const __m128i table = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+  return bits_as<IntVector>(
+      _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), bits_as<__m256i>(codes)));
+#else
+  // Four bytes at once: no step takes one byte above 255 or below 0.
+  const BitVector bits = bits_as<BitVector>(codes), magnitude = bits & 0x07070707u;
+  const BitVector is_large = (magnitude >> 2) & 0x01010101u;  // 4, 5, 6, 7 are 4, 6, 8, 12
+  BitVector number = magnitude + (magnitude & (is_large * 3u));
+  number += (is_large & (magnitude >> 1) & magnitude) << 1;
+  const BitVector is_negative = ((bits >> 3) & 0x01010101u) * 0xffu;
+  return bits_as<IntVector>(number + 0x0c0c0c0cu - ((number & is_negative) << 1));
+#endif
+}
+
+inline Vector load_scales(const char* from, ScaleType type, int64_t first) {
+  switch (type) {
+    case ScaleType::kE8m0: return from_e8m0(load_bytes(from + first));
+    case ScaleType::kFloat16: return from_float16(load_as<HalfVector>(from + first * 2));
+    case ScaleType::kBfloat16: return from_bfloat16(load_as<HalfVector>(from + first * 2));
+    case ScaleType::kFloat32: break;
+  }
+  return load_as<Vector>(from + first * 4);
+}
+
 // All sums of a block are whole numbers: it is scaled once, at its end.
-template <int kRows, bool kIsFour, bool kHasScales, bool kHasMinima>
+template <int kRows, WeightType kType, bool kHasScales, bool kHasMinima>
 void block_tile(const TileInput& in, float* out) {
+  constexpr bool kIsFp4 = kType == WeightType::kBlocksFp4;
+  constexpr bool kIsFour = kIsFp4 || kType == WeightType::kBlocks4;
   using Product = IntegerProduct<kIsFour>;
   constexpr int kStep = 2 * kLanes;
-  constexpr WeightType kType = kIsFour ? WeightType::kBlocks4 : WeightType::kBlocks8;
-  constexpr int32_t kZero = kIsFour ? (kHasMinima ? 0 : 8) : 128;
+  constexpr int32_t kZero =
+      BlockLayout{0, ScaleType::kFloat16, kHasScales, kHasMinima}.zero(kType);
   const BlockLayout& layout = in.blocks;
   const int64_t num_groups = layout.block_size / in.group_size;
   const int64_t num_words = in.group_size / (kIsFour ? 8 : 4);
@@ -75,8 +106,9 @@ void block_tile(const TileInput& in, float* out) {
               if (kRows <= kRowsThatWait) {
                 __builtin_prefetch(words + v * (kLaneBytes * kLanes) + kPrefetchBytes);
               }
-              low[v] = Product::prepare(nibbles & 0x0f0f0f0f);
-              high[v] = Product::prepare((nibbles >> 4) & 0x0f0f0f0f);
+              IntVector first_four = nibbles & 0x0f0f0f0f, last = (nibbles >> 4) & 0x0f0f0f0f;
+              low[v] = Product::prepare(kIsFp4 ? from_fp4(first_four) : first_four);
+              high[v] = Product::prepare(kIsFp4 ? from_fp4(last) : last);
             }
 #pragma GCC unroll 16
             for (int row = 0; row < kRows; row++) {
@@ -117,7 +149,8 @@ void block_tile(const TileInput& in, float* out) {
 #pragma GCC unroll 2
       for (int v = 0; v < 2; v++) {
         const int64_t at = first + v * kLanes;
-        const Vector scale = load_scales(start + floats_at, layout.scale_type, at);
+        Vector scale = load_scales(start + floats_at, layout.scale_type, at);
+        if (kIsFp4) scale *= 0.5f;
 #pragma GCC unroll 16
         for (int row = 0; row < kRows; row++) {
           totals[row][v] += __builtin_convertvector(whole[row][v], Vector) * scale;
@@ -151,7 +184,8 @@ void block_tile(const TileInput& in, float* out) {
 // One weight of a panel.
 inline float block_weight_at(const Matrix& matrix, const char* panel, int64_t lane, int64_t input) {
   const BlockLayout& layout = matrix.blocks;
-  const bool is_four = matrix.type == WeightType::kBlocks4;
+  const bool is_four = matrix.type != WeightType::kBlocks8;
+  const bool is_fp4 = matrix.type == WeightType::kBlocksFp4;
   const int64_t num_groups = layout.block_size / matrix.group_size;
   const int64_t within = input % layout.block_size, group = within / matrix.group_size;
   const char* block =
@@ -160,13 +194,14 @@ inline float block_weight_at(const Matrix& matrix, const char* panel, int64_t la
   const auto byte = load_as<uint8_t>(block + within / in_word * kRowBytes + lane * kLaneBytes +
                                      within % 4);
   int whole = !is_four ? byte : within % 8 < 4 ? byte & 15 : byte >> 4;
-  whole -= layout.zero(matrix.type);
+  whole = is_fp4 ? kDoubledFp4[whole] : whole - layout.zero(matrix.type);
   const char* bytes = block + layout.words_bytes(matrix.type) + group * kPanelOutputs + lane;
   if (layout.has_scales) whole *= load_as<int8_t>(bytes);
   const char* floats = block + layout.words_bytes(matrix.type) +
                        num_groups * kPanelOutputs * (layout.has_scales + layout.has_minima);
   const int64_t at = lane / kLanes * kLanes;
   float weight = static_cast<float>(whole) * load_scales(floats, layout.scale_type, at)[lane - at];
+  if (is_fp4) weight *= 0.5f;
   if (layout.has_minima) {
     const auto minimum =
         load_as<int8_t>(bytes + layout.has_scales * num_groups * kPanelOutputs);

@@ -103,13 +103,13 @@ inline Matrix matrix_at(const CallFrame& frame, int64_t index, const char* name,
 // In the order of `_format_fields` in calls.py.
 inline Format format_of(Fields& fields) {
   Format format{};
-  format.type = static_cast<WeightType>(fields.integer(0, 5, "weight type"));
+  format.type = static_cast<WeightType>(fields.integer(0, 6, "weight type"));
   const int64_t size = format.group_size = fields.integer(0, kMaxBlockInputs, "group size");
   require(format.type != WeightType::kInt4 || size == 32 || size == 64 || size == 128,
           "the group size of int4 is not 32, 64 or 128");
   BlockLayout& blocks = format.blocks;
   blocks.block_size = fields.integer(0, kMaxBlockInputs, "block size");
-  blocks.scale_type = static_cast<ScaleType>(fields.integer(0, 2, "scale type"));
+  blocks.scale_type = static_cast<ScaleType>(fields.integer(0, 3, "scale type"));
   blocks.has_scales = fields.flag("scales of groups");
   blocks.has_minima = fields.flag("minima of groups");
   if (!is_in_blocks(format.type)) return format;
@@ -117,6 +117,8 @@ inline Format format_of(Fields& fields) {
           "groups are no multiple of 16 inputs, or blocks no multiple of a group");
   require(blocks.has_scales ? blocks.block_size <= kMaxScaledInputs : blocks.block_size == size,
           "a block has more than one group without scales, or more than 256 inputs with them");
+  require(format.type != WeightType::kBlocksFp4 || !(blocks.has_scales || blocks.has_minima),
+          "blocks of fp4 have neither scales nor minima of groups");
   return format;
 }
 

@@ -17,16 +17,18 @@ constexpr int64_t kRowBytes = kPanelOutputs * kLaneBytes;
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kMaxInt8Inputs = 65536;  // The sum of products then still fits 32 bits.
 
-// The last two are integers in blocks, as checkpoints hold them: see BlockLayout.
+// The last three are numbers in blocks, as checkpoints hold them: see BlockLayout.
 enum class WeightType : int64_t {
   kFloat32 = 0,
   kBfloat16 = 1,
   kInt8 = 2,
   kInt4 = 3,
   kBlocks8 = 4,
-  kBlocks4 = 5
+  kBlocks4 = 5,
+  kBlocksFp4 = 6
 };
-enum class ScaleType : int64_t { kFloat16 = 0, kBfloat16 = 1, kFloat32 = 2 };
+// kE8m0: an exponent of two with a bias of 127 (OCP Microscaling Formats 1.0, 5.4.1).
+enum class ScaleType : int64_t { kFloat16 = 0, kBfloat16 = 1, kFloat32 = 2, kE8m0 = 3 };
 enum class CacheType : int64_t { kFloat32 = 0, kBfloat16 = 1 };
 enum class NormKind : int64_t { kNone = 0, kRms = 1, kLayer = 2 };
 enum class QkNorm : int64_t { kNone = 0, kPerHead = 1, kFullWidth = 2 };
@@ -43,29 +45,39 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 inline bool is_in_blocks(WeightType type) {
-  return type == WeightType::kBlocks8 || type == WeightType::kBlocks4;
+  return type == WeightType::kBlocks8 || type == WeightType::kBlocks4 ||
+         type == WeightType::kBlocksFp4;
 }
+
+// Twice the numbers of E2M1, by code (OCP Microscaling Formats 1.0, 5.3.3).
+constexpr int kDoubledFp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 
 // Each block of an output's inputs has a scale d and, with minima, a scale e of these; each group of
 // a block may have a whole scale s and a whole minimum m. A weight is d * s * (w - zero) - e * m. In
 // a panel, behind the words of a block: s and m of every group, [32] int8 each, then [32] d and e.
+// kBlocksFp4 has codes of E2M1 and one group a block: a weight is d * the number.
 struct BlockLayout {
   int64_t block_size = 0;  // Inputs, a multiple of the group's.
   ScaleType scale_type = ScaleType::kFloat16;
   bool has_scales = false, has_minima = false;
 
-  int64_t scale_bytes() const { return scale_type == ScaleType::kFloat32 ? 4 : 2; }
+  int64_t scale_bytes() const {
+    return scale_type == ScaleType::kFloat32 ? 4 : scale_type == ScaleType::kE8m0 ? 1 : 2;
+  }
   int64_t words_bytes(WeightType type) const {
-    return block_size / (type == WeightType::kBlocks4 ? 8 : 4) * kRowBytes;
+    return block_size / (type == WeightType::kBlocks8 ? 4 : 8) * kRowBytes;
   }
   int64_t num_bytes(WeightType type, int64_t group_size) const {
     return words_bytes(type) +
            kPanelOutputs * (block_size / group_size * (has_scales + has_minima) +
                             scale_bytes() * (1 + has_minima));
   }
-  // What is stored for 0.
-  int zero(WeightType type) const {
-    return type == WeightType::kBlocks8 ? 128 : has_minima ? 0 : 8;
+  // What is multiplied for 0.
+  constexpr int zero(WeightType type) const {
+    return type == WeightType::kBlocks8     ? 128
+           : type == WeightType::kBlocksFp4 ? 12
+           : has_minima                     ? 0
+                                            : 8;
   }
 };
 
@@ -78,7 +90,8 @@ inline int64_t padded_inputs(WeightType type, int64_t inputs, int64_t group_size
     case WeightType::kInt8: return round_up(inputs, 4);
     case WeightType::kInt4: return round_up(inputs, group_size);
     case WeightType::kBlocks8:
-    case WeightType::kBlocks4: return round_up(inputs, blocks.block_size);
+    case WeightType::kBlocks4:
+    case WeightType::kBlocksFp4: return round_up(inputs, blocks.block_size);
   }
   return 0;
 }
@@ -101,6 +114,7 @@ inline int64_t panel_bytes(WeightType type, int64_t inputs, int64_t group_size,
       return padded / group_size * (group_size / 8 * kRowBytes + kPanelOutputs * 2);
     case WeightType::kBlocks8:
     case WeightType::kBlocks4:
+    case WeightType::kBlocksFp4:
       return padded / blocks.block_size * blocks.num_bytes(type, group_size);
   }
   return 0;

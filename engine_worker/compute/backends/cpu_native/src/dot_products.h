@@ -101,7 +101,7 @@ struct Bfloat16Product {  // As float32, after the same rounding of the activati
 #endif
 
 // Four weights as bytes 0 to 255 times four inputs as int8, summed in 32 bits. kIsSmall: no weight
-// is above 15, which AVX2 multiplies faster.
+// is above 127, so that two products fit 16 bits, which AVX2 multiplies faster.
 template <bool kIsSmall>
 struct IntegerProduct {
   using Input = uint32_t;

@@ -15,7 +15,7 @@ namespace penstock {
 namespace {
 
 // Raised with every change of a call, an attribute or a packed layout; library.py asks for it.
-constexpr int32_t kInterfaceVersion = 5;
+constexpr int32_t kInterfaceVersion = 6;
 
 enum class PackStatus : int32_t { kOk = 0, kNotFinite = 1, kBadShape = 2 };
 
@@ -120,7 +120,8 @@ class Packer {
         case WeightType::kInt8: pack_int8(output, to, lane); break;
         case WeightType::kInt4: pack_int4(output, to, lane); break;
         case WeightType::kBlocks8:
-        case WeightType::kBlocks4: break;  // never made of floats
+        case WeightType::kBlocks4:
+        case WeightType::kBlocksFp4: break;  // never made of floats
       }
     }
   }
@@ -196,7 +197,7 @@ class Packer {
   std::atomic<bool> is_finite_{true};
 };
 
-// Integers in blocks as a checkpoint holds them, row by row.
+// Numbers in blocks as a checkpoint holds them, row by row.
 struct BlockSource {
   const uint8_t* integers;      // [outputs, inputs], as they are stored in the panel
   const int8_t *scales, *minima;  // [outputs, inputs / group], null without them
@@ -206,7 +207,7 @@ struct BlockSource {
     const BlockLayout& layout = matrix.blocks;
     const int64_t size = layout.block_size, num_blocks = matrix.inputs / size;
     const int64_t num_groups = size / matrix.group_size, float_bytes = layout.scale_bytes();
-    const bool is_four = matrix.type == WeightType::kBlocks4;
+    const bool is_four = matrix.type != WeightType::kBlocks8;
     for (int64_t block = 0; block < num_blocks; block++) {
       const uint8_t* from = integers + output * matrix.inputs + block * size;
       char* to = panel + block * layout.num_bytes(matrix.type, matrix.group_size);
@@ -296,25 +297,27 @@ PENSTOCK_EXPORT int32_t penstock_pack(const void* values, int32_t is_bfloat16, i
   return static_cast<int32_t>(packer.is_finite() ? PackStatus::kOk : PackStatus::kNotFinite);
 }
 
-// Packs integers in blocks, see BlockSource; `inputs` is a multiple of the block. Returns a
+// Packs numbers in blocks, see BlockSource; `inputs` is a multiple of the block. Returns a
 // PackStatus.
 PENSTOCK_EXPORT int32_t penstock_pack_blocks(const void* integers, const void* scales,
                                              const void* minima, const void* floats,
                                              const void* minima_floats, int64_t outputs,
-                                             int64_t inputs, int32_t is_four, int32_t is_gate_up,
+                                             int64_t inputs, int32_t weight_type,
+                                             int32_t is_gate_up,
                                              int64_t group_size, int64_t block_size,
                                              int32_t scale_type, void* to, int64_t to_bytes) {
   using namespace penstock;
   const auto bad_shape = static_cast<int32_t>(PackStatus::kBadShape);
   if (outputs <= 0 || inputs <= 0 || group_size <= 0 || group_size % 16 != 0 || block_size <= 0 ||
       block_size % group_size != 0 || inputs % block_size != 0 || scale_type < 0 ||
-      scale_type > 2 || (is_gate_up != 0 && outputs % 2 != 0) ||
+      scale_type > 3 || weight_type < 4 || weight_type > 6 || (is_gate_up != 0 && outputs % 2 != 0) ||
       (minima == nullptr) != (minima_floats == nullptr)) {
     return bad_shape;
   }
   const BlockLayout layout{block_size, static_cast<ScaleType>(scale_type), scales != nullptr,
                            minima != nullptr};
-  const WeightType type = is_four != 0 ? WeightType::kBlocks4 : WeightType::kBlocks8;
+  const auto type = static_cast<WeightType>(weight_type);
+  if (type == WeightType::kBlocksFp4 && (scales != nullptr || minima != nullptr)) return bad_shape;
   const Matrix matrix{nullptr, outputs, inputs, type, group_size, layout};
   const int64_t num_panels = num_panels_of(outputs, is_gate_up != 0), size = matrix.panel_stride();
   if (to_bytes != num_panels * size) return bad_shape;

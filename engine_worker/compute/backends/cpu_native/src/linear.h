@@ -139,18 +139,18 @@ struct TileTable {
 // int4 keeps twice as many sums.
 constexpr int kMaxInt4Rows = (IntegerProduct<true>::kMaxRows + 1) / 2;
 
-template <bool kIsFour, bool kHasScales, bool kHasMinima, int... kRows>
+template <WeightType kType, bool kHasScales, bool kHasMinima, int... kRows>
 constexpr TileTable block_tiles(std::integer_sequence<int, kRows...>) {
-  return {kMaxInt4Rows, {nullptr, block_tile<kRows + 1, kIsFour, kHasScales, kHasMinima>...}};
+  return {kMaxInt4Rows, {nullptr, block_tile<kRows + 1, kType, kHasScales, kHasMinima>...}};
 }
+using BlockRows = std::make_integer_sequence<int, kMaxInt4Rows>;
 
-template <bool kIsFour>
+template <WeightType kType>
 const TileTable& block_tile_table(const BlockLayout& blocks) {
-  using Rows = std::make_integer_sequence<int, kMaxInt4Rows>;
-  static constexpr TileTable kPlain = block_tiles<kIsFour, false, false>(Rows());
-  static constexpr TileTable kMinima = block_tiles<kIsFour, false, true>(Rows());
-  static constexpr TileTable kScales = block_tiles<kIsFour, true, false>(Rows());
-  static constexpr TileTable kBoth = block_tiles<kIsFour, true, true>(Rows());
+  static constexpr TileTable kPlain = block_tiles<kType, false, false>(BlockRows());
+  static constexpr TileTable kMinima = block_tiles<kType, false, true>(BlockRows());
+  static constexpr TileTable kScales = block_tiles<kType, true, false>(BlockRows());
+  static constexpr TileTable kBoth = block_tiles<kType, true, true>(BlockRows());
   if (blocks.has_scales) return blocks.has_minima ? kBoth : kScales;
   return blocks.has_minima ? kMinima : kPlain;
 }
@@ -167,13 +167,15 @@ inline const TileTable& tile_table(const Matrix& matrix) {
       int8_tiles(std::make_integer_sequence<int, IntegerProduct<false>::kMaxRows>())};
   static constexpr TileTable kInt4{
       kMaxInt4Rows, int4_tiles(std::make_integer_sequence<int, kMaxInt4Rows>())};
+  static constexpr TileTable kFp4 = block_tiles<WeightType::kBlocksFp4, false, false>(BlockRows());
   switch (matrix.type) {
     case WeightType::kFloat32: return kFloat32;
     case WeightType::kBfloat16: return kBfloat16;
     case WeightType::kInt8: return kInt8;
     case WeightType::kInt4: break;
-    case WeightType::kBlocks8: return block_tile_table<false>(matrix.blocks);
-    case WeightType::kBlocks4: return block_tile_table<true>(matrix.blocks);
+    case WeightType::kBlocks8: return block_tile_table<WeightType::kBlocks8>(matrix.blocks);
+    case WeightType::kBlocks4: return block_tile_table<WeightType::kBlocks4>(matrix.blocks);
+    case WeightType::kBlocksFp4: return kFp4;
   }
   return kInt4;
 }
@@ -229,7 +231,8 @@ class Activations {
       case WeightType::kInt8:
       case WeightType::kInt4:
       case WeightType::kBlocks8:
-      case WeightType::kBlocks4: return put_integers(row, values);
+      case WeightType::kBlocks4:
+      case WeightType::kBlocksFp4: return put_integers(row, values);
     }
   }
 

@@ -43,6 +43,7 @@ HALVES = {
     "Q6_K": (208,),
     "IQ4_NL": (0,),
     "IQ4_XS": (0,),
+    "MXFP4": (),
 }
 """Where the half floats of a block are; all its other bits may be anything."""
 QUANTISED = Path(__file__).parent / "quantized" / "golden"
@@ -55,6 +56,8 @@ def random_bits(name: str, outputs: int, inputs: int) -> np.ndarray:
     for place in HALVES[name]:
         halves = random.standard_normal((len(blocks), 1)).astype(np.float16)
         blocks[:, place : place + 2] = halves.view(np.uint8)
+    if name == "MXFP4":
+        blocks[:, 0] = random.integers(0, 255, len(blocks))  # 255 is not a number
     return blocks
 
 
@@ -77,14 +80,19 @@ def test_gguf_blocks_of_any_bits_are_the_numbers_that_gguf_reads(
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_scale_that_is_no_number_names_the_tensor(name: str) -> None:
     blocks = random_bits(name, 3, 256)
-    for place in HALVES[name]:
+    nan = np.array([np.nan], np.float16).view(np.uint8)
+    places = [(place, nan) for place in HALVES[name]] or [(0, np.array([255], np.uint8))]
+    for place, scale in places:
         broken = blocks.copy()
-        broken[-1, place : place + 2] = np.array([np.nan], np.float16).view(np.uint8)
+        broken[-1, place : place + len(scale)] = scale
         with pytest.raises(CheckpointError, match=r"m\.gguf: tensor 'blk\.0\.x' is broken"):
             read_blocks(broken.reshape(-1), tensor_of(name, (3, 256), broken))
 
 
-@pytest.mark.parametrize(("first", "second"), list(combinations(sorted(FORMATS), 2)))
+INTEGERS = sorted(name for name, form in FORMATS.items() if not form.is_float)
+
+
+@pytest.mark.parametrize(("first", "second"), list(combinations(INTEGERS, 2)))
 def test_matrices_of_two_formats_become_one_without_loss(first: str, second: str) -> None:
     parts = []
     for name in (first, second):
@@ -100,6 +108,12 @@ def test_formats_with_scales_of_different_types_are_not_joined() -> None:
     assert common_format([BlockFormat(4, 32, 32), BlockFormat(4, 32, 32, "bfloat16")]) is None
 
 
+def test_floats_are_joined_with_their_own_format_only() -> None:
+    floats = FORMATS["MXFP4"]
+    assert common_format([floats, floats]) == floats
+    assert common_format([floats, BlockFormat(4, 32, 32, floats.scale_dtype)]) is None
+
+
 @pytest.mark.parametrize("dtype", SCALE_DTYPES)
 def test_rows_of_a_matrix_are_those_of_its_numbers(dtype: str) -> None:
     matrix = random_blocks(BlockFormat(8, 16, 64, dtype, True, True), 6, 128)
@@ -112,6 +126,8 @@ KEPT = {
     "gptq_3_bits": BlockFormat(4, 32, 32, has_minima=True),
     "gptq_4_bits": BlockFormat(4, 32, 32, has_minima=True),
     "gptq_8_bits": BlockFormat(8, 32, 32, has_minima=True),
+    "mxfp4": BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True),
+    "nvfp4": BlockFormat(4, 16, 16, "float32", is_float=True),
     "int8_by_row": BlockFormat(8, 128, 128, "float32"),
     "int8_zero_points": BlockFormat(8, 128, 128, "float32", has_minima=True),
     "pack_2_bits": BlockFormat(4, 128, 128, "float32"),
@@ -119,7 +135,7 @@ KEPT = {
     "pack_4_bits_zero_points": BlockFormat(4, 32, 32, "float32", has_minima=True),
     "pack_8_bits": BlockFormat(8, 128, 128, "float32", has_minima=True),
 }
-"""The others have groups in the order of activations, or are no integers."""
+"""The others have groups in the order of activations, or are fp8 or nf4."""
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in QUANTISED.iterdir()))

@@ -19,6 +19,7 @@ from tests.fakes.block_oracle import TOLERANCE, ExpertsProblem, distance
 
 K4 = BlockFormat(4, 32, 64, has_scales=True, has_minima=True)
 Q8 = BlockFormat(8, 32, 32)
+FP4 = BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True)
 
 
 def config_of(weight_type: str = "bfloat16", **changes: Any) -> MlpConfig:
@@ -82,8 +83,11 @@ def test_one_expert_that_all_tokens_chose_and_experts_that_none_did(
         assert distance(problem.found(), problem.oracle()) < TOLERANCE[weight_type]
 
 
-def test_experts_as_a_checkpoint_keeps_them(level: str) -> None:
-    config = config_of(inner=64, gate_up_blocks=K4, down_blocks=Q8)
+@pytest.mark.parametrize(("gate_up", "down"), [(K4, Q8), (FP4, FP4)])
+def test_experts_as_a_checkpoint_keeps_them(
+    level: str, gate_up: BlockFormat, down: BlockFormat
+) -> None:
+    config = config_of(inner=64, gate_up_blocks=gate_up, down_blocks=down)
     problem = ExpertsProblem(config, 6, choice(11, 6, 2), 128)
     assert distance(problem.found(), problem.oracle()) < TOLERANCE["int8"]
 

@@ -24,6 +24,10 @@ FORMATS = [
         strict=False,
     )
 ]
+FORMATS += [
+    BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True),
+    BlockFormat(4, 16, 16, "float32", is_float=True),
+]
 """Every tile, with every type of scales."""
 K4 = BlockFormat(4, 32, 256, has_scales=True, has_minima=True)
 K6 = BlockFormat(8, 16, 256, has_scales=True)
@@ -91,7 +95,7 @@ def test_blocks_of_a_decoder_may_mix_formats_and_types(level: str, weight_type: 
         assert distance(np.asarray(found), mlp.oracle(problem.x)) < TOLERANCE
 
 
-@pytest.mark.parametrize("form", [K4, K6, BlockFormat(4, 32, 32)])
+@pytest.mark.parametrize("form", [K4, K6, BlockFormat(4, 32, 32), FORMATS[-2]])
 def test_a_rows_bits_are_the_same_alone_and_in_any_company(
     kernels: Library, form: BlockFormat
 ) -> None:
@@ -160,6 +164,7 @@ def test_what_no_kernel_multiplies_is_refused(kernels: Library) -> None:
         (BlockFormat(8, 32, 64), "more than one group without scales"),
         (BlockFormat(8, 32, 512, has_scales=True), "more than 256 inputs"),
         (BlockFormat(8, 16, 16), "head is"),
+        (BlockFormat(4, 32, 32, has_minima=True, is_float=True), "neither scales nor minima"),
     ],
 )
 def test_the_border_refuses_formats_that_are_none(
