@@ -28,6 +28,8 @@ SWEPT_A_TURN: Final = 256
 """Meters that one `sweep` looks at: some milliseconds, in which no decision is made."""
 COUNTERS_AN_EPOCH: Final = 1 << 32
 """The ledger names counters that were dropped long ago: no later process may use their numbers."""
+MAX_OTHERS: Final = 16_384
+"""Users and teams whose limits together are remembered for all their keys."""
 MINUTE: Final = Window("minute")
 
 _OWN_LIMITS: Final[tuple[tuple[str, Measure], ...]] = (
@@ -36,26 +38,52 @@ _OWN_LIMITS: Final[tuple[tuple[str, Measure], ...]] = (
 )
 
 
+class _Others:
+    """The limits of a user, a team and the house, which all keys of both are under.
+
+    Attributes:
+        version: Of the limits.
+        limits: The narrowest holder first.
+        is_filtered: Whether one of them holds for some models or routes only.
+        meters: As of a moment, where they are the same for every request; with the span of time in
+            which they are.
+    """
+
+    __slots__ = ("is_filtered", "limits", "meters", "since_s", "until_s", "version")
+
+    def __init__(self, version: int, limits: tuple[Limit, ...]) -> None:
+        self.version = version
+        self.limits = limits
+        self.is_filtered = any(map(_is_filtered, limits))
+        self.meters: list[Meter] = []
+        self.since_s, self.until_s = math.inf, -math.inf
+
+
 class _Caller:
     """The limits that hold for one key, and the plans made of them so far."""
 
     __slots__ = (
-        *("bounds", "has_templates", "is_filtered", "key", "limits", "plain", "plans"),
-        *("templates", "version"),
+        *("bounds", "has_templates", "is_filtered", "key", "limits", "others", "own", "plain"),
+        *("plans", "templates", "version"),
     )
 
     def __init__(
-        self, key: StoredKey, bounds: object, version: int, limits: tuple[Limit, ...]
+        self,
+        key: StoredKey,
+        bounds: object,
+        templates: tuple[Limit, ...],
+        own: tuple[Limit, ...],
+        others: _Others,
     ) -> None:
         self.key = key
         self.bounds = bounds
-        self.version = version
-        self.limits = limits
-        self.is_filtered = any(
-            limit.models is not None or limit.endpoints is not None for limit in limits
-        )
-        self.templates = tuple(limit for limit in limits if limit.holder == "end_user")
-        self.has_templates = bool(self.templates)
+        self.version = others.version
+        self.templates = templates
+        self.own = own
+        self.others = others
+        self.limits = (*templates, *own, *others.limits)
+        self.is_filtered = others.is_filtered or any(map(_is_filtered, (*templates, *own)))
+        self.has_templates = bool(templates)
         self.plain: Plan | None = None
         self.plans: dict[tuple[str, str, str], Plan] = {}
 
@@ -97,6 +125,7 @@ class MeterTable:
         self._emit = emit
         self._slices = slices
         self._callers: dict[str, _Caller] = {}
+        self._others: dict[tuple[str, str], _Others] = {}
         self._meters: dict[tuple[str, str], SlidingMeter | ParallelMeter] = {}
         # The windows of a limit and end user by their begin, in the order of time.
         self._windows: dict[tuple[str, str], dict[float, FixedMeter]] = {}
@@ -275,36 +304,68 @@ class MeterTable:
             before.key = key  # what changed about it is nothing that limits it
             return before
         of = self.limits.of
-        found = [
-            *of("end_user", key.key_id),
-            *(of("end_user", key.team_id) if key.team_id else ()),
-            *_own_limits(key),
-            *of("key", key.key_id),
-            *(of("user", key.user_id) if key.user_id else ()),
-            *(of("team", key.team_id) if key.team_id else ()),
-            *of("house", ""),
-        ]
-        caller = self._callers[key.key_id] = _Caller(key, bounds, self.limits.version, tuple(found))
+        templates = of("end_user", key.key_id)
+        if key.team_id:
+            templates += of("end_user", key.team_id)
+        own = (*_own_limits(key), *of("key", key.key_id))
+        caller = _Caller(key, bounds, templates, own, self._others_of(key))
+        self._callers[key.key_id] = caller
         return caller
+
+    def _others_of(self, key: StoredKey) -> _Others:
+        which = (key.user_id, key.team_id)
+        found = self._others.get(which)
+        if found is None or found.version != self.limits.version:
+            of = self.limits.of
+            limits = (
+                *(of("user", key.user_id) if key.user_id else ()),
+                *(of("team", key.team_id) if key.team_id else ()),
+                *of("house", ""),
+            )
+            if len(self._others) >= MAX_OTHERS:
+                self._others.clear()
+            found = self._others[which] = _Others(self.limits.version, limits)
+        return found
 
     def _build(
         self, caller: _Caller, model: str, endpoint: str, end_user: str, wall_s: float
     ) -> Plan:
+        templates = caller.templates if end_user else ()
+        asked = (model, endpoint)
+        meters, since_s, until_s = self._meters_of(templates, end_user, asked, wall_s)
+        own, own_since_s, own_until_s = self._meters_of(caller.own, "", asked, wall_s)
+        others = caller.others
+        if others.is_filtered:
+            more, more_since_s, more_until_s = self._meters_of(others.limits, "", asked, wall_s)
+        else:
+            if not others.since_s <= wall_s < others.until_s:
+                others.meters, others.since_s, others.until_s = self._meters_of(
+                    others.limits, "", asked, wall_s
+                )
+            more, more_since_s, more_until_s = others.meters, others.since_s, others.until_s
+        return Plan(
+            [*meters, *own, *more],
+            max(since_s, own_since_s, more_since_s),
+            min(until_s, own_until_s, more_until_s),
+            caller,
+        )
+
+    def _meters_of(
+        self, limits: Iterable[Limit], end_user: str, asked: tuple[str, str], wall_s: float
+    ) -> tuple[list[Meter], float, float]:
+        """The meters of limits that fit a model and route, and the span in which they are these."""
         since_s, until_s = -math.inf, math.inf
         meters: list[Meter] = []
-        for limit in caller.limits:
-            if limit.holder == "end_user" and not end_user:
+        for limit in limits:
+            if not _fits(limit, *asked):
                 continue
-            if not _fits(limit, model, endpoint):
-                continue
-            of = end_user if limit.holder == "end_user" else ""
-            meter, span = self._meter(limit, of, wall_s)
+            meter, span = self._meter(limit, end_user, wall_s)
             meters.append(meter)
             since_s, until_s = max(since_s, span.begins_s), min(until_s, span.ends_s)
             if limit.raised_until is not None and wall_s < limit.raised_until:
                 until_s = min(until_s, limit.raised_until)
         # A clock that was set back may lie before every window that is known.
-        return Plan(meters, min(since_s, wall_s), until_s, caller)
+        return meters, min(since_s, wall_s), until_s
 
     def _meter(self, limit: Limit, end_user: str, wall_s: float) -> tuple[Meter, Span]:
         if limit.measure != "parallel" and not limit.window.slides:
@@ -489,6 +550,10 @@ def _own_limits(key: StoredKey) -> list[Limit]:
         for name, measure in _OWN_LIMITS
         if (amount := getattr(key, name)) is not None
     ]
+
+
+def _is_filtered(limit: Limit) -> bool:
+    return limit.models is not None or limit.endpoints is not None
 
 
 def _fits(limit: Limit, model: str, endpoint: str) -> bool:

@@ -54,7 +54,7 @@ class Plan:
 
     __slots__ = (
         *("_held", "_slotted", "_soft", "_started", "_token_meters", "_request_meters"),
-        *("_fixed", "_meters", "_named", "_warners"),
+        *("_meters", "_named", "_warners"),
         *("charges", "gives_back", "has_money", "origin", "since_s", "thirsty", "until_s"),
     )
 
@@ -63,36 +63,37 @@ class Plan:
     ) -> None:
         self.since_s, self.until_s, self.origin = since_s, until_s, origin
         self._meters = tuple(meters)
-        indexed = [(meter, _INDEX[meter.limit.measure]) for meter in meters]
-        hard = [(meter, index) for meter, index in indexed if meter.limit.is_hard]
-        self._started = tuple(
-            meter
-            for meter, index in indexed
-            if isinstance(meter, SlidingMeter) and meter.limit.measure == "requests"
-        )
-        started = set(map(id, self._started))
-        self._held = tuple(item for item in hard if id(item[0]) not in started)
-        self._soft = tuple(
-            item for item in indexed if not item[0].limit.is_hard and id(item[0]) not in started
-        )
+        started, slotted = list[SlidingMeter](), list[tuple[SlidingMeter, int]]()
+        held, soft = list[tuple[Meter, int]](), list[tuple[Meter, int]]()
+        charges = list[tuple[int, str]]()
+        self.has_money = self.gives_back = self.thirsty = False
+        for meter in meters:  # one after another: each key makes a plan of all that it is under
+            limit = meter.limit
+            measure, index = limit.measure, _INDEX[limit.measure]
+            if isinstance(meter, SlidingMeter):
+                if meter.is_durable:
+                    slotted.append((meter, index))
+                if measure == "requests":
+                    started.append(meter)
+                    continue
+            elif isinstance(meter, FixedMeter):
+                charges.append((meter.counter_id, CHARGE_LETTERS[measure]))
+            if measure == "money":
+                self.has_money = True
+            if limit.is_hard:
+                held.append((meter, index))
+                self.gives_back = self.gives_back or index > 0
+            else:
+                soft.append((meter, index))
+        self._started, self._slotted = tuple(started), tuple(slotted)
+        self._held, self._soft = tuple(held), tuple(soft)
         self._warners = tuple(
             meter for meter in meters if meter.limit.thresholds or not meter.limit.is_hard
         )
-        self._request_meters = _shown(hard, "requests")
-        self._token_meters = _shown(hard, "tokens")
-        self._fixed = tuple(meter for meter in meters if isinstance(meter, FixedMeter))
-        self._slotted = tuple(
-            (meter, index)
-            for meter, index in indexed
-            if isinstance(meter, SlidingMeter) and meter.is_durable
-        )
-        self.has_money = any(meter.limit.measure == "money" for meter in meters)
-        self.gives_back = any(index for _, index in self._held)
-        self.charges = charge_text(
-            (meter.counter_id, CHARGE_LETTERS[meter.limit.measure]) for meter in self._fixed
-        )
+        self._request_meters = _shown(meters, "requests")
+        self._token_meters = _shown(meters, "tokens")
+        self.charges = charge_text(charges)
         self._named = tuple(meter for meter in meters if meter.end_user)
-        self.thirsty = False
 
     @property
     def is_stale(self) -> bool:
@@ -297,8 +298,10 @@ class Plan:
 UNLIMITED: Final = LimitState()
 
 
-def _shown(hard: Sequence[tuple[Meter, int]], measure: Measure) -> tuple[Meter, ...]:
-    return tuple(meter for meter, _ in hard if meter.limit.measure == measure)
+def _shown(meters: Sequence[Meter], measure: Measure) -> tuple[Meter, ...]:
+    return tuple(
+        meter for meter in meters if meter.limit.measure == measure and meter.limit.is_hard
+    )
 
 
 def difference(after: Needs, before: Needs) -> Needs:
