@@ -5,7 +5,7 @@ well run in a process of its own (`body_process.py`): parsing a large body is a 
 that hold the interpreter for seconds.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
@@ -53,8 +53,9 @@ from gateway.http.schemas.body import (
     RequestModel,
     dump_fields,
     dump_json,
+    known_only,
     load_json_object,
-    unknown_keys,
+    unknown_fields,
     validate,
 )
 from gateway.http.schemas.chat import parse_chat_body
@@ -228,13 +229,13 @@ def _compacted(body: bytes, found: Context | None, context: ParseContext) -> Com
 def _conversation(body: bytes, _context: ParseContext) -> ConversationBody:
     value = load_json_object(body)
     request = validate(ConversationRequest, value)
-    return _conversation_body(request.items or [], request.metadata, value, ConversationRequest)
+    return _conversation_body(request, value, request.items or [], request.metadata)
 
 
 def _conversation_update(body: bytes, _context: ParseContext) -> ConversationBody:
     value = load_json_object(body)
     request = validate(ConversationUpdateRequest, value)
-    return _conversation_body([], request.metadata, value, ConversationUpdateRequest)
+    return _conversation_body(request, value, [], request.metadata)
 
 
 def _conversation_items(body: bytes, _context: ParseContext) -> ConversationBody:
@@ -242,17 +243,17 @@ def _conversation_items(body: bytes, _context: ParseContext) -> ConversationBody
     request = validate(ConversationItemsRequest, value)
     if not request.items:
         raise InvalidRequestError("Invalid `items`: 1 item or more is expected.", param="items")
-    return _conversation_body(request.items, None, value, ConversationItemsRequest)
+    return _conversation_body(request, value, request.items)
 
 
 def _conversation_body(
-    items: list[dict[str, Any]],
-    metadata: dict[str, str] | None,
+    request: RequestModel,
     value: dict[str, Any],
-    model: type[RequestModel],
+    items: list[dict[str, Any]],
+    metadata: dict[str, str] | None = None,
 ) -> ConversationBody:
     whole = conversation_items(items)
-    ignored = unknown_keys(value, model.known_fields)
+    ignored = unknown_fields(request, value)
     labels = dump_json(metadata or {}, "metadata")
     return ConversationBody(dump_json(whole, "items"), labels, ignored)
 
@@ -343,8 +344,7 @@ def _detokenize(body: bytes, _context: ParseContext) -> DetokenizeBody:
 
 def _parse(body: bytes, _context: ParseContext) -> ParseBody:
     value = load_json_object(body)
-    _refuse_unknown(value, ParseRequest.known_fields)
-    request = validate(ParseRequest, value)
+    request = known_only(ParseRequest, value)
     return ParseBody(
         text=request.text,
         model=request.model,
@@ -361,8 +361,7 @@ def _parse(body: bytes, _context: ParseContext) -> ParseBody:
 
 def _execute(body: bytes, _context: ParseContext) -> ExecuteBody:
     value = load_json_object(body)
-    _refuse_unknown(value, ExecuteRequest.known_fields)
-    request = validate(ExecuteRequest, value)
+    request = known_only(ExecuteRequest, value)
     return ExecuteBody(request.name, _arguments_json(request.arguments))
 
 
@@ -387,12 +386,6 @@ def _arguments_json(arguments: dict[str, Any] | str) -> str:
     if not isinstance(value, dict):
         raise InvalidRequestError("`arguments` must be a JSON object.", param="arguments")
     return dump_json(value, "arguments")
-
-
-def _refuse_unknown(value: Iterable[str], known: frozenset[str]) -> None:
-    unknown = unknown_keys(value, known)
-    if unknown:
-        raise InvalidRequestError(f"Unknown field: `{unknown[0]}`.", param=unknown[0])
 
 
 CHAT: Final = BodyKind("chat", _chat, GenerationBody)

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, field_validator
 
 from gateway.errors import UnsupportedFieldError
-from gateway.http.schemas.body import RequestModel, field_error, load_json_object, unknown_keys
+from gateway.http.schemas.body import RequestModel, field_error, load_json_object, unknown_fields
 from gateway.http.schemas.body import validate as validated
 from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS
+from gateway.http.schemas.shapes import ByType, ListOf, fields
 
 MAX_TOKENS: Final = 2**31 - 1
 HARMLESS_FIELDS: Final[dict[str, str]] = {
@@ -28,6 +29,43 @@ REFUSED_FIELDS: Final[dict[str, str]] = {
 }
 
 
+_TEXTS: Final = ListOf(ByType({"text": fields("type", "text", "cache_control", "citations")}))
+_SHOWN: Final = {
+    "text": fields("type", "text", "cache_control", "citations"),
+    "tool_reference": fields("type", "tool_name", "cache_control"),
+    "search_result": fields(
+        *("type", "title", "source", "cache_control", "citations"), content=_TEXTS
+    ),
+}
+# Of how a call came about (`caller`, `toolset_name`) nothing depends.
+_BLOCKS: Final = ListOf(
+    ByType(
+        {
+            **_SHOWN,
+            "thinking": fields("type", "thinking", "signature"),
+            "redacted_thinking": fields("type", "data"),
+            "tool_use": fields(
+                *("type", "id", "name", "input", "cache_control", "caller", "toolset_name")
+            ),
+            "tool_result": fields(
+                *("type", "tool_use_id", "is_error", "cache_control", "toolset_name"),
+                content=ListOf(ByType(_SHOWN)),
+            ),
+        }
+    )
+)
+_TOOL: Final = ByType(
+    {
+        "custom": fields(
+            *("type", "name", "description", "input_schema", "strict", "cache_control"),
+            "eager_input_streaming",
+        )
+    },
+    default="custom",
+)
+_FORMAT: Final = fields("type", "schema")
+
+
 class Thinking(RequestModel):
     """Whether the model thinks before it answers, and whether that is shown."""
 
@@ -39,12 +77,22 @@ class Thinking(RequestModel):
 class OutputConfig(RequestModel):
     """How much effort an answer is worth, and what it must be."""
 
+    shapes = {"format": _FORMAT}  # noqa: RUF012
+
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: dict[str, Any] | None = None
 
 
 class CountTokensRequest(RequestModel):
     """A conversation whose tokens are counted."""
+
+    shapes = {  # noqa: RUF012
+        "system": _BLOCKS,
+        "messages": ListOf(fields("role", content=_BLOCKS)),
+        "tools": ListOf(_TOOL),
+        "tool_choice": fields("type", "name", "disable_parallel_tool_use"),
+        "output_format": _FORMAT,
+    }
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     messages: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -146,5 +194,5 @@ def parse(
             )
     request = validated(model, value)
     # Every field of the larger request may come to be counted, too.
-    known = MessagesRequest.known_fields | REFUSED_FIELDS.keys()
-    return request, unknown_keys(value, known)
+    others = MessagesRequest.known_fields | REFUSED_FIELDS.keys()
+    return request, unknown_fields(request, value, others)

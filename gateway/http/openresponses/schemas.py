@@ -5,15 +5,17 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from gateway.errors import UnsupportedFieldError
+from gateway.http.openresponses.item_shapes import ITEM, TOOL, TOOL_CHOICE
 from gateway.http.schemas.body import (
     RequestModel,
     field_error,
     load_json_object,
-    unknown_keys,
+    unknown_fields,
     validate,
 )
 from gateway.http.schemas.core_schemas import NullIsDefault
 from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS, ranged
+from gateway.http.schemas.shapes import ByType, ListOf, fields
 from protocol.wire.sampling_ranges import MAX_INT32
 
 MAX_TEXT_CHARACTERS: Final = 10_485_760
@@ -77,6 +79,16 @@ class Reasoning(RequestModel):
 class TextConfig(RequestModel):
     """What the text must be."""
 
+    shapes = {  # noqa: RUF012
+        "format": ByType(
+            {
+                "text": fields("type"),
+                "json_object": fields("type", "schema"),
+                "json_schema": fields("type", "name", "description", "schema", "strict"),
+            }
+        )
+    }
+
     format: dict[str, Any] | None = None
     # Harmless: models here have no such control, and clients send it unasked.
     verbosity: Any = None
@@ -90,6 +102,8 @@ class ConversationName(RequestModel):
 
 class ContinuedRequest(RequestModel):
     """What every request has that goes on from something stored."""
+
+    shapes = {"input": ListOf(ITEM)}  # noqa: RUF012
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     # It may be empty where something is gone on from.
@@ -131,6 +145,8 @@ class CompactRequest(ContinuedRequest):
 
 class InputTokensRequest(ContinuedRequest):
     """An input whose tokens are counted."""
+
+    shapes = ContinuedRequest.shapes | {"tools": ListOf(TOOL), "tool_choice": TOOL_CHOICE}
 
     conversation: str | ConversationName | None = None
     truncation: Literal["auto", "disabled"] | None = None
@@ -223,6 +239,8 @@ class ResponsesRequest(InputTokensRequest):
 class ConversationRequest(RequestModel):
     """A conversation that begins."""
 
+    shapes = {"items": ListOf(ITEM)}  # noqa: RUF012
+
     items: list[dict[str, Any]] | None = None
     metadata: dict[str, str] | None = None
 
@@ -239,6 +257,8 @@ class ConversationUpdateRequest(RequestModel):
 
 class ConversationItemsRequest(RequestModel):
     """Items that are added to a conversation."""
+
+    shapes = {"items": ListOf(ITEM)}  # noqa: RUF012
 
     items: list[dict[str, Any]]
 
@@ -258,6 +278,7 @@ def parse(model: type[AskedT], body: bytes) -> tuple[AskedT, list[str]]:
         if value[name] is not None and value[name] not in neutral:
             raise UnsupportedFieldError(f"`{name}` is not supported: {reason}.", param=name)
     request = validate(model, value)
-    # Every field of the larger request may come to be counted, too.
-    known = ResponsesRequest.known_fields | REFUSED_FIELDS.keys()
-    return request, unknown_keys(value, known)
+    others = frozenset(REFUSED_FIELDS)
+    if model is InputTokensRequest:
+        others |= ResponsesRequest.known_fields  # the whole request may come to be counted
+    return request, unknown_fields(request, value, others)

@@ -14,7 +14,7 @@ from gateway.http.parts import parts_of
 from gateway.http.query import query_number, query_text
 from gateway.http.routes.files import as_json, files_of, page, tenant_of
 from gateway.http.schemas.batches import BatchRequest
-from gateway.http.schemas.body import load_json_object, unknown_keys, validate
+from gateway.http.schemas.body import load_json_object, unknown_fields, validate
 
 router = APIRouter(route_class=GuardedRoute, tags=["batches"])
 
@@ -34,7 +34,7 @@ async def create(request: Request) -> Response:
     batches, parts = batches_of(request), parts_of(request)
     value = load_json_object(await read_body(request))
     wanted = validate(BatchRequest, value)
-    ignored = unknown_keys(value, BatchRequest.known_fields)
+    ignored = unknown_fields(wanted, value)
     headers = ignored_headers(ignored, strict=parts.settings.strict_fields)
     caller = caller_of(request)
     if caller.token:

@@ -50,7 +50,8 @@ from gateway.http.parsers import CHAT, MCP
 from gateway.http.parts import parts_of
 from gateway.http.render.stream import StreamRenderer
 from gateway.http.responses import run_to_end
-from gateway.http.schemas.body import unknown_keys, validate
+from gateway.http.schemas.body import validate
+from gateway.http.schemas.shapes import unknown_keys
 from gateway.http.tool_asking import EXECUTE_ENDPOINT
 from gateway.request.generation import GenerationWork
 from gateway.request.job import CHAT_ENDPOINT

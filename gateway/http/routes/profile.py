@@ -8,12 +8,11 @@ from fastapi import APIRouter, Request, Response
 from gateway import bridge
 from gateway.errors import (
     DeadlineExceededError,
-    InvalidRequestError,
     WorkerUnavailableError,
 )
 from gateway.http.access import GuardedRoute, read_body
 from gateway.http.parts import parts_of
-from gateway.http.schemas.body import load_json_object, unknown_keys, validate
+from gateway.http.schemas.body import known_only, load_json_object
 from gateway.http.schemas.profile import ProfileRequest
 from gateway.request.model_limits import check_version
 from protocol.wire.messages import Profiled
@@ -35,10 +34,7 @@ _SCHEMA = {"$ref": f"#/components/schemas/{ProfileRequest.__name__}"}
 async def profile(request: Request) -> Response:
     """Record one engine of a model; the answer says where the recording lies on its machine."""
     value = load_json_object(await read_body(request))
-    body = validate(ProfileRequest, value)
-    unknown = unknown_keys(value, ProfileRequest.known_fields)
-    if unknown:
-        raise InvalidRequestError(f"Unknown field: `{unknown[0]}`.", param=unknown[0])
+    body = known_only(ProfileRequest, value)
     parts = parts_of(request)
     model = parts.names.offered(body.model).model
     live = [engine for engine in parts.directory.engines(model) if engine.peer.takes_work]

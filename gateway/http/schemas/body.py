@@ -1,7 +1,7 @@
 """From the bytes of a request body to a checked model, with errors that name the field."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
@@ -12,6 +12,12 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.schemas.core_schemas import BRANCH, shape_errors
 from gateway.http.schemas.ranges import RANGES
+from gateway.http.schemas.shapes import (
+    MAX_LISTED_FIELDS,
+    Fields,
+    unknown_keys,
+    unknown_within,
+)
 
 
 class RequestModel(BaseModel):
@@ -23,11 +29,15 @@ class RequestModel(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False, frozen=True)
 
     known_fields: ClassVar[frozenset[str]] = frozenset()
+    refused_fields: ClassVar[frozenset[str]] = frozenset()
+    """Known as well: whoever gives one a value is told."""
+    shapes: ClassVar[Fields] = {}
+    """Of those fields that hold objects which no model describes."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_kwargs: Any) -> None:
         """Remember the field names, which every request compares its keys with."""
-        cls.known_fields = frozenset(cls.model_fields)
+        cls.known_fields = frozenset(cls.model_fields) | cls.refused_fields
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -46,9 +56,6 @@ _STRING = rb'"(?:[^"\\]++|\\.)*+"?'
 _TOO_MANY_PARTS = re.compile(
     rb"(?:(?:[^\"\[{:]++|%s)*+[\[{:]){%d}" % (_STRING, MAX_PARTS + 1), re.DOTALL
 )
-MAX_LISTED_FIELDS = 32
-"""Fields without meaning that are named to the client; a body can hold a million of them."""
-
 _OBJECT = re.compile(r"dictionary(?: or instance of \w+)?")
 """What JSON calls an object, in pydantic's messages."""
 _OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
@@ -99,6 +106,21 @@ def validate(model: type[BodyT], value: dict[str, Any]) -> BodyT:
         raise _as_request_error(first, 1 + len(others)) from None
 
 
+def known_only(model: type[BodyT], value: dict[str, Any]) -> BodyT:
+    """The checked model of a JSON object that may have no field without a meaning.
+
+    Raises:
+        InvalidRequestError: It has one, at whatever depth, or another field is wrong.
+    """
+    unknown = unknown_keys(value, model.known_fields)
+    if not unknown:
+        request = validate(model, value)
+        unknown = unknown_fields(request, value)
+        if not unknown:
+            return request
+    raise InvalidRequestError(f"Unknown field: `{unknown[0]}`.", param=unknown[0])
+
+
 def field_error(message: str, suffix: str = "", *, unsupported: bool = False) -> Exception:
     """An error for validators: `suffix` goes on from the field, `[0].type`."""
     return PydanticCustomError(
@@ -106,10 +128,47 @@ def field_error(message: str, suffix: str = "", *, unsupported: bool = False) ->
     )
 
 
-def unknown_keys(value: Iterable[str], known: frozenset[str], prefix: str = "") -> list[str]:
-    """The first keys that no schema knows, sorted, with a prefix."""
-    unknown = (key for key in value if key not in known)
-    return [f"{prefix}{key}" for key in sorted(islice(unknown, MAX_LISTED_FIELDS))]
+def unknown_fields(
+    request: RequestModel, value: Mapping[str, Any], others: Iterable[str] = ()
+) -> list[str]:
+    """The first fields that no schema knows, at whatever depth, as `tools[0].field`.
+
+    Args:
+        request: Checked.
+        value: The object that it was made of.
+        others: Fields of it that have a meaning, or are refused by name, elsewhere.
+    """
+    return list(islice(_unknown_of(request, value, frozenset(others), ""), MAX_LISTED_FIELDS))
+
+
+def _unknown_of(
+    model: RequestModel, value: Mapping[str, Any], others: frozenset[str], prefix: str
+) -> Iterator[str]:
+    known = type(model).known_fields
+    if not value.keys() <= known:
+        yield from unknown_keys(value, known | others, prefix)
+    shapes = type(model).shapes
+    for name, inner in value.items():
+        if name in shapes:
+            yield from unknown_within(inner, shapes[name], f"{prefix}{name}")
+        elif name in model.model_fields_set and isinstance(inner, dict | list):
+            yield from _unknown_in(getattr(model, name), inner, f"{prefix}{name}")
+
+
+def _unknown_in(made: Any, value: Any, path: str) -> Iterator[str]:
+    """Of a field's value, which may hold models."""
+    if isinstance(made, RequestModel) and isinstance(value, dict):
+        yield from _unknown_of(made, value, frozenset(), f"{path}.")
+    elif isinstance(made, list) and made and isinstance(value, list):
+        for index, (one, raw) in enumerate(zip(made, value, strict=True)):
+            if not isinstance(one, RequestModel):
+                return  # lists are of one kind
+            yield from _unknown_in(one, raw, f"{path}[{index}]")
+    elif isinstance(made, dict) and isinstance(value, dict):
+        for key, one in made.items():
+            if not isinstance(one, RequestModel):
+                return
+            yield from _unknown_in(one, value[key], f"{path}.{key}")
 
 
 def dump_json(value: Any, param: str) -> str:

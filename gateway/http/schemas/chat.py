@@ -1,32 +1,36 @@
 """The body of POST /v1/chat/completions."""
 
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from gateway.errors import InvalidRequestError
-from gateway.http.schemas.body import field_error, load_json_object, unknown_keys, validate
+from gateway.http.schemas.body import field_error, load_json_object, unknown_fields, validate
 from gateway.http.schemas.fields import (
     CHAT_REFUSED_FIELDS,
     EXTENSION_REFUSED_FIELDS,
     refuse_fields,
 )
 from gateway.http.schemas.functions import (
-    CALL_FIELD,
     FUNCTION_FIELDS,
     in_words_of_functions,
+    place_of_function,
     with_tools,
 )
 from gateway.http.schemas.messages import (
     ChatMessage,
     Tool,
     refuse_message_fields,
-    unknown_message_keys,
-    unknown_tool_keys,
 )
 from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TEMPLATE_CHARACTERS, MAX_TOOLS, ranged
-from gateway.http.schemas.sampling import GenerationRequest, unknown_stream_keys
-from gateway.http.schemas.tool_choice import allowed_tools, checked_tool_choice, named_tool
+from gateway.http.schemas.sampling import GenerationRequest
+from gateway.http.schemas.structured import StructuredFields
+from gateway.http.schemas.tool_choice import (
+    CHOICE_SHAPE,
+    allowed_tools,
+    checked_tool_choice,
+    named_tool,
+)
 
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Verbosity = Literal["low", "medium", "high"]
@@ -37,6 +41,8 @@ _REFUSED = CHAT_REFUSED_FIELDS | EXTENSION_REFUSED_FIELDS
 
 class ChatRequest(GenerationRequest):
     """A conversation to go on with."""
+
+    shapes = StructuredFields.shapes | {"tool_choice": CHOICE_SHAPE}
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = ranged("max_completion_tokens")
@@ -128,9 +134,5 @@ def parse_chat_body(body: bytes) -> tuple[ChatRequest, dict[str, Any], list[str]
         request = validate(ChatRequest, value)
     except InvalidRequestError as error:
         raise in_words_of_functions(error, value) from None
-    messages = cast("list[dict[str, Any]]", value["messages"])
-    ignored = unknown_keys(value, ChatRequest.known_fields | _REFUSED.keys() | FUNCTION_FIELDS)
-    ignored += unknown_stream_keys(value)
-    ignored += unknown_message_keys(messages, frozenset({CALL_FIELD}))
-    ignored += unknown_tool_keys(value.get("tools") or [])
-    return request, value, ignored
+    unknown = unknown_fields(request, value, _REFUSED.keys() | FUNCTION_FIELDS)
+    return request, value, [place_of_function(path, value) for path in unknown]

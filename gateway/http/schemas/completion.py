@@ -4,14 +4,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gateway.http.schemas.body import field_error, load_json_object, unknown_keys, validate
+from gateway.http.schemas.body import field_error, load_json_object, unknown_fields, validate
 from gateway.http.schemas.fields import (
     COMPLETION_REFUSED_FIELDS,
     EXTENSION_REFUSED_FIELDS,
     refuse_fields,
 )
 from gateway.http.schemas.ranges import MAX_CHOICES, MAX_PROMPTS, MAX_TOKENS, RANGES, ranged
-from gateway.http.schemas.sampling import GenerationRequest, unknown_stream_keys
+from gateway.http.schemas.sampling import GenerationRequest
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for this endpoint."""
@@ -116,8 +116,7 @@ def parse_completion_body(body: bytes) -> tuple[CompletionRequest, list[str]]:
     value = load_json_object(body)
     refuse_fields(value, _REFUSED)
     request = validate(CompletionRequest, value)
-    ignored = unknown_keys(value, CompletionRequest.known_fields | _REFUSED.keys())
-    return request, ignored + unknown_stream_keys(value)
+    return request, unknown_fields(request, value, _REFUSED)
 
 
 def _are_token_ids(value: list[Any]) -> bool:

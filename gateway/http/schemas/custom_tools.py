@@ -16,6 +16,7 @@ from gateway.http.schemas.ranges import (
     MAX_LARK_REGEX_CHARACTERS,
     MAX_TOOL_NAME_CHARACTERS,
 )
+from gateway.http.schemas.shapes import ByType, fields
 
 INPUT: Final = "input"
 """The one argument of the function that a custom tool becomes."""
@@ -35,6 +36,15 @@ class CustomCall(RequestModel):
 
 class CustomDefinition(RequestModel):
     """A tool whose input is text, free or held to a regular expression or a Lark grammar."""
+
+    shapes = {  # noqa: RUF012
+        "format": ByType(
+            {
+                "text": fields("type"),
+                "grammar": fields("type", grammar=fields("syntax", "definition")),
+            }
+        )
+    }
 
     name: ToolName
     description: str | None = None

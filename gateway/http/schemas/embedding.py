@@ -9,7 +9,7 @@ from gateway.http.schemas.body import (
     RequestModel,
     field_error,
     load_json_object,
-    unknown_keys,
+    unknown_fields,
     validate,
 )
 from gateway.http.schemas.ranges import MAX_EMBEDDING_INPUTS, ranged
@@ -136,4 +136,5 @@ def parse_embedding_body(body: bytes) -> tuple[EmbeddingRequest, list[str]]:
         InvalidRequestError: Naming the field that is wrong.
     """
     value = load_json_object(body)
-    return validate(EmbeddingRequest, value), unknown_keys(value, EmbeddingRequest.known_fields)
+    request = validate(EmbeddingRequest, value)
+    return request, unknown_fields(request, value)

@@ -58,6 +58,15 @@ def in_words_of_functions(error: InvalidRequestError, value: dict[str, Any]) -> 
     return type(error)(message, param=param or None)
 
 
+def place_of_function(path: str, value: dict[str, Any]) -> str:
+    """The place of a field within tools, as one within the functions that the client wrote."""
+    return _translated(path, value)
+
+
+class _CallingMessage(dict[str, Any]):
+    """A message whose call was a `function_call`, which says how errors name it."""
+
+
 def _translated(text: str, value: dict[str, Any]) -> str:
     def call(found: re.Match[str]) -> str:
         return f"messages[{found[1]}].{CALL_FIELD}" if int(found[1]) in calls else found[0]
@@ -66,7 +75,7 @@ def _translated(text: str, value: dict[str, Any]) -> str:
     calls = {
         index
         for index, message in enumerate(messages if isinstance(messages, list) else ())
-        if isinstance(message, dict) and message.get(CALL_FIELD) is not None
+        if isinstance(message, _CallingMessage)
     }
     text = re.sub(r"\bmessages\[(\d{1,9})\]\.tool_calls\[0\](?:\.function)?", call, text)
     if not names_functions(value):
@@ -91,8 +100,9 @@ def _messages_with_tools(messages: list[Any]) -> list[Any]:
         if not _has_function(message):
             found.append(message)
             continue
-        changed = dict(message)  # with its call, which says how errors name it
         call = message.get(CALL_FIELD)
+        rest = {key: item for key, item in message.items() if key != CALL_FIELD}
+        changed = rest if call is None else _CallingMessage(rest)
         if message.get("role") == "function":
             name = message.get("name")
             changed["role"] = "tool"

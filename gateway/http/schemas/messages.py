@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from gateway.errors import UnsupportedFieldError
-from gateway.http.schemas.body import MAX_LISTED_FIELDS, RequestModel, field_error, unknown_keys
+from gateway.http.schemas.body import RequestModel, field_error
 from gateway.http.schemas.core_schemas import NullIsDefault
 from gateway.http.schemas.custom_tools import (
     CustomCall,
@@ -41,9 +41,6 @@ class RefusalPart(RequestModel):
     refusal: str
 
 
-_PART_FIELDS = TextPart.known_fields | RefusalPart.known_fields
-
-
 class FunctionCall(RequestModel):
     """The function that an assistant message called.
 
@@ -70,6 +67,8 @@ class ToolCall(RequestModel):
 
 class ChatMessage(RequestModel):
     """One message of the conversation."""
+
+    refused_fields = frozenset(REFUSED_MESSAGE_FIELDS)
 
     role: MessageRole
     content: str | list[TextPart | RefusalPart] | None = None
@@ -195,64 +194,6 @@ def refuse_message_fields(messages: Any) -> None:
                     f"`messages[{index}].{name}` is not supported: {REFUSED_MESSAGE_FIELDS[name]}.",
                     param=f"messages[{index}].{name}",
                 )
-
-
-def unknown_message_keys(
-    messages: list[dict[str, Any]], others: frozenset[str] = frozenset()
-) -> list[str]:
-    """Fields within messages that no schema knows, as `messages[0].field`.
-
-    Args:
-        messages: Checked already.
-        others: Fields that have a meaning where these messages are.
-    """
-    known = ChatMessage.known_fields | REFUSED_MESSAGE_FIELDS.keys() | others
-    unknown: list[str] = []
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]."
-        if not message.keys() <= known:
-            unknown += unknown_keys(message, known, where)
-        content = message.get("content")
-        if isinstance(content, list):
-            unknown += _unknown_in_list(content, _PART_FIELDS, f"{where}content")
-        calls = message.get("tool_calls")
-        if calls:
-            unknown += _unknown_in_list(calls, ToolCall.known_fields, f"{where}tool_calls")
-            for number, call in enumerate(calls):
-                unknown += _unknown_in_part(
-                    call, f"{where}tool_calls[{number}]", FunctionCall, CustomCall
-                )
-        if len(unknown) >= MAX_LISTED_FIELDS:
-            break
-    return unknown
-
-
-def unknown_tool_keys(tools: list[dict[str, Any]]) -> list[str]:
-    """Fields within tools that no schema knows, as `tools[0].field`."""
-    unknown = _unknown_in_list(tools, Tool.known_fields, "tools")
-    for index, tool in enumerate(tools):
-        unknown += _unknown_in_part(tool, f"tools[{index}]", FunctionDefinition, CustomDefinition)
-    return unknown
-
-
-def _unknown_in_part(
-    tool: dict[str, Any],
-    where: str,
-    function: type[RequestModel],
-    custom: type[RequestModel],
-) -> list[str]:
-    """Of a tool or a call: within what its type names."""
-    kind = tool.get("type") or "function"
-    known = (function if kind == "function" else custom).known_fields
-    return unknown_keys(tool[kind], known, f"{where}.{kind}.")
-
-
-def _unknown_in_list(items: list[dict[str, Any]], known: frozenset[str], where: str) -> list[str]:
-    unknown: list[str] = []
-    for index, item in enumerate(items):
-        if not item.keys() <= known and len(unknown) < MAX_LISTED_FIELDS:
-            unknown += unknown_keys(item, known, f"{where}[{index}].")
-    return unknown
 
 
 def clean_tools(tools: list[dict[str, Any]], *, with_strict: bool = False) -> list[dict[str, Any]]:

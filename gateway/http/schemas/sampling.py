@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from gateway.http.schemas.body import RequestModel, field_error, unknown_keys
+from gateway.http.schemas.body import RequestModel, field_error
 from gateway.http.schemas.ranges import LIST_BOUNDS, MAX_SALT_CHARACTERS, ranged
 from gateway.http.schemas.structured import StructuredFields
 from protocol.wire.sampling_ranges import (
@@ -187,9 +187,3 @@ class GenerationRequest(StructuredFields):
     def num_top_logprobs(self) -> int | None:
         """Likely tokens to be reported beside each output token; None for no log probabilities."""
         return None
-
-
-def unknown_stream_keys(body: dict[str, Any]) -> list[str]:
-    """Fields within `stream_options` that no schema knows."""
-    options = body.get("stream_options") or {}
-    return unknown_keys(options, StreamOptions.known_fields, "stream_options.")

@@ -13,6 +13,7 @@ from gateway.http.schemas.ranges import (
     MAX_GRAMMAR_CHARACTERS,
     MAX_GUIDED_CHOICES,
 )
+from gateway.http.schemas.shapes import ByType, fields
 from protocol.wire.messages import Grammar
 
 STRUCTURED_FIELDS: Final = (
@@ -49,6 +50,16 @@ class WantedContent:
 
 class StructuredFields(RequestModel):
     """The fields that hold the content to a grammar; null means none."""
+
+    shapes = {  # noqa: RUF012
+        "response_format": ByType(
+            {
+                "text": fields("type"),
+                "json_object": fields("type", "schema"),
+                "json_schema": fields("type", "json_schema"),
+            }
+        )
+    }
 
     response_format: dict[str, Any] | None = None
     guided_json: str | dict[str, Any] | None = None

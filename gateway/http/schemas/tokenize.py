@@ -8,15 +8,13 @@ from gateway.http.schemas.body import (
     RequestModel,
     field_error,
     load_json_object,
-    unknown_keys,
+    unknown_fields,
     validate,
 )
 from gateway.http.schemas.messages import (
     ChatMessage,
     Tool,
     refuse_message_fields,
-    unknown_message_keys,
-    unknown_tool_keys,
 )
 from gateway.http.schemas.ranges import (
     MAX_MESSAGES,
@@ -89,10 +87,7 @@ def parse_tokenize_body(body: bytes) -> tuple[TokenizeRequest, dict[str, Any], l
     value = load_json_object(body)
     refuse_message_fields(value.get("messages"))
     request = validate(TokenizeRequest, value)
-    ignored = unknown_keys(value, TokenizeRequest.known_fields)
-    ignored += unknown_message_keys(value.get("messages") or [])
-    ignored += unknown_tool_keys(value.get("tools") or [])
-    return request, value, ignored
+    return request, value, unknown_fields(request, value)
 
 
 def parse_detokenize_body(body: bytes) -> tuple[DetokenizeRequest, list[str]]:
@@ -103,4 +98,4 @@ def parse_detokenize_body(body: bytes) -> tuple[DetokenizeRequest, list[str]]:
     """
     value = load_json_object(body)
     request = validate(DetokenizeRequest, value)
-    return request, unknown_keys(value, DetokenizeRequest.known_fields)
+    return request, unknown_fields(request, value)

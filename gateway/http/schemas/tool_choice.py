@@ -3,13 +3,21 @@
 https://platform.openai.com/docs/api-reference/chat/create
 """
 
-from typing import Any
+from typing import Any, Final
 
 from gateway.http.schemas.body import field_error
 from gateway.http.schemas.ranges import MAX_TOOLS
+from gateway.http.schemas.shapes import ByType, fields
 from protocol.wire.messages import ToolChoiceMode
 
 _NAMED = ("function", "custom")
+CHOICE_SHAPE: Final = ByType(
+    {
+        "function": fields("type", function=fields("name")),
+        "custom": fields("type", custom=fields("name")),
+        "allowed_tools": fields("type", allowed_tools=fields("mode", "tools")),
+    }
+)
 ToolChoice = str | dict[str, Any] | None
 
 

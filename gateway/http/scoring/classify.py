@@ -15,7 +15,7 @@ from gateway.http.schemas.body import (
     RequestModel,
     field_error,
     load_json_object,
-    unknown_keys,
+    unknown_fields,
     validate,
 )
 from gateway.http.schemas.embedding import Input, input_of_one_kind
@@ -131,7 +131,7 @@ def classify_body(body: bytes) -> ClassifyBody:
         message=message,
         is_raw=request.use_activation is False,
         num_bytes=most_tokens(message),
-        ignored=unknown_keys(value, ClassifyRequest.known_fields),
+        ignored=unknown_fields(request, value),
         end_user=named_end_user(request.user),
     )
 

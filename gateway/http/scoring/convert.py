@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from gateway import bridge
-from gateway.http.schemas.body import dump_json, load_json_object, unknown_keys, validate
+from gateway.http.schemas.body import dump_json, load_json_object, unknown_fields, validate
 from gateway.http.scoring import wording
 from gateway.http.scoring.decision_schemas import (
     Call,
@@ -125,7 +125,7 @@ def decision_body(body: bytes) -> DecisionBody:
         text, labels, values = _worded(one)
         questions.add(text, labels)
         asked.append(Asked(one.type, one.name, values))
-    ignored = unknown_keys(value, DecisionRequest.known_fields)
+    ignored = unknown_fields(request, value)
     return questions.body(
         request.model,
         _transcript(request.input),
@@ -149,7 +149,7 @@ def systemone_body(body: bytes) -> DecisionBody:
         questions.add(text, labels)
         asked.append(Asked(kind, name, values))
     state = request.state if isinstance(request.state, str) else check_json(request.state)
-    ignored = unknown_keys(value, SystemoneRequest.known_fields)
+    ignored = unknown_fields(request, value)
     return questions.body(request.model, state, asked, ignored)
 
 

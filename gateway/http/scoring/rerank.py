@@ -17,9 +17,10 @@ from gateway.http.schemas.body import (
     dump_json,
     field_error,
     load_json_object,
-    unknown_keys,
+    unknown_fields,
     validate,
 )
+from gateway.http.schemas.shapes import ListOf, fields
 from gateway.http.scoring import wording
 from gateway.http.scoring.classify import most_tokens, scores_of
 from gateway.http.scoring.convert import upper_bound
@@ -70,6 +71,8 @@ _SCHEMA_TYPE = list[str | Document]
 
 class RerankRequest(RequestModel):
     """Documents to be ordered by how well they answer a query: Jina's and Cohere's fields."""
+
+    shapes = {"documents": ListOf(fields("text"))}  # noqa: RUF012
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     query: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_CHARACTERS)]
@@ -246,7 +249,7 @@ def rerank_body(body: bytes, offer_of: OfferOf = nobody) -> RerankBody:
         num_documents=len(request.documents),
         num_wanted=request.num_wanted,
         num_bytes=num_bytes,
-        ignored=unknown_keys(value, RerankRequest.known_fields),
+        ignored=unknown_fields(request, value),
         end_user=named_end_user(request.user),
     )
 
@@ -287,7 +290,7 @@ def score_body(body: bytes, offer_of: OfferOf = nobody) -> RerankBody:
         num_documents=len(seconds),
         num_wanted=len(seconds),
         num_bytes=num_bytes,
-        ignored=unknown_keys(value, ScoreRequest.known_fields),
+        ignored=unknown_fields(request, value),
         end_user=named_end_user(request.user),
     )
 

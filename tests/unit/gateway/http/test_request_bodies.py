@@ -12,7 +12,6 @@ from openai.types.chat import completion_create_params as chat_create_params
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.schemas.body import (
-    MAX_LISTED_FIELDS,
     MAX_PARTS,
     load_json_object,
     validate,
@@ -29,6 +28,7 @@ from gateway.http.schemas.functions import FUNCTION_FIELDS
 from gateway.http.schemas.messages import REFUSED_MESSAGE_FIELDS, ChatMessage
 from gateway.http.schemas.profile import ProfileRequest
 from gateway.http.schemas.ranges import RANGES
+from gateway.http.schemas.shapes import MAX_LISTED_FIELDS
 
 USER = {"role": "user", "content": "hi"}
 
@@ -308,12 +308,12 @@ def test_unknown_fields_within_others_are_reported_too() -> None:
     tools = [{"type": "function", "function": {"name": "f", "z": 3}, "cache_control": {}}]
     body = chat_body(messages=messages, tools=tools, stream=True, stream_options={"continuous": 1})
     assert parse_chat_body(body)[2] == [
-        "stream_options.continuous",
         "messages[0].content[0].cache_control",
         "messages[1].tool_calls[0].y",
         "messages[1].tool_calls[0].function.x",
         "tools[0].cache_control",
         "tools[0].function.z",
+        "stream_options.continuous",
     ]
 
 
