@@ -65,6 +65,11 @@ def prompt(
     )
 
 
+def counted(prompt: Prepare) -> Prepare:
+    """The question for the tokens of a prompt that could as well be answered."""
+    return structs.replace(prompt, kind="count", max_tokens=None)
+
+
 def token_ids(ids: tuple[int, ...]) -> Detokenize:
     """Token ids to be spelt as text; not addressed yet."""
     return Detokenize(request_id="", token_ids=ids, deadline_s=0.0)

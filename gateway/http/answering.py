@@ -7,7 +7,12 @@ from typing import Protocol
 from fastapi import Request as HttpRequest
 from fastapi import Response
 
-from gateway.errors import ClientDisconnectedError, GatewayError, ModelNotFoundError
+from gateway.errors import (
+    ClientDisconnectedError,
+    GatewayError,
+    InvalidRequestError,
+    ModelNotFoundError,
+)
 from gateway.http.access import caller_of
 from gateway.http.answer_headers import answer_headers
 from gateway.http.disconnect import watch
@@ -16,7 +21,7 @@ from gateway.http.ignored_fields import ignored_headers, unenforced_headers
 from gateway.http.parsed_bodies import (
     TokenizeBody,
 )
-from gateway.http.parts import parts_of
+from gateway.http.parts import HttpParts, parts_of
 from gateway.http.render.answer import AnswerCollector
 from gateway.http.render.stream import StreamRenderer
 from gateway.http.replaying import refuse_stream
@@ -198,6 +203,21 @@ def check_model(http_request: HttpRequest, model: str | None) -> str:
     return served
 
 
+def only_model(parts: HttpParts) -> str:
+    """The model that a request means which names none.
+
+    Raises:
+        InvalidRequestError: There are several, or none.
+    """
+    models = parts.directory.models()
+    if len(models) != 1:
+        there_are = ", ".join(f"`{one}`" for one in sorted(models)) or "none yet"
+        raise InvalidRequestError(
+            f"Missing field `model`. Available models: {there_are}.", param="model"
+        )
+    return next(iter(models))
+
+
 async def count_tokens(
     http_request: HttpRequest,
     endpoint: str,
@@ -218,7 +238,7 @@ async def count_tokens(
     """
     parts = parts_of(http_request)
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
-    model = check_model(http_request, body.model)
+    model = only_model(parts) if body.model is None else check_model(http_request, body.model)
     question = Question(
         endpoint=endpoint,
         model=model,

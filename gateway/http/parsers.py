@@ -27,7 +27,7 @@ from gateway.http.openresponses.convert import (
     conversation_items,
     refs_of,
 )
-from gateway.http.openresponses.convert import count_question as count_input_question
+from gateway.http.openresponses.counting import count_question as count_input_question
 from gateway.http.openresponses.schemas import (
     CompactRequest,
     ConversationItemsRequest,
@@ -120,10 +120,14 @@ class BodyKind(Generic[ResultT]):
     result: Any
 
 
+def _check_tools(context: ParseContext, *, is_wanted: bool) -> None:
+    if is_wanted and not context.has_tools:
+        raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
+
+
 def _chat(body: bytes, context: ParseContext) -> GenerationBody:
     request, value, ignored = parse_chat_body(body)
-    if request.tools and not context.has_tools:
-        raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
+    _check_tools(context, is_wanted=bool(request.tools))
     try:
         job = chat_job(request, value, context.defaults(request.model))
     except InvalidRequestError as error:
@@ -134,14 +138,14 @@ def _chat(body: bytes, context: ParseContext) -> GenerationBody:
 def _messages(body: bytes, context: ParseContext) -> GenerationBody:
     request, ignored = parse_messages(MessagesRequest, body)
     job, left_out = messages_job(request, context.defaults(request.model))
-    if job.tools_json is not None and not context.has_tools:
-        raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
+    _check_tools(context, is_wanted=job.tools_json is not None)
     return GenerationBody(job, ignored + left_out)
 
 
-def _count_tokens(body: bytes, _context: ParseContext) -> TokenizeBody:
+def _count_tokens(body: bytes, context: ParseContext) -> TokenizeBody:
     request, ignored = parse_messages(CountTokensRequest, body)
     question, left_out = count_question(request)
+    _check_tools(context, is_wanted=question.tools_json is not None)
     return TokenizeBody(request.model, question, False, ignored + left_out)
 
 
@@ -160,10 +164,9 @@ def _asked(body: bytes, found: Context | None, context: ParseContext) -> AskedRe
     asked = asked_response(request, ignored, defaults, found, has_store=context.has_store)
     found_body = asked.body
     has_tools = found_body is not None and (
-        found_body.job.tools_json is not None or found_body.hosted.servers
+        found_body.job.tools_json is not None or bool(found_body.hosted.servers)
     )
-    if has_tools and not context.has_tools:
-        raise UnsupportedFieldError("Tool calling is switched off on this server.", param="tools")
+    _check_tools(context, is_wanted=has_tools)
     return asked
 
 
@@ -208,6 +211,7 @@ def _counted(body: bytes, found: Context | None, context: ParseContext) -> Input
     if found is None and not refs.is_empty:
         return InputTokensBody(refs, None)
     question, left_out = count_input_question(request, found)
+    _check_tools(context, is_wanted=question.tools_json is not None)
     return InputTokensBody(refs, TokenizeBody(request.model, question, False, ignored + left_out))
 
 

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from typing import Any, Final
 
+from gateway import bridge
 from gateway.errors import InvalidRequestError
 from gateway.http.anthropic.conversation import (
     chat_messages,
@@ -12,10 +13,9 @@ from gateway.http.anthropic.conversation import (
     continues_answer,
 )
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
-from gateway.http.convert import chat_job, tokenize_question
+from gateway.http.convert import chat_job
 from gateway.http.schemas.body import validate
 from gateway.http.schemas.chat import ChatRequest
-from gateway.http.schemas.tokenize import TokenizeRequest
 from gateway.http.schemas.tool_places import with_places
 from gateway.request.job import MESSAGES_ENDPOINT, GenerationJob
 from protocol.wire.messages import Prepare, SamplingDefaults
@@ -80,12 +80,8 @@ def count_question(request: CountTokensRequest) -> tuple[Prepare, list[str]]:
         InvalidRequestError: Naming the field that is wrong.
     """
     chat, left_out = _chat(request)
-    names = ("model", "messages", "tools", "chat_template_kwargs", "continue_final_message")
-    question = {name: chat[name] for name in names if name in chat}
-    if chat.get("tool_choice") == "none":
-        question.pop("tools", None)
     try:
-        return tokenize_question(validate(TokenizeRequest, question), question), left_out
+        return bridge.counted(chat_job(validate(ChatRequest, chat), chat).prepares[0]), left_out
     except InvalidRequestError as error:
         raise _in_their_words(error, request, left_out) from None
 

@@ -4,11 +4,12 @@ What a request goes on from is in the store, which is asked only once the body i
 names something is parsed twice, the second time with it (`Context`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.convert import chat_job, tokenize_question
+from gateway.http.convert import chat_job
 from gateway.http.openresponses.conversation import (
     EMPTY,
     Tools,
@@ -18,6 +19,7 @@ from gateway.http.openresponses.conversation import (
 from gateway.http.openresponses.error_words import in_their_words
 from gateway.http.openresponses.hosted import (
     HostedPlan,
+    HostedTool,
     Progress,
     approved_calls,
     hosted_tools,
@@ -33,9 +35,8 @@ from gateway.http.openresponses.schemas import (
 from gateway.http.openresponses.stored_items import Context, Item, references_in, whole_items
 from gateway.http.schemas.body import dump_fields, dump_json, validate
 from gateway.http.schemas.chat import ChatRequest
-from gateway.http.schemas.tokenize import TokenizeRequest
 from gateway.request.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
-from protocol.wire.messages import Prepare, SamplingDefaults
+from protocol.wire.messages import SamplingDefaults
 
 NO_STORE: Final = "nothing is stored here; send the items"
 MAX_SUMMARY_TOKENS: Final = 1024
@@ -220,7 +221,7 @@ def responses_body(
     """
     tools = Tools(request.tools, runs_hosted=True)
     plan = _hosted_plan(request, tools, items, context.progress)
-    chat = _chat(request, tools, items, context.num_before, plan, context.progress)
+    chat = base_chat(request, tools, items, context.num_before, plan, context.progress)
     spent = 0 if context.progress is None else context.progress.num_output_tokens
     limit = request.max_output_tokens
     sampling = {
@@ -268,12 +269,7 @@ def _hosted_plan(
         if progress is None
         else progress.lists
     )
-    taken = {tool[tool["type"]]["name"] for tool in tools.chat}
-    hosted, chat = hosted_tools(tools.servers, lists, taken)
-    if progress is None or progress.may_call:
-        tools.chat += chat
-        paths = {server.named.label: server.path for server in tools.servers}
-        tools.paths += [paths[hosted[tool["function"]["name"]].label] for tool in chat]
+    hosted = add_hosted(tools, lists, may_call=progress is None or progress.may_call)
     approved = approved_calls(items, hosted)
     labels = {server.named.label for server in tools.servers}
     absent = next((call.label for call in approved if call.label not in labels), None)
@@ -293,31 +289,17 @@ def _hosted_plan(
     )
 
 
-def count_question(
-    request: InputTokensRequest, context: Context | None
-) -> tuple[Prepare, list[str]]:
-    """The question that counts an input's tokens, and the tools that are left out.
-
-    Raises:
-        InvalidRequestError: Naming the field that is wrong.
-    """
-    tools = Tools(request.tools)
-    items: str | list[Item] = request.input
-    num_before = 0
-    if context is not None:
-        own = whole_items(context.resolved(request.input))
-        items = context.select(own, truncates=False)
-        num_before = context.num_before
-    chat = _chat(request, tools, items, num_before)
-    names = ("model", "messages", "tools", "chat_template_kwargs")
-    question = {name: chat[name] for name in names if name in chat}
-    if chat.get("tool_choice") == "none":
-        question.pop("tools", None)
-    try:
-        prepare = tokenize_question(validate(TokenizeRequest, question), question)
-    except InvalidRequestError as error:
-        raise in_their_words(error, tools.paths) from None
-    return prepare, tools.left_out
+def add_hosted(
+    tools: Tools, lists: Mapping[str, list[Item]], *, may_call: bool = True
+) -> dict[str, HostedTool]:
+    """Tools that servers have listed, by the names that the model sees; they join the chat's."""
+    taken = {tool[tool["type"]]["name"] for tool in tools.chat}
+    hosted, chat = hosted_tools(tools.servers, lists, taken)
+    if may_call:
+        tools.chat += chat
+        paths = {server.named.label: server.path for server in tools.servers}
+        tools.paths += [paths[hosted[tool["function"]["name"]].label] for tool in chat]
+    return hosted
 
 
 def compact_body(
@@ -380,7 +362,7 @@ def conversation_items(items: list[Item]) -> list[Item]:
     return whole_items(items)
 
 
-def _chat(
+def base_chat(
     request: InputTokensRequest,
     tools: Tools,
     items: str | list[Item],

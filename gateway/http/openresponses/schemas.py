@@ -48,6 +48,8 @@ REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
 }
 """Refused by name unless null or one of the neutral values."""
 
+ModelName = Annotated[str, Field(min_length=1, max_length=512)]
+
 
 def few_labels(value: dict[str, str] | None) -> dict[str, str] | None:
     """Check `metadata`."""
@@ -105,7 +107,6 @@ class ContinuedRequest(RequestModel):
 
     shapes = {"input": ListOf(ITEM)}  # noqa: RUF012
 
-    model: Annotated[str, Field(min_length=1, max_length=512)]
     # It may be empty where something is gone on from.
     input: Annotated[str | list[dict[str, Any]], NullIsDefault()] = Field(default_factory=list)
     instructions: str | None = None
@@ -135,6 +136,7 @@ class ContinuedRequest(RequestModel):
 class CompactRequest(ContinuedRequest):
     """A context that is to become shorter."""
 
+    model: ModelName
     # Harmless, as in `HARMLESS_FIELDS`.
     image: Any = None
     prompt_cache_key: str | None = None
@@ -144,10 +146,11 @@ class CompactRequest(ContinuedRequest):
 
 
 class InputTokensRequest(ContinuedRequest):
-    """An input whose tokens are counted."""
+    """An input whose tokens are counted, by the only model where none is named."""
 
     shapes = ContinuedRequest.shapes | {"tools": ListOf(TOOL), "tool_choice": TOOL_CHOICE}
 
+    model: ModelName | None = None
     conversation: str | ConversationName | None = None
     truncation: Literal["auto", "disabled"] | None = None
     tools: Annotated[list[dict[str, Any]] | None, Field(max_length=MAX_TOOLS)] = None
@@ -184,6 +187,7 @@ class InputTokensRequest(ContinuedRequest):
 class ResponsesRequest(InputTokensRequest):
     """Items to answer."""
 
+    model: ModelName
     stream: bool | None = None
     store: bool | None = None
     background: bool | None = None

@@ -8,11 +8,11 @@ from fastapi import Request as HttpRequest
 
 from gateway.errors import (
     ClientDisconnectedError,
-    InvalidRequestError,
     UnsupportedFieldError,
 )
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.answer_headers import answer_headers
+from gateway.http.answering import only_model
 from gateway.http.ignored_fields import ignored_headers
 from gateway.http.parsers import DETOKENIZE, TOKENIZE
 from gateway.http.parts import HttpParts, parts_of
@@ -139,15 +139,7 @@ async def tokenizer_info(http_request: HttpRequest) -> Response:
 
 def _model(parts: HttpParts, name: str | None) -> str:
     """The model that is meant: the only one, when the request names none."""
-    models = parts.directory.models()
-    if name is None:
-        if len(models) != 1:
-            there_are = ", ".join(f"`{one}`" for one in sorted(models)) or "none yet"
-            raise InvalidRequestError(
-                f"Missing field `model`. Available models: {there_are}.", param="model"
-            )
-        return next(iter(models))
-    return parts.names.offered(name).model
+    return only_model(parts) if name is None else parts.names.offered(name).model
 
 
 def _json(value: dict[str, Any], headers: dict[str, str]) -> Response:
