@@ -217,12 +217,6 @@ class ResponsesRequest(InputTokensRequest):
     _few_labels = field_validator("metadata")(few_labels)
 
     @model_validator(mode="after")
-    def _log_probabilities_that_are_shown(self) -> "ResponsesRequest":
-        if self.top_logprobs and not self.shows_logprobs:
-            raise field_error(f"it needs `{LOGPROBS}` in `include`.", "top_logprobs")
-        return self
-
-    @model_validator(mode="after")
     def _a_conversation_is_stored(self) -> "ResponsesRequest":
         if self.conversation is not None and self.store is False:
             raise field_error("a conversation is stored.", "store")
@@ -237,7 +231,7 @@ class ResponsesRequest(InputTokensRequest):
     @property
     def shows_logprobs(self) -> bool:
         """Whether the answer tells log probabilities."""
-        return LOGPROBS in (self.include or ())
+        return bool(self.top_logprobs) or LOGPROBS in (self.include or ())
 
 
 class ConversationRequest(RequestModel):

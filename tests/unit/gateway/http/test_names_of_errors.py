@@ -32,7 +32,7 @@ from tests.fakes.sample_bodies import (
 ELSEWHERE: Final = {
     # What is wrong at the first place contradicts what stands at the second one.
     *(("tools", "tool_choice"), ("functions", "function_call"), ("stream", "stream_options")),
-    *(("logprobs", "logprob_token_ids"), ("include", "top_logprobs"), ("messages", "prompt")),
+    *(("logprobs", "logprob_token_ids"), ("messages", "prompt")),
     *(("input", "tools"), ("text_1", ""), ("text_2", ""), ("queries", ""), ("documents", "")),
 }
 

@@ -188,8 +188,10 @@ def test_what_has_no_effect_is_said() -> None:
 def test_log_probabilities_are_told_when_they_are_included() -> None:
     job = body(include=["message.output_text.logprobs"], top_logprobs=2).job
     assert job.options.num_top_logprobs == 2
-    with pytest.raises(InvalidRequestError, match="include"):
-        body(top_logprobs=2)
+    assert body(include=["message.output_text.logprobs"]).job.options.num_top_logprobs == 0
+    # Whoever says how many wants them.
+    assert body(top_logprobs=2).job.options.num_top_logprobs == 2
+    assert body(top_logprobs=0).job.options.num_top_logprobs is None
 
 
 def test_a_body_travels_between_processes() -> None:
