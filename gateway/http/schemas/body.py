@@ -1,9 +1,8 @@
 """From the bytes of a request body to a checked model, with errors that name the field."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, TypeVar, get_args
 
 import orjson
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
@@ -14,9 +13,9 @@ from gateway.http.schemas.core_schemas import BRANCH, shape_errors
 from gateway.http.schemas.ranges import RANGES
 from gateway.http.schemas.shapes import (
     MAX_LISTED_FIELDS,
-    Fields,
+    Shape,
+    add_unknown,
     unknown_keys,
-    unknown_within,
 )
 
 
@@ -31,13 +30,20 @@ class RequestModel(BaseModel):
     known_fields: ClassVar[frozenset[str]] = frozenset()
     refused_fields: ClassVar[frozenset[str]] = frozenset()
     """Known as well: whoever gives one a value is told."""
-    shapes: ClassVar[Fields] = {}
+    shapes: ClassVar[Mapping[str, Shape]] = {}
     """Of those fields that hold objects which no model describes."""
+    holding_fields: ClassVar[tuple[str, ...]] = ()
+    """Which hold such objects, or models."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_kwargs: Any) -> None:
         """Remember the field names, which every request compares its keys with."""
         cls.known_fields = frozenset(cls.model_fields) | cls.refused_fields
+        cls.holding_fields = tuple(
+            name
+            for name, field in cls.model_fields.items()
+            if name in cls.shapes or _holds_models(field.annotation)
+        )
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -138,37 +144,47 @@ def unknown_fields(
         value: The object that it was made of.
         others: Fields of it that have a meaning, or are refused by name, elsewhere.
     """
-    return list(islice(_unknown_of(request, value, frozenset(others), ""), MAX_LISTED_FIELDS))
+    found: list[str] = []
+    if not value.keys() <= request.known_fields:
+        found += unknown_keys(value, request.known_fields.union(others))
+    _add_unknown(request, value, "", found)
+    return found[:MAX_LISTED_FIELDS]
 
 
-def _unknown_of(
-    model: RequestModel, value: Mapping[str, Any], others: frozenset[str], prefix: str
-) -> Iterator[str]:
-    known = type(model).known_fields
-    if not value.keys() <= known:
-        yield from unknown_keys(value, known | others, prefix)
-    shapes = type(model).shapes
-    for name, inner in value.items():
-        if name in shapes:
-            yield from unknown_within(inner, shapes[name], f"{prefix}{name}")
-        elif name in model.model_fields_set and isinstance(inner, dict | list):
-            yield from _unknown_in(getattr(model, name), inner, f"{prefix}{name}")
+def _add_unknown(
+    model: RequestModel, value: Mapping[str, Any], prefix: str, found: list[str]
+) -> None:
+    """Of what a model's fields hold; this is done for each message of a long conversation."""
+    for name in model.holding_fields:
+        inner = value.get(name)
+        if not isinstance(inner, dict | list) or len(found) >= MAX_LISTED_FIELDS:
+            continue
+        shape = model.shapes.get(name)
+        if shape is None:
+            _add_unknown_in(getattr(model, name), inner, f"{prefix}{name}", found)
+        else:
+            add_unknown(inner, shape, f"{prefix}{name}", found)
 
 
-def _unknown_in(made: Any, value: Any, path: str) -> Iterator[str]:
-    """Of a field's value, which may hold models."""
+def _add_unknown_in(made: Any, value: Any, path: str, found: list[str]) -> None:
     if isinstance(made, RequestModel) and isinstance(value, dict):
-        yield from _unknown_of(made, value, frozenset(), f"{path}.")
-    elif isinstance(made, list) and made and isinstance(value, list):
+        if not value.keys() <= made.known_fields:
+            found += unknown_keys(value, made.known_fields, f"{path}.")
+        if made.holding_fields:
+            _add_unknown(made, value, f"{path}.", found)
+    elif isinstance(made, list) and isinstance(value, list):
         for index, (one, raw) in enumerate(zip(made, value, strict=True)):
-            if not isinstance(one, RequestModel):
-                return  # lists are of one kind
-            yield from _unknown_in(one, raw, f"{path}[{index}]")
+            _add_unknown_in(one, raw, f"{path}[{index}]", found)
     elif isinstance(made, dict) and isinstance(value, dict):
         for key, one in made.items():
-            if not isinstance(one, RequestModel):
-                return
-            yield from _unknown_in(one, value[key], f"{path}.{key}")
+            _add_unknown_in(one, value[key], f"{path}.{key}", found)
+
+
+def _holds_models(annotation: Any) -> bool:
+    """Whether values of a type are models, or lists or objects of some."""
+    if isinstance(annotation, type) and issubclass(annotation, RequestModel):
+        return True
+    return any(map(_holds_models, get_args(annotation)))
 
 
 def dump_json(value: Any, param: str) -> str:

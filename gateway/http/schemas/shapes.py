@@ -1,6 +1,6 @@
 """Which fields an object has that no model of ours describes, and which of a value are others."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final, TypeAlias, Union
@@ -8,10 +8,21 @@ from typing import Any, Final, TypeAlias, Union
 MAX_LISTED_FIELDS: Final = 32
 """Fields without meaning that are named to the client; a body can hold a million of them."""
 
-Shape: TypeAlias = Union["Fields", "ByType", "ListOf", None]
-"""None is anything, with whatever is in it: a JSON schema, arguments, labels."""
-Fields: TypeAlias = Mapping[str, Shape]
-"""An object with these fields."""
+Shape: TypeAlias = Union["Fields", "ByType", "ListOf"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """An object with certain fields.
+
+    Attributes:
+        known: Their names.
+        inner: Those whose values have a shape. Others are anything, with whatever is in it: a JSON
+            schema, arguments, labels.
+    """
+
+    known: frozenset[str]
+    inner: tuple[tuple[str, Shape], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +37,17 @@ class ByType:
     kinds: Mapping[str, Fields]
     default: str = ""
 
-    def fields_of(self, value: Mapping[str, Any]) -> "Fields | None":
-        """The fields of one object."""
-        kind = value.get("type")
-        kind = self.default if kind is None else kind
-        return self.kinds.get(kind) if isinstance(kind, str) else None
-
 
 @dataclass(frozen=True, slots=True)
 class ListOf:
     """A list of such values; something else in its place, a text for one, has no fields."""
 
-    member: Shape
+    member: Fields | ByType
 
 
 def fields(*names: str, **inner: Shape) -> Fields:
     """Fields of any value, and fields whose values have a shape."""
-    return {**dict.fromkeys(names), **inner}
+    return Fields(frozenset(names) | inner.keys(), tuple(inner.items()))
 
 
 def unknown_keys(value: Iterable[str], known: frozenset[str], prefix: str = "") -> list[str]:
@@ -51,21 +56,35 @@ def unknown_keys(value: Iterable[str], known: frozenset[str], prefix: str = "") 
     return [f"{prefix}{key}" for key in sorted(islice(unknown, MAX_LISTED_FIELDS))]
 
 
-def unknown_within(value: Any, shape: Shape, path: str) -> Iterator[str]:
-    """The places of fields that a shape doesn't have; null is the same as leaving a field out."""
+def add_unknown(value: Any, shape: Shape, path: str, found: list[str]) -> None:
+    """Add the places of fields that a shape doesn't have; null is the same as leaving one out.
+
+    Args:
+        value: Of the client.
+        shape: That it has.
+        path: Of the value.
+        found: More is added until it has `MAX_LISTED_FIELDS`, or a few more.
+    """
     if isinstance(shape, ListOf):
-        if shape.member is not None and isinstance(value, list):
+        if isinstance(value, list):
+            member = shape.member
             for index, one in enumerate(value):
-                yield from unknown_within(one, shape.member, f"{path}[{index}]")
+                if len(found) >= MAX_LISTED_FIELDS:
+                    return
+                add_unknown(one, member, f"{path}[{index}]", found)
         return
     if not isinstance(value, dict):
         return
-    known = shape.fields_of(value) if isinstance(shape, ByType) else shape
-    if known is None:
-        return
-    for key, one in value.items():
-        if key not in known:
-            if one is not None:
-                yield f"{path}.{key}"
-        elif (inner := known[key]) is not None:
-            yield from unknown_within(one, inner, f"{path}.{key}")
+    if isinstance(shape, ByType):
+        kind = value.get("type")
+        kind = shape.default if kind is None else kind
+        known = shape.kinds.get(kind) if isinstance(kind, str) else None
+        if known is None:
+            return
+        shape = known
+    if not value.keys() <= shape.known:
+        given = (key for key, one in value.items() if one is not None)
+        found += unknown_keys(given, shape.known, f"{path}.")
+    for name, inner in shape.inner:
+        if name in value:
+            add_unknown(value[name], inner, f"{path}.{name}", found)

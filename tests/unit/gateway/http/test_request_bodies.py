@@ -308,12 +308,12 @@ def test_unknown_fields_within_others_are_reported_too() -> None:
     tools = [{"type": "function", "function": {"name": "f", "z": 3}, "cache_control": {}}]
     body = chat_body(messages=messages, tools=tools, stream=True, stream_options={"continuous": 1})
     assert parse_chat_body(body)[2] == [
+        "stream_options.continuous",
         "messages[0].content[0].cache_control",
         "messages[1].tool_calls[0].y",
         "messages[1].tool_calls[0].function.x",
         "tools[0].cache_control",
         "tools[0].function.z",
-        "stream_options.continuous",
     ]
 
 
