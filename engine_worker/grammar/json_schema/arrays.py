@@ -12,11 +12,10 @@ from engine_worker.grammar.json_schema.rules import (
     Repeat,
     Text,
     alt,
+    literals,
     seq,
-    texts,
 )
 from engine_worker.grammar.json_schema.shape import Shape, conjunction, same
-from engine_worker.grammar.json_schema.style import spelt
 from engine_worker.grammar.json_schema.value_rules import ValueRules
 
 MAX_UNIQUE: Final = 7
@@ -41,17 +40,18 @@ class ArrayRules:
             if value == []:
                 least = max(least, 1)
             elif isinstance(value, list):
-                self._inner.document.leave_out(origin, "not", "it lists an array.")
+                self._inner.document.leave_out_negation(origin, "what is forbidden is an array.")
         if most is not None and least > most:
             return NEVER
         num_prefix = shape.num_prefix
-        if shape.unique is not None and (most is None or most > 1):
+        if shape.unique and (most is None or most > 1):
             unique = self._unique(shape, least, most) if num_prefix == 0 else None
             if unique is not None:
                 return unique
-            self._inner.document.leave_out(
-                shape.unique, "uniqueItems", "its items aren't a few listed values."
-            )
+            for schema in shape.unique:
+                self._inner.document.leave_out(
+                    schema, "uniqueItems", "its items aren't a few listed values."
+                )
         if _wanted(shape):
             containing = self._containing(shape, least, most)
             if containing is not None:
@@ -93,7 +93,7 @@ class ArrayRules:
                 values.append(value)
             if len(values) > MAX_UNIQUE:
                 return None
-        spellings = [texts(spelt(value, self._inner.style)) for value in values]
+        spellings = [literals([value], self._inner.style) for value in values]
         separator = Text(self._inner.style.item_separator)
         known: dict[frozenset[int], Ref] = {}
 

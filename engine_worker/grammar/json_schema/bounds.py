@@ -25,7 +25,7 @@ class BoundsReader:
         shape.max_items = _least(shape.max_items, self._count("maxItems"))
         for keyword in ("minProperties", "maxProperties"):
             if keyword in self._schema:
-                shape.counted_by = self._schema
+                shape.counted_by.append((self._schema, keyword))
         shape.min_properties = max(shape.min_properties, self._count("minProperties") or 0)
         shape.max_properties = _least(shape.max_properties, self._count("maxProperties"))
         schema = self._schema
@@ -33,7 +33,7 @@ class BoundsReader:
             if keyword in schema:
                 found.append((schema[keyword], schema))
         if schema.get("uniqueItems") is True:
-            shape.unique = schema
+            shape.unique.append(schema)
         required = schema.get("required", [])
         if isinstance(required, bool):
             self._document.leave_out(schema, "required", "it is a list of names.")

@@ -20,11 +20,11 @@ from engine_worker.grammar.json_schema.rules import (
     Rules,
     Text,
     alt,
-    texts,
+    literals,
 )
 from engine_worker.grammar.json_schema.scalars import ScalarRules
 from engine_worker.grammar.json_schema.shape import Shape, conjunction
-from engine_worker.grammar.json_schema.style import Style, spelt
+from engine_worker.grammar.json_schema.style import Style
 from engine_worker.grammar.json_schema.values import Verdict, any_of, fits
 
 MAX_NUMBER_DIGITS: Final = 1000
@@ -186,14 +186,8 @@ class _Compiler:
 
     def _shape(self, shape: Shape) -> Expr:
         if shape.values is not None:
-            return texts(
-                [
-                    text
-                    for value in shape.values
-                    if self.settled(self._fits(shape, value))
-                    for text in spelt(value, self.style)
-                ]
-            )
+            values = [value for value in shape.values if self.settled(self._fits(shape, value))]
+            return literals(values, self.style)
         if shape == Shape():
             return JsonValue(self.style.schema({}))
         return alt(*(self._of_type(shape, name) for name in sorted(shape.types)))

@@ -50,7 +50,8 @@ class Document:
         self._anchors: dict[str, list[Schema]] = {}
         self._dynamic_anchors: dict[str, list[Schema]] = {}
         self._kept: list[Any] = []
-        self._made: set[int] = set()
+        # By the identity of a schema of ours: the one that it stands for a part of.
+        self._made: dict[int, Schema] = {}
         self._checked: set[int] = set()
         self._walk(root, "", "")
 
@@ -67,6 +68,21 @@ class Document:
                 " for `strict`."
             )
         self.unenforced[place] = None
+
+    def leave_out_negation(self, made: Schema, why: str) -> None:
+        """Leave to the model that a value is none of those that a schema lists, and name the list.
+
+        Args:
+            made: Of ours, for what is not so.
+            why: It can't be enforced.
+
+        Raises:
+            UnsupportedGrammarError: The schema is strict.
+        """
+        origin = self._made[id(made)]
+        names = ("const", "enum", "type")
+        keyword = next(name for name in names if isinstance(origin, dict) and name in origin)
+        self.leave_out(origin, keyword, why)
 
     def refuse(self, schema: Schema, keyword: str, why: str) -> UnsupportedGrammarError:
         """The error for a keyword that means nothing."""
@@ -99,7 +115,7 @@ class Document:
     def made(self, schema: dict[str, Any], origin: Schema) -> dict[str, Any]:
         """A schema that stands for a part of another one, in whose place it is."""
         self._kept.append(schema)
-        self._made.add(id(schema))
+        self._made[id(schema)] = origin
         self._walk(schema, self._bases.get(id(origin), ""), self._pointers.get(id(origin), ""))
         return schema
 

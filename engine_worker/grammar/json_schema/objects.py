@@ -59,7 +59,7 @@ class ObjectRules:
             if value == {}:
                 least = max(least, 1)
             elif isinstance(value, dict):
-                document.leave_out(origin, "not", "it lists an object.")
+                document.leave_out_negation(origin, "what is forbidden is an object.")
         if most is not None and least > most:
             return NEVER
         if not (shape.objects or shape.required or shape.names or least or most is not None):
@@ -79,8 +79,8 @@ class ObjectRules:
         if free == NEVER and most is not None and most >= len(members):
             most = None
         if (least or most is not None) and len(members) * (max(least, most or 0) + 1) > MAX_STATES:
-            keyword = "minProperties" if least else "maxProperties"
-            document.leave_out(shape.counted_by, keyword, "there are too many members to count.")
+            for schema, keyword in shape.counted_by:
+                document.leave_out(schema, keyword, "there are too many members to count.")
             least, most = 0, None
         return seq(Text("{"), self._sequence(members, free, least, most), Text("}"))
 
@@ -112,14 +112,14 @@ class ObjectRules:
                 following.append(rules.put(rules.new(), some if least else alt(EMPTY, some)))
         for member in reversed(members):
             value = self._inner.value(member.schemas)
-            opening = f"{dumped(member.name)}{self._inner.style.key_separator}"
+            opening = seq(Text(dumped(member.name)), Text(self._inner.style.key_separator))
             before = following
             following = []
             for count in range(most_counted + 1):
                 after = min(count + 1, most_counted)
                 ways: list[Expr] = []
                 if most is None or count < most:
-                    start = seq(separator if count else EMPTY, Text(opening))
+                    start = seq(separator if count else EMPTY, opening)
                     ways.append(seq(start, value, before[after]))
                 if not member.is_required:
                     ways.append(before[count])
@@ -147,16 +147,14 @@ class ObjectRules:
         found: dict[str, str | None] = {}
         for part in shape.objects:
             for pattern in part.patterns:
-                if pattern in found:
-                    continue
-                body = self._inner.patterns.terminal(pattern)
-                if len([one for one in found.values() if one is not None]) >= MAX_PATTERNS:
-                    body = None
-                if body is None:
+                if pattern not in found:
+                    num_known = sum(body is not None for body in found.values())
+                    is_one_more = num_known < MAX_PATTERNS
+                    found[pattern] = self._inner.patterns.terminal(pattern) if is_one_more else None
+                if found[pattern] is None and pattern in part.schema.get("patternProperties", ()):
                     self._inner.document.leave_out(
                         part.schema, "patternProperties", f"{pattern[:100]!r} can't be followed."
                     )
-                found[pattern] = body
         return found
 
     def _listed_names(self, shape: Shape) -> list[str] | None:
@@ -199,7 +197,9 @@ class ObjectRules:
                 # Names that have to fit a terminal are plain, so others are none of them anyway.
                 is_plain = _PLAIN_NAME.fullmatch(value)
                 bodies.append(f"/(?s:.*)/ & ~({quoted(value)})" if is_plain else "/(?s:.*)/")
-        if shape.min_length or shape.max_length is not None:
+        if shape.max_length is not None and shape.min_length > shape.max_length:
+            bodies.append("/[^\\s\\S]/")
+        elif shape.min_length or shape.max_length is not None:
             most = "" if shape.max_length is None else shape.max_length
             bodies.append(f"/(?s:.){{{shape.min_length},{most}}}/")
         return bodies
@@ -217,7 +217,10 @@ class ObjectRules:
                 f"({body})" if hit else f"~({body})"
                 for body, hit in zip(known.values(), hits, strict=True)
             ]
-            name = Terminal(self._key(declared, [*wanted, *(f"({one})" for one in bodies)]))
+            body = self._key(declared, [*wanted, *(f"({one})" for one in bodies)])
+            if not self._inner.patterns.has_texts(body):
+                continue
+            name = Terminal(body)
             value = self._inner.value(schemas)
             yield seq(name, Text(self._inner.style.key_separator), value)
 

@@ -25,6 +25,10 @@ _SHARED: Final = re.compile(
 """Escapes that mean the same to Python and in ECMA-262."""
 _OTHER: Final = re.compile(r"\(\?(?![:=!]|<[=!])|[*+?}]\+|\[\^?\]")
 """Groups, quantifiers and classes that don't."""
+_LIKELY_BYTES: Final = b'"0123456789.-abAB'
+"""What texts are tried of; the first ones first."""
+_ALL_BYTES: Final = 2**256 - 1
+_MAX_LOOKED: Final = 64
 _SPACES: Final = {"s": "[\\s\ufeff]", "S": "[^\\s\ufeff]"}
 
 
@@ -36,6 +40,7 @@ class Patterns:
         self._tokenizer: LLTokenizer | None = None
         self._matchers: dict[str, LLMatcher | None] = {}
         self._native: dict[str, LLMatcher] = {}
+        self._inhabited: dict[str, bool] = {}
 
     def matches(self, pattern: str, text: str) -> bool | None:
         """Whether a text has a pattern somewhere; None when that can't be told."""
@@ -61,9 +66,13 @@ class Patterns:
         return has
 
     def _matcher(self, schema: dict[str, Any]) -> LLMatcher:
+        source = f"start: %json {json.dumps(schema)}\n"
+        return LLMatcher(self._get_tokenizer(), source, log_level=0)
+
+    def _get_tokenizer(self) -> LLTokenizer:
         if self._tokenizer is None:
             self._tokenizer = LLTokenizer("byte")
-        return LLMatcher(self._tokenizer, f"start: %json {json.dumps(schema)}\n", log_level=0)
+        return self._tokenizer
 
     def are_known(self, pattern: str) -> bool:
         """Whether a string can be held to a pattern."""
@@ -96,11 +105,46 @@ class Patterns:
         whole = " | ".join(f"({body})" for body in bodies)
         return whole if self._compiles(f"start: T\nT: {whole}\n") else None
 
+    def has_texts(self, body: str) -> bool:
+        """Whether a terminal with this body matches any text; true when in doubt."""
+        source = f"start: T\nT: {body}\n"
+        if source not in self._inhabited:
+            matcher = LLMatcher(self._get_tokenizer(), source, log_level=0)
+            self._inhabited[source] = _may_match(matcher)
+        return self._inhabited[source]
+
+    def has_values(self, schema: str) -> bool:
+        """Whether a schema that llguidance compiles allows any value."""
+        source = f"start: %json {schema}\n"
+        if source not in self._inhabited:
+            message = LLMatcher.validate_grammar(source)
+            self._inhabited[source] = "Unsatisfiable schema" not in message
+        return self._inhabited[source]
+
     def _compiles(self, source: str) -> bool:
         known = self._known.get(source)
         if known is None:
             known = self._known[source] = not LLMatcher.validate_grammar(source)
         return known
+
+
+def _may_match(matcher: LLMatcher) -> bool:
+    """Whether a matcher accepts any text: looks at a few, since an empty mask comes too late."""
+    waiting, is_all = [matcher], True
+    for _ in range(_MAX_LOOKED):
+        if not waiting:
+            return not is_all
+        one = waiting.pop()
+        if one.is_error() or one.is_accepting():
+            return True
+        mask = int.from_bytes(one.compute_bitmask(), "little")
+        allowed = [byte for byte in _LIKELY_BYTES if mask >> byte & 1]
+        is_all = is_all and len(allowed) == (mask & _ALL_BYTES).bit_count()
+        for byte in reversed(allowed):
+            longer = one.deep_copy()
+            longer.consume_token(byte)
+            waiting.append(longer)
+    return True
 
 
 def _is_written(matcher: LLMatcher, text: str) -> bool | None:

@@ -249,7 +249,8 @@ class SchemaReader:
                 value for value in values if known is None or any(same(value, one) for one in known)
             ]
         if self.document.is_made(schema):
-            shape.is_fraction = shape.is_fraction or "x-penstock-fraction" in schema
+            if "x-penstock-fraction" in schema:
+                shape.fraction_origin = schema
             shape.excluded += [(value, schema) for value in schema.get("x-penstock-not", ())]
 
     def _read_parts(self, shape: Shape, schema: dict[str, Any], owners: frozenset[int]) -> None:
@@ -387,7 +388,7 @@ class SchemaReader:
         if opposite is None or not isinstance(value, int | Decimal) or isinstance(value, bool):
             return None
         type_name, other, step = opposite
-        if other.startswith("max") and value + step < 0:
+        if type_name != "number" and value + step < 0:
             return []
         return [made({"type": type_name, other: value + step})]
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-from engine_worker.grammar.json_schema.style import text_literal
+from engine_worker.grammar.json_schema.style import Style, dumped, spelt, text_literal
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Exactly this text."""
+    """Exactly this text, a token of JSON."""
 
     text: str
 
@@ -65,14 +65,14 @@ NEVER: Final = Alt()
 
 
 def seq(*parts: Expr) -> Expr:
-    """A sequence; adjacent texts become one."""
+    """A sequence.
+
+    Adjacent texts stay apart: each is a token of JSON, and one lexeme. Of two ways to write a value
+    the lexer follows the longer lexeme, so they have to have the same ones.
+    """
     flat: list[Expr] = []
     for part in parts:
-        for one in part.parts if isinstance(part, Seq) else (part,):
-            if isinstance(one, Text) and flat and isinstance(flat[-1], Text):
-                flat[-1] = Text(flat[-1].text + one.text)
-            elif not isinstance(one, Text) or one.text:
-                flat.append(one)
+        flat += part.parts if isinstance(part, Seq) else (part,)
     return flat[0] if len(flat) == 1 else Seq(tuple(flat))
 
 
@@ -84,11 +84,40 @@ def alt(*parts: Expr) -> Expr:
     return next(iter(flat)) if len(flat) == 1 else Alt(tuple(flat))
 
 
-def texts(spellings: list[str]) -> Expr:
-    """One of some texts, as one lexeme: many of them cost a rule nothing."""
-    if len(spellings) < 2:
-        return alt(*map(Text, spellings))
-    return Terminal(" | ".join(map(quoted, dict.fromkeys(spellings))))
+def literals(values: list[Any], style: Style) -> Expr:
+    """One of some values; of scalars as one lexeme: many of them cost a rule nothing."""
+    scalars = [value for value in values if not isinstance(value, list | dict)]
+    spellings = dict.fromkeys(text for value in scalars for text in spelt(value, style))
+    ways: list[Expr] = [
+        _literal(value, style) for value in values if isinstance(value, list | dict)
+    ]
+    if len(spellings) > 1:
+        ways.append(Terminal(" | ".join(map(quoted, spellings))))
+    else:
+        ways += map(Text, spellings)
+    return alt(*ways)
+
+
+def _literal(value: Any, style: Style) -> Expr:
+    match value:
+        case dict():
+            parts = [
+                seq(Text(dumped(name)), Text(style.key_separator), _literal(one, style))
+                for name, one in value.items()
+            ]
+            opening, closing = "{", "}"
+        case list():
+            parts = [_literal(one, style) for one in value]
+            opening, closing = "[", "]"
+        case _:
+            return Text(dumped(value))
+    between = Text(style.item_separator)
+    return seq(
+        Text(opening),
+        *parts[:1],
+        *(one for part in parts[1:] for one in (between, part)),
+        Text(closing),
+    )
 
 
 class Rules:

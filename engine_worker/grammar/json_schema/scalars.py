@@ -2,7 +2,7 @@
 
 from decimal import Decimal
 from fractions import Fraction
-from math import gcd, lcm
+from math import ceil, floor, gcd, lcm
 from typing import Any, Final
 
 from engine_worker.grammar.json_schema.document import Document, Schema
@@ -60,9 +60,14 @@ class ScalarRules:
         multiple = self._multiple(shape, low, high, is_integer=is_integer)
         excluded = [(one, schema) for one, schema in shape.excluded if type_of(one) == "number"]
         if multiple is not None:
-            for schema in [schema for _, schema in excluded] + [True] * shape.is_fraction:
-                self._document.leave_out(schema, "not", "it stands beside `multipleOf`.")
-            return JsonValue(self._style.schema(multiple))
+            origins = [schema for _, schema in excluded]
+            if shape.fraction_origin is not None:
+                origins.append(shape.fraction_origin)
+            for schema in origins:
+                self._document.leave_out_negation(
+                    schema, "what is forbidden stands beside `multipleOf`."
+                )
+            return self._value(multiple)
         body = number_body(low, high, is_integer=is_integer)
         if excluded or shape.is_fraction:
             forbidden = [f"/{spellings(Decimal(one))}/" for one, _ in excluded]
@@ -72,6 +77,8 @@ class ScalarRules:
                 # Without exponents, in which a number has many spellings.
                 body = r"/-?(0|[1-9][0-9]*)(\.[0-9]+)?/"
             body = f"({body}) & ~({' | '.join(forbidden)})"
+            if not self._patterns.has_texts(body):
+                return NEVER
         return Terminal(body)
 
     def _bound(self, bound: Bound | None, origin: Schema, keyword: str) -> Bound | None:
@@ -104,18 +111,20 @@ class ScalarRules:
             and isinstance(exponent, int)
             and -exponent <= _MAX_FRACTION_DIGITS
         )
-        for bound, inclusive, exclusive in (
-            (low, "minimum", "exclusiveMinimum"),
-            (high, "maximum", "exclusiveMaximum"),
-        ):
-            if bound is not None:
-                is_exact = is_exact and abs(bound[0]) < _MAX_EXACT and num_digits(bound[0]) <= 15
-                schema[exclusive if bound[1] else inclusive] = bound[0]
+        bounds = [bound for bound in (low, high) if bound is not None]
+        is_exact = is_exact and all(
+            abs(bound) < _MAX_EXACT and num_digits(bound) <= 15 for bound, _ in bounds
+        )
         if not is_exact:
-            _, origin = shape.multiples[0]
-            self._document.leave_out(origin, "multipleOf", "its digits are too many.")
+            for _, origin in shape.multiples:
+                self._document.leave_out(origin, "multipleOf", "its digits are too many.")
             return None
         schema["multipleOf"] = digits
+        # llguidance takes 1 for one above 1 and below 1.5, so bounds are multiples themselves.
+        if low is not None:
+            schema["minimum"] = _nearest(low, common, up=True)
+        if high is not None:
+            schema["maximum"] = _nearest(high, common, up=False)
         return schema
 
     def string(self, shape: Shape) -> Expr:
@@ -126,18 +135,18 @@ class ScalarRules:
         if any(one == "" for one, _ in excluded):
             least = max(least, 1)
             excluded = [(one, origin) for one, origin in excluded if one]
-        patterns = []
-        for pattern, origin in dict(shape.patterns).items():
+        patterns: dict[str, None] = {}
+        for pattern, origin in shape.patterns:
             if self._patterns.are_known(pattern):
-                patterns.append(self._patterns.as_rust(pattern))
+                patterns[self._patterns.as_rust(pattern)] = None
             else:
                 self._document.leave_out(
                     origin, "pattern", "it has parts that no grammar can follow."
                 )
         native = None
-        for name, origin in dict(shape.formats).items():
+        for name, origin in shape.formats:
             if name in OWN_FORMATS:
-                patterns.append(f"^({OWN_FORMATS[name]})$")
+                patterns[f"^({OWN_FORMATS[name]})$"] = None
                 if name in MAX_LENGTHS:
                     most = MAX_LENGTHS[name] if most is None else min(most, MAX_LENGTHS[name])
             elif name in NATIVE_FORMATS and native in (None, name):
@@ -153,12 +162,29 @@ class ScalarRules:
         if native is not None:
             schema["format"] = native
         if len(patterns) == 1:
-            schema["pattern"] = patterns[0]
+            (schema["pattern"],) = patterns
         elif patterns:
             schema["allOf"] = [{"pattern": pattern} for pattern in patterns]
         if excluded and len(schema) == 1:
             forbidden = " | ".join(quoted(dumped(one)) for one, _ in excluded)
             return Terminal(f"{STRING_BODY} & ~({forbidden})")
         for _, origin in excluded:
-            self._document.leave_out(origin, "not", "it stands beside other keywords of strings.")
-        return JsonValue(self._style.schema(schema))
+            self._document.leave_out_negation(
+                origin, "what is forbidden stands beside other keywords of strings."
+            )
+        return self._value(schema)
+
+    def _value(self, schema: dict[str, Any]) -> Expr:
+        written = self._style.schema(schema)
+        return JsonValue(written) if self._patterns.has_values(written) else NEVER
+
+
+def _nearest(bound: Bound, multiple: Fraction, *, up: bool) -> Decimal:
+    """The nearest multiple within a bound."""
+    number, is_left_out = bound
+    steps = Fraction(number) / multiple
+    whole = ceil(steps) if up else floor(steps)
+    if is_left_out and whole == steps:
+        whole += 1 if up else -1
+    found = whole * multiple
+    return Decimal(found.numerator) / Decimal(found.denominator)

@@ -25,7 +25,7 @@ class ObjectPart:
     """
 
     owners: frozenset[int]
-    schema: Schema
+    schema: dict[str, Any]
     properties: dict[str, Schema]
     patterns: dict[str, Schema]
     additional: Schema | None
@@ -42,7 +42,7 @@ class ArrayPart:
     """
 
     owners: frozenset[int]
-    schema: Schema
+    schema: dict[str, Any]
     prefix: tuple[Schema, ...]
     rest: Schema | None
 
@@ -54,17 +54,19 @@ class Shape:
     Attributes:
         values: The only values; None for any.
         excluded: Values that are forbidden, and the schema that said so.
-        is_fraction: Its numbers are no integers.
+        fraction_origin: The schema that said that its numbers are no integers; None for none.
         low_origin: The schema and the keyword that said so; `high_origin` likewise.
         patterns: Of strings, with the schema that said so; formats likewise.
+        unique: The schemas that said that no two items are equal.
         contains: Schemas of items, with how many of them there must be, 0 or more.
+        counted_by: The schemas and keywords that say how many members there are.
         names: What the names of an object's members have to be.
     """
 
     types: frozenset[str] = ALL_TYPES
     values: list[Any] | None = None
     excluded: list[tuple[Any, Schema]] = field(default_factory=list)
-    is_fraction: bool = False
+    fraction_origin: Schema | None = None
     low: Bound | None = None
     high: Bound | None = None
     low_origin: tuple[Schema, str] = (True, "minimum")
@@ -77,13 +79,13 @@ class Shape:
     arrays: list[ArrayPart] = field(default_factory=list)
     min_items: int = 0
     max_items: int | None = None
-    unique: Schema | None = None
+    unique: list[Schema] = field(default_factory=list)
     contains: list[tuple[Schema, int, Schema]] = field(default_factory=list)
     objects: list[ObjectPart] = field(default_factory=list)
     required: dict[str, None] = field(default_factory=dict)
     min_properties: int = 0
     max_properties: int | None = None
-    counted_by: Schema = True
+    counted_by: list[tuple[Schema, str]] = field(default_factory=list)
     names: list[tuple[Schema, Schema]] = field(default_factory=list)
 
     def copy(self) -> "Shape":
@@ -116,6 +118,11 @@ class Shape:
             found += hit
         return conjunction(found)
 
+    @property
+    def is_fraction(self) -> bool:
+        """Whether its numbers are no integers."""
+        return self.fraction_origin is not None
+
     def item(self, index: int) -> tuple[Schema, ...]:
         """The schemas of the item at an index."""
         found: list[Schema] = []
@@ -138,9 +145,11 @@ _GROWING: Final = [
     "patterns",
     "formats",
     "arrays",
+    "unique",
     "contains",
     "objects",
     "required",
+    "counted_by",
     "names",
 ]
 """Attributes of a shape that are added to; the others are replaced."""

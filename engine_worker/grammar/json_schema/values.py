@@ -145,7 +145,7 @@ def _fits_array(shape: Shape, value: list[Any], judge: Judge) -> Verdict:
         shape.max_items is not None and len(value) > shape.max_items
     ):
         return None
-    if shape.unique is not None and any(
+    if shape.unique and any(
         same(one, other) for index, one in enumerate(value) for other in value[:index]
     ):
         return None
@@ -191,12 +191,9 @@ def name_matches(shape: Shape, name: str, patterns: Patterns) -> dict[str, bool 
 
 def unknown_matches(shape: Shape, matches: dict[str, bool | None]) -> tuple[Doubt, ...]:
     """The keywords of patterns that a name may have or not."""
-    origins: dict[str, Schema] = {}
-    for part in shape.objects:
-        for pattern in part.patterns:
-            origins.setdefault(pattern, part.schema)
     return tuple(
-        Doubt(origins[pattern], "patternProperties", f"{pattern[:100]!r} can't be followed.")
-        for pattern, has in matches.items()
-        if has is None
+        Doubt(part.schema, "patternProperties", f"{pattern[:100]!r} can't be followed.")
+        for part in shape.objects
+        for pattern in part.patterns
+        if matches[pattern] is None and pattern in part.schema.get("patternProperties", ())
     )

@@ -547,6 +547,45 @@ def test_what_can_not_be_told_matters_only_where_nothing_else_decides(schema: An
     assert unenforced(schema) == ()
 
 
+@pytest.mark.parametrize(
+    ("schema", "places"),
+    [
+        ({"not": {"const": [1]}, "type": "array"}, ["/not/const"]),
+        ({"not": {"enum": [1, {"a": 1}]}, "type": "object"}, ["/not/enum"]),
+        ({"not": {"type": "integer"}, "type": "number", "multipleOf": 0.5}, ["/not/type"]),
+        (
+            {"allOf": [{"uniqueItems": True}, {"uniqueItems": True}], "type": "array"},
+            ["/allOf/0/uniqueItems", "/allOf/1/uniqueItems"],
+        ),
+        (
+            {"pattern": "(?=a)", "allOf": [{"pattern": "(?=a)"}], "type": "string"},
+            ["/pattern", "/allOf/0/pattern"],
+        ),
+        (
+            {"multipleOf": 1234567, "allOf": [{"multipleOf": 3}], "type": "integer"},
+            ["/multipleOf", "/allOf/0/multipleOf"],
+        ),
+        (
+            {
+                "properties": {f"p{n}": {} for n in range(100)},
+                "minProperties": 60,
+                "allOf": [{"maxProperties": 70}],
+                "type": "object",
+            },
+            ["/minProperties", "/allOf/0/maxProperties"],
+        ),
+        (
+            {"patternProperties": {"(?=a)": {}}, "allOf": [{"patternProperties": {"(?=a)": {}}}]},
+            ["/patternProperties", "/allOf/0/patternProperties"],
+        ),
+    ],
+)
+def test_all_that_is_left_to_the_model_is_named_where_it_stands(
+    schema: Any, places: list[str]
+) -> None:
+    assert unenforced(schema) == tuple(places)
+
+
 def test_every_row_of_the_page_is_what_the_code_does_and_is_tried() -> None:
     rows = dict(table())
     assert rows == {keyword: treatment.value for keyword, treatment in TREATMENTS.items()}
@@ -589,6 +628,9 @@ def test_annotations_and_unknown_keywords_change_nothing_even_under_strict(keywo
         {"not": {}},
         {"type": "object", "minProperties": 1, "maxProperties": 0},
         {"type": "object", "not": {"const": {}}, "maxProperties": 0},
+        {"type": "integer", "minimum": 1, "maximum": 1, "not": {"const": 1}},
+        {"type": "string", "pattern": "^a", "format": "date"},
+        {"type": "integer", "multipleOf": 3, "minimum": 1, "maximum": 2},
         {"type": "object", "properties": {"a": {}}, "minProperties": 3, "maxProperties": 2},
         {
             "type": "object",
