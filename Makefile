@@ -72,13 +72,14 @@ wheel: $(VENV)/.test
 wheel-check: wheel
 	tools/check_wheel.sh dist/*.whl
 
-# Ten minutes: a million hostile frames each to a gateway and a worker, 25 times the texts of the
-# parsers' law of cuts, four times the examples of their other laws, fifty times the odd bodies; other
-# ones each time.
+# A million hostile frames each to a gateway and a worker, 25 times the texts of the parsers' law of
+# cuts and the schemas of the grammars' law, four times the examples of the parsers' other laws, fifty
+# times the odd bodies; other ones each time.
 fuzz: $(VENV)/.test
 	FUZZ_FRAMES=1000000 $(BIN)/python -m pytest tests/integration/test_transport_bounds.py
 	FUZZ_EFFORT=25 FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -n 2 \
-		tests/unit/toolparser_worker/test_parser_cuts.py
+		tests/unit/toolparser_worker/test_parser_cuts.py \
+		tests/unit/engine_worker/grammar/test_schema_laws.py
 	FUZZ_EFFORT=4 $(BIN)/python -m pytest -n 2 tests/unit/toolparser_worker/test_parser_laws.py \
 		tests/unit/toolparser_worker/test_parser_early.py \
 		tests/unit/toolparser_worker/test_parser_work.py

@@ -1,16 +1,12 @@
 """Which formats the laws are held to, alone and in pairs, and tools that calls fit."""
 
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
 from tests.fakes.parsed_text import REASONING, TOOLS
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
 from toolparser_worker.machine.tool_schemas import ToolSchemas
-
-EFFORT = int(os.environ.get("FUZZ_EFFORT", "1"))
-"""How many times as many examples as usual are tried."""
 
 NATIVE = {"deepseek_v31": "deepseek_v3", "qwen3_coder": "qwen3", "openai": "openai_gptoss"}
 """The reasoning format of the same models, where it is called otherwise."""

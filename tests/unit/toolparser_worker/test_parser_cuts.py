@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.format_pairs import EFFORT, PAIRS, formats
+from tests.fakes.format_pairs import PAIRS, formats
+from tests.fakes.fuzz_effort import EFFORT
 from tests.fakes.law_of_cuts import BLANKS, broken_law, find_broken, outcome
 from tests.fakes.parsed_text import REASONING, TOOLS, parse
 from toolparser_worker.machine import braced_call, output

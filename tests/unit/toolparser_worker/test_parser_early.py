@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import pytest
 
-from tests.fakes.format_pairs import EFFORT, NATIVE, SOME_TOOLS, schemas
+from tests.fakes.format_pairs import NATIVE, SOME_TOOLS, schemas
+from tests.fakes.fuzz_effort import EFFORT
 from tests.fakes.parsed_text import MADE_UP, Parsed, ParsedCall, new_machine, parse
 from toolparser_worker.formats import (
     REASONING_FORMATS,

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.format_pairs import EFFORT, PAIRS, SOME_TOOLS, formats, schemas
+from tests.fakes.format_pairs import PAIRS, SOME_TOOLS, formats, schemas
+from tests.fakes.fuzz_effort import EFFORT
 from tests.fakes.law_of_cuts import DEEP, ESCAPES, assert_sendable
 from tests.fakes.parsed_text import (
     TOOLS,

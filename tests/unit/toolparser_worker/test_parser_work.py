@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fakes.format_pairs import EFFORT, FEWER_PAIRS, formats, schemas
+from tests.fakes.format_pairs import FEWER_PAIRS, formats, schemas
+from tests.fakes.fuzz_effort import EFFORT
 from tests.fakes.parsed_text import REASONING, new_machine
 from toolparser_worker.machine.declarations import ElementBody
 from toolparser_worker.machine.render import render_calls, render_reasoning
