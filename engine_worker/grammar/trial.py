@@ -16,6 +16,7 @@ import psutil
 from engine_worker.errors import HelperLostError, UnsupportedGrammarError
 from engine_worker.grammar.trial_process import TOO_MUCH_MEMORY, Setup, TrialResult
 from engine_worker.grammar.vocabulary import GrammarVocabulary
+from protocol.errors import ErrorCode
 from protocol.runtime.helper_process import died_of_its_work, start_helper
 from protocol.wire.messages import Grammar
 
@@ -80,9 +81,11 @@ class GrammarTrial:
                 return _told(answer)
         if died_of_its_work(ended):
             raise UnsupportedGrammarError(TOO_MUCH_MEMORY)
+        # No overload: a gateway would ask again and again, and each time processes would be killed.
         raise HelperLostError(
-            "The process that compiles grammars was killed, the machine may be short of memory;"
-            " please try again later."
+            "The process that compiles grammars was killed twice; the machine may be short of"
+            " memory.",
+            code=ErrorCode.INTERNAL_ERROR,
         )
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from engine_worker.text.template_process import (
     TEXT,
     render,
 )
+from protocol.errors import ErrorCode
 from protocol.runtime.child_environment import child_environment
 from protocol.runtime.helper_process import died_of_its_work
 
@@ -141,8 +142,9 @@ class _Process:
                 self.end(at_once=True)
                 raise
         raise HelperLostError(
-            "The process that renders chat templates was killed, the machine may be short of"
-            " memory; please try again later."
+            "The process that renders chat templates was killed twice; the machine may be short of"
+            " memory.",
+            code=ErrorCode.INTERNAL_ERROR,
         )
 
     def _start(self) -> Connection:

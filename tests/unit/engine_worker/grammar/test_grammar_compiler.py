@@ -131,7 +131,7 @@ def test_processes_that_are_killed_from_outside_are_nothing_to_their_grammar(
     grammar = dying(signal.SIGKILL, 2, tmp_path / "deaths")
     with pytest.raises(HelperLostError, match="was killed") as caught:
         dying_compiler.compile(grammar)
-    assert caught.value.code is ErrorCode.OVERLOADED
+    assert caught.value.code is ErrorCode.INTERNAL_ERROR
     dying_compiler.compile(grammar)
 
 
@@ -145,8 +145,9 @@ def test_a_process_that_can_not_be_started_is_nothing_to_its_grammar(
 
     with monkeypatch.context() as patched:
         patched.setattr(trial, "start_helper", no_process)
-        with pytest.raises(HelperLostError, match="can't start"):
+        with pytest.raises(HelperLostError, match="can't start") as caught:
             compiler.compile(grammar)
+    assert caught.value.code is ErrorCode.OVERLOADED
     compiler.compile(grammar)
 
 
