@@ -289,7 +289,9 @@ def _assemble(
         max_logprobs=MAX_LOGPROBS,
         block_size=runner.block_size,
         num_parameters=graph.num_parameters,
-        capabilities=_capabilities(tokenizer, template, formats, embedder),
+        capabilities=_capabilities(
+            tokenizer, template, formats, embedder, has_scores=engine.max_score_len > 0
+        ),
         sampling_defaults=load_sampling_defaults(settings.path),
         max_num_seqs=runner.max_num_seqs,
         num_kv_tokens=kv_tokens,
@@ -371,6 +373,8 @@ def _capabilities(
     template: ChatTemplate,
     formats: DetectedFormats,
     embedder: Embedder | None,
+    *,
+    has_scores: bool,
 ) -> tuple[str, ...]:
     found = {
         "completions": True,
@@ -378,7 +382,7 @@ def _capabilities(
         "tools": formats.tool_format is not None,
         "reasoning": formats.reasoning_format is not None,
         "embeddings": embedder is not None,
-        "scores": template.exists,
+        "scores": template.exists and has_scores,
         "fill_in_middle": FillInMiddle(tokenizer).exists,
     }
     return tuple(name for name, is_there in found.items() if is_there)

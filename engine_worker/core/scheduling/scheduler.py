@@ -206,20 +206,19 @@ class Scheduler:
             For each cache group the same number of blocks; nothing at all where only choices before
             this one hold what is needed, or it does itself.
         """
-        if self._num_lendable(choice) < num_least:
+        num_free = min(group.pool.num_free for group in self._groups)
+        if num_free < num_least and self._num_lendable(choice) < num_least:
             return ()
-        while (num_free := min(group.pool.num_free for group in self._groups)) < num_least:
+        while num_free < num_least:
             self._preempt(self._paused_victim() or self._running[-1])
+            num_free = min(group.pool.num_free for group in self._groups)
         borrowed = [group.pool.allocate(min(num_most, num_free)) for group in self._groups]
         return tuple(block_ids for block_ids in borrowed if block_ids is not None)
 
     def _num_lendable(self, choice: Choice) -> int:
         """Free blocks, of each cache group, once all have given way that may for this choice."""
         behind = [one for one in self._running if one.is_paused or one.order > choice.order]
-        return min(
-            group.pool.num_free + len(group.freed_by(behind)) if behind else group.pool.num_free
-            for group in self._groups
-        )
+        return min(group.pool.num_free + len(group.freed_by(behind)) for group in self._groups)
 
     def give_back(self, borrowed: tuple[list[int], ...]) -> None:
         """What was borrowed is free again."""

@@ -65,6 +65,19 @@ def test_memory_is_divided_so_that_the_longest_request_fits_and_nothing_is_left_
     assert left < min(block_bytes) * 6 or num_blocks == most
 
 
+@pytest.mark.parametrize(("max_num_seqs", "num_more"), [(1, 1), (2, 25)])
+def test_a_request_alone_may_be_a_score_and_has_a_block_for_its_question(
+    max_num_seqs: int, num_more: int
+) -> None:
+    shape = shape_of(GEMMA_LIKE)
+    least, _ = shape.blocks_of_request(100)
+    kv_memory_bytes = 1000 * sum(shape.layout(0).block_bytes)
+    num_blocks, _ = choose_num_blocks(
+        shape, max_num_seqs=max_num_seqs, max_model_len=100, kv_memory_bytes=kv_memory_bytes
+    )
+    assert num_blocks == least + num_more
+
+
 def test_a_context_is_cut_to_what_the_layers_that_see_all_tokens_hold() -> None:
     all_windows = shape_of(ALL_WINDOWS)
     (block_bytes,) = all_windows.layout(0).block_bytes
