@@ -385,10 +385,8 @@ class Engine:
         with about(choice):
             _log.error("a choice ends because it can't get on, though it is the first in order")
         output = self._choices.get(choice.key)
-        if output is not None and output.choice is choice:
-            self._progress.fail(output, ErrorCode.INTERNAL_ERROR, _STUCK)
-        else:
-            self._scheduler.finish(choice)
+        assert output is not None, "whoever is scheduled is in the table"
+        self._progress.fail(output, ErrorCode.INTERNAL_ERROR, _STUCK)
 
     def _is_new(self, key: ChoiceKey, gateway_id: str, command: Generate) -> bool:
         """Whether this attempt is to be worked on; answers it otherwise, but never twice."""

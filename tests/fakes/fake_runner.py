@@ -244,6 +244,12 @@ class DeterministicFakeRunner:
 
         Scratch blocks are spoilt, so whoever lent what is in use finds out.
         """
+        limits = self.score_limits
+        most = dict(zip(limits.shapes, limits.max_places, strict=True))[pack.shape]
+        assert len({(pair.row, pair.offset) for pair in pack.pairs}) <= most
+        assert 0 < len(pack.pairs) <= limits.max_pairs
+        assert 0 < len(pack.rows) <= pack.shape.num_rows
+        assert max(map(len, pack.rows)) <= pack.shape.num_tokens
         self.packs.append(pack)
         if len(self.packs) in self._fail_packs:
             raise RuntimeError("the device is gone")

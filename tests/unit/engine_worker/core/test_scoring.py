@@ -340,6 +340,23 @@ def _broken(num_stored: int, num_tokens: int) -> int:
     raise ZeroDivisionError
 
 
+@pytest.mark.parametrize("num_steps", [0, 1, 4])
+def test_a_score_whose_prompt_ends_in_any_way_is_answered(num_steps: int) -> None:
+    house = House()
+    house.engine.score(house.task())
+    for _ in range(num_steps):
+        house.step()
+    prompt = next(iter(house.engine._choices))
+    house.engine._progress.finish(prompt, "abort")
+    house.run()
+    (failure,) = house.answers
+    assert (failure.request_id, failure.code) == ("s", ErrorCode.INTERNAL_ERROR)
+    assert house.engine.num_unfinished == 0
+    house.engine.score(house.task())
+    house.run()
+    assert logprobs(house.answers[1]) == pytest.approx(expected())
+
+
 def test_a_label_that_is_longer_than_a_pack_is_refused() -> None:
     limits = House().engine.score_limits
     assert limits.max_label_tokens == 4
