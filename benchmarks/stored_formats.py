@@ -31,6 +31,7 @@ FORMATS: Final[dict[str, str | BlockFormat]] = {
     "Q4_0": BlockFormat(4, 32, 32),
     "Q4_K": BlockFormat(4, 32, 256, has_scales=True, has_minima=True),
     "Q6_K": BlockFormat(8, 16, 256, has_scales=True),
+    "MXFP4": BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True),
     "AWQ, groups of 128": BlockFormat(4, 128, 128, has_minima=True),
 }
 
@@ -47,7 +48,7 @@ def random_blocks(form: BlockFormat, outputs: int, inputs: int) -> BlockMatrix:
     """A matrix as a checkpoint keeps it."""
     random = np.random.default_rng(0)
     groups, blocks = (outputs, inputs // form.group_size), (outputs, inputs // form.block_size)
-    scales = (random.standard_normal(blocks) * 1e-3).astype(SCALE_DTYPES[form.scale_dtype])
+    scales = np.abs(random.standard_normal(blocks) * 1e-3).astype(SCALE_DTYPES[form.scale_dtype])
     whole = random.integers(0, 64, groups).astype(np.int8)
     return BlockMatrix(
         form,

@@ -1,5 +1,6 @@
 """Experts of quantised checkpoints on the native kernels: they stay as they are stored."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +20,10 @@ from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.compute.weights.loader import open_weights
 from engine_worker.compute.weights.sources import weight_sources
 from engine_worker.config import ModelSettings
+from engine_worker.demo import demo_model_path
 from engine_worker.errors import CheckpointError
-from engine_worker.loading.decoder import choose_for_settings
+from engine_worker.loading.decoder import choose_for_settings, load_model
+from engine_worker.loading.gguf_folder import with_model_folder
 from engine_worker.loading.memory_estimate import estimate_memory
 from engine_worker.loading.weights import load_for_backend
 from protocol.runtime.gguf_header import read_gguf_shards
@@ -388,3 +391,17 @@ def test_mxfp4_of_a_file_that_was_cut_since_it_was_opened_names_the_tensor(tmp_p
             stream.truncate(checkpoint.tensors[name].start + 100)
         with pytest.raises(CheckpointError, match=rf"truncated: tensor '{name}_"):
             read(name, 4)
+
+
+def test_the_offer_says_which_type_experts_are_computed_in(tmp_path: Path) -> None:
+    """What `/v1/models/{id}` shows, of a GGUF file as it is served."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((demo_model_path() / name).read_bytes())
+    demo = json.loads((demo_model_path() / "config.json").read_text(encoding="utf-8"))
+    config = {**QWEN3.config, "vocab_size": demo["vocab_size"]}
+    path = write_stored(tmp_path, replace(QWEN3, config=config), "Q4_0")
+    settings = settings_of(path, weights_cache_dir=tmp_path / "w", kv_memory_bytes=2**22)
+    offer = load_model(with_model_folder(settings), lambda *_: None).offer
+    assert offer.stored_as == "GGUF Q4_0"
+    assert offer.stored_formats == "int4 in groups of 32 (10 of 12 matrices)"
+    assert {place.block: place.backend for place in offer.placements}["mlp"] == "cpu_native"
