@@ -11,6 +11,8 @@ from engine_worker.errors import CheckpointError
 Config = dict[str, Any]
 MAX_LAYERS = 1024
 MAX_EXPERTS = 4096
+_MAX_EXPERT_TENSORS = 2**20
+"""Of all layers: the largest models have a tenth of it, and each has a name of its own here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,11 @@ def parts_of(family: GgufFamily, metadata: GgufMetadata) -> Parts:
     """All tensors of a model under Hugging Face's names.
 
     Those that the family doesn't know keep their own, so that they are told as having no place.
+
+    Raises:
+        CheckpointError: There are more experts than in any model.
     """
+    _check_experts(family, metadata)
     parts: Parts = {}
     rotations = _rotations(metadata) if family.rotates_pairs else {}
     joined = {place: (end, join) for end, join in family.joins.items() for place in join.places}
@@ -147,6 +153,20 @@ def parts_of(family: GgufFamily, metadata: GgufMetadata) -> Parts:
         else:
             parts[_hf_name(family, name, index, place)] = Part(name, change)
     return parts
+
+
+def _check_experts(family: GgufFamily, metadata: GgufMetadata) -> None:
+    """Experts take hardly any room in a file, but a name for each of them here."""
+    total = 0
+    for name in metadata.tensors:
+        index, place = split_layer(name)
+        if index is not None and place.rpartition(".")[0] in family.experts:
+            total += _num_experts(metadata, name)
+    if total > _MAX_EXPERT_TENSORS:
+        raise CheckpointError(
+            f"{metadata.path}: there are {total} matrices of experts; at most"
+            f" {_MAX_EXPERT_TENSORS} are read"
+        )
 
 
 def _num_experts(metadata: GgufMetadata, name: str) -> int:

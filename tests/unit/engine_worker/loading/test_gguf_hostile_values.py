@@ -12,10 +12,13 @@ from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.support import check_supported
 from engine_worker.compute.weights.gguf.checkpoint import open_gguf
+from engine_worker.compute.weights.gguf.families import FAMILIES
+from engine_worker.compute.weights.gguf.family import parts_of
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
-from engine_worker.errors import ModelLoadError
+from engine_worker.errors import CheckpointError, ModelLoadError
 from engine_worker.loading.gguf_folder import derived_files
 from engine_worker.text.gguf_vocabulary import GgufTokenizer, read_gguf_tokenizer
+from protocol.runtime.gguf_header import GgufTensor
 from tests.fakes.gguf_families import GGUF_FAMILIES, GgufCase
 from tests.fakes.gguf_files import write_gguf
 from tests.fakes.tiny_checkpoint import write_checkpoint
@@ -77,6 +80,25 @@ def test_any_value_makes_a_model_or_one_clear_refusal(
                 load(checkpoint.metadata, changed, tokenizer)
                 num_loaded += 1
     assert 0 < num_loaded < len(keys) * len(odd)
+
+
+class ManyExperts(GgufMetadata):
+    """Layers that are all experts; of a file that nobody has to write."""
+
+    def __init__(self, num_layers: int, num_experts: int) -> None:
+        self.path = Path("many.gguf")
+        shape = (num_experts, 1, 1)
+        tensor = GgufTensor("ffn_up_exps", self.path, shape, "F32", 0, 4 * num_experts)
+        self.architecture = "qwen3moe"
+        names = [f"blk.{index}.ffn_up_exps.weight" for index in range(num_layers)]
+        self.tensors = dict.fromkeys(names, tensor)
+
+
+def test_experts_of_more_layers_than_any_model_has_are_refused_before_they_have_names() -> None:
+    (family,) = FAMILIES["qwen3moe"]
+    assert len(parts_of(family, ManyExperts(3, 4096))) == 3 * 4096
+    with pytest.raises(CheckpointError, match="there are 1052672 matrices of experts; at most"):
+        parts_of(family, ManyExperts(257, 4096))
 
 
 def load(metadata: GgufMetadata, values: dict[str, Any], tokenizer: GgufTokenizer) -> None:
