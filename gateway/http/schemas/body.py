@@ -13,6 +13,7 @@ from gateway.http.schemas.core_schemas import BRANCH, shape_errors
 from gateway.http.schemas.ranges import RANGES
 from gateway.http.schemas.shapes import (
     MAX_LISTED_FIELDS,
+    MAX_NAME_CHARACTERS,
     Shape,
     add_unknown,
     unknown_keys,
@@ -243,7 +244,9 @@ def _merged(errors: list[ErrorDetails], level: int = 0) -> list[ErrorDetails]:
     """
     found: list[ErrorDetails] = [one for one in errors if len(one["loc"]) == level]
     below: dict[int | str, list[ErrorDetails]] = {}
-    for one in errors[len(found) :]:
+    for one in errors:
+        if len(one["loc"]) == level:
+            continue
         below.setdefault(one["loc"][level], []).append(one)
     inner = {part: _merged(some, level + 1) for part, some in below.items()}
     if len(inner) > 1 and all(_is_branch(part) for part in inner):
@@ -299,5 +302,6 @@ def _dotted(location: tuple[int | str, ...]) -> str:
         if isinstance(part, int):
             path += f"[{part}]"
         elif part.isidentifier():
-            path += f".{part}" if path else part
+            # A client's own name of a member may have megabytes.
+            path += f".{part[:MAX_NAME_CHARACTERS]}" if path else part[:MAX_NAME_CHARACTERS]
     return path

@@ -7,6 +7,8 @@ from typing import Any, Final, TypeAlias, Union
 
 MAX_LISTED_FIELDS: Final = 32
 """Fields without meaning that are named to the client; a body can hold a million of them."""
+MAX_NAME_CHARACTERS: Final = 100
+"""Of a client's own name that an error or a list repeats."""
 
 Shape: TypeAlias = Union["Fields", "ByType", "ListOf"]
 
@@ -53,7 +55,9 @@ def fields(*names: str, **inner: Shape) -> Fields:
 def unknown_keys(value: Iterable[str], known: frozenset[str], prefix: str = "") -> list[str]:
     """The first keys that no schema knows, sorted, with a prefix."""
     unknown = (key for key in value if key not in known)
-    return [f"{prefix}{key}" for key in sorted(islice(unknown, MAX_LISTED_FIELDS))]
+    return [
+        f"{prefix}{key[:MAX_NAME_CHARACTERS]}" for key in sorted(islice(unknown, MAX_LISTED_FIELDS))
+    ]
 
 
 def add_unknown(value: Any, shape: Shape, path: str, found: list[str]) -> None:

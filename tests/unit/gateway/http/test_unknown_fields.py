@@ -95,6 +95,17 @@ def test_what_a_compaction_does_not_read_is_listed() -> None:
     ]
 
 
+def test_what_is_repeated_of_a_name_is_bounded() -> None:
+    name = "x" * 100_000
+    user = [{"role": "user", "content": "x"}]
+    body = {"model": "m", "messages": user, name: 1, "logit_bias": {"1": 1}, "metadata": {name: 1}}
+    (listed,) = KINDS["chat"].parse(bytes_of("chat", body), CONTEXT).ignored
+    assert len(listed) < 200
+    with pytest.raises(InvalidRequestError) as caught:
+        KINDS["conversation_update"].parse(bytes_of("chat", {"metadata": {name: 1}}), CONTEXT)
+    assert len(caught.value.message) < 500
+
+
 def test_functions_are_named_in_the_words_of_the_client() -> None:
     body = {
         "model": "m",
