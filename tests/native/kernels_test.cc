@@ -14,6 +14,7 @@
 #include <thread>
 #include <vector>
 
+#include "call_fields.h"
 #include "calls.h"
 #include "levels.h"
 #include "xla_ffi_c_api.h"
@@ -37,7 +38,7 @@ namespace {
 
 using penstock::WeightType;
 
-constexpr int64_t kVersion = 3;  // of the attributes
+constexpr int64_t kVersion = penstock::kConfigVersion;
 
 int num_failures = 0;
 
@@ -192,8 +193,9 @@ class Problem {
     for (auto& array : arrays_) call.arguments.push_back(array.buffer());
     call.results = {x.buffer(), arrays_[first_page_].buffer(), arrays_[first_page_ + 1].buffer()};
     const auto type = static_cast<int64_t>(type_);
-    // In the order of handlers.cc: a norm a head, all biases, a norm behind and sinks.
-    call.config = {kVersion, 1, 2, 0};
+    // In the order of handlers.cc: one group of block tables; attention (0) with a norm a head, all
+    // biases, a norm behind and sinks, and an MLP (1).
+    call.config = {kVersion, 1, 2, 1, 0};
     const int64_t format[] = {type, 32, 0, 0, 0, 0};
     const auto add = [&](std::initializer_list<int64_t> fields) {
       for (int matrix = 0; matrix < 2; matrix++) {
@@ -201,8 +203,8 @@ class Problem {
       }
       call.config.insert(call.config.end(), fields);
     };
-    add({kHeads, kKvHeads, kDim, 0, 0, 1, 1, is_half_cache_, 0, 1, 1, 1, 1, 1});
-    add({kInner, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0});
+    add({kHeads, kKvHeads, kDim, 0, 0, 1, 1, is_half_cache_, 0, 1, 1, 1, 1, 0, 1});
+    add({kInner, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0});
     call.scalars = {1e-5f, 0.2f, 5.0f, 1.0f, 1e-5f, 1.0f, 0.0f, 0.0f};
     return call;
   }
