@@ -58,13 +58,13 @@ def entry_of_money(
 ) -> AuditEntry:
     """The entry for the rows that one commit wrote."""
     total = 0
-    sums: tuple[dict[str, int], dict[str, int], dict[str, int]] = ({}, {}, {})
+    of_keys, of_users, of_teams = sums = (dict[str, int](), dict[str, int](), dict[str, int]())
     for booking in written:
-        cost = booking.cost_micros
+        cost, user_id, team_id = booking.cost_micros, booking.user_id, booking.team_id
         total += cost
-        names = (booking.key_id, booking.user_id, booking.team_id)
-        for known, name in zip(sums, names, strict=True):
-            known[name] = known.get(name, 0) + cost
+        of_keys[booking.key_id] = of_keys.get(booking.key_id, 0) + cost
+        of_users[user_id] = of_users.get(user_id, 0) + cost
+        of_teams[team_id] = of_teams.get(team_id, 0) + cost
     detail: dict[str, Any] = {
         "num_rows": len(written),
         "cost_micros": total - sum(row.cost_micros for row in replaced),

@@ -63,7 +63,8 @@ class Committer:
         self._on_fatal = on_fatal
         self._max_backlog = max_backlog
         self._interval_s = interval_s
-        self._wake = threading.Condition()
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
         self._backlog = Backlog(linger_s)
         self._num_unanswered = 0
         self._num_groups = 0
@@ -106,7 +107,7 @@ class Committer:
             on_done: Gets the result through `deliver` after the commit. None for what nobody
                 waits for, which may linger a moment.
         """
-        with self._wake:
+        with self._lock:  # without the condition's own steps around it
             now_s = time.monotonic()
             self._backlog.add(operation, on_done, now_s)
             if on_done is not None:

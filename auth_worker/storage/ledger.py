@@ -84,9 +84,10 @@ def book_usage(
         return Written()
     sums: Sums = {}
     counters: dict[int, int] = {}
+    good: set[tuple[str, str, str]] = set()
     bookings = [
         BookUsage(*booking[:-1], audit_seq) if has_price(booking) else booking
-        for booking in map(_with_stored_names, bookings)
+        for booking in (_with_stored_names(booking, good) for booking in bookings)
     ]
     folded = {
         booking.lease_id
@@ -104,8 +105,16 @@ def book_usage(
     return written._replace(sums=sums)
 
 
-def _with_stored_names(booking: BookUsage) -> BookUsage:
-    """As the ledger keeps it, so that its sums have the same names on either database."""
+def _with_stored_names(booking: BookUsage, good: set[tuple[str, str, str]]) -> BookUsage:
+    """As the ledger keeps it, so that its sums have the same names on either database.
+
+    Args:
+        booking: Of a group.
+        good: Names that were found to be so already, which are the same for most of a group.
+    """
+    names = (booking.model, booking.end_user, booking.endpoint)
+    if names in good and "\0" not in booking.lease_id:
+        return booking
     lease_id, model = storable(booking.lease_id), stored_name(booking.model)
     end_user, endpoint = stored_name(booking.end_user), stored_name(booking.endpoint)
     if (
@@ -114,6 +123,7 @@ def _with_stored_names(booking: BookUsage) -> BookUsage:
         and endpoint is booking.endpoint
         and lease_id == booking.lease_id
     ):
+        good.add(names)
         return booking
     return booking._replace(lease_id=lease_id, model=model, end_user=end_user, endpoint=endpoint)
 

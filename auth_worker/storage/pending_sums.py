@@ -67,7 +67,7 @@ class PendingSums:
         else:
             add_sums(self.sums, change.changes)
             for key in change.changes:
-                if not any(self.sums[key][:_NUM_SUMMED]):
+                if _is_nothing(self.sums[key]):
                     del self.sums[key]
         self.num_rows, self.last_seq = change.num_rows, change.last_seq
         self.added_at_ms = change.added_at_ms
@@ -175,7 +175,7 @@ class SumsChange:
             single = {key: total} if total else {}
             if key in self.changes:
                 add_sums(single, {key: self.changes[key]})
-            if any(single[key][:_NUM_SUMMED]):
+            if not _is_nothing(single[key]):
                 waiting[key] = single[key]
         if waiting:
             self._write(self._connection, waiting)
@@ -184,7 +184,7 @@ class SumsChange:
     def _write_anew(self) -> None:
         left = {key: list(total) for key, total in self._pending.sums.items()}
         add_sums(left, self.changes)
-        left = {key: total for key, total in left.items() if any(total[:_NUM_SUMMED])}
+        left = {key: total for key, total in left.items() if not _is_nothing(total)}
         self._connection.execute(delete(schema.pending_sums))
         self.num_rows = 0
         items = iter(left.items())
@@ -194,7 +194,7 @@ class SumsChange:
         rows = []
         for sums in parts:
             self.last_seq += 1
-            lines = [(*key, *total) for key, total in sums.items() if any(total[:_NUM_SUMMED])]
+            lines = [(*key, *total) for key, total in sums.items() if not _is_nothing(total)]
             rows.append((self.last_seq, msgspec.json.encode(lines).decode()))
         _INSERT.execute(self._connection, rows)
         self.num_rows += len(rows)
@@ -205,10 +205,16 @@ def add_sums(sums: Sums, more: Mapping[HourKey, list[int]], sign: int = 1) -> No
     for key, total in more.items():
         known = sums.get(key)
         if known is None:
-            known = sums[key] = [0, 0, 0, 0, 0, 0, 0]
+            *summed, used_ms = total
+            sums[key] = [*(total[:_NUM_SUMMED] if sign > 0 else (-one for one in summed)), used_ms]
+            continue
         for index in range(_NUM_SUMMED):
             known[index] += sign * total[index]
         known[_NUM_SUMMED] = max(known[_NUM_SUMMED], total[_NUM_SUMMED])
+
+
+def _is_nothing(total: list[int]) -> bool:
+    return not total[0] and not any(total[:_NUM_SUMMED])  # nearly always there is a request
 
 
 def stored_sums(sums: Mapping[HourKey, list[int]]) -> Sums:

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from auth_worker.errors import StoreLockedError, StoreUnavailableError
+from auth_worker.storage.sqlite_database import SqliteDatabase
 from auth_worker.storage.sqlite_store import SqliteStore
 from tests.fakes.auth_parts import FakeClock, booking
 
@@ -51,3 +52,21 @@ def test_writes_are_synchronous_and_in_the_write_ahead_log(store: SqliteStore) -
     with store._engine.begin() as connection:
         assert connection.execute(text("PRAGMA journal_mode")).scalar() == "wal"
         assert connection.execute(text("PRAGMA synchronous")).scalar() == 2
+
+
+def test_the_writer_keeps_its_connection_and_gets_another_when_it_is_lost(
+    store: SqliteStore,
+) -> None:
+    database = store.database
+    assert isinstance(database, SqliteDatabase)
+    store.apply([])
+    first = database._writing
+    assert first is not None
+    with pytest.raises(ZeroDivisionError), database.transaction() as connection:
+        assert connection is first
+        raise ZeroDivisionError
+    store.apply([])
+    assert database._writing is first
+    first.close()
+    store.apply([])
+    assert database._writing is not first
