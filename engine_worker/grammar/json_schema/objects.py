@@ -217,8 +217,9 @@ class ObjectRules:
                 f"({body})" if hit else f"~({body})"
                 for body, hit in zip(known.values(), hits, strict=True)
             ]
-            body = self._key(declared, [*wanted, *(f"({one})" for one in bodies)])
-            if not self._inner.patterns.has_texts(body):
+            asked = [*wanted, *(f"({one})" for one in bodies)]
+            body = self._key(declared, asked)
+            if asked and not self._inner.patterns.has_texts(body):
                 continue
             name = Terminal(body)
             value = self._inner.value(schemas)

@@ -3,6 +3,7 @@
 import json
 import re
 import warnings
+from functools import cache
 from typing import Any, Final
 
 from llguidance import LLMatcher, LLTokenizer, regex_to_lark
@@ -37,7 +38,6 @@ class Patterns:
 
     def __init__(self) -> None:
         self._known: dict[str, bool] = {}
-        self._tokenizer: LLTokenizer | None = None
         self._matchers: dict[str, LLMatcher | None] = {}
         self._native: dict[str, LLMatcher] = {}
         self._inhabited: dict[str, bool] = {}
@@ -67,12 +67,7 @@ class Patterns:
 
     def _matcher(self, schema: dict[str, Any]) -> LLMatcher:
         source = f"start: %json {json.dumps(schema)}\n"
-        return LLMatcher(self._get_tokenizer(), source, log_level=0)
-
-    def _get_tokenizer(self) -> LLTokenizer:
-        if self._tokenizer is None:
-            self._tokenizer = LLTokenizer("byte")
-        return self._tokenizer
+        return LLMatcher(_byte_tokenizer(), source, log_level=0)
 
     def are_known(self, pattern: str) -> bool:
         """Whether a string can be held to a pattern."""
@@ -109,7 +104,7 @@ class Patterns:
         """Whether a terminal with this body matches any text; true when in doubt."""
         source = f"start: T\nT: {body}\n"
         if source not in self._inhabited:
-            matcher = LLMatcher(self._get_tokenizer(), source, log_level=0)
+            matcher = LLMatcher(_byte_tokenizer(), source, log_level=0)
             self._inhabited[source] = _may_match(matcher)
         return self._inhabited[source]
 
@@ -126,6 +121,11 @@ class Patterns:
         if known is None:
             known = self._known[source] = not LLMatcher.validate_grammar(source)
         return known
+
+
+@cache
+def _byte_tokenizer() -> LLTokenizer:
+    return LLTokenizer("byte")
 
 
 def _may_match(matcher: LLMatcher) -> bool:
