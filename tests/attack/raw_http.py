@@ -79,7 +79,7 @@ def post(path: str, body: Any, key: str | None = None) -> bytes:
 
 
 def made_up_key(rng: random.Random) -> str:
-    """A key that looks like one of the house's and is none."""
+    """A key that looks like one of the deployment's and is none."""
     return f"psk-{rng.randbytes(24).hex()}"
 
 

@@ -1,4 +1,4 @@
-"""One attack from a fresh house to a verdict: calm, attack, settle, judge."""
+"""One attack from a fresh deployment to a verdict: calm, attack, settle, judge."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tests.attack.attacker import attack_from_elsewhere
 from tests.attack.client import GoodClient, Latencies, Prober, good_request
-from tests.attack.house import AttackHouse, Snapshot
+from tests.attack.harness import AttackHarness, Snapshot
 from tests.attack.raw_http import post
 from tests.attack.target import CHAT, MODEL, Attack, Outcome, Target
 from tests.attack.values import ORDINARY_BODIES
@@ -76,7 +76,7 @@ class Finding:
 
     Attributes:
         calm: Before it; `under_attack` until all that the good client had asked was answered.
-        before: The idle house before; `after` once it had settled.
+        before: The idle deployment before; `after` once it had settled.
         tracebacks: In any process's log.
         deaths: Processes that ended by themselves.
     """
@@ -101,7 +101,7 @@ class Finding:
 
     @property
     def verdicts(self) -> list[str]:
-        """What is wrong, a line each; nothing when the house took no harm."""
+        """What is wrong, a line each; nothing when the deployment took no harm."""
         calm, attacked = self.calm, self.under_attack
         wrong = []
         slowest, usual = attacked.good.quantile(0.99), calm.good.quantile(0.99)
@@ -137,7 +137,7 @@ class Finding:
 
     @property
     def has_settled(self) -> bool:
-        """Whether the house holds no more than before."""
+        """Whether the deployment holds no more than before."""
         return (
             not self.after.busy
             and self._has_its_descriptors
@@ -150,18 +150,20 @@ def _fds(snapshot: Snapshot) -> int:
 
 
 async def run_attack(attack: Attack, options: Options) -> Finding:
-    """Attack a fresh house.
+    """Attack a fresh deployment.
 
     The logs of one that took harm stay where `options.say` tells.
     """
     directory = Path(tempfile.mkdtemp(prefix="attack-"))
-    house = AttackHouse(attack.house, directory, options.cache_dir, free_port(), attack.num_engines)
+    harness = AttackHarness(
+        attack.harness, directory, options.cache_dir, free_port(), attack.num_engines
+    )
     try:
-        await house.start(_START_TIMEOUT_S)
+        await harness.start(_START_TIMEOUT_S)
         async with _control() as control_port:
-            finding = await _attack(attack, options, house, control_port)
+            finding = await _attack(attack, options, harness, control_port)
     finally:
-        await house.stop()
+        await harness.stop()
     verdict = "; ".join(finding.verdicts) or "no harm"
     options.say(f"{attack.name}: {verdict}")
     if finding.verdicts:
@@ -172,33 +174,33 @@ async def run_attack(attack: Attack, options: Options) -> Finding:
 
 
 async def _attack(
-    attack: Attack, options: Options, house: AttackHouse, control_port: int
+    attack: Attack, options: Options, harness: AttackHarness, control_port: int
 ) -> Finding:
-    good_key = await house.make_key("good", "good")
+    good_key = await harness.make_key("good", "good")
     good = GoodClient(
-        house.port,
-        _RATES_PER_S[attack.house],
+        harness.port,
+        _RATES_PER_S[attack.harness],
         lambda number: good_request(attack.good, good_key, number),
     )
-    key = await house.make_key("attacker", "attacker")
+    key = await harness.make_key("attacker", "attacker")
 
     async def measure(during: Any) -> Traffic:
-        return await _measure(house, good, control_port, during)
+        return await _measure(harness, good, control_port, during)
 
-    await _use(house, key)
+    await _use(harness, key)
     await measure(asyncio.sleep(options.calm_s * _WARM_UP_SHARE))
     calm = await measure(asyncio.sleep(options.calm_s))
-    before = await house.snapshot()
-    log_sizes = house.log_sizes()
+    before = await harness.snapshot()
+    log_sizes = harness.log_sizes()
     outcome = Outcome()
 
     async def hostile() -> None:
         nonlocal outcome
         outcome = await attack_from_elsewhere(
             attack.name,
-            port=house.port,
+            port=harness.port,
             key=key,
-            admin_key=house.admin_key,
+            admin_key=harness.admin_key,
             seconds=options.attack_s,
             seed=options.seed,
         )
@@ -206,7 +208,7 @@ async def _attack(
     under_attack = await measure(hostile())
     began = time.monotonic()
     while True:
-        after = await house.snapshot()
+        after = await harness.snapshot()
         finding = Finding(
             attack=attack,
             calm=calm,
@@ -215,17 +217,17 @@ async def _attack(
             after=after,
             outcome=outcome,
             settled_s=time.monotonic() - began,
-            tracebacks=house.tracebacks(log_sizes),
-            deaths=list(house.deaths),
+            tracebacks=harness.tracebacks(log_sizes),
+            deaths=list(harness.deaths),
         )
         if finding.has_settled or finding.settled_s > options.settle_s:
             return finding
         await asyncio.sleep(1.0)
 
 
-async def _use(house: AttackHouse, key: str) -> None:
+async def _use(harness: AttackHarness, key: str) -> None:
     """Ask for everything in ordinary sizes: what a server in use holds is not the attack's."""
-    target = Target(house.port, key, house.admin_key, 0.0, random.Random(0))
+    target = Target(harness.port, key, harness.admin_key, 0.0, random.Random(0))
     requests = [post(path, body, key) for path, body in ORDINARY_BODIES.items()]
     requests += [post(path, {"unknown": 1}, "psk-unknown") for path in ORDINARY_BODIES]
     long_chat = {"model": MODEL, "messages": [{"role": "user", "content": "word " * 12_000}]}
@@ -238,15 +240,17 @@ async def _use(house: AttackHouse, key: str) -> None:
     await asyncio.gather(*(one() for _ in range(_USERS)))
 
 
-async def _measure(house: AttackHouse, good: GoodClient, control_port: int, during: Any) -> Traffic:
+async def _measure(
+    harness: AttackHarness, good: GoodClient, control_port: int, during: Any
+) -> Traffic:
     """The good client and the probes beside something, until it is over."""
     traffic = Traffic()
     stop = asyncio.Event()
     tasks = [
         asyncio.create_task(good.run(traffic.good, stop)),
-        asyncio.create_task(Prober(house.port, "/live").run(traffic.live, stop)),
+        asyncio.create_task(Prober(harness.port, "/live").run(traffic.live, stop)),
         asyncio.create_task(Prober(control_port, "/").run(traffic.control, stop)),
-        asyncio.create_task(_watch_memory(house, traffic, stop)),
+        asyncio.create_task(_watch_memory(harness, traffic, stop)),
     ]
     try:
         await during
@@ -256,9 +260,9 @@ async def _measure(house: AttackHouse, good: GoodClient, control_port: int, duri
     return traffic
 
 
-async def _watch_memory(house: AttackHouse, traffic: Traffic, stop: asyncio.Event) -> None:
+async def _watch_memory(harness: AttackHarness, traffic: Traffic, stop: asyncio.Event) -> None:
     while not stop.is_set():
-        for name, size in house.memory_bytes().items():
+        for name, size in harness.memory_bytes().items():
             traffic.peak_bytes[name] = max(size, traffic.peak_bytes.get(name, 0))
         await asyncio.sleep(_SAMPLE_S)
 

@@ -1,4 +1,4 @@
-"""What an attack knows of the house, and what it tells afterwards."""
+"""What an attack knows of the deployment, and what it tells afterwards."""
 
 import asyncio
 import random
@@ -12,11 +12,11 @@ from tests.attack.raw_http import Answer, ask, made_up_key, source_address
 
 MODEL = "penstock-demo"
 EMBEDDING_MODEL = "minilm"
-"""Of the real house; a scripted engine makes embeddings itself."""
+"""Of the real deployment; a scripted engine makes embeddings itself."""
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 EMBEDDINGS = "/v1/embeddings"
-HouseKind = Literal["scripted", "real"]
+HarnessKind = Literal["scripted", "real"]
 GoodKind = Literal["chat", "grammar", "embedding"]
 ANSWER_TIMEOUT_S = 60.0
 _MAX_FAULTS = 20
@@ -52,7 +52,7 @@ class Outcome:
 
 @dataclass
 class Target:
-    """The house as an attacker finds it.
+    """The deployment as an attacker finds it.
 
     Attributes:
         port: Of the gateway.
@@ -150,7 +150,7 @@ class Attack:
         name: For `--only`.
         summary: One line for the report.
         run: What it does; ends by itself soon after `Target.seconds`.
-        house: Whether it needs real engines; scripted ones are fast and say known words.
+        harness: Whether it needs real engines; scripted ones are fast and say known words.
         good: What the good client beside it asks for.
         num_engines: Of each model.
         max_deaths: Processes that may die of it.
@@ -159,7 +159,7 @@ class Attack:
     name: str
     summary: str
     run: Callable[[Target], Coroutine[Any, Any, None]]
-    house: HouseKind = "scripted"
+    harness: HarnessKind = "scripted"
     good: GoodKind = "chat"
     num_engines: int = 2
     max_deaths: int = 0

@@ -1,4 +1,4 @@
-"""The houses that end-to-end tests share."""
+"""The deployments that end-to-end tests share."""
 
 import subprocess
 import sys
@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.house import House, start_house, stop_house
+from tests.e2e.harness import Harness, start_harness, stop_harness
 
 
 @pytest.fixture(scope="session")
 def mcp_url() -> Iterator[str]:
-    """The MCP server of the examples, which the house lists as `weather`."""
+    """The MCP server of the examples, which the deployment lists as `weather`."""
     example = Path(__file__).parents[2] / "examples" / "mcp_server.py"
     command = [sys.executable, str(example), "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -25,22 +25,22 @@ def mcp_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def house(
+def harness(
     tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mcp_url: str
-) -> Iterator[House]:
-    """The house that most tests share; they leave it as they found it."""
-    house = start_house(
+) -> Iterator[Harness]:
+    """The deployment that most tests share; they leave it as they found it."""
+    harness = start_harness(
         tmp_path_factory.mktemp("house") / "data",
         cache_dir,
         "--deterministic",
         PENSTOCK_MCP_SERVERS=f"weather={mcp_url}",
         PENSTOCK_PROFILE_DIR=str(tmp_path_factory.mktemp("profiles")),
     )
-    yield house
-    assert stop_house(house) == 0
+    yield harness
+    assert stop_harness(harness) == 0
 
 
 @pytest.fixture
-def client(house: House) -> Any:
-    """An OpenAI client of the shared house."""
-    return house.client()
+def client(harness: Harness) -> Any:
+    """An OpenAI client of the shared deployment."""
+    return harness.client()

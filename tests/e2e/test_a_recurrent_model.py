@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from engine_worker.demo import demo_model_path
-from tests.e2e.house import House, eventually, start_house, stop_house
+from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
 from tests.e2e.live_stream import LiveStream, ask, known_answer
 from tests.fakes.tiny_checkpoint import write_checkpoint
 
@@ -48,24 +48,24 @@ BODY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
+def harness(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
     folder = tmp_path_factory.mktemp("model")
     for path in demo_model_path().iterdir():
         if path.name.startswith(("tokenizer", "chat_template")):
             shutil.copy(path, folder)
     write_checkpoint(folder, DELTA_NET | {"vocab_size": 2048})
-    house = start_house(
+    harness = start_harness(
         tmp_path_factory.mktemp("house") / "data",
         cache_dir,
         *(f"{MODEL}={folder}", "--deterministic", "--engines", "2"),
         PENSTOCK_WORKER_DEAD_S="6",
     )
-    yield house
-    assert stop_house(house) == 0
+    yield harness
+    assert stop_harness(harness) == 0
 
 
-def num_ready(house: House) -> int:
-    text = httpx.get(f"{house.url}/metrics", timeout=10, trust_env=False).text
+def num_ready(harness: Harness) -> int:
+    text = httpx.get(f"{harness.url}/metrics", timeout=10, trust_env=False).text
     wanted = 'penstock_gateway_workers{phase="ready",role="engine"}'
     other = 'penstock_gateway_workers{role="engine",phase="ready"}'
     for line in text.splitlines():
@@ -75,20 +75,20 @@ def num_ready(house: House) -> int:
 
 
 def test_a_killed_engines_stream_goes_on_with_the_same_text_and_so_does_a_cached_one(
-    house: House,
+    harness: Harness,
 ) -> None:
-    eventually(lambda: num_ready(house) == 2, 240)
-    expected = known_answer(house.url, BODY)
+    eventually(lambda: num_ready(harness) == 2, 240)
+    expected = known_answer(harness.url, BODY)
     assert len(expected[0]["tokens"]) == BODY["max_tokens"]
     # A beginning that is cached has the same bits as one that is computed.
-    again = ask(house.url, BODY)
+    again = ask(harness.url, BODY)
     assert again.json()["usage"]["prompt_tokens_details"]["cached_tokens"] > 0
-    assert known_answer(house.url, BODY) == expected
+    assert known_answer(harness.url, BODY) == expected
     for engine in (0, 1):
         # Two streams, so that the engine which is killed has one of them.
-        streams = [LiveStream(house.url, {**BODY, "user": str(index)}) for index in range(2)]
+        streams = [LiveStream(harness.url, {**BODY, "user": str(index)}) for index in range(2)]
         for stream in streams:
             stream.wait_started()
-        os.kill(house.pids("engine_worker")[engine], signal.SIGKILL)
+        os.kill(harness.pids("engine_worker")[engine], signal.SIGKILL)
         assert [stream.answer() for stream in streams] == [expected, expected]
-        eventually(lambda: num_ready(house) == 2, 240)
+        eventually(lambda: num_ready(harness) == 2, 240)

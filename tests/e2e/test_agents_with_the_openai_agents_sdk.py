@@ -14,7 +14,7 @@ from agents import (
     function_tool,
 )
 
-from tests.e2e.house import House
+from tests.e2e.harness import Harness
 
 pytestmark = pytest.mark.asyncio
 MODEL = "penstock-demo"
@@ -32,8 +32,8 @@ def get_weather(city: str) -> str:
 
 
 @pytest.fixture
-async def agent(house: House) -> AsyncIterator[Agent[Any]]:
-    async with openai.AsyncOpenAI(base_url=f"{house.url}/v1", api_key="any") as client:
+async def agent(harness: Harness) -> AsyncIterator[Agent[Any]]:
+    async with openai.AsyncOpenAI(base_url=f"{harness.url}/v1", api_key="any") as client:
         yield Agent(
             name="helper",
             model=OpenAIResponsesModel(model=MODEL, openai_client=client),
@@ -58,14 +58,14 @@ async def test_a_run_is_streamed(agent: Agent[Any]) -> None:
 
 
 async def test_the_server_remembers_by_response_and_by_conversation(
-    agent: Agent[Any], house: House
+    agent: Agent[Any], harness: Harness
 ) -> None:
     first = await Runner.run(agent, "What is 2 + 3?", run_config=QUIET)
     second = await Runner.run(
         agent, "Why?", previous_response_id=first.last_response_id, run_config=QUIET
     )
     assert second.last_response_id != first.last_response_id
-    client = house.client()
+    client = harness.client()
     conversation = client.conversations.create()
     await Runner.run(
         agent, "What is the weather in Paris?", conversation_id=conversation.id, run_config=QUIET

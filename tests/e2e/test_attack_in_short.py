@@ -15,7 +15,7 @@ import pytest_asyncio
 
 from tests.attack.connections import ODD_ROUTES, long_stream
 from tests.attack.engines import ENGINE_DEATHS_A_PROMPT, choices_body, echo_body
-from tests.attack.house import BUSY_GAUGES, AttackHouse
+from tests.attack.harness import BUSY_GAUGES, AttackHarness
 from tests.attack.raw_http import Answer, Connection, ask, connection, head, made_up_key, post
 from tests.attack.target import CHAT, COMPLETIONS, EMBEDDINGS, MODEL, Target
 from tests.attack.values import (
@@ -27,7 +27,7 @@ from tests.attack.values import (
     in_headers,
     send_all,
 )
-from tests.e2e.house import House
+from tests.e2e.harness import Harness
 from tests.soak.processes import free_port
 
 pytestmark = [pytest.mark.process, pytest.mark.asyncio(loop_scope="module")]
@@ -42,19 +42,19 @@ NUM_IDLE = 1200
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def attacked(cache_dir: Path) -> AsyncIterator[AttackHouse]:
-    """A house with two scripted engines, and keys of a good client and of an attacker."""
+async def attacked(cache_dir: Path) -> AsyncIterator[AttackHarness]:
+    """A deployment with two scripted engines, and keys of a good client and of an attacker."""
     with tempfile.TemporaryDirectory(prefix="attack-", ignore_cleanup_errors=True) as directory:
-        house = AttackHouse("scripted", Path(directory), cache_dir, free_port(), num_engines=2)
+        harness = AttackHarness("scripted", Path(directory), cache_dir, free_port(), num_engines=2)
         try:
-            await house.start(PATIENCE_S)
-            yield house
+            await harness.start(PATIENCE_S)
+            yield harness
         finally:
-            await house.stop()
+            await harness.stop()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def key(attacked: AttackHouse) -> str:
+async def key(attacked: AttackHarness) -> str:
     return await attacked.make_key("attacker", "attacker")
 
 
@@ -65,21 +65,21 @@ async def eventually(fact: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.05)  # the state is another process's
 
 
-async def nothing_is_under_way(house: AttackHouse) -> bool:
-    return await house.gauges() == dict.fromkeys(BUSY_GAUGES, 0.0)
+async def nothing_is_under_way(harness: AttackHarness) -> bool:
+    return await harness.gauges() == dict.fromkeys(BUSY_GAUGES, 0.0)
 
 
 @contextmanager
-def engines_stopped(house: AttackHouse) -> Iterator[None]:
+def engines_stopped(harness: AttackHarness) -> Iterator[None]:
     """No engine answers meanwhile."""
-    names = house.names("engine_worker")
+    names = harness.names("engine_worker")
     for name in names:
-        house.signal(name, signal.SIGSTOP)
+        harness.signal(name, signal.SIGSTOP)
     try:
         yield
     finally:
         for name in names:
-            house.signal(name, signal.SIGCONT)
+            harness.signal(name, signal.SIGCONT)
 
 
 async def answer_of(one: Connection) -> Answer:
@@ -88,15 +88,15 @@ async def answer_of(one: Connection) -> Answer:
         return await one.answer()
 
 
-async def send_bad_values(house: AttackHouse, key: str, cases: Iterable[Case]) -> Target:
+async def send_bad_values(harness: AttackHarness, key: str, cases: Iterable[Case]) -> Target:
     """Send them; what was wrong about the answers stands in the target's outcome."""
-    target = Target(house.port, key, house.admin_key, PATIENCE_S, random.Random(1))
+    target = Target(harness.port, key, harness.admin_key, PATIENCE_S, random.Random(1))
     await send_all(target, cases)
     return target
 
 
 async def test_no_bad_value_in_a_body_is_answered_with_a_5xx_or_logged_with_a_traceback(
-    attacked: AttackHouse, key: str
+    attacked: AttackHarness, key: str
 ) -> None:
     sizes = attacked.log_sizes()
     some = list(in_bodies(key, attacked.admin_key))[::4]
@@ -108,7 +108,7 @@ async def test_no_bad_value_in_a_body_is_answered_with_a_5xx_or_logged_with_a_tr
 
 
 async def test_what_is_no_request_is_refused_without_a_traceback(
-    attacked: AttackHouse, key: str
+    attacked: AttackHarness, key: str
 ) -> None:
     sizes = attacked.log_sizes()
     target = await send_bad_values(attacked, key, in_framing(key))
@@ -116,7 +116,9 @@ async def test_what_is_no_request_is_refused_without_a_traceback(
     assert attacked.tracebacks(sizes) == []
 
 
-async def test_methods_and_paths_that_are_not_there_are_never_a_5xx(attacked: AttackHouse) -> None:
+async def test_methods_and_paths_that_are_not_there_are_never_a_5xx(
+    attacked: AttackHarness,
+) -> None:
     for method, path in ODD_ROUTES:
         answer = await ask(attacked.port, head(method, path, length=0))
         assert answer.status < 500, (method, path, answer)
@@ -127,7 +129,7 @@ async def test_methods_and_paths_that_are_not_there_are_never_a_5xx(attacked: At
     [(CHAT, None), (COMPLETIONS, None), ("/tokenize", "psk-made-up"), ("/v1/parse", "psk-made-up")],
 )
 async def test_a_stranger_is_refused_when_64_of_9900_kilobytes_have_come(
-    attacked: AttackHouse, path: str, presented: str | None
+    attacked: AttackHarness, path: str, presented: str | None
 ) -> None:
     async with connection(attacked.port) as stranger:
         await stranger.send(head("POST", path, presented, PROMISED_BYTES) + FIRST_BYTES)
@@ -135,7 +137,7 @@ async def test_a_stranger_is_refused_when_64_of_9900_kilobytes_have_come(
 
 
 async def test_a_hundred_requests_in_one_write_get_a_hundred_answers_in_order(
-    attacked: AttackHouse, key: str
+    attacked: AttackHarness, key: str
 ) -> None:
     pair = (head("GET", "/v1/models", key), head("GET", "/v1/models", "psk-made-up"))
     async with connection(attacked.port) as one:
@@ -144,7 +146,7 @@ async def test_a_hundred_requests_in_one_write_get_a_hundred_answers_in_order(
     assert statuses == [200, 401] * 50
 
 
-async def test_closed_connections_give_their_descriptors_back(attacked: AttackHouse) -> None:
+async def test_closed_connections_give_their_descriptors_back(attacked: AttackHarness) -> None:
     # An idle gateway has about fifty; what other tests had open may be closing still.
     async with AsyncExitStack() as stack:
         for number in range(200):
@@ -164,7 +166,7 @@ async def test_closed_connections_give_their_descriptors_back(attacked: AttackHo
 
 
 async def test_streams_that_nobody_reads_leave_no_request_and_no_lease_when_their_client_goes(
-    attacked: AttackHouse, key: str
+    attacked: AttackHarness, key: str
 ) -> None:
     streams = [await Connection.open(attacked.port, receive_buffer_bytes=4096) for _ in range(8)]
     try:
@@ -185,7 +187,7 @@ async def test_streams_that_nobody_reads_leave_no_request_and_no_lease_when_thei
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, EMBEDDINGS])
 async def test_a_made_up_key_is_refused_when_64_of_9900_kilobytes_have_come(
-    attacked: AttackHouse, path: str
+    attacked: AttackHarness, path: str
 ) -> None:
     async with connection(attacked.port) as stranger:
         promised = head("POST", path, made_up_key(random.Random(1)), PROMISED_BYTES)
@@ -195,7 +197,7 @@ async def test_a_made_up_key_is_refused_when_64_of_9900_kilobytes_have_come(
 
 @pytest.mark.parametrize("digits", [DIGITS, f"0{DIGITS}", "0" * len(DIGITS)])
 async def test_thousands_of_digits_are_a_4xx_wherever_a_number_is_expected(
-    attacked: AttackHouse, digits: str
+    attacked: AttackHarness, digits: str
 ) -> None:
     sizes = attacked.log_sizes()
     for request in (
@@ -207,7 +209,7 @@ async def test_thousands_of_digits_are_a_4xx_wherever_a_number_is_expected(
 
 
 async def test_no_bad_value_in_a_header_or_an_address_is_answered_with_a_5xx(
-    attacked: AttackHouse, key: str
+    attacked: AttackHarness, key: str
 ) -> None:
     sizes = attacked.log_sizes()
     cases = [*in_headers(key), *in_addresses(attacked.admin_key)]
@@ -226,7 +228,7 @@ async def test_no_bad_value_in_a_header_or_an_address_is_answered_with_a_5xx(
     ],
 )
 async def test_a_client_that_leaves_a_question_leaves_no_request_in_flight(
-    attacked: AttackHouse, key: str, path: str, body: dict[str, object]
+    attacked: AttackHarness, key: str, path: str, body: dict[str, object]
 ) -> None:
     async def one_is_under_way() -> bool:
         return (await attacked.gauges())[IN_FLIGHT] == 1
@@ -239,7 +241,7 @@ async def test_a_client_that_leaves_a_question_leaves_no_request_in_flight(
 
 
 async def test_an_input_at_which_engines_die_is_convicted_after_three_deaths(
-    attacked: AttackHouse, key: str
+    attacked: AttackHarness, key: str
 ) -> None:
     request = post(EMBEDDINGS, {"model": MODEL, "input": ["fine", "[[crash]]"]}, key)
     num_deaths = len(attacked.deaths)
@@ -252,13 +254,13 @@ async def test_an_input_at_which_engines_die_is_convicted_after_three_deaths(
     assert (first.status, again.status) == (500, 500)
     assert b"poison_request" in first.body
     assert b"poison_request" in again.body
-    await eventually(three_have_died)  # the house looks after its processes now and then
+    await eventually(three_have_died)  # the deployment looks after its processes now and then
     await attacked.wait_ready(PATIENCE_S)
     assert len(attacked.deaths) == num_deaths + ENGINE_DEATHS_A_PROMPT
 
 
 async def test_idle_connections_of_one_stranger_leave_room_for_everybody_else(
-    attacked: AttackHouse, key: str
+    attacked: AttackHarness, key: str
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, soft + 2 * NUM_IDLE), hard))
@@ -275,8 +277,8 @@ async def test_idle_connections_of_one_stranger_leave_room_for_everybody_else(
 
 @pytest.mark.parametrize(("path", "body"), [(COMPLETIONS, echo_body()), (CHAT, choices_body())])
 async def test_a_small_request_for_a_huge_answer_is_a_400(
-    house: House, path: str, body: dict[str, object]
+    harness: Harness, path: str, body: dict[str, object]
 ) -> None:
     async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE_S) as client:
-        reply = await client.post(house.url + path, json=body)
+        reply = await client.post(harness.url + path, json=body)
     assert reply.status_code == 400

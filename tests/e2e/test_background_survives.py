@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.house import House, eventually, start_house, stop_house
+from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
 from tests.e2e.test_when_something_dies import find_gateway, rows_of
 
 pytestmark = pytest.mark.process
@@ -65,38 +65,38 @@ WITH_TOOLS: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def frail(
     tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mcp_url: str
-) -> Iterator[House]:
-    """A house whose processes are killed."""
-    house = start_house(
+) -> Iterator[Harness]:
+    """A deployment whose processes are killed."""
+    harness = start_harness(
         tmp_path_factory.mktemp("background") / "data",
         cache_dir,
         *("--deterministic", "--drain-timeout", "25"),
         PENSTOCK_WORKER_DEAD_S="6",
         PENSTOCK_MCP_SERVERS=f"weather={mcp_url}",
     )
-    yield house
-    assert stop_house(house) == 0
+    yield harness
+    assert stop_harness(harness) == 0
 
 
-def post(house: House, body: dict[str, Any]) -> dict[str, Any]:
-    reply = httpx.post(f"{house.url}/v1/responses", json=body, timeout=120, trust_env=False)
+def post(harness: Harness, body: dict[str, Any]) -> dict[str, Any]:
+    reply = httpx.post(f"{harness.url}/v1/responses", json=body, timeout=120, trust_env=False)
     assert reply.status_code == 200, reply.text
     found: dict[str, Any] = reply.json()
     return found
 
 
-def get(house: House, response_id: str) -> dict[str, Any]:
+def get(harness: Harness, response_id: str) -> dict[str, Any]:
     """The response; empty while nobody is there to be asked."""
     try:
-        reply = httpx.get(f"{house.url}/v1/responses/{response_id}", timeout=10, trust_env=False)
+        reply = httpx.get(f"{harness.url}/v1/responses/{response_id}", timeout=10, trust_env=False)
     except httpx.TransportError:
         return {}
     return reply.json() if reply.status_code == 200 else {}
 
 
-def events(house: House, response_id: str) -> list[dict[str, Any]]:
+def events(harness: Harness, response_id: str) -> list[dict[str, Any]]:
     reply = httpx.get(
-        f"{house.url}/v1/responses/{response_id}?stream=true", timeout=120, trust_env=False
+        f"{harness.url}/v1/responses/{response_id}?stream=true", timeout=120, trust_env=False
     )
     lines = [line for line in reply.text.splitlines() if line.startswith("data: {")]
     return [json.loads(line.removeprefix("data: ")) for line in lines]
@@ -109,9 +109,9 @@ def without_ids(response: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def wait_for_output(house: House, response_id: str, kind: bytes = b".delta") -> None:
+def wait_for_output(harness: Harness, response_id: str, kind: bytes = b".delta") -> None:
     """Until something of it was told."""
-    store = f"file:{house.data_dir}/responses.sqlite3?mode=ro"
+    store = f"file:{harness.data_dir}/responses.sqlite3?mode=ro"
     query = "SELECT body FROM events WHERE response_id = ?"
 
     def has_output() -> bool:
@@ -122,9 +122,9 @@ def wait_for_output(house: House, response_id: str, kind: bytes = b".delta") -> 
     eventually(has_output, 120)
 
 
-def booked(house: House, response_id: str) -> list[tuple[Any, ...]]:
+def booked(harness: Harness, response_id: str) -> list[tuple[Any, ...]]:
     query = "SELECT outcome, completion_tokens FROM ledger WHERE request_id = ?"
-    return rows_of(house, query, response_id.removeprefix("resp_"))
+    return rows_of(harness, query, response_id.removeprefix("resp_"))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def booked(house: House, response_id: str) -> list[tuple[Any, ...]]:
     [pytest.param(NUMBERS, id="numbers"), pytest.param(CALL, id="call", marks=pytest.mark.long)],
 )
 def test_whoever_is_killed_it_ends_once_with_the_same_text(
-    frail: House, victim: str, body: dict[str, Any]
+    frail: Harness, victim: str, body: dict[str, Any]
 ) -> None:
     undisturbed = post(frail, body)
     made = post(frail, {**body, "background": True})
@@ -166,7 +166,7 @@ def test_whoever_is_killed_it_ends_once_with_the_same_text(
 
 
 @pytest.mark.long
-def test_a_call_of_a_tool_outlives_its_gateway(frail: House) -> None:
+def test_a_call_of_a_tool_outlives_its_gateway(frail: Harness) -> None:
     undisturbed = post(frail, WITH_TOOLS)
     made = post(frail, {**WITH_TOOLS, "background": True})
     wait_for_output(frail, made["id"], b"response.output_text.delta")

@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.house import House, eventually, start_house, stop_house
+from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
 from tests.e2e.test_when_something_dies import find_gateway
 
 pytestmark = pytest.mark.process
@@ -126,7 +126,7 @@ def test_a_wrong_file_fails_with_the_numbers_of_its_lines(client: Any) -> None:
     ]
 
 
-def test_what_is_wrong_with_a_batch_or_a_file_is_said(client: Any, house: House) -> None:
+def test_what_is_wrong_with_a_batch_or_a_file_is_said(client: Any, harness: Harness) -> None:
     with pytest.raises(openai.NotFoundError):
         client.batches.create(
             input_file_id="file-" + "0" * 24, endpoint=CHAT, completion_window="24h"
@@ -147,31 +147,31 @@ def test_what_is_wrong_with_a_batch_or_a_file_is_said(client: Any, house: House)
         b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx',
     ):
         answer = httpx.post(
-            f"{house.url}/v1/files",
+            f"{harness.url}/v1/files",
             content=content,
             headers={"content-type": "multipart/form-data; boundary=b"},
             trust_env=False,
         )
         assert answer.status_code == 400, answer.text
-    answer = httpx.post(f"{house.url}/v1/files", json={"a": 1}, trust_env=False)
+    answer = httpx.post(f"{harness.url}/v1/files", json={"a": 1}, trust_env=False)
     assert answer.status_code == 400
 
 
 @pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
-    """A house with keys, whose gateway may be killed."""
-    house = start_house(
+def mortal(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
+    """A deployment with keys, whose gateway may be killed."""
+    harness = start_harness(
         tmp_path_factory.mktemp("mortal") / "data",
         cache_dir,
         "--deterministic",
         PENSTOCK_REQUIRE_KEYS="true",
         PENSTOCK_MAX_BATCH_REQUESTS="4",
     )
-    yield house
-    assert stop_house(house) == 0
+    yield harness
+    assert stop_harness(harness) == 0
 
 
-def test_each_line_is_booked_once_although_the_gateway_is_killed(mortal: House) -> None:
+def test_each_line_is_booked_once_although_the_gateway_is_killed(mortal: Harness) -> None:
     admin = httpx.Client(
         base_url=mortal.url,
         headers={"x-api-key": (mortal.data_dir / "admin.key").read_text().strip()},

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.house import House
+from tests.e2e.harness import Harness
 
 pytestmark = pytest.mark.process
 
@@ -226,10 +226,10 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(client: Any) -> 
     ],
 )
 def test_a_bad_field_is_a_400_that_names_it(
-    house: House, change: dict[str, object], param: str
+    harness: Harness, change: dict[str, object], param: str
 ) -> None:
     body = {"model": MODEL, "messages": ask("Hi"), **change}
-    response = httpx.post(f"{house.url}/v1/chat/completions", json=body, trust_env=False)
+    response = httpx.post(f"{harness.url}/v1/chat/completions", json=body, trust_env=False)
     assert response.status_code == 400
     error = response.json()["error"]
     assert error["param"] == param
@@ -240,35 +240,35 @@ def test_a_bad_field_is_a_400_that_names_it(
     "content",
     [b"", b"{", b"\xff\xfe", b'{"temperature": NaN}', b"[]", b'{"a":' * 5000],
 )
-def test_a_broken_body_is_a_400_in_openai_shape(house: House, content: bytes) -> None:
+def test_a_broken_body_is_a_400_in_openai_shape(harness: Harness, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     response = httpx.post(
-        f"{house.url}/v1/chat/completions", content=content, headers=headers, trust_env=False
+        f"{harness.url}/v1/chat/completions", content=content, headers=headers, trust_env=False
     )
     assert response.status_code == 400
     assert response.json()["error"]["message"]
 
 
-def test_a_huge_body_is_a_413(house: House) -> None:
+def test_a_huge_body_is_a_413(harness: Harness) -> None:
     body = json.dumps({"model": MODEL, "messages": ask("x" * 11_000_000)})
     headers = {"Content-Type": "application/json"}
     response = httpx.post(
-        f"{house.url}/v1/chat/completions", content=body, headers=headers, trust_env=False
+        f"{harness.url}/v1/chat/completions", content=body, headers=headers, trust_env=False
     )
     assert response.status_code == 413
     assert response.json()["error"]["message"]
 
 
-def test_unknown_fields_are_ignored_and_listed(house: House) -> None:
+def test_unknown_fields_are_ignored_and_listed(harness: Harness) -> None:
     body = {"model": MODEL, "messages": ask("Hello!"), "max_tokens": 2, "flavour": "mint"}
-    response = httpx.post(f"{house.url}/v1/chat/completions", json=body, trust_env=False)
+    response = httpx.post(f"{harness.url}/v1/chat/completions", json=body, trust_env=False)
     assert response.status_code == 200
     assert response.headers["x-penstock-ignored-fields"] == "flavour"
 
 
-def test_web_pages_can_not_reach_in(house: House) -> None:
+def test_web_pages_can_not_reach_in(harness: Harness) -> None:
     body = json.dumps({"model": MODEL, "messages": ask("Hi")})
-    url = f"{house.url}/v1/chat/completions"
+    url = f"{harness.url}/v1/chat/completions"
     as_text = httpx.post(url, content=body, headers={"Content-Type": "text/plain"}, trust_env=False)
     assert as_text.status_code in (400, 415)
     rebound = httpx.post(
@@ -280,11 +280,11 @@ def test_web_pages_can_not_reach_in(house: House) -> None:
     assert rebound.status_code in (400, 403, 421)
 
 
-def test_eight_streams_share_the_engine(house: House) -> None:
+def test_eight_streams_share_the_engine(harness: Harness) -> None:
     import concurrent.futures
 
     def text(number: int) -> str:
-        completion = house.client().chat.completions.create(
+        completion = harness.client().chat.completions.create(
             model=MODEL, messages=ask(f"What is {number} + 30?"), temperature=0
         )
         return completion.choices[0].message.content or ""

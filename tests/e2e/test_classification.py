@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from tests.e2e.house import House, eventually, start_house, stop_house
+from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
 from tests.fakes.text_model_folders import write_text_model
 
 pytestmark = pytest.mark.process
@@ -29,9 +29,9 @@ TEXTS = ["quiet paper", "seven north window light stone", "who"]
 
 
 class Library(NamedTuple):
-    """A house with keys, and the models that it serves as transformers has them."""
+    """A deployment with keys, and the models that it serves as transformers has them."""
 
-    house: House
+    harness: Harness
     ranker: Any
     topics: Any
     tokenizer: Any
@@ -46,7 +46,7 @@ class Library(NamedTuple):
     def raw(self, path: str, key: str | None = None, **body: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self.key if key is None else key}"}
         return httpx.post(
-            f"{self.house.url}{path}", json=body, headers=headers, trust_env=False, timeout=60
+            f"{self.harness.url}{path}", json=body, headers=headers, trust_env=False, timeout=60
         )
 
 
@@ -64,22 +64,22 @@ def library(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterat
         transformers.DistilBertForSequenceClassification,
         id2label={"0": "water", "1": "metal", "2": "air"},
     )
-    house = start_house(
+    harness = start_harness(
         folder / "data",
         cache_dir,
         f"ranker={folder / 'ranker'}",
         f"topics={folder / 'topics'}",
         "--auth",
     )
-    admin_key = (house.data_dir / "admin.key").read_text(encoding="utf-8").strip()
+    admin_key = (harness.data_dir / "admin.key").read_text(encoding="utf-8").strip()
     headers = {"Authorization": f"Bearer {admin_key}"}
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "ranker" / "tokenizer.json"), pad_token="[PAD]"
     )
-    with httpx.Client(base_url=house.url, headers=headers, trust_env=False) as admin:
+    with httpx.Client(base_url=harness.url, headers=headers, trust_env=False) as admin:
         key = new_key(admin)["key"]
-        yield Library(house, ranker, topics, tokenizer, key, admin)
-    assert stop_house(house) == 0
+        yield Library(harness, ranker, topics, tokenizer, key, admin)
+    assert stop_harness(harness) == 0
 
 
 def new_key(admin: httpx.Client, **fields: Any) -> Any:

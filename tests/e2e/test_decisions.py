@@ -6,7 +6,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.house import House
+from tests.e2e.harness import Harness
 
 pytestmark = pytest.mark.process
 MODEL = "penstock-demo"
@@ -64,7 +64,7 @@ def test_the_package_reads_each_kind_of_answer(client: Any) -> None:
 
 
 def test_an_answer_is_the_same_whatever_is_asked_beside_it(client: Any) -> None:
-    """The shared house is deterministic: every digit is the same."""
+    """The shared deployment is deterministic: every digit is the same."""
     together = decide(client, QUESTIONS).answers
     backwards = decide(client, QUESTIONS[::-1]).answers
     alone = [decide(client, [question]).answers[0] for question in QUESTIONS]
@@ -153,9 +153,9 @@ def test_what_is_wrong_is_named(client: Any, fields: dict[str, Any], param: str)
     assert raised.value.param == param
 
 
-def test_systemone_answers_by_name(house: House) -> None:
+def test_systemone_answers_by_name(harness: Harness) -> None:
     answer = post(
-        house,
+        harness,
         "/v1/systemone",
         {
             "model": MODEL,
@@ -180,8 +180,8 @@ def test_systemone_answers_by_name(house: House) -> None:
     assert answer["usage"]["output_tokens"] == 0
 
 
-def post(house: House, path: str, body: dict[str, Any]) -> Any:
-    answer = httpx.post(f"{house.url}{path}", json=body, timeout=120, trust_env=False)
+def post(harness: Harness, path: str, body: dict[str, Any]) -> Any:
+    answer = httpx.post(f"{harness.url}{path}", json=body, timeout=120, trust_env=False)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -190,9 +190,11 @@ DOCUMENTS = ["Ducks swim in ponds.", "A penstock leads water to a turbine.", "x 
 
 
 @pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
-def test_rerank_in_the_shapes_that_clients_of_jina_and_cohere_send(house: House, path: str) -> None:
+def test_rerank_in_the_shapes_that_clients_of_jina_and_cohere_send(
+    harness: Harness, path: str
+) -> None:
     query = {"model": MODEL, "query": "What is a penstock?"}
-    jina = post(house, path, {**query, "documents": DOCUMENTS, "top_n": 2})
+    jina = post(harness, path, {**query, "documents": DOCUMENTS, "top_n": 2})
     assert len(jina["results"]) == 2
     scores = [one["relevance_score"] for one in jina["results"]]
     assert scores == sorted(scores, reverse=True)
@@ -200,7 +202,7 @@ def test_rerank_in_the_shapes_that_clients_of_jina_and_cohere_send(house: House,
         assert one["document"]["text"] == DOCUMENTS[one["index"]]
     assert jina["usage"]["total_tokens"] > 0
     cohere = post(
-        house,
+        harness,
         path,
         {
             **query,
@@ -214,9 +216,9 @@ def test_rerank_in_the_shapes_that_clients_of_jina_and_cohere_send(house: House,
     assert cohere["meta"]["billed_units"] == {"search_units": 1}
 
 
-def test_score_keeps_the_order_and_a_pair_has_one_score(house: House) -> None:
+def test_score_keeps_the_order_and_a_pair_has_one_score(harness: Harness) -> None:
     def scores(**fields: Any) -> list[float]:
-        answer = post(house, "/v1/score", {"model": MODEL, **fields})
+        answer = post(harness, "/v1/score", {"model": MODEL, **fields})
         assert [one["index"] for one in answer["data"]] == list(range(len(answer["data"])))
         return [one["score"] for one in answer["data"]]
 
@@ -227,9 +229,9 @@ def test_score_keeps_the_order_and_a_pair_has_one_score(house: House) -> None:
     assert both[1] == together[1]
 
 
-def test_a_key_without_the_scope_decides_nothing_and_reranks_nothing(house: House) -> None:
-    """The shared house asks for no keys; the table of scopes is held by the auth worker's tests."""
+def test_a_key_without_the_scope_decides_nothing_and_reranks_nothing(harness: Harness) -> None:
+    """The shared deployment asks for no keys; the table of scopes is held by the auth worker's tests."""
     answer = httpx.post(
-        f"{house.url}/v1/decisions", json={"model": "other"}, timeout=30, trust_env=False
+        f"{harness.url}/v1/decisions", json={"model": "other"}, timeout=30, trust_env=False
     )
     assert answer.status_code == 400

@@ -10,16 +10,16 @@ import numpy as np
 import openai
 import pytest
 
-from tests.e2e.house import House, start_house, stop_house
+from tests.e2e.harness import Harness, start_harness, stop_harness
 
 pytestmark = pytest.mark.process
 TEXTS = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell on Monday."]
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
-    """A house with the demo model and MiniLM."""
-    house = start_house(
+def library(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
+    """A deployment with the demo model and MiniLM."""
+    harness = start_harness(
         tmp_path_factory.mktemp("library") / "data",
         cache_dir,
         "penstock-demo",
@@ -29,12 +29,12 @@ def library(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterat
         "64",
         "--deterministic",
     )
-    yield house
-    assert stop_house(house) == 0
+    yield harness
+    assert stop_harness(harness) == 0
 
 
 @pytest.fixture
-def client(library: House) -> Any:
+def client(library: Harness) -> Any:
     return library.client()
 
 
@@ -57,7 +57,7 @@ def test_near_texts_have_near_vectors_of_length_one(client: Any) -> None:
     assert answer.usage.prompt_tokens == answer.usage.total_tokens > 20
 
 
-def test_float_and_base64_are_the_same_numbers(client: Any, library: House) -> None:
+def test_float_and_base64_are_the_same_numbers(client: Any, library: Harness) -> None:
     # The package asks for base64 by itself; asked for, each form comes as it is.
     plain = embed(client, input=TEXTS[0], encoding_format="float")
     coded = embed(client, input=TEXTS[0], encoding_format="base64")

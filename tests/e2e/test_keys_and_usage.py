@@ -1,4 +1,4 @@
-"""A house that requires keys: the first admin key, user keys, limits, revocation, booked usage."""
+"""A deployment that requires keys: the first admin key, user keys, limits, revocation, booked usage."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.house import House, eventually, start_house, stop_house
+from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
 
 pytestmark = pytest.mark.process
 
@@ -15,18 +15,18 @@ HELLO = [{"role": "user", "content": "Hello!"}]
 
 
 @pytest.fixture(scope="module")
-def locked_house(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
+def locked_harness(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
     data_dir = tmp_path_factory.mktemp("locked") / "data"
-    house = start_house(data_dir, cache_dir, "--auth", "--deterministic")
-    yield house
-    assert stop_house(house) == 0
+    harness = start_harness(data_dir, cache_dir, "--auth", "--deterministic")
+    yield harness
+    assert stop_harness(harness) == 0
 
 
 @pytest.fixture
-def admin(locked_house: House) -> Iterator[httpx.Client]:
-    key = (locked_house.data_dir / "admin.key").read_text(encoding="utf-8").strip()
+def admin(locked_harness: Harness) -> Iterator[httpx.Client]:
+    key = (locked_harness.data_dir / "admin.key").read_text(encoding="utf-8").strip()
     headers = {"Authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=locked_house.url, headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=locked_harness.url, headers=headers, trust_env=False) as client:
         yield client
 
 
@@ -37,26 +37,26 @@ def make_key(admin: httpx.Client, **body: object) -> dict[str, str]:
     return created
 
 
-def test_the_first_admin_key_is_private_to_the_owner(locked_house: House) -> None:
-    path = locked_house.data_dir / "admin.key"
+def test_the_first_admin_key_is_private_to_the_owner(locked_harness: Harness) -> None:
+    path = locked_harness.data_dir / "admin.key"
     assert path.stat().st_mode & 0o077 == 0
-    assert any(str(path) in line for line in locked_house.output) or path.exists()
+    assert any(str(path) in line for line in locked_harness.output) or path.exists()
 
 
-def test_without_a_key_or_with_a_wrong_one_the_answer_is_401(locked_house: House) -> None:
+def test_without_a_key_or_with_a_wrong_one_the_answer_is_401(locked_harness: Harness) -> None:
     for key in ("", "psk-wrong"):
         with pytest.raises((openai.AuthenticationError, openai.APIConnectionError)) as info:
-            client = locked_house.client(api_key=key or "x")
+            client = locked_harness.client(api_key=key or "x")
             client.chat.completions.create(model="penstock-demo", messages=HELLO)
         assert isinstance(info.value, openai.AuthenticationError)
         assert info.value.code == "invalid_api_key"
 
 
 def test_a_key_works_until_it_is_revoked_and_its_usage_is_booked(
-    locked_house: House, admin: httpx.Client
+    locked_harness: Harness, admin: httpx.Client
 ) -> None:
     created = make_key(admin)
-    client = locked_house.client(api_key=created["key"])
+    client = locked_harness.client(api_key=created["key"])
     completion = client.chat.completions.create(
         model="penstock-demo", messages=HELLO, temperature=0, max_tokens=5
     )
@@ -77,10 +77,10 @@ def test_a_key_works_until_it_is_revoked_and_its_usage_is_booked(
 
 
 def test_a_request_limit_is_a_429_with_the_time_to_wait(
-    locked_house: House, admin: httpx.Client
+    locked_harness: Harness, admin: httpx.Client
 ) -> None:
     created = make_key(admin, requests_per_minute=1)
-    client = locked_house.client(api_key=created["key"])
+    client = locked_harness.client(api_key=created["key"])
     client.chat.completions.create(model="penstock-demo", messages=HELLO, max_tokens=1)
     with pytest.raises(openai.RateLimitError) as info:
         client.chat.completions.create(model="penstock-demo", messages=HELLO, max_tokens=1)
@@ -88,10 +88,12 @@ def test_a_request_limit_is_a_429_with_the_time_to_wait(
     assert int(info.value.response.headers["retry-after"]) >= 1
 
 
-def test_a_user_key_can_not_reach_admin_routes(locked_house: House, admin: httpx.Client) -> None:
+def test_a_user_key_can_not_reach_admin_routes(
+    locked_harness: Harness, admin: httpx.Client
+) -> None:
     created = make_key(admin)
     response = httpx.get(
-        f"{locked_house.url}/v1/admin/keys",
+        f"{locked_harness.url}/v1/admin/keys",
         headers={"Authorization": f"Bearer {created['key']}"},
         trust_env=False,
     )
@@ -99,12 +101,12 @@ def test_a_user_key_can_not_reach_admin_routes(locked_house: House, admin: httpx
 
 
 def test_the_command_line_makes_lists_and_revokes_keys(
-    locked_house: House, capsys: pytest.CaptureFixture[str]
+    locked_harness: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from penstock.__main__ import main
 
     def run(*arguments: str) -> str:
-        where = ("--url", locked_house.url, "--data-dir", str(locked_house.data_dir))
+        where = ("--url", locked_harness.url, "--data-dir", str(locked_harness.data_dir))
         with pytest.raises(SystemExit) as info:
             main(["keys", *arguments, *where])
         assert info.value.code in (0, None)

@@ -6,7 +6,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.e2e.house import House
+from tests.e2e.harness import Harness
 
 MODEL = "penstock-demo"
 SUM: list[Any] = [{"role": "user", "content": "What is 2 + 3?"}]
@@ -23,9 +23,9 @@ GREEDY = {"temperature": 0}
 
 
 @pytest.fixture
-def claude(house: House) -> Iterator[anthropic.Anthropic]:
+def claude(harness: Harness) -> Iterator[anthropic.Anthropic]:
     """An unmodified client without retries of its own."""
-    with anthropic.Anthropic(base_url=house.url, api_key="any", max_retries=0) as client:
+    with anthropic.Anthropic(base_url=harness.url, api_key="any", max_retries=0) as client:
         yield client
 
 

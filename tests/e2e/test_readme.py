@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from penstock.cli import app
-from tests.e2e.house import House
+from tests.e2e.harness import Harness
 
 pytestmark = pytest.mark.process
 
@@ -23,8 +23,8 @@ def snippets(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def run_python(house: House, snippet: str) -> str:
-    code = snippet.replace(WRITTEN_URL, house.url)
+def run_python(harness: Harness, snippet: str) -> str:
+    code = snippet.replace(WRITTEN_URL, harness.url)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
     )
@@ -38,29 +38,29 @@ def test_the_two_commands_come_before_anything_else_to_run() -> None:
     assert any(line.startswith("make test") for line in first_screen)
 
 
-def test_the_sdk_snippet_answers_and_streams(house: House) -> None:
-    output = run_python(house, snippets("python")[0])
+def test_the_sdk_snippet_answers_and_streams(harness: Harness) -> None:
+    output = run_python(harness, snippets("python")[0])
     assert "42" in output
     assert "1" in output.splitlines()[-1]
     assert "5" in output.splitlines()[-1]
 
 
-def test_the_tool_snippet_calls_and_answers(house: House) -> None:
-    output = run_python(house, snippets("python")[1])
+def test_the_tool_snippet_calls_and_answers(harness: Harness) -> None:
+    output = run_python(harness, snippets("python")[1])
     assert 'get_weather {"city": "Paris"}' in output
     assert "18" in output.splitlines()[-1]
 
 
-def test_the_structured_output_snippet_gives_the_object(house: House) -> None:
-    output = run_python(house, snippets("python")[2])
+def test_the_structured_output_snippet_gives_the_object(harness: Harness) -> None:
+    output = run_python(harness, snippets("python")[2])
     assert output.strip() == "{'name': 'Ada', 'city': 'Paris', 'age': 36}"
     assert output.strip() in README.read_text(encoding="utf-8")
 
 
-def test_the_curl_line_answers(house: House) -> None:
+def test_the_curl_line_answers(harness: Harness) -> None:
     (command,) = [snippet for snippet in snippets("sh") if snippet.startswith("curl")]
     done = subprocess.run(
-        ["bash", "-c", command.replace(WRITTEN_URL, house.url)],
+        ["bash", "-c", command.replace(WRITTEN_URL, harness.url)],
         capture_output=True,
         text=True,
         timeout=120,

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.house import House
+from tests.e2e.harness import Harness
 
 pytestmark = pytest.mark.process
 
 
-def test_a_file_of_requests_is_answered_good_and_bad(house: House, tmp_path: Path) -> None:
+def test_a_file_of_requests_is_answered_good_and_bad(harness: Harness, tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "What is 12 + 30?"}]
     bodies = [
         (
@@ -33,7 +33,7 @@ def test_a_file_of_requests_is_answered_good_and_bad(house: House, tmp_path: Pat
     )
     command = [sys.executable, "-m", "penstock", "run-batch", str(source), str(target)]
     done = subprocess.run(
-        [*command, "--url", house.url], capture_output=True, text=True, timeout=120, check=False
+        [*command, "--url", harness.url], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 1, done.stderr
     assert "2 answered, 1 failed" in done.stderr
@@ -48,7 +48,7 @@ def test_a_file_of_requests_is_answered_good_and_bad(house: House, tmp_path: Pat
 
     # Again: only what failed is asked, and the file holds one answer of each.
     again = subprocess.run(
-        [*command, "--url", f"{house.url}/v1"],
+        [*command, "--url", f"{harness.url}/v1"],
         capture_output=True,
         text=True,
         timeout=120,

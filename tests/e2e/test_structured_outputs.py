@@ -10,7 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.e2e.house import House
+from tests.e2e.harness import Harness
 
 pytestmark = pytest.mark.process
 
@@ -42,13 +42,13 @@ def tool(name: str, **more: Any) -> Any:
     return {"type": "function", "function": function}
 
 
-def post(house: House, path: str, **fields: Any) -> httpx.Response:
+def post(harness: Harness, path: str, **fields: Any) -> httpx.Response:
     body = {"model": MODEL, "max_tokens": 200, **fields}
-    return httpx.post(f"{house.url}{path}", json=body, timeout=120.0, trust_env=False)
+    return httpx.post(f"{harness.url}{path}", json=body, timeout=120.0, trust_env=False)
 
 
-def content(house: House, **fields: Any) -> str:
-    response = post(house, "/v1/chat/completions", messages=ASK, **fields)
+def content(harness: Harness, **fields: Any) -> str:
+    response = post(harness, "/v1/chat/completions", messages=ASK, **fields)
     assert response.status_code == 200, response.text
     (choice,) = response.json()["choices"]
     assert choice["finish_reason"] == "stop"
@@ -56,8 +56,8 @@ def content(house: House, **fields: Any) -> str:
     return found
 
 
-def client(house: House) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{house.url}/v1", api_key="none", max_retries=0)
+def client(harness: Harness) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{harness.url}/v1", api_key="none", max_retries=0)
 
 
 class Answer(BaseModel):
@@ -66,14 +66,14 @@ class Answer(BaseModel):
 
 
 @pytest.mark.parametrize("temperature", [0, 1.5])
-def test_a_schema_is_followed_at_any_temperature(house: House, temperature: float) -> None:
+def test_a_schema_is_followed_at_any_temperature(harness: Harness, temperature: float) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
-    text = content(house, response_format=wanted, temperature=temperature, seed=3)
+    text = content(harness, response_format=wanted, temperature=temperature, seed=3)
     jsonschema.validate(json.loads(text), PERSON)
 
 
-def test_the_openai_sdk_parses_a_pydantic_model(house: House) -> None:
-    completion = client(house).chat.completions.parse(
+def test_the_openai_sdk_parses_a_pydantic_model(harness: Harness) -> None:
+    completion = client(harness).chat.completions.parse(
         model=MODEL, messages=ASK, response_format=Answer, max_tokens=100
     )
     parsed = completion.choices[0].message.parsed
@@ -81,8 +81,8 @@ def test_the_openai_sdk_parses_a_pydantic_model(house: House) -> None:
     assert completion.choices[0].message.refusal is None
 
 
-def test_the_openai_sdk_streams_a_pydantic_model(house: House) -> None:
-    with client(house).chat.completions.stream(
+def test_the_openai_sdk_streams_a_pydantic_model(harness: Harness) -> None:
+    with client(harness).chat.completions.stream(
         model=MODEL, messages=ASK, response_format=Answer, max_tokens=100
     ) as stream:
         for _ in stream:
@@ -91,28 +91,28 @@ def test_the_openai_sdk_streams_a_pydantic_model(house: House) -> None:
     assert isinstance(completion.choices[0].message.parsed, Answer)
 
 
-def test_other_grammars_hold_for_chat_and_completions(house: House) -> None:
-    assert re.fullmatch("[a-z]{3}-[0-9]{2}", content(house, guided_regex="[a-z]{3}-[0-9]{2}"))
-    assert content(house, guided_choice=["fjord", "tram"]) in ("fjord", "tram")
+def test_other_grammars_hold_for_chat_and_completions(harness: Harness) -> None:
+    assert re.fullmatch("[a-z]{3}-[0-9]{2}", content(harness, guided_regex="[a-z]{3}-[0-9]{2}"))
+    assert content(harness, guided_choice=["fjord", "tram"]) in ("fjord", "tram")
     lark = 'start: "<" X ">"\nX: /[0-9]{1,3}/\n'
-    assert re.fullmatch("<[0-9]{1,3}>", content(house, structured_outputs={"grammar": lark}))
-    response = post(house, "/v1/completions", prompt="Oslo is", guided_choice=["big", "small"])
+    assert re.fullmatch("<[0-9]{1,3}>", content(harness, structured_outputs={"grammar": lark}))
+    response = post(harness, "/v1/completions", prompt="Oslo is", guided_choice=["big", "small"])
     assert response.json()["choices"][0]["text"] in ("big", "small")
 
 
-def test_max_tokens_cuts_a_prefix(house: House) -> None:
+def test_max_tokens_cuts_a_prefix(harness: Harness) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
     response = post(
-        house, "/v1/chat/completions", messages=ASK, response_format=wanted, max_tokens=3
+        harness, "/v1/chat/completions", messages=ASK, response_format=wanted, max_tokens=3
     )
     (choice,) = response.json()["choices"]
     assert choice["finish_reason"] == "length"
     assert '{"name": "'.startswith(choice["message"]["content"][:10])
 
 
-def test_log_probabilities_cover_every_constrained_token(house: House) -> None:
+def test_log_probabilities_cover_every_constrained_token(harness: Harness) -> None:
     response = post(
-        house,
+        harness,
         "/v1/chat/completions",
         messages=ASK,
         guided_choice=["fjord"],
@@ -151,27 +151,27 @@ def test_log_probabilities_cover_every_constrained_token(house: House) -> None:
     ],
 )
 def test_a_hopeless_grammar_is_a_400_before_the_first_byte(
-    house: House, stream: bool, fields: dict[str, Any], param: str
+    harness: Harness, stream: bool, fields: dict[str, Any], param: str
 ) -> None:
-    response = post(house, "/v1/chat/completions", messages=ASK, stream=stream, **fields)
+    response = post(harness, "/v1/chat/completions", messages=ASK, stream=stream, **fields)
     assert response.status_code == 400
     error = response.json()["error"]
     assert (error["code"], error["param"]) == ("unsupported_grammar", param)
 
 
-def calls_of(house: House, *, stream: bool, **fields: Any) -> tuple[list[tuple[str, str]], str]:
+def calls_of(harness: Harness, *, stream: bool, **fields: Any) -> tuple[list[tuple[str, str]], str]:
     """Names and arguments of the calls, and the finish reason."""
     tools = [tool("get_weather"), tool("get_news")]
     made = {"model": MODEL, "messages": ASK, "tools": tools, "max_tokens": 300, **fields}
     if not stream:
-        choice = client(house).chat.completions.create(**made).choices[0]
+        choice = client(harness).chat.completions.create(**made).choices[0]
         calls = choice.message.tool_calls or []
         return [
             (call.function.name, call.function.arguments) for call in calls
         ], choice.finish_reason
     found: list[list[str]] = []
     reason = ""
-    for chunk in client(house).chat.completions.create(stream=True, **made):
+    for chunk in client(harness).chat.completions.create(stream=True, **made):
         for delta in chunk.choices[0].delta.tool_calls or []:
             if delta.function.name:
                 found.append([delta.function.name, ""])
@@ -183,16 +183,16 @@ def calls_of(house: House, *, stream: bool, **fields: Any) -> tuple[list[tuple[s
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("temperature", [0, 1.5])
 def test_required_and_named_choices_are_enforced(
-    house: House, stream: bool, temperature: float
+    harness: Harness, stream: bool, temperature: float
 ) -> None:
     calls, reason = calls_of(
-        house, stream=stream, tool_choice="required", temperature=temperature, seed=5
+        harness, stream=stream, tool_choice="required", temperature=temperature, seed=5
     )
     assert calls
     assert reason == "tool_calls"
     choice = {"type": "function", "function": {"name": "get_news"}}
     named, reason = calls_of(
-        house, stream=stream, tool_choice=choice, temperature=temperature, seed=5
+        harness, stream=stream, tool_choice=choice, temperature=temperature, seed=5
     )
     assert [name for name, _ in named] == ["get_news"]
     assert reason == "stop"
@@ -201,9 +201,9 @@ def test_required_and_named_choices_are_enforced(
         jsonschema.validate(json.loads(arguments), CITY_ARGUMENTS)
 
 
-def test_without_parallel_calls_there_is_one(house: House) -> None:
+def test_without_parallel_calls_there_is_one(harness: Harness) -> None:
     calls, _ = calls_of(
-        house,
+        harness,
         stream=False,
         tool_choice="required",
         parallel_tool_calls=False,
@@ -214,10 +214,10 @@ def test_without_parallel_calls_there_is_one(house: House) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_auto_with_strict_tools_calls_by_the_schema(house: House, stream: bool) -> None:
+def test_auto_with_strict_tools_calls_by_the_schema(harness: Harness, stream: bool) -> None:
     question = [{"role": "user", "content": "What is the weather in Oslo?"}]
     calls, reason = calls_of(
-        house, stream=stream, messages=question, tools=[tool("get_weather", strict=True)]
+        harness, stream=stream, messages=question, tools=[tool("get_weather", strict=True)]
     )
     assert reason == "tool_calls"
     for name, arguments in calls:
@@ -225,14 +225,14 @@ def test_auto_with_strict_tools_calls_by_the_schema(house: House, stream: bool) 
         jsonschema.validate(json.loads(arguments), CITY_ARGUMENTS)
 
 
-def test_a_call_that_is_cut_ends_with_length(house: House) -> None:
-    _, reason = calls_of(house, stream=False, tool_choice="required", max_tokens=12)
+def test_a_call_that_is_cut_ends_with_length(harness: Harness) -> None:
+    _, reason = calls_of(harness, stream=False, tool_choice="required", max_tokens=12)
     assert reason == "length"
 
 
-def test_constrained_and_free_answers_share_the_engine(house: House) -> None:
+def test_constrained_and_free_answers_share_the_engine(harness: Harness) -> None:
     response = post(
-        house,
+        harness,
         "/v1/completions",
         prompt=["Oslo is"] * 4,
         n=2,
@@ -260,16 +260,18 @@ TAGS = {
 
 
 @pytest.mark.parametrize("is_streaming", [False, True])
-def test_what_is_left_to_the_model_is_named_in_a_header(house: House, is_streaming: bool) -> None:
+def test_what_is_left_to_the_model_is_named_in_a_header(
+    harness: Harness, is_streaming: bool
+) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "tags", "schema": TAGS}}
     response = post(
-        house, "/v1/chat/completions", messages=ASK, response_format=wanted, stream=is_streaming
+        harness, "/v1/chat/completions", messages=ASK, response_format=wanted, stream=is_streaming
     )
     assert response.status_code == 200, response.text
     assert response.headers["X-Penstock-Unenforced"] == "/properties/tags/uniqueItems"
     wanted["json_schema"]["strict"] = True  # type: ignore[index]
     response = post(
-        house, "/v1/chat/completions", messages=ASK, response_format=wanted, stream=is_streaming
+        harness, "/v1/chat/completions", messages=ASK, response_format=wanted, stream=is_streaming
     )
     assert response.status_code == 400
     error = response.json()["error"]
@@ -279,10 +281,10 @@ def test_what_is_left_to_the_model_is_named_in_a_header(house: House, is_streami
 
 
 @pytest.mark.parametrize("is_strict", [False, True])
-def test_a_strict_tool_asks_for_all_of_its_schema(house: House, is_strict: bool) -> None:
+def test_a_strict_tool_asks_for_all_of_its_schema(harness: Harness, is_strict: bool) -> None:
     function = {"name": "tag", "parameters": TAGS, "strict": is_strict}
     response = post(
-        house,
+        harness,
         "/v1/chat/completions",
         messages=ASK,
         tools=[{"type": "function", "function": function}],
@@ -293,9 +295,9 @@ def test_a_strict_tool_asks_for_all_of_its_schema(house: House, is_strict: bool)
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "<tool_call>"])
-def test_a_choice_that_spells_a_special_token_is_that_text(house: House, text: str) -> None:
+def test_a_choice_that_spells_a_special_token_is_that_text(harness: Harness, text: str) -> None:
     body = {"prompt": "x", "guided_choice": [text]}
-    response = post(house, "/v1/completions", **body)
+    response = post(harness, "/v1/completions", **body)
     assert response.status_code == 200, response.text
     (choice,) = response.json()["choices"]
     assert (choice["text"], choice["finish_reason"]) == (text, "stop")

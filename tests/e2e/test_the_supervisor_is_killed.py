@@ -1,4 +1,4 @@
-"""`kill -9` of the supervisor while streams run: all of the house is gone soon, and starts again."""
+"""`kill -9` of the supervisor while streams run: all of the deployment is gone soon, and starts again."""
 
 import signal
 import time
@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.e2e.house import House, start_house, stop_house
+from tests.e2e.harness import Harness, start_harness, stop_harness
 from tests.e2e.live_stream import LiveStream, ask
 
 pytestmark = pytest.mark.process
@@ -29,20 +29,20 @@ WITH_TOOLS = {
 }
 
 
-def kill_under_load(house: House) -> None:
+def kill_under_load(harness: Harness) -> None:
     """Streams that need engine, parser and another slice of their lease; then kill -9."""
-    children = psutil.Process(house.process.pid).children(recursive=True)
+    children = psutil.Process(harness.process.pid).children(recursive=True)
     assert len(children) >= 6
     run_dir = next(
         Path(entry.partition("=")[2])
         for entry in Path(f"/proc/{children[0].pid}/environ").read_text("utf-8").split("\0")
         if entry.startswith("PENSTOCK_RUN_DIR=")
     )
-    streams = [LiveStream(house.url, body) for body in (BODY, WITH_TOOLS) for _ in range(4)]
+    streams = [LiveStream(harness.url, body) for body in (BODY, WITH_TOOLS) for _ in range(4)]
     for stream in streams:
         stream.wait_started()
-    house.process.send_signal(signal.SIGKILL)
-    house.process.wait()
+    harness.process.send_signal(signal.SIGKILL)
+    harness.process.wait()
     for _ in range(NUM_POLLS):
         left = [child for child in children if child.is_running()]
         if not left:
@@ -52,19 +52,21 @@ def kill_under_load(house: House) -> None:
     assert not run_dir.exists()
     for stream in streams:
         stream.join()
-        assert len(stream.ends) == 1, "a stream has one end, an error of the house's or its own"
-    assert house.process.stdout is not None
-    house.process.stdout.close()
+        assert len(stream.ends) == 1, (
+            "a stream has one end, an error of the deployment's or its own"
+        )
+    assert harness.process.stdout is not None
+    harness.process.stdout.close()
 
 
-def test_all_of_the_house_is_gone_soon_and_another_one_takes_its_place(
+def test_all_of_the_deployment_is_gone_soon_and_another_one_takes_its_place(
     tmp_path: Path, cache_dir: Path
 ) -> None:
     options = ("--engines", "2", "--parsers", "2")
-    kill_under_load(start_house(tmp_path / "data", cache_dir, *options))
+    kill_under_load(start_harness(tmp_path / "data", cache_dir, *options))
     # At once, on the same data: no lock and no socket of the old one is in the way.
-    house = start_house(tmp_path / "data", cache_dir, *options)
+    harness = start_harness(tmp_path / "data", cache_dir, *options)
     try:
-        assert ask(house.url, {**BODY, "max_tokens": 3}).status_code == 200
+        assert ask(harness.url, {**BODY, "max_tokens": 3}).status_code == 200
     finally:
-        assert stop_house(house) == 0
+        assert stop_harness(harness) == 0

@@ -7,7 +7,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.house import House
+from tests.e2e.harness import Harness
 
 pytestmark = pytest.mark.process
 
@@ -23,19 +23,19 @@ WEATHER = {
 QUESTION = {"role": "user", "content": "What is the weather in Paris?"}
 
 
-def test_all_formats_are_listed_with_the_model_that_uses_one(house: House) -> None:
-    listed = httpx.get(f"{house.url}/v1/tools", trust_env=False).json()
+def test_all_formats_are_listed_with_the_model_that_uses_one(harness: Harness) -> None:
+    listed = httpx.get(f"{harness.url}/v1/tools", trust_env=False).json()
     assert {"hermes", "glm-4.5", "openai", "none"} <= set(listed["tool_formats"])
     assert {"think", "deepseek_r1"} <= set(listed["reasoning_formats"])
     (model,) = listed["models"]
     assert (model["id"], model["tool_format"]) == ("penstock-demo", "hermes")
     answer = httpx.post(
-        f"{house.url}/v1/tools/execute", json={"name": "get_weather"}, trust_env=False
+        f"{harness.url}/v1/tools/execute", json={"name": "get_weather"}, trust_env=False
     )
     assert (answer.status_code, answer.json()["error"]["code"]) == (501, "not_implemented")
 
 
-def test_a_text_of_another_family_is_parsed(house: House) -> None:
+def test_a_text_of_another_family_is_parsed(harness: Harness) -> None:
     text = (
         "<think>hm</think>Well.\n<tool_call>get_weather\n<arg_key>city</arg_key>\n"
         "<arg_value>Paris</arg_value>\n</tool_call>"
@@ -46,7 +46,7 @@ def test_a_text_of_another_family_is_parsed(house: House) -> None:
         "reasoning_format": "glm-4.5",
         "tools": [{"type": "function", "function": WEATHER}],
     }
-    parsed = httpx.post(f"{house.url}/v1/parse", json=body, trust_env=False).json()
+    parsed = httpx.post(f"{harness.url}/v1/parse", json=body, trust_env=False).json()
     assert (parsed["content"], parsed["reasoning"]) == ("Well.", "hm")
     (call,) = parsed["tool_calls"]
     assert call["function"]["name"] == "get_weather"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.house import start_house, stop_house
+from tests.e2e.harness import start_harness, stop_harness
 from tests.fakes.otlp_collector import otlp_collector
 
 pytestmark = pytest.mark.process
@@ -19,16 +19,16 @@ WEATHER = {
 
 def test_one_trace_goes_through_all_processes(tmp_path: Path, cache_dir: Path) -> None:
     with otlp_collector() as collector:
-        house = start_house(tmp_path / "data", cache_dir, PENSTOCK_OTLP_ENDPOINT=collector.url)
+        harness = start_harness(tmp_path / "data", cache_dir, PENSTOCK_OTLP_ENDPOINT=collector.url)
         try:
-            completion = house.client().chat.completions.create(
+            completion = harness.client().chat.completions.create(
                 model="penstock-demo",
                 messages=[{"role": "user", "content": "What is the weather in Paris?"}],
                 tools=[WEATHER],
             )
         finally:
             # What is left is told at the end of each process.
-            assert stop_house(house) == 0
+            assert stop_harness(harness) == 0
         (http,) = collector.named("POST /v1/chat/completions")
         (work,) = collector.named("chat penstock-demo")
         ours = [span for span in collector.spans if span.trace_id == http.trace_id]

@@ -15,7 +15,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.house import House, eventually, start_house, stop_house
+from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
 from tests.e2e.live_stream import LiveStream, ask, known_answer
 
 pytestmark = pytest.mark.process
@@ -108,27 +108,27 @@ NAMED = {
 
 
 @pytest.fixture(scope="module")
-def frail(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[House]:
-    """A house whose processes are killed: two engines, two parsers, one of everything else."""
-    house = start_house(
+def frail(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
+    """A deployment whose processes are killed: two engines, two parsers, one of everything else."""
+    harness = start_harness(
         tmp_path_factory.mktemp("frail") / "data",
         cache_dir,
         *("--deterministic", "--engines", "2", "--parsers", "2", "--drain-timeout", "25"),
         PENSTOCK_WORKER_DEAD_S="6",
     )
-    yield house
-    assert stop_house(house) == 0  # also when the last test has stopped it
+    yield harness
+    assert stop_harness(harness) == 0  # also when the last test has stopped it
 
 
 @pytest.fixture
-def whole(frail: House) -> House:
-    """The house with all of its processes ready."""
+def whole(frail: Harness) -> Harness:
+    """The deployment with all of its processes ready."""
     eventually(lambda: _num_ready(frail) == {"engine": 2, "toolparser": 2, "auth": 1}, 120)
     return frail
 
 
 @pytest.fixture(scope="module")
-def known(frail: House) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
+def known(frail: Harness) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]:
     """Requests of all kinds with what they answer when nothing happens."""
     eventually(lambda: ask(frail.url, SHORT).status_code == 200)
     sampled = {**LONG, "seed": 5, "temperature": 1.2}
@@ -157,9 +157,9 @@ def known(frail: House) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]]]
 Known = dict[str, tuple[dict[str, Any], list[dict[str, Any]]]]
 
 
-def start_all(house: House, known: Known) -> dict[str, LiveStream]:
+def start_all(harness: Harness, known: Known) -> dict[str, LiveStream]:
     """A stream of each kind, all under way."""
-    streams = {name: LiveStream(house.url, body) for name, (body, _) in known.items()}
+    streams = {name: LiveStream(harness.url, body) for name, (body, _) in known.items()}
     for stream in streams.values():
         stream.wait_started()
     return streams
@@ -170,9 +170,9 @@ def assert_undisturbed(known: Known, streams: dict[str, LiveStream]) -> None:
         assert stream.answer() == known[name][1], name
 
 
-def metric(house: House, name: str, **labels: str) -> float:
+def metric(harness: Harness, name: str, **labels: str) -> float:
     """The sum of a metric's series that carry these labels."""
-    text = httpx.get(f"{house.url}/metrics", timeout=10, trust_env=False).text
+    text = httpx.get(f"{harness.url}/metrics", timeout=10, trust_env=False).text
     wanted = [f'{label}="{value}"' for label, value in labels.items()]
     return sum(
         float(line.rsplit(" ", 1)[1])
@@ -181,10 +181,10 @@ def metric(house: House, name: str, **labels: str) -> float:
     )
 
 
-def _num_ready(house: House) -> dict[str, float]:
+def _num_ready(harness: Harness) -> dict[str, float]:
     try:
         return {
-            role: metric(house, "penstock_gateway_workers", role=role, phase="ready")
+            role: metric(harness, "penstock_gateway_workers", role=role, phase="ready")
             for role in ("engine", "toolparser", "auth")
         }
     except httpx.TransportError:
@@ -192,7 +192,7 @@ def _num_ready(house: House) -> dict[str, float]:
 
 
 def test_a_killed_engines_streams_go_on_at_another_one_with_the_same_text(
-    whole: House, known: Known
+    whole: Harness, known: Known
 ) -> None:
     before = metric(whole, "penstock_gateway_resumptions_total", role="engine")
     streams = start_all(whole, known)
@@ -202,7 +202,7 @@ def test_a_killed_engines_streams_go_on_at_another_one_with_the_same_text(
     assert metric(whole, "penstock_gateway_resumptions_total", role="engine") > before
 
 
-def test_without_another_engine_streams_wait_for_the_restart(frail: House, known: Known) -> None:
+def test_without_another_engine_streams_wait_for_the_restart(frail: Harness, known: Known) -> None:
     eventually(lambda: ask(frail.url, SHORT).status_code == 200)
     streams = start_all(frail, known)
     for pid in frail.pids("engine_worker"):
@@ -216,7 +216,7 @@ def test_without_another_engine_streams_wait_for_the_restart(frail: House, known
 
 
 def test_a_stopped_engine_is_left_and_what_it_says_later_counts_for_nothing(
-    whole: House, known: Known
+    whole: Harness, known: Known
 ) -> None:
     streams = start_all(whole, known)
     stopped = whole.pids("engine_worker")[0]
@@ -233,7 +233,7 @@ def test_a_stopped_engine_is_left_and_what_it_says_later_counts_for_nothing(
     assert stopped in whole.pids("engine_worker")
 
 
-def test_four_busy_processes_beside_raise_no_false_death(whole: House, known: Known) -> None:
+def test_four_busy_processes_beside_raise_no_false_death(whole: Harness, known: Known) -> None:
     before = metric(whole, "penstock_gateway_resumptions_total")
     some = {name: known[name] for name in ("plain", "tools")}
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
@@ -247,7 +247,7 @@ def test_four_busy_processes_beside_raise_no_false_death(whole: House, known: Kn
     assert metric(whole, "penstock_gateway_resumptions_total") == before
 
 
-def test_killed_parsers_are_replaced_and_the_text_is_replayed(whole: House, known: Known) -> None:
+def test_killed_parsers_are_replaced_and_the_text_is_replayed(whole: Harness, known: Known) -> None:
     before = metric(whole, "penstock_gateway_resumptions_total", role="toolparser")
     with_tools = {name: known[name] for name in ("tools", "required", "named")}
     streams = start_all(whole, with_tools)
@@ -258,7 +258,7 @@ def test_killed_parsers_are_replaced_and_the_text_is_replayed(whole: House, know
 
 
 def test_without_auth_streams_go_on_and_are_settled_once_although_the_gateway_dies_too(
-    whole: House, known: Known
+    whole: Harness, known: Known
 ) -> None:
     body, answer = known["plain"]
     stream = LiveStream(whole.url, body)
@@ -287,7 +287,7 @@ def test_without_auth_streams_go_on_and_are_settled_once_although_the_gateway_di
 
 
 def test_what_a_killed_gateway_had_is_dropped_by_the_engines_and_charged_all_the_same(
-    whole: House, known: Known
+    whole: Harness, known: Known
 ) -> None:
     stream = LiveStream(whole.url, known["plain"][0])
     stream.wait_started()
@@ -301,7 +301,7 @@ def test_what_a_killed_gateway_had_is_dropped_by_the_engines_and_charged_all_the
     assert known_answer(whole.url, SHORT)
 
 
-def test_a_client_that_leaves_is_aborted(whole: House) -> None:
+def test_a_client_that_leaves_is_aborted(whole: Harness) -> None:
     url = f"{whole.url}/v1/chat/completions"
     body = {**LONG, "max_tokens": 1500, "stream": True}
     with httpx.stream("POST", url, json=body, timeout=60, trust_env=False) as reply:
@@ -312,7 +312,7 @@ def test_a_client_that_leaves_is_aborted(whole: House) -> None:
     assert metric(whole, "penstock_gateway_tokens_total", kind="completion") == tokens + 3
 
 
-def test_a_rolling_restart_fails_no_request(whole: House, known: Known) -> None:
+def test_a_rolling_restart_fails_no_request(whole: Harness, known: Known) -> None:
     log = whole.data_dir.parent / f"{whole.data_dir.name}.log"
     num_clean_ends = log.read_text(encoding="utf-8").count("died (exit code 0)")
     streams = start_all(whole, known)
@@ -333,7 +333,7 @@ def test_a_rolling_restart_fails_no_request(whole: House, known: Known) -> None:
     assert ends == num_clean_ends + 3
 
 
-def test_a_gateway_told_to_stop_finishes_what_it_has(whole: House, known: Known) -> None:
+def test_a_gateway_told_to_stop_finishes_what_it_has(whole: Harness, known: Known) -> None:
     body, answer = known["tools"]
     stream = LiveStream(whole.url, body)
     stream.wait_started()
@@ -344,31 +344,31 @@ def test_a_gateway_told_to_stop_finishes_what_it_has(whole: House, known: Known)
     eventually(lambda: ask(whole.url, SHORT).status_code == 200)
 
 
-def _is_gone(house: House, module: str, pid: int) -> bool:
-    return pid not in house.pids(module)
+def _is_gone(harness: Harness, module: str, pid: int) -> bool:
+    return pid not in harness.pids(module)
 
 
-def _is_refused(house: House) -> bool:
-    return ask(house.url, SHORT).status_code == 503
+def _is_refused(harness: Harness) -> bool:
+    return ask(harness.url, SHORT).status_code == 503
 
 
-def _kill_gateway(house: House) -> None:
-    (pid,) = house.pids("gateway")
+def _kill_gateway(harness: Harness) -> None:
+    (pid,) = harness.pids("gateway")
     os.kill(pid, signal.SIGKILL)
-    find_gateway(house, pid)
+    find_gateway(harness, pid)
 
 
-def find_gateway(house: House, old_pid: int) -> None:
+def find_gateway(harness: Harness, old_pid: int) -> None:
     """The gateway that follows an old one; with a free port asked for, it has another one."""
 
     def is_there() -> bool:
-        new = [pid for pid in house.pids("gateway") if pid != old_pid]
+        new = [pid for pid in harness.pids("gateway") if pid != old_pid]
         if not new:
             return False
         try:
             port = int(_setting(new[0], "PENSTOCK_PORT_FILE").read_text(encoding="ascii"))
-            house.url = f"http://127.0.0.1:{port}"
-            return httpx.get(f"{house.url}/live", timeout=5, trust_env=False).status_code == 200
+            harness.url = f"http://127.0.0.1:{port}"
+            return httpx.get(f"{harness.url}/live", timeout=5, trust_env=False).status_code == 200
         except (httpx.TransportError, ValueError, OSError):
             return False
 
@@ -383,9 +383,9 @@ def _setting(pid: int, name: str) -> Path:
     )
 
 
-def rows_of(house: House, query: str, *parameters: str) -> list[tuple[Any, ...]]:
+def rows_of(harness: Harness, query: str, *parameters: str) -> list[tuple[Any, ...]]:
     """What the auth worker's database holds."""
-    connection = sqlite3.connect(f"file:{house.data_dir}/auth.sqlite3?mode=ro", uri=True)
+    connection = sqlite3.connect(f"file:{harness.data_dir}/auth.sqlite3?mode=ro", uri=True)
     try:
         return connection.execute(query, parameters).fetchall()
     finally:
@@ -428,7 +428,7 @@ def test_an_unsupported_architecture_is_one_clear_end(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_ends_what_runs_and_leaves_no_process_and_no_socket(frail: House) -> None:
+def test_ctrl_c_ends_what_runs_and_leaves_no_process_and_no_socket(frail: Harness) -> None:
     frail.wait_ready()
     children = psutil.Process(frail.process.pid).children(recursive=True)
     run_dir = _setting(children[0].pid, "PENSTOCK_RUN_DIR")

@@ -1,4 +1,4 @@
-"""What an administrator gets wrong: a clear line in the logs, and the rest of the house goes on."""
+"""What an administrator gets wrong: a clear line in the logs, and the rest of the deployment goes on."""
 
 import tempfile
 from collections.abc import Sequence
@@ -100,4 +100,4 @@ def _foreign_keys(project: Project) -> None:
             assert project.inspect(name, "{{.State.Status}}") == "running"
         finally:
             project.engine.docker("rm", "--force", name)
-    say("  a worker with the keys of another house stays outside, and both logs say why")
+    say("  a worker with the keys of another deployment stays outside, and both logs say why")

@@ -92,7 +92,7 @@ def stream(
 
 
 def learn(base: str, key: str) -> dict[str, str]:
-    """The text of each prompt, from a house that is left in peace.
+    """The text of each prompt, from a deployment that is left in peace.
 
     Raises:
         AssertionError: A stream failed.

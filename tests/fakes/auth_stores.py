@@ -16,7 +16,7 @@ from tests.fakes.postgres_server import PostgresServer
 Kind = Literal["sqlite", "postgresql"]
 
 
-class StoreHouse:
+class StoreHarness:
     """Databases of one kind, and the stores that were opened on them.
 
     Args:

@@ -39,7 +39,7 @@ NOBODY = {"type": "email", "recipients": []}
 
 
 @dataclass
-class House:
+class Harness:
     """A gateway with an administrator, and which requests its clients had answered."""
 
     gateway: RunningGateway
@@ -71,14 +71,14 @@ class House:
 
 
 @asynccontextmanager
-async def a_house(socket_dir: Path) -> AsyncIterator[House]:
+async def a_harness(socket_dir: Path) -> AsyncIterator[Harness]:
     async with (
         running_gateway(socket_dir, require_keys=True) as gateway,
         auth_process(gateway) as auth,
         auth.admin(gateway) as admin,
     ):
         await gateway.engine()
-        yield House(gateway, admin, auth.admin_key)
+        yield Harness(gateway, admin, auth.admin_key)
 
 
 def test_names_of_events_are_theirs() -> None:
@@ -93,24 +93,24 @@ async def listed(pages: Any) -> list[Any]:
 
 async def test_openai(socket_dir: Path) -> None:
     async with (
-        a_house(socket_dir) as house,
+        a_harness(socket_dir) as harness,
         openai.AsyncOpenAI(
             api_key="unused",
-            admin_api_key=house.admin_key,
-            base_url=f"{house.gateway.client.base_url}/v1",
+            admin_api_key=harness.admin_key,
+            base_url=f"{harness.gateway.client.base_url}/v1",
             max_retries=0,
             _strict_response_validation=True,
         ) as client,
     ):
-        client._client.event_hooks["response"].append(house.note)
+        client._client.event_hooks["response"].append(harness.note)
         organization: Any = client.admin.organization
-        await walk_openai(house, organization)
-        assert house.unseen("/v1/organization/") == {
+        await walk_openai(harness, organization)
+        assert harness.unseen("/v1/organization/") == {
             one for one in REFUSED if "ations" not in one[1]
         }
 
 
-async def walk_openai(house: House, organization: Any) -> None:
+async def walk_openai(harness: Harness, organization: Any) -> None:
     projects = organization.projects
     project = await projects.create(name="search")
     of_project = {"project_id": project.id}
@@ -146,9 +146,9 @@ async def walk_openai(house: House, organization: Any) -> None:
     keys = projects.api_keys
     # Of an account, of a person, and of nobody.
     body = {"name": "k", "team_id": project.id}
-    assert (await house.admin.post("/v1/admin/keys", json=body)).status_code == 201
+    assert (await harness.admin.post("/v1/admin/keys", json=body)).status_code == 201
     body["user_id"] = invited.id
-    assert (await house.admin.post("/v1/admin/keys", json=body)).status_code == 201
+    assert (await harness.admin.post("/v1/admin/keys", json=body)).status_code == 201
     owners = {one.owner.type for one in await listed(keys.list(project.id, limit=1))}
     assert owners == {"service_account", "user"}
     await keys.retrieve(further.id, **of_project)
@@ -171,7 +171,7 @@ async def walk_openai(house: House, organization: Any) -> None:
     await permissions.delete(project.id)
     await permissions.retrieve(project.id)
 
-    await chat(house, account.api_key.value)
+    await chat(harness, account.api_key.value)
     for of, ids, named in ((organization, (), {}), (projects, (project.id,), of_project)):
         await of.spend_limit.update(*ids, **MONTH, threshold_amount=2000)
         await of.spend_limit.retrieve(*ids)
@@ -210,10 +210,10 @@ async def walk_openai(house: House, organization: Any) -> None:
     await projects.archive(project.id)
 
 
-async def chat(house: House, key: str) -> None:
+async def chat(harness: Harness, key: str) -> None:
     """A request of a key, and one of the administrator, who is in no team."""
-    for secret in (key, house.admin_key):
-        answer = await house.gateway.client.post(
+    for secret in (key, harness.admin_key):
+        answer = await harness.gateway.client.post(
             "/v1/chat/completions",
             json={"model": "demo", "messages": MESSAGES},
             headers={"Authorization": f"Bearer {secret}"},
@@ -223,21 +223,21 @@ async def chat(house: House, key: str) -> None:
 
 async def test_anthropic(socket_dir: Path) -> None:
     async with (
-        a_house(socket_dir) as house,
+        a_harness(socket_dir) as harness,
         anthropic.AsyncAnthropic(
-            api_key=house.admin_key,
-            base_url=str(house.gateway.client.base_url),
+            api_key=harness.admin_key,
+            base_url=str(harness.gateway.client.base_url),
             max_retries=0,
             _strict_response_validation=True,
         ) as client,
     ):
-        client._client.event_hooks["response"].append(house.note)
-        await walk_anthropic(house, client.organization)
+        client._client.event_hooks["response"].append(harness.note)
+        await walk_anthropic(harness, client.organization)
         refused = {one for one in REFUSED if "ations" in one[1]}
-        assert house.unseen("/v1/organizations/") == refused | IN_NO_CLIENT
+        assert harness.unseen("/v1/organizations/") == refused | IN_NO_CLIENT
 
 
-async def walk_anthropic(house: House, organization: Any) -> None:
+async def walk_anthropic(harness: Harness, organization: Any) -> None:
     await organization.retrieve()
     workspaces = organization.workspaces
     workspace = await workspaces.create(name="search")
@@ -283,7 +283,7 @@ async def walk_anthropic(house: House, organization: Any) -> None:
         {"name": "bare", "expires_at": int(time.time()) + 86_400},
     ]
     for body in names:
-        answer = await house.admin.post("/v1/admin/keys", json=body)
+        answer = await harness.admin.post("/v1/admin/keys", json=body)
         assert answer.status_code == 201, answer.text
     keys = await listed(organization.api_keys.list(limit=1))
     shown = {key.name: key for key in keys}
@@ -295,7 +295,7 @@ async def walk_anthropic(house: House, organization: Any) -> None:
     await organization.api_keys.update(keys[0].id, status="inactive")
 
     body = {"name": "b", "holder": "user", "holder_id": invited.id, "amount": 20_000_000}
-    budget = await house.admin.post("/v1/admin/budgets", json=body | {"window": "calendar_month"})
+    budget = await harness.admin.post("/v1/admin/budgets", json=body | {"window": "calendar_month"})
     assert budget.status_code == 201, budget.text
     assert await listed(organization.spend_limits.effective.list())
 
@@ -307,7 +307,7 @@ async def walk_anthropic(house: House, organization: Any) -> None:
         "amount": 10**6,
         "window": "minute",
     }
-    assert (await house.admin.post("/v1/admin/limits", json=body)).status_code == 201
+    assert (await harness.admin.post("/v1/admin/limits", json=body)).status_code == 201
     await rates.update(
         "rl-demo", **of_workspace, limits=[{"type": "requests_per_minute", "value": 60}]
     )

@@ -17,7 +17,7 @@ ALIAS = "gpt-4o"
 
 
 @asynccontextmanager
-async def a_house(socket_dir: Path) -> AsyncIterator[tuple[RunningGateway, httpx.AsyncClient]]:
+async def a_harness(socket_dir: Path) -> AsyncIterator[tuple[RunningGateway, httpx.AsyncClient]]:
     """A gateway with an engine and an alias of its model, and an administrator."""
     async with (
         running_gateway(socket_dir, require_keys=True, model_aliases=(f"{ALIAS}=demo",)) as gateway,
@@ -35,7 +35,7 @@ async def made(admin: httpx.AsyncClient, path: str, body: dict[str, Any]) -> Any
 
 
 async def test_limits_and_permissions_by_an_alias_hold_for_its_model(socket_dir: Path) -> None:
-    async with a_house(socket_dir) as (gateway, admin):
+    async with a_harness(socket_dir) as (gateway, admin):
         project = await made(admin, "/v1/organization/projects", {"name": "search"})
         base = f"/v1/organization/projects/{project['id']}"
         limit = await made(
@@ -62,7 +62,7 @@ async def test_limits_and_permissions_by_an_alias_hold_for_its_model(socket_dir:
 
 
 async def test_workspaces_limits_by_an_alias_are_those_of_its_model(socket_dir: Path) -> None:
-    async with a_house(socket_dir) as (_, admin):
+    async with a_harness(socket_dir) as (_, admin):
         base = "/v1/organizations"
         workspace = await made(admin, f"{base}/workspaces", {"name": "search"})
         limits = {"limits": [{"type": "requests_per_minute", "value": 5}]}

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.process
 
 
 @asynccontextmanager
-async def a_house(socket_dir: Path) -> AsyncIterator[tuple[RunningGateway, httpx.AsyncClient, Any]]:
+async def a_harness(
+    socket_dir: Path,
+) -> AsyncIterator[tuple[RunningGateway, httpx.AsyncClient, Any]]:
     """A gateway with an engine, this server's administrator, and Anthropic's `organization`."""
     async with (
         running_gateway(socket_dir, require_keys=True) as gateway,
@@ -132,10 +134,10 @@ async def test_members_and_invitations(socket_dir: Path) -> None:
         assert (await organization.users.update(ids[1], role="user")).role == "user"
 
 
-async def test_rate_limits_of_a_workspace_hold_and_show_beside_those_of_the_house(
+async def test_rate_limits_of_a_workspace_hold_and_show_beside_those_of_the_deployment(
     socket_dir: Path,
 ) -> None:
-    async with a_house(socket_dir) as (gateway, admin, organization):
+    async with a_harness(socket_dir) as (gateway, admin, organization):
         body = {"name": "all", "holder": "house", "measure": "requests", "window": "minute"}
         for fields in ({"amount": 100}, {"amount": 90, "models": ["demo"]}):
             made = await admin.post("/v1/admin/limits", json=body | fields)
@@ -191,7 +193,7 @@ async def test_rate_limits_of_a_workspace_hold_and_show_beside_those_of_the_hous
 
 
 async def test_entries_of_rate_limits_come_in_pages(socket_dir: Path) -> None:
-    async with a_house(socket_dir) as (_, admin, organization):
+    async with a_harness(socket_dir) as (_, admin, organization):
         body = {"holder": "house", "measure": "tokens", "window": "minute", "amount": 9}
         for model in ("b", "a/b", "c*"):
             made = await admin.post(
@@ -210,7 +212,7 @@ async def test_entries_of_rate_limits_come_in_pages(socket_dir: Path) -> None:
 
 
 async def test_service_accounts_live_and_are_in_workspaces(socket_dir: Path) -> None:
-    async with a_house(socket_dir) as (gateway, admin, organization):
+    async with a_harness(socket_dir) as (gateway, admin, organization):
         accounts = organization.service_accounts
         await admin.post("/v1/admin/users", json={"name": "Ada"})
         made = [
@@ -278,7 +280,7 @@ async def test_service_accounts_live_and_are_in_workspaces(socket_dir: Path) -> 
 
 
 async def test_usage_cost_and_spend_are_what_was_computed(socket_dir: Path) -> None:
-    async with a_house(socket_dir) as (gateway, admin, organization):
+    async with a_harness(socket_dir) as (gateway, admin, organization):
         price = {"models": "demo", "prompt": 1_000_000, "completion": 2_000_000, "request": 333}
         assert (await admin.post("/v1/admin/prices", json=price)).status_code == 201
         space = await organization.workspaces.create(name="lab")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.fakes.auth_house import AuthHouse, DatabaseProxy
+from tests.fakes.auth_harness import AuthHarness, DatabaseProxy
 from tests.fakes.postgres_server import PostgresServer
 
 pytestmark = pytest.mark.process
@@ -19,7 +19,7 @@ PASSWORD = "a-password-that-nobody-may-see"
 QUOTA = 600
 
 
-class SharedHouse(AuthHouse):
+class SharedHarness(AuthHarness):
     """Each worker reaches the database through a proxy of its own."""
 
     def __init__(self, folder: Path, server: PostgresServer) -> None:
@@ -72,131 +72,133 @@ class SharedHouse(AuthHouse):
 
 
 @pytest_asyncio.fixture
-async def house(socket_dir: Path, postgres_server: PostgresServer) -> AsyncIterator[SharedHouse]:
-    house = SharedHouse(socket_dir, postgres_server)
-    yield house
-    await house.close()
+async def harness(
+    socket_dir: Path, postgres_server: PostgresServer
+) -> AsyncIterator[SharedHarness]:
+    harness = SharedHarness(socket_dir, postgres_server)
+    yield harness
+    await harness.close()
 
 
 async def test_one_of_three_is_active_and_those_that_stand_by_get_no_work(
-    house: SharedHouse,
+    harness: SharedHarness,
 ) -> None:
-    active = await house.begin()
-    waiting = [peer for peer in house.peers if peer.auth is None]
-    await house.until(
+    active = await harness.begin()
+    waiting = [peer for peer in harness.peers if peer.auth is None]
+    await harness.until(
         lambda: all(peer.detail.startswith("standing by: epoch") for peer in waiting),
         "two stand by",
     )
     assert len(waiting) == NUM_WORKERS - 1
     assert {(peer.phase, peer.takes_work) for peer in waiting} == {("ready", False)}
-    house.begin_load(NUM_CLIENTS, seed=1)
-    await house.until_settled(100)
+    harness.begin_load(NUM_CLIENTS, seed=1)
+    await harness.until_settled(100)
     # Told to stop, it lets go of the lease: nobody waits for its end.
-    epoch = house.epoch()
-    house.workers[active].send_signal(signal.SIGTERM)
-    assert await house.ended(active) == 0
-    assert await house.until_active(after=epoch) != active
-    await house.until_settled(100)
-    await house.end_load()
-    house.check_promises()
+    epoch = harness.epoch()
+    harness.workers[active].send_signal(signal.SIGTERM)
+    assert await harness.ended(active) == 0
+    assert await harness.until_active(after=epoch) != active
+    await harness.until_settled(100)
+    await harness.end_load()
+    harness.check_promises()
 
 
 async def test_when_the_active_one_is_killed_another_takes_over_and_nothing_acknowledged_is_lost(
-    house: SharedHouse,
+    harness: SharedHarness,
 ) -> None:
-    active = await house.begin()
-    house.begin_load(NUM_CLIENTS, seed=2)
+    active = await harness.begin()
+    harness.begin_load(NUM_CLIENTS, seed=2)
     for _ in range(2):
-        await house.until_settled(50)
-        epoch = house.epoch()
-        await house.kill(active)
-        house.start_through_proxy(active)
-        active = await house.until_active(after=epoch)
-    await house.until_settled(50)
-    await house.end_load()
-    house.check_promises()
-    await house.until_no_lease_is_open()
+        await harness.until_settled(50)
+        epoch = harness.epoch()
+        await harness.kill(active)
+        harness.start_through_proxy(active)
+        active = await harness.until_active(after=epoch)
+    await harness.until_settled(50)
+    await harness.end_load()
+    harness.check_promises()
+    await harness.until_no_lease_is_open()
 
 
 @pytest.mark.long
-async def test_one_that_was_stopped_wakes_up_fenced(house: SharedHouse) -> None:
-    stopped = await house.begin()
-    house.begin_load(NUM_CLIENTS, seed=3)
-    await house.until_settled(50)
-    epoch = house.epoch()
-    house.workers[stopped].send_signal(signal.SIGSTOP)
-    assert await house.until_active(after=epoch) != stopped
-    await house.until_settled(50)
-    house.workers[stopped].send_signal(signal.SIGCONT)
-    assert await house.ended(stopped) == 75
-    assert f"mine is {epoch}" in house.log_of(stopped)
-    await house.until_settled(50)
-    await house.end_load()
-    house.check_promises()
+async def test_one_that_was_stopped_wakes_up_fenced(harness: SharedHarness) -> None:
+    stopped = await harness.begin()
+    harness.begin_load(NUM_CLIENTS, seed=3)
+    await harness.until_settled(50)
+    epoch = harness.epoch()
+    harness.workers[stopped].send_signal(signal.SIGSTOP)
+    assert await harness.until_active(after=epoch) != stopped
+    await harness.until_settled(50)
+    harness.workers[stopped].send_signal(signal.SIGCONT)
+    assert await harness.ended(stopped) == 75
+    assert f"mine is {epoch}" in harness.log_of(stopped)
+    await harness.until_settled(50)
+    await harness.end_load()
+    harness.check_promises()
 
 
 @pytest.mark.long
 async def test_one_that_is_cut_off_from_the_database_stops_granting_and_is_fenced_when_it_heals(
-    house: SharedHouse,
+    harness: SharedHarness,
 ) -> None:
-    cut = await house.begin()
-    house.begin_load(NUM_CLIENTS, seed=4)
-    await house.until_settled(50)
-    epoch = house.epoch()
-    house.proxies[cut].cut()
+    cut = await harness.begin()
+    harness.begin_load(NUM_CLIENTS, seed=4)
+    await harness.until_settled(50)
+    epoch = harness.epoch()
+    harness.proxies[cut].cut()
     # Its socket to the gateway is open, and it answers: it may only refuse.
-    assert await house.until_active(after=epoch) != cut
-    await house.until_settled(50)
-    assert house.workers[cut].poll() is None
-    house.proxies[cut].heal()  # what it had sent arrives late, too
-    assert await house.ended(cut) == 75
-    await house.until_settled(50)
-    await house.end_load()
-    house.check_promises()
+    assert await harness.until_active(after=epoch) != cut
+    await harness.until_settled(50)
+    assert harness.workers[cut].poll() is None
+    harness.proxies[cut].heal()  # what it had sent arrives late, too
+    assert await harness.ended(cut) == 75
+    await harness.until_settled(50)
+    await harness.end_load()
+    harness.check_promises()
 
 
 async def test_a_hard_quota_is_not_overspent_across_a_kill_a_stop_and_a_partition(
-    house: SharedHouse,
+    harness: SharedHarness,
 ) -> None:
-    active = await house.begin()
-    await house.create_quota(house.user_id, QUOTA)
-    house.begin_load(NUM_CLIENTS, seed=6)
-    await house.until_settled(50)
-    epoch = house.epoch()
-    await house.kill(active)
-    house.start_through_proxy(active)
-    stopped = await house.until_active(after=epoch)
-    await house.until_settled(50)
-    epoch = house.epoch()
-    house.workers[stopped].send_signal(signal.SIGSTOP)
-    cut = await house.until_active(after=epoch)
-    house.workers[stopped].send_signal(signal.SIGCONT)
-    assert await house.ended(stopped) == 75
-    house.start_through_proxy(stopped)
-    await house.until_settled(50)
-    epoch = house.epoch()
-    house.proxies[cut].cut()
-    await house.until_active(after=epoch)
-    house.proxies[cut].heal()
-    await house.until_quota_is_spent()
-    await house.until_no_lease_is_open()
+    active = await harness.begin()
+    await harness.create_quota(harness.user_id, QUOTA)
+    harness.begin_load(NUM_CLIENTS, seed=6)
+    await harness.until_settled(50)
+    epoch = harness.epoch()
+    await harness.kill(active)
+    harness.start_through_proxy(active)
+    stopped = await harness.until_active(after=epoch)
+    await harness.until_settled(50)
+    epoch = harness.epoch()
+    harness.workers[stopped].send_signal(signal.SIGSTOP)
+    cut = await harness.until_active(after=epoch)
+    harness.workers[stopped].send_signal(signal.SIGCONT)
+    assert await harness.ended(stopped) == 75
+    harness.start_through_proxy(stopped)
+    await harness.until_settled(50)
+    epoch = harness.epoch()
+    harness.proxies[cut].cut()
+    await harness.until_active(after=epoch)
+    harness.proxies[cut].heal()
+    await harness.until_quota_is_spent()
+    await harness.until_no_lease_is_open()
     # Grants that reached nobody were given back or lost with their epoch; none came on top.
-    assert 150 <= len(house.promises.epochs) <= QUOTA
-    house.check_promises()
+    assert 150 <= len(harness.promises.epochs) <= QUOTA
+    harness.check_promises()
 
 
 async def test_when_the_server_restarts_the_same_worker_goes_on_with_what_it_had(
-    house: SharedHouse,
+    harness: SharedHarness,
 ) -> None:
-    active = await house.begin()
-    house.begin_load(NUM_CLIENTS, seed=5)
-    await house.until_settled(50)
+    active = await harness.begin()
+    harness.begin_load(NUM_CLIENTS, seed=5)
+    await harness.until_settled(50)
     for number in (signal.SIGINT, signal.SIGQUIT):  # orderly, and as if it had crashed
-        await asyncio.to_thread(house._server_of_database.stop, number)
-        house._server_of_database.start()
-        await house.until_settled(50)
-    await house.end_load()
-    house.check_promises()
-    assert house.active()
-    assert "Traceback" not in house.log_of(active)
-    assert not house.shows_password()
+        await asyncio.to_thread(harness._server_of_database.stop, number)
+        harness._server_of_database.start()
+        await harness.until_settled(50)
+    await harness.end_load()
+    harness.check_promises()
+    assert harness.active()
+    assert "Traceback" not in harness.log_of(active)
+    assert not harness.shows_password()

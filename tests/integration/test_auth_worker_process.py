@@ -46,7 +46,7 @@ USER_SECRET = "psk-user-of-the-integration-test"
 WAIT_S = 30.0
 
 
-class House:
+class Harness:
     """A gateway's auth socket, and auth workers that come and go on one data directory."""
 
     def __init__(self, directory: Path) -> None:
@@ -169,10 +169,10 @@ class House:
 
 
 @pytest_asyncio.fixture
-async def house(socket_dir: Path) -> AsyncIterator[House]:
-    house = House(socket_dir)
-    yield house
-    await house.close()
+async def harness(socket_dir: Path) -> AsyncIterator[Harness]:
+    harness = Harness(socket_dir)
+    yield harness
+    await harness.close()
 
 
 def authorize(number: int = 0, secret: str = USER_SECRET, **fields: Any) -> Authorize:
@@ -192,7 +192,7 @@ def settlement(lease_id: str, number: int) -> Settle:
 
 
 async def settle_until_killed(
-    house: House, first: int, num_acks: int
+    harness: Harness, first: int, num_acks: int
 ) -> tuple[dict[str, Settle], set[str]]:
     """Authorize and settle as fast as it goes, and kill -9 after so many acknowledgements.
 
@@ -203,28 +203,28 @@ async def settle_until_killed(
     acknowledged: set[str] = set()
     number = first
     for _ in range(64):
-        house.send(authorize(number := number + 1))
+        harness.send(authorize(number := number + 1))
     while len(acknowledged) < num_acks:
-        event = await house.event()
+        event = await harness.event()
         if isinstance(event, Granted):
             settle = settlement(event.lease_id, int(event.request_id.removeprefix("req-")))
             sent[event.lease_id] = settle
-            house.send(settle)
-            house.send(authorize(number := number + 1))
+            harness.send(settle)
+            harness.send(authorize(number := number + 1))
         elif isinstance(event, Settled):
             acknowledged.add(event.lease_id)
-    await house.end(signal.SIGKILL)
+    await harness.end(signal.SIGKILL)
     # What had reached the socket before the kill was acknowledged as well.
-    while not house.events.empty():
-        event = house.events.get_nowait()
+    while not harness.events.empty():
+        event = harness.events.get_nowait()
         if isinstance(event, Settled):
             acknowledged.add(event.lease_id)
     return sent, acknowledged
 
 
-def ledger_of(house: House) -> dict[str, tuple[str, int]]:
+def ledger_of(harness: Harness) -> dict[str, tuple[str, int]]:
     """Key and completion tokens by lease id, read beside the worker."""
-    connection = sqlite3.connect(house.data_dir / "auth.sqlite3")
+    connection = sqlite3.connect(harness.data_dir / "auth.sqlite3")
     try:
         rows = connection.execute("SELECT lease_id, key_id, completion_tokens FROM ledger")
         return {lease_id: (key_id, tokens) for lease_id, key_id, tokens in rows}
@@ -232,9 +232,9 @@ def ledger_of(house: House) -> dict[str, tuple[str, int]]:
         connection.close()
 
 
-def reported_tokens(house: House) -> list[int]:
+def reported_tokens(harness: Harness) -> list[int]:
     """Completion tokens reported of the leases that are remembered, read beside the worker."""
-    connection = sqlite3.connect(house.data_dir / "auth.sqlite3")
+    connection = sqlite3.connect(harness.data_dir / "auth.sqlite3")
     try:
         rows = connection.execute("SELECT reported_completion_tokens FROM leases")
         return [tokens for (tokens,) in rows]
@@ -242,109 +242,111 @@ def reported_tokens(house: House) -> list[int]:
         connection.close()
 
 
-async def test_kill_9_loses_no_acknowledged_settlement_and_books_none_twice(house: House) -> None:
+async def test_kill_9_loses_no_acknowledged_settlement_and_books_none_twice(
+    harness: Harness,
+) -> None:
     seed = random.SystemRandom().randrange(2**32)
     dice = random.Random(seed)
     environment = {"PENSTOCK_ADMIN_KEY": ADMIN_SECRET}
-    await house.begin(**environment)
-    await house.create_user()
-    key_id = (await house.keys())["user"].key_id
+    await harness.begin(**environment)
+    await harness.create_user()
+    key_id = (await harness.keys())["user"].key_id
     expected: dict[str, tuple[str, int]] = {}
     for turn in range(5):
         sent, acknowledged = await settle_until_killed(
-            house, turn * 1_000_000, dice.randrange(1, 1200)
+            harness, turn * 1_000_000, dice.randrange(1, 1200)
         )
-        assert acknowledged <= ledger_of(house).keys(), f"seed {seed}: one is missing"
-        await house.begin(**environment)
+        assert acknowledged <= ledger_of(harness).keys(), f"seed {seed}: one is missing"
+        await harness.begin(**environment)
         # As a gateway does: everything not acknowledged again, and something acknowledged too.
         again = [settle for lease_id, settle in sent.items() if lease_id not in acknowledged]
         again.append(sent[min(acknowledged)])
         for settle in again:
-            house.send(settle)
+            harness.send(settle)
         for settle in again:
-            assert await house.event() == Settled(lease_id=settle.lease_id)
+            assert await harness.event() == Settled(lease_id=settle.lease_id)
         expected |= {
             lease_id: (key_id, settle.completion_tokens) for lease_id, settle in sent.items()
         }
-        assert ledger_of(house) == expected, f"seed {seed}"
-        record = (await house.keys())["user"]
+        assert ledger_of(harness) == expected, f"seed {seed}"
+        record = (await harness.keys())["user"]
         assert record.total_requests == len(expected)
         assert record.total_prompt_tokens == 3 * len(expected)
         assert record.total_completion_tokens == sum(tokens for _, tokens in expected.values())
-    assert await house.end(signal.SIGTERM) == 0
+    assert await harness.end(signal.SIGTERM) == 0
 
 
-async def test_it_outlasts_a_gateway_that_is_stopped_together_with_it(house: House) -> None:
-    await house.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET)
-    await house.create_user()
-    running = await house.ask(authorize(1))
+async def test_it_outlasts_a_gateway_that_is_stopped_together_with_it(harness: Harness) -> None:
+    await harness.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET)
+    await harness.create_user()
+    running = await harness.ask(authorize(1))
     assert isinstance(running, Granted)
     # In the worst order: the worker hears of its own end first.
-    assert house.worker is not None
-    house.worker.send_signal(signal.SIGTERM)
-    house.drain()
-    await house.logged("a gateway drains")
+    assert harness.worker is not None
+    harness.worker.send_signal(signal.SIGTERM)
+    harness.drain()
+    await harness.logged("a gateway drains")
     # A stream that needs another slice still gets it, and its end is written down.
     more = Adjust(
         request_id="req-1", lease_id=running.lease_id, prompt_tokens=10, completion_tokens=90
     )
-    assert isinstance(await house.ask(more), Adjusted)
-    assert isinstance(await house.ask(authorize(2)), Granted)
-    assert await house.ask(settlement(running.lease_id, 1)) == Settled(lease_id=running.lease_id)
-    assert house.worker.poll() is None
-    house.say_goodbye()
-    await house.logged("draining")
-    assert await house.ended() == 0
+    assert isinstance(await harness.ask(more), Adjusted)
+    assert isinstance(await harness.ask(authorize(2)), Granted)
+    assert await harness.ask(settlement(running.lease_id, 1)) == Settled(lease_id=running.lease_id)
+    assert harness.worker.poll() is None
+    harness.say_goodbye()
+    await harness.logged("draining")
+    assert await harness.ended() == 0
 
 
-async def test_a_gateway_that_never_ends_does_not_keep_it_for_ever(house: House) -> None:
-    await house.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET, PENSTOCK_DRAIN_TIMEOUT_S="0.1")
-    await house.create_user()  # whoever answers has heard of the gateway
-    house.drain()
-    assert house.worker is not None
-    house.worker.send_signal(signal.SIGTERM)
-    await house.logged("waits no longer")
-    assert await house.ended() == 0
+async def test_a_gateway_that_never_ends_does_not_keep_it_for_ever(harness: Harness) -> None:
+    await harness.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET, PENSTOCK_DRAIN_TIMEOUT_S="0.1")
+    await harness.create_user()  # whoever answers has heard of the gateway
+    harness.drain()
+    assert harness.worker is not None
+    harness.worker.send_signal(signal.SIGTERM)
+    await harness.logged("waits no longer")
+    assert await harness.ended() == 0
 
 
 async def test_a_second_auth_worker_on_the_same_data_waits_and_ends_with_one_line(
-    house: House,
+    harness: Harness,
 ) -> None:
-    await house.begin()
-    second = house.start_worker()
+    await harness.begin()
+    second = harness.start_worker()
     _, errors = await asyncio.to_thread(second.communicate, timeout=WAIT_S)
     assert second.returncode == 1
     waits, refused = errors.splitlines()
     assert "another auth worker" in waits
     assert "Another auth worker" in refused
-    assert await house.end(signal.SIGTERM) == 0
-    await house.begin()
-    assert await house.end(signal.SIGTERM) == 0
+    assert await harness.end(signal.SIGTERM) == 0
+    await harness.begin()
+    assert await harness.end(signal.SIGTERM) == 0
 
 
 async def test_a_full_disk_acknowledges_nothing_says_so_once_and_loses_nothing(
-    house: House,
+    harness: Harness,
 ) -> None:
-    await house.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET)
-    await house.create_user()
-    granted = await house.ask(authorize())
+    await harness.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET)
+    await harness.create_user()
+    granted = await harness.ask(authorize())
     assert isinstance(granted, Granted)
-    assert house.worker is not None
+    assert harness.worker is not None
     # No file of the process may grow any more, until the disk "has room" again.
-    _, hard = resource.prlimit(house.worker.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(house.worker.pid, resource.RLIMIT_FSIZE, (0, hard))
-    house.send(settlement(granted.lease_id, 3))
-    assert house.worker.stderr is not None
+    _, hard = resource.prlimit(harness.worker.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(harness.worker.pid, resource.RLIMIT_FSIZE, (0, hard))
+    harness.send(settlement(granted.lease_id, 3))
+    assert harness.worker.stderr is not None
     line = ""
     async with asyncio.timeout(WAIT_S):
         while "refuses writes" not in line:
-            line = await asyncio.to_thread(house.worker.stderr.readline)
+            line = await asyncio.to_thread(harness.worker.stderr.readline)
     assert json.loads(line)["level"] == "error"
-    assert house.events.empty()
-    resource.prlimit(house.worker.pid, resource.RLIMIT_FSIZE, (hard, hard))
-    assert await house.event() == Settled(lease_id=granted.lease_id)
-    assert ledger_of(house).keys() == {granted.lease_id}
-    assert await house.end(signal.SIGTERM) == 0
+    assert harness.events.empty()
+    resource.prlimit(harness.worker.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    assert await harness.event() == Settled(lease_id=granted.lease_id)
+    assert ledger_of(harness).keys() == {granted.lease_id}
+    assert await harness.end(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize(
@@ -352,27 +354,27 @@ async def test_a_full_disk_acknowledges_nothing_says_so_once_and_loses_nothing(
     [(True, 0), (True, 4096), (True, 40_000), (False, 0), (False, 4096)],
 )
 async def test_a_start_without_room_on_the_disk_is_worth_another_try(
-    house: House, is_first: bool, max_file_bytes: int
+    harness: Harness, is_first: bool, max_file_bytes: int
 ) -> None:
     if not is_first:
-        await house.begin()
-        assert await house.end(signal.SIGTERM) == 0
-    code, line = await house.outcome(house.start_worker(max_file_bytes))
+        await harness.begin()
+        assert await harness.end(signal.SIGTERM) == 0
+    code, line = await harness.outcome(harness.start_worker(max_file_bytes))
     assert code == 75
-    assert str(house.data_dir) in line
-    await house.begin()
-    assert await house.end(signal.SIGTERM) == 0
+    assert str(harness.data_dir) in line
+    await harness.begin()
+    assert await harness.end(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize("harm", ["missing", "empty", "damaged"])
 async def test_a_lost_database_ends_the_start_and_leaves_the_admin_key_alone(
-    house: House, harm: str
+    harness: Harness, harm: str
 ) -> None:
-    await house.begin()
-    assert await house.end(signal.SIGTERM) == 0
-    database = house.data_dir / "auth.sqlite3"
+    await harness.begin()
+    assert await harness.end(signal.SIGTERM) == 0
+    database = harness.data_dir / "auth.sqlite3"
     good = database.read_bytes()
-    secret = (house.data_dir / "admin.key").read_text(encoding="ascii")
+    secret = (harness.data_dir / "admin.key").read_text(encoding="ascii")
     match harm:
         case "missing":
             database.unlink()
@@ -380,70 +382,70 @@ async def test_a_lost_database_ends_the_start_and_leaves_the_admin_key_alone(
             database.write_bytes(b"")
         case _:
             database.write_bytes(good[:8192] + bytes(4096) + good[12288:])
-    code, line = await house.outcome(house.start_worker())
+    code, line = await harness.outcome(harness.start_worker())
     assert code == 78
     assert harm in line
     assert "Restore a backup" in line
-    assert (house.data_dir / "admin.key").read_text(encoding="ascii") == secret
+    assert (harness.data_dir / "admin.key").read_text(encoding="ascii") == secret
     database.write_bytes(good)
-    await house.begin()
-    assert isinstance(await house.ask(authorize(0, secret.strip())), Granted)
-    assert await house.end(signal.SIGTERM) == 0
+    await harness.begin()
+    assert isinstance(await harness.ask(authorize(0, secret.strip())), Granted)
+    assert await harness.end(signal.SIGTERM) == 0
 
 
-async def test_the_made_admin_key_opens_admin_routes(house: House) -> None:
-    await house.begin()
-    path = house.data_dir / "admin.key"
+async def test_the_made_admin_key_opens_admin_routes(harness: Harness) -> None:
+    await harness.begin()
+    path = harness.data_dir / "admin.key"
     secret = path.read_text(encoding="ascii").strip()
-    answer = await house.ask(
+    answer = await harness.ask(
         authorize(secret=secret, required_role="admin", prompt_tokens=0, completion_tokens=0)
     )
     assert isinstance(answer, Granted)
     assert answer.role == "admin"
-    for file in house.data_dir.iterdir():
+    for file in harness.data_dir.iterdir():
         assert file.stat().st_mode & 0o077 == 0, file
 
 
-async def test_a_lease_that_outlives_a_kill_is_charged_its_last_report(house: House) -> None:
+async def test_a_lease_that_outlives_a_kill_is_charged_its_last_report(harness: Harness) -> None:
     environment = {"PENSTOCK_ADMIN_KEY": ADMIN_SECRET, "PENSTOCK_LEASE_DURATION_S": "1"}
-    await house.begin(**{**environment, "PENSTOCK_LEASE_DURATION_S": "600"})
-    await house.create_user(tokens_per_minute=1000)
-    granted = await house.ask(authorize())
+    await harness.begin(**{**environment, "PENSTOCK_LEASE_DURATION_S": "600"})
+    await harness.create_user(tokens_per_minute=1000)
+    granted = await harness.ask(authorize())
     assert isinstance(granted, Granted)
     report = LeaseReport(lease_id=granted.lease_id, prompt_tokens=10, completion_tokens=4)
-    house.send(Renew(leases=(report,)))
+    harness.send(Renew(leases=(report,)))
     async with asyncio.timeout(WAIT_S):
-        while reported_tokens(house) != [4]:  # remembered in the background
-            await house.keys()
-    await house.end(signal.SIGKILL)
-    await house.begin(**environment)
+        while reported_tokens(harness) != [4]:  # remembered in the background
+            await harness.keys()
+    await harness.end(signal.SIGKILL)
+    await harness.begin(**environment)
     async with asyncio.timeout(WAIT_S):
-        while (record := (await house.keys())["user"]).total_requests == 0:
+        while (record := (await harness.keys())["user"]).total_requests == 0:
             pass  # each round trip waits for a commit
     assert (record.total_prompt_tokens, record.total_completion_tokens) == (10, 4)
-    late = await house.ask(settlement(granted.lease_id, 6))
+    late = await harness.ask(settlement(granted.lease_id, 6))
     assert late == Settled(lease_id=granted.lease_id)
-    record = (await house.keys())["user"]
+    record = (await harness.keys())["user"]
     assert (record.total_requests, record.total_completion_tokens) == (1, 6)
 
 
 async def test_a_worker_that_was_stopped_grants_nothing_that_nobody_waits_for_any_more(
-    house: House,
+    harness: Harness,
 ) -> None:
-    await house.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET)
-    await house.create_user(requests_per_minute=1)
-    assert house.worker is not None
-    house.worker.send_signal(signal.SIGSTOP)
+    await harness.begin(PENSTOCK_ADMIN_KEY=ADMIN_SECRET)
+    await harness.create_user(requests_per_minute=1)
+    assert harness.worker is not None
+    harness.worker.send_signal(signal.SIGSTOP)
     # Every thread of it: one that still ran would answer.
-    await asyncio.to_thread(os.waitid, os.P_PID, house.worker.pid, os.WSTOPPED | os.WNOWAIT)
-    house.send(authorize(1, wait_s=1.0))
+    await asyncio.to_thread(os.waitid, os.P_PID, harness.worker.pid, os.WSTOPPED | os.WNOWAIT)
+    harness.send(authorize(1, wait_s=1.0))
     # The time itself is the test: it must be beyond two heartbeats and beyond `wait_s`.
     await asyncio.sleep(3.0)
-    house.worker.send_signal(signal.SIGCONT)
-    denied = await house.event()
+    harness.worker.send_signal(signal.SIGCONT)
+    denied = await harness.event()
     assert isinstance(denied, Denied)
     assert denied.code is ErrorCode.WORKER_UNAVAILABLE
-    late = await house.ask(authorize(2))  # says nothing about waiting, as gateways of before 1.2
+    late = await harness.ask(authorize(2))  # says nothing about waiting, as gateways of before 1.2
     assert isinstance(late, Granted)
     assert late.limits.remaining_requests == 0
     unused = Settle(
@@ -453,10 +455,10 @@ async def test_a_worker_that_was_stopped_grants_nothing_that_nobody_waits_for_an
         completion_tokens=0,
         is_unused=True,
     )
-    assert await house.ask(unused) == Settled(lease_id=late.lease_id)
-    granted = await house.ask(authorize(3))
+    assert await harness.ask(unused) == Settled(lease_id=late.lease_id)
+    granted = await harness.ask(authorize(3))
     assert isinstance(granted, Granted)
-    assert (await house.keys())["user"].total_requests == 0
+    assert (await harness.keys())["user"].total_requests == 0
 
 
 @pytest.mark.parametrize(
@@ -469,9 +471,9 @@ async def test_a_worker_that_was_stopped_grants_nothing_that_nobody_waits_for_an
     ],
 )
 async def test_a_bad_setting_ends_the_start_with_one_line(
-    house: House, setting: str, value: str
+    harness: Harness, setting: str, value: str
 ) -> None:
-    worker = house.start_worker(**{setting: value})
+    worker = harness.start_worker(**{setting: value})
     _, errors = await asyncio.to_thread(worker.communicate, timeout=WAIT_S)
     assert worker.returncode == 1
     assert len(errors.splitlines()) == 1

@@ -21,7 +21,7 @@ from tests.fakes.running_gateway import RunningGateway, named_events_of, running
 pytestmark = pytest.mark.asyncio
 
 
-class House:
+class Harness:
     """A gateway with an auth worker and an engine that says what the test emits."""
 
     def __init__(self, gateway: RunningGateway, auth: FakeAuth, engine: FakeEngine) -> None:
@@ -76,10 +76,10 @@ class House:
 
 
 @pytest.fixture
-async def house(socket_dir: Path) -> AsyncIterator[House]:
+async def harness(socket_dir: Path) -> AsyncIterator[Harness]:
     async with running_gateway(socket_dir) as gateway:
         auth = await gateway.auth()
-        yield House(gateway, auth, await gateway.engine(text=None))
+        yield Harness(gateway, auth, await gateway.engine(text=None))
 
 
 def text_of(response: dict[str, Any]) -> str:
@@ -91,43 +91,43 @@ def told_text(events: list[dict[str, Any]]) -> str:
     return "".join(one["delta"] for one in events if one["type"] == "response.output_text.delta")
 
 
-async def test_it_is_queued_then_made_then_there(house: House) -> None:
-    made = await house.create(metadata={"k": "v"})
+async def test_it_is_queued_then_made_then_there(harness: Harness) -> None:
+    made = await harness.create(metadata={"k": "v"})
     assert (made["status"], made["background"], made["output"]) == ("queued", True, [])
-    generate = await house.generate()
-    house.engine.emit(generate, "Hello")
-    running = await house.until(made["id"], lambda found: found["status"] == "in_progress")
+    generate = await harness.generate()
+    harness.engine.emit(generate, "Hello")
+    running = await harness.until(made["id"], lambda found: found["status"] == "in_progress")
     assert running["metadata"] == {"k": "v"}
-    house.engine.finish(generate)
-    ended = await house.ended(made["id"])
+    harness.engine.finish(generate)
+    ended = await harness.ended(made["id"])
     assert (ended["status"], text_of(ended)) == ("completed", "Hello")
     assert ended["usage"]["output_tokens"] == 2
-    events = await house.events(made["id"])
+    events = await harness.events(made["id"])
     assert [event["type"] for event in events[:3]] == [
         *("response.created", "response.queued", "response.in_progress"),
     ]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert events[-1]["response"] == ended
-    assert await house.events(made["id"], after=4) == events[5:]
-    assert len(house.booked()) == 1
+    assert await harness.events(made["id"], after=4) == events[5:]
+    assert len(harness.booked()) == 1
 
 
-async def test_a_stream_of_it_goes_on_where_it_was_lost(house: House) -> None:
+async def test_a_stream_of_it_goes_on_where_it_was_lost(harness: Harness) -> None:
     body = {"model": "demo", "input": "hi", "background": True, "stream": True}
     seen: list[dict[str, Any]] = []
-    async with house.gateway.client.stream("POST", "/v1/responses", json=body) as stream:
-        generate = await house.generate()
-        house.engine.emit(generate, "Hello")
+    async with harness.gateway.client.stream("POST", "/v1/responses", json=body) as stream:
+        generate = await harness.generate()
+        harness.engine.emit(generate, "Hello")
         async for line in stream.aiter_lines():
             if line.startswith("data: "):
                 seen.append(orjson.loads(line.removeprefix("data: ")))
                 if seen[-1]["type"] == "response.output_text.delta":
                     break
     # The client has left; nobody minds.
-    house.engine.emit(generate, ", world")
-    house.engine.finish(generate)
+    harness.engine.emit(generate, ", world")
+    harness.engine.finish(generate)
     name = seen[0]["response"]["id"]
-    rest = await house.events(name, after=seen[-1]["sequence_number"])
+    rest = await harness.events(name, after=seen[-1]["sequence_number"])
     assert told_text(seen) + told_text(rest) == "Hello, world"
     assert rest[-1]["type"] == "response.completed"
     numbers = [event["sequence_number"] for event in (*seen, *rest)]
@@ -136,115 +136,115 @@ async def test_a_stream_of_it_goes_on_where_it_was_lost(house: House) -> None:
 
 @pytest.mark.parametrize("is_first", [True, False])
 async def test_its_stream_ends_with_its_key(
-    house: House, monkeypatch: pytest.MonkeyPatch, is_first: bool
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, is_first: bool
 ) -> None:
     monkeypatch.setattr("gateway.http.event_log.JUDGED_S", 0.0)
     body = {"model": "demo", "input": "hi", "background": True, "stream": True}
     if is_first:
-        opened = house.gateway.client.stream("POST", "/v1/responses", json=body)
+        opened = harness.gateway.client.stream("POST", "/v1/responses", json=body)
     else:
-        made = await house.create()
-        opened = house.gateway.client.stream("GET", f"/v1/responses/{made['id']}?stream=true")
+        made = await harness.create()
+        opened = harness.gateway.client.stream("GET", f"/v1/responses/{made['id']}?stream=true")
     async with opened as stream:
         assert stream.status_code == 200
-        house.engine.emit(await house.generate(), "Hello")
+        harness.engine.emit(await harness.generate(), "Hello")
         lines = stream.aiter_lines()
         async for line in lines:
             if "response.output_text.delta" in line:
                 break
-        house.auth.denial = ErrorCode.INVALID_API_KEY
+        harness.auth.denial = ErrorCode.INVALID_API_KEY
         *events, done = named_events_of("\n".join([line async for line in lines]))
     assert done == "[DONE]"
     assert (events[-1]["type"], events[-1]["code"]) == ("error", "invalid_api_key")
 
 
-async def test_cancelling_ends_it_once_and_books_what_was_used(house: House) -> None:
-    made = await house.create()
-    generate = await house.generate()
-    house.engine.emit(generate, "Hello")
-    await house.until(made["id"], lambda found: found["status"] == "in_progress")
+async def test_cancelling_ends_it_once_and_books_what_was_used(harness: Harness) -> None:
+    made = await harness.create()
+    generate = await harness.generate()
+    harness.engine.emit(generate, "Hello")
+    await harness.until(made["id"], lambda found: found["status"] == "in_progress")
     path = f"/v1/responses/{made['id']}/cancel"
-    cancelled = (await house.gateway.client.post(path, json={})).json()
+    cancelled = (await harness.gateway.client.post(path, json={})).json()
     assert cancelled["status"] == "cancelled"
-    await house.auth.until(lambda: len(house.booked()) == 1)
-    assert await house.get(made["id"]) == cancelled
-    again = (await house.gateway.client.post(path, json={})).json()
+    await harness.auth.until(lambda: len(harness.booked()) == 1)
+    assert await harness.get(made["id"]) == cancelled
+    again = (await harness.gateway.client.post(path, json={})).json()
     assert again == cancelled
-    events = await house.events(made["id"])
+    events = await harness.events(made["id"])
     assert events[-1]["response"]["status"] == "cancelled"
     body = {"model": "demo", "input": "x", "previous_response_id": made["id"]}
-    answer = await house.gateway.client.post("/v1/responses", json=body)
+    answer = await harness.gateway.client.post("/v1/responses", json=body)
     assert answer.status_code == 400
 
 
-async def test_deleting_ends_it(house: House) -> None:
-    made = await house.create()
-    await house.generate()
+async def test_deleting_ends_it(harness: Harness) -> None:
+    made = await harness.create()
+    await harness.generate()
     path = f"/v1/responses/{made['id']}"
-    assert (await house.gateway.client.delete(path)).status_code == 200
-    await house.auth.until(lambda: len(house.booked()) == 1)
-    assert (await house.gateway.client.get(path)).status_code == 404
+    assert (await harness.gateway.client.delete(path)).status_code == 200
+    await harness.auth.until(lambda: len(harness.booked()) == 1)
+    assert (await harness.gateway.client.get(path)).status_code == 404
 
 
-async def test_a_server_that_is_full_is_waited_for(house: House) -> None:
-    house.engine.text = ("Hello",)
-    await house.create(store=None)  # who calls is known from now on
-    house.auth.denial = ErrorCode.RATE_LIMIT_EXCEEDED
-    house.auth.retry_after_s = 0.01
-    made = await house.create()
-    await house.auth.until(lambda: len(house.auth.of(Authorize)) >= 4)
-    house.auth.denial = None
-    ended = await house.ended(made["id"])
+async def test_a_server_that_is_full_is_waited_for(harness: Harness) -> None:
+    harness.engine.text = ("Hello",)
+    await harness.create(store=None)  # who calls is known from now on
+    harness.auth.denial = ErrorCode.RATE_LIMIT_EXCEEDED
+    harness.auth.retry_after_s = 0.01
+    made = await harness.create()
+    await harness.auth.until(lambda: len(harness.auth.of(Authorize)) >= 4)
+    harness.auth.denial = None
+    ended = await harness.ended(made["id"])
     assert (ended["status"], text_of(ended)) == ("completed", "Hello")
-    await house.auth.until(lambda: len(house.booked()) == 2)
+    await harness.auth.until(lambda: len(harness.booked()) == 2)
 
 
-async def test_limits_that_no_wait_helps_are_an_end(house: House) -> None:
-    house.engine.text = ("Hello",)
-    await house.create()
-    house.auth.denial = ErrorCode.INSUFFICIENT_QUOTA
-    made = await house.create()
-    await house.auth.until(lambda: len(house.auth.of(Authorize)) >= 3)
-    house.auth.denial = None
-    ended = await house.ended(made["id"])
+async def test_limits_that_no_wait_helps_are_an_end(harness: Harness) -> None:
+    harness.engine.text = ("Hello",)
+    await harness.create()
+    harness.auth.denial = ErrorCode.INSUFFICIENT_QUOTA
+    made = await harness.create()
+    await harness.auth.until(lambda: len(harness.auth.of(Authorize)) >= 3)
+    harness.auth.denial = None
+    ended = await harness.ended(made["id"])
     assert (ended["status"], ended["error"]["code"]) == ("failed", "server_error")
 
 
-async def test_what_is_wrong_fails_and_says_why(house: House) -> None:
-    house.engine.generate_failure = ErrorCode.UNSUPPORTED_GRAMMAR
-    made = await house.create()
-    ended = await house.ended(made["id"])
+async def test_what_is_wrong_fails_and_says_why(harness: Harness) -> None:
+    harness.engine.generate_failure = ErrorCode.UNSUPPORTED_GRAMMAR
+    made = await harness.create()
+    ended = await harness.ended(made["id"])
     assert (ended["status"], ended["error"]["code"]) == ("failed", "invalid_prompt")
-    events = await house.events(made["id"])
+    events = await harness.events(made["id"])
     assert [event["type"] for event in events[-2:]] == ["error", "response.failed"]
 
 
 async def test_a_gateway_that_stops_hands_it_back_and_the_next_goes_on(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
-        house = House(gateway, await gateway.auth(), await gateway.engine(text=None))
-        made = await house.create()
-        generate = await house.generate()
-        house.engine.emit(generate, "Hello, w")
-        await house.until(made["id"], lambda found: found["status"] == "in_progress")
+        harness = Harness(gateway, await gateway.auth(), await gateway.engine(text=None))
+        made = await harness.create()
+        generate = await harness.generate()
+        harness.engine.emit(generate, "Hello, w")
+        await harness.until(made["id"], lambda found: found["status"] == "in_progress")
         before = await told(gateway, made["id"], "Hello, w")
         await gateway.application.drain(5.0)
-        assert house.booked() == []
+        assert harness.booked() == []
         first_lease = generate.lease_id
     async with running_gateway(socket_dir) as gateway:
-        house = House(gateway, await gateway.auth(), await gateway.engine(text=None))
-        generate = await house.generate()
+        harness = Harness(gateway, await gateway.auth(), await gateway.engine(text=None))
+        generate = await harness.generate()
         for piece in ("Hel", "lo, wor", "ld"):
-            house.engine.emit(generate, piece)
-        house.engine.finish(generate, completion_tokens=7)
-        ended = await house.ended(made["id"])
+            harness.engine.emit(generate, piece)
+        harness.engine.finish(generate, completion_tokens=7)
+        ended = await harness.ended(made["id"])
         assert text_of(ended) == "Hello, world"
-        events = await house.events(made["id"])
+        events = await harness.events(made["id"])
         assert events[: len(before)] == before
         assert told_text(events) == "Hello, world"
         assert [event["sequence_number"] for event in events] == list(range(len(events)))
         assert [event["type"] for event in events].count("response.in_progress") == 1
-        await house.auth.until(lambda: len(house.auth.settled()) >= 2)
-        assert [(one.lease_id, one.completion_tokens) for one in house.booked()] == [
+        await harness.auth.until(lambda: len(harness.auth.settled()) >= 2)
+        assert [(one.lease_id, one.completion_tokens) for one in harness.booked()] == [
             (first_lease, 7)
         ]
 
@@ -265,11 +265,11 @@ async def told(gateway: RunningGateway, response_id: str, text: str) -> list[dic
 async def test_what_its_gateways_die_of_is_given_up(socket_dir: Path) -> None:
     """A row that five gateways took and none put back."""
     async with running_gateway(socket_dir) as gateway:
-        house = House(gateway, await gateway.auth(), await gateway.engine(text=None))
+        harness = Harness(gateway, await gateway.auth(), await gateway.engine(text=None))
         background = gateway.application.background
         assert background is not None
         await background.stop()
-        made = await house.create()
+        made = await harness.create()
     for number in range(5):
         database = Database(SqliteEngine(socket_dir / "data" / FILE_NAME))
         dead = Store(database, f"dead-{number}", Bounds())
@@ -278,18 +278,18 @@ async def test_what_its_gateways_die_of_is_given_up(socket_dir: Path) -> None:
         assert job.takes == number + 1
         await dead.close()
     async with running_gateway(socket_dir) as gateway:
-        house = House(gateway, await gateway.auth(), await gateway.engine(text=None))
-        ended = await house.ended(made["id"])
+        harness = Harness(gateway, await gateway.auth(), await gateway.engine(text=None))
+        ended = await harness.ended(made["id"])
         assert (ended["status"], ended["error"]["code"]) == ("failed", "server_error")
-        assert house.engine.of(Generate) == []
+        assert harness.engine.of(Generate) == []
 
 
 @pytest.mark.parametrize("kind", [StoreUnavailableError, OverloadedError])
 async def test_a_store_in_passing_trouble_fails_no_response_that_is_made(
-    house: House, monkeypatch: pytest.MonkeyPatch, kind: type[GatewayError]
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, kind: type[GatewayError]
 ) -> None:
     monkeypatch.setattr("gateway.http.background_responses._END_PAUSES_S", (0.0, 0.0, 0.0))
-    store = house.gateway.application.store
+    store = harness.gateway.application.store
     assert store is not None
     real, num_failures = store.jobs.finish, 0
 
@@ -301,21 +301,21 @@ async def test_a_store_in_passing_trouble_fails_no_response_that_is_made(
         return await real(*args)
 
     monkeypatch.setattr(store.jobs, "finish", finish)
-    made = await house.create()
-    generate = await house.generate()
-    house.engine.emit(generate, "Hello")
-    house.engine.finish(generate)
-    ended = await house.ended(made["id"])
+    made = await harness.create()
+    generate = await harness.generate()
+    harness.engine.emit(generate, "Hello")
+    harness.engine.finish(generate)
+    ended = await harness.ended(made["id"])
     assert (ended["status"], text_of(ended)) == ("completed", "Hello")
     assert num_failures == 3
-    assert len(house.engine.of(Generate)) == 1
+    assert len(harness.engine.of(Generate)) == 1
 
 
 async def test_a_store_that_answers_nothing_holds_up_no_stop(
-    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("gateway.http.background_responses.STOP_S", 0.0)
-    background = house.gateway.application.background
+    background = harness.gateway.application.background
     assert background is not None
     stuck, freed = asyncio.Event(), asyncio.Event()
     claim = background.store.jobs.claim

@@ -25,7 +25,7 @@ CHAT = {"model": "demo", "messages": MESSAGES}
 
 
 @dataclass
-class House:
+class Harness:
     gateway: RunningGateway
     auth: AuthProcess
     issuer: TokenIssuer
@@ -40,7 +40,7 @@ class House:
 
 
 @pytest_asyncio.fixture
-async def house(socket_dir: Path) -> AsyncIterator[House]:
+async def harness(socket_dir: Path) -> AsyncIterator[Harness]:
     with token_issuer() as issuer:
         async with running_gateway(socket_dir, require_keys=True) as gateway:
             settings = {
@@ -51,7 +51,7 @@ async def house(socket_dir: Path) -> AsyncIterator[House]:
             }
             async with auth_process(gateway, **settings) as auth:
                 await gateway.engine()
-                yield House(gateway, auth, issuer)
+                yield Harness(gateway, auth, issuer)
 
 
 def b64(value: Any) -> str:
@@ -59,46 +59,46 @@ def b64(value: Any) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
-async def test_a_token_opens_what_its_role_may_and_is_on_record(house: House) -> None:
-    token = house.token(sub="grace")
+async def test_a_token_opens_what_its_role_may_and_is_on_record(harness: Harness) -> None:
+    token = harness.token(sub="grace")
     for _ in range(3):
-        assert (await house.chat(token)).status_code == 200
+        assert (await harness.chat(token)).status_code == 200
     by_header = {"X-API-Key": token}
-    assert (await house.gateway.client.get("/v1/models", headers=by_header)).status_code == 200
-    refused = await house.gateway.client.get("/v1/admin/keys", headers=by_header)
+    assert (await harness.gateway.client.get("/v1/models", headers=by_header)).status_code == 200
+    refused = await harness.gateway.client.get("/v1/admin/keys", headers=by_header)
     assert (refused.status_code, refused.json()["error"]["code"]) == (403, "permission_denied")
 
-    watch = {"Authorization": f"Bearer {house.token(groups=['watch'])}"}
-    assert (await house.gateway.client.get("/v1/models", headers=watch)).status_code == 200
-    chat = await house.gateway.client.post("/v1/chat/completions", json=CHAT, headers=watch)
+    watch = {"Authorization": f"Bearer {harness.token(groups=['watch'])}"}
+    assert (await harness.gateway.client.get("/v1/models", headers=watch)).status_code == 200
+    chat = await harness.gateway.client.post("/v1/chat/completions", json=CHAT, headers=watch)
     assert chat.status_code == 403
 
-    chief = {"Authorization": f"Bearer {house.token(sub='chief', groups=['chiefs'])}"}
-    made = await house.gateway.client.post("/v1/admin/keys", json={"name": "k"}, headers=chief)
+    chief = {"Authorization": f"Bearer {harness.token(sub='chief', groups=['chiefs'])}"}
+    made = await harness.gateway.client.post("/v1/admin/keys", json={"name": "k"}, headers=chief)
     assert made.status_code == 201
-    log = await house.gateway.client.get("/v1/admin/audit-logs", headers=chief)
+    log = await harness.gateway.client.get("/v1/admin/audit-logs", headers=chief)
     logins = [one for one in log.json()["data"] if one["action"] == "token_accepted"]
     assert len(logins) == 3
     assert {one["actor"] for one in logins} == {one["subject"] for one in logins}
     created = [one for one in log.json()["data"] if one["action"] == "key_created"]
     assert created[0]["actor"].startswith("token_")
-    assert token not in log.text + house.auth.log.read_text(encoding="utf-8")
+    assert token not in log.text + harness.auth.log.read_text(encoding="utf-8")
     assert "grace" not in log.text
 
 
 async def test_a_repeated_change_with_the_next_token_of_the_same_person_is_answered_again(
-    house: House,
+    harness: Harness,
 ) -> None:
     async def make(sub: str, **claims: Any) -> httpx.Response:
-        token = house.token(sub=sub, groups=["chiefs"], **claims)
+        token = harness.token(sub=sub, groups=["chiefs"], **claims)
         headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": "one"}
-        return await house.gateway.client.post(
+        return await harness.gateway.client.post(
             "/v1/admin/keys", json={"name": "ci"}, headers=headers
         )
 
     def restart() -> None:
         """What a gateway knows of answers is gone with its process."""
-        table = house.gateway.application.parts.replays
+        table = harness.gateway.application.parts.replays
         table._kept.clear()
         table._of_tenant.clear()
 
@@ -113,23 +113,23 @@ async def test_a_repeated_change_with_the_next_token_of_the_same_person_is_answe
     assert other.status_code == 201
     assert other.json()["key"] != first.json()["key"]
     secret = first.json()["key"].encode()
-    for path in house.auth.data_dir.glob("auth.sqlite3*"):
+    for path in harness.auth.data_dir.glob("auth.sqlite3*"):
         assert secret not in path.read_bytes()
 
 
-async def test_tokens_that_are_none_are_a_401_that_says_why(house: House) -> None:
-    claims = house.token().split(".")[1]
+async def test_tokens_that_are_none_are_a_401_that_says_why(harness: Harness) -> None:
+    claims = harness.token().split(".")[1]
     public = rsa_key("one").public_key()
     pem = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     confused = f"{b64({'alg': 'HS256', 'kid': 'one'})}.{claims}"
     bad = {
-        "has expired": house.token(exp=int(time.time()) - 1),
-        "another issuer": house.token(iss="https://foreign.example"),
-        "another service": house.token(aud="somebody-else"),
-        "signature": house.token(key=rsa_key("foreign")),
+        "has expired": harness.token(exp=int(time.time()) - 1),
+        "another issuer": harness.token(iss="https://foreign.example"),
+        "another service": harness.token(aud="somebody-else"),
+        "signature": harness.token(key=rsa_key("foreign")),
         "isn't signed": f"{b64({'alg': 'none'})}.{claims}.",
         "public key": f"{confused}.{b64(hmac.digest(pem, confused.encode(), 'sha256'))}",
-        "key is unknown": house.token(kid="two", key=rsa_key("two")),
+        "key is unknown": harness.token(kid="two", key=rsa_key("two")),
     }
     for why, token in bad.items():
         for method, path in (
@@ -139,42 +139,44 @@ async def test_tokens_that_are_none_are_a_401_that_says_why(house: House) -> Non
             ("POST", "/tokenize"),
         ):
             headers = {"Authorization": f"Bearer {token}"}
-            response = await house.gateway.client.request(method, path, json=CHAT, headers=headers)
+            response = await harness.gateway.client.request(
+                method, path, json=CHAT, headers=headers
+            )
             assert response.status_code == 401, (why, path, response.text)
             assert response.json()["error"]["code"] == "invalid_api_key"
             assert why in response.json()["error"]["message"] or why in ("isn't signed",)
 
 
-async def test_a_token_and_a_key_that_differ_are_a_401(house: House) -> None:
+async def test_a_token_and_a_key_that_differ_are_a_401(harness: Harness) -> None:
     headers = {
-        "Authorization": f"Bearer {house.token()}",
-        "X-API-Key": house.auth.admin_key,
+        "Authorization": f"Bearer {harness.token()}",
+        "X-API-Key": harness.auth.admin_key,
     }
-    response = await house.gateway.client.get("/v1/models", headers=headers)
+    response = await harness.gateway.client.get("/v1/models", headers=headers)
     assert response.status_code == 401
     assert "differ" in response.json()["error"]["message"]
 
 
-async def test_while_the_issuer_is_gone_tokens_of_known_keys_go_on(house: House) -> None:
-    assert (await house.chat(house.token())).status_code == 200
-    house.issuer.is_gone = True
-    assert (await house.chat(house.token(sub="new"))).status_code == 200
+async def test_while_the_issuer_is_gone_tokens_of_known_keys_go_on(harness: Harness) -> None:
+    assert (await harness.chat(harness.token())).status_code == 200
+    harness.issuer.is_gone = True
+    assert (await harness.chat(harness.token(sub="new"))).status_code == 200
 
 
-async def test_another_auth_worker_asks_for_the_token_again(house: House) -> None:
-    token = house.token()
-    assert (await house.chat(token)).status_code == 200
-    house.auth.process.kill()
-    house.auth.process.wait()
-    await house.gateway.until(lambda: not house.gateway.application.auth.is_ready)
+async def test_another_auth_worker_asks_for_the_token_again(harness: Harness) -> None:
+    token = harness.token()
+    assert (await harness.chat(token)).status_code == 200
+    harness.auth.process.kill()
+    harness.auth.process.wait()
+    await harness.gateway.until(lambda: not harness.gateway.application.auth.is_ready)
     settings = {
-        "PENSTOCK_JWT_ISSUER": house.issuer.issuer,
+        "PENSTOCK_JWT_ISSUER": harness.issuer.issuer,
         "PENSTOCK_JWT_AUDIENCE": "penstock",
         "PENSTOCK_INTERNAL_TARGETS": "127.0.0.0/8",
-        "PENSTOCK_ADMIN_KEY": house.auth.admin_key,
+        "PENSTOCK_ADMIN_KEY": harness.auth.admin_key,
     }
-    async with auth_process(house.gateway, **settings):
-        assert (await house.chat(token)).status_code == 200
+    async with auth_process(harness.gateway, **settings):
+        assert (await harness.chat(token)).status_code == 200
 
 
 async def test_tokens_never_cross_a_socket_that_others_can_read(

@@ -110,7 +110,7 @@ async def test_a_wrong_curve_key_is_a_clear_line_in_both_logs(
     swap(strange / "toolparser", keys / "toolparser", *names)
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     async with (
-        gateway(socket_dir, keys / "gateway", PENSTOCK_TOOLPARSER_ENDPOINT=endpoint) as house,
+        gateway(socket_dir, keys / "gateway", PENSTOCK_TOOLPARSER_ENDPOINT=endpoint) as harness,
         running(
             "toolparser_worker",
             PENSTOCK_TOOLPARSER_ENDPOINT=endpoint,
@@ -118,8 +118,8 @@ async def test_a_wrong_curve_key_is_a_clear_line_in_both_logs(
         ) as worker,
     ):
         await worker.until(worker_says)
-        await house.until(gateway_says)
-        assert not any("joined" in message for message in house.messages)
+        await harness.until(gateway_says)
+        assert not any("joined" in message for message in harness.messages)
 
 
 @pytest.mark.parametrize(

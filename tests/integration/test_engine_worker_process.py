@@ -54,7 +54,7 @@ SMALL = {
 }
 
 
-class EngineHouse:
+class EngineHarness:
     """A gateway's engine socket in a thread, and one engine process."""
 
     def __init__(self, cache_dir: Path, **environ: str) -> None:
@@ -170,15 +170,15 @@ class EngineHouse:
 
 
 @pytest.fixture(scope="module")
-def house(cache_dir: Path) -> Iterator[EngineHouse]:
-    house = EngineHouse(cache_dir)
+def harness(cache_dir: Path) -> Iterator[EngineHarness]:
+    harness = EngineHarness(cache_dir)
     try:
-        phases = house.wait_until_ready()
+        phases = harness.wait_until_ready()
         assert phases[-1] == "ready"
         assert set(phases) & {"loading", "compiling"}, phases
-        yield house
+        yield harness
     finally:
-        house.close()
+        harness.close()
 
 
 def generate(request_id: str, prompt: tuple[int, ...], **changes: Any) -> Generate:
@@ -197,8 +197,8 @@ def endless() -> SamplingParams:
     return SamplingParams(temperature=0.0, ignore_eos=True)
 
 
-def test_the_offer_says_what_is_served(house: EngineHouse) -> None:
-    offer = house.offer
+def test_the_offer_says_what_is_served(harness: EngineHarness) -> None:
+    offer = harness.offer
     assert (offer.model, offer.architecture) == ("penstock-demo", "LlamaForCausalLM")
     assert (offer.max_model_len, offer.block_size) == (512, 32)
     assert 8 <= offer.max_token_bytes <= 64
@@ -207,12 +207,12 @@ def test_the_offer_says_what_is_served(house: EngineHouse) -> None:
     assert set(offer.capabilities) == {"completions", "chat", "tools", "embeddings", "scores"}
 
 
-def test_a_prepared_chat_is_answered_the_same_alone_and_in_company(house: EngineHouse) -> None:
-    prompts = [house.prepare(text) for text in ("Hello!", "Who are you?", "What is 12 + 30?")]
+def test_a_prepared_chat_is_answered_the_same_alone_and_in_company(harness: EngineHarness) -> None:
+    prompts = [harness.prepare(text) for text in ("Hello!", "Who are you?", "What is 12 + 30?")]
     alone = {}
     for index, prompt in enumerate(prompts):
-        house.send(generate(str(index), prompt))
-        texts, ends = house.collect(1)
+        harness.send(generate(str(index), prompt))
+        texts, ends = harness.collect(1)
         end = ends[str(index)]
         assert isinstance(end, Finished)
         assert end.usage.prompt_tokens == len(prompt)
@@ -220,33 +220,33 @@ def test_a_prepared_chat_is_answered_the_same_alone_and_in_company(house: Engine
         alone.update(texts)
     assert all(alone.values())
     for index, prompt in enumerate(prompts):
-        house.send(generate(f"again-{index}", prompt))
-    texts, _ = house.collect(3)
+        harness.send(generate(f"again-{index}", prompt))
+    texts, _ = harness.collect(3)
     assert {name.removeprefix("again-"): text for name, text in texts.items()} == alone
 
 
 def test_a_computed_prompt_is_found_again_and_reported_by_the_names_that_it_was_prepared_with(
-    house: EngineHouse,
+    harness: EngineHarness,
 ) -> None:
-    house.send(Prepare(request_id="p", kind="completion", prompt="word " * 80, deadline_s=60.0))
-    prepared = house.expect(Prepared)
+    harness.send(Prepare(request_id="p", kind="completion", prompt="word " * 80, deadline_s=60.0))
+    prepared = harness.expect(Prepared)
     assert prepared.block_hashes
     num_cached = []
     for name in ("cold", "warm"):
-        house.send(generate(name, prepared.prompt_token_ids))
-        _, ends = house.collect(1)
+        harness.send(generate(name, prepared.prompt_token_ids))
+        _, ends = harness.collect(1)
         usage = ends[name].usage
         assert usage is not None
         num_cached.append(usage.cached_tokens)
     num_full = (len(prepared.prompt_token_ids) - 1) // 32 * 32
     assert num_cached == [0, num_full]
     # The report follows the output of the last step.
-    house.prepare("Hello!")
-    assert set(prepared.block_hashes) <= house.cached_blocks
+    harness.prepare("Hello!")
+    assert set(prepared.block_hashes) <= harness.cached_blocks
 
 
 def test_costly_prompts_keep_nobody_waiting_and_cancelled_ones_are_never_answered(
-    house: EngineHouse,
+    harness: EngineHarness,
 ) -> None:
     costly: dict[str, Any] = {
         "kind": "count",
@@ -254,65 +254,65 @@ def test_costly_prompts_keep_nobody_waiting_and_cancelled_ones_are_never_answere
         "deadline_s": 60.0,
     }
     for number in range(6):
-        house.send(Prepare(request_id=f"costly {number}", tenant="flood", **costly))
+        harness.send(Prepare(request_id=f"costly {number}", tenant="flood", **costly))
     for number in range(1, 6):
-        house.send(Cancel(request_id=f"costly {number}"))
-    house.send(Prepare(request_id="small", kind="count", prompt="a word", deadline_s=60.0))
-    answered = [house.expect(Prepared).request_id for _ in range(2)]
+        harness.send(Cancel(request_id=f"costly {number}"))
+    harness.send(Prepare(request_id="small", kind="count", prompt="a word", deadline_s=60.0))
+    answered = [harness.expect(Prepared).request_id for _ in range(2)]
     assert answered == ["small", "costly 0"]
     # Whatever would come of the others comes before this.
-    house.send(Prepare(request_id="last", tenant="flood", **costly))
-    assert house.expect(Prepared).request_id == "last"
+    harness.send(Prepare(request_id="last", tenant="flood", **costly))
+    assert harness.expect(Prepared).request_id == "last"
 
 
-def test_a_seeded_sample_is_repeated_by_its_seed(house: EngineHouse) -> None:
-    prompt = house.prepare("Hello!")
+def test_a_seeded_sample_is_repeated_by_its_seed(harness: EngineHarness) -> None:
+    prompt = harness.prepare("Hello!")
     sampling = SamplingParams(temperature=2.0, seed=-5, max_tokens=24, ignore_eos=True)
     for name in ("first", "second"):
-        house.send(generate(name, prompt, sampling=sampling))
-    house.send(generate("choice", prompt, sampling=sampling, choice=1))
-    texts, _ = house.collect(3)
+        harness.send(generate(name, prompt, sampling=sampling))
+    harness.send(generate("choice", prompt, sampling=sampling, choice=1))
+    texts, _ = harness.collect(3)
     assert texts["first"] == texts["second"] != texts["choice"]
 
 
-def test_an_abort_ends_a_running_request_with_its_usage(house: EngineHouse) -> None:
-    prompt = house.prepare("Hello!")
-    house.send(generate("long", prompt, sampling=endless()))
-    house.expect(StepOutput)
-    house.send(Abort(request_id="long", attempt=1))
-    _, ends = house.collect(1)
+def test_an_abort_ends_a_running_request_with_its_usage(harness: EngineHarness) -> None:
+    prompt = harness.prepare("Hello!")
+    harness.send(generate("long", prompt, sampling=endless()))
+    harness.expect(StepOutput)
+    harness.send(Abort(request_id="long", attempt=1))
+    _, ends = harness.collect(1)
     end = ends["long"]
     assert isinstance(end, Finished)
     assert end.finish_reason == "abort"
     assert 0 < end.usage.completion_tokens < 500
 
 
-def test_a_lease_pauses_generation_until_it_grows(house: EngineHouse) -> None:
-    prompt = house.prepare("Hello!")
+def test_a_lease_pauses_generation_until_it_grows(harness: EngineHarness) -> None:
+    prompt = harness.prepare("Hello!")
     sampling = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
     command = generate("l", prompt, sampling=sampling, lease_tokens=2, want_token_ids=True)
-    house.send(command)
-    counts = [len(house.expect(StepOutput).deltas[0].token_ids) for _ in range(2)]
+    harness.send(command)
+    counts = [len(harness.expect(StepOutput).deltas[0].token_ids) for _ in range(2)]
     assert counts == [1, 1]
-    house.send(Prepare(request_id="q", kind="count", prompt="x", deadline_s=30.0))
-    house.expect(Prepared)
-    house.send(Extend(request_id="l", choice=0, attempt=1, lease_tokens=6))
-    _, ends = house.collect(1)
+    harness.send(Prepare(request_id="q", kind="count", prompt="x", deadline_s=30.0))
+    harness.expect(Prepared)
+    harness.send(Extend(request_id="l", choice=0, attempt=1, lease_tokens=6))
+    _, ends = harness.collect(1)
     end = ends["l"]
     assert isinstance(end, Finished)
     assert end.usage.completion_tokens == 6
 
 
-def test_wrong_requests_fail_one_by_one_and_the_engine_goes_on(house: EngineHouse) -> None:
-    house.send(Prepare(request_id="p", kind="chat", messages_json="[]", deadline_s=30.0))
-    assert house.expect(Failure).code is ErrorCode.INVALID_REQUEST
-    house.send(Prepare(request_id="p", kind="completion", prompt="a" * 10**6, deadline_s=30.0))
-    assert house.expect(Failure).code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
-    house.send(generate("bad", (10**6,)))
-    _, ends = house.collect(1)
+def test_wrong_requests_fail_one_by_one_and_the_engine_goes_on(harness: EngineHarness) -> None:
+    harness.send(Prepare(request_id="p", kind="chat", messages_json="[]", deadline_s=30.0))
+    assert harness.expect(Failure).code is ErrorCode.INVALID_REQUEST
+    harness.send(Prepare(request_id="p", kind="completion", prompt="a" * 10**6, deadline_s=30.0))
+    assert harness.expect(Failure).code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+    harness.send(generate("bad", (10**6,)))
+    _, ends = harness.collect(1)
     assert isinstance(ends["bad"], Failure)
-    house.send(generate("good", house.prepare("Hello!")))
-    _, ends = house.collect(1)
+    harness.send(generate("good", harness.prepare("Hello!")))
+    _, ends = harness.collect(1)
     assert isinstance(ends["good"], Finished)
 
 
@@ -323,19 +323,19 @@ def test_a_broken_checkpoint_is_one_line_exit_code_one_and_a_goodbye(
     shutil.copytree(demo_model_path(), folder, ignore=shutil.ignore_patterns("*.py*", "__*"))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
-    house = EngineHouse(cache_dir, PENSTOCK_MODEL_PATH=str(folder))
+    harness = EngineHarness(cache_dir, PENSTOCK_MODEL_PATH=str(folder))
     try:
-        _, stderr = house.process.communicate(timeout=WAIT_S)
-        assert house.process.returncode == 1
+        _, stderr = harness.process.communicate(timeout=WAIT_S)
+        assert harness.process.returncode == 1
         (line,) = stderr.strip().split("\n")
         assert "model.safetensors" in line
-        lost = house.peer_events.get(timeout=10)
+        lost = harness.peer_events.get(timeout=10)
         while lost.kind != "lost":
-            lost = house.peer_events.get(timeout=10)
+            lost = harness.peer_events.get(timeout=10)
         assert lost.reason == "failed"
         assert "model.safetensors" in lost.message
     finally:
-        house.close()
+        harness.close()
 
 
 @pytest.mark.parametrize(
@@ -348,24 +348,24 @@ def test_a_broken_checkpoint_is_one_line_exit_code_one_and_a_goodbye(
 def test_a_setting_that_cannot_be_is_one_line_and_exit_code_one(
     cache_dir: Path, environ: dict[str, str], words: str
 ) -> None:
-    house = EngineHouse(cache_dir, **environ)
+    harness = EngineHarness(cache_dir, **environ)
     try:
-        _, stderr = house.process.communicate(timeout=WAIT_S)
-        assert house.process.returncode == 1
+        _, stderr = harness.process.communicate(timeout=WAIT_S)
+        assert harness.process.returncode == 1
         (line,) = stderr.strip().split("\n")
         assert words in line
     finally:
-        house.close()
+        harness.close()
 
 
-def test_sigterm_finishes_what_runs_and_exits_cleanly(house: EngineHouse) -> None:
+def test_sigterm_finishes_what_runs_and_exits_cleanly(harness: EngineHarness) -> None:
     """The last test of this file: it ends the process that the others share."""
-    prompt = house.prepare("Hello!")
+    prompt = harness.prepare("Hello!")
     sampling = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
-    house.send(generate("last", prompt, sampling=sampling))
-    house.expect(StepOutput)
-    exit_code, stderr = house.end(signal.SIGTERM)
-    _, ends = house.collect(1)
+    harness.send(generate("last", prompt, sampling=sampling))
+    harness.expect(StepOutput)
+    exit_code, stderr = harness.end(signal.SIGTERM)
+    _, ends = harness.collect(1)
     end = ends["last"]
     assert isinstance(end, Finished)
     assert end.usage.completion_tokens == 100

@@ -34,7 +34,7 @@ def server() -> Iterator[FakeMcpServer]:
         yield found
 
 
-class House:
+class Harness:
     """A gateway with scripted workers, and an MCP server."""
 
     def __init__(
@@ -88,7 +88,7 @@ def listing(server: FakeMcpServer, **paths: str) -> tuple[str, ...]:
 @asynccontextmanager
 async def opened(
     socket_dir: Path, server: FakeMcpServer, tool_timeout_s: float = 30.0
-) -> AsyncIterator[House]:
+) -> AsyncIterator[Harness]:
     listed = listing(
         server,
         calc="/modern/json",
@@ -105,20 +105,20 @@ async def opened(
         await gateway.parser()
         engine = await gateway.engine(text=SUM, tool_format="hermes")
         # With it there, background responses are taken up.
-        yield House(gateway, await gateway.auth(), engine, server)
+        yield Harness(gateway, await gateway.auth(), engine, server)
 
 
 @pytest.fixture
-async def house(socket_dir: Path, server: FakeMcpServer) -> AsyncIterator[House]:
-    async with opened(socket_dir, server) as house:
-        yield house
+async def harness(socket_dir: Path, server: FakeMcpServer) -> AsyncIterator[Harness]:
+    async with opened(socket_dir, server) as harness:
+        yield harness
 
 
 @pytest.fixture
-async def hasty(socket_dir: Path, server: FakeMcpServer) -> AsyncIterator[House]:
-    """A house whose tools have three seconds."""
-    async with opened(socket_dir, server, tool_timeout_s=3.0) as house:
-        yield house
+async def hasty(socket_dir: Path, server: FakeMcpServer) -> AsyncIterator[Harness]:
+    """A deployment whose tools have three seconds."""
+    async with opened(socket_dir, server, tool_timeout_s=3.0) as harness:
+        yield harness
 
 
 def kinds(response: dict[str, Any]) -> list[str]:
@@ -126,9 +126,9 @@ def kinds(response: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("label", ["calc", "old"])
-async def test_a_call_is_made_and_its_result_is_answered(house: House, label: str) -> None:
-    house.engine.script = [(f"<call:{label}__add>", *CALL[1:])]
-    found = await house.post(tools=[house.tool(server_label=label)])
+async def test_a_call_is_made_and_its_result_is_answered(harness: Harness, label: str) -> None:
+    harness.engine.script = [(f"<call:{label}__add>", *CALL[1:])]
+    found = await harness.post(tools=[harness.tool(server_label=label)])
     assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
     listed, call, message = found["output"]
     assert [tool["name"] for tool in listed["tools"]] == ["add", "fail", "secret"]
@@ -139,31 +139,31 @@ async def test_a_call_is_made_and_its_result_is_answered(house: House, label: st
     assert message["content"][0]["text"] == "It is 5."
     assert found["status"] == "completed"
     # The second turn has read the call and its result.
-    *_, asked, told = house.messages(1)
+    *_, asked, told = harness.messages(1)
     assert asked["tool_calls"][0]["function"]["name"] == f"{label}__add"
     assert (told["role"], told["content"]) == ("tool", "5")
     assert told["tool_call_id"] == asked["tool_calls"][0]["id"]
 
 
-async def test_each_turn_is_a_request_and_their_usage_is_added_up(house: House) -> None:
-    house.engine.script = [CALL]
-    found = await house.post()
+async def test_each_turn_is_a_request_and_their_usage_is_added_up(harness: Harness) -> None:
+    harness.engine.script = [CALL]
+    found = await harness.post()
     usage = found["usage"]
     assert (usage["input_tokens"], usage["output_tokens"]) == (10, 5)
-    await house.gateway.until(lambda: len(house.auth.settled()) == 2)
-    ids = [one.request_id for one in house.engine.of(Generate)]
+    await harness.gateway.until(lambda: len(harness.auth.settled()) == 2)
+    ids = [one.request_id for one in harness.engine.of(Generate)]
     assert len(set(ids)) == 2
-    asked = [(one.endpoint, one.scope) for one in house.auth.of(Authorize)]
+    asked = [(one.endpoint, one.scope) for one in harness.auth.of(Authorize)]
     assert asked.count(("/v1/responses", "responses")) >= 2
     # A list and a call.
     assert asked.count(("/v1/tools/execute", "tools.execute")) == 2
-    seeds = [one.sampling.seed for one in house.engine.of(Generate)]
+    seeds = [one.sampling.seed for one in harness.engine.of(Generate)]
     assert seeds[1] == (seeds[0] + 1) & (2**63 - 1)
 
 
-async def test_the_events_of_a_stream_come_in_order(house: House) -> None:
-    house.engine.script = [CALL]
-    events = await house.stream()
+async def test_the_events_of_a_stream_come_in_order(harness: Harness) -> None:
+    harness.engine.script = [CALL]
+    events = await harness.stream()
     told = [event["type"].removeprefix("response.") for event in events]
     # How many deltas a text comes in is nobody's promise.
     assert [one for one, _ in groupby(told)] == [
@@ -185,7 +185,7 @@ async def test_the_events_of_a_stream_come_in_order(house: House) -> None:
     assert (added[1]["item"]["arguments"], added[1]["item"]["status"]) == ("", "in_progress")
     calls = [event for event in events if "mcp_call" in event["type"]]
     assert {event["item_id"] for event in calls} == {done[1]["id"]}
-    client, path = house.gateway.client, f"/v1/responses/{events[-1]['response']['id']}"
+    client, path = harness.gateway.client, f"/v1/responses/{events[-1]['response']['id']}"
     assert (await client.get(path)).json() == events[-1]["response"]
     # Told again from the store, it is the same.
     *again, _ = named_events_of((await client.get(path, params={"stream": "true"})).text)
@@ -196,12 +196,12 @@ async def test_the_events_of_a_stream_come_in_order(house: House) -> None:
     assert again_added == [{**event, "sequence_number": ANY} for event in added]
 
 
-async def test_several_calls_of_a_turn_are_made_one_after_another(house: House) -> None:
-    house.engine.script = [
+async def test_several_calls_of_a_turn_are_made_one_after_another(harness: Harness) -> None:
+    harness.engine.script = [
         ("<call:calc__add>", '{"a": 1, "b": 1}', "<call:calc__fail>", "{}", "<call:f>", "{}")
     ]
     function = {"type": "function", "name": "f", "parameters": {"type": "object"}}
-    events = await house.stream(tools=[house.tool(), function])
+    events = await harness.stream(tools=[harness.tool(), function])
     found = events[-1]["response"]
     # The last one is the client's to make, so the response ends with it.
     assert kinds(found) == ["mcp_list_tools", "mcp_call", "mcp_call", "function_call"]
@@ -217,38 +217,38 @@ async def test_several_calls_of_a_turn_are_made_one_after_another(house: House) 
         *("in_progress", "completed", "in_progress", "failed"),
     ]
     assert [event["output_index"] for event in running] == [1, 1, 2, 2]
-    assert len(house.engine.of(Generate)) == 1
+    assert len(harness.engine.of(Generate)) == 1
 
 
-async def test_lists_are_not_asked_for_again_and_calls_are_read_later(house: House) -> None:
-    house.engine.script = [CALL]
-    first = await house.post()
-    num_lists = len(house.server.asked("tools/list"))
-    second = await house.post(input="And now?", previous_response_id=first["id"])
+async def test_lists_are_not_asked_for_again_and_calls_are_read_later(harness: Harness) -> None:
+    harness.engine.script = [CALL]
+    first = await harness.post()
+    num_lists = len(harness.server.asked("tools/list"))
+    second = await harness.post(input="And now?", previous_response_id=first["id"])
     assert kinds(second) == ["message"]
-    assert len(house.server.asked("tools/list")) == num_lists
-    assert house.tools(2) == ["calc__add", "calc__fail", "calc__secret"]
-    roles = [message["role"] for message in house.messages(2)]
+    assert len(harness.server.asked("tools/list")) == num_lists
+    assert harness.tools(2) == ["calc__add", "calc__fail", "calc__secret"]
+    roles = [message["role"] for message in harness.messages(2)]
     assert roles == ["user", "assistant", "tool", "assistant", "user"]
     # Sent back instead of named, it is the same.
     items = [{"role": "user", "content": "2 + 3?"}, *first["output"]]
-    await house.post(input=[*items, {"role": "user", "content": "And now?"}], store=False)
-    assert house.messages(3) == house.messages(2)
+    await harness.post(input=[*items, {"role": "user", "content": "And now?"}], store=False)
+    assert harness.messages(3) == harness.messages(2)
 
 
-async def test_tools_that_change_things_are_hidden_in_a_later_turn_too(house: House) -> None:
-    first = await house.post()
-    only = house.tool(allowed_tools={"read_only": True})
-    await house.post(input="And now?", previous_response_id=first["id"], tools=[only])
-    assert house.tools(1) == ["calc__add"]
+async def test_tools_that_change_things_are_hidden_in_a_later_turn_too(harness: Harness) -> None:
+    first = await harness.post()
+    only = harness.tool(allowed_tools={"read_only": True})
+    await harness.post(input="And now?", previous_response_id=first["id"], tools=[only])
+    assert harness.tools(1) == ["calc__add"]
 
 
-async def test_a_label_that_means_another_server_is_listed_again(house: House) -> None:
-    house.engine.script = [("<call:s__add>", *CALL[1:])]
-    url, other = house.server.url("/modern/json"), house.server.url("/legacy/sse")
+async def test_a_label_that_means_another_server_is_listed_again(harness: Harness) -> None:
+    harness.engine.script = [("<call:s__add>", *CALL[1:])]
+    url, other = harness.server.url("/modern/json"), harness.server.url("/legacy/sse")
     mine = {"server_label": "s", "require_approval": "always"}
-    tools = [house.tool(**mine, server_url=url)]
-    first = await house.post(tools=tools)
+    tools = [harness.tool(**mine, server_url=url)]
+    first = await harness.post(tools=tools)
     assert kinds(first) == ["mcp_list_tools", "mcp_approval_request"]
     answer = {
         "type": "mcp_approval_response",
@@ -256,34 +256,34 @@ async def test_a_label_that_means_another_server_is_listed_again(house: House) -
         "approve": True,
     }
     follow: dict[str, Any] = {"input": [answer], "previous_response_id": first["id"]}
-    num_calls = len(house.server.asked("tools/call"))
-    second = await house.post(tools=[house.tool(**mine, server_url=other)], **follow)
+    num_calls = len(harness.server.asked("tools/call"))
+    second = await harness.post(tools=[harness.tool(**mine, server_url=other)], **follow)
     # The tools of the other server are its own, and nobody has approved a call of them.
     assert kinds(second) == ["mcp_list_tools", "mcp_call", "message"]
-    assert house.server.asked("tools/list")[-1]["path"] == "/legacy/sse"
+    assert harness.server.asked("tools/list")[-1]["path"] == "/legacy/sse"
     assert "another server" in second["output"][1]["error"]["message"]
-    assert len(house.server.asked("tools/call")) == num_calls
-    third = await house.post(tools=tools, **follow)
+    assert len(harness.server.asked("tools/call")) == num_calls
+    third = await harness.post(tools=tools, **follow)
     assert kinds(third) == ["mcp_call", "message"]
     assert third["output"][0]["output"] == "5"
     assert url not in json.dumps([first["output"], second["output"]])
 
 
-async def test_a_call_waits_for_its_approval(house: House) -> None:
-    house.engine.script = [CALL]
-    num_calls = len(house.server.asked("tools/call"))
-    first = await house.post(tools=[house.tool(require_approval="always")])
+async def test_a_call_waits_for_its_approval(harness: Harness) -> None:
+    harness.engine.script = [CALL]
+    num_calls = len(harness.server.asked("tools/call"))
+    first = await harness.post(tools=[harness.tool(require_approval="always")])
     assert kinds(first) == ["mcp_list_tools", "mcp_approval_request"]
     asked = first["output"][1]
     assert (asked["name"], json.loads(asked["arguments"])) == ("add", {"a": 2, "b": 3})
-    assert len(house.server.asked("tools/call")) == num_calls
+    assert len(harness.server.asked("tools/call")) == num_calls
     answer = {
         "type": "mcp_approval_response",
         "approval_request_id": asked["id"],
         "approve": True,
     }
-    second = await house.post(
-        tools=[house.tool(require_approval="always")],
+    second = await harness.post(
+        tools=[harness.tool(require_approval="always")],
         input=[answer],
         previous_response_id=first["id"],
     )
@@ -291,27 +291,27 @@ async def test_a_call_waits_for_its_approval(house: House) -> None:
     call = second["output"][0]
     assert (call["output"], call["approval_request_id"]) == ("5", asked["id"])
     # It was made; going on from there doesn't make it again.
-    third = await house.post(input="Thanks", previous_response_id=second["id"])
+    third = await harness.post(input="Thanks", previous_response_id=second["id"])
     assert kinds(third) == ["message"]
-    assert len(house.server.asked("tools/call")) == num_calls + 1
+    assert len(harness.server.asked("tools/call")) == num_calls + 1
 
 
-async def test_a_call_that_is_not_approved_is_not_made(house: House) -> None:
-    house.engine.script = [CALL]
-    tools = [house.tool(require_approval="always")]
-    first = await house.post(tools=tools)
-    num_calls = len(house.server.asked("tools/call"))
+async def test_a_call_that_is_not_approved_is_not_made(harness: Harness) -> None:
+    harness.engine.script = [CALL]
+    tools = [harness.tool(require_approval="always")]
+    first = await harness.post(tools=tools)
+    num_calls = len(harness.server.asked("tools/call"))
     answer = {
         "type": "mcp_approval_response",
         "approval_request_id": first["output"][1]["id"],
         "approve": False,
     }
-    second = await house.post(tools=tools, input=[answer], previous_response_id=first["id"])
+    second = await harness.post(tools=tools, input=[answer], previous_response_id=first["id"])
     assert kinds(second) == ["message"]
-    assert "not approve" in house.messages(1)[-1]["content"]
-    assert len(house.server.asked("tools/call")) == num_calls
+    assert "not approve" in harness.messages(1)[-1]["content"]
+    assert len(harness.server.asked("tools/call")) == num_calls
     wrong = {**answer, "approval_request_id": "mcpr_nothing"}
-    error = await house.post(status=400, input=[wrong], tools=tools)
+    error = await harness.post(status=400, input=[wrong], tools=tools)
     assert "mcp_approval_request" in error["error"]["message"]
 
 
@@ -325,59 +325,59 @@ async def test_a_call_that_is_not_approved_is_not_made(house: House) -> None:
         (None, "mcp_approval_request"),
     ],
 )
-async def test_approvals_go_by_tool(house: House, approval: Any, kind: str) -> None:
-    house.engine.script = [CALL]
-    found = await house.post(tools=[house.tool(require_approval=approval)])
+async def test_approvals_go_by_tool(harness: Harness, approval: Any, kind: str) -> None:
+    harness.engine.script = [CALL]
+    found = await harness.post(tools=[harness.tool(require_approval=approval)])
     assert kinds(found)[1] == kind
 
 
-async def test_only_allowed_tools_are_shown_to_the_model(house: House) -> None:
-    await house.post(tools=[house.tool(allowed_tools=["add"])])
-    assert house.tools(0) == ["calc__add"]
-    await house.post(tools=[house.tool(allowed_tools={"read_only": True})])
-    assert house.tools(1) == ["calc__add"]
+async def test_only_allowed_tools_are_shown_to_the_model(harness: Harness) -> None:
+    await harness.post(tools=[harness.tool(allowed_tools=["add"])])
+    assert harness.tools(0) == ["calc__add"]
+    await harness.post(tools=[harness.tool(allowed_tools={"read_only": True})])
+    assert harness.tools(1) == ["calc__add"]
     choice = {
         "type": "allowed_tools",
         "mode": "auto",
         "tools": [{"type": "mcp", "server_label": "calc", "name": "fail"}],
     }
-    await house.post(tool_choice=choice)
-    assert house.tools(2) == ["calc__fail"]
+    await harness.post(tool_choice=choice)
+    assert harness.tools(2) == ["calc__fail"]
 
 
-async def test_a_forced_call_is_forced_once(house: House) -> None:
-    house.engine.script = [CALL]
+async def test_a_forced_call_is_forced_once(harness: Harness) -> None:
+    harness.engine.script = [CALL]
     choice = {"type": "mcp", "server_label": "calc", "name": "add"}
-    found = await house.post(tool_choice=choice)
+    found = await harness.post(tool_choice=choice)
     assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
     assert found["tool_choice"] == choice
-    error = await house.post(status=400, tool_choice={**choice, "name": "nothing"})
+    error = await harness.post(status=400, tool_choice={**choice, "name": "nothing"})
     assert error["error"]["param"] == "tool_choice"
 
 
-async def test_calls_are_bounded_and_then_the_model_has_no_tools(house: House) -> None:
-    house.engine.script = [("<call:calc__add>", '{"a": 1, "b": 1}', *CALL)]
-    found = await house.post(max_tool_calls=1)
+async def test_calls_are_bounded_and_then_the_model_has_no_tools(harness: Harness) -> None:
+    harness.engine.script = [("<call:calc__add>", '{"a": 1, "b": 1}', *CALL)]
+    found = await harness.post(max_tool_calls=1)
     assert kinds(found) == ["mcp_list_tools", "mcp_call", "mcp_call", "message"]
     _, first, second, _ = found["output"]
     assert (first["output"], second["status"]) == ("2", "failed")
     assert "1 calls" in second["error"]["message"]
-    assert house.tools(1) == []
+    assert harness.tools(1) == []
     assert found["max_tool_calls"] == 1
 
 
-async def test_output_tokens_are_those_of_all_turns(house: House) -> None:
-    house.engine.script = [CALL]
-    found = await house.post(max_output_tokens=3)
+async def test_output_tokens_are_those_of_all_turns(harness: Harness) -> None:
+    harness.engine.script = [CALL]
+    found = await harness.post(max_output_tokens=3)
     # The first turn has used them up: the call is made, and nothing is said of it.
     assert kinds(found) == ["mcp_list_tools", "mcp_call"]
     assert (found["status"], found["incomplete_details"]) == (
         "incomplete",
         {"reason": "max_output_tokens"},
     )
-    house.engine.script = [CALL]
-    await house.post(max_output_tokens=100)
-    assert house.engine.of(Generate)[-1].sampling.max_tokens == 97
+    harness.engine.script = [CALL]
+    await harness.post(max_output_tokens=100)
+    assert harness.engine.of(Generate)[-1].sampling.max_tokens == 97
 
 
 @pytest.mark.parametrize(
@@ -390,7 +390,7 @@ async def test_output_tokens_are_those_of_all_turns(house: House) -> None:
     ],
 )
 async def test_a_server_that_lists_nothing_good_costs_its_tools_only(
-    hasty: House, label: str, words: str
+    hasty: Harness, label: str, words: str
 ) -> None:
     events = await hasty.stream(tools=[hasty.tool(server_label=label), hasty.tool()])
     found = events[-1]["response"]
@@ -401,7 +401,7 @@ async def test_a_server_that_lists_nothing_good_costs_its_tools_only(
     assert hasty.tools(0) == ["calc__add", "calc__fail", "calc__secret"]
 
 
-async def test_a_call_that_hangs_ends_in_time(hasty: House) -> None:
+async def test_a_call_that_hangs_ends_in_time(hasty: Harness) -> None:
     hasty.engine.script = [("<call:later__add>", *CALL[1:])]
     found = await hasty.post(tools=[hasty.tool(server_label="later")])
     assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
@@ -409,39 +409,41 @@ async def test_a_call_that_hangs_ends_in_time(hasty: House) -> None:
     assert hasty.messages(1)[-1]["content"].startswith("Error: ")
 
 
-async def test_arguments_that_are_none_are_an_error_of_the_call(house: House) -> None:
-    house.engine.script = [("<call:calc__add>", "[1, 2")]
-    found = await house.post()
+async def test_arguments_that_are_none_are_an_error_of_the_call(harness: Harness) -> None:
+    harness.engine.script = [("<call:calc__add>", "[1, 2")]
+    found = await harness.post()
     assert found["output"][1]["error"]["code"] == -32602
 
 
-async def test_arguments_that_are_none_count_as_a_call(house: House) -> None:
-    house.engine.script = [("<call:calc__add>", "[1, 2")] * 2
-    found = await house.post(max_tool_calls=2)
+async def test_arguments_that_are_none_count_as_a_call(harness: Harness) -> None:
+    harness.engine.script = [("<call:calc__add>", "[1, 2")] * 2
+    found = await harness.post(max_tool_calls=2)
     assert kinds(found) == ["mcp_list_tools", "mcp_call", "mcp_call", "message"]
     # From then on the model has no tools.
-    assert [bool(house.tools(number)) for number in range(3)] == [True, True, False]
+    assert [bool(harness.tools(number)) for number in range(3)] == [True, True, False]
 
 
 async def test_what_the_client_gives_for_a_server_is_told_nobody_else(
-    house: House, caplog: pytest.LogCaptureFixture
+    harness: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house.engine.script = [("<call:calc__secret>", "{}")]
-    given = house.tool(authorization="token-of-the-client", headers={"X-Team": "team-of-a-client"})
-    found = await house.post(tools=[given])
+    harness.engine.script = [("<call:calc__secret>", "{}")]
+    given = harness.tool(
+        authorization="token-of-the-client", headers={"X-Team": "team-of-a-client"}
+    )
+    found = await harness.post(tools=[given])
     assert found["output"][1]["output"] == "you sent ***"
-    stored = await house.gateway.client.get(f"/v1/responses/{found['id']}")
+    stored = await harness.gateway.client.get(f"/v1/responses/{found['id']}")
     told = json.dumps(found) + stored.text + caplog.text
     assert "token-of-the-client" not in told
     assert "team-of-a-client" not in told
-    headers = house.server.asked("tools/call")[-1]["headers"]
+    headers = harness.server.asked("tools/call")[-1]["headers"]
     assert headers["authorization"] == "Bearer token-of-the-client"
     assert headers["x-team"] == "team-of-a-client"
-    data = house.gateway.directory / "data"
+    data = harness.gateway.directory / "data"
     files = [path for path in data.rglob("*") if path.is_file()]
     assert files
     assert not any(b"token-of-the-client" in path.read_bytes() for path in files)
-    prompts = json.dumps([house.messages(number) for number in (0, 1)])
+    prompts = json.dumps([harness.messages(number) for number in (0, 1)])
     assert "token-of-the-client" not in prompts
 
 
@@ -461,18 +463,18 @@ async def test_what_the_client_gives_for_a_server_is_told_nobody_else(
     ],
 )
 async def test_what_may_not_be_is_a_400_that_names_the_field(
-    house: House, fields: dict[str, Any], param: str
+    harness: Harness, fields: dict[str, Any], param: str
 ) -> None:
-    error = await house.post(status=400, tools=[house.tool(**fields)])
+    error = await harness.post(status=400, tools=[harness.tool(**fields)])
     assert error["error"]["param"] == param
     assert "a b" not in error["error"]["message"]
-    assert not house.engine.of(Generate)
+    assert not harness.engine.of(Generate)
 
 
-async def test_a_url_that_is_listed_goes_under_the_clients_label(house: House) -> None:
-    house.engine.script = [("<call:mine__add>", *CALL[1:])]
-    url = house.server.url("/modern/json")
-    found = await house.post(tools=[house.tool(server_label="mine", server_url=url)])
+async def test_a_url_that_is_listed_goes_under_the_clients_label(harness: Harness) -> None:
+    harness.engine.script = [("<call:mine__add>", *CALL[1:])]
+    url = harness.server.url("/modern/json")
+    found = await harness.post(tools=[harness.tool(server_label="mine", server_url=url)])
     assert found["output"][1]["server_label"] == "mine"
     assert found["output"][1]["output"] == "5"
     assert found["tools"][0]["server_url"] == url
@@ -481,62 +483,62 @@ async def test_a_url_that_is_listed_goes_under_the_clients_label(house: House) -
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("field", ["server_label", "server_url"])
 async def test_who_may_use_no_tools_is_not_told_which_servers_there_are(
-    house: House, field: str, background: bool
+    harness: Harness, field: str, background: bool
 ) -> None:
-    tools = [house.tool(**{field: "unknown"})]
-    house.auth.denied_endpoints = ("/v1/tools/execute",)
-    error = await house.post(status=403, tools=tools, background=background)
+    tools = [harness.tool(**{field: "unknown"})]
+    harness.auth.denied_endpoints = ("/v1/tools/execute",)
+    error = await harness.post(status=403, tools=tools, background=background)
     assert "calc" not in error["error"]["message"]
-    house.auth.denied_endpoints = ()
-    error = await house.post(status=400, tools=tools, background=background)
+    harness.auth.denied_endpoints = ()
+    error = await harness.post(status=400, tools=tools, background=background)
     assert "known are calc" in error["error"]["message"]
 
 
-async def test_a_key_that_may_use_no_tools_gets_none(house: House) -> None:
-    house.auth.denied_endpoints = ("/v1/tools/execute",)
-    error = await house.post(status=403)
+async def test_a_key_that_may_use_no_tools_gets_none(harness: Harness) -> None:
+    harness.auth.denied_endpoints = ("/v1/tools/execute",)
+    error = await harness.post(status=403)
     assert error["error"]["code"] == "permission_denied"
-    assert not house.engine.of(Generate)
+    assert not harness.engine.of(Generate)
 
 
-async def test_a_failure_after_a_call_is_told_with_the_call(house: House) -> None:
-    house.engine.script = [CALL]
-    house.engine.fails_after_script = ErrorCode.INTERNAL_ERROR
-    found = await house.post()
+async def test_a_failure_after_a_call_is_told_with_the_call(harness: Harness) -> None:
+    harness.engine.script = [CALL]
+    harness.engine.fails_after_script = ErrorCode.INTERNAL_ERROR
+    found = await harness.post()
     assert (found["status"], kinds(found)) == ("failed", ["mcp_list_tools", "mcp_call"])
     assert found["output"][1]["output"] == "5"
-    stored = (await house.gateway.client.get(f"/v1/responses/{found['id']}")).json()
+    stored = (await harness.gateway.client.get(f"/v1/responses/{found['id']}")).json()
     assert stored == found
 
 
-async def test_a_client_that_leaves_ends_the_call(house: House) -> None:
-    house.engine.script = [("<call:later__add>", *CALL[1:])]
+async def test_a_client_that_leaves_ends_the_call(harness: Harness) -> None:
+    harness.engine.script = [("<call:later__add>", *CALL[1:])]
     body = {
         "model": "demo",
         "input": "hi",
         "stream": True,
-        "tools": [house.tool(server_label="later")],
+        "tools": [harness.tool(server_label="later")],
     }
-    async with house.gateway.client.stream("POST", "/v1/responses", json=body) as stream:
+    async with harness.gateway.client.stream("POST", "/v1/responses", json=body) as stream:
         async for line in stream.aiter_lines():
             if "response.mcp_call.in_progress" in line:
                 break
-    parts = house.gateway.application
-    await house.gateway.until(lambda: not len(parts.sessions))
-    assert len(house.engine.of(Generate)) == 1
+    parts = harness.gateway.application
+    await harness.gateway.until(lambda: not len(parts.sessions))
+    assert len(harness.engine.of(Generate)) == 1
 
 
-async def test_a_connection_goes_on_with_calls(house: House) -> None:
-    url = f"ws://127.0.0.1:{house.gateway.client.base_url.port}/v1/responses"
-    house.engine.script = [CALL]
+async def test_a_connection_goes_on_with_calls(harness: Harness) -> None:
+    url = f"ws://127.0.0.1:{harness.gateway.client.base_url.port}/v1/responses"
+    harness.engine.script = [CALL]
     async with connect(url, proxy=None) as socket:
-        first = await turn(socket, tools=[house.tool()], store=False)
+        first = await turn(socket, tools=[harness.tool()], store=False)
         assert kinds(first) == ["mcp_list_tools", "mcp_call", "message"]
         assert first["output"][1]["output"] == "5"
         previous = {"previous_response_id": first["id"], "store": False}
-        second = await turn(socket, tools=[house.tool()], **previous)
+        second = await turn(socket, tools=[harness.tool()], **previous)
         assert kinds(second) == ["message"]
-        assert [one["role"] for one in house.messages(2)] == [
+        assert [one["role"] for one in harness.messages(2)] == [
             *("user", "assistant", "tool", "assistant", "user"),
         ]
 
@@ -553,16 +555,16 @@ async def turn(socket: ClientConnection, **fields: Any) -> dict[str, Any]:
                 return found
 
 
-async def in_background(house: House, **fields: Any) -> str:
-    found = await house.post(background=True, **fields)
+async def in_background(harness: Harness, **fields: Any) -> str:
+    found = await harness.post(background=True, **fields)
     assert found["status"] == "queued"
     name: str = found["id"]
     return name
 
 
-async def told(house: House, name: str, kind: str, times: int = 1) -> list[dict[str, Any]]:
+async def told(harness: Harness, name: str, kind: str, times: int = 1) -> list[dict[str, Any]]:
     """The events in the store, once there is one of a kind."""
-    store = house.gateway.application.store
+    store = harness.gateway.application.store
     assert store is not None
     async with asyncio.timeout(20):
         while True:
@@ -573,8 +575,8 @@ async def told(house: House, name: str, kind: str, times: int = 1) -> list[dict[
             await asyncio.sleep(0.01)
 
 
-async def ended(house: House, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    client = house.gateway.client
+async def ended(harness: Harness, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    client = harness.gateway.client
     answer = await client.get(f"/v1/responses/{name}", params={"stream": "true"})
     *events, _ = named_events_of(answer.text)
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
@@ -583,33 +585,33 @@ async def ended(house: House, name: str) -> tuple[dict[str, Any], list[dict[str,
     return found, events
 
 
-async def test_it_runs_in_the_background_too(house: House) -> None:
-    house.engine.script = [CALL]
-    found, events = await ended(house, await in_background(house))
+async def test_it_runs_in_the_background_too(harness: Harness) -> None:
+    harness.engine.script = [CALL]
+    found, events = await ended(harness, await in_background(harness))
     assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
     assert found["output"][1]["output"] == "5"
     assert found["usage"]["output_tokens"] == 5
     assert [event["type"] for event in events].count("response.output_item.done") == 3
-    await house.gateway.until(lambda: len(house.auth.settled()) == 2)
-    assert not [one for one in house.auth.settled() if one.is_unused]
+    await harness.gateway.until(lambda: len(harness.auth.settled()) == 2)
+    assert not [one for one in harness.auth.settled() if one.is_unused]
 
 
 async def test_a_call_that_was_interrupted_is_not_made_again(
     socket_dir: Path, server: FakeMcpServer
 ) -> None:
     num_calls = len(server.asked("tools/call"))
-    async with opened(socket_dir, server) as house:
-        house.engine.script = [("<call:later__add>", *CALL[1:])]
-        name = await in_background(house, tools=[house.tool(server_label="later")])
-        before = await told(house, name, "response.mcp_call.in_progress")
-        await house.gateway.application.drain(5.0)
-    async with opened(socket_dir, server) as house:
-        found, events = await ended(house, name)
+    async with opened(socket_dir, server) as harness:
+        harness.engine.script = [("<call:later__add>", *CALL[1:])]
+        name = await in_background(harness, tools=[harness.tool(server_label="later")])
+        before = await told(harness, name, "response.mcp_call.in_progress")
+        await harness.gateway.application.drain(5.0)
+    async with opened(socket_dir, server) as harness:
+        found, events = await ended(harness, name)
         assert events[: len(before)] == before
         assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
         assert "not made again" in found["output"][1]["error"]["message"]
         assert json.loads(found["output"][1]["arguments"]) == {"a": 2, "b": 3}
-        assert "Error: " in house.messages(0)[-1]["content"]
+        assert "Error: " in harness.messages(0)[-1]["content"]
         done = [event["item"] for event in events if event["type"].endswith("item.done")]
         assert done == found["output"]
     assert len(server.asked("tools/call")) <= num_calls + 1
@@ -619,44 +621,44 @@ async def test_a_turn_that_was_interrupted_goes_on_behind_its_calls(
     socket_dir: Path, server: FakeMcpServer
 ) -> None:
     num_calls = len(server.asked("tools/call"))
-    async with opened(socket_dir, server) as house:
-        house.engine.script, house.engine.text = [CALL], None
-        name = await in_background(house)
-        await house.engine.until(lambda: len(house.engine.of(Generate)) == 2)
-        first, second = house.engine.of(Generate)
-        house.engine.emit(second, "It i")
-        before = await told(house, name, "response.output_text.delta")
-        await house.gateway.application.drain(5.0)
-        assert [one.lease_id for one in house.auth.settled() if not one.is_unused] == [
+    async with opened(socket_dir, server) as harness:
+        harness.engine.script, harness.engine.text = [CALL], None
+        name = await in_background(harness)
+        await harness.engine.until(lambda: len(harness.engine.of(Generate)) == 2)
+        first, second = harness.engine.of(Generate)
+        harness.engine.emit(second, "It i")
+        before = await told(harness, name, "response.output_text.delta")
+        await harness.gateway.application.drain(5.0)
+        assert [one.lease_id for one in harness.auth.settled() if not one.is_unused] == [
             first.lease_id
         ]
-    async with opened(socket_dir, server) as house:
-        house.engine.text = ("It is ", "5.")
-        found, events = await ended(house, name)
+    async with opened(socket_dir, server) as harness:
+        harness.engine.text = ("It is ", "5.")
+        found, events = await ended(harness, name)
         assert events[: len(before)] == before
         assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
         text = "".join(event["delta"] for event in events if event["type"].endswith("text.delta"))
         assert text == found["output"][2]["content"][0]["text"] == "It is 5."
         # The same seed, and what was begun is booked on the lease that it was begun with.
-        (again,) = house.engine.of(Generate)
+        (again,) = harness.engine.of(Generate)
         assert again.sampling.seed == second.sampling.seed
-        await house.gateway.until(lambda: len(house.auth.settled()) >= 2)
-        used = [one.lease_id for one in house.auth.settled() if not one.is_unused]
+        await harness.gateway.until(lambda: len(harness.auth.settled()) >= 2)
+        used = [one.lease_id for one in harness.auth.settled() if not one.is_unused]
         assert used == [second.lease_id]
     assert len(server.asked("tools/call")) == num_calls + 1
 
 
-async def test_credentials_are_not_kept_for_later(house: House) -> None:
-    tool = house.tool(authorization="token-of-the-client")
-    error = await house.post(status=400, background=True, tools=[tool])
+async def test_credentials_are_not_kept_for_later(harness: Harness) -> None:
+    tool = harness.tool(authorization="token-of-the-client")
+    error = await harness.post(status=400, background=True, tools=[tool])
     assert error["error"]["param"] == "background"
-    error = await house.post(
-        status=400, background=True, tools=[house.tool(server_label="unknown")]
+    error = await harness.post(
+        status=400, background=True, tools=[harness.tool(server_label="unknown")]
     )
     assert error["error"]["param"] == "tools[0].server_label"
 
 
-async def test_a_line_of_a_batch_runs_no_tools(house: House) -> None:
+async def test_a_line_of_a_batch_runs_no_tools(harness: Harness) -> None:
     """It is booked once, whatever is asked for it, and turns are several requests."""
 
     class Line:
@@ -666,24 +668,24 @@ async def test_a_line_of_a_batch_runs_no_tools(house: House) -> None:
 
         def put(self, settle: Settle) -> None: ...
 
-    app = house.gateway.application.parts.errand_app
-    body = {"model": "demo", "input": "hi", "tools": [house.tool()]}
+    app = harness.gateway.application.parts.errand_app
+    body = {"model": "demo", "input": "hi", "tools": [harness.tool()]}
     caller = Caller(None, "127.0.0.1", errand=Line())
     answer = await Errands(lambda: app).ask("/v1/responses", orjson.dumps(body), caller)
     assert (answer.status, orjson.loads(answer.body)["error"]["param"]) == (400, "tools")
-    assert not house.engine.of(Generate)
+    assert not harness.engine.of(Generate)
 
 
-async def test_a_drain_lets_all_turns_finish(house: House) -> None:
-    house.engine.script, house.engine.text = [], None
-    asked = asyncio.create_task(house.post())
-    await house.engine.until(lambda: len(house.engine.of(Generate)) == 1)
-    drained = asyncio.create_task(house.gateway.application.drain(30.0))
-    await house.gateway.until(lambda: house.gateway.application.requests.is_draining)
-    house.engine.text = SUM
-    (first,) = house.engine.of(Generate)
-    house.engine.emit(first, "".join(CALL))
-    house.engine.finish(first)
+async def test_a_drain_lets_all_turns_finish(harness: Harness) -> None:
+    harness.engine.script, harness.engine.text = [], None
+    asked = asyncio.create_task(harness.post())
+    await harness.engine.until(lambda: len(harness.engine.of(Generate)) == 1)
+    drained = asyncio.create_task(harness.gateway.application.drain(30.0))
+    await harness.gateway.until(lambda: harness.gateway.application.requests.is_draining)
+    harness.engine.text = SUM
+    (first,) = harness.engine.of(Generate)
+    harness.engine.emit(first, "".join(CALL))
+    harness.engine.finish(first)
     found = await asked
     assert (found["status"], kinds(found)[1:]) == ("completed", ["mcp_call", "message"])
     assert found["output"][1]["output"] == "5"
@@ -698,14 +700,14 @@ async def test_tools_of_this_server_have_a_label_of_their_own(
         await gateway.parser()
         engine = await gateway.engine(text=SUM, tool_format="hermes")
         with mcp_server() as server:
-            house = House(gateway, auth, engine, server)
+            harness = Harness(gateway, auth, engine, server)
         engine.script = [("<call:penstock__add>", *CALL[1:]), ("<call:penstock__crash>", "{}")]
-        found = await house.post(tools=[house.tool(server_label="penstock")])
+        found = await harness.post(tools=[harness.tool(server_label="penstock")])
         assert kinds(found) == ["mcp_list_tools", "mcp_call", "mcp_call", "message"]
         assert found["output"][1]["output"] == "5"
         assert "process_died" in json.dumps(found["output"][2]["error"])
         engine.script = [("<call:penstock__add>", '{"a": "x", "b": 1}')]
-        found = await house.post(tools=[house.tool(server_label="penstock")])
+        found = await harness.post(tools=[harness.tool(server_label="penstock")])
         assert found["output"][1]["error"]["code"] == -32602
 
 

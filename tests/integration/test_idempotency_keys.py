@@ -28,7 +28,7 @@ async def chat(
     return await gateway.client.post(path, json={**CHAT, **fields}, headers=headers)
 
 
-async def house(gateway: RunningGateway, **options: Any) -> tuple[FakeAuth, FakeEngine]:
+async def harness(gateway: RunningGateway, **options: Any) -> tuple[FakeAuth, FakeEngine]:
     return await gateway.auth(), await gateway.engine(**options)
 
 
@@ -36,7 +36,7 @@ async def test_a_repeated_request_gets_the_first_answer_and_costs_nothing(
     socket_dir: Path,
 ) -> None:
     async with running_gateway(socket_dir) as gateway:
-        auth, engine = await house(gateway)
+        auth, engine = await harness(gateway)
         first = await chat(gateway, "key-1")
         again = await chat(gateway, "key-1")
         assert (first.status_code, again.status_code) == (200, 200)
@@ -55,7 +55,7 @@ async def test_a_repeated_request_gets_the_first_answer_and_costs_nothing(
 
 async def test_the_same_key_for_something_else_is_a_422(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
-        await house(gateway)
+        await harness(gateway)
         assert (await chat(gateway, "key-1")).status_code == 200
         reused = await chat(gateway, "key-1", temperature=0.5)
         assert reused.status_code == 422
@@ -76,7 +76,7 @@ async def test_while_a_request_runs_its_repetition_is_a_409_and_then_gets_its_an
     socket_dir: Path,
 ) -> None:
     async with running_gateway(socket_dir) as gateway:
-        _, engine = await house(gateway, text=None)
+        _, engine = await harness(gateway, text=None)
         running = asyncio.ensure_future(chat(gateway, "key-1"))
         await engine.until(lambda: bool(engine.of(Generate)))
         conflict = await chat(gateway, "key-1")
@@ -92,7 +92,7 @@ async def test_while_a_request_runs_its_repetition_is_a_409_and_then_gets_its_an
 
 async def test_who_leaves_and_comes_back_gets_the_answer(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
-        auth, engine = await house(gateway, text=None)
+        auth, engine = await harness(gateway, text=None)
         body = json.dumps(CHAT).encode()
         async with connected(gateway) as raw:
             raw.writer.write(post(body, b"Idempotency-Key: key-1\r\n"))
@@ -114,7 +114,7 @@ async def test_who_leaves_and_comes_back_gets_the_answer(socket_dir: Path) -> No
 
 async def test_a_failure_is_not_kept(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
-        await house(gateway)
+        await harness(gateway)
         assert (await chat(gateway, "key-1", temperature=99)).status_code == 400
         assert (await chat(gateway, "key-1", model="none")).status_code == 404
         assert (await chat(gateway, "key-1")).status_code == 200
@@ -122,7 +122,7 @@ async def test_a_failure_is_not_kept(socket_dir: Path) -> None:
 
 async def test_a_stream_with_a_key_is_refused_by_name(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
-        _, engine = await house(gateway)
+        _, engine = await harness(gateway)
         response = await chat(gateway, "key-1", stream=True)
         assert response.status_code == 400
         error = response.json()["error"]
@@ -142,7 +142,7 @@ async def test_a_stream_with_a_key_is_refused_by_name(socket_dir: Path) -> None:
 )
 async def test_what_is_no_key_is_a_400(socket_dir: Path, headers: list[tuple[str, str]]) -> None:
     async with running_gateway(socket_dir) as gateway:
-        await house(gateway)
+        await harness(gateway)
         raw = [(name.encode(), value.encode()) for name, value in headers]
         response = await gateway.client.post("/v1/chat/completions", json=CHAT, headers=raw)
         assert response.status_code == 400
@@ -207,7 +207,7 @@ async def test_every_route_that_generates_honours_a_key(
     socket_dir: Path, path: str, body: dict[str, Any]
 ) -> None:
     async with running_gateway(socket_dir) as gateway:
-        await house(gateway)
+        await harness(gateway)
         headers = {"Idempotency-Key": "key-1"}
         first = await gateway.client.post(path, json=body, headers=headers)
         again = await gateway.client.post(path, json=body, headers=headers)

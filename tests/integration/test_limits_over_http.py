@@ -29,7 +29,7 @@ PRICE = replace(HOUSE_PRICE, prompt=0, cached_prompt=0, completion=10_000_000_00
 """One cent a completion token."""
 
 
-class House:
+class Harness:
     """A gateway with an engine that makes ten tokens, and an auth worker that decides."""
 
     def __init__(self, gateway: RunningGateway, auth: DecidingAuth) -> None:
@@ -52,17 +52,17 @@ class House:
 
 
 @asynccontextmanager
-async def house(tmp_path: Path, *limits: Limit, **settings: Any) -> AsyncIterator[House]:
+async def harness(tmp_path: Path, *limits: Limit, **settings: Any) -> AsyncIterator[Harness]:
     async with running_gateway(tmp_path, require_keys=True, **settings) as gateway:
         auth = DecidingAuth(tmp_path, KEY, limits=limits, prices=(PRICE,), users=USERS, teams=TEAMS)
         await deciding_auth(gateway, auth)
         await gateway.engine(text=TEN_TOKENS, max_requests=256)
-        yield House(gateway, auth)
+        yield Harness(gateway, auth)
 
 
 async def test_a_rate_limit_is_429_with_its_figures(socket_dir: Path) -> None:
     rate = limit("requests", 2, "hour", "team", "team_1", limit_id="lim_1", name="two an hour")
-    async with house(socket_dir, rate) as here:
+    async with harness(socket_dir, rate) as here:
         answer = await here.chat()
         assert answer.headers["x-ratelimit-limit-requests"] == "2"
         assert answer.headers["x-ratelimit-remaining-requests"] == "1"
@@ -89,7 +89,7 @@ async def test_a_rate_limit_is_429_with_its_figures(socket_dir: Path) -> None:
 
 
 async def test_a_quota_is_429_that_is_not_worth_a_retry(socket_dir: Path) -> None:
-    async with house(socket_dir, limit("requests", 1, "calendar_month", "house")) as here:
+    async with harness(socket_dir, limit("requests", 1, "calendar_month", "house")) as here:
         await here.chat()
         refused = await here.chat()
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "insufficient_quota")
@@ -99,7 +99,7 @@ async def test_a_quota_is_429_that_is_not_worth_a_retry(socket_dir: Path) -> Non
 
 async def test_a_spent_budget_is_402_that_is_not_worth_a_retry(socket_dir: Path) -> None:
     budget = limit("money", 150_000, "calendar_month", "user", "user_1")
-    async with house(socket_dir, budget) as here:
+    async with harness(socket_dir, budget) as here:
         assert (await here.chat()).status_code == 200
         await here.settled(1)
         refused = await here.chat()
@@ -112,7 +112,7 @@ async def test_a_spent_budget_is_402_that_is_not_worth_a_retry(socket_dir: Path)
 
 
 async def test_what_only_running_requests_hold_is_402_with_retry_after(socket_dir: Path) -> None:
-    async with house(socket_dir, limit("money", 150_000, "total")) as here:
+    async with harness(socket_dir, limit("money", 150_000, "total")) as here:
         engine = here.gateway.workers[1]
         engine.text = None  # type: ignore[attr-defined]
         running = asyncio.create_task(here.chat())
@@ -126,7 +126,7 @@ async def test_what_only_running_requests_hold_is_402_with_retry_after(socket_di
 
 
 async def test_anthropics_errors_tell_the_limit_in_their_details(socket_dir: Path) -> None:
-    async with house(socket_dir, limit("money", 0, "total", limit_id="bud_1")) as here:
+    async with harness(socket_dir, limit("money", 0, "total", limit_id="bud_1")) as here:
         body = {"model": "demo", "messages": MESSAGES, "max_tokens": 10}
         refused = await here.gateway.client.post("/v1/messages", json=body, headers=AUTHORIZATION)
         assert refused.status_code == 402
@@ -150,7 +150,7 @@ async def test_answers_warn_in_a_header_and_in_the_body_when_asked(
         name='a "b"',
         thresholds=(10,),
     )
-    async with house(socket_dir, budget) as here:
+    async with harness(socket_dir, budget) as here:
         first = await here.chat(include_budget_warnings=True)
         assert first.json()["budget_warnings"] == []
         assert "x-penstock-budget-warning" not in first.headers
@@ -180,7 +180,7 @@ async def test_answers_warn_in_a_header_and_in_the_body_when_asked(
 async def test_an_end_user_is_named_by_header_or_body(
     socket_dir: Path, headers: dict[str, str], fields: dict[str, Any], name: str
 ) -> None:
-    async with house(socket_dir) as here:
+    async with harness(socket_dir) as here:
         assert (await here.chat(headers=headers, **fields)).status_code == 200
         await here.settled(1)
         asked = here.auth.of(Authorize)[-1].end_user
@@ -191,7 +191,7 @@ async def test_an_end_user_is_named_by_header_or_body(
 
 
 async def test_end_users_of_the_other_apis_count_as_well(socket_dir: Path) -> None:
-    async with house(socket_dir, end_user_headers=("x-forwarded-user",)) as here:
+    async with harness(socket_dir, end_user_headers=("x-forwarded-user",)) as here:
         client = here.gateway.client
         message = {"model": "demo", "messages": MESSAGES, "max_tokens": 10}
         await client.post(
@@ -208,7 +208,7 @@ async def test_end_users_of_the_other_apis_count_as_well(socket_dir: Path) -> No
 
 
 async def test_a_header_that_names_two_end_users_is_refused(socket_dir: Path) -> None:
-    async with house(socket_dir) as here:
+    async with harness(socket_dir) as here:
         headers = [*AUTHORIZATION.items(), *(("X-OpenWebUI-User-Id", name) for name in "ab")]
         answer = await here.gateway.client.post(
             "/v1/chat/completions",
@@ -219,7 +219,7 @@ async def test_a_header_that_names_two_end_users_is_refused(socket_dir: Path) ->
 
 
 async def test_each_end_user_has_its_own_budget(socket_dir: Path) -> None:
-    async with house(socket_dir, limit("money", 100_000, "total", "end_user", "team_1")) as here:
+    async with harness(socket_dir, limit("money", 100_000, "total", "end_user", "team_1")) as here:
         assert (await here.chat(user="ada")).status_code == 200
         await here.settled(1)
         assert (await here.chat(user="ada")).status_code == 402
@@ -229,7 +229,7 @@ async def test_each_end_user_has_its_own_budget(socket_dir: Path) -> None:
 async def test_a_thousand_at_once_of_ten_cents_against_five_dollars_admit_exactly_fifty(
     socket_dir: Path,
 ) -> None:
-    async with house(
+    async with harness(
         socket_dir, limit("money", 5_000_000, "calendar_month", "team", "team_1")
     ) as here:
         clients = asyncio.Semaphore(64)
@@ -257,7 +257,7 @@ async def test_sixty_four_clients_that_leave_as_they_like_overspend_nothing(
         limit("parallel", 32, "total", "house"),
     )
     dice = random.Random(7)
-    async with house(socket_dir, *limits) as here:
+    async with harness(socket_dir, *limits) as here:
         clients = asyncio.Semaphore(64)
 
         async def one(leaves_after_s: float | None, stream: bool, max_tokens: int) -> int:

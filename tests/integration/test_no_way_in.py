@@ -42,7 +42,7 @@ OF_MODELS = (
 
 
 @dataclass
-class House:
+class Harness:
     """Processes, and whatever they have said to anybody.
 
     Attributes:
@@ -99,7 +99,7 @@ class House:
 
 
 @pytest_asyncio.fixture
-async def house(socket_dir: Path) -> AsyncIterator[House]:
+async def harness(socket_dir: Path) -> AsyncIterator[Harness]:
     admin_key = f"psk-{secrets.token_urlsafe(32)}"
     engine = FakeEngine(socket_dir)
     with token_issuer() as issuer:
@@ -131,13 +131,13 @@ async def house(socket_dir: Path) -> AsyncIterator[House]:
                     [sys.executable, "-m", name], env=own, stdout=log, stderr=log
                 )
         client = httpx.AsyncClient(timeout=30.0, trust_env=False)
-        house = House(socket_dir, issuer, admin_key, client, processes)
-        house.secrets["PENSTOCK_ADMIN_KEY"] = admin_key
+        harness = Harness(socket_dir, issuer, admin_key, client, processes)
+        harness.secrets["PENSTOCK_ADMIN_KEY"] = admin_key
         engine.start()
         try:
             async with asyncio.timeout(WAIT_S):
-                await _until_ready(house)
-            yield house
+                await _until_ready(harness)
+            yield harness
         finally:
             for process in processes.values():
                 process.kill()
@@ -146,21 +146,21 @@ async def house(socket_dir: Path) -> AsyncIterator[House]:
             await client.aclose()
 
 
-async def _until_ready(house: House) -> None:
+async def _until_ready(harness: Harness) -> None:
     while True:
-        for name, process in house.processes.items():
-            assert process.poll() is None, (house.folder / f"{name}.log").read_text()
+        for name, process in harness.processes.items():
+            assert process.poll() is None, (harness.folder / f"{name}.log").read_text()
         with contextlib.suppress(OSError, httpx.HTTPError):
-            port = (house.folder / "port").read_text().strip()
-            house.client.base_url = httpx.URL(f"http://127.0.0.1:{port}")
-            if (await house.client.get("/ready")).status_code == 200:
+            port = (harness.folder / "port").read_text().strip()
+            harness.client.base_url = httpx.URL(f"http://127.0.0.1:{port}")
+            if (await harness.client.get("/ready")).status_code == 200:
                 return
         await asyncio.sleep(0.05)
 
 
-async def guarded_routes(house: House) -> list[tuple[str, str]]:
+async def guarded_routes(harness: Harness) -> list[tuple[str, str]]:
     """Method and template of every route that asks for a key, as the gateway documents them."""
-    document = (await house.told("/openapi.json")).json()
+    document = (await harness.told("/openapi.json")).json()
     found = {
         template: [method.upper() for method in methods if method in ("get", "post", "delete")]
         + [method.upper() for method in methods if method in ("patch", "put")]
@@ -181,7 +181,7 @@ async def guarded_routes(house: House) -> list[tuple[str, str]]:
     ]
 
 
-def bad_tokens(house: House) -> dict[str, str]:
+def bad_tokens(harness: Harness) -> dict[str, str]:
     """Tokens that are none for this server."""
     now_s = time.time()
     good: dict[str, Any] = {"groups": ["chiefs"]}
@@ -190,7 +190,7 @@ def bad_tokens(house: House) -> dict[str, str]:
 
     def signed(header: dict[str, str], sign: Any) -> str:
         claims = {
-            "iss": house.issuer.issuer,
+            "iss": harness.issuer.issuer,
             "aud": "penstock",
             "sub": "eve",
             **good,
@@ -205,10 +205,10 @@ def bad_tokens(house: House) -> dict[str, str]:
         return ".".join([*parts, base64.urlsafe_b64encode(signature).rstrip(b"=").decode()])
 
     return {
-        "foreign token": house.issuer.token(now_s=now_s, iss="https://elsewhere.example", **good),
-        "expired token": house.issuer.token(now_s=now_s - 7200, **good),
-        "token for another audience": house.issuer.token(now_s=now_s, aud="another", **good),
-        "token of another key": house.issuer.token(now_s=now_s, key=rsa_key("two"), **good),
+        "foreign token": harness.issuer.token(now_s=now_s, iss="https://elsewhere.example", **good),
+        "expired token": harness.issuer.token(now_s=now_s - 7200, **good),
+        "token for another audience": harness.issuer.token(now_s=now_s, aud="another", **good),
+        "token of another key": harness.issuer.token(now_s=now_s, key=rsa_key("two"), **good),
         "token with alg none": signed({"alg": "none", "kid": "one"}, lambda data: b""),
         "token signed with the public key": signed(
             {"alg": "HS256", "kid": "one"}, lambda data: hmac.digest(pem, data, "sha256")
@@ -216,82 +216,84 @@ def bad_tokens(house: House) -> dict[str, str]:
     }
 
 
-async def bad_credentials(house: House) -> dict[str, tuple[dict[str, str], int]]:
+async def bad_credentials(harness: Harness) -> dict[str, tuple[dict[str, str], int]]:
     """Headers that open nothing, by what is wrong with them, and the status that says so."""
-    await house.key("expired", expires_at=int(time.time()) + 2)
+    await harness.key("expired", expires_at=int(time.time()) + 2)
     expires_s = time.time() + 2
     for action in ("suspend", "revoke", "rotate"):
         name = {"suspend": "suspended", "revoke": "revoked", "rotate": "old after rotation"}[action]
-        await house.end(action, await house.key(name, role="admin"))
-    await house.key("without scopes", role="admin", scopes=[])
-    await house.key("from elsewhere", role="admin", allowed_ip_addresses=["203.0.113.0/24"])
-    await house.key("blocked here", role="admin", blocked_ip_addresses=["127.0.0.0/8"])
-    await house.key("for another route", role="admin", allowed_endpoints=["/v1/nothing"])
-    house.secrets["wrong"] = f"psk-{secrets.token_urlsafe(32)}"
-    house.secrets["no key at all"] = "Zm9vYmFyIHNlY3JldCB0aGF0IGlzIG5vIGtleQ"
-    house.secrets |= bad_tokens(house)
+        await harness.end(action, await harness.key(name, role="admin"))
+    await harness.key("without scopes", role="admin", scopes=[])
+    await harness.key("from elsewhere", role="admin", allowed_ip_addresses=["203.0.113.0/24"])
+    await harness.key("blocked here", role="admin", blocked_ip_addresses=["127.0.0.0/8"])
+    await harness.key("for another route", role="admin", allowed_endpoints=["/v1/nothing"])
+    harness.secrets["wrong"] = f"psk-{secrets.token_urlsafe(32)}"
+    harness.secrets["no key at all"] = "Zm9vYmFyIHNlY3JldCB0aGF0IGlzIG5vIGtleQ"
+    harness.secrets |= bad_tokens(harness)
     refused = {"without scopes", "from elsewhere", "blocked here", "for another route"}
     opening = {"PENSTOCK_ADMIN_KEY", "new after rotation"}
     await asyncio.sleep(max(0.0, expires_s + 0.1 - time.time()))
     tried: dict[str, tuple[dict[str, str], int]] = {"nothing": ({}, 401)}
-    for name, secret in house.secrets.items():
+    for name, secret in harness.secrets.items():
         if name not in opening:
             headers = {"Authorization": f"Bearer {secret}"}
             tried[name] = (headers, 403 if name in refused else 401)
-    tried["two that differ"] = (house.admin | {"X-API-Key": house.secrets["wrong"]}, 401)
+    tried["two that differ"] = (harness.admin | {"X-API-Key": harness.secrets["wrong"]}, 401)
     return tried
 
 
 async def test_no_route_opens_to_a_bad_credential_and_no_secret_is_in_any_output(
-    house: House,
+    harness: Harness,
 ) -> None:
-    tried = await bad_credentials(house)
-    routes = await guarded_routes(house)
+    tried = await bad_credentials(harness)
+    routes = await guarded_routes(harness)
     guarded = {path for path, rule in ROUTE_RULES.items() if rule.access is not Access.OPEN}
     assert {template for _, template in routes} == guarded
     for method, template in routes:
         for name, (headers, status) in tried.items():
-            answer = await call(house.client, method, template, headers)
-            house.hear(answer)
+            answer = await call(harness.client, method, template, headers)
+            harness.hear(answer)
             where = (method, template, name, answer.status_code, answer.text)
             assert answer.status_code == status, where
 
     # What a key may not have of a route that it may use.
-    await house.key("for another model", role="service", allowed_models=["other*"])
-    headers = {"Authorization": f"Bearer {house.secrets['for another model']}"}
+    await harness.key("for another model", role="service", allowed_models=["other*"])
+    headers = {"Authorization": f"Bearer {harness.secrets['for another model']}"}
     for template in OF_MODELS:
         body = body_of(template) | {"model": "demo"}
-        answer = await house.client.post(template, json=body, headers=headers)
-        house.hear(answer)
+        answer = await harness.client.post(template, json=body, headers=headers)
+        harness.hear(answer)
         assert answer.status_code == 403, (template, answer.text)
 
     # And some that go through, so that there is something to be told of.
-    await house.key("good", role="service")
-    token = house.issuer.token(now_s=time.time(), groups=["chiefs"], sub="grace")
-    house.secrets["good token"] = token
-    for secret in (house.secrets["good"], house.secrets["new after rotation"], token):
-        answer = await house.client.post(
+    await harness.key("good", role="service")
+    token = harness.issuer.token(now_s=time.time(), groups=["chiefs"], sub="grace")
+    harness.secrets["good token"] = token
+    for secret in (harness.secrets["good"], harness.secrets["new after rotation"], token):
+        answer = await harness.client.post(
             "/v1/chat/completions", json=CHAT, headers={"X-API-Key": secret}
         )
-        house.hear(answer)
+        harness.hear(answer)
         assert answer.status_code == 200, answer.text
-    in_url = await house.client.get("/v1/models", params={"api_key": house.secrets["good"]})
+    in_url = await harness.client.get("/v1/models", params={"api_key": harness.secrets["good"]})
     assert in_url.status_code == 401
-    house.hear(in_url)
+    harness.hear(in_url)
 
     for path in ("/v1/admin/keys", "/v1/usage", "/v1/admin/workers", "/load"):
-        await house.told(path)
-    house.hear(await house.client.get("/health", headers=house.admin))  # without a parser a 503
-    await house.told("/metrics")
-    await house.told("/metrics", Accept="application/json")
-    audit = await house.told("/v1/admin/audit-logs?limit=1000")
+        await harness.told(path)
+    harness.hear(
+        await harness.client.get("/health", headers=harness.admin)
+    )  # without a parser a 503
+    await harness.told("/metrics")
+    await harness.told("/metrics", Accept="application/json")
+    audit = await harness.told("/v1/admin/audit-logs?limit=1000")
     assert {"request_refused", "key_created", "token_accepted"} <= {
         entry["action"] for entry in audit.json()["data"]
     }
     looked = 0
-    for place, data in house.kept():
+    for place, data in harness.kept():
         looked += len(data)
-        for name, secret in house.secrets.items():
+        for name, secret in harness.secrets.items():
             assert secret.encode() not in data, (name, place)
             if name.endswith("token") or "token " in name:
                 # What is left of a token is no use without its signature, and holds personal data.

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.process
 
 
 @dataclass
-class House:
+class Harness:
     gateway: RunningGateway
     auth: AuthProcess
     organization: Any
@@ -33,7 +33,7 @@ class House:
 
 
 @pytest_asyncio.fixture
-async def house(socket_dir: Path) -> AsyncIterator[House]:
+async def harness(socket_dir: Path) -> AsyncIterator[Harness]:
     async with (
         running_gateway(socket_dir, require_keys=True) as gateway,
         auth_process(gateway) as auth,
@@ -45,11 +45,11 @@ async def house(socket_dir: Path) -> AsyncIterator[House]:
         ) as client,
     ):
         await gateway.engine()
-        yield House(gateway, auth, client.admin.organization)
+        yield Harness(gateway, auth, client.admin.organization)
 
 
-async def test_projects_are_teams_and_their_service_accounts_have_keys(house: House) -> None:
-    projects = house.organization.projects
+async def test_projects_are_teams_and_their_service_accounts_have_keys(harness: Harness) -> None:
+    projects = harness.organization.projects
     project = await projects.create(name="search")
     assert (project.object, project.status, project.archived_at) == (
         "organization.project",
@@ -62,12 +62,12 @@ async def test_projects_are_teams_and_their_service_accounts_have_keys(house: Ho
 
     account = await projects.service_accounts.create(project.id, name="crawler")
     assert account.role == "member"
-    assert (await house.chat(account.api_key.value)).choices
+    assert (await harness.chat(account.api_key.value)).choices
     again = await projects.service_accounts.api_keys.create(
         account.id, project_id=project.id, name="second", scopes=["models.list"]
     )
     with pytest.raises(openai.PermissionDeniedError):
-        await house.chat(again.value)
+        await harness.chat(again.value)
     listed = [one async for one in projects.api_keys.list(project.id)]
     assert [key.id for key in listed] == [again.id, account.api_key.id]
     key = await projects.api_keys.retrieve(account.api_key.id, project_id=project.id)
@@ -96,13 +96,13 @@ async def test_projects_are_teams_and_their_service_accounts_have_keys(house: Ho
     archived = await projects.archive(project.id)
     assert (archived.status, archived.archived_at is None) == ("archived", False)
     with pytest.raises(openai.AuthenticationError):
-        await house.chat(account.api_key.value)
+        await harness.chat(account.api_key.value)
     assert [one.id async for one in projects.list()] == []
     assert [one.id async for one in projects.list(include_archived=True)] == [project.id]
 
 
-async def test_a_key_of_another_project_is_not_found_in_this_one(house: House) -> None:
-    projects = house.organization.projects
+async def test_a_key_of_another_project_is_not_found_in_this_one(harness: Harness) -> None:
+    projects = harness.organization.projects
     one, other = await projects.create(name="one"), await projects.create(name="other")
     account = await projects.service_accounts.create(one.id, name="a")
     with pytest.raises(openai.NotFoundError):
@@ -115,8 +115,8 @@ async def test_a_key_of_another_project_is_not_found_in_this_one(house: House) -
         await projects.service_accounts.create("team_none", name="a")
 
 
-async def test_pages_follow_one_another_to_the_end(house: House) -> None:
-    projects = house.organization.projects
+async def test_pages_follow_one_another_to_the_end(harness: Harness) -> None:
+    projects = harness.organization.projects
     made = [(await projects.create(name=f"p{number}")).id for number in range(5)]
     assert [one.id async for one in projects.list(limit=2)] == made[::-1]
     project = made[0]
@@ -129,11 +129,11 @@ async def test_pages_follow_one_another_to_the_end(house: House) -> None:
     assert listed == [account.id for account in accounts][::-1]
 
 
-async def test_users_and_their_places_in_projects(house: House) -> None:
-    async with house.auth.admin(house.gateway) as admin:
+async def test_users_and_their_places_in_projects(harness: Harness) -> None:
+    async with harness.auth.admin(harness.gateway) as admin:
         body = {"name": "Ada", "email": "ada@example.com"}
         user_id = (await admin.post("/v1/admin/users", json=body)).json()["id"]
-    users, projects = house.organization.users, house.organization.projects
+    users, projects = harness.organization.users, harness.organization.projects
     project = await projects.create(name="search")
     member = await projects.users.create(project.id, user_id=user_id, role="member")
     assert (member.id, member.email, member.role) == (user_id, "ada@example.com", "member")
@@ -153,8 +153,8 @@ async def test_users_and_their_places_in_projects(house: House) -> None:
     assert [one.id async for one in users.list()] == []
 
 
-async def test_limits_of_models_hold_for_a_project(house: House) -> None:
-    projects = house.organization.projects
+async def test_limits_of_models_hold_for_a_project(harness: Harness) -> None:
+    projects = harness.organization.projects
     project = await projects.create(name="search")
     account = await projects.service_accounts.create(project.id, name="a")
     key = account.api_key.value
@@ -167,14 +167,14 @@ async def test_limits_of_models_hold_for_a_project(house: House) -> None:
         50,
     )
     for _ in range(2):
-        await house.chat(key)
+        await harness.chat(key)
     with pytest.raises(openai.RateLimitError):
-        await house.chat(key)
+        await harness.chat(key)
     changed = await projects.rate_limits.update_rate_limit(
         "rl-demo", project_id=project.id, max_requests_per_1_minute=100
     )
     assert (changed.max_requests_per_1_minute, changed.max_requests_per_1_day) == (100, 50)
-    assert (await house.chat(key)).choices
+    assert (await harness.chat(key)).choices
     listed = [one async for one in projects.rate_limits.list_rate_limits(project.id)]
     assert [(one.model, one.max_tokens_per_1_minute) for one in listed] == [("demo", 2**53 - 1)]
 
@@ -183,23 +183,23 @@ async def test_limits_of_models_hold_for_a_project(house: House) -> None:
     )
     assert (allowed.mode, allowed.api_model_ids) == ("allow_list", ["llama*"])
     with pytest.raises(openai.PermissionDeniedError):
-        await house.chat(key)
+        await harness.chat(key)
     assert (await projects.model_permissions.delete(project.id)).deleted
     assert (await projects.model_permissions.retrieve(project.id)).mode == "deny_list"
-    assert (await house.chat(key)).choices
+    assert (await harness.chat(key)).choices
     with pytest.raises(openai.BadRequestError):
         await projects.model_permissions.update(project.id, mode="deny_list", model_ids=["demo"])
 
 
 @pytest.mark.parametrize("is_project", [True, False])
 async def test_spend_limits_and_alerts_are_budgets_of_a_month(
-    house: House, is_project: bool
+    harness: Harness, is_project: bool
 ) -> None:
-    projects = house.organization.projects
+    projects = harness.organization.projects
     project = await projects.create(name="search")
     ids = (project.id,) if is_project else ()
     of_project = {"project_id": project.id} if is_project else {}
-    of = projects if is_project else house.organization
+    of = projects if is_project else harness.organization
     month = {"currency": "USD", "interval": "month"}
     with pytest.raises(openai.NotFoundError):
         await of.spend_limit.retrieve(*ids)
@@ -213,7 +213,7 @@ async def test_spend_limits_and_alerts_are_budgets_of_a_month(
         3000
     )
     assert (await of.spend_limit.retrieve(*ids)).threshold_amount == 3000
-    async with house.auth.admin(house.gateway) as admin:
+    async with harness.auth.admin(harness.gateway) as admin:
         (budget,) = (await admin.get("/v1/admin/budgets")).json()["data"]
     assert (budget["amount"], budget["window"], budget["is_hard"]) == (
         30_000_000,
@@ -245,9 +245,9 @@ async def test_spend_limits_and_alerts_are_budgets_of_a_month(
         await of.spend_limit.delete(*ids)
 
 
-async def test_no_list_begins_anew_behind_what_is_not_there(house: House) -> None:
+async def test_no_list_begins_anew_behind_what_is_not_there(harness: Harness) -> None:
     """Whoever reads page by page would read the first one again and again."""
-    organization = house.organization
+    organization = harness.organization
     project = await organization.projects.create(name="search")
     month: Any = {"currency": "USD", "interval": "month"}
     channel = {"type": "email", "recipients": []}
@@ -261,7 +261,7 @@ async def test_no_list_begins_anew_behind_what_is_not_there(house: House) -> Non
     )
     await organization.projects.service_accounts.create(project.id, name="crawler")
     of_project = f"/v1/organization/projects/{project.id}"
-    async with house.auth.admin(house.gateway) as admin:
+    async with harness.auth.admin(harness.gateway) as admin:
         for path in (
             *("/v1/organization/projects", "/v1/organization/admin_api_keys"),
             *("/v1/organization/users", "/v1/organization/invites"),
@@ -279,19 +279,19 @@ async def test_no_list_begins_anew_behind_what_is_not_there(house: House) -> Non
                 assert later.json()["error"]["param"] == "after", (path, later.text)
 
 
-async def test_admin_keys_and_the_audit_log(house: House) -> None:
-    keys = house.organization.admin_api_keys
+async def test_admin_keys_and_the_audit_log(harness: Harness) -> None:
+    keys = harness.organization.admin_api_keys
     made = await keys.create(name="ops", expires_in_seconds=3600)
     # By the gateway's clock, before the auth worker writes down when it was made.
     assert 3540 < made.expires_at - made.created_at <= 3600
     assert (await keys.retrieve(made.id)).redacted_value != made.value
     assert made.id in [one.id async for one in keys.list()]
-    project = await house.organization.projects.create(name="search")
+    project = await harness.organization.projects.create(name="search")
     assert (await keys.delete(made.id)).deleted
     with pytest.raises(openai.NotFoundError):
         await keys.retrieve(made.id)
 
-    logs = house.organization.audit_logs
+    logs = harness.organization.audit_logs
     created = [one async for one in logs.list(event_types=["api_key.created"])]
     assert made.id in [
         one.model_extra["api_key.created"]["id"] for one in created if one.model_extra
@@ -305,13 +305,13 @@ async def test_admin_keys_and_the_audit_log(house: House) -> None:
     assert actors == {"key_environment"}
 
 
-async def test_who_is_no_administrator_gets_nothing(house: House) -> None:
-    project = await house.organization.projects.create(name="search")
-    account = await house.organization.projects.service_accounts.create(project.id, name="a")
+async def test_who_is_no_administrator_gets_nothing(harness: Harness) -> None:
+    project = await harness.organization.projects.create(name="search")
+    account = await harness.organization.projects.service_accounts.create(project.id, name="a")
     async with openai.AsyncOpenAI(
         api_key="x",
         admin_api_key=account.api_key.value,
-        base_url=f"{house.gateway.client.base_url}/v1",
+        base_url=f"{harness.gateway.client.base_url}/v1",
         max_retries=0,
     ) as client:
         organization: Any = client.admin.organization
@@ -321,18 +321,18 @@ async def test_who_is_no_administrator_gets_nothing(house: House) -> None:
             await organization.admin_api_keys.create(name="mine")
 
 
-async def test_usage_and_costs_are_what_was_computed(house: House) -> None:
-    async with house.auth.admin(house.gateway) as admin:
+async def test_usage_and_costs_are_what_was_computed(harness: Harness) -> None:
+    async with harness.auth.admin(harness.gateway) as admin:
         price = {"models": "demo", "prompt": 1_000_000, "completion": 2_000_000}
         assert (await admin.post("/v1/admin/prices", json=price)).status_code == 201
-    projects, usage = house.organization.projects, house.organization.usage
+    projects, usage = harness.organization.projects, harness.organization.usage
     one, other = await projects.create(name="one"), await projects.create(name="other")
     keys = [
         (await projects.service_accounts.create(project.id, name="a")).api_key
         for project in (one, other)
     ]
-    answers = [await house.chat(key.value) for key in (keys[0], keys[0], keys[1])]
-    await house.gateway.until(lambda: len(house.gateway.application.outbox) == 0)
+    answers = [await harness.chat(key.value) for key in (keys[0], keys[0], keys[1])]
+    await harness.gateway.until(lambda: len(harness.gateway.application.outbox) == 0)
     start = int(time.time()) - 86_400
     of_all = await usage.completions(start_time=start)
     assert [bucket.end_time - bucket.start_time for bucket in of_all.data] == [86_400] * len(
@@ -386,8 +386,8 @@ async def test_usage_and_costs_are_what_was_computed(house: House) -> None:
         await usage.costs(start_time=start, bucket_width="1m")
 
 
-async def test_an_invitation_makes_a_user_with_its_memberships(house: House) -> None:
-    organization = house.organization
+async def test_an_invitation_makes_a_user_with_its_memberships(harness: Harness) -> None:
+    organization = harness.organization
     project = await organization.projects.create(name="lab")
     made = await organization.invites.create(
         email="grace@example.org",
@@ -424,10 +424,10 @@ async def test_an_invitation_makes_a_user_with_its_memberships(house: House) -> 
         await organization.invites.retrieve(project_user.id)
 
 
-async def test_an_operator_sets_up_a_team_with_twenty_dollars_a_month(house: House) -> None:
+async def test_an_operator_sets_up_a_team_with_twenty_dollars_a_month(harness: Harness) -> None:
     """The same as in docs/auth.md from a terminal; OpenAI knows no prices and no projection."""
-    organization = house.organization
-    async with house.auth.admin(house.gateway) as admin:
+    organization = harness.organization
+    async with harness.auth.admin(harness.gateway) as admin:
         price = {"models": "demo", "prompt": 0, "completion": 0, "request": 9_000_000}
         assert (await admin.post("/v1/admin/prices", json=price)).status_code == 201
         lab = await organization.projects.create(name="lab")
@@ -449,7 +449,7 @@ async def test_an_operator_sets_up_a_team_with_twenty_dollars_a_month(house: Hou
         assert members == [grace.id]
 
         async def ask() -> httpx.Response:
-            return await house.gateway.client.post(
+            return await harness.gateway.client.post(
                 "/v1/chat/completions",
                 json={"model": "demo", "messages": MESSAGES},
                 headers={"Authorization": f"Bearer {account.api_key.value}"},
@@ -458,7 +458,7 @@ async def test_an_operator_sets_up_a_team_with_twenty_dollars_a_month(house: Hou
         answers = []
         for number in range(1, 4):
             answers.append(await ask())
-            await house.gateway.until(lambda: len(house.gateway.application.outbox) == 0)
+            await harness.gateway.until(lambda: len(harness.gateway.application.outbox) == 0)
             assert answers[-1].status_code == (200 if number < 3 else 402), answers[-1].text
         assert "x-penstock-budget-warning" not in answers[0].headers
         assert "used=9.00" in answers[1].headers["x-penstock-budget-warning"]

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.process
 
 
 @asynccontextmanager
-async def a_house(socket_dir: Path, tmp_path: Path) -> AsyncIterator[RunningGateway]:
+async def a_harness(socket_dir: Path, tmp_path: Path) -> AsyncIterator[RunningGateway]:
     """A gateway with an engine and an auth worker process."""
     environment = {
         **os.environ,
@@ -63,7 +63,7 @@ class Admin:
 
 
 async def test_users_and_teams_live_over_http(socket_dir: Path, tmp_path: Path) -> None:
-    async with a_house(socket_dir, tmp_path) as gateway:
+    async with a_harness(socket_dir, tmp_path) as gateway:
         admin = Admin(gateway.client)
         user = await admin("POST", "users", 201, {"name": " Ada ", "email": "a@b.c", "tags": ["x"]})
         assert (user["object"], user["name"], user["status"]) == ("user", "Ada", "active")
@@ -132,14 +132,14 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 async def test_a_wrong_definition_is_a_400_that_names_the_field(
     socket_dir: Path, tmp_path: Path
 ) -> None:
-    async with a_house(socket_dir, tmp_path) as gateway:
+    async with a_harness(socket_dir, tmp_path) as gateway:
         admin = Admin(gateway.client)
         for path, body, param in WRONG:
             assert await admin.refused("POST", path, 400, body) == param, body
 
 
 async def test_a_caller_sees_what_it_used_and_has_left(socket_dir: Path, tmp_path: Path) -> None:
-    async with a_house(socket_dir, tmp_path) as gateway:
+    async with a_harness(socket_dir, tmp_path) as gateway:
         admin = Admin(gateway.client)
         price = await admin(
             "POST", "prices", 201, {"models": "*", "prompt": 0, "completion": 0, "request": 500_000}

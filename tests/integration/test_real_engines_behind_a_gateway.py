@@ -25,7 +25,7 @@ BODY: dict[str, Any] = {
 
 
 @asynccontextmanager
-async def house(directory: Path, **settings: Any) -> AsyncIterator[RunningGateway]:
+async def harness(directory: Path, **settings: Any) -> AsyncIterator[RunningGateway]:
     async with running_gateway(directory, **settings) as gateway:
         await gateway.auth()
         yield gateway
@@ -75,7 +75,7 @@ def finish_reasons(events: list[Any]) -> list[str]:
 async def test_the_engine_that_goes_on_gets_the_tokens_and_samples_none_of_them_again(
     socket_dir: Path, num_steps: int
 ) -> None:
-    async with house(socket_dir) as gateway:
+    async with harness(socket_dir) as gateway:
         first = await an_engine(gateway)
         undisturbed = await drive(first, ask(gateway, BODY))
         num_before = len(first.runner.batches)
@@ -110,7 +110,7 @@ async def test_the_engine_that_goes_on_gets_the_tokens_and_samples_none_of_them_
 async def test_choices_and_penalties_survive_the_cut(
     socket_dir: Path, change: dict[str, Any]
 ) -> None:
-    async with house(socket_dir) as gateway:
+    async with harness(socket_dir) as gateway:
         body = {**BODY, **change}
         num_choices = change.get("n", 1)
         first = await an_engine(gateway)
@@ -133,7 +133,7 @@ async def test_choices_and_penalties_survive_the_cut(
 async def test_a_stop_string_is_found_wherever_the_cut_falls(
     socket_dir: Path, num_steps: int
 ) -> None:
-    async with house(socket_dir) as gateway:
+    async with harness(socket_dir) as gateway:
         first = await an_engine(gateway)
         whole = texts(await drive(first, ask(gateway, BODY)))[0]
         stop = whole[6:11]
@@ -158,7 +158,7 @@ async def test_what_a_dead_gateway_had_is_reported_through_another_and_then_forg
 ) -> None:
     (socket_dir / "a").mkdir()
     (socket_dir / "b").mkdir()
-    async with house(socket_dir / "a") as dying, running_gateway(socket_dir / "b") as living:
+    async with harness(socket_dir / "a") as dying, running_gateway(socket_dir / "b") as living:
         auth = await living.auth()
         engine = HandDrivenEngine(dying.directory, living.directory)
         await engine.start(dying, living)
@@ -195,7 +195,7 @@ async def test_what_a_dead_gateway_had_is_reported_through_another_and_then_forg
 async def test_an_engine_that_hangs_with_its_heart_beating_is_found_and_left(
     socket_dir: Path,
 ) -> None:
-    async with house(socket_dir, stall_timeout_s=0.3) as gateway:
+    async with harness(socket_dir, stall_timeout_s=0.3) as gateway:
         first = await an_engine(gateway)
         undisturbed = await drive(first, ask(gateway, BODY))
         asking = ask(gateway, BODY)
@@ -220,7 +220,7 @@ async def test_an_engine_that_hangs_with_its_heart_beating_is_found_and_left(
 async def test_an_engine_that_hangs_in_the_first_step_of_all_is_found_too(
     socket_dir: Path,
 ) -> None:
-    async with house(socket_dir, stall_timeout_s=0.3) as gateway:
+    async with harness(socket_dir, stall_timeout_s=0.3) as gateway:
         first = await an_engine(gateway)
         asking = ask(gateway, BODY)
         await gateway.until(lambda: first.handler.num_unfinished() == 1)
@@ -232,7 +232,7 @@ async def test_an_engine_that_hangs_in_the_first_step_of_all_is_found_too(
 
 
 async def test_a_prompt_of_a_hundred_thousand_tokens_is_no_death(socket_dir: Path) -> None:
-    async with house(socket_dir, stall_timeout_s=1.5, worker_dead_s=2.0) as gateway:
+    async with harness(socket_dir, stall_timeout_s=1.5, worker_dead_s=2.0) as gateway:
         engine = await an_engine(
             gateway,
             max_model_len=100_100,
@@ -266,7 +266,7 @@ async def test_a_stream_says_from_its_beginning_what_of_the_prompt_was_cached(
     }
     if path == "/v1/chat/completions":
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
-    async with house(socket_dir) as gateway:
+    async with harness(socket_dir) as gateway:
         engine = await an_engine(gateway, max_model_len=400)
         found = []
         for _ in range(2):
@@ -305,7 +305,7 @@ async def test_max_tokens_that_exactly_fill_the_context_are_what_ended_the_answe
         "messages": [{"role": "user", "content": "Once upon a time there was a gate."}],
         "temperature": 0,
     }
-    async with house(socket_dir) as gateway:
+    async with harness(socket_dir) as gateway:
         engine = await an_engine(gateway, max_model_len=max_model_len)
         client = gateway.client
         counting = asyncio.create_task(client.post("/v1/messages/count_tokens", json=body))

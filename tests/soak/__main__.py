@@ -1,4 +1,4 @@
-"""`python -m tests.soak`: a house under load and chaos for half an hour, and its report."""
+"""`python -m tests.soak`: a deployment under load and chaos for half an hour, and its report."""
 
 import argparse
 import asyncio

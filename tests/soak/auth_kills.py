@@ -26,7 +26,7 @@ from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.postgres_database import PostgresDatabase
 from auth_worker.storage.sql_store import SqlStore
 from auth_worker.storage.sqlite_store import SqliteStore
-from tests.fakes.auth_house import AuthHouse
+from tests.fakes.auth_harness import AuthHarness
 from tests.fakes.postgres_server import MISSING, PostgresServer, find_binaries
 
 NUM_STANDBYS = 2
@@ -90,31 +90,31 @@ async def kill_again_and_again(
         settings["PENSTOCK_DATABASE_URL"] = url
     if num_other_keys:
         fill(folder, url, num_other_keys)
-    house = AuthHouse(folder, **settings)
+    harness = AuthHarness(folder, **settings)
     gaps_s = []
     try:
         names = ["worker"] if url is None else [f"worker{n}" for n in range(1 + NUM_STANDBYS)]
         for name in names:
-            house.start_worker(name)
-        await house.until(house.epoch, "a worker takes work")
-        await house.create_user()
-        house.begin_load(num_clients, seed)
+            harness.start_worker(name)
+        await harness.until(harness.epoch, "a worker takes work")
+        await harness.create_user()
+        harness.begin_load(num_clients, seed)
         for number in range(num_kills):
             await asyncio.sleep(chance.random() * MAX_LIFE_S)
-            epoch = house.epoch()
-            victim = names[0] if url is None else await house.until_active()
+            epoch = harness.epoch()
+            victim = names[0] if url is None else await harness.until_active()
             killed_s = time.monotonic()
-            await house.kill(victim)
-            house.start_worker(victim)
-            await house.until(partial(_is_later, house, epoch), "work goes on")
+            await harness.kill(victim)
+            harness.start_worker(victim)
+            await harness.until(partial(_is_later, harness, epoch), "work goes on")
             gaps_s.append(time.monotonic() - killed_s)
             say(f"{number + 1} of {num_kills}: {gaps_s[-1]:.1f} s")
-        await house.end_load()
-        await house.until_no_lease_is_open()
-        checked = house.check_promises()
+        await harness.end_load()
+        await harness.until_no_lease_is_open()
+        checked = harness.check_promises()
     finally:
-        await house.close()
-    promises = house.promises
+        await harness.close()
+    promises = harness.promises
     return KillFigures(
         database="SQLite" if url is None else "PostgreSQL",
         num_kills=num_kills,
@@ -152,8 +152,8 @@ def fill(folder: Path, url: str | None, num_keys: int) -> None:
         connection.execute(insert(schema.keys), rows)
 
 
-def _is_later(house: AuthHouse, epoch: int) -> bool:
-    return house.epoch() > epoch
+def _is_later(harness: AuthHarness, epoch: int) -> bool:
+    return harness.epoch() > epoch
 
 
 def run(

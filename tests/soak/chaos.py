@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tests.soak.processes import SoakHouse
+from tests.soak.processes import SoakHarness
 from tests.soak.traffic import Answer
 
 Action = Literal["kill", "stop", "cut", "restart"]
@@ -52,7 +52,7 @@ class Fault:
         at: Monotonic seconds.
         open_streams: Streams that had begun and not ended anywhere.
         moved: Ids of the requests that went on elsewhere, by the gateway's log.
-        ready_s: From the fault to a whole house.
+        ready_s: From the fault to a whole deployment.
     """
 
     kind: FaultKind
@@ -79,23 +79,23 @@ class Chaos:
     """The driver of faults.
 
     Args:
-        house: The processes.
+        harness: The processes.
         open_answers: Streams that are open now.
         rng: Chooses process and pause.
         say: Told of each fault.
-        ready_timeout_s: A house that is not whole again after a fault ends the run.
+        ready_timeout_s: A deployment that is not whole again after a fault ends the run.
     """
 
     def __init__(
         self,
-        house: SoakHouse,
+        harness: SoakHarness,
         open_answers: Callable[[], list[Answer]],
         rng: random.Random,
         *,
         say: Callable[[str], None] = lambda text: None,
         ready_timeout_s: float = 180.0,
     ) -> None:
-        self._house = house
+        self._harness = harness
         self._say = say
         self._open_answers = open_answers
         self._rng = rng
@@ -110,7 +110,7 @@ class Chaos:
         Args:
             kinds: A round makes each once.
             until: Monotonic seconds; a round after the first ends there.
-            pause_s: Of calm after the house is whole again.
+            pause_s: Of calm after the deployment is whole again.
         """
         is_first_round = True
         while is_first_round or time.monotonic() < until:
@@ -122,9 +122,9 @@ class Chaos:
             is_first_round = False
 
     async def make(self, kind: FaultKind) -> Fault:
-        """One fault, and wait for a whole house."""
-        name = self._rng.choice(self._house.names(_MODULES[kind.role]))
-        log = self._house.log_path("gateway")
+        """One fault, and wait for a whole deployment."""
+        name = self._rng.choice(self._harness.names(_MODULES[kind.role]))
+        log = self._harness.log_path("gateway")
         log_size = log.stat().st_size
         fault = Fault(kind, name, time.monotonic(), self._open_answers())
         self.faults.append(fault)
@@ -132,7 +132,7 @@ class Chaos:
         self.gateway_turns += ends_gateway
         await self._act(kind, name)
         self.gateway_turns += ends_gateway
-        await self._house.wait_ready(self._ready_timeout_s)
+        await self._harness.wait_ready(self._ready_timeout_s)
         fault.ready_s = time.monotonic() - fault.at
         with log.open("rb") as lines:
             lines.seek(log_size)
@@ -147,29 +147,29 @@ class Chaos:
         return fault
 
     async def _act(self, kind: FaultKind, name: str) -> None:
-        house = self._house
+        harness = self._harness
         if kind.action == "kill":
             await self._end(name, signal.SIGKILL)
         elif kind.action == "restart":
             await self._end(name, signal.SIGTERM)
         elif kind.action == "cut":
-            relay = house.relays[name]
+            relay = harness.relays[name]
             relay.cut()
             await asyncio.sleep(_CUT_S)
             relay.mend()
         else:
-            house.signal(name, signal.SIGSTOP)
+            harness.signal(name, signal.SIGSTOP)
             try:
                 await asyncio.sleep(_STOPPED_S[kind.role])
             finally:
-                house.signal(name, signal.SIGCONT)
+                harness.signal(name, signal.SIGCONT)
             await asyncio.sleep(2.0)  # long enough to be heard again
 
     async def _end(self, name: str, number: signal.Signals) -> None:
-        process = self._house.processes[name]
+        process = self._harness.processes[name]
         process.send_signal(number)
         async with asyncio.timeout(self._ready_timeout_s):
-            while self._house.processes[name] is process:  # noqa: ASYNC110
+            while self._harness.processes[name] is process:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)  # the watcher starts the next one
 
 

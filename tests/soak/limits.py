@@ -193,7 +193,7 @@ class Figures:
         )
 
 
-class LimitsHouse:
+class LimitsHarness:
     """A gateway and an auth worker as processes, the engine here, teams with small budgets.
 
     Args:
@@ -454,14 +454,14 @@ async def over_limits(
     Raises:
         AssertionError: Something was overspent, or the sums don't agree.
     """
-    house = LimitsHouse(folder, num_teams, victims)
+    harness = LimitsHarness(folder, num_teams, victims)
     try:
-        await house.start()
-        await house.load(num_requests, seed)
+        await harness.start()
+        await harness.load(num_requests, seed)
     finally:
-        await house.close()
-    house.check()
-    return house.figures
+        await harness.close()
+    harness.check()
+    return harness.figures
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The processes of a house under test: started, signalled, and started again at once."""
+"""The processes of a deployment under test: started, signalled, and started again at once."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from tests.soak.relay import Relay
 _WATCH_S = 0.05
 
 
-class WatchedHouse:
+class WatchedHarness:
     """All processes of `penstock serve`, started without its patience.
 
     `penstock serve` waits longer after each early death, and gives up after some; here a process
@@ -81,7 +81,7 @@ class WatchedHouse:
         self.deaths: list[str] = []
 
     def _changed(self, spec: ProcessSpec) -> ProcessSpec:
-        """A process as this house wants it."""
+        """A process as this deployment wants it."""
         return spec
 
     def _command(self, spec: ProcessSpec) -> list[str]:
@@ -203,8 +203,8 @@ class WatchedHouse:
             await asyncio.sleep(_WATCH_S)
 
 
-class SoakHouse(WatchedHouse):
-    """A house of demo engines with a relay before each, which a test can cut.
+class SoakHarness(WatchedHarness):
+    """A deployment of demo engines with a relay before each, which a test can cut.
 
     Args:
         directory: Data, logs and sockets; a short path.

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 
 from tests.soak.chaos import ALL_FAULTS, Chaos, FaultKind
-from tests.soak.processes import SoakHouse, free_port
+from tests.soak.processes import SoakHarness, free_port
 from tests.soak.report import Findings, render
 from tests.soak.traffic import Client, Crowd, kinds, learn, short_requests
 
@@ -59,7 +59,7 @@ async def soak(options: SoakOptions) -> tuple[Findings, str]:
     Returns:
         The findings, and the report as Markdown.
     """
-    house = SoakHouse(
+    harness = SoakHarness(
         options.directory,
         options.cache_dir,
         free_port(),
@@ -68,31 +68,31 @@ async def soak(options: SoakOptions) -> tuple[Findings, str]:
     )
     options.say(f"starting {options.num_engines} engines; logs in {options.directory}")
     try:
-        await house.start(_START_TIMEOUT_S)
-        findings = await _run(options, house)
+        await harness.start(_START_TIMEOUT_S)
+        findings = await _run(options, harness)
     finally:
-        await house.stop()
+        await harness.stop()
     return findings, render(findings)
 
 
-async def _run(options: SoakOptions, house: SoakHouse) -> Findings:
+async def _run(options: SoakOptions, harness: SoakHarness) -> Findings:
     rng = random.Random(options.seed)
     requests = kinds(options.num_tokens)
     stayers = tuple(kind for kind in requests if kind.leaves_after is None)
     leavers = tuple(kind for kind in requests if kind.leaves_after is not None)
     # Keys of their own: what a client that left was charged, no client knows.
-    keys = {group: await house.make_key(group) for group in ("stayers", "leavers", "teacher")}
-    chaos = Chaos(house, lambda: crowd.open_answers(), rng, say=options.say)
+    keys = {group: await harness.make_key(group) for group in ("stayers", "leavers", "teacher")}
+    chaos = Chaos(harness, lambda: crowd.open_answers(), rng, say=options.say)
     num_leavers = max(1, options.num_clients // 8)
     clients = [
-        Client(house.url, keys[group], kinds_of_group, lambda: chaos.gateway_turns)
+        Client(harness.url, keys[group], kinds_of_group, lambda: chaos.gateway_turns)
         for group, kinds_of_group, number in (
             ("stayers", stayers, options.num_clients - num_leavers),
             ("leavers", leavers, num_leavers),
         )
         for _ in range(number)
     ]
-    teacher = Client(house.url, keys["teacher"], requests, lambda: 0)
+    teacher = Client(harness.url, keys["teacher"], requests, lambda: 0)
     known = await learn(teacher)
     options.say(f"learnt {len(known)} answers; {options.num_clients} clients begin")
     crowd = Crowd(clients, known, options.seed)
@@ -105,12 +105,12 @@ async def _run(options: SoakOptions, house: SoakHouse) -> Findings:
     options.say(f"chaos is over: {dict(crowd.ledger.endings)}")
     for failure in crowd.ledger.failures[:_MAX_SAID_FAILURES]:
         options.say(f"failed: {failure}")
-    await _await_settlements(house)
+    await _await_settlements(harness)
     findings.open_leases = await _open_leases(options.directory / "data")
-    usage = await _usage(house, "stayers")
+    usage = await _usage(harness, "stayers")
     findings.settled_prompt_tokens, findings.settled_completion_tokens = usage
     if options.num_calm_requests:
-        await _stay_calm(options, house, teacher, clients, findings)
+        await _stay_calm(options, harness, teacher, clients, findings)
     for client in (*clients, teacher):
         await client.close()
     return findings
@@ -118,39 +118,39 @@ async def _run(options: SoakOptions, house: SoakHouse) -> Findings:
 
 async def _stay_calm(
     options: SoakOptions,
-    house: SoakHouse,
+    harness: SoakHarness,
     teacher: Client,
     clients: Sequence[Client],
     findings: Findings,
 ) -> None:
     """Measure how memory grows over many short requests after some for warm-up."""
-    await house.wait_ready(_START_TIMEOUT_S)
+    await harness.wait_ready(_START_TIMEOUT_S)
     busy = clients[:_CALM_CLIENTS]
     await short_requests(busy, options.num_calm_requests // 10, options.say)
-    before = house.memory_bytes()
+    before = harness.memory_bytes()
     options.say(f"calm: {options.num_calm_requests} requests")
     findings.num_calm_failures = await short_requests(busy, options.num_calm_requests, options.say)
-    after = house.memory_bytes()
+    after = harness.memory_bytes()
     findings.num_calm_requests = options.num_calm_requests
     findings.growth = {name: after[name] / size for name, size in before.items()}
 
 
-async def _usage(house: SoakHouse, name: str) -> tuple[int, int]:
+async def _usage(harness: SoakHarness, name: str) -> tuple[int, int]:
     """Prompt and output tokens booked for a key."""
     async with httpx.AsyncClient(trust_env=False) as client:
         reply = await client.get(
-            f"{house.url}/v1/admin/keys", headers={"Authorization": f"Bearer {house.admin_key}"}
+            f"{harness.url}/v1/admin/keys", headers={"Authorization": f"Bearer {harness.admin_key}"}
         )
         reply.raise_for_status()
         (key,) = (key for key in reply.json()["data"] if key["name"] == name)
         return key["total_prompt_tokens"], key["total_completion_tokens"]
 
 
-async def _await_settlements(house: SoakHouse) -> None:
+async def _await_settlements(harness: SoakHarness) -> None:
     """Until no settlement waits in the gateway's outbox and nothing is under way."""
     async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as client:
         while True:
-            text = (await client.get(f"{house.url}/metrics")).text
+            text = (await client.get(f"{harness.url}/metrics")).text
             if (
                 "penstock_gateway_outbox_depth 0.0" in text
                 and "penstock_gateway_requests_in_flight 0.0" in text

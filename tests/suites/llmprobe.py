@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.e2e.house import start_house, stop_house
+from tests.e2e.harness import start_harness, stop_harness
 
 VERSION: Final = "0.6.12"
 SHA512: Final = (
@@ -145,11 +145,11 @@ def run() -> list[Verdict]:
         script = fetch(folder)
         if script is None:
             return [Verdict(skipped=f"llmprobe {VERSION} can't be had from the npm registry.")]
-        house = start_house(folder / "data", folder / "cache")
+        harness = start_harness(folder / "data", folder / "cache")
         try:
-            return [judge(_probe(script, house.url, folder))]
+            return [judge(_probe(script, harness.url, folder))]
         finally:
-            stop_house(house)
+            stop_harness(harness)
 
 
 def fetch(folder: Path) -> Path | None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tests.e2e.house import start_house, stop_house
+from tests.e2e.harness import start_harness, stop_harness
 
 VERSIONS: Final = ("2026-07-28", "2025-11-25", "2025-06-18")
 REQUIREMENT_SETS: Final = ("2026-07-28", "2025-11-25")
@@ -193,11 +193,11 @@ def run() -> list[McpVerdict]:
         client = f"{sys.executable} -m tests.suites.mcp_conformance_client"
         found = [suite.try_side("client", "--command", client)]
         plugin = f"{_FOLDER / 'plugin'}{os.pathsep}{Path(__file__).parents[2]}"
-        house = start_house(folder / "data", folder / "cache", PYTHONPATH=plugin)
+        harness = start_harness(folder / "data", folder / "cache", PYTHONPATH=plugin)
         try:
-            found.append(suite.try_side("server", "--url", f"{house.url}/mcp"))
+            found.append(suite.try_side("server", "--url", f"{harness.url}/mcp"))
         finally:
-            stop_house(house)
+            stop_harness(harness)
     return found
 
 

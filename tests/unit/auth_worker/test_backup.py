@@ -21,7 +21,7 @@ from auth_worker.storage.migrations import newest_version
 from auth_worker.storage.sql_store import SqlStore
 from auth_worker.storage.sqlite_database import DATABASE_NAME
 from tests.fakes.auth_parts import admin_key, booking, stored_key
-from tests.fakes.auth_stores import StoreHouse, rows
+from tests.fakes.auth_stores import StoreHarness, rows
 from tests.fakes.postgres_server import PostgresServer
 from tests.unit.auth_worker.test_migrations import old_database
 from tests.unit.auth_worker.test_store import LEASE
@@ -31,27 +31,27 @@ OLD_MS = 1_000
 
 
 @pytest.fixture
-def other(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], StoreHouse]:
+def other(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[[str], StoreHarness]:
     """An empty database of either kind to restore into."""
 
-    def make(kind: str) -> StoreHouse:
+    def make(kind: str) -> StoreHarness:
         folder = tmp_path / "other"
         folder.mkdir()
         server: Callable[[], PostgresServer] = lambda: request.getfixturevalue("postgres_server")  # noqa: E731
-        house = StoreHouse("sqlite" if kind == "sqlite" else "postgresql", folder, server)
-        request.addfinalizer(house.close)
-        return house
+        harness = StoreHarness("sqlite" if kind == "sqlite" else "postgresql", folder, server)
+        request.addfinalizer(harness.close)
+        return harness
 
     return make
 
 
-def run(house: StoreHouse, *arguments: str) -> int:
-    environ = {} if house.kind == "sqlite" else {"PENSTOCK_DATABASE_URL": house.plain_url}
-    return maintenance.main(["--data-dir", str(house.data_dir), *arguments], environ)
+def run(harness: StoreHarness, *arguments: str) -> int:
+    environ = {} if harness.kind == "sqlite" else {"PENSTOCK_DATABASE_URL": harness.plain_url}
+    return maintenance.main(["--data-dir", str(harness.data_dir), *arguments], environ)
 
 
-def filled(house: StoreHouse) -> SqlStore:
-    store = house.open()
+def filled(harness: StoreHarness) -> SqlStore:
+    store = harness.open()
     store.apply([AddKey(admin_key(), AUDIT), AddKey(stored_key(), AUDIT), SaveLease(LEASE)])
     store.apply([booking("lease:old", settled_at_ms=OLD_MS), booking("lease:young")])
     store.apply([FoldLedger(OLD_MS + 1, 10)])
@@ -65,16 +65,16 @@ def contents(store: SqlStore) -> dict[str, object]:
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_backup_made_while_it_is_in_use_restores_into_either_database(
-    house: StoreHouse,
-    other: Callable[[str], StoreHouse],
+    harness: StoreHarness,
+    other: Callable[[str], StoreHarness],
     kind: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    store = filled(house)
+    store = filled(harness)
     expected = contents(store)
     file = tmp_path / "auth.backup"
-    assert run(house, "backup", str(file)) == maintenance.DONE
+    assert run(harness, "backup", str(file)) == maintenance.DONE
     assert "2 keys, 1 leases, 1 ledger, 1 ledger_hours" in capsys.readouterr().out
     assert file.stat().st_mode & 0o077 == 0
     store.apply([AddKey(stored_key("key_later", "psk-later"), AUDIT)])
@@ -102,21 +102,21 @@ def test_a_backup_made_while_it_is_in_use_restores_into_either_database(
 
 
 def test_a_backup_replaces_nothing_and_is_restored_over_nothing(
-    house: StoreHouse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    harness: StoreHarness, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = filled(house)
+    store = filled(harness)
     file = tmp_path / "auth.backup"
     file.write_text("mine")
-    assert run(house, "backup", str(file)) == maintenance.FAILED
+    assert run(harness, "backup", str(file)) == maintenance.FAILED
     assert "exists already" in one_line(capsys)
     assert file.read_text() == "mine"
-    assert run(house, "backup", str(tmp_path / "none" / "file")) == maintenance.FAILED
+    assert run(harness, "backup", str(tmp_path / "none" / "file")) == maintenance.FAILED
     assert "can't be used" in one_line(capsys)
-    assert run(house, "backup", str(tmp_path / "good")) == maintenance.DONE
+    assert run(harness, "backup", str(tmp_path / "good")) == maintenance.DONE
     capsys.readouterr()
     store.close()
     before = rows(store, "SELECT * FROM keys")
-    assert run(house, "restore", str(tmp_path / "good")) == maintenance.FAILED
+    assert run(harness, "restore", str(tmp_path / "good")) == maintenance.FAILED
     said = one_line(capsys)
     assert "move it away" in said or "restore into an empty one" in said
     assert rows(store, "SELECT * FROM keys") == before
@@ -131,11 +131,11 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("harm", ["garbage", "torn", "empty", "missing", "foreign", "newer"])
 def test_a_backup_that_is_none_leaves_the_database_empty(
-    house: StoreHouse, tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
+    harness: StoreHarness, tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    filled(house).close()
+    filled(harness).close()
     file = tmp_path / "auth.backup"
-    assert run(house, "backup", str(file)) == maintenance.DONE
+    assert run(harness, "backup", str(file)) == maintenance.DONE
     capsys.readouterr()
     good = file.read_bytes()
     match harm:
@@ -152,11 +152,11 @@ def test_a_backup_that_is_none_leaves_the_database_empty(
             change(file, "CREATE TABLE customers (id INTEGER)")
         case _:
             change(file, "INSERT INTO schema_version VALUES (999, 'future', 0)")
-    house.begin_anew()
-    assert run(house, "restore", str(file)) == maintenance.FAILED
+    harness.begin_anew()
+    assert run(harness, "restore", str(file)) == maintenance.FAILED
     one_line(capsys)
-    assert list(house.data_dir.glob("auth.sqlite3.rest*")) == []
-    store = house.open()
+    assert list(harness.data_dir.glob("auth.sqlite3.rest*")) == []
+    store = harness.open()
     assert store.epoch == 1
     assert rows(store, "SELECT * FROM keys") == []
 
@@ -169,50 +169,50 @@ def change(file: Path, statement: str) -> None:
 
 
 def test_a_backup_of_an_older_schema_is_brought_forward(
-    house: StoreHouse, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    harness: StoreHarness, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old_database(tmp_path / "old")
     file = tmp_path / "old" / DATABASE_NAME
     before = file.read_bytes()
-    assert run(house, "restore", str(file)) == maintenance.DONE
+    assert run(harness, "restore", str(file)) == maintenance.DONE
     assert file.read_bytes() == before
-    store = house.open()
+    store = harness.open()
     assert {key.key_id for key in store.load(recent_since_ms=0).keys} == {"key_admin", "key_user"}
 
 
 def test_what_is_left_of_a_lost_database_is_not_mixed_into_the_restored_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    house = StoreHouse("sqlite", tmp_path, pytest.fail)
-    store = filled(house)
+    harness = StoreHarness("sqlite", tmp_path, pytest.fail)
+    store = filled(harness)
     file = tmp_path / "auth.backup"
-    assert run(house, "backup", str(file)) == maintenance.DONE
+    assert run(harness, "backup", str(file)) == maintenance.DONE
     store.close()
-    database = house.data_dir / DATABASE_NAME
+    database = harness.data_dir / DATABASE_NAME
     database.unlink()
     log = database.with_name(database.name + "-wal")
     log.write_bytes(b"of the lost one")
-    (house.data_dir / "audit.checkpoints").write_text("9999 aa 1 name bb\n")
-    assert run(house, "restore", str(file)) == maintenance.DONE
+    (harness.data_dir / "audit.checkpoints").write_text("9999 aa 1 name bb\n")
+    assert run(harness, "restore", str(file)) == maintenance.DONE
     assert not log.exists()
-    assert len(list(house.data_dir.glob("*.before-restore-*"))) == 2
-    house.open()
-    assert run(house, "check") == maintenance.DONE
-    house.close()
+    assert len(list(harness.data_dir.glob("*.before-restore-*"))) == 2
+    harness.open()
+    assert run(harness, "check") == maintenance.DONE
+    harness.close()
 
 
 def test_no_backup_is_restored_under_a_running_auth_worker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    house = StoreHouse("sqlite", tmp_path, pytest.fail)
-    filled(house)
-    assert run(house, "backup", str(tmp_path / "file")) == maintenance.DONE
+    harness = StoreHarness("sqlite", tmp_path, pytest.fail)
+    filled(harness)
+    assert run(harness, "backup", str(tmp_path / "file")) == maintenance.DONE
     capsys.readouterr()
-    assert run(house, "restore", str(tmp_path / "file")) == maintenance.FAILED
+    assert run(harness, "restore", str(tmp_path / "file")) == maintenance.FAILED
     assert "Another auth worker" in one_line(capsys)
-    assert run(house, "downgrade", "2") == maintenance.FAILED
+    assert run(harness, "downgrade", "2") == maintenance.FAILED
     assert "Another auth worker" in one_line(capsys)
-    house.close()
+    harness.close()
 
 
 @pytest.mark.parametrize(
@@ -226,15 +226,15 @@ def test_no_backup_is_restored_under_a_running_auth_worker(
     ],
 )
 def test_a_check_names_what_does_not_hold(
-    house: StoreHouse, statement: str, words: str, capsys: pytest.CaptureFixture[str]
+    harness: StoreHarness, statement: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    filled(house)
-    assert run(house, "check") == maintenance.DONE
+    filled(harness)
+    assert run(harness, "check") == maintenance.DONE
     good = capsys.readouterr().out.splitlines()
     assert all(line.startswith("ok: ") for line in good)
     assert f"ok: schema version {newest_version()}" in good
-    house.execute(statement)
-    assert run(house, "check") == maintenance.BROKEN
+    harness.execute(statement)
+    assert run(harness, "check") == maintenance.BROKEN
     bad = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("ok: ")]
     assert len(bad) == 1
     assert bad[0].startswith("NOT OK: ")
@@ -250,19 +250,19 @@ def test_a_check_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_way_back_and_forward_again_keeps_keys_and_usage(
-    house: StoreHouse, capsys: pytest.CaptureFixture[str]
+    harness: StoreHarness, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store = filled(house)
+    store = filled(harness)
     store.apply([AppendAudit(AUDIT)])
     keys = store.load(recent_since_ms=0).keys
     store.close()
-    assert run(house, "downgrade", "4") == maintenance.DONE
+    assert run(harness, "downgrade", "4") == maintenance.DONE
     assert "has schema version 4 now" in capsys.readouterr().out
-    assert run(house, "backup", str(house.folder / "file")) == maintenance.FAILED
+    assert run(harness, "backup", str(harness.folder / "file")) == maintenance.FAILED
     assert "has schema version 4" in one_line(capsys)
-    store = house.open()
+    store = harness.open()
     assert store.load(recent_since_ms=0).keys == keys
-    if house.kind == "postgresql":
+    if harness.kind == "postgresql":
         store.close()
-        assert run(house, "downgrade", "3") == maintenance.FAILED
+        assert run(harness, "downgrade", "3") == maintenance.FAILED
         assert "not to 3" in one_line(capsys)

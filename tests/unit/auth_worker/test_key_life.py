@@ -1,4 +1,4 @@
-"""A key's life: every setting changes without a new secret, and nobody locks the house."""
+"""A key's life: every setting changes without a new secret, and nobody locks the deployment."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -356,7 +356,7 @@ def test_the_last_lasting_admin_does_not_end(bench: AuthHandlerBench, action: st
     "settings",
     [{"allowed_models": ()}, {"requests_per_minute": 0}, {"scopes": ("admin.keys",)}],
 )
-def test_what_does_not_lock_the_house_may_change(
+def test_what_does_not_lock_the_deployment_may_change(
     bench: AuthHandlerBench, settings: dict[str, Any]
 ) -> None:
     assert bench.ask(update("key_admin", **settings)) is None

@@ -28,7 +28,7 @@ from auth_worker.storage.migrations import downgrade
 from auth_worker.storage.pending_sums import load_sums
 from auth_worker.storage.sql_store import SqlStore
 from tests.fakes.auth_parts import START_S, booking, stored_key
-from tests.fakes.auth_stores import StoreHouse, rows
+from tests.fakes.auth_stores import StoreHarness, rows
 
 AUDIT = AuditEntry(int(START_S * 1000), "key_admin", "key_created", "key_user", {})
 HOUR_MS = 3_600_000
@@ -119,10 +119,10 @@ def test_the_answer_to_a_change_of_a_key_has_its_whole_totals(busy: SqlStore, ch
 
 
 def test_what_waits_when_a_process_dies_is_in_the_totals_of_the_next(
-    house: StoreHouse, busy: SqlStore
+    harness: StoreHarness, busy: SqlStore
 ) -> None:
     busy.close()  # nothing is written at the end either
-    store = house.open()
+    store = harness.open()
     assert rows(store, TOTALS) == [(3, 47)]
     assert rows(store, "SELECT sum(total_requests) FROM keys") == [(3,)]
     assert rows(store, "SELECT * FROM pending_sums") == []
@@ -157,16 +157,16 @@ def test_a_late_settlement_of_before_and_after_is_counted_once(busy: SqlStore) -
 
 
 def test_a_second_later_the_oldest_are_added_and_the_rest_waits_on(
-    house: StoreHouse, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+    harness: StoreHarness, store: SqlStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pending_sums, "MIN_ADDED", 4)
     monkeypatch.setattr(pending_sums, "MAX_ROWS", 5)
-    house.clock.advance(10.0)
+    harness.clock.advance(10.0)
     store.apply([booking("first", settled_at_ms=0)])
     for number in range(16):
         store.apply([booking(f"lease-{number}", settled_at_ms=number * HOUR_MS)])
     assert rows(store, "SELECT count(*) FROM usage_by_hour") == [(1,)]
-    house.clock.advance(1.0)
+    harness.clock.advance(1.0)
     store.apply([booking("last", settled_at_ms=99 * HOUR_MS)])
     hours = rows(store, "SELECT hour FROM usage_by_hour ORDER BY hour")
     assert hours == [(0,), (1,), (2,), (3,)]
@@ -176,13 +176,13 @@ def test_a_second_later_the_oldest_are_added_and_the_rest_waits_on(
     assert findings(store) == []
 
 
-def test_a_wrong_sum_that_waits_shows(house: StoreHouse, busy: SqlStore) -> None:
+def test_a_wrong_sum_that_waits_shows(harness: StoreHarness, busy: SqlStore) -> None:
     assert findings(busy) == []
-    house.execute("DELETE FROM pending_sums")
+    harness.execute("DELETE FROM pending_sums")
     assert any("totals" in text for text in findings(busy))
 
 
-def test_the_way_back_adds_what_waits(house: StoreHouse, busy: SqlStore) -> None:
+def test_the_way_back_adds_what_waits(harness: StoreHarness, busy: SqlStore) -> None:
     with busy.database.transaction() as connection:
         downgrade(connection, 10, now_s=5.0)
     assert rows(busy, TOTALS) == [(3, 47)]
@@ -191,7 +191,7 @@ def test_the_way_back_adds_what_waits(house: StoreHouse, busy: SqlStore) -> None
         ("key_1", 1, int(START_S)),
     ]
     busy.close()
-    store = house.open()  # and forward again
+    store = harness.open()  # and forward again
     assert findings(store) == []
 
 
@@ -225,11 +225,11 @@ PLAN: list[Any] = [
 
 
 def test_totals_and_what_waits_are_the_sums_of_the_ledger(
-    house: StoreHouse, monkeypatch: pytest.MonkeyPatch
+    harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pending_sums, "MIN_ADDED", 2)
     monkeypatch.setattr(pending_sums, "MAX_ROWS", 3)
-    carry_out(house, PLAN)
+    carry_out(harness, PLAN)
 
 
 @settings(
@@ -237,22 +237,22 @@ def test_totals_and_what_waits_are_the_sums_of_the_ledger(
 )
 @given(st.lists(steps, max_size=12))
 def test_they_are_at_any_moment_whatever_comes(tmp_path: Path, plan: list[Any]) -> None:
-    house = StoreHouse("sqlite", Path(mkdtemp(dir=tmp_path)), lambda: pytest.fail("no server"))
+    harness = StoreHarness("sqlite", Path(mkdtemp(dir=tmp_path)), lambda: pytest.fail("no server"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pending_sums, "MIN_ADDED", 2)
         patch.setattr(pending_sums, "MAX_ROWS", 3)
-        carry_out(house, plan)
+        carry_out(harness, plan)
 
 
-def carry_out(house: StoreHouse, plan: list[Any]) -> None:
-    store = house.open()
+def carry_out(harness: StoreHarness, plan: list[Any]) -> None:
+    store = harness.open()
     store.apply([key_of(0), key_of(1), AppendAudit(AUDIT)])
     for step in plan:
         if step == "restart":
             store.close()
-            store = house.open()
+            store = harness.open()
         elif step == "second":
-            house.clock.advance(1.0)
+            harness.clock.advance(1.0)
         elif isinstance(step, str):
             store.apply([ReadKeys("", 10, key_id="key_0" if step == "read one" else "")])
         else:

@@ -182,7 +182,7 @@ def actions(bench: AuthHandlerBench) -> list[tuple[str, str, str]]:
     return [(entry.action, entry.subject, entry.detail) for entry in answer.entries][3:]
 
 
-def house(bench: AuthHandlerBench) -> tuple[str, str]:
+def harness(bench: AuthHandlerBench) -> tuple[str, str]:
     """A user who is a member of a team."""
     user = found(make(bench, "user", UserSettings(name="Ada"))).resource_id
     team = found(make(bench, "team", TeamSettings(name="search"))).resource_id
@@ -194,7 +194,7 @@ def house(bench: AuthHandlerBench) -> tuple[str, str]:
 def test_what_is_said_about_a_resource_comes_back_as_it_was_said_also_after_a_restart(
     bench: AuthHandlerBench, kind: ResourceKind, tmp_path: Path
 ) -> None:
-    house(bench)
+    harness(bench)
     made = found(make(bench, kind, FULL[kind]))
     settings = made.settings
     if isinstance(settings, PriceSettings):
@@ -218,7 +218,7 @@ def test_what_is_said_about_a_resource_comes_back_as_it_was_said_also_after_a_re
 
 
 def test_a_budget_holds_once_it_is_durable_and_ends_so(bench: AuthHandlerBench) -> None:
-    house(bench)
+    harness(bench)
     command = MakeResource(request_id="r", actor=ADMIN, kind="budget", settings=BUDGET)
     assert bench.ask(command) is None
     assert len(bench.authority.limits) == 0
@@ -303,7 +303,7 @@ def test_a_budget_holds_once_it_is_durable_and_ends_so(bench: AuthHandlerBench) 
 def test_a_wrong_budget_is_refused_by_the_name_of_its_field(
     bench: AuthHandlerBench, kind: ResourceKind, change_to: dict[str, Any], param: str
 ) -> None:
-    house(bench)
+    harness(bench)
     settings = LimitSettings(**{**_fields(BUDGET), **change_to})
     assert refused(make(bench, kind, settings)) == (ErrorCode.INVALID_REQUEST, param)
     assert len(bench.authority.limits) == 0
@@ -346,7 +346,7 @@ def test_settings_of_another_kind_are_refused(bench: AuthHandlerBench) -> None:
 
 
 def test_whose_a_limit_is_and_what_it_counts_stays(bench: AuthHandlerBench) -> None:
-    user, _ = house(bench)
+    user, _ = harness(bench)
     budget = found(make(bench, "budget", BUDGET)).resource_id
     for name, value in (("holder", "house"), ("holder_id", user), ("measure", "tokens")):
         answer = update(bench, "budget", budget, ADMIN, **{name: value})
@@ -355,7 +355,7 @@ def test_whose_a_limit_is_and_what_it_counts_stays(bench: AuthHandlerBench) -> N
 
 
 def test_a_raise_is_an_action_of_its_own_on_record(bench: AuthHandlerBench) -> None:
-    house(bench)
+    harness(bench)
     budget = found(make(bench, "budget", BUDGET)).resource_id
     found(update(bench, "budget", budget, raised_by=9, raised_until=None))
     assert actions(bench)[-1] == (
@@ -415,7 +415,7 @@ def test_an_ended_price_is_none_and_its_models_may_get_another(bench: AuthHandle
 def test_a_suspended_user_or_team_ends_its_keys_before_anything_is_written(
     bench: AuthHandlerBench,
 ) -> None:
-    user, team = house(bench)
+    user, team = harness(bench)
     assert isinstance(key_belongs(bench, user_id=user, team_id=team), KeysFound)
     kinds: tuple[tuple[ResourceKind, str], ...] = (("user", user), ("team", team))
     for kind, resource_id in kinds:
@@ -433,7 +433,7 @@ def test_a_suspended_user_or_team_ends_its_keys_before_anything_is_written(
 
 
 def test_a_removed_member_loses_the_teams_keys_at_once(bench: AuthHandlerBench) -> None:
-    user, team = house(bench)
+    user, team = harness(bench)
     assert isinstance(key_belongs(bench, user_id=user, team_id=team), KeysFound)
     found(member(bench, team, user, ""))
     assert isinstance(bench.ask(authorize()), Denied)
@@ -446,7 +446,7 @@ def test_a_removed_member_loses_the_teams_keys_at_once(bench: AuthHandlerBench) 
 
 
 def test_a_key_belongs_only_to_whom_there_is(bench: AuthHandlerBench) -> None:
-    user, team = house(bench)
+    user, team = harness(bench)
     stranger = found(make(bench, "user", UserSettings(name="Bob"))).resource_id
     for settings, param in (
         ({"user_id": "user_9"}, "user_id"),
@@ -470,7 +470,7 @@ def test_a_key_belongs_only_to_whom_there_is(bench: AuthHandlerBench) -> None:
 def test_deleting_a_user_or_team_revokes_its_keys_and_takes_its_limits_along(
     bench: AuthHandlerBench, kind: Literal["user", "team"], tmp_path: Path
 ) -> None:
-    user, team = house(bench)
+    user, team = harness(bench)
     key_belongs(bench, user_id=user, team_id=team)
     holder_id = user if kind == "user" else team
     holders: tuple[LimitHolder, ...] = (kind, "house")
@@ -653,7 +653,7 @@ def test_a_narrowed_admin_ends_and_wakes_nobody_who_may_do_more(
 
 
 def test_pages_are_newest_first_and_filtered(bench: AuthHandlerBench) -> None:
-    user, team = house(bench)
+    user, team = harness(bench)
     other = found(make(bench, "user", UserSettings(name="Bob", tags=("x",)))).resource_id
     change(bench, "user", other, "suspend")
 
@@ -691,7 +691,7 @@ def test_pages_are_newest_first_and_filtered(bench: AuthHandlerBench) -> None:
 
 
 def test_keys_are_found_by_their_user_and_their_team(bench: AuthHandlerBench) -> None:
-    user, team = house(bench)
+    user, team = harness(bench)
     key_belongs(bench, user_id=user, team_id=team)
     cases: tuple[tuple[dict[str, Any], list[str]], ...] = (
         ({"user_id": user}, ["key_user"]),
@@ -730,7 +730,7 @@ def test_limits_of_a_key_end_with_it(bench: AuthHandlerBench) -> None:
 
 
 def test_a_team_that_shares_its_tenant_shows_in_its_keys(bench: AuthHandlerBench) -> None:
-    _, team = house(bench)
+    _, team = harness(bench)
     asked(
         bench,
         UpdateKey(
@@ -753,7 +753,7 @@ def test_a_team_that_shares_its_tenant_shows_in_its_keys(bench: AuthHandlerBench
 def test_a_resource_that_is_so_already_is_not_put_on_record_again(
     bench: AuthHandlerBench,
 ) -> None:
-    user, team = house(bench)
+    user, team = harness(bench)
     before = len(actions(bench))
     found(update(bench, "user", user, name="Ada"))
     found(change(bench, "user", user, "reactivate"))

@@ -34,7 +34,7 @@ from auth_worker.storage.durable_file import write_durably
 from auth_worker.storage.retention import Retention
 from auth_worker.storage.sql_store import CHECKPOINT_ENTRIES, SqlStore
 from tests.fakes.auth_parts import FakeClock, booking, stored_key
-from tests.fakes.auth_stores import StoreHouse, rows
+from tests.fakes.auth_stores import StoreHarness, rows
 from tests.unit.auth_worker.test_store import LEASE
 
 START_MS = 1_750_000_000_000
@@ -85,7 +85,7 @@ def test_old_rows_go_into_their_hours_and_young_ones_stay(store: SqlStore) -> No
 
 
 def test_a_settlement_that_comes_again_after_its_row_was_folded_is_not_charged_twice(
-    house: StoreHouse, store: SqlStore
+    harness: StoreHarness, store: SqlStore
 ) -> None:
     store.apply([AddKey(stored_key(), AUDIT), *(settled(n, hour=0) for n in (1, 2, 5))])
     store.apply([SaveLease(LEASE._replace(lease_id=lease(3))), settled(4, hour=9)])
@@ -94,7 +94,7 @@ def test_a_settlement_that_comes_again_after_its_row_was_folded_is_not_charged_t
     store.apply([settled(1, hour=10), settled(5, hour=10), settled(4, hour=10)])
     assert totals(store) == before
     store.close()
-    store = house.open()
+    store = harness.open()
     store.apply([settled(2, hour=10)])
     assert totals(store) == before
     # One that was open all the time, though its id is smaller, and a new one are charged.
@@ -104,8 +104,8 @@ def test_a_settlement_that_comes_again_after_its_row_was_folded_is_not_charged_t
     assert rows(store, "SELECT total_requests FROM keys") == [(6,)]
 
 
-def test_entries_that_were_cut_off_on_purpose_leave_a_log_that_holds(house: StoreHouse) -> None:
-    store = signed(house)
+def test_entries_that_were_cut_off_on_purpose_leave_a_log_that_holds(harness: StoreHarness) -> None:
+    store = signed(harness)
     store.apply([AppendAudit(entry(number)) for number in range(10)])
     (cut,) = store.apply([CutAudit(before_ms=START_MS + 4, limit=100)])
     assert cut == Removed(5)  # with the epoch's own
@@ -120,15 +120,17 @@ def entry(number: int) -> AuditEntry:
     return AuditEntry(START_MS + number, "key_admin", "key_updated", f"key_{number}")
 
 
-def signed(house: StoreHouse, notes: Callable[[Checkpoint], object] = lambda _: None) -> SqlStore:
-    house.clock.wall = START_MS / 1000  # the epoch's own entry is the oldest
-    return house.open(signer=KEY, on_checkpoint=notes)
+def signed(
+    harness: StoreHarness, notes: Callable[[Checkpoint], object] = lambda _: None
+) -> SqlStore:
+    harness.clock.wall = START_MS / 1000  # the epoch's own entry is the oldest
+    return harness.open(signer=KEY, on_checkpoint=notes)
 
 
-def test_a_beginning_that_nobody_cut_off_in_order_is_missing(house: StoreHouse) -> None:
-    store = signed(house)
+def test_a_beginning_that_nobody_cut_off_in_order_is_missing(harness: StoreHarness) -> None:
+    store = signed(harness)
     store.apply([AppendAudit(entry(number)) for number in range(5)])
-    house.execute("DELETE FROM audit_log WHERE seq <= 3")
+    harness.execute("DELETE FROM audit_log WHERE seq <= 3")
     trouble = check_log(store.database.reading).trouble
     assert trouble is not None
     assert trouble.startswith("entry 1 is missing, and up to 3 all are")
@@ -136,11 +138,11 @@ def test_a_beginning_that_nobody_cut_off_in_order_is_missing(house: StoreHouse) 
 
 @pytest.mark.parametrize(("signer", "holds"), [(KEY, True), (OTHER_KEY, True), (None, False)])
 def test_a_cut_that_was_forged_shows(
-    house: StoreHouse, signer: AuditSigner | None, holds: bool
+    harness: StoreHarness, signer: AuditSigner | None, holds: bool
 ) -> None:
     """A cut of another worker's key can't be judged; one that names none, or ours, can."""
-    house.clock.wall = START_MS / 1000
-    store = house.open(signer=signer)
+    harness.clock.wall = START_MS / 1000
+    store = harness.open(signer=signer)
     store.apply([AppendAudit(entry(number)) for number in range(5)])
     store.apply([CutAudit(before_ms=START_MS + 2, limit=100)])
     trouble = check_log(store.database.reading, signer=KEY).trouble
@@ -151,66 +153,66 @@ def test_a_cut_that_was_forged_shows(
 
 
 def test_an_end_that_was_cut_off_shows_by_the_checkpoints(
-    house: StoreHouse, tmp_path: Path
+    harness: StoreHarness, tmp_path: Path
 ) -> None:
     notes = CheckpointNotes(tmp_path / "notes")
-    store = signed(house, notes.add)
+    store = signed(harness, notes.add)
     store.apply([AppendAudit(entry(number)) for number in range(3)])
     store.apply([SignAudit()])
     store.apply([SignAudit()])  # nothing new: no second one
     checked = check_log(store.database.reading, signer=KEY, noted=notes.read())
     assert (checked.trouble, checked.num_checkpoints) == (None, 2)  # the first entry, and the last
-    house.execute("DELETE FROM audit_log WHERE seq > 2")
+    harness.execute("DELETE FROM audit_log WHERE seq > 2")
     trouble = check_log(store.database.reading, signer=KEY).trouble
     assert trouble == (
         "entries 3 to 4 are missing: the end was cut off, for a checkpoint names the last of them"
     )
     # Whoever cuts the checkpoints off, too, has not got the file.
-    house.execute("DELETE FROM audit_checkpoints WHERE seq > 2")
+    harness.execute("DELETE FROM audit_checkpoints WHERE seq > 2")
     assert check_log(store.database.reading, signer=KEY).trouble is None
     assert check_log(store.database.reading, signer=KEY, noted=notes.read()).trouble == trouble
 
 
 def test_an_entry_that_was_chained_anew_is_another_one_than_its_checkpoint_says(
-    house: StoreHouse,
+    harness: StoreHarness,
 ) -> None:
     noted: list[Checkpoint] = []
-    store = signed(house, noted.append)
+    store = signed(harness, noted.append)
     store.apply([AppendAudit(entry(1)), SignAudit()])
     store.close()
-    house.execute("DELETE FROM audit_log WHERE seq = 2", "DELETE FROM audit_checkpoints")
-    store = house.open(signer=OTHER_KEY)  # chains on, as somebody without the key can
+    harness.execute("DELETE FROM audit_log WHERE seq = 2", "DELETE FROM audit_checkpoints")
+    store = harness.open(signer=OTHER_KEY)  # chains on, as somebody without the key can
     trouble = check_log(store.database.reading, signer=KEY, noted=noted).trouble
     assert trouble == "entry 2 is another one than its checkpoint says"
 
 
 def test_a_checkpoint_that_was_changed_is_forged_and_one_of_another_key_is_counted(
-    house: StoreHouse,
+    harness: StoreHarness,
 ) -> None:
-    store = signed(house)
+    store = signed(harness)
     store.apply([AppendAudit(entry(1)), SignAudit()])
     checked = check_log(store.database.reading, signer=OTHER_KEY)
     assert (checked.trouble, checked.num_unverified) == (None, 2)
     assert "2 of them signed with a key that is not here" in str(checked)
-    house.execute("UPDATE audit_checkpoints SET at_ms = at_ms + 1 WHERE seq = 2")
+    harness.execute("UPDATE audit_checkpoints SET at_ms = at_ms + 1 WHERE seq = 2")
     assert check_log(store.database.reading, signer=KEY).trouble == (
         "the checkpoint of entry 2 is forged"
     )
 
 
-def test_the_last_entry_is_signed_after_so_many_others_or_so_long(house: StoreHouse) -> None:
+def test_the_last_entry_is_signed_after_so_many_others_or_so_long(harness: StoreHarness) -> None:
     noted: list[Checkpoint] = []
-    store = signed(house, noted.append)
+    store = signed(harness, noted.append)
     del noted[:]
     store.apply([AppendAudit(entry(n)) for n in range(CHECKPOINT_ENTRIES - 1)])
     assert noted == []
     store.apply([AppendAudit(entry(0))])
     assert [one.seq for one in noted] == [CHECKPOINT_ENTRIES + 1]
-    house.clock.advance(601)
+    harness.clock.advance(601)
     store.apply([AppendAudit(entry(0))])
     assert [one.seq for one in noted][1:] == [CHECKPOINT_ENTRIES + 2]
     store.close()
-    store = house.open(signer=KEY, on_checkpoint=noted.append)
+    store = harness.open(signer=KEY, on_checkpoint=noted.append)
     assert len(noted) == 2, "the newest one is known after a restart"
 
 
@@ -307,16 +309,16 @@ FOREIGN = "lease:000028:0000000001:key_user:demo"
 
 @pytest.mark.parametrize("is_marked_before", [False, True])
 def test_folding_a_lease_of_another_database_folds_none_of_this_one(
-    house: StoreHouse, is_marked_before: bool
+    harness: StoreHarness, is_marked_before: bool
 ) -> None:
-    store = house.open()
+    store = harness.open()
     store.apply([AddKey(stored_key(), AUDIT)])
     store.apply([settled(1, hour=0), booking(FOREIGN, settled_at_ms=HOUR_MS)])
     assert store.apply([FoldLedger(before_ms=2 * HOUR_MS, limit=5)]) == [Removed(2)]
     if is_marked_before:  # by a release that didn't look whose it is
         store.close()
-        house.execute(f"UPDATE ledger_fold SET last_lease_id = '{FOREIGN}'")
-        store = house.open()
+        harness.execute(f"UPDATE ledger_fold SET last_lease_id = '{FOREIGN}'")
+        store = harness.open()
     # What was granted since counts; what was folded is not counted again.
     store.apply([settled(2, hour=3)])
     store.apply([FoldLedger(before_ms=4 * HOUR_MS, limit=5)])

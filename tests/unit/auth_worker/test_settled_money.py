@@ -18,7 +18,7 @@ from auth_worker.records.operations import (
 )
 from auth_worker.storage.sql_store import SqlStore
 from tests.fakes.auth_parts import booking
-from tests.fakes.auth_stores import StoreHouse
+from tests.fakes.auth_stores import StoreHarness
 
 
 def paid(number: int, cost: int = 10, **fields: Any) -> BookUsage:
@@ -76,19 +76,19 @@ def test_a_commit_has_one_entry_for_all_its_rows_with_a_price(store: SqlStore) -
     ],
 )
 def test_a_row_that_was_changed_shows(
-    house: StoreHouse, store: SqlStore, change: str, trouble: str
+    harness: StoreHarness, store: SqlStore, change: str, trouble: str
 ) -> None:
     store.apply([paid(number) for number in range(3)])
     assert checked(store).trouble is None
-    house.execute(change)
+    harness.execute(change)
     found = checked(store)
     assert found.trouble is not None
     assert trouble in found.trouble
 
 
-def test_a_row_that_was_added_shows(house: StoreHouse, store: SqlStore) -> None:
+def test_a_row_that_was_added_shows(harness: StoreHarness, store: SqlStore) -> None:
     store.apply([paid(1), paid(2)])
-    house.execute(
+    harness.execute(
         "INSERT INTO ledger SELECT 'lease-x', request_id, key_id, model, prompt_tokens,"
         " completion_tokens, cached_tokens, reasoning_tokens, outcome, granted_at_ms,"
         " settled_at_ms, user_id, team_id, end_user, endpoint, cost_micros, price_id,"
@@ -101,7 +101,7 @@ def test_a_row_that_was_added_shows(house: StoreHouse, store: SqlStore) -> None:
 
 
 def test_a_late_settlement_moves_its_row_and_says_what_it_was(
-    house: StoreHouse, store: SqlStore
+    harness: StoreHarness, store: SqlStore
 ) -> None:
     store.apply([paid(1, 7, outcome="expired"), paid(2, 5)])
     store.apply([paid(1, 11)])
@@ -111,7 +111,9 @@ def test_a_late_settlement_moves_its_row_and_says_what_it_was(
     assert len(second["replaced"]) == 1
     found = checked(store)
     assert (found.trouble, found.num_rows, found.cost_micros) == (None, 2, 16)
-    house.execute("UPDATE ledger SET cost_micros = 7 WHERE substr(lease_id, 14, 10) = '0000000001'")
+    harness.execute(
+        "UPDATE ledger SET cost_micros = 7 WHERE substr(lease_id, 14, 10) = '0000000001'"
+    )
     assert checked(store).trouble is not None
 
 
@@ -136,7 +138,7 @@ def test_a_price_that_is_gone_when_an_expired_lease_of_the_same_commit_is_settle
     assert (checked(store).trouble, checked(store).num_rows) == (None, 1)
 
 
-def test_folded_rows_are_said_to_be_gone(house: StoreHouse, store: SqlStore) -> None:
+def test_folded_rows_are_said_to_be_gone(harness: StoreHarness, store: SqlStore) -> None:
     store.apply([paid(1), paid(2)])
     store.apply([paid(3)])
     store.apply([FoldLedger(before_ms=1003, limit=100)])
@@ -144,7 +146,7 @@ def test_folded_rows_are_said_to_be_gone(house: StoreHouse, store: SqlStore) -> 
     assert (folded["num_rows"], folded["cost_micros"]) == (2, 20)
     found = checked(store)
     assert (found.trouble, found.num_folded, found.num_rows) == (None, 1, 1)
-    house.execute("DELETE FROM ledger")
+    harness.execute("DELETE FROM ledger")
     assert checked(store).trouble is not None
 
 
@@ -170,13 +172,13 @@ def test_text_that_holds_the_separator_is_another_row(store: SqlStore) -> None:
 
 
 def test_the_command_compares_the_ledger(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    house = StoreHouse("sqlite", tmp_path, lambda: pytest.fail("SQLite needs no server"))
-    store = house.open()
+    harness = StoreHarness("sqlite", tmp_path, lambda: pytest.fail("SQLite needs no server"))
+    store = harness.open()
     store.apply([paid(1)])
     folder = str(store.database.path.parent)  # type: ignore[attr-defined]
     assert verify_audit.main(["--data-dir", folder]) == verify_audit.HOLDS
     assert "1 rows of the ledger are as 1 entries of the audit log say" in capsys.readouterr().out
-    house.execute("UPDATE ledger SET cost_micros = 1")
+    harness.execute("UPDATE ledger SET cost_micros = 1")
     assert verify_audit.main(["--data-dir", folder]) == verify_audit.BROKEN
     assert "the ledger is not as the audit log says" in capsys.readouterr().out.lower()
     store.close()

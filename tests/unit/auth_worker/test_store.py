@@ -30,7 +30,7 @@ from auth_worker.records.operations import (
 from auth_worker.storage.sql_store import SqlStore
 from protocol.wire.messages import KeyDetails
 from tests.fakes.auth_parts import START_S, booking, stored_key
-from tests.fakes.auth_stores import StoreHouse, rows
+from tests.fakes.auth_stores import StoreHarness, rows
 
 AUDIT = AuditEntry(int(START_S * 1000), "key_admin", "key_created", "key_user", {"name": "ü"})
 LEASE = LeaseRow("lease:1:1:key_user:demo", "req-1", "key_user", "demo", 5, 10, 20, 3, 4)
@@ -42,27 +42,27 @@ def the_key(store: SqlStore) -> KeyDetails:
     return page.records[0]
 
 
-def test_the_epoch_grows_with_each_opening(house: StoreHouse) -> None:
+def test_the_epoch_grows_with_each_opening(harness: StoreHarness) -> None:
     for epoch in (1, 2, 3):
-        store = house.open()
+        store = harness.open()
         assert store.epoch == epoch
         store.close()
 
 
-def test_a_store_whose_epoch_is_over_writes_nothing(house: StoreHouse, store: SqlStore) -> None:
-    house.execute("UPDATE authority SET epoch = 99")
+def test_a_store_whose_epoch_is_over_writes_nothing(harness: StoreHarness, store: SqlStore) -> None:
+    harness.execute("UPDATE authority SET epoch = 99")
     with pytest.raises(StoreFencedError, match="99"):
         store.apply([booking("lease-1")])
     assert rows(store, "SELECT * FROM ledger") == []
 
 
 def test_keys_leases_and_recent_use_come_back_after_a_restart(
-    house: StoreHouse, store: SqlStore
+    harness: StoreHarness, store: SqlStore
 ) -> None:
     key = stored_key(requests_per_minute=5, expires_at=99)
     store.apply([AddKey(key, AUDIT), SaveLease(LEASE), booking("a", settled_at_ms=1000)])
     store.close()
-    store = house.open()
+    store = harness.open()
     snapshot = store.load(recent_since_ms=500)
     assert snapshot.keys == (key,)
     assert snapshot.leases == (LEASE,)
@@ -222,22 +222,24 @@ def test_results_stand_in_the_order_of_the_operations(store: SqlStore) -> None:
     assert [type(result) for result in results] == [type(None), KeyPage, type(None), KeyPage]
 
 
-def test_a_database_of_a_newer_penstock_is_refused_and_its_lock_let_go(house: StoreHouse) -> None:
-    house.open().close()
-    house.execute("INSERT INTO schema_version VALUES (999, 'future', 0)")
+def test_a_database_of_a_newer_penstock_is_refused_and_its_lock_let_go(
+    harness: StoreHarness,
+) -> None:
+    harness.open().close()
+    harness.execute("INSERT INTO schema_version VALUES (999, 'future', 0)")
     for _ in range(2):
         with pytest.raises(StoreTooNewError, match="999"):
-            house.open()
-    house.execute("DELETE FROM schema_version WHERE version = 999")
-    house.open()
+            harness.open()
+    harness.execute("DELETE FROM schema_version WHERE version = 999")
+    harness.open()
 
 
-def test_a_database_of_another_program_is_refused(house: StoreHouse) -> None:
-    if house.kind == "sqlite":
-        house.data_dir.mkdir()
-    house.execute("CREATE TABLE customers (id INTEGER)")
+def test_a_database_of_another_program_is_refused(harness: StoreHarness) -> None:
+    if harness.kind == "sqlite":
+        harness.data_dir.mkdir()
+    harness.execute("CREATE TABLE customers (id INTEGER)")
     with pytest.raises(StoreForeignError, match=r"not Penstock's \(customers\)"):
-        house.open()
+        harness.open()
 
 
 OUTCOMES = st.sampled_from(["finished", "aborted", "failed", "expired"])
@@ -264,10 +266,10 @@ BOOKINGS = st.builds(
 )
 @given(groups=st.lists(st.lists(BOOKINGS, max_size=8), max_size=6))
 def test_totals_are_always_the_sums_of_the_ledger(
-    house: StoreHouse, groups: list[list[BookUsage]]
+    harness: StoreHarness, groups: list[list[BookUsage]]
 ) -> None:
-    house.begin_anew()
-    store = house.open()
+    harness.begin_anew()
+    store = harness.open()
     store.apply([AddKey(stored_key(f"key_{n}", f"psk-{n}"), AUDIT) for n in range(3)])
     for group in groups:
         store.apply(group)

@@ -10,7 +10,7 @@ from auth_worker.records.stored_names import MAX_NAME_BYTES, stored_name
 from auth_worker.storage.sql_store import SqlStore
 from protocol.wire.messages import Granted, Settle
 from tests.fakes.auth_parts import START_S, authority_bench, authorize, booking, stored_key
-from tests.fakes.auth_stores import StoreHouse, rows
+from tests.fakes.auth_stores import StoreHarness, rows
 
 AUDIT = AuditEntry(int(START_S * 1000), "key_admin", "key_created", "key_user", {})
 COUNTED = "SELECT CAST(sum(num_requests) AS BIGINT) FROM usage_by_hour"
@@ -31,30 +31,30 @@ def wait_for_names(store: SqlStore, *models: str) -> None:
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
-def test_names_that_become_one_are_added_up(house: StoreHouse, is_restarted: bool) -> None:
-    store = house.open()
+def test_names_that_become_one_are_added_up(harness: StoreHarness, is_restarted: bool) -> None:
+    store = harness.open()
     wait_for_names(store, "a\0", "a\ufffd")
     if is_restarted:
         store.close()
-        store = house.open()
-    house.clock.advance(1)
+        store = harness.open()
+    harness.clock.advance(1)
     store.apply([booking("last")])
-    house.clock.advance(1)
+    harness.clock.advance(1)
     store.apply([AddKey(stored_key(), AUDIT)])
     assert rows(store, COUNTED) == [(4,)]
     assert rows(store, "SELECT num_requests FROM usage_by_hour WHERE model <> 'demo'") == [(2,)]
 
 
 @pytest.mark.parametrize("is_restarted", [False, True])
-def test_names_too_long_for_an_index_are_counted(house: StoreHouse, is_restarted: bool) -> None:
-    store = house.open()
+def test_names_too_long_for_an_index_are_counted(harness: StoreHarness, is_restarted: bool) -> None:
+    store = harness.open()
     store.apply([AddKey(stored_key(), AUDIT)])
     store.apply([booking("first")])
     store.apply([booking("long", model=astral(512), end_user=astral(256, 1))])
     if is_restarted:
         store.close()
-        store = house.open()
-    house.clock.advance(1)
+        store = harness.open()
+    harness.clock.advance(1)
     store.apply([booking("last")])
     assert rows(store, COUNTED)[0][0] in (2, 3)
     (removed,) = store.apply([FoldLedger(int(START_S * 1000) + 3_600_000, 10)])
@@ -62,9 +62,9 @@ def test_names_too_long_for_an_index_are_counted(house: StoreHouse, is_restarted
     assert rows(store, "SELECT CAST(sum(num_requests) AS BIGINT) FROM ledger_hours") == [(3,)]
 
 
-def test_what_is_too_long_for_an_index_spoils_only_itself(house: StoreHouse) -> None:
-    store = house.open()
-    if house.kind == "postgresql":
+def test_what_is_too_long_for_an_index_spoils_only_itself(harness: StoreHarness) -> None:
+    store = harness.open()
+    if harness.kind == "postgresql":
         with pytest.raises(Exception, match="maximum 2704") as raised:
             store.apply([booking(astral(1024))])
         assert not isinstance(raised.value, StoreError)

@@ -48,7 +48,7 @@ HOOK = WebhookSettings(
 )
 
 
-class House:
+class Harness:
     """An auth worker's handler and store with a desk of webhooks, in the test's own thread."""
 
     def __init__(self, directory: Path, **options: Any) -> None:
@@ -109,40 +109,40 @@ class House:
 
 
 def test_what_fits_is_sent_in_order_signed_and_only_once(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    house.happen("key_created", "key_before")
-    made = house.make()
+    harness = Harness(tmp_path)
+    harness.happen("key_created", "key_before")
+    made = harness.make()
     for action in ("key_revoked", "engine_profiled", "budget_raised"):
-        house.happen(action)
-    assert house.tick() == ["key_revoked", "budget_raised"]
-    assert house.tick() == []
-    url, headers, event = house.posted[0]
+        harness.happen(action)
+    assert harness.tick() == ["key_revoked", "budget_raised"]
+    assert harness.tick() == []
+    url, headers, event = harness.posted[0]
     assert url == HOOK.url
     assert set(event) == {"type", "timestamp", "data"}
     assert event["timestamp"].endswith("Z")
     assert (event["data"]["actor"], event["data"]["subject"]) == ("key_admin", "key_1")
     assert headers["webhook-id"] == f"msg_{event['data']['seq']}"
-    assert headers["webhook-timestamp"] == str(int(house.clock.wall))
-    state = house.show(made.resource_id).webhook
+    assert headers["webhook-timestamp"] == str(int(harness.clock.wall))
+    state = harness.show(made.resource_id).webhook
     assert state is not None
-    assert state.after_seq >= house.posted[-1][2]["data"]["seq"]
+    assert state.after_seq >= harness.posted[-1][2]["data"]["seq"]
     assert (state.num_failed, state.last_error) == (0, "")
-    assert state.last_delivered_at == int(house.clock.wall)
+    assert state.last_delivered_at == int(harness.clock.wall)
 
 
 @pytest.mark.parametrize("is_named", [False, True])
 def test_settlements_of_money_are_told_to_whoever_names_them(
     tmp_path: Path, is_named: bool
 ) -> None:
-    house = House(tmp_path)
+    harness = Harness(tmp_path)
     events = ("*", "money_settled") if is_named else ("*",)
-    house.make(structs.replace(HOOK, events=events))
+    harness.make(structs.replace(HOOK, events=events))
     for _ in range(150):  # more than a page
-        house.happen("money_settled", "")
-    house.happen("key_revoked")
+        harness.happen("money_settled", "")
+    harness.happen("key_revoked")
     told: list[str] = []
     for _ in range(4):
-        told += house.tick()
+        told += harness.tick()
     assert told.count("money_settled") == (150 if is_named else 0)
     assert told[-1] == "key_revoked"
 
@@ -185,38 +185,38 @@ def test_what_a_secret_is(secret: str, is_good: bool) -> None:
 
 
 def test_what_is_not_taken_comes_again_later_and_later_under_the_same_id(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    made = house.make()
-    house.happen("key_revoked")
-    house.happen("key_deleted")
-    house.answer = lambda event: OutboundError("hooks.example: connection refused")
+    harness = Harness(tmp_path)
+    made = harness.make()
+    harness.happen("key_revoked")
+    harness.happen("key_deleted")
+    harness.answer = lambda event: OutboundError("hooks.example: connection refused")
     for pause_s in (*BACKOFF_S, BACKOFF_S[-1]):
-        assert house.tick() == ["key_revoked"]
-        house.clock.advance(pause_s - 1)
-        assert house.tick() == []
-        house.clock.advance(1)
-    state = house.show(made.resource_id).webhook
+        assert harness.tick() == ["key_revoked"]
+        harness.clock.advance(pause_s - 1)
+        assert harness.tick() == []
+        harness.clock.advance(1)
+    state = harness.show(made.resource_id).webhook
     assert state is not None
     assert state.num_failed == len(BACKOFF_S) + 1
     assert state.last_error == "hooks.example: connection refused"
-    house.answer = lambda event: 200
-    assert house.tick() == ["key_revoked", "key_deleted"]
+    harness.answer = lambda event: 200
+    assert harness.tick() == ["key_revoked", "key_deleted"]
     ids = {
         headers["webhook-id"]
-        for _, headers, event in house.posted
+        for _, headers, event in harness.posted
         if event["type"] == "key_revoked"
     }
     assert len(ids) == 1
 
 
 def test_what_waits_is_sent_after_a_restart(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    house.make()
-    house.happen("key_revoked")
-    house.answer = lambda event: 503
-    assert house.tick() == ["key_revoked"]
-    house.bench.store.close()
-    again = House(tmp_path)
+    harness = Harness(tmp_path)
+    harness.make()
+    harness.happen("key_revoked")
+    harness.answer = lambda event: 503
+    assert harness.tick() == ["key_revoked"]
+    harness.bench.store.close()
+    again = Harness(tmp_path)
     again.hooks.update(
         (hook.webhook_id, hook) for hook in again.bench.store.load(recent_since_ms=0).webhooks
     )
@@ -229,45 +229,45 @@ def test_what_waits_is_sent_after_a_restart(tmp_path: Path) -> None:
 def test_an_entry_that_is_refused_again_and_again_is_given_up_and_the_rest_goes_on(
     tmp_path: Path,
 ) -> None:
-    house = House(tmp_path)
-    made = house.make()
-    house.happen("key_revoked")
-    house.happen("key_deleted")
-    house.answer = lambda event: 400 if event["type"] == "key_revoked" else 200
+    harness = Harness(tmp_path)
+    made = harness.make()
+    harness.happen("key_revoked")
+    harness.happen("key_deleted")
+    harness.answer = lambda event: 400 if event["type"] == "key_revoked" else 200
     sent = []
     for _ in range(MAX_REFUSALS + 1):
-        sent += house.tick()
-        house.clock.advance(BACKOFF_S[-1])
+        sent += harness.tick()
+        harness.clock.advance(BACKOFF_S[-1])
     assert sent == ["key_revoked"] * MAX_REFUSALS + ["key_deleted"]
-    actions = [row.action for row in audit(house)]
+    actions = [row.action for row in audit(harness)]
     assert actions.count("webhook_gave_up") == 1
-    assert house.show(made.resource_id).suspended_at is None
+    assert harness.show(made.resource_id).suspended_at is None
 
 
 def test_an_entry_that_could_not_be_delivered_for_days_is_given_up(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    house.make()
-    house.happen("key_revoked")
-    house.answer = lambda event: OutboundError("away")
-    house.tick()
-    house.clock.advance(MAX_AGE_S + 1)
-    house.happen("key_deleted")
-    house.tick()
-    house.answer = lambda event: 200
-    house.clock.advance(BACKOFF_S[0])
-    assert house.tick() == ["key_deleted"]
+    harness = Harness(tmp_path)
+    harness.make()
+    harness.happen("key_revoked")
+    harness.answer = lambda event: OutboundError("away")
+    harness.tick()
+    harness.clock.advance(MAX_AGE_S + 1)
+    harness.happen("key_deleted")
+    harness.tick()
+    harness.answer = lambda event: 200
+    harness.clock.advance(BACKOFF_S[0])
+    assert harness.tick() == ["key_deleted"]
 
 
 def test_a_target_that_is_gone_for_good_is_suspended(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    made = house.make()
-    house.happen("key_revoked")
-    house.answer = lambda event: 410
-    assert house.tick() == ["key_revoked"]
-    assert house.show(made.resource_id).suspended_at is not None
-    house.clock.advance(10**6)
-    assert house.tick() == []
-    house.answer = lambda event: 200
+    harness = Harness(tmp_path)
+    made = harness.make()
+    harness.happen("key_revoked")
+    harness.answer = lambda event: 410
+    assert harness.tick() == ["key_revoked"]
+    assert harness.show(made.resource_id).suspended_at is not None
+    harness.clock.advance(10**6)
+    assert harness.tick() == []
+    harness.answer = lambda event: 200
     back = ChangeResource(
         request_id="c",
         actor=ADMIN,
@@ -275,17 +275,17 @@ def test_a_target_that_is_gone_for_good_is_suspended(tmp_path: Path) -> None:
         resource_id=made.resource_id,
         action="reactivate",
     )
-    assert isinstance(house.ask(back), ResourcesFound)
-    assert house.tick() == ["key_revoked"]
+    assert isinstance(harness.ask(back), ResourcesFound)
+    assert harness.tick() == ["key_revoked"]
 
 
 def test_redirects_are_refusals(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    made = house.make()
-    house.happen("key_revoked")
-    house.answer = lambda event: 302
-    assert house.tick() == ["key_revoked"]
-    state = house.show(made.resource_id).webhook
+    harness = Harness(tmp_path)
+    made = harness.make()
+    harness.happen("key_revoked")
+    harness.answer = lambda event: 302
+    assert harness.tick() == ["key_revoked"]
+    state = harness.show(made.resource_id).webhook
     assert state is not None
     assert state.last_error == "it answered 302"
 
@@ -309,8 +309,8 @@ def test_a_wrong_definition_is_refused_by_the_name_of_its_field(
     tmp_path: Path, fields: dict[str, Any], param: str | None
 ) -> None:
     values = {name: getattr(HOOK, name) for name in WebhookSettings.__struct_fields__}
-    house = House(tmp_path)
-    answer = house.ask(
+    harness = Harness(tmp_path)
+    answer = harness.ask(
         MakeResource(
             request_id="m",
             actor=ADMIN,
@@ -323,12 +323,12 @@ def test_a_wrong_definition_is_refused_by_the_name_of_its_field(
     else:
         assert isinstance(answer, Failure)
         assert answer.param == param
-        assert house.hooks == {}
+        assert harness.hooks == {}
 
 
 def test_who_may_not_read_the_audit_log_has_none_of_it_sent(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    narrowed = house.ask(
+    harness = Harness(tmp_path)
+    narrowed = harness.ask(
         MakeKey(
             request_id="k",
             actor=ADMIN,
@@ -339,12 +339,12 @@ def test_who_may_not_read_the_audit_log_has_none_of_it_sent(tmp_path: Path) -> N
     )
     assert isinstance(narrowed, KeysFound)
     actor = Actor(key_id=narrowed.keys[0].key_id)
-    refused = house.ask(MakeResource(request_id="m", actor=actor, kind="webhook", settings=HOOK))
+    refused = harness.ask(MakeResource(request_id="m", actor=actor, kind="webhook", settings=HOOK))
     assert isinstance(refused, Failure)
     assert refused.code is ErrorCode.PERMISSION_DENIED
     assert "admin.audit" in refused.message
-    webhook_id = house.make().resource_id
-    widened = house.ask(
+    webhook_id = harness.make().resource_id
+    widened = harness.ask(
         UpdateResource(
             request_id="u",
             actor=actor,
@@ -355,28 +355,28 @@ def test_who_may_not_read_the_audit_log_has_none_of_it_sent(tmp_path: Path) -> N
         )
     )
     assert isinstance(widened, Failure)
-    assert house.hooks[webhook_id].events == HOOK.events
+    assert harness.hooks[webhook_id].events == HOOK.events
 
 
 def test_a_listed_address_is_a_target(tmp_path: Path) -> None:
-    house = House(tmp_path, targets=TargetGuard(networks_of(("127.0.0.0/8",))))
-    assert house.make(
+    harness = Harness(tmp_path, targets=TargetGuard(networks_of(("127.0.0.0/8",))))
+    assert harness.make(
         WebhookSettings(name="x", url="http://127.0.0.1:9/", events=("*",), secret=SECRET)
     )
 
 
 def test_secrets_and_paths_of_addresses_are_shown_to_nobody(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    made = house.make(
+    harness = Harness(tmp_path)
+    made = harness.make(
         WebhookSettings(name="x", url="https://h.example/T0/secret", events=("*",), secret=SECRET)
     )
     assert isinstance(made.settings, WebhookSettings)
     assert made.settings.secret == SECRET
-    shown = house.show(made.resource_id)
+    shown = harness.show(made.resource_id)
     assert isinstance(shown.settings, WebhookSettings)
     assert (shown.settings.secret, shown.settings.url) == ("", "https://h.example/T0/secret")
     other = f"whsec_{base64.b64encode(b'o' * 32).decode()}"
-    changed = house.ask(
+    changed = harness.ask(
         UpdateResource(
             request_id="u",
             actor=ADMIN,
@@ -387,20 +387,20 @@ def test_secrets_and_paths_of_addresses_are_shown_to_nobody(tmp_path: Path) -> N
         )
     )
     assert isinstance(changed, ResourcesFound)
-    assert house.hooks[made.resource_id].secret == other
-    assert house.hooks[made.resource_id].url == "https://h.example/T0/secret"
-    text = "".join(row.detail for row in audit(house))
+    assert harness.hooks[made.resource_id].secret == other
+    assert harness.hooks[made.resource_id].url == "https://h.example/T0/secret"
+    text = "".join(row.detail for row in audit(harness))
     assert "whsec_" not in text
     assert "T0" not in text
     assert "h.example" in text
     assert SECRET not in repr(made)
-    assert other not in repr(house.hooks)
+    assert other not in repr(harness.hooks)
 
 
-def audit(house: House) -> list[AuditRecord]:
+def audit(harness: Harness) -> list[AuditRecord]:
     from auth_worker.records.operations import AuditRows, ReadAuditRows
 
-    (rows,) = house.bench.store.apply([ReadAuditRows(1000)])
+    (rows,) = harness.bench.store.apply([ReadAuditRows(1000)])
     assert isinstance(rows, AuditRows)
     return list(rows.entries)
 
@@ -409,37 +409,37 @@ def test_settlements_that_nobody_names_are_looked_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(audit_table, "LOOKED_AT", 10)
-    house = House(tmp_path)
-    made = house.make()
-    hook = house.hooks[made.resource_id]
+    harness = Harness(tmp_path)
+    made = harness.make()
+    hook = harness.hooks[made.resource_id]
     begin = hook.after_seq
     for _ in range(25):
-        house.happen("money_settled", "")
-    house.happen("key_created")
-    house.happen("money_settled", "")
+        harness.happen("money_settled", "")
+    harness.happen("key_created")
+    harness.happen("money_settled", "")
     places = []
-    while not (sent := house.tick()):
+    while not (sent := harness.tick()):
         places.append(hook.after_seq - begin)
         assert len(places) < 5
     assert sent == ["key_created"]
     assert places == [10, 20]
-    assert hook.after_seq == house.posted[-1][2]["data"]["seq"] + 1
-    house.bench.store.close()
+    assert hook.after_seq == harness.posted[-1][2]["data"]["seq"] + 1
+    harness.bench.store.close()
 
 
 def test_a_page_without_one_action_says_how_far_it_looked(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    begin = house.bench.store.apply([ReadAuditRows(1)])[0]
+    harness = Harness(tmp_path)
+    begin = harness.bench.store.apply([ReadAuditRows(1)])[0]
     assert isinstance(begin, AuditRows)
     (last, *_) = begin.entries
     for action in ("key_created", "money_settled", "key_created", "money_settled"):
-        house.happen(action)
+        harness.happen(action)
 
     def look(limit: int, after_seq: int) -> tuple[int, int]:
         wanted = ReadAuditRows(
             limit, after_seq=after_seq, oldest_first=True, but_for="money_settled"
         )
-        (page,) = house.bench.store.apply([wanted])
+        (page,) = harness.bench.store.apply([wanted])
         assert isinstance(page, AuditRows)
         return len(page.entries), page.through_seq - last.seq
 
@@ -447,4 +447,4 @@ def test_a_page_without_one_action_says_how_far_it_looked(tmp_path: Path) -> Non
     assert look(1, last.seq) == (1, 1)
     assert look(100, last.seq + 3) == (0, 4)
     assert look(100, last.seq + 4) == (0, 4)
-    house.bench.store.close()
+    harness.bench.store.close()

@@ -28,18 +28,18 @@ def housekeeping() -> Housekeeping:
 
 
 async def test_chores_are_done_at_their_intervals_until_they_are_stopped() -> None:
-    house, often, seldom = housekeeping(), Chore(), Chore()
-    house.add("often", 1.0, often)
-    house.add("seldom", 2.5, seldom)
+    harness, often, seldom = housekeeping(), Chore(), Chore()
+    harness.add("often", 1.0, often)
+    harness.add("seldom", 2.5, seldom)
     await asyncio.sleep(10.0)
     assert often.times == []
-    house.start()
+    harness.start()
     await asyncio.sleep(5.25)
     assert often.times == [11.0, 12.0, 13.0, 14.0, 15.0]
     assert seldom.times == [12.5, 15.0]
-    assert house.broken() == ()
-    house.stop()
-    house.stop()
+    assert harness.broken() == ()
+    harness.stop()
+    harness.stop()
     await asyncio.sleep(10.0)
     assert len(often.times) == 5
 
@@ -48,57 +48,57 @@ async def test_a_chore_that_raises_goes_on_and_stops_no_other(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The first exception ended the renewal of all leases, silently."""
-    house, bad, good = housekeeping(), Chore(), Chore()
+    harness, bad, good = housekeeping(), Chore(), Chore()
     bad.error = RuntimeError("a bug")
-    house.add("bad", 1.0, bad)
-    house.add("good", 1.0, good)
-    house.start()
+    harness.add("bad", 1.0, bad)
+    harness.add("good", 1.0, good)
+    harness.start()
     await asyncio.sleep(2.5)
     assert (len(bad.times), len(good.times)) == (2, 2)
     assert caplog.messages == ["bad failed; it will run again"] * 2
     assert caplog.records[0].exc_info is not None
-    house.stop()
+    harness.stop()
 
 
 async def test_three_failures_in_a_row_show_until_it_works_again() -> None:
-    house, chore = housekeeping(), Chore()
-    house.add("renewing", 1.0, chore)
-    house.start()
+    harness, chore = housekeeping(), Chore()
+    harness.add("renewing", 1.0, chore)
+    harness.start()
     chore.error = RuntimeError("a bug")
     seen = []
     for _ in range(3):
         await asyncio.sleep(1.0)
-        seen.append(house.broken())
+        seen.append(harness.broken())
     assert seen == [(), (), ("renewing",)]
     chore.error = None
     await asyncio.sleep(1.0)
-    assert house.broken() == ()
+    assert harness.broken() == ()
     chore.error = RuntimeError("again")
     await asyncio.sleep(2.0)
-    assert house.broken() == ()
-    house.stop()
+    assert harness.broken() == ()
+    harness.stop()
 
 
 @pytest.mark.parametrize(("interval_s", "patience_s"), [(1.0, 5.0), (10.0, 30.0)])
 async def test_a_chore_that_is_not_done_any_more_shows(
     interval_s: float, patience_s: float
 ) -> None:
-    house = housekeeping()
-    house.add("forgotten", interval_s, Chore())
-    house.start()
-    house.stop()  # as if its timer had been lost
+    harness = housekeeping()
+    harness.add("forgotten", interval_s, Chore())
+    harness.start()
+    harness.stop()  # as if its timer had been lost
     await asyncio.sleep(patience_s)
-    assert house.broken() == ()
+    assert harness.broken() == ()
     await asyncio.sleep(0.1)  # longer than three intervals, and than five seconds
-    assert house.broken() == ("forgotten",)
+    assert harness.broken() == ("forgotten",)
 
 
 async def test_what_is_not_started_yet_is_not_overdue_from_the_first_second_on() -> None:
-    house = housekeeping()
+    harness = housekeeping()
     await asyncio.sleep(100.0)
-    house.add("later", 1.0, Chore())
-    assert house.broken() == ()
+    harness.add("later", 1.0, Chore())
+    assert harness.broken() == ()
     await asyncio.sleep(100.0)
-    house.start()
-    assert house.broken() == ()
-    house.stop()
+    harness.start()
+    assert harness.broken() == ()
+    harness.stop()

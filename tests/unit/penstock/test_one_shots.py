@@ -1,4 +1,4 @@
-"""What containers run once before a house starts: keys, the first admin key, weights."""
+"""What containers run once before a deployment starts: keys, the first admin key, weights."""
 
 import os
 import stat

@@ -77,13 +77,13 @@ def test_leaving_ends_every_process_and_removes_the_sockets(tmp_path: Path) -> N
 
 def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
     clock = Clock()
-    with supervise(child(tmp_path, "a", "run"), run_dir=tmp_path / "run", clock=clock) as house:
+    with supervise(child(tmp_path, "a", "run"), run_dir=tmp_path / "run", clock=clock) as harness:
         eventually(lambda: len(lines(tmp_path / "a")) == 1)
         os.kill(int(lines(tmp_path / "a")[0]), signal.SIGKILL)
-        eventually(lambda: not house.children[0].is_alive)
-        house.poll()
+        eventually(lambda: not harness.children[0].is_alive)
+        harness.poll()
         clock.offset += 10
-        house.poll()
+        harness.poll()
         eventually(lambda: len(lines(tmp_path / "a")) == 2)
 
 
@@ -91,31 +91,31 @@ def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
 def test_a_process_that_cannot_start_stops_the_start(tmp_path: Path, code: int) -> None:
     with (
         pytest.raises(CommandError, match=rf"a could not start \(exit code {code}\)"),
-        supervise(child(tmp_path, "a", f"exit {code}"), run_dir=tmp_path / "run") as house,
+        supervise(child(tmp_path, "a", f"exit {code}"), run_dir=tmp_path / "run") as harness,
     ):
-        eventually(lambda: not house.children[0].is_alive)
-        house.poll()
+        eventually(lambda: not harness.children[0].is_alive)
+        harness.poll()
 
 
-def die(house: Supervisor, clock: Clock, num_deaths: int = 1) -> None:
+def die(harness: Supervisor, clock: Clock, num_deaths: int = 1) -> None:
     """Let the only child die so often, each time started again when it is due."""
     for _ in range(num_deaths):
-        eventually(lambda: not house.children[0].is_alive)
-        house.poll()
+        eventually(lambda: not harness.children[0].is_alive)
+        harness.poll()
         clock.offset += MAX_DELAY_S
-        house.poll()
+        harness.poll()
 
 
 @pytest.mark.parametrize("code", [1, 3, 75])
-def test_once_the_house_was_ready_no_crash_makes_it_give_a_process_up(
+def test_once_the_deployment_was_ready_no_crash_makes_it_give_a_process_up(
     tmp_path: Path, code: int
 ) -> None:
     clock = Clock()
     spec = child(tmp_path, "a", f"exit {code}")
-    with supervise(spec, run_dir=tmp_path / "run", clock=clock) as house:
-        house.was_ready = True
-        die(house, clock, 9)
-        assert not house.children[0].given_up
+    with supervise(spec, run_dir=tmp_path / "run", clock=clock) as harness:
+        harness.was_ready = True
+        die(harness, clock, 9)
+        assert not harness.children[0].given_up
         eventually(lambda: len(lines(tmp_path / "a")) == 10)
 
 
@@ -123,9 +123,9 @@ def test_once_the_house_was_ready_no_crash_makes_it_give_a_process_up(
 def test_what_may_pass_does_not_end_the_first_start(tmp_path: Path, code: int) -> None:
     clock = Clock()
     spec = child(tmp_path, "a", f"exit {code}")
-    with supervise(spec, run_dir=tmp_path / "run", clock=clock) as house:
-        die(house, clock, 7)
-        assert not house.children[0].given_up
+    with supervise(spec, run_dir=tmp_path / "run", clock=clock) as harness:
+        die(harness, clock, 7)
+        assert not harness.children[0].given_up
 
 
 def test_a_process_whose_cause_has_passed_comes_back(
@@ -134,18 +134,18 @@ def test_a_process_whose_cause_has_passed_comes_back(
     clock = Clock()
     room = tmp_path / "room"
     spec = child(tmp_path, "a", f"need {room}")
-    with supervise(spec, run_dir=tmp_path / "run", clock=clock) as house:
-        house.was_ready = True
-        die(house, clock, 7)
-        eventually(lambda: not house.children[0].is_alive)
-        house.poll()
+    with supervise(spec, run_dir=tmp_path / "run", clock=clock) as harness:
+        harness.was_ready = True
+        die(harness, clock, 7)
+        eventually(lambda: not harness.children[0].is_alive)
+        harness.poll()
         room.touch()
         clock.offset += MAX_DELAY_S
-        house.poll()
+        harness.poll()
         eventually(lambda: "here" in lines(tmp_path / "a"))
-        assert house.children[0].is_alive
+        assert harness.children[0].is_alive
         clock.offset += 2 * MAX_DELAY_S
-        house.poll()
+        harness.poll()
     said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert said[0] == "a died (exit code 75), starting again in 0.25 s"
     assert all("still down" in line for line in said[1:-1])
@@ -155,31 +155,33 @@ def test_a_process_whose_cause_has_passed_comes_back(
 
 
 @pytest.mark.parametrize("code", [2, 78])
-def test_wrong_settings_end_the_process_and_with_the_last_of_a_kind_the_house(
+def test_wrong_settings_end_the_process_and_with_the_last_of_a_kind_the_deployment(
     tmp_path: Path, code: int
 ) -> None:
     clock = Clock()
     wrong = child(tmp_path, "a", f"exit {code}")
-    with supervise(wrong, run_dir=tmp_path / "run", clock=clock) as house:
-        house.was_ready = True
-        eventually(lambda: not house.children[0].is_alive)
+    with supervise(wrong, run_dir=tmp_path / "run", clock=clock) as harness:
+        harness.was_ready = True
+        eventually(lambda: not harness.children[0].is_alive)
         with pytest.raises(CommandError, match=f"No {CHILD} is left"):
-            house.poll()
+            harness.poll()
     fine = child(tmp_path, "b", "run")
-    with supervise(wrong, fine, run_dir=tmp_path / "run", clock=clock) as house:
-        house.was_ready = True
-        die(house, clock, 3)
-        assert [one.given_up for one in house.children] == [True, False]
+    with supervise(wrong, fine, run_dir=tmp_path / "run", clock=clock) as harness:
+        harness.was_ready = True
+        die(harness, clock, 3)
+        assert [one.given_up for one in harness.children] == [True, False]
 
 
 def test_a_start_that_the_system_refuses_now_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock()
-    with supervise(child(tmp_path, "a", "exit 3"), run_dir=tmp_path / "run", clock=clock) as house:
-        house.was_ready = True
-        eventually(lambda: not house.children[0].is_alive)
-        house.poll()
+    with supervise(
+        child(tmp_path, "a", "exit 3"), run_dir=tmp_path / "run", clock=clock
+    ) as harness:
+        harness.was_ready = True
+        eventually(lambda: not harness.children[0].is_alive)
+        harness.poll()
 
         def refuse(*arguments: object, **options: object) -> None:
             raise BlockingIOError(11, "Resource temporarily unavailable")
@@ -187,28 +189,28 @@ def test_a_start_that_the_system_refuses_now_is_tried_again(
         with monkeypatch.context() as patch:
             patch.setattr("penstock.supervisor.subprocess.Popen", refuse)
             clock.offset += MAX_DELAY_S
-            house.poll()
-            house.poll()
+            harness.poll()
+            harness.poll()
         clock.offset += MAX_DELAY_S
-        house.poll()
+        harness.poll()
         eventually(lambda: len(lines(tmp_path / "a")) == 2)
 
 
 def test_a_process_that_ignores_the_stop_is_killed_at_the_timeout(tmp_path: Path) -> None:
     clock = Clock()
     spec = child(tmp_path, "a", "stubborn")
-    with supervise(spec, run_dir=tmp_path / "run", clock=clock, drain_timeout_s=0.2) as house:
+    with supervise(spec, run_dir=tmp_path / "run", clock=clock, drain_timeout_s=0.2) as harness:
         eventually(lambda: len(lines(tmp_path / "a")) == 1)
-    assert house.children[0].process is not None
-    assert house.children[0].process.returncode == -signal.SIGKILL
+    assert harness.children[0].process is not None
+    assert harness.children[0].process.returncode == -signal.SIGKILL
 
 
-def test_a_signal_asks_the_house_to_stop(tmp_path: Path) -> None:
-    with supervise(child(tmp_path, "a", "run"), run_dir=tmp_path / "run") as house:
+def test_a_signal_asks_the_deployment_to_stop(tmp_path: Path) -> None:
+    with supervise(child(tmp_path, "a", "run"), run_dir=tmp_path / "run") as harness:
         eventually(lambda: len(lines(tmp_path / "a")) == 1)
         os.kill(os.getpid(), signal.SIGTERM)
-        house.run()
-        assert house.stop_requested
+        harness.run()
+        assert harness.stop_requested
 
 
 def settings_of(**arguments: object) -> ServeSettings:
@@ -274,10 +276,10 @@ def test_children_drain_for_less_so_that_they_can_end_before_they_are_killed(
 def test_a_start_that_fails_half_way_leaves_nothing_behind(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     unstartable = ProcessSpec("b", CHILD, {"BAD": "a\0b"})
-    house = supervise(child(tmp_path, "a", "run"), unstartable, run_dir=run_dir)
-    with pytest.raises(ValueError, match="null byte"), house:
+    harness = supervise(child(tmp_path, "a", "run"), unstartable, run_dir=run_dir)
+    with pytest.raises(ValueError, match="null byte"), harness:
         pass
-    assert not any(child.is_alive for child in house.children)
+    assert not any(child.is_alive for child in harness.children)
     assert not run_dir.exists()
 
 
@@ -300,10 +302,10 @@ def test_a_first_start_that_the_system_refuses_is_one_clear_error(
 def test_a_hangup_that_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with supervise(child(tmp_path, "a", "run"), run_dir=tmp_path / "run") as house:
+        with supervise(child(tmp_path, "a", "run"), run_dir=tmp_path / "run") as harness:
             eventually(lambda: len(lines(tmp_path / "a")) == 1)
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not house.stop_requested
+            assert not harness.stop_requested
     finally:
         signal.signal(signal.SIGHUP, before)
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.attack.catalogue import ATTACKS
 from tests.attack.client import Latencies
-from tests.attack.house import BUSY_GAUGES, Snapshot, gauges_of
+from tests.attack.harness import BUSY_GAUGES, Snapshot, gauges_of
 from tests.attack.raw_http import Answer
 from tests.attack.report import render
 from tests.attack.run import Finding, Traffic
@@ -39,7 +39,7 @@ def finding(**changes: Any) -> Finding:
     return replace(harmless, **changes)
 
 
-def test_a_house_that_is_as_before_took_no_harm() -> None:
+def test_a_deployment_that_is_as_before_took_no_harm() -> None:
     assert finding().verdicts == []
     assert finding().has_settled
 

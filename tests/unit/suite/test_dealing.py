@@ -15,7 +15,7 @@ from tests.fakes.order import SMALL_UNITS
 ROOT = Path(__file__).parents[3]
 
 
-def test_what_shares_a_house_or_a_runner_goes_together() -> None:
+def test_what_shares_a_deployment_or_a_runner_goes_together() -> None:
     assert group_of("tests/e2e/test_readme.py::test_a") == group_of(
         "tests/e2e/test_tools.py::test_b"
     )

@@ -23,7 +23,7 @@ class SlowRunner(DeterministicFakeRunner):
         return super().run(batch)
 
 
-class House:
+class Harness:
     def __init__(self, **runner_options: Any) -> None:
         self.runner = SlowRunner(hashed_token(250), **runner_options)
         self.metrics = EngineMetrics(lambda: Load(num_running=3, num_free_blocks=6, num_blocks=8))
@@ -67,11 +67,11 @@ class House:
 
 
 def test_times_go_from_arrival_over_the_slot_and_the_first_token_to_the_end() -> None:
-    house = House(max_num_seqs=1)
-    house.add("first")
-    house.add("second")
-    house.rest()
-    values = house.values()
+    harness = Harness(max_num_seqs=1)
+    harness.add("first")
+    harness.add("second")
+    harness.rest()
+    values = harness.values()
     # Prompts of 11 tokens take two steps of 8; the second waits for the four steps of the first
     # and finds two of its blocks.
     assert values["queue_seconds",] == 8.0
@@ -87,15 +87,15 @@ def test_times_go_from_arrival_over_the_slot_and_the_first_token_to_the_end() ->
 
 
 def test_tokens_and_ends_are_counted_by_kind() -> None:
-    house = House()
-    house.add("first")
-    house.rest()
-    house.add("second", num_tokens=50)
-    house.engine.step()
-    house.engine.abort("g", Abort(request_id="second", attempt=1))
-    house.add("refused", prompt_token_ids=())
-    house.rest()
-    values = house.values()
+    harness = Harness()
+    harness.add("first")
+    harness.rest()
+    harness.add("second", num_tokens=50)
+    harness.engine.step()
+    harness.engine.abort("g", Abort(request_id="second", attempt=1))
+    harness.add("refused", prompt_token_ids=())
+    harness.rest()
+    values = harness.values()
     kinds = {key[1]: value for key, value in values.items() if key[0] == "tokens"}
     assert kinds == {"prompt": 22, "cached": 8, "completion": 4}
     outcomes = {key[1]: value for key, value in values.items() if key[0] == "requests"}
@@ -103,48 +103,48 @@ def test_tokens_and_ends_are_counted_by_kind() -> None:
 
 
 def test_a_failed_step_and_preemptions_are_counted() -> None:
-    house = House(fail_steps=frozenset({0}))
-    house.add("unlucky")
-    house.rest()
-    values = house.values()
+    harness = Harness(fail_steps=frozenset({0}))
+    harness.add("unlucky")
+    harness.rest()
+    values = harness.values()
     assert (values["steps", "failed"], values["requests", "failed"]) == (1, 1)
 
-    house = House(num_blocks=8)
+    harness = Harness(num_blocks=8)
     for name in "ab":
-        house.add(name, num_tokens=18, prompt_token_ids=tuple(name.encode()) * 11)
-    house.rest()
-    assert house.values()["preemptions",] == house.engine.num_preemptions > 0
+        harness.add(name, num_tokens=18, prompt_token_ids=tuple(name.encode()) * 11)
+    harness.rest()
+    assert harness.values()["preemptions",] == harness.engine.num_preemptions > 0
 
 
 def test_what_an_earlier_attempt_had_sampled_is_not_counted_again() -> None:
-    house = House()
-    house.add("resumed", num_tokens=5, output_token_ids=(1, 2, 3))
-    house.rest()
-    assert house.values()["tokens", "completion"] == 2
+    harness = Harness()
+    harness.add("resumed", num_tokens=5, output_token_ids=(1, 2, 3))
+    harness.rest()
+    assert harness.values()["tokens", "completion"] == 2
 
 
 def test_gauges_read_the_load() -> None:
-    values = House().values()
+    values = Harness().values()
     assert (values["running",], values["kv_blocks",]) == (3, 8)
     assert values["kv_use_ratio",] == pytest.approx(0.25)
 
 
 def test_grammars_that_are_compiled_are_timed_once() -> None:
-    house = House()
+    harness = Harness()
     for name in ("first", "second"):
         sampling = SamplingParams(temperature=0.0)
-        house.add(name, grammar=Grammar(kind="regex", source="[ab]{3}"), sampling=sampling)
-    house.rest()
-    house.engine.grammars.close()
-    assert house.values()["grammar_seconds", "count"] == 1
+        harness.add(name, grammar=Grammar(kind="regex", source="[ab]{3}"), sampling=sampling)
+    harness.rest()
+    harness.engine.grammars.close()
+    assert harness.values()["grammar_seconds", "count"] == 1
     # Two outputs of three drawn tokens; the end needs none.
-    assert house.values()["mask_seconds", "count"] == 6
+    assert harness.values()["mask_seconds", "count"] == 6
 
 
 def test_nothing_is_kept_of_requests_that_are_gone() -> None:
-    house = House()
-    house.add("ended")
-    house.rest()
-    house.add("forgotten")
-    house.engine.forget_gateway("g")
-    assert not house.metrics._times
+    harness = Harness()
+    harness.add("ended")
+    harness.rest()
+    harness.add("forgotten")
+    harness.engine.forget_gateway("g")
+    assert not harness.metrics._times

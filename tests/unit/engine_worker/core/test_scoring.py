@@ -50,7 +50,7 @@ def expected(
     return found
 
 
-class House:
+class Harness:
     """An engine on a fake runner, and what it told one gateway."""
 
     def __init__(self, **runner_options: Any) -> None:
@@ -105,51 +105,51 @@ def logprobs(answer: Scored) -> list[float]:
 
 
 def test_every_label_is_scored_after_the_beginning_and_its_question() -> None:
-    house = House()
-    house.engine.score(house.task())
-    house.run()
-    (answer,) = house.answers
+    harness = Harness()
+    harness.engine.score(harness.task())
+    harness.run()
+    (answer,) = harness.answers
     assert logprobs(answer) == pytest.approx(expected())
     assert answer.num_prompt_tokens == 13 + 3 + 3 + 23
     assert answer.num_tokens == (3, 3, 23)
-    assert house.ends == []
-    assert house.engine.num_unfinished == 0
+    assert harness.ends == []
+    assert harness.engine.num_unfinished == 0
 
 
 def test_the_beginning_is_computed_once_and_later_found_in_the_cache() -> None:
-    house = House()
-    house.engine.score(house.task("first"))
-    house.run()
-    num_first = sum(len(row.token_ids) for batch in house.runner.batches for row in batch.rows)
+    harness = Harness()
+    harness.engine.score(harness.task("first"))
+    harness.run()
+    num_first = sum(len(row.token_ids) for batch in harness.runner.batches for row in batch.rows)
     # The long question's own prompt shares three blocks of four with the others'.
     assert num_first == 13 + (13 + 22 - 12)
-    house.engine.score(house.task("second"))
-    house.run()
-    first, second = house.answers
+    harness.engine.score(harness.task("second"))
+    harness.run()
+    first, second = harness.answers
     assert logprobs(first) == logprobs(second)
     assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 12)
 
 
 def test_streams_go_on_beside_it_and_packs_of_several_scores_take_turns() -> None:
-    house = House()
+    harness = Harness()
     many = tuple(ScoredTexts((7, number), ((1,), (2,)), 2 * number) for number in range(40))
-    house.engine.add("g", generate(prompt_token_ids=(5, 6), lease_tokens=20))
-    house.engine.score(house.task("long", many))
-    house.engine.score(house.task("short"))
-    house.run(max_steps=60)
-    assert [answer.request_id for answer in house.answers] == ["short", "long"]
-    assert logprobs(house.answers[1]) == pytest.approx(expected(many))
+    harness.engine.add("g", generate(prompt_token_ids=(5, 6), lease_tokens=20))
+    harness.engine.score(harness.task("long", many))
+    harness.engine.score(harness.task("short"))
+    harness.run(max_steps=60)
+    assert [answer.request_id for answer in harness.answers] == ["short", "long"]
+    assert logprobs(harness.answers[1]) == pytest.approx(expected(many))
 
 
 def test_a_score_that_is_preempted_starts_its_prompt_again_and_loses_nothing() -> None:
-    house = House(num_blocks=12, max_num_seqs=2)
+    harness = Harness(num_blocks=12, max_num_seqs=2)
     many = tuple(ScoredTexts((7, number), ((1,), (2,)), 2 * number) for number in range(300))
     endless = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=42)
-    house.engine.add("g", generate("r", prompt_token_ids=(5, 6), sampling=endless))
-    house.engine.score(house.task("s", many))
-    house.run()
-    assert house.engine.num_preemptions > 0
-    (answer,) = house.answers
+    harness.engine.add("g", generate("r", prompt_token_ids=(5, 6), sampling=endless))
+    harness.engine.score(harness.task("s", many))
+    harness.run()
+    assert harness.engine.num_preemptions > 0
+    (answer,) = harness.answers
     assert logprobs(answer) == pytest.approx(expected(many))
 
 
@@ -165,13 +165,13 @@ def test_a_score_that_is_preempted_starts_its_prompt_again_and_loses_nothing() -
 def test_a_beginning_whose_early_blocks_were_freed_is_scored_from_its_window(
     groups: tuple[CacheGroup, ...],
 ) -> None:
-    house = House(groups=groups)
-    house.engine.add("g", generate(prompt_token_ids=(5, 6), lease_tokens=20))
-    house.engine.score(house.task())
-    house.run()
-    (answer,) = house.answers
+    harness = Harness(groups=groups)
+    harness.engine.add("g", generate(prompt_token_ids=(5, 6), lease_tokens=20))
+    harness.engine.score(harness.task())
+    harness.run()
+    (answer,) = harness.answers
     assert logprobs(answer) == pytest.approx(expected())
-    load = house.engine.load()
+    load = harness.engine.load()
     assert load.num_free_blocks >= load.num_blocks // 2  # of a stream that waits for its lease
 
 
@@ -179,13 +179,13 @@ def test_a_beginning_whose_early_blocks_were_freed_is_scored_from_its_window(
 def test_a_score_that_leaves_the_cache_no_block_for_its_question_is_refused_before_it_runs(
     num_tokens: int,
 ) -> None:
-    house = House(num_blocks=12, max_num_seqs=1)
-    assert (house.engine.max_model_len, house.engine.max_score_len) == (48, 44)
+    harness = Harness(num_blocks=12, max_num_seqs=1)
+    assert (harness.engine.max_model_len, harness.engine.max_score_len) == (48, 44)
     question = ScoredTexts(tuple(range(60, 60 + num_tokens)), ((4,), (5, 6)), 0)
-    house.engine.score(house.task("long", (question,)))
-    house.engine.score(house.task("short"))
-    house.run(max_steps=60)
-    short, long = sorted(house.answers, key=lambda answer: answer.request_id == "long")
+    harness.engine.score(harness.task("long", (question,)))
+    harness.engine.score(harness.task("short"))
+    harness.run(max_steps=60)
+    short, long = sorted(harness.answers, key=lambda answer: answer.request_id == "long")
     assert logprobs(short) == pytest.approx(expected())
     # The last token of a label is in no row.
     if len(HEAD) + num_tokens + 1 > 44:
@@ -199,141 +199,141 @@ def test_a_score_that_leaves_the_cache_no_block_for_its_question_is_refused_befo
 def test_a_score_that_no_block_can_be_had_for_ends_instead_of_keeping_its_slot(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    house = House(num_blocks=12, max_num_seqs=1)
-    house.runner.num_scratch_blocks = lambda num_stored, num_tokens: 100  # type: ignore[method-assign]
-    house.engine.score(house.task("stuck", QUESTIONS[:1]))
+    harness = Harness(num_blocks=12, max_num_seqs=1)
+    harness.runner.num_scratch_blocks = lambda num_stored, num_tokens: 100  # type: ignore[method-assign]
+    harness.engine.score(harness.task("stuck", QUESTIONS[:1]))
     sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=5)
-    house.engine.add("g", generate("next", prompt_token_ids=(5, 6), sampling=sampling))
-    house.run(max_steps=30)
-    (failure,) = house.answers
+    harness.engine.add("g", generate("next", prompt_token_ids=(5, 6), sampling=sampling))
+    harness.run(max_steps=30)
+    (failure,) = harness.answers
     assert (failure.request_id, failure.code) == ("stuck", ErrorCode.INTERNAL_ERROR)
     assert "no room in its KV cache" in failure.message
-    assert [type(end) for end in house.ends] == [Finished]
+    assert [type(end) for end in harness.ends] == [Finished]
     assert "can't get on" in caplog.text
 
 
 def test_many_long_questions_hold_few_slots_at_a_time() -> None:
-    house = House(num_blocks=200, max_num_seqs=4)
+    harness = Harness(num_blocks=200, max_num_seqs=4)
     long = tuple(ScoredTexts((number, *range(60, 80)), ((1,),), number) for number in range(1, 30))
     long = tuple(ScoredTexts(one.token_ids, one.labels, at) for at, one in enumerate(long))
-    house.engine.score(house.task("s", long))
-    assert house.engine.num_unfinished == MAX_OPEN_GROUPS
-    house.run()
-    (answer,) = house.answers
+    harness.engine.score(harness.task("s", long))
+    assert harness.engine.num_unfinished == MAX_OPEN_GROUPS
+    harness.run()
+    (answer,) = harness.answers
     assert logprobs(answer) == pytest.approx(expected(long))
 
 
 def test_a_cancelled_score_says_what_was_computed() -> None:
-    house = House()
-    house.engine.score(house.task())
-    house.step()
-    house.engine.cancel_score("g", "s")
-    house.engine.cancel_score("g", "unknown")
-    house.engine.abort("g", Abort(request_id="unknown", attempt=1))
-    house.run()
-    (told,) = house.answers
-    assert (told.request_id, told.logprobs, house.ends) == ("s", b"", [])
-    num_computed = sum(len(row.token_ids) for batch in house.runner.batches for row in batch.rows)
+    harness = Harness()
+    harness.engine.score(harness.task())
+    harness.step()
+    harness.engine.cancel_score("g", "s")
+    harness.engine.cancel_score("g", "unknown")
+    harness.engine.abort("g", Abort(request_id="unknown", attempt=1))
+    harness.run()
+    (told,) = harness.answers
+    assert (told.request_id, told.logprobs, harness.ends) == ("s", b"", [])
+    num_computed = sum(len(row.token_ids) for batch in harness.runner.batches for row in batch.rows)
     assert told.num_prompt_tokens == num_computed > 0
-    assert house.engine.num_unfinished == 0
+    assert harness.engine.num_unfinished == 0
 
 
 @pytest.mark.parametrize("num_steps", range(9))
 def test_what_a_cancelled_score_has_computed_grows_to_the_whole(num_steps: int) -> None:
-    house = House()
-    house.engine.score(house.task())
+    harness = Harness()
+    harness.engine.score(harness.task())
     for _ in range(num_steps):
-        house.step()
-    if house.answers:
+        harness.step()
+    if harness.answers:
         return  # it was done by then
-    house.engine.cancel_score("g", "s")
-    house.run()
-    (told,) = house.answers
-    num_prompts = sum(len(row.token_ids) for batch in house.runner.batches for row in batch.rows)
+    harness.engine.cancel_score("g", "s")
+    harness.run()
+    (told,) = harness.answers
+    num_prompts = sum(len(row.token_ids) for batch in harness.runner.batches for row in batch.rows)
     assert min(num_prompts, 42) <= told.num_prompt_tokens <= 42
     assert 0 <= told.num_cached_tokens <= told.num_prompt_tokens
 
 
 def test_a_gateway_that_is_gone_leaves_nothing_behind() -> None:
-    house = House()
-    house.engine.score(house.task())
-    house.step()
-    house.engine.forget_gateway("g")
-    house.run()
-    assert (house.answers, house.engine.num_unfinished) == ([], 0)
+    harness = Harness()
+    harness.engine.score(harness.task())
+    harness.step()
+    harness.engine.forget_gateway("g")
+    harness.run()
+    assert (harness.answers, harness.engine.num_unfinished) == ([], 0)
     # A gateway of the same name begins anew.
-    house.engine.score(house.task())
-    house.run()
-    assert len(house.answers) == 1
+    harness.engine.score(harness.task())
+    harness.run()
+    assert len(harness.answers) == 1
 
 
 def test_no_number_fails_the_score_and_nothing_else() -> None:
-    house = House()
-    house.engine.score(house.task("bad", (ScoredTexts((666,), ((1,),), 0),)))
-    house.engine.score(house.task("good"))
-    house.run()
-    failure = next(one for one in house.answers if isinstance(one, Failure))
+    harness = Harness()
+    harness.engine.score(harness.task("bad", (ScoredTexts((666,), ((1,),), 0),)))
+    harness.engine.score(harness.task("good"))
+    harness.run()
+    failure = next(one for one in harness.answers if isinstance(one, Failure))
     assert (failure.request_id, failure.code) == ("bad", ErrorCode.INTERNAL_ERROR)
-    assert [one.request_id for one in house.answers if isinstance(one, Scored)] == ["good"]
+    assert [one.request_id for one in harness.answers if isinstance(one, Scored)] == ["good"]
 
 
 def test_prompts_of_one_score_that_give_no_number_in_one_step_cost_nobody_else_anything() -> None:
     # No block is shared, so that neither prompt waits for the other one's.
-    house = House(
+    harness = Harness(
         block_size=16,
         max_num_batched_tokens=128,
         prefill_chunk_size=64,
         nan_prompts=frozenset({HEAD[0]}),
     )
     sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=12)
-    house.engine.add("g", generate("stream", prompt_token_ids=(5, 6), sampling=sampling))
-    house.step()
+    harness.engine.add("g", generate("stream", prompt_token_ids=(5, 6), sampling=sampling))
+    harness.step()
     questions = tuple(ScoredTexts((at, *range(60, 80)), ((1,),), at) for at in range(3))
-    house.engine.score(house.task("bad", questions))
-    house.run()
-    assert max(len(batch.rows) for batch in house.runner.batches) == 1 + len(questions)
-    (failure,) = house.answers
+    harness.engine.score(harness.task("bad", questions))
+    harness.run()
+    assert max(len(batch.rows) for batch in harness.runner.batches) == 1 + len(questions)
+    (failure,) = harness.answers
     assert (failure.request_id, failure.code) == ("bad", ErrorCode.INTERNAL_ERROR)
-    assert [type(end) for end in house.ends] == [Finished]
-    assert house.runner.num_resets == 0
-    assert house.engine.num_unfinished == 0
+    assert [type(end) for end in harness.ends] == [Finished]
+    assert harness.runner.num_resets == 0
+    assert harness.engine.num_unfinished == 0
 
 
 def test_a_call_that_raises_fails_its_score_as_a_lost_worker_would() -> None:
-    house = House(fail_packs=frozenset({1}))
-    house.engine.score(house.task("bad"))
-    house.run()
-    (failure,) = house.answers
+    harness = Harness(fail_packs=frozenset({1}))
+    harness.engine.score(harness.task("bad"))
+    harness.run()
+    (failure,) = harness.answers
     assert (failure.request_id, failure.code) == ("bad", ErrorCode.WORKER_LOST)
-    house.engine.score(house.task("good"))
-    house.run()
-    assert isinstance(house.answers[-1], Scored)
+    harness.engine.score(harness.task("good"))
+    harness.run()
+    assert isinstance(harness.answers[-1], Scored)
 
 
 def test_a_bug_in_scoring_ends_the_score_and_nothing_else() -> None:
-    house = House()
+    harness = Harness()
     sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=12)
-    house.engine.add("g", generate("stream", prompt_token_ids=(5, 6), sampling=sampling))
+    harness.engine.add("g", generate("stream", prompt_token_ids=(5, 6), sampling=sampling))
     # A label that fits no pack; `score_task` refuses it, but anybody may make a task.
-    task = house.task("broken", (ScoredTexts((7,), (tuple(range(1, 40)),), 0),), is_checked=False)
-    house.engine.score(task)
-    num_blocks, house.runner.num_scratch_blocks = house.runner.num_scratch_blocks, _broken  # type: ignore[method-assign]
-    house.engine.score(house.task("raising"))
-    house.engine.score(house.task("too"))
+    task = harness.task("broken", (ScoredTexts((7,), (tuple(range(1, 40)),), 0),), is_checked=False)
+    harness.engine.score(task)
+    num_blocks, harness.runner.num_scratch_blocks = harness.runner.num_scratch_blocks, _broken  # type: ignore[method-assign]
+    harness.engine.score(harness.task("raising"))
+    harness.engine.score(harness.task("too"))
     for _ in range(4):
-        house.step()
-    house.runner.num_scratch_blocks = num_blocks  # type: ignore[method-assign]
-    house.engine.score(house.task("good"))
-    house.run()
-    assert [(one.request_id, getattr(one, "code", None)) for one in house.answers] == [
+        harness.step()
+    harness.runner.num_scratch_blocks = num_blocks  # type: ignore[method-assign]
+    harness.engine.score(harness.task("good"))
+    harness.run()
+    assert [(one.request_id, getattr(one, "code", None)) for one in harness.answers] == [
         ("broken", ErrorCode.INTERNAL_ERROR),
         ("raising", ErrorCode.INTERNAL_ERROR),
         ("too", ErrorCode.INTERNAL_ERROR),
         ("good", None),
     ]
-    assert [type(end) for end in house.ends] == [Finished]
-    assert house.engine.num_unfinished == 0
-    assert house.engine.load().num_free_blocks == 64
+    assert [type(end) for end in harness.ends] == [Finished]
+    assert harness.engine.num_unfinished == 0
+    assert harness.engine.load().num_free_blocks == 64
 
 
 def _broken(num_stored: int, num_tokens: int) -> int:
@@ -342,31 +342,31 @@ def _broken(num_stored: int, num_tokens: int) -> int:
 
 @pytest.mark.parametrize("num_steps", [0, 1, 4])
 def test_a_score_whose_prompt_ends_in_any_way_is_answered(num_steps: int) -> None:
-    house = House()
-    house.engine.score(house.task())
+    harness = Harness()
+    harness.engine.score(harness.task())
     for _ in range(num_steps):
-        house.step()
-    prompt = next(iter(house.engine._choices))
-    house.engine._progress.finish(prompt, "abort")
-    house.run()
-    (failure,) = house.answers
+        harness.step()
+    prompt = next(iter(harness.engine._choices))
+    harness.engine._progress.finish(prompt, "abort")
+    harness.run()
+    (failure,) = harness.answers
     assert (failure.request_id, failure.code) == ("s", ErrorCode.INTERNAL_ERROR)
-    assert house.engine.num_unfinished == 0
-    house.engine.score(house.task())
-    house.run()
-    assert logprobs(house.answers[1]) == pytest.approx(expected())
+    assert harness.engine.num_unfinished == 0
+    harness.engine.score(harness.task())
+    harness.run()
+    assert logprobs(harness.answers[1]) == pytest.approx(expected())
 
 
 def test_a_label_that_is_longer_than_a_pack_is_refused() -> None:
-    limits = House().engine.score_limits
+    limits = Harness().engine.score_limits
     assert limits.max_label_tokens == 4
     with pytest.raises(InvalidRequestError, match="5 tokens of this model; labels of at most 4"):
-        House().task("s", (ScoredTexts((7,), ((1,), (1, 2, 3, 4, 5)), 0),))
-    house = House()
+        Harness().task("s", (ScoredTexts((7,), ((1,), (1, 2, 3, 4, 5)), 0),))
+    harness = Harness()
     longest = (ScoredTexts(tuple(range(60, 83)), ((1, 2, 3, 4),), 0),)
-    house.engine.score(house.task("s", longest))
-    house.run()
-    assert logprobs(house.answers[0]) == pytest.approx(expected(longest))
+    harness.engine.score(harness.task("s", longest))
+    harness.run()
+    assert logprobs(harness.answers[0]) == pytest.approx(expected(longest))
 
 
 _SAMPLING = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=12)
@@ -386,42 +386,42 @@ _COMMANDS: dict[str, Callable[[Engine], None]] = {
 def test_commands_of_the_same_name_leave_a_score_alone_and_it_them(
     name: str, num_steps: int
 ) -> None:
-    house = House()
-    house.engine.score(house.task("s"))
+    harness = Harness()
+    harness.engine.score(harness.task("s"))
     for _ in range(num_steps):
-        house.step()
-    _COMMANDS[name](house.engine)
-    house.run()
-    (answer,) = house.answers
+        harness.step()
+    _COMMANDS[name](harness.engine)
+    harness.run()
+    (answer,) = harness.answers
     assert logprobs(answer) == pytest.approx(expected())
     ends = {"a choice": [Finished], "no choice": [Failure]}
-    assert [type(end) for end in house.ends] == ends.get(name, [])
+    assert [type(end) for end in harness.ends] == ends.get(name, [])
     # And the other way round.
-    house.engine.score(house.task("s"))
-    house.run()
-    assert logprobs(house.answers[1]) == pytest.approx(expected())
+    harness.engine.score(harness.task("s"))
+    harness.run()
+    assert logprobs(harness.answers[1]) == pytest.approx(expected())
 
 
 def test_a_step_that_raises_fails_the_score_whose_prompt_was_in_it() -> None:
-    house = House(fail_steps=frozenset({0, 1}))
-    house.engine.score(house.task())
-    house.run()
-    assert house.answers[0].code is ErrorCode.WORKER_LOST
-    assert house.engine.num_unfinished == 0
+    harness = Harness(fail_steps=frozenset({0, 1}))
+    harness.engine.score(harness.task())
+    harness.run()
+    assert harness.answers[0].code is ErrorCode.WORKER_LOST
+    assert harness.engine.num_unfinished == 0
 
 
 def test_the_deadline_ends_a_score() -> None:
-    house = House()
-    house.engine.score(house.task())
-    house.clock.now += 61
-    house.run()
-    (failure,) = house.answers
+    harness = Harness()
+    harness.engine.score(harness.task())
+    harness.clock.now += 61
+    harness.run()
+    (failure,) = harness.answers
     assert failure.code is ErrorCode.DEADLINE_EXCEEDED
 
 
 def test_the_same_score_a_second_time_changes_nothing() -> None:
-    house = House()
-    house.engine.score(house.task())
-    house.engine.score(house.task())
-    house.run()
-    assert len(house.answers) == 1
+    harness = Harness()
+    harness.engine.score(harness.task())
+    harness.engine.score(harness.task())
+    harness.run()
+    assert len(harness.answers) == 1

@@ -10,7 +10,7 @@ from engine_worker.core.choice.score_pack import ScoredTexts
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Abort, Extend, Failure, SamplingParams, Scored
 from tests.unit.engine_worker.core.test_engine import generate
-from tests.unit.engine_worker.core.test_scoring import House, expected, logprobs
+from tests.unit.engine_worker.core.test_scoring import Harness, expected, logprobs
 
 NAN_TOKEN = 9
 """Prompts that begin with it compute no number."""
@@ -40,7 +40,7 @@ _events = st.one_of(
 )
 
 
-class ScoringModel(House):
+class ScoringModel(Harness):
     """What was asked, to be compared with what is told."""
 
     def __init__(self, **runner_options: Any) -> None:
@@ -129,13 +129,13 @@ class ScoringModel(House):
 def test_whatever_comes_in_whatever_order_has_one_end_and_holds_nobody_up(
     events: list[tuple[Any, ...]], num_blocks: int, max_num_seqs: int, is_wide: bool
 ) -> None:
-    house = ScoringModel(
+    harness = ScoringModel(
         num_blocks=num_blocks,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=64 if is_wide else 8,
         prefill_chunk_size=32 if is_wide else 5,
     )
     for name, *arguments in events:
-        getattr(house, "steps" if name == "step" else name)(*arguments)
-    house.run(max_steps=4000)
-    house.check()
+        getattr(harness, "steps" if name == "step" else name)(*arguments)
+    harness.run(max_steps=4000)
+    harness.check()

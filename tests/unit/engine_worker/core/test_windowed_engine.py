@@ -47,7 +47,7 @@ def expected(windows: tuple[int | None, ...], prompt: tuple[int, ...]) -> list[i
     return reference.continue_greedily(prompt, NUM_TOKENS)
 
 
-class House:
+class Harness:
     """An engine whose cache holds NaN wherever nothing was stored."""
 
     def __init__(self, case: str) -> None:
@@ -89,63 +89,67 @@ class House:
     ],
     scope="module",
 )
-def house(request: pytest.FixtureRequest) -> Iterator[House]:
-    house = House(request.param)
-    yield house
-    house.runner.close()
+def harness(request: pytest.FixtureRequest) -> Iterator[Harness]:
+    harness = Harness(request.param)
+    yield harness
+    harness.runner.close()
 
 
-def test_requests_that_share_and_take_each_others_blocks_answer_as_alone(house: House) -> None:
-    engine = house.engine()
+def test_requests_that_share_and_take_each_others_blocks_answer_as_alone(harness: Harness) -> None:
+    engine = harness.engine()
     for index, prompt in enumerate(PROMPTS):
         engine.add("g", generate(str(index), GREEDY, prompt_token_ids=prompt))
     answers = run_all(engine)
-    assert all(house.is_right(prompt, answers[str(i)]) for i, prompt in enumerate(PROMPTS))
+    assert all(harness.is_right(prompt, answers[str(i)]) for i, prompt in enumerate(PROMPTS))
 
 
-def test_requests_that_outgrow_the_blocks_are_preempted_and_answer_as_alone(house: House) -> None:
-    engine = house.engine()
+def test_requests_that_outgrow_the_blocks_are_preempted_and_answer_as_alone(
+    harness: Harness,
+) -> None:
+    engine = harness.engine()
     short = [(*COMMON[:5], index) for index in range(4)]
     for index, prompt in enumerate(short):
         engine.add("g", generate(str(index), GREEDY, prompt_token_ids=prompt))
     answers = run_all(engine)
     # Each of them comes to four blocks behind windows, of which there are thirteen.
     assert engine.num_preemptions > 0
-    assert all(house.is_right(prompt, answers[str(i)]) for i, prompt in enumerate(short))
+    assert all(harness.is_right(prompt, answers[str(i)]) for i, prompt in enumerate(short))
 
 
-def test_a_beginning_is_found_after_its_early_blocks_were_freed(house: House) -> None:
-    engine = house.engine()
-    assert house.is_right(COMMON, answer_of(engine, GREEDY, prompt_token_ids=COMMON))
-    again = answer_of(engine, GREEDY, prompt_token_ids=(*COMMON, *expected(house.windows, COMMON)))
+def test_a_beginning_is_found_after_its_early_blocks_were_freed(harness: Harness) -> None:
+    engine = harness.engine()
+    assert harness.is_right(COMMON, answer_of(engine, GREEDY, prompt_token_ids=COMMON))
+    again = answer_of(
+        engine, GREEDY, prompt_token_ids=(*COMMON, *expected(harness.windows, COMMON))
+    )
     assert isinstance(again.end, Finished)
     # The last full block before the last token.
     assert again.end.usage.cached_tokens == 120
     long = answer_of(engine, GREEDY, prompt_token_ids=COMMON)
-    assert house.is_right(COMMON, long)
+    assert harness.is_right(COMMON, long)
 
 
-def test_an_answer_goes_on_in_another_engine(house: House) -> None:
-    known = tuple(expected(house.windows, COMMON)[:17])
-    engine = house.engine()
+def test_an_answer_goes_on_in_another_engine(harness: Harness) -> None:
+    known = tuple(expected(harness.windows, COMMON)[:17])
+    engine = harness.engine()
     rest = answer_of(engine, GREEDY, prompt_token_ids=COMMON, output_token_ids=known)
-    assert house.is_right(COMMON, rest, len(known))
+    assert harness.is_right(COMMON, rest, len(known))
 
 
 @pytest.mark.parametrize("is_streaming", [True, False])
-def test_drafts_and_look_ahead_change_nothing(house: House, is_streaming: bool) -> None:
-    engine = house.engine(SpeculationMode.ALWAYS if is_streaming else SpeculationMode.OFF)
+def test_drafts_and_look_ahead_change_nothing(harness: Harness, is_streaming: bool) -> None:
+    engine = harness.engine(SpeculationMode.ALWAYS if is_streaming else SpeculationMode.OFF)
     for index, prompt in enumerate(PROMPTS[:2]):
         engine.add(
             "g",
             generate(str(index), GREEDY, prompt_token_ids=prompt, is_streaming=is_streaming),
         )
     answers = run_all(engine)
-    assert all(house.is_right(prompt, answers[str(i)]) for i, prompt in enumerate(PROMPTS[:2]))
+    assert all(harness.is_right(prompt, answers[str(i)]) for i, prompt in enumerate(PROMPTS[:2]))
 
 
-def test_a_request_holds_no_more_than_its_window_and_a_chunk(house: House) -> None:
-    engine = house.engine()
+def test_a_request_holds_no_more_than_its_window_and_a_chunk(harness: Harness) -> None:
+    engine = harness.engine()
     engine.add("g", generate("r", GREEDY, prompt_token_ids=PROMPTS[3]))
     (choice,) = engine._scheduler.choices()
     most = 0

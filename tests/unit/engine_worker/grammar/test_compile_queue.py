@@ -53,7 +53,7 @@ class SlowCompiler(GrammarCompiler):
         return constraint
 
 
-class House:
+class Harness:
     """A handler and its step loop, with a compiler that waits to be told."""
 
     def __init__(self) -> None:
@@ -120,10 +120,10 @@ class House:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
-    house = House()
-    yield house
-    house.close()
+def harness() -> Iterator[Harness]:
+    harness = Harness()
+    yield harness
+    harness.close()
 
 
 def generate(
@@ -142,80 +142,80 @@ def generate(
     return Generate(request_id=request_id, **options)
 
 
-def test_other_requests_run_while_a_grammar_is_compiled(house: House) -> None:
-    house.handler.on_command("g", generate("constrained"))
-    house.handler.on_command("g", generate("free", grammar=None))
-    house.loop.run_once(block=False)
-    while house.engine.has_work():
-        house.loop.run_once(block=False)
-    assert [end.request_id for end in house.ends()] == ["free"]
-    assert house.handler.num_unfinished() == 1
-    house.rest()
-    assert [end.request_id for end in house.ends()] == ["free", "constrained"]
-    text = "".join(delta.text for delta in house.deltas() if delta.request_id == "constrained")
+def test_other_requests_run_while_a_grammar_is_compiled(harness: Harness) -> None:
+    harness.handler.on_command("g", generate("constrained"))
+    harness.handler.on_command("g", generate("free", grammar=None))
+    harness.loop.run_once(block=False)
+    while harness.engine.has_work():
+        harness.loop.run_once(block=False)
+    assert [end.request_id for end in harness.ends()] == ["free"]
+    assert harness.handler.num_unfinished() == 1
+    harness.rest()
+    assert [end.request_id for end in harness.ends()] == ["free", "constrained"]
+    text = "".join(delta.text for delta in harness.deltas() if delta.request_id == "constrained")
     assert len(text) == 4
     assert text.isupper()
-    assert house.handler.num_unfinished() == 0
+    assert harness.handler.num_unfinished() == 0
 
 
-def test_a_hopeless_grammar_is_a_failure_with_its_reason(house: House) -> None:
-    house.handler.on_command("g", generate(grammar=Grammar(kind="regex", source="(a")))
-    house.rest()
-    (end,) = house.ends()
+def test_a_hopeless_grammar_is_a_failure_with_its_reason(harness: Harness) -> None:
+    harness.handler.on_command("g", generate(grammar=Grammar(kind="regex", source="(a")))
+    harness.rest()
+    (end,) = harness.ends()
     assert isinstance(end, Failure)
     assert end.code is ErrorCode.UNSUPPORTED_GRAMMAR
     assert "unclosed group" in end.message
-    assert not house.deltas()
+    assert not harness.deltas()
 
 
 def test_a_bug_while_compiling_is_a_failure_too(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(grammar: Grammar, sampling: SamplingParams) -> Constraint:
         raise RuntimeError("bug")
 
-    monkeypatch.setattr(house.compiler, "start", broken)
-    house.handler.on_command("g", generate())
-    house.rest()
-    (end,) = house.ends()
+    monkeypatch.setattr(harness.compiler, "start", broken)
+    harness.handler.on_command("g", generate())
+    harness.rest()
+    (end,) = harness.ends()
     assert isinstance(end, Failure)
     assert end.code is ErrorCode.INTERNAL_ERROR
 
 
-def test_a_request_that_is_aborted_while_it_waits_ends_as_aborted(house: House) -> None:
-    house.handler.on_command("g", generate())
-    house.handler.on_command("g", Abort(request_id="r", attempt=1))
-    house.loop.run_once(block=False)
-    house.rest()
-    (end,) = house.ends()
+def test_a_request_that_is_aborted_while_it_waits_ends_as_aborted(harness: Harness) -> None:
+    harness.handler.on_command("g", generate())
+    harness.handler.on_command("g", Abort(request_id="r", attempt=1))
+    harness.loop.run_once(block=False)
+    harness.rest()
+    (end,) = harness.ends()
     assert isinstance(end, Finished)
     assert end.finish_reason == "abort"
 
 
-def test_a_request_whose_gateway_goes_while_it_waits_is_dropped(house: House) -> None:
-    house.handler.on_command("g", generate())
-    house.handler.on_gateway_lost("g")
-    house.loop.run_once(block=False)
-    house.rest()
-    assert house.engine.num_unfinished == 0
-    assert not house.outputs()
-    assert house.handler.num_unfinished() == 0
+def test_a_request_whose_gateway_goes_while_it_waits_is_dropped(harness: Harness) -> None:
+    harness.handler.on_command("g", generate())
+    harness.handler.on_gateway_lost("g")
+    harness.loop.run_once(block=False)
+    harness.rest()
+    assert harness.engine.num_unfinished == 0
+    assert not harness.outputs()
+    assert harness.handler.num_unfinished() == 0
 
 
-def test_a_lease_that_grows_while_a_request_waits_is_not_lost(house: House) -> None:
-    house.handler.on_command("g", generate(lease=1))
-    house.handler.on_command("g", Extend(request_id="r", choice=0, attempt=1, lease_tokens=50))
-    house.loop.run_once(block=False)
-    house.rest()
-    assert [type(end) for end in house.ends()] == [Finished]
+def test_a_lease_that_grows_while_a_request_waits_is_not_lost(harness: Harness) -> None:
+    harness.handler.on_command("g", generate(lease=1))
+    harness.handler.on_command("g", Extend(request_id="r", choice=0, attempt=1, lease_tokens=50))
+    harness.loop.run_once(block=False)
+    harness.rest()
+    assert [type(end) for end in harness.ends()] == [Finished]
 
 
-def test_too_many_waiting_grammars_of_one_tenant_are_refused_at_once(house: House) -> None:
+def test_too_many_waiting_grammars_of_one_tenant_are_refused_at_once(harness: Harness) -> None:
     # Beside those that wait there may be two that are being compiled.
     for number in range(MAX_TENANT_WAITING + 3):
-        house.handler.on_command("g", generate(str(number), tenant="flood"))
-    house.handler.on_command("g", generate("calm", tenant="calm"))
-    refusals = house.sent[:]
+        harness.handler.on_command("g", generate(str(number), tenant="flood"))
+    harness.handler.on_command("g", generate("calm", tenant="calm"))
+    refusals = harness.sent[:]
     assert 1 <= len(refusals) <= 3
     assert all(
         isinstance(refusal, Failure)
@@ -229,100 +229,106 @@ def other_grammar(number: int) -> Grammar:
     return Grammar(kind="regex", source=f"[A-Z]{{{number + 1}}}")
 
 
-def test_an_abort_takes_a_request_out_before_its_grammar_is_compiled(house: House) -> None:
-    house.fill_the_threads()
-    house.handler.on_command("g", generate("waiting", other_grammar(1)))
-    house.handler.on_command("g", generate("waiting", other_grammar(2), choice=1))
-    house.handler.on_command("g", generate("other", other_grammar(3)))
-    house.handler.on_command("g", Abort(request_id="waiting", attempt=1))
-    house.loop.run_once(block=False)
-    ends = {(end.request_id, end.choice): end for end in house.ends()}
+def test_an_abort_takes_a_request_out_before_its_grammar_is_compiled(harness: Harness) -> None:
+    harness.fill_the_threads()
+    harness.handler.on_command("g", generate("waiting", other_grammar(1)))
+    harness.handler.on_command("g", generate("waiting", other_grammar(2), choice=1))
+    harness.handler.on_command("g", generate("other", other_grammar(3)))
+    harness.handler.on_command("g", Abort(request_id="waiting", attempt=1))
+    harness.loop.run_once(block=False)
+    ends = {(end.request_id, end.choice): end for end in harness.ends()}
     assert set(ends) == {("waiting", 0), ("waiting", 1)}
     for end in ends.values():
         assert isinstance(end, Finished)
         assert (end.finish_reason, end.usage.prompt_tokens) == ("abort", 3)
-    house.rest()
-    assert len([end for end in house.ends() if end.request_id == "waiting"]) == 2
-    assert other_grammar(3) in house.compiler.compiled
-    assert not {other_grammar(1), other_grammar(2)} & set(house.compiler.compiled)
+    harness.rest()
+    assert len([end for end in harness.ends() if end.request_id == "waiting"]) == 2
+    assert other_grammar(3) in harness.compiler.compiled
+    assert not {other_grammar(1), other_grammar(2)} & set(harness.compiler.compiled)
 
 
-def test_an_abort_of_one_choice_or_of_an_older_attempt_leaves_the_others(house: House) -> None:
-    house.fill_the_threads()
-    house.handler.on_command("g", generate("r", other_grammar(1)))
-    house.handler.on_command("g", generate("r", other_grammar(2), choice=1, attempt=2))
-    house.handler.on_command("g", Abort(request_id="r", attempt=1))
-    house.handler.on_command("h", Abort(request_id="r", attempt=2))
-    house.handler.on_command("g", Abort(request_id="r", attempt=9, choice=7))
-    house.rest()
+def test_an_abort_of_one_choice_or_of_an_older_attempt_leaves_the_others(harness: Harness) -> None:
+    harness.fill_the_threads()
+    harness.handler.on_command("g", generate("r", other_grammar(1)))
+    harness.handler.on_command("g", generate("r", other_grammar(2), choice=1, attempt=2))
+    harness.handler.on_command("g", Abort(request_id="r", attempt=1))
+    harness.handler.on_command("h", Abort(request_id="r", attempt=2))
+    harness.handler.on_command("g", Abort(request_id="r", attempt=9, choice=7))
+    harness.rest()
     reasons = {
         end.choice: end.finish_reason
-        for end in house.ends()
+        for end in harness.ends()
         if isinstance(end, Finished) and end.request_id == "r"
     }
     assert reasons == {0: "abort", 1: "stop"}
 
 
 def test_an_abort_while_the_grammar_is_compiled_ends_the_request_at_once_and_once(
-    house: House,
+    harness: Harness,
 ) -> None:
-    house.handler.on_command("g", generate())
-    assert house.compiler.has_begun.acquire(timeout=10)
-    house.handler.on_command("g", Abort(request_id="r", attempt=1))
-    house.loop.run_once(block=False)
-    (end,) = house.ends()
+    harness.handler.on_command("g", generate())
+    assert harness.compiler.has_begun.acquire(timeout=10)
+    harness.handler.on_command("g", Abort(request_id="r", attempt=1))
+    harness.loop.run_once(block=False)
+    (end,) = harness.ends()
     assert isinstance(end, Finished)
     assert end.finish_reason == "abort"
-    assert house.handler.num_unfinished() == 0
-    house.rest()
-    house.close()
-    house.loop.run_once(block=False)
-    assert len(house.ends()) == 1
+    assert harness.handler.num_unfinished() == 0
+    harness.rest()
+    harness.close()
+    harness.loop.run_once(block=False)
+    assert len(harness.ends()) == 1
 
 
-def test_the_grammars_of_a_lost_gateway_are_not_compiled(house: House) -> None:
-    house.fill_the_threads()
-    house.handler.on_command("lost", generate("theirs", other_grammar(1)))
-    house.handler.on_command("g", generate("ours", other_grammar(2)))
-    house.handler.on_gateway_lost("lost")
-    house.rest()
-    assert "ours" in {end.request_id for end in house.ends()}
-    assert "theirs" not in {end.request_id for end in house.ends()}
-    assert other_grammar(1) not in house.compiler.compiled
-    assert house.handler.num_unfinished() == 0
+def test_the_grammars_of_a_lost_gateway_are_not_compiled(harness: Harness) -> None:
+    harness.fill_the_threads()
+    harness.handler.on_command("lost", generate("theirs", other_grammar(1)))
+    harness.handler.on_command("g", generate("ours", other_grammar(2)))
+    harness.handler.on_gateway_lost("lost")
+    harness.rest()
+    assert "ours" in {end.request_id for end in harness.ends()}
+    assert "theirs" not in {end.request_id for end in harness.ends()}
+    assert other_grammar(1) not in harness.compiler.compiled
+    assert harness.handler.num_unfinished() == 0
 
 
-def test_a_request_whose_time_is_up_fails_without_its_grammar_being_compiled(house: House) -> None:
-    house.fill_the_threads()
-    house.handler.on_command("g", generate("late", other_grammar(1), deadline_s=0.0))
-    house.rest()
-    (late,) = [end for end in house.ends() if end.request_id == "late"]
+def test_a_request_whose_time_is_up_fails_without_its_grammar_being_compiled(
+    harness: Harness,
+) -> None:
+    harness.fill_the_threads()
+    harness.handler.on_command("g", generate("late", other_grammar(1), deadline_s=0.0))
+    harness.rest()
+    (late,) = [end for end in harness.ends() if end.request_id == "late"]
     assert isinstance(late, Failure)
     assert late.code is ErrorCode.DEADLINE_EXCEEDED
-    assert other_grammar(1) not in house.compiler.compiled
+    assert other_grammar(1) not in harness.compiler.compiled
 
 
-def test_many_grammars_of_one_tenant_delay_anothers_first_by_at_most_one(house: House) -> None:
-    house.fill_the_threads()
+def test_many_grammars_of_one_tenant_delay_anothers_first_by_at_most_one(harness: Harness) -> None:
+    harness.fill_the_threads()
     for number in range(20):
-        house.handler.on_command("g", generate(str(number), other_grammar(number), tenant="flood"))
-    house.handler.on_command("g", generate("calm", other_grammar(50), tenant="calm"))
-    house.rest()
-    order = [grammar for grammar in house.compiler.begun if grammar != TICKET]
+        harness.handler.on_command(
+            "g", generate(str(number), other_grammar(number), tenant="flood")
+        )
+    harness.handler.on_command("g", generate("calm", other_grammar(50), tenant="calm"))
+    harness.rest()
+    order = [grammar for grammar in harness.compiler.begun if grammar != TICKET]
     # Two threads: one of them may have begun a second one of the others in between.
     assert order.index(other_grammar(50)) <= 2
-    assert len(house.ends()) == 23
+    assert len(harness.ends()) == 23
 
 
-def test_slow_grammars_of_one_tenant_leave_a_thread_to_others(house: House) -> None:
+def test_slow_grammars_of_one_tenant_leave_a_thread_to_others(harness: Harness) -> None:
     for number in range(3):
-        house.handler.on_command("g", generate(str(number), other_grammar(number), tenant="flood"))
-    assert house.compiler.has_begun.acquire(timeout=10)
-    house.handler.on_command("g", generate("calm", other_grammar(50), tenant="calm"))
-    assert house.compiler.has_begun.acquire(timeout=10)
-    assert house.compiler.begun == [other_grammar(0), other_grammar(50)]
-    house.rest()
-    assert len(house.ends()) == 4
+        harness.handler.on_command(
+            "g", generate(str(number), other_grammar(number), tenant="flood")
+        )
+    assert harness.compiler.has_begun.acquire(timeout=10)
+    harness.handler.on_command("g", generate("calm", other_grammar(50), tenant="calm"))
+    assert harness.compiler.has_begun.acquire(timeout=10)
+    assert harness.compiler.begun == [other_grammar(0), other_grammar(50)]
+    harness.rest()
+    assert len(harness.ends()) == 4
 
 
 class PanicException(BaseException):
@@ -330,21 +336,21 @@ class PanicException(BaseException):
 
 
 def test_a_panic_while_compiling_is_a_failure_and_the_threads_live_on(
-    house: House, monkeypatch: pytest.MonkeyPatch
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def panic(grammar: Grammar) -> CompiledGrammar:
         raise PanicException("a bug in the library")
 
     with monkeypatch.context() as patch:
-        patch.setattr(house.compiler, "_compile", panic)
+        patch.setattr(harness.compiler, "_compile", panic)
         for number in range(4):
             # The same grammar: who comes second waits for the first, and must hear of it.
-            house.handler.on_command("g", generate(f"bad {number}"))
-        house.rest()
-    assert [type(end) for end in house.ends()] == [Failure] * 4
-    assert {end.code for end in house.ends() if isinstance(end, Failure)} == {
+            harness.handler.on_command("g", generate(f"bad {number}"))
+        harness.rest()
+    assert [type(end) for end in harness.ends()] == [Failure] * 4
+    assert {end.code for end in harness.ends() if isinstance(end, Failure)} == {
         ErrorCode.INTERNAL_ERROR
     }
-    house.handler.on_command("g", generate("good"))
-    house.rest()
-    assert isinstance(house.ends()[-1], Finished)
+    harness.handler.on_command("g", generate("good"))
+    harness.rest()
+    assert isinstance(harness.ends()[-1], Finished)

@@ -80,7 +80,7 @@ class HeldAcceptor:
         return self._acceptor.accept(gateway_id, command, **options)
 
 
-class House:
+class Harness:
     """A handler and its step loop, which the test's own thread runs."""
 
     def __init__(self) -> None:
@@ -147,11 +147,11 @@ class House:
 
 
 @pytest.fixture
-def house() -> Iterator[House]:
-    house = House()
-    yield house
-    house.acceptor.go.set()
-    house.handler.close()
+def harness() -> Iterator[Harness]:
+    harness = Harness()
+    yield harness
+    harness.acceptor.go.set()
+    harness.handler.close()
     for thread in threading.enumerate():
         if thread.name.startswith(("accept", "grammar")):
             thread.join(10)
@@ -171,18 +171,18 @@ def generate(request_id: str = "r", **changes: Any) -> Generate:
     return Generate(request_id=request_id, **options)
 
 
-def test_the_steps_thread_never_has_a_text_tokenised(house: House) -> None:
-    house.handler.on_command("g", generate())
-    house.handler.on_command("g", generate("two", output_token_ids=(97, 98)))
-    house.rest()
-    assert all(isinstance(end, Finished) for end in house.ends().values())
-    assert house.tokenizer.threads
-    assert threading.current_thread() not in house.tokenizer.threads
+def test_the_steps_thread_never_has_a_text_tokenised(harness: Harness) -> None:
+    harness.handler.on_command("g", generate())
+    harness.handler.on_command("g", generate("two", output_token_ids=(97, 98)))
+    harness.rest()
+    assert all(isinstance(end, Finished) for end in harness.ends().values())
+    assert harness.tokenizer.threads
+    assert threading.current_thread() not in harness.tokenizer.threads
 
 
 @pytest.mark.parametrize("grammar", [None, Grammar(kind="regex", source="[ -~]{30}")])
 def test_the_steps_thread_reads_no_token_of_an_earlier_attempt(
-    house: House, monkeypatch: pytest.MonkeyPatch, grammar: Grammar | None
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, grammar: Grammar | None
 ) -> None:
     plain = SamplingParams(temperature=0.0, max_tokens=30)
     output = tuple(b"from an earlier attempt")
@@ -194,151 +194,151 @@ def test_the_steps_thread_reads_no_token_of_an_earlier_attempt(
         return push(text, choice, is_complete=is_complete)
 
     monkeypatch.setattr(OutputText, "push", watched)
-    house.handler.on_command(
+    harness.handler.on_command(
         "g", generate(output_token_ids=output, sampling=plain, grammar=grammar)
     )
-    house.rest()
-    assert isinstance(house.ends()["r"], Finished)
+    harness.rest()
+    assert isinstance(harness.ends()["r"], Finished)
     assert len(threads) == 30
     assert threads.count(threading.current_thread()) == 30 - len(output)
 
 
-def test_others_run_while_a_choice_is_accepted(house: House) -> None:
-    house.fill_the_threads()
+def test_others_run_while_a_choice_is_accepted(harness: Harness) -> None:
+    harness.fill_the_threads()
     plain = SamplingParams(temperature=0.0, max_tokens=5)
-    house.handler.on_command("g", generate("quick", sampling=plain))
-    house.loop.run_once(block=False)
-    while house.engine.has_work():
-        house.loop.run_once(block=False)
-    assert set(house.ends()) == {"quick"}
-    assert house.handler.num_unfinished() == 2
-    house.rest()
-    assert set(house.ends()) == {"quick", "first", "second"}
+    harness.handler.on_command("g", generate("quick", sampling=plain))
+    harness.loop.run_once(block=False)
+    while harness.engine.has_work():
+        harness.loop.run_once(block=False)
+    assert set(harness.ends()) == {"quick"}
+    assert harness.handler.num_unfinished() == 2
+    harness.rest()
+    assert set(harness.ends()) == {"quick", "first", "second"}
 
 
-def test_a_lease_that_grows_meanwhile_counts(house: House) -> None:
-    house.acceptor.go.clear()
-    house.handler.on_command("g", generate("begun", lease_tokens=1, tenant="a"))
-    house.handler.on_command("g", generate("begun too", lease_tokens=1, tenant="b"))
-    house.handler.on_command("g", generate("waits", lease_tokens=1, tenant="c"))
+def test_a_lease_that_grows_meanwhile_counts(harness: Harness) -> None:
+    harness.acceptor.go.clear()
+    harness.handler.on_command("g", generate("begun", lease_tokens=1, tenant="a"))
+    harness.handler.on_command("g", generate("begun too", lease_tokens=1, tenant="b"))
+    harness.handler.on_command("g", generate("waits", lease_tokens=1, tenant="c"))
     for name in ("begun", "begun too", "waits"):
         extend = Extend(request_id=name, choice=0, attempt=1, lease_tokens=100)
-        house.handler.on_command("g", extend)
-        house.loop.run_once(block=False)
-    house.rest()
+        harness.handler.on_command("g", extend)
+        harness.loop.run_once(block=False)
+    harness.rest()
     for name in ("begun", "begun too", "waits"):
-        assert house.token_ids(name) == expected_tokens(PROMPT, 20)
+        assert harness.token_ids(name) == expected_tokens(PROMPT, 20)
 
 
-def test_an_abort_ends_what_waits_and_what_is_being_accepted(house: House) -> None:
-    house.fill_the_threads()
-    house.handler.on_command("g", generate("waits"))
+def test_an_abort_ends_what_waits_and_what_is_being_accepted(harness: Harness) -> None:
+    harness.fill_the_threads()
+    harness.handler.on_command("g", generate("waits"))
     for name in ("first", "waits"):
-        house.handler.on_command("g", Abort(request_id=name, choice=0, attempt=1))
-    house.loop.run_once(block=False)
-    ends = house.ends()
+        harness.handler.on_command("g", Abort(request_id=name, choice=0, attempt=1))
+    harness.loop.run_once(block=False)
+    ends = harness.ends()
     assert {name: end.finish_reason for name, end in ends.items() if isinstance(end, Finished)} == {
         "first": "abort",
         "waits": "abort",
     }
-    house.rest()
-    assert house.acceptor.begun == ["first", "second"]
-    assert set(house.ends()) == {"first", "second", "waits"}
+    harness.rest()
+    assert harness.acceptor.begun == ["first", "second"]
+    assert set(harness.ends()) == {"first", "second", "waits"}
 
 
-def test_what_a_lost_gateway_wanted_is_dropped(house: House) -> None:
-    house.fill_the_threads()
-    house.handler.on_command("g", generate("waits"))
-    house.handler.on_command("other", generate("theirs"))
-    house.handler.on_gateway_lost("g")
-    house.rest()
-    assert set(house.ends()) == {"theirs"}
-    assert house.acceptor.begun == ["first", "second", "theirs"]
+def test_what_a_lost_gateway_wanted_is_dropped(harness: Harness) -> None:
+    harness.fill_the_threads()
+    harness.handler.on_command("g", generate("waits"))
+    harness.handler.on_command("other", generate("theirs"))
+    harness.handler.on_gateway_lost("g")
+    harness.rest()
+    assert set(harness.ends()) == {"theirs"}
+    assert harness.acceptor.begun == ["first", "second", "theirs"]
 
 
-def test_a_bug_in_accepting_costs_that_request_only(house: House) -> None:
-    house.handler.on_command("g", generate("broken"))
-    house.handler.on_command("g", generate("broken", choice=1))
-    house.handler.on_command("g", generate("good"))
-    house.acceptor.go.set()
-    while house.handler.num_unfinished() or house.engine.has_work():
-        house.loop.run_once(block=False)
-    ends = [end for output in house.outputs() for end in output.ends]
+def test_a_bug_in_accepting_costs_that_request_only(harness: Harness) -> None:
+    harness.handler.on_command("g", generate("broken"))
+    harness.handler.on_command("g", generate("broken", choice=1))
+    harness.handler.on_command("g", generate("good"))
+    harness.acceptor.go.set()
+    while harness.handler.num_unfinished() or harness.engine.has_work():
+        harness.loop.run_once(block=False)
+    ends = [end for output in harness.outputs() for end in output.ends]
     failures = [end for end in ends if isinstance(end, Failure)]
     assert [end.code for end in failures] == [ErrorCode.INTERNAL_ERROR] * 2
-    assert house.token_ids("good") == expected_tokens(PROMPT, 20)
+    assert harness.token_ids("good") == expected_tokens(PROMPT, 20)
 
 
-def test_what_is_wrong_with_a_request_is_told_as_if_it_were_quick(house: House) -> None:
+def test_what_is_wrong_with_a_request_is_told_as_if_it_were_quick(harness: Harness) -> None:
     sampling = SamplingParams(bad_words=("never",), temperature=-1.0)
-    house.handler.on_command("g", generate(sampling=sampling))
-    house.rest()
-    (end,) = house.ends().values()
+    harness.handler.on_command("g", generate(sampling=sampling))
+    harness.rest()
+    (end,) = harness.ends().values()
     assert isinstance(end, Failure)
     assert (end.code, end.param) == (ErrorCode.INVALID_REQUEST, "temperature")
 
 
-def test_more_than_may_wait_is_refused_as_overload(house: House) -> None:
+def test_more_than_may_wait_is_refused_as_overload(harness: Harness) -> None:
     assert acceptance_queue.MAX_TENANT_WAITING < acceptance_queue.MAX_WAITING
-    house.fill_the_threads()
+    harness.fill_the_threads()
     for index in range(acceptance_queue.MAX_TENANT_WAITING + 1):
-        house.handler.on_command("g", generate(str(index)))
-    house.handler.on_command("g", generate("another tenant's", tenant="other"))
-    refused = [message for message in house.sent if isinstance(message, Failure)]
+        harness.handler.on_command("g", generate(str(index)))
+    harness.handler.on_command("g", generate("another tenant's", tenant="other"))
+    refused = [message for message in harness.sent if isinstance(message, Failure)]
     assert [failure.code for failure in refused] == [ErrorCode.OVERLOADED]
     assert refused[0].retry_after_s is not None
-    house.handler.on_gateway_lost("g")
-    house.rest()
-    assert house.handler.num_unfinished() == 0
+    harness.handler.on_gateway_lost("g")
+    harness.rest()
+    assert harness.handler.num_unfinished() == 0
 
 
-def test_a_request_whose_time_is_up_fails_without_being_looked_at(house: House) -> None:
-    house.fill_the_threads()
-    house.handler.on_command("g", generate("late", deadline_s=0.0))
-    house.rest()
-    end = house.ends()["late"]
+def test_a_request_whose_time_is_up_fails_without_being_looked_at(harness: Harness) -> None:
+    harness.fill_the_threads()
+    harness.handler.on_command("g", generate("late", deadline_s=0.0))
+    harness.rest()
+    end = harness.ends()["late"]
     assert isinstance(end, Failure)
     assert end.code is ErrorCode.DEADLINE_EXCEEDED
-    assert "late" not in house.acceptor.begun
+    assert "late" not in harness.acceptor.begun
 
 
-def test_a_grammar_that_is_ready_only_after_the_end_is_dropped(house: House) -> None:
+def test_a_grammar_that_is_ready_only_after_the_end_is_dropped(harness: Harness) -> None:
     grammar = Grammar(kind="regex", source="a")
-    queue = AcceptanceQueue(house.acceptor, fail_if_called, lambda: 0.0)
+    queue = AcceptanceQueue(harness.acceptor, fail_if_called, lambda: 0.0)
     queue.close()
-    constraint = house.engine.grammars.start(grammar, SamplingParams())
+    constraint = harness.engine.grammars.start(grammar, SamplingParams())
     queue.submit_compiled("g", generate(grammar=grammar), 0.0, constraint)
-    assert house.acceptor.begun == []
+    assert harness.acceptor.begun == []
 
 
 def fail_if_called(*_: object) -> None:
     pytest.fail("nobody listens any more")
 
 
-def test_a_suspect_is_accepted_only_when_it_is_alone(house: House) -> None:
+def test_a_suspect_is_accepted_only_when_it_is_alone(harness: Harness) -> None:
     """What it has tokenised may be what kills engines, and others would die with it."""
     sampling = SamplingParams(temperature=0.0, max_tokens=5)
-    house.handler.on_command("g", generate("other", sampling=sampling))
-    house.loop.run_once(block=False)
-    house.handler.on_command("g", generate("suspect", is_alone=True))
-    house.rest()
-    refused = house.ends()["suspect"]
+    harness.handler.on_command("g", generate("other", sampling=sampling))
+    harness.loop.run_once(block=False)
+    harness.handler.on_command("g", generate("suspect", is_alone=True))
+    harness.rest()
+    refused = harness.ends()["suspect"]
     assert isinstance(refused, Failure)
     assert refused.code is ErrorCode.CREDIT_EXCEEDED
-    assert not house.tokenizer.threads
-    house.handler.on_command("g", generate("suspect", is_alone=True, attempt=2))
-    house.rest()
-    assert house.tokenizer.threads == {threading.current_thread()}
-    assert house.token_ids("suspect") == expected_tokens(PROMPT, 20)
+    assert not harness.tokenizer.threads
+    harness.handler.on_command("g", generate("suspect", is_alone=True, attempt=2))
+    harness.rest()
+    assert harness.tokenizer.threads == {threading.current_thread()}
+    assert harness.token_ids("suspect") == expected_tokens(PROMPT, 20)
 
 
-def test_tenants_take_turns(house: House) -> None:
-    house.fill_the_threads()
+def test_tenants_take_turns(harness: Harness) -> None:
+    harness.fill_the_threads()
     for index in range(5):
-        house.handler.on_command("g", generate(f"many {index}", tenant="many"))
-    house.handler.on_command("g", generate("one", tenant="one"))
-    house.rest()
-    assert house.acceptor.begun.index("one") <= 3
+        harness.handler.on_command("g", generate(f"many {index}", tenant="many"))
+    harness.handler.on_command("g", generate("one", tenant="one"))
+    harness.rest()
+    assert harness.acceptor.begun.index("one") <= 3
 
 
 @pytest.mark.parametrize(
@@ -360,8 +360,8 @@ def test_only_what_is_quick_is_left_to_the_steps_thread(
     assert is_quick(generate(**{"sampling": SamplingParams(), **changes})) is expected
 
 
-def test_the_same_tokens_come_as_from_an_engine_that_accepts_by_itself(house: House) -> None:
+def test_the_same_tokens_come_as_from_an_engine_that_accepts_by_itself(harness: Harness) -> None:
     tokens = expected_tokens(PROMPT, 20)
-    house.handler.on_command("g", generate("resumed", output_token_ids=tuple(tokens[:7])))
-    house.rest()
-    assert house.token_ids("resumed") == tokens[7:]
+    harness.handler.on_command("g", generate("resumed", output_token_ids=tuple(tokens[:7])))
+    harness.rest()
+    assert harness.token_ids("resumed") == tokens[7:]

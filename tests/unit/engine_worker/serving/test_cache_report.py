@@ -45,7 +45,7 @@ class Engine:
         return self.pool.take_changes()
 
 
-class House:
+class Harness:
     def __init__(self) -> None:
         self.now = 0.0
         self.engine = Engine()
@@ -65,52 +65,52 @@ class House:
 
 
 def test_a_newcomer_learns_everything_and_then_the_changes() -> None:
-    house = House()
-    house.engine.name(b"a")
-    house.outlet.versions["g"] = PROTOCOL_VERSION
-    house.reporter.report(is_idle=True)
-    assert house.outlet.sent == [("g", CachedBlocks(is_reset=True, added=(b"a",)))]
-    house.engine.name(b"b")
-    house.reporter.report(is_idle=True)
-    assert house.outlet.sent[1:] == [("g", CachedBlocks(added=(b"b",)))]
-    house.reporter.report(is_idle=True)
-    assert len(house.outlet.sent) == 2
+    harness = Harness()
+    harness.engine.name(b"a")
+    harness.outlet.versions["g"] = PROTOCOL_VERSION
+    harness.reporter.report(is_idle=True)
+    assert harness.outlet.sent == [("g", CachedBlocks(is_reset=True, added=(b"a",)))]
+    harness.engine.name(b"b")
+    harness.reporter.report(is_idle=True)
+    assert harness.outlet.sent[1:] == [("g", CachedBlocks(added=(b"b",)))]
+    harness.reporter.report(is_idle=True)
+    assert len(harness.outlet.sent) == 2
 
 
 def test_a_gateway_of_before_is_told_nothing() -> None:
-    house = House()
-    house.outlet.versions["old"] = OLDEST_VERSION
-    house.engine.name(b"a")
-    house.reporter.report(is_idle=True)
-    assert house.outlet.sent == []
+    harness = Harness()
+    harness.outlet.versions["old"] = OLDEST_VERSION
+    harness.engine.name(b"a")
+    harness.reporter.report(is_idle=True)
+    assert harness.outlet.sent == []
 
 
 def test_while_the_engine_works_changes_are_collected() -> None:
-    house = House()
-    house.outlet.versions["g"] = PROTOCOL_VERSION
-    house.reporter.report(is_idle=False)
-    house.outlet.sent.clear()
+    harness = Harness()
+    harness.outlet.versions["g"] = PROTOCOL_VERSION
+    harness.reporter.report(is_idle=False)
+    harness.outlet.sent.clear()
     for content in (b"a", b"b"):
-        house.engine.name(content)
-        house.reporter.report(is_idle=False)
-    assert house.outlet.sent == []
-    house.now += 1.0
-    house.reporter.report(is_idle=False)
-    assert house.outlet.sent == [("g", CachedBlocks(added=(b"a", b"b")))]
+        harness.engine.name(content)
+        harness.reporter.report(is_idle=False)
+    assert harness.outlet.sent == []
+    harness.now += 1.0
+    harness.reporter.report(is_idle=False)
+    assert harness.outlet.sent == [("g", CachedBlocks(added=(b"a", b"b")))]
 
 
 def test_long_reports_go_in_parts() -> None:
-    house = House()
+    harness = Harness()
     names = [bytes([number]) for number in range(5)]
     for content in names:
-        house.engine.name(content)
-    house.outlet.versions["g"] = PROTOCOL_VERSION
+        harness.engine.name(content)
+    harness.outlet.versions["g"] = PROTOCOL_VERSION
     original, cache_report.MAX_HASHES = cache_report.MAX_HASHES, 2
     try:
-        house.reporter.report(is_idle=True)
+        harness.reporter.report(is_idle=True)
     finally:
         cache_report.MAX_HASHES = original
-    parts = [message for _, message in house.outlet.sent]
+    parts = [message for _, message in harness.outlet.sent]
     assert [part.is_reset for part in parts] == [True, False, False]
     assert [name for part in parts for name in part.added] == names
 
@@ -131,22 +131,22 @@ EVENTS = st.lists(
 @settings(deadline=None, max_examples=150)
 @given(EVENTS)
 def test_every_gateway_knows_exactly_what_is_cached(events: list[tuple[str, str]]) -> None:
-    house = House()
+    harness = Harness()
     for kind, name in events:
         if kind == "name":
-            house.engine.name(name.encode())
+            harness.engine.name(name.encode())
         elif kind == "come":
-            house.outlet.versions[name] = PROTOCOL_VERSION
+            harness.outlet.versions[name] = PROTOCOL_VERSION
         elif kind == "go":
-            house.outlet.versions.pop(name, None)
-            house.reporter.forget_gateway(name)
-            house.known.pop(name, None)
+            harness.outlet.versions.pop(name, None)
+            harness.reporter.forget_gateway(name)
+            harness.known.pop(name, None)
         elif kind == "lose":
-            house.engine.pool.forget_all()
+            harness.engine.pool.forget_all()
         elif kind == "clear":
-            house.engine.pool.forget_unused()
+            harness.engine.pool.forget_unused()
         else:
-            house.report()
-    house.report()
-    for gateway_id in house.outlet.versions:
-        assert house.known[gateway_id] == set(house.engine.cached_blocks())
+            harness.report()
+    harness.report()
+    for gateway_id in harness.outlet.versions:
+        assert harness.known[gateway_id] == set(harness.engine.cached_blocks())

@@ -73,7 +73,7 @@ class FakeOutlet:
         ]
 
 
-class House:
+class Harness:
     """A handler and its step loop around a fake runner, without threads of their own."""
 
     def __init__(self, *gateway_ids: str, **runner_options: Any) -> None:
@@ -130,27 +130,27 @@ def prepare(**changes: Any) -> Prepare:
 
 
 def test_token_ids_are_turned_into_text_beside_the_step_loop() -> None:
-    house = House()
+    harness = Harness()
     command = Detokenize(request_id="d", token_ids=(104, 105), deadline_s=5.0)
-    house.handler.on_command("g", command)
-    house.serve()
-    house.handler.on_command("g", command)
-    sent = [message for _, message in house.outlet.wait_for(2)]
+    harness.handler.on_command("g", command)
+    harness.serve()
+    harness.handler.on_command("g", command)
+    sent = [message for _, message in harness.outlet.wait_for(2)]
     assert isinstance(sent[0], Failure)
     assert sent[0].code is ErrorCode.WORKER_UNAVAILABLE
     assert sent[1] == Detokenized(request_id="d", text="hi")
 
 
 def test_one_step_output_per_step_and_gateway_holds_all_its_requests() -> None:
-    house = House("a", "b")
-    house.serve()
-    house.handler.on_command("a", generate("1"))
-    house.handler.on_command("a", generate("2"))
-    house.handler.on_command("b", generate("3"))
-    house.loop.run_once()
+    harness = Harness("a", "b")
+    harness.serve()
+    harness.handler.on_command("a", generate("1"))
+    harness.handler.on_command("a", generate("2"))
+    harness.handler.on_command("b", generate("3"))
+    harness.loop.run_once()
     outputs = [
         (gateway_id, message)
-        for gateway_id, message in house.outlet.sent
+        for gateway_id, message in harness.outlet.sent
         if isinstance(message, StepOutput)
     ]
     assert [gateway_id for gateway_id, _ in outputs] == ["a", "b"]
@@ -161,126 +161,126 @@ def test_one_step_output_per_step_and_gateway_holds_all_its_requests() -> None:
 
 
 def test_every_request_ends_and_the_counts_return_to_zero() -> None:
-    house = House()
-    house.serve()
+    harness = Harness()
+    harness.serve()
     for index in range(6):
-        house.handler.on_command("g", generate(str(index)))
-    assert house.handler.num_unfinished() == 6
-    house.rest()
-    assert len(house.outlet.ends()) == 6
-    assert house.handler.num_unfinished() == 0
-    assert house.handler.load().num_running == 0
-    assert house.handler.progress_counter() == house.engine.num_steps > 0
+        harness.handler.on_command("g", generate(str(index)))
+    assert harness.handler.num_unfinished() == 6
+    harness.rest()
+    assert len(harness.outlet.ends()) == 6
+    assert harness.handler.num_unfinished() == 0
+    assert harness.handler.load().num_running == 0
+    assert harness.handler.progress_counter() == harness.engine.num_steps > 0
 
 
 def test_before_the_model_is_loaded_work_is_refused_as_unavailable() -> None:
-    house = House()
-    house.handler.on_command("g", generate())
-    house.handler.on_command("g", prepare())
-    codes = [message.code for _, message in house.outlet.sent if isinstance(message, Failure)]
+    harness = Harness()
+    harness.handler.on_command("g", generate())
+    harness.handler.on_command("g", prepare())
+    codes = [message.code for _, message in harness.outlet.sent if isinstance(message, Failure)]
     assert codes == [ErrorCode.WORKER_UNAVAILABLE] * 2
-    assert house.handler.credits("g") is None
+    assert harness.handler.credits("g") is None
 
 
 def test_a_drain_refuses_new_work_and_finishes_what_runs() -> None:
-    house = House()
-    house.serve()
-    house.handler.on_command("g", generate("old"))
-    house.loop.run_once()
-    house.handler.on_drain(5.0)
-    house.handler.on_command("g", generate("new"))
-    _, refused = house.outlet.sent[-1]
+    harness = Harness()
+    harness.serve()
+    harness.handler.on_command("g", generate("old"))
+    harness.loop.run_once()
+    harness.handler.on_drain(5.0)
+    harness.handler.on_command("g", generate("new"))
+    _, refused = harness.outlet.sent[-1]
     assert isinstance(refused, Failure)
     assert (refused.request_id, refused.choice, refused.attempt) == ("new", 0, 1)
     assert refused.code is ErrorCode.WORKER_UNAVAILABLE
-    house.rest()
-    (end,) = house.outlet.ends()
+    harness.rest()
+    (end,) = harness.outlet.ends()
     assert isinstance(end, Finished)
-    assert house.handler.num_unfinished() == 0
+    assert harness.handler.num_unfinished() == 0
 
 
 def test_work_beyond_the_credit_is_refused_before_any_output() -> None:
-    house = House()
-    house.serve(CreditPolicy(max_requests=2, max_tokens=100, max_model_len=10))
+    harness = Harness()
+    harness.serve(CreditPolicy(max_requests=2, max_tokens=100, max_model_len=10))
     for index in range(3):
-        house.handler.on_command("g", generate(str(index)))
-    house.rest()
-    refused = [end for end in house.outlet.ends() if isinstance(end, Failure)]
+        harness.handler.on_command("g", generate(str(index)))
+    harness.rest()
+    refused = [end for end in harness.outlet.ends() if isinstance(end, Failure)]
     assert [(end.request_id, end.code) for end in refused] == [("2", ErrorCode.CREDIT_EXCEEDED)]
 
 
 def test_a_running_request_that_comes_again_beyond_the_credit_still_ends_once() -> None:
-    house = House()
-    house.serve(CreditPolicy(max_requests=1, max_tokens=100, max_model_len=10))
-    house.handler.on_command("g", generate())
-    house.handler.on_command("g", generate())
-    house.rest()
-    (end,) = house.outlet.ends()
+    harness = Harness()
+    harness.serve(CreditPolicy(max_requests=1, max_tokens=100, max_model_len=10))
+    harness.handler.on_command("g", generate())
+    harness.handler.on_command("g", generate())
+    harness.rest()
+    (end,) = harness.outlet.ends()
     assert isinstance(end, Finished)
 
 
 def test_a_request_that_waits_for_its_lease_under_an_endless_deadline_stops_nothing() -> None:
-    house = House()
-    house.serve()
-    house.handler.on_command("g", generate("paused", lease_tokens=0, deadline_s=1e300))
-    house.loop.run_once()
-    waker = threading.Timer(0.05, house.handler.on_command, ("g", generate("next")))
+    harness = Harness()
+    harness.serve()
+    harness.handler.on_command("g", generate("paused", lease_tokens=0, deadline_s=1e300))
+    harness.loop.run_once()
+    waker = threading.Timer(0.05, harness.handler.on_command, ("g", generate("next")))
     waker.start()
-    house.loop.run_once()
+    harness.loop.run_once()
     waker.join()
-    house.rest()
-    assert [end.request_id for end in house.outlet.ends()] == ["next"]
+    harness.rest()
+    assert [end.request_id for end in harness.outlet.ends()] == ["next"]
 
 
 def test_a_lost_gateway_frees_what_it_held() -> None:
-    house = House("a", "b")
-    house.serve()
-    house.handler.on_command("a", generate("1"))
-    house.handler.on_command("b", generate("2"))
-    house.loop.run_once()
-    house.handler.on_gateway_lost("a")
-    house.rest()
-    assert [end.request_id for end in house.outlet.ends()] == ["2"]
-    assert house.engine.load().num_free_blocks == house.engine.load().num_blocks
+    harness = Harness("a", "b")
+    harness.serve()
+    harness.handler.on_command("a", generate("1"))
+    harness.handler.on_command("b", generate("2"))
+    harness.loop.run_once()
+    harness.handler.on_gateway_lost("a")
+    harness.rest()
+    assert [end.request_id for end in harness.outlet.ends()] == ["2"]
+    assert harness.engine.load().num_free_blocks == harness.engine.load().num_blocks
 
 
 def test_a_deadline_counts_from_when_the_command_came() -> None:
-    house = House()
-    house.serve()
-    house.handler.on_command("g", generate(deadline_s=2.0))
-    house.now += 3.0
-    house.rest()
-    (end,) = house.outlet.ends()
+    harness = Harness()
+    harness.serve()
+    harness.handler.on_command("g", generate(deadline_s=2.0))
+    harness.now += 3.0
+    harness.rest()
+    (end,) = harness.outlet.ends()
     assert isinstance(end, Failure)
     assert end.code is ErrorCode.DEADLINE_EXCEEDED
 
 
 def test_a_prompt_is_prepared_beside_the_step_loop() -> None:
-    house = House()
-    house.serve()
-    house.handler.on_command("g", prepare())
-    ((gateway_id, answer),) = house.outlet.wait_for(1)
+    harness = Harness()
+    harness.serve()
+    harness.handler.on_command("g", prepare())
+    ((gateway_id, answer),) = harness.outlet.wait_for(1)
     assert gateway_id == "g"
     assert isinstance(answer, Prepared)
     assert answer.prompt_token_ids == (97, 98, 99)
-    house.handler.close()
+    harness.handler.close()
 
 
 def test_a_wrong_prompt_fails_with_its_field() -> None:
-    house = House()
-    house.serve()
-    house.handler.on_command("g", prepare(prompt=""))
-    house.handler.on_command("g", prepare(deadline_s=0.0))
-    failures = [message for _, message in house.outlet.wait_for(2)]
+    harness = Harness()
+    harness.serve()
+    harness.handler.on_command("g", prepare(prompt=""))
+    harness.handler.on_command("g", prepare(deadline_s=0.0))
+    failures = [message for _, message in harness.outlet.wait_for(2)]
     assert {
         (failure.code, failure.param) for failure in failures if isinstance(failure, Failure)
     } == {(ErrorCode.INVALID_REQUEST, "prompt"), (ErrorCode.DEADLINE_EXCEEDED, None)}
-    house.handler.close()
+    harness.handler.close()
 
 
 def test_what_is_cancelled_is_dropped_and_never_reaches_the_step_loop(monkeypatch: Any) -> None:
-    house = House()
-    house.serve()
+    harness = Harness()
+    harness.serve()
     go, has_begun = threading.Event(), threading.Semaphore(0)
 
     def wait_first(preparer: PromptPreparer, command: Prepare, is_wanted: Any) -> Prepared:
@@ -290,24 +290,24 @@ def test_what_is_cancelled_is_dropped_and_never_reaches_the_step_loop(monkeypatc
 
     monkeypatch.setattr(PromptPreparer, "prepare", wait_first)
     for name in ("begun 1", "begun 2", "waiting 1", "waiting 2"):
-        house.handler.on_command("g", structs.replace(prepare(), request_id=name))
+        harness.handler.on_command("g", structs.replace(prepare(), request_id=name))
     for _ in range(2):
         assert has_begun.acquire(timeout=10)
-    assert house.handler.num_unfinished() == 4
-    house.handler.on_command("g", Cancel(request_id="waiting 1"))
-    house.handler.on_command("g", Cancel(request_id="begun 1"))
-    house.handler.on_command("h", Cancel(request_id="begun 2"))
-    assert house.handler.num_unfinished() == 2
-    assert house.handler.inbox.empty()
+    assert harness.handler.num_unfinished() == 4
+    harness.handler.on_command("g", Cancel(request_id="waiting 1"))
+    harness.handler.on_command("g", Cancel(request_id="begun 1"))
+    harness.handler.on_command("h", Cancel(request_id="begun 2"))
+    assert harness.handler.num_unfinished() == 2
+    assert harness.handler.inbox.empty()
     go.set()
-    answers = [message for _, message in house.outlet.wait_for(2)]
-    house.handler.close()
+    answers = [message for _, message in harness.outlet.wait_for(2)]
+    harness.handler.close()
     assert {one.request_id for one in answers} == {"begun 2", "waiting 2"}  # type: ignore[attr-defined]
 
 
 def test_prompts_of_a_lost_gateway_are_dropped(monkeypatch: Any) -> None:
-    house = House("lost", "g")
-    house.serve()
+    harness = Harness("lost", "g")
+    harness.serve()
     go, has_begun = threading.Event(), threading.Event()
 
     def wait_first(preparer: PromptPreparer, command: Prepare, is_wanted: Any) -> Prepared:
@@ -316,27 +316,27 @@ def test_prompts_of_a_lost_gateway_are_dropped(monkeypatch: Any) -> None:
         return Prepared(request_id=command.request_id, prompt_token_ids=(1,))
 
     monkeypatch.setattr(PromptPreparer, "prepare", wait_first)
-    house.handler.on_command("lost", prepare())
-    house.handler.on_command("lost", prepare())
+    harness.handler.on_command("lost", prepare())
+    harness.handler.on_command("lost", prepare())
     assert has_begun.wait(10)
-    house.handler.on_command("g", prepare())
-    house.handler.on_gateway_lost("lost")
+    harness.handler.on_command("g", prepare())
+    harness.handler.on_gateway_lost("lost")
     go.set()
-    assert [gateway_id for gateway_id, _ in house.outlet.wait_for(1)] == ["g"]
-    house.rest()
-    house.handler.close()
-    assert house.handler.num_unfinished() == 0
+    assert [gateway_id for gateway_id, _ in harness.outlet.wait_for(1)] == ["g"]
+    harness.rest()
+    harness.handler.close()
+    assert harness.handler.num_unfinished() == 0
 
 
 def test_the_loop_sleeps_in_its_inbox_and_wakes_for_work_and_for_the_end() -> None:
-    house = House()
-    house.serve()
-    thread = threading.Thread(target=house.loop.run, daemon=True)
+    harness = Harness()
+    harness.serve()
+    thread = threading.Thread(target=harness.loop.run, daemon=True)
     thread.start()
-    house.handler.on_command("g", generate(want_token_ids=True))
-    house.outlet.wait_for(4)
-    assert house.engine.num_steps == 4
-    house.handler.close()
+    harness.handler.on_command("g", generate(want_token_ids=True))
+    harness.outlet.wait_for(4)
+    assert harness.engine.num_steps == 4
+    harness.handler.close()
     thread.join(timeout=10)
     assert not thread.is_alive()
 
@@ -354,36 +354,36 @@ def test_the_loop_sleeps_in_its_inbox_and_wakes_for_work_and_for_the_end() -> No
     )
 )
 def test_whatever_comes_the_counts_return_to_zero(events: list[tuple[str, str, int]]) -> None:
-    house = House("a", "b", num_blocks=8)
-    house.serve(CreditPolicy(max_requests=4, max_tokens=1000, max_model_len=32))
+    harness = Harness("a", "b", num_blocks=8)
+    harness.serve(CreditPolicy(max_requests=4, max_tokens=1000, max_model_len=32))
     for number, (kind, gateway_id, choice) in enumerate(events):
         if kind == "generate":
             command = generate(choice=choice, attempt=number + 1, lease_tokens=100)
-            house.handler.on_command(gateway_id, command)
+            harness.handler.on_command(gateway_id, command)
         elif kind == "abort":
             abort = Abort(request_id="r", choice=choice, attempt=number)
-            house.handler.on_command(gateway_id, abort)
+            harness.handler.on_command(gateway_id, abort)
         elif kind == "lost":
-            house.handler.on_gateway_lost(gateway_id)
+            harness.handler.on_gateway_lost(gateway_id)
         else:
-            house.loop.run_once(block=False)
-    house.rest()
-    assert house.handler.num_unfinished() == 0
-    assert house.engine.load().num_free_blocks == 8
+            harness.loop.run_once(block=False)
+    harness.rest()
+    assert harness.handler.num_unfinished() == 0
+    assert harness.engine.load().num_free_blocks == 8
 
 
 def test_what_was_done_for_a_lost_gateway_is_reported_to_another_until_it_is_noted() -> None:
-    house = House("old", "g", "h")
-    house.outlet.versions["old"] = OLDEST_VERSION
-    house.serve()
-    house.handler.on_command("g", generate(lease_id="lease", want_token_ids=True))
+    harness = Harness("old", "g", "h")
+    harness.outlet.versions["old"] = OLDEST_VERSION
+    harness.serve()
+    harness.handler.on_command("g", generate(lease_id="lease", want_token_ids=True))
     for _ in range(2):
-        house.loop.run_once()
-    house.outlet.gateways.remove("g")
-    house.handler.on_gateway_lost("g")
-    house.loop.run_once(block=False)
+        harness.loop.run_once()
+    harness.outlet.gateways.remove("g")
+    harness.handler.on_gateway_lost("g")
+    harness.loop.run_once(block=False)
     ((gateway_id, report),) = [
-        (to, message) for to, message in house.outlet.sent if isinstance(message, OrphanUsage)
+        (to, message) for to, message in harness.outlet.sent if isinstance(message, OrphanUsage)
     ]
     assert gateway_id == "h"
     assert isinstance(report, OrphanUsage)
@@ -391,61 +391,61 @@ def test_what_was_done_for_a_lost_gateway_is_reported_to_another_until_it_is_not
     assert (usage.lease_id, usage.stream) == ("lease", "r/0")
     assert (usage.prompt_tokens, usage.completion_tokens) == (3, 2)
     # No answer: once more, after a while.
-    house.now += 10
-    house.loop.run_once()
-    assert house.outlet.sent[-1] == ("h", report)
-    house.handler.on_command("h", OrphanUsageNoted(report_id=report.report_id, engine_id="e"))
-    house.loop.run_once()
-    num_sent = len(house.outlet.sent)
-    house.now += 10
-    house.loop.run_once(block=False)
-    assert len(house.outlet.sent) == num_sent
+    harness.now += 10
+    harness.loop.run_once()
+    assert harness.outlet.sent[-1] == ("h", report)
+    harness.handler.on_command("h", OrphanUsageNoted(report_id=report.report_id, engine_id="e"))
+    harness.loop.run_once()
+    num_sent = len(harness.outlet.sent)
+    harness.now += 10
+    harness.loop.run_once(block=False)
+    assert len(harness.outlet.sent) == num_sent
 
 
 def test_without_a_gateway_that_takes_it_a_report_waits() -> None:
-    house = House("g")
-    house.serve()
-    house.handler.on_command("g", generate(lease_id="lease"))
-    house.loop.run_once()
-    house.outlet.gateways.clear()
-    house.handler.on_gateway_lost("g")
-    house.loop.run_once(block=False)
-    assert not any(isinstance(message, OrphanUsage) for _, message in house.outlet.sent)
-    house.outlet.gateways.append("next")
-    house.now += 2
-    house.loop.run_once()
-    assert any(isinstance(message, OrphanUsage) for _, message in house.outlet.sent)
+    harness = Harness("g")
+    harness.serve()
+    harness.handler.on_command("g", generate(lease_id="lease"))
+    harness.loop.run_once()
+    harness.outlet.gateways.clear()
+    harness.handler.on_gateway_lost("g")
+    harness.loop.run_once(block=False)
+    assert not any(isinstance(message, OrphanUsage) for _, message in harness.outlet.sent)
+    harness.outlet.gateways.append("next")
+    harness.now += 2
+    harness.loop.run_once()
+    assert any(isinstance(message, OrphanUsage) for _, message in harness.outlet.sent)
 
 
 def test_a_suspect_runs_alone_and_others_are_asked_to_try_again() -> None:
-    house = House("g", "h")
-    house.serve()
-    house.handler.on_command("g", generate("first"))
-    house.handler.on_command("g", generate("suspect", is_alone=True))
-    house.loop.run_once()
-    (refused,) = house.outlet.ends()
+    harness = Harness("g", "h")
+    harness.serve()
+    harness.handler.on_command("g", generate("first"))
+    harness.handler.on_command("g", generate("suspect", is_alone=True))
+    harness.loop.run_once()
+    (refused,) = harness.outlet.ends()
     assert isinstance(refused, Failure)
     assert (refused.request_id, refused.code) == ("suspect", ErrorCode.CREDIT_EXCEEDED)
-    house.rest()
-    house.handler.on_command("g", generate("suspect", attempt=2, is_alone=True))
-    house.handler.on_command("h", generate("other"))
-    house.loop.run_once()
-    assert [end.request_id for end in house.outlet.ends()] == ["suspect", "first", "other"]
-    house.rest()
-    assert house.outlet.ends()[-1].request_id == "suspect"
-    house.handler.on_command("h", generate("other", attempt=2))
-    house.rest()
-    assert isinstance(house.outlet.ends()[-1], Finished)
+    harness.rest()
+    harness.handler.on_command("g", generate("suspect", attempt=2, is_alone=True))
+    harness.handler.on_command("h", generate("other"))
+    harness.loop.run_once()
+    assert [end.request_id for end in harness.outlet.ends()] == ["suspect", "first", "other"]
+    harness.rest()
+    assert harness.outlet.ends()[-1].request_id == "suspect"
+    harness.handler.on_command("h", generate("other", attempt=2))
+    harness.rest()
+    assert isinstance(harness.outlet.ends()[-1], Finished)
 
 
 def test_an_engine_with_commands_that_wait_for_a_step_does_not_look_idle() -> None:
-    house = House()
-    house.serve()
-    assert house.handler.load().num_running == 0
-    house.handler.on_command("g", generate())
-    assert house.handler.load().num_running == 1
-    house.rest()
-    assert house.handler.load().num_running == 0
+    harness = Harness()
+    harness.serve()
+    assert harness.handler.load().num_running == 0
+    harness.handler.on_command("g", generate())
+    assert harness.handler.load().num_running == 1
+    harness.rest()
+    assert harness.handler.load().num_running == 0
 
 
 class NoEmbeddings:
@@ -475,22 +475,22 @@ def test_an_engine_that_only_embeds_is_idle_whatever_else_is_said_to_it() -> Non
 
 
 def test_what_is_cached_is_forgotten_when_a_gateway_asks() -> None:
-    house = House()
-    house.serve()
-    house.handler.on_command("g", generate(prompt_token_ids=tuple(range(1, 60))))
-    house.rest()
-    num_cached = len(house.engine.cached_blocks())
+    harness = Harness()
+    harness.serve()
+    harness.handler.on_command("g", generate(prompt_token_ids=tuple(range(1, 60))))
+    harness.rest()
+    num_cached = len(harness.engine.cached_blocks())
     assert num_cached > 0
     for request_id in ("first", "second"):
-        house.handler.on_command("g", ClearCache(request_id=request_id))
-        house.rest()
-    assert house.engine.cached_blocks() == ()
-    cleared = [message for _, message in house.outlet.sent if isinstance(message, CacheCleared)]
+        harness.handler.on_command("g", ClearCache(request_id=request_id))
+        harness.rest()
+    assert harness.engine.cached_blocks() == ()
+    cleared = [message for _, message in harness.outlet.sent if isinstance(message, CacheCleared)]
     assert cleared == [
         CacheCleared(request_id="first", num_blocks=num_cached),
         CacheCleared(request_id="second", num_blocks=0),
     ]
-    assert house.handler.num_unfinished() == 0
+    assert harness.handler.num_unfinished() == 0
 
 
 def test_texts_are_taken_by_an_engine_of_their_kind_alone() -> None:

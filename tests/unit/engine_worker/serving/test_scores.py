@@ -28,7 +28,7 @@ from protocol.wire.messages import (
     ScoredQuestion,
 )
 from tests.fakes.fake_runner import DeterministicFakeRunner, hashed_token, scored_logprob
-from tests.unit.engine_worker.serving.test_handler_and_step_loop import TOKENIZER, House, generate
+from tests.unit.engine_worker.serving.test_handler_and_step_loop import TOKENIZER, Harness, generate
 
 TEMPLATE = ChatTemplate(TOKENIZER, "m")
 PREPARER = ScorePreparer(TOKENIZER, TEMPLATE, vocab_size=TOKENIZER.num_tokens, max_len=100)
@@ -46,8 +46,8 @@ def score(request_id: str = "s", **changes: Any) -> Score:
     return Score(request_id=request_id, **options)
 
 
-class ScoringHouse(House):
-    """A house whose engine scores; `gate` lets tokenising go on."""
+class ScoringHarness(Harness):
+    """A deployment whose engine scores; `gate` lets tokenising go on."""
 
     def __init__(self, *, has_scores: bool = True, **options: Any) -> None:
         super().__init__(**options)
@@ -90,12 +90,12 @@ class ScoringHouse(House):
 
 
 def test_the_answer_has_each_label_of_each_question_in_order() -> None:
-    house = ScoringHouse()
-    house.handler.on_command("g", score())
-    house.wait_for_tokens()
-    assert house.handler.num_unfinished() == 1
-    house.rest()
-    (answer,) = house.answers()
+    harness = ScoringHarness()
+    harness.handler.on_command("g", score())
+    harness.wait_for_tokens()
+    assert harness.handler.num_unfinished() == 1
+    harness.rest()
+    (answer,) = harness.answers()
     assert isinstance(answer, Scored)
     prompt = PREPARER.prepare(score())
     expected = [
@@ -107,60 +107,60 @@ def test_the_answer_has_each_label_of_each_question_in_order() -> None:
     found.frombytes(answer.logprobs)
     assert found.tolist() == expected
     assert answer.num_prompt_tokens == prompt.num_tokens
-    assert house.handler.num_unfinished() == 0
+    assert harness.handler.num_unfinished() == 0
 
 
 def test_what_is_wrong_with_it_is_said_and_an_engine_that_scores_nothing_says_so() -> None:
-    house = ScoringHouse()
-    house.handler.on_command("g", score(label_sets=(("A", "A"), ("B",))))
-    (_, failure), *_ = house.outlet.wait_for(1)
+    harness = ScoringHarness()
+    harness.handler.on_command("g", score(label_sets=(("A", "A"), ("B",))))
+    (_, failure), *_ = harness.outlet.wait_for(1)
     assert isinstance(failure, Failure)
     assert failure.code is ErrorCode.INVALID_REQUEST
-    house = ScoringHouse(has_scores=False)
-    house.handler.on_command("g", score())
-    (_, failure), *_ = house.outlet.wait_for(1)
+    harness = ScoringHarness(has_scores=False)
+    harness.handler.on_command("g", score())
+    (_, failure), *_ = harness.outlet.wait_for(1)
     assert isinstance(failure, Failure)
     assert failure.code is ErrorCode.UNSUPPORTED_PARAMETER
 
 
 def test_a_cancelled_score_is_dropped_wherever_it_is() -> None:
-    house = ScoringHouse()
-    house.gate.clear()
-    house.handler.on_command("g", score("in a thread"))
-    assert house.begun.acquire(timeout=10)
-    house.handler.on_command("g", Cancel(request_id="in a thread"))
-    house.gate.set()
-    house.handler.on_command("g", score("at the loop"))
-    house.wait_for_tokens()
-    house.loop.run_once(block=False)
-    house.handler.on_command("g", Cancel(request_id="at the loop"))
-    house.rest()
-    (told,) = house.answers()
+    harness = ScoringHarness()
+    harness.gate.clear()
+    harness.handler.on_command("g", score("in a thread"))
+    assert harness.begun.acquire(timeout=10)
+    harness.handler.on_command("g", Cancel(request_id="in a thread"))
+    harness.gate.set()
+    harness.handler.on_command("g", score("at the loop"))
+    harness.wait_for_tokens()
+    harness.loop.run_once(block=False)
+    harness.handler.on_command("g", Cancel(request_id="at the loop"))
+    harness.rest()
+    (told,) = harness.answers()
     assert isinstance(told, Scored)
     assert (told.request_id, told.logprobs) == ("at the loop", b"")
-    assert house.handler.num_unfinished() == 0
+    assert harness.handler.num_unfinished() == 0
     # Nobody hands on what is over.
-    house.handler.on_command("g", Cancel(request_id="at the loop"))
-    assert house.handler.inbox.empty()
+    harness.handler.on_command("g", Cancel(request_id="at the loop"))
+    assert harness.handler.inbox.empty()
 
 
 def test_beyond_its_credit_a_gateway_is_refused_and_may_try_again() -> None:
-    house = ScoringHouse()
+    harness = ScoringHarness()
     for number in range(8):
         command = generate(f"r{number}", prompt_token_ids=(1,) * 90)
-        house.handler.on_command("g", command)
-    house.loop.run_once(block=False)
-    house.handler.on_command("g", score())
-    house.wait_for_tokens()
-    house.loop.run_once(block=False)
-    (failure,) = house.answers()
+        harness.handler.on_command("g", command)
+    harness.loop.run_once(block=False)
+    harness.handler.on_command("g", score())
+    harness.wait_for_tokens()
+    harness.loop.run_once(block=False)
+    (failure,) = harness.answers()
     assert isinstance(failure, Failure)
     assert failure.code is ErrorCode.CREDIT_EXCEEDED
-    house.rest()
-    house.handler.on_command("g", score())
-    house.wait_for_tokens()
-    house.rest()
-    assert isinstance(house.answers()[-1], Scored)
+    harness.rest()
+    harness.handler.on_command("g", score())
+    harness.wait_for_tokens()
+    harness.rest()
+    assert isinstance(harness.answers()[-1], Scored)
 
 
 def _raise(*_: Any, **__: Any) -> None:
@@ -171,59 +171,61 @@ def _raise(*_: Any, **__: Any) -> None:
 def test_a_command_that_the_engine_breaks_at_costs_nobody_else_anything(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = ScoringHouse()
-    house.handler.on_command("g", generate("before"))
-    house.loop.run_once(block=False)
-    monkeypatch.setattr(house.engine, method, _raise)
-    house.handler.on_command("g", score("s"))
-    house.wait_for_tokens()
+    harness = ScoringHarness()
+    harness.handler.on_command("g", generate("before"))
+    harness.loop.run_once(block=False)
+    monkeypatch.setattr(harness.engine, method, _raise)
+    harness.handler.on_command("g", score("s"))
+    harness.wait_for_tokens()
     for command in (
         generate("r"),
         ClearCache(request_id="c"),
         Extend(request_id="before", choice=0, attempt=1, lease_tokens=200),
         Abort(request_id="r", attempt=1),
     ):
-        house.handler.on_command("g", command)
-    house.rest()
-    failures = [one for one in house.answers() if isinstance(one, Failure)]
-    failures += [end for end in house.outlet.ends() if isinstance(end, Failure)]
+        harness.handler.on_command("g", command)
+    harness.rest()
+    failures = [one for one in harness.answers() if isinstance(one, Failure)]
+    failures += [end for end in harness.outlet.ends() if isinstance(end, Failure)]
     broken = {"score": ["s"], "add": ["r"], "clear_cache": ["c"]}.get(method, [])
     assert [failure.request_id for failure in failures] == broken
     assert all(failure.code is ErrorCode.INTERNAL_ERROR for failure in failures)
-    assert "before" in {end.request_id for end in house.outlet.ends() if isinstance(end, Finished)}
-    assert house.handler.num_unfinished() == 0
+    assert "before" in {
+        end.request_id for end in harness.outlet.ends() if isinstance(end, Finished)
+    }
+    assert harness.handler.num_unfinished() == 0
 
 
 def test_a_label_of_too_many_tokens_is_refused_before_the_step_loop_sees_it() -> None:
-    house = ScoringHouse()
-    house.handler.on_command("g", score(label_sets=(("Y" * 10, "N"), ("A",))))
-    (_, failure), *_ = house.outlet.wait_for(1)
+    harness = ScoringHarness()
+    harness.handler.on_command("g", score(label_sets=(("Y" * 10, "N"), ("A",))))
+    (_, failure), *_ = harness.outlet.wait_for(1)
     assert isinstance(failure, Failure)
     assert failure.code is ErrorCode.INVALID_REQUEST
     assert "10 tokens of this model" in failure.message
-    house.rest()
-    assert house.handler.num_unfinished() == 0
+    harness.rest()
+    assert harness.handler.num_unfinished() == 0
 
 
 def test_a_gateway_that_is_lost_takes_its_scores_along() -> None:
-    house = ScoringHouse()
-    house.handler.on_command("g", score())
-    house.wait_for_tokens()
-    house.loop.run_once(block=False)
-    house.handler.on_gateway_lost("g")
-    house.rest()
-    assert house.answers() == []
-    assert house.handler.num_unfinished() == 0
+    harness = ScoringHarness()
+    harness.handler.on_command("g", score())
+    harness.wait_for_tokens()
+    harness.loop.run_once(block=False)
+    harness.handler.on_gateway_lost("g")
+    harness.rest()
+    assert harness.answers() == []
+    assert harness.handler.num_unfinished() == 0
 
 
 def test_a_draining_engine_refuses_new_scores_and_ends_old_ones() -> None:
-    house = ScoringHouse()
-    house.handler.on_command("g", score("old"))
-    house.wait_for_tokens()
-    house.handler.on_drain(10.0)
-    house.handler.on_command("g", score("new"))
-    house.rest()
-    assert {type(one): getattr(one, "request_id", "") for one in house.answers()} == {
+    harness = ScoringHarness()
+    harness.handler.on_command("g", score("old"))
+    harness.wait_for_tokens()
+    harness.handler.on_drain(10.0)
+    harness.handler.on_command("g", score("new"))
+    harness.rest()
+    assert {type(one): getattr(one, "request_id", "") for one in harness.answers()} == {
         Failure: "new",
         Scored: "old",
     }

@@ -15,7 +15,7 @@ from gateway.batches.store import Claim
 from gateway.http.errands import Errands
 from gateway.request.caller import Caller
 from protocol.wire.messages import Settle
-from tests.unit.gateway.batches.test_runner import House, good
+from tests.unit.gateway.batches.test_runner import Harness, good
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_of_a_try_s_requests_only_the_one_with_the_answer_is_used(journal: Journ
 
 
 async def test_a_line_s_lease_is_settled_also_when_its_engine_ends_late(tmp_path: Path) -> None:
-    house = House(tmp_path)
+    harness = Harness(tmp_path)
     errands: list[Any] = []
 
     async def ask(path: str, body: bytes, caller: Caller) -> Any:
@@ -60,12 +60,12 @@ async def test_a_line_s_lease_is_settled_also_when_its_engine_ends_late(tmp_path
         errands.append(caller.errand)
         return good()
 
-    house.ask = ask  # type: ignore[method-assign]
-    house.open()
-    await house.until_ended(house.create(1))
-    assert house.ledger.first == {}
+    harness.ask = ask  # type: ignore[method-assign]
+    harness.open()
+    await harness.until_ended(harness.create(1))
+    assert harness.ledger.first == {}
     errands[0].put(settle("lease"))
-    assert house.ledger.first == {"lease": settle("lease")}
+    assert harness.ledger.first == {"lease": settle("lease")}
 
 
 @pytest.mark.parametrize("is_whole", [True, False])
@@ -99,7 +99,7 @@ async def test_a_full_disk_is_no_answer_to_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The route answers 500 then, too, and the line is asked again by whoever has room."""
-    house = House(tmp_path)
+    harness = Harness(tmp_path)
     real, num_failures = Journal.note_lease, 1
 
     def full(journal: Journal, line: int, lease_id: str) -> None:
@@ -111,7 +111,7 @@ async def test_a_full_disk_is_no_answer_to_a_line(
 
     monkeypatch.setattr(Journal, "note_lease", full)
     monkeypatch.setattr("gateway.batches.runner.FIRST_PAUSE_S", 0.0)
-    asking = house.ask
+    asking = harness.ask
 
     async def ask(path: str, body: bytes, caller: Caller) -> Any:
         try:
@@ -119,18 +119,18 @@ async def test_a_full_disk_is_no_answer_to_a_line(
         except OSError:
             return good("a bug's answer")._replace(status=500)
 
-    house.ask = ask  # type: ignore[method-assign]
-    house.open()
-    ended = await house.until_ended(house.create(1))
+    harness.ask = ask  # type: ignore[method-assign]
+    harness.open()
+    ended = await harness.until_ended(harness.create(1))
     assert ended["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
 
 
 async def test_a_batch_that_can_t_be_locked_keeps_no_other_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house = House(tmp_path)
-    batches = [house.create(1), house.create(1)]
-    real, num_claims = house.store.claim, 0
+    harness = Harness(tmp_path)
+    batches = [harness.create(1), harness.create(1)]
+    real, num_claims = harness.store.claim, 0
 
     def claim(tenant: str, batch_id: str) -> Claim | None:
         nonlocal num_claims
@@ -139,17 +139,17 @@ async def test_a_batch_that_can_t_be_locked_keeps_no_other_locked(
             raise OSError(errno.EMFILE, "Too many open files")
         return real(tenant, batch_id)
 
-    monkeypatch.setattr(house.store, "claim", claim)
+    monkeypatch.setattr(harness.store, "claim", claim)
     for batch in batches:
-        assert (await until_ended(house, batch.id))["status"] == "completed"
+        assert (await until_ended(harness, batch.id))["status"] == "completed"
     assert "Too many open files" in caplog.text
-    await house.runner.stop()
+    await harness.runner.stop()
 
 
-async def until_ended(house: House, batch_id: str) -> dict[str, Any]:
+async def until_ended(harness: Harness, batch_id: str) -> dict[str, Any]:
     while True:
-        house.runner.look()
-        found = house.store.find("t", batch_id)
+        harness.runner.look()
+        found = harness.store.find("t", batch_id)
         if found.status in ("failed", "completed"):
             return found.as_object()
         await asyncio.sleep(0.01)
@@ -158,8 +158,8 @@ async def until_ended(house: House, batch_id: str) -> dict[str, Any]:
 def test_a_lock_that_fails_leaves_no_file_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = House(tmp_path)
-    batch = house.create(1)
+    harness = Harness(tmp_path)
+    batch = harness.create(1)
 
     def broken(_fd: int, _how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
@@ -171,30 +171,30 @@ def test_a_lock_that_fails_leaves_no_file_open(
     with monkeypatch.context() as patch:
         patch.setattr("fcntl.flock", broken)
         with pytest.raises(OSError, match="No locks"):
-            house.store.claim("t", batch.id)
+            harness.store.claim("t", batch.id)
     assert num_open() == before
 
 
 async def test_a_look_that_ends_after_the_stop_claims_nothing(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    batch = house.create(1)
-    house.runner.look()
-    await house.runner.stop()
-    claim = house.store.claim("t", batch.id)
+    harness = Harness(tmp_path)
+    batch = harness.create(1)
+    harness.runner.look()
+    await harness.runner.stop()
+    claim = harness.store.claim("t", batch.id)
     assert claim is not None
     claim.release()
-    assert house.asked == []
+    assert harness.asked == []
 
 
 async def test_a_look_that_fails_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house = House(tmp_path)
+    harness = Harness(tmp_path)
 
     def broken() -> list[Any]:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(house.store, "unfinished", broken)
-    house.runner.look()
-    await house.runner.stop()
+    monkeypatch.setattr(harness.store, "unfinished", broken)
+    harness.runner.look()
+    await harness.runner.stop()
     assert "looking for batches failed" in caplog.text

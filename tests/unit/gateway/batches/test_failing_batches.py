@@ -13,7 +13,7 @@ from gateway.batches.line_runs import LineAnswer
 from gateway.batches.runner import MAX_TRIES
 from gateway.batches.store import Claim
 from gateway.request.caller import Caller
-from tests.unit.gateway.batches.test_runner import CHAT, House, good
+from tests.unit.gateway.batches.test_runner import CHAT, Harness, good
 
 LIMIT_S = 20
 """Of a test that would never end with what it is about."""
@@ -32,73 +32,73 @@ def nested(custom_id: str, num_levels: int) -> str:
 
 @pytest.mark.parametrize("num_levels", [254, 900])
 async def test_a_line_nested_too_deeply_is_its_own_400(tmp_path: Path, num_levels: int) -> None:
-    house = House(tmp_path)
-    texts = [*house.texts(2), nested("deep", num_levels)]
+    harness = Harness(tmp_path)
+    texts = [*harness.texts(2), nested("deep", num_levels)]
     async with asyncio.timeout(LIMIT_S):
-        batch = await house.until_ended(house.create_of([texts[0], texts[2], texts[1]]))
+        batch = await harness.until_ended(harness.create_of([texts[0], texts[2], texts[1]]))
     assert batch["status"] == "completed"
     assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
-    told = house.told(batch["error_file_id"])["deep"]["response"]
+    told = harness.told(batch["error_file_id"])["deep"]["response"]
     assert told["status_code"] == 400
     assert told["body"]["error"]["code"] == "invalid_request"
     assert "254 levels" in told["body"]["error"]["message"]
-    assert sorted(house.asked) == ["c0", "c1"]
+    assert sorted(harness.asked) == ["c0", "c1"]
 
 
 async def test_the_deepest_line_that_can_be_written_is_asked(tmp_path: Path) -> None:
-    house = House(tmp_path)
+    harness = Harness(tmp_path)
     async with asyncio.timeout(LIMIT_S):
-        batch = await house.until_ended(house.create_of([nested("deep", 253)]))
+        batch = await harness.until_ended(harness.create_of([nested("deep", 253)]))
     assert batch["request_counts"]["completed"] == 1
 
 
 async def test_a_line_whose_request_raises_is_a_500_and_the_others_go_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house = House(tmp_path)
+    harness = Harness(tmp_path)
 
     def answer(custom_id: str) -> LineAnswer:
         if custom_id == "c1":
             raise RuntimeError("a bug before anything was answered")
         return good()
 
-    house.answer = answer
+    harness.answer = answer
     async with asyncio.timeout(LIMIT_S):
-        batch = await house.until_ended(house.create(4))
+        batch = await harness.until_ended(harness.create(4))
     assert batch["status"] == "completed"
     assert batch["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
-    told = house.told(batch["error_file_id"])["c1"]["response"]
+    told = harness.told(batch["error_file_id"])["c1"]["response"]
     assert (told["status_code"], told["body"]["error"]["code"]) == (500, "internal_error")
     assert "a bug before anything was answered" in caplog.text
-    assert house.asked.count("c1") == 1
+    assert harness.asked.count("c1") == 1
 
 
 async def test_a_line_that_raises_at_the_end_of_the_process_is_run_again(tmp_path: Path) -> None:
-    house, has_asked = House(tmp_path), asyncio.Event()
+    harness, has_asked = Harness(tmp_path), asyncio.Event()
 
     async def ask(path: str, body: bytes, caller: Caller) -> LineAnswer:
-        house.runner.begin_to_stop()
+        harness.runner.begin_to_stop()
         has_asked.set()
         raise RuntimeError("the server stops")
 
-    asking, house.ask = house.ask, ask  # type: ignore[method-assign]
-    house.open()
-    batch = house.create(1)
-    house.runner.look()
+    asking, harness.ask = harness.ask, ask  # type: ignore[method-assign]
+    harness.open()
+    batch = harness.create(1)
+    harness.runner.look()
     async with asyncio.timeout(LIMIT_S):
         await has_asked.wait()
-    await house.runner.stop()
-    assert house.store.find("t", batch.id).status == "in_progress"
-    house.ask = asking  # type: ignore[method-assign]
-    house.open()
-    ended = await house.until_ended(batch)
+    await harness.runner.stop()
+    assert harness.store.find("t", batch.id).status == "in_progress"
+    harness.ask = asking  # type: ignore[method-assign]
+    harness.open()
+    ended = await harness.until_ended(batch)
     assert ended["request_counts"]["completed"] == 1
 
 
 async def test_a_batch_that_keeps_failing_ends_with_the_answers_that_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house, num_tries = House(tmp_path), 0
+    harness, num_tries = Harness(tmp_path), 0
     real = Journal.note_done
 
     def broken(journal: Journal, line: int, *rest: Any) -> None:
@@ -110,14 +110,14 @@ async def test_a_batch_that_keeps_failing_ends_with_the_answers_that_it_has(
 
     monkeypatch.setattr(Journal, "note_done", broken)
     async with asyncio.timeout(LIMIT_S):
-        batch = await house.until_ended(house.create(2))
+        batch = await harness.until_ended(harness.create(2))
     assert batch["status"] == "failed"
     assert batch["failed_at"] is not None
     (error,) = batch["errors"]["data"]
     assert error["code"] == "internal_error"
     assert f"{MAX_TRIES} times" in error["message"]
     assert MAX_TRIES <= num_tries <= MAX_TRIES + 1  # the first one beside an answer
-    assert set(house.told(batch["output_file_id"])) == {"c0"}
+    assert set(harness.told(batch["output_file_id"])) == {"c0"}
     assert batch["request_counts"] == {"total": 2, "completed": 1, "failed": 0}
     assert "a bug" in caplog.text
     assert not list(tmp_path.glob("batches/*/*/*.jsonl"))  # noqa: ASYNC240
@@ -126,7 +126,7 @@ async def test_a_batch_that_keeps_failing_ends_with_the_answers_that_it_has(
 async def test_a_batch_that_goes_on_meanwhile_is_not_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house, failed = House(tmp_path), set[int]()
+    harness, failed = Harness(tmp_path), set[int]()
     real = Journal.note_done
 
     def broken(journal: Journal, line: int, *rest: Any) -> None:
@@ -136,9 +136,9 @@ async def test_a_batch_that_goes_on_meanwhile_is_not_given_up(
         real(journal, line, *rest)
 
     monkeypatch.setattr(Journal, "note_done", broken)
-    house.num_free = 1
+    harness.num_free = 1
     async with asyncio.timeout(LIMIT_S):
-        batch = await house.until_ended(house.create(3 * MAX_TRIES))
+        batch = await harness.until_ended(harness.create(3 * MAX_TRIES))
     assert batch["status"] == "completed"
     assert batch["request_counts"]["completed"] == 3 * MAX_TRIES
 
@@ -146,15 +146,15 @@ async def test_a_batch_that_goes_on_meanwhile_is_not_given_up(
 async def test_a_batch_whose_answers_can_t_be_handed_over_ends_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = House(tmp_path)
+    harness = Harness(tmp_path)
 
     def broken(*_args: Any, **_options: Any) -> None:
         raise RuntimeError("a bug")
 
-    batch = house.create(1)
-    monkeypatch.setattr(house.files, "finish", broken)
+    batch = harness.create(1)
+    monkeypatch.setattr(harness.files, "finish", broken)
     async with asyncio.timeout(LIMIT_S):
-        ended = await house.until_ended(batch)
+        ended = await harness.until_ended(batch)
     assert ended["status"] == "failed"
     assert ended["output_file_id"] is None
 
@@ -162,41 +162,41 @@ async def test_a_batch_whose_answers_can_t_be_handed_over_ends_without(
 async def test_a_full_disk_is_waited_for_until_the_window_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house, num_tries = House(tmp_path), 0
+    harness, num_tries = Harness(tmp_path), 0
 
     def full(journal: Journal, line: int, lease_id: str) -> None:
         nonlocal num_tries
         num_tries += 1
         if num_tries > 3 * MAX_TRIES:
-            house.clock.now += 25 * 3600
+            harness.clock.now += 25 * 3600
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Journal, "note_lease", full)
     async with asyncio.timeout(LIMIT_S):
-        batch = await house.until_ended(house.create(1))
+        batch = await harness.until_ended(harness.create(1))
     assert num_tries == 3 * MAX_TRIES + 1
     assert batch["status"] == "failed"
 
 
 async def test_an_input_that_vanished_is_not_waited_for(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    batch = house.create(1)
+    harness = Harness(tmp_path)
+    batch = harness.create(1)
     (input_path,) = tmp_path.glob("batches/*/*/input.jsonl")  # noqa: ASYNC240
-    claim = house.store.claim("t", batch.id)
+    claim = harness.store.claim("t", batch.id)
     assert claim is not None
     claim.batch.status = "in_progress"
     claim.save()
     claim.release()
     input_path.unlink()
     async with asyncio.timeout(LIMIT_S):
-        ended = await house.until_ended(batch)
+        ended = await harness.until_ended(batch)
     assert ended["status"] == "failed"
 
 
-def take_up(house: House, texts: list[str]) -> tuple[Any, Path]:
+def take_up(harness: Harness, texts: list[str]) -> tuple[Any, Path]:
     """A batch whose lines were checked, as an earlier gateway left it."""
-    batch = house.create_of(texts)
-    claim: Claim | None = house.store.claim("t", batch.id)
+    batch = harness.create_of(texts)
+    claim: Claim | None = harness.store.claim("t", batch.id)
     assert claim is not None
     claim.batch.status = "in_progress"
     claim.batch.counts.total = len(texts)
@@ -207,25 +207,27 @@ def take_up(house: House, texts: list[str]) -> tuple[Any, Path]:
 
 async def test_a_line_longer_than_today_s_bound_is_its_own_refusal(tmp_path: Path) -> None:
     """The bound of a body was lowered after the check, and the route refuses that line."""
-    house = House(tmp_path)
-    long = json.loads(house.texts(1, custom_id="long")[0])
+    harness = Harness(tmp_path)
+    long = json.loads(harness.texts(1, custom_id="long")[0])
     long["body"]["x"] = "y" * 20_000
-    house.answer = lambda custom_id: good()._replace(status=413) if custom_id == "long" else good()
+    harness.answer = lambda custom_id: (
+        good()._replace(status=413) if custom_id == "long" else good()
+    )
     long["body"]["user"] = "long"
-    batch, _ = take_up(house, [*house.texts(2), json.dumps(long)])
+    batch, _ = take_up(harness, [*harness.texts(2), json.dumps(long)])
     async with asyncio.timeout(LIMIT_S):
-        ended = await house.until_ended(batch)
+        ended = await harness.until_ended(batch)
     assert ended["status"] == "completed"
     assert ended["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
-    assert house.told(ended["error_file_id"])["long"]["response"]["status_code"] == 413
+    assert harness.told(ended["error_file_id"])["long"]["response"]["status_code"] == 413
 
 
 async def test_an_input_that_was_changed_fails_its_batch_at_once(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    batch, path = take_up(house, house.texts(1))
+    harness = Harness(tmp_path)
+    batch, path = take_up(harness, harness.texts(1))
     path.write_text("x")
     async with asyncio.timeout(LIMIT_S):
-        ended = await house.until_ended(batch)
+        ended = await harness.until_ended(batch)
     assert ended["status"] == "failed"
     (error,) = ended["errors"]["data"]
     assert (error["code"], error["line"]) == ("invalid_json_line", 1)

@@ -51,7 +51,7 @@ class Ledger:
         return Counter(settle.request_id for settle in self.first.values() if not settle.is_unused)
 
 
-class House:
+class Harness:
     """Files, batches and a runner; `answer` is what a line is answered."""
 
     def __init__(self, folder: Path) -> None:
@@ -162,14 +162,14 @@ def bad(status: int = 400, **headers: str) -> LineAnswer:
 
 
 async def test_every_line_has_its_answer_in_one_of_two_files(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    house.answer = lambda custom_id: bad() if custom_id == "c3" else good(custom_id)
-    batch = await house.until_ended(house.create(10))
+    harness = Harness(tmp_path)
+    harness.answer = lambda custom_id: bad() if custom_id == "c3" else good(custom_id)
+    batch = await harness.until_ended(harness.create(10))
     assert batch["status"] == "completed"
     assert batch["request_counts"] == {"total": 10, "completed": 9, "failed": 1}
     assert batch["usage"]["total_tokens"] == 50
     assert batch["metadata"] == {"a": "b"}
-    output, errors = house.told(batch["output_file_id"]), house.told(batch["error_file_id"])
+    output, errors = harness.told(batch["output_file_id"]), harness.told(batch["error_file_id"])
     assert set(output) == {f"c{one}" for one in range(10)} - {"c3"}
     assert output["c1"]["response"] == {
         "status_code": 200,
@@ -178,111 +178,114 @@ async def test_every_line_has_its_answer_in_one_of_two_files(tmp_path: Path) -> 
     }
     assert output["c1"]["error"] is None
     assert errors["c3"]["response"]["status_code"] == 400
-    assert house.ledger.used() == Counter({f"c{one}": 1 for one in range(10)})
-    stored = house.files.find("t", batch["output_file_id"])
+    assert harness.ledger.used() == Counter({f"c{one}": 1 for one in range(10)})
+    stored = harness.files.find("t", batch["output_file_id"])
     assert stored.purpose == "batch_output"
 
 
 async def test_no_more_lines_are_under_way_than_there_is_room_for(tmp_path: Path) -> None:
     for num_free, most in ((2, 2), (100, 3)):
-        house = House(tmp_path / str(most))
-        house.num_free = num_free
+        harness = Harness(tmp_path / str(most))
+        harness.num_free = num_free
         is_full = asyncio.Event()
 
         async def answer(
-            custom_id: str, house: House = house, most: int = most, is_full: asyncio.Event = is_full
+            custom_id: str,
+            harness: Harness = harness,
+            most: int = most,
+            is_full: asyncio.Event = is_full,
         ) -> LineAnswer:
-            if house.under_way == most:
+            if harness.under_way == most:
                 is_full.set()
             await is_full.wait()  # nothing ends before there is no room left
             return good()
 
-        house.answer = answer
-        await house.until_ended(house.create(20))
-        assert house.most_under_way == most
+        harness.answer = answer
+        await harness.until_ended(harness.create(20))
+        assert harness.most_under_way == most
 
 
 async def test_a_line_that_finds_the_server_full_is_asked_again_and_booked_once(
     tmp_path: Path,
 ) -> None:
-    house = House(tmp_path)
+    harness = Harness(tmp_path)
 
     def answer(custom_id: str) -> LineAnswer:
-        return good() if house.asked.count(custom_id) > 1 else bad(503)
+        return good() if harness.asked.count(custom_id) > 1 else bad(503)
 
-    house.answer = answer
-    batch = await house.until_ended(house.create(3))
+    harness.answer = answer
+    batch = await harness.until_ended(harness.create(3))
     assert batch["request_counts"] == {"total": 3, "completed": 3, "failed": 0}
-    assert len(house.asked) == 6
-    assert house.ledger.used() == Counter({"c0": 1, "c1": 1, "c2": 1})
+    assert len(harness.asked) == 6
+    assert harness.ledger.used() == Counter({"c0": 1, "c1": 1, "c2": 1})
 
 
 async def test_what_makes_no_sense_to_ask_again_is_an_error(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    house.answer = lambda _id: bad(429, **{"x-should-retry": "false"})
-    batch = await house.until_ended(house.create(2))
+    harness = Harness(tmp_path)
+    harness.answer = lambda _id: bad(429, **{"x-should-retry": "false"})
+    batch = await harness.until_ended(harness.create(2))
     assert batch["request_counts"]["failed"] == 2
     assert batch["output_file_id"] is None
 
 
 async def test_a_wrong_file_fails_and_says_why(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    batch = await house.until_ended(house.create(2, url="/v1/embeddings"))
+    harness = Harness(tmp_path)
+    batch = await harness.until_ended(harness.create(2, url="/v1/embeddings"))
     assert batch["status"] == "failed"
     assert [error["line"] for error in batch["errors"]["data"]] == [1, 2]
     assert batch["errors"]["data"][0]["code"] == "mismatched_url"
-    assert house.asked == []
+    assert harness.asked == []
 
 
 async def test_the_input_may_be_deleted_and_another_tenant_sees_nothing(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    batch = house.create(3)
+    harness = Harness(tmp_path)
+    batch = harness.create(3)
     with pytest.raises(ResourceNotFoundError):
-        house.store.find("other", batch.id)
+        harness.store.find("other", batch.id)
     with pytest.raises(ResourceNotFoundError):
-        house.store.cancel("other", batch.id)
-    assert house.store.list("other") == []
-    house.files.remove("t", batch.input_file_id)
-    assert (await house.until_ended(batch))["status"] == "completed"
+        harness.store.cancel("other", batch.id)
+    assert harness.store.list("other") == []
+    harness.files.remove("t", batch.input_file_id)
+    assert (await harness.until_ended(batch))["status"] == "completed"
 
 
 async def test_a_cancelled_batch_ends_and_tells_what_was_not_begun(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    batch = house.create(10)
+    harness = Harness(tmp_path)
+    batch = harness.create(10)
 
     def answer(custom_id: str) -> LineAnswer:
         if custom_id == "c4":
-            assert house.store.cancel("t", batch.id).status == "cancelling"
+            assert harness.store.cancel("t", batch.id).status == "cancelling"
         return good()
 
-    house.answer = answer
-    ended = await house.until_ended(batch)
+    harness.answer = answer
+    ended = await harness.until_ended(batch)
     assert ended["status"] == "cancelled"
     counts = ended["request_counts"]
     assert counts["completed"] + counts["failed"] == counts["total"] == 10
     assert counts["completed"] >= 5
-    errors = house.told(ended["error_file_id"])
+    errors = harness.told(ended["error_file_id"])
     assert {one["error"]["code"] for one in errors.values()} == {"batch_cancelled"}
-    assert house.store.cancel("t", batch.id).status == "cancelled"
+    assert harness.store.cancel("t", batch.id).status == "cancelled"
 
 
 async def test_a_batch_whose_window_is_over_ends_as_expired(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    batch = house.create(4)
+    harness = Harness(tmp_path)
+    batch = harness.create(4)
 
     def answer(custom_id: str) -> LineAnswer:
-        house.clock.now += 86_400
+        harness.clock.now += 86_400
         return good()
 
-    house.answer = answer
-    ended = await house.until_ended(batch)
+    harness.answer = answer
+    ended = await harness.until_ended(batch)
     assert ended["status"] == "expired"
     assert ended["expired_at"] is not None
-    errors = house.told(ended["error_file_id"])
+    errors = harness.told(ended["error_file_id"])
     assert {one["error"]["code"] for one in errors.values()} == {"batch_expired"}
-    assert house.store.sweep() == 0
-    house.clock.now += 40 * 86_400
-    assert house.store.sweep() == 1
+    assert harness.store.sweep() == 0
+    harness.clock.now += 40 * 86_400
+    assert harness.store.sweep() == 1
 
 
 @pytest.mark.parametrize("num_bytes_kept", [None, 0, 1, 30, 300, 700])
@@ -290,8 +293,8 @@ async def test_a_killed_gateway_s_lines_are_taken_up_and_each_is_booked_once(
     tmp_path: Path, num_bytes_kept: int | None
 ) -> None:
     """A kill at any byte of the journal: what the disk held then is what the next one finds."""
-    house = House(tmp_path / "first")
-    batch = house.create(6)
+    harness = Harness(tmp_path / "first")
+    batch = harness.create(6)
     hangs = asyncio.Event()
 
     async def answer(custom_id: str) -> LineAnswer:
@@ -299,13 +302,13 @@ async def test_a_killed_gateway_s_lines_are_taken_up_and_each_is_booked_once(
             await hangs.wait()
         return good(custom_id)
 
-    house.answer = answer
-    house.runner.look()
-    await house.has_asked_all.wait()
-    shutil.copytree(house.folder, tmp_path / "second")
-    later = House(tmp_path / "second")
+    harness.answer = answer
+    harness.runner.look()
+    await harness.has_asked_all.wait()
+    shutil.copytree(harness.folder, tmp_path / "second")
+    later = Harness(tmp_path / "second")
     # What was booked before the kill stays booked.
-    later.ledger.first = dict(house.ledger.first)
+    later.ledger.first = dict(harness.ledger.first)
     later.num_leases = 100
     (journal,) = (tmp_path / "second").glob("batches/*/*/journal.jsonl")
     if num_bytes_kept is not None:
@@ -324,29 +327,29 @@ async def test_a_killed_gateway_s_lines_are_taken_up_and_each_is_booked_once(
     assert later.ledger.used() == Counter({f"c{one}": 1 for one in range(6)})
     assert set(later.told(ended["output_file_id"])) == {f"c{one}" for one in range(6)}
     hangs.set()
-    await house.runner.stop()
+    await harness.runner.stop()
 
 
 async def test_two_gateways_of_one_folder_never_work_on_one_batch(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    batch = house.create(30)
-    first = house.runner
+    harness = Harness(tmp_path)
+    batch = harness.create(30)
+    first = harness.runner
     first.look()
-    house.open()  # a second gateway; locks are by open file, so one process shows it as well
-    house.runner.look()
-    ended = await house.until_ended(batch)
+    harness.open()  # a second gateway; locks are by open file, so one process shows it as well
+    harness.runner.look()
+    ended = await harness.until_ended(batch)
     await first.stop()
     assert ended["request_counts"]["completed"] == 30
-    assert len(house.asked) == 30
+    assert len(harness.asked) == 30
 
 
 async def test_a_batch_of_a_file_for_something_else_is_refused(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    file_id, path = house.files.begin("t")
+    harness = Harness(tmp_path)
+    file_id, path = harness.files.begin("t")
     path.write_text("x")
-    house.files.finish("t", file_id, "x", "user_data")
+    harness.files.finish("t", file_id, "x", "user_data")
     with pytest.raises(InvalidRequestError, match="user_data"):
-        house.store.create(
+        harness.store.create(
             "t",
             key_digest="",
             key_id="",
@@ -359,43 +362,43 @@ async def test_a_batch_of_a_file_for_something_else_is_refused(tmp_path: Path) -
 
 
 async def test_who_waits_for_its_limits_keeps_nobody_else_from_running(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    limited = house.create(9, "limited")
+    harness = Harness(tmp_path)
+    limited = harness.create(9, "limited")
 
     def answer(custom_id: str) -> LineAnswer:
         return good() if other_has_begun else bad(429, **{"retry-after": "60"})
 
-    house.answer, other_has_begun = answer, False
-    house.runner.look()
-    while len(house.asked) < 3:  # noqa: ASYNC110 - as many as may be under way at a time
+    harness.answer, other_has_begun = answer, False
+    harness.runner.look()
+    while len(harness.asked) < 3:  # noqa: ASYNC110 - as many as may be under way at a time
         await asyncio.sleep(0)
     other_has_begun = True
-    other = house.create(5)
-    house.num_free = 100
+    other = harness.create(5)
+    harness.num_free = 100
     async with asyncio.timeout(20):
-        while house.store.find("t", other.id).status != "completed":
-            house.runner.look()
+        while harness.store.find("t", other.id).status != "completed":
+            harness.runner.look()
             await asyncio.sleep(0.01)
-    assert house.store.find("limited", limited.id).status == "in_progress"
-    assert len(house.asked) == 3 + 5
-    await house.runner.stop()
+    assert harness.store.find("limited", limited.id).status == "in_progress"
+    assert len(harness.asked) == 3 + 5
+    await harness.runner.stop()
 
 
 async def test_inputs_are_bounded_also_when_their_files_are_deleted(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    wrong = house.create(3, url="/v1/embeddings")
-    house.files.remove("t", wrong.input_file_id)
-    assert (await house.until_ended(wrong))["status"] == "failed"
+    harness = Harness(tmp_path)
+    wrong = harness.create(3, url="/v1/embeddings")
+    harness.files.remove("t", wrong.input_file_id)
+    assert (await harness.until_ended(wrong))["status"] == "failed"
     assert not list(tmp_path.glob("batches/*/*/input.jsonl"))  # noqa: ASYNC240
-    house.open()
-    size = house.create(20).input_file_id
-    bounds = FileBounds(100, 2 * house.files.find("t", size).num_bytes, 10**8, 86_400)
-    house.files = FileStore(tmp_path / "files", bounds, house.clock)
-    house.store = BatchStore(tmp_path / "batches", house.files, 86_400, house.clock)
-    house.files.remove("t", size)
-    house.files.remove("t", house.create(20).input_file_id)
+    harness.open()
+    size = harness.create(20).input_file_id
+    bounds = FileBounds(100, 2 * harness.files.find("t", size).num_bytes, 10**8, 86_400)
+    harness.files = FileStore(tmp_path / "files", bounds, harness.clock)
+    harness.store = BatchStore(tmp_path / "batches", harness.files, 86_400, harness.clock)
+    harness.files.remove("t", size)
+    harness.files.remove("t", harness.create(20).input_file_id)
     with pytest.raises(InvalidRequestError, match="bytes of input"):
-        house.create(20)
+        harness.create(20)
 
 
 def open_descriptors(folder: Path) -> int:
@@ -407,9 +410,9 @@ def open_descriptors(folder: Path) -> int:
 async def test_a_tenant_s_batches_hold_few_files_open_and_each_has_its_turn(
     tmp_path: Path,
 ) -> None:
-    house = House(tmp_path)
-    house.answer = lambda _id: bad(429)  # its limits are used up
-    batches = [house.create(1) for _ in range(3 * MAX_OPEN_A_TENANT)]
+    harness = Harness(tmp_path)
+    harness.answer = lambda _id: bad(429)  # its limits are used up
+    batches = [harness.create(1) for _ in range(3 * MAX_OPEN_A_TENANT)]
     seen: set[str] = set()
 
     def begun() -> set[str]:
@@ -421,25 +424,25 @@ async def test_a_tenant_s_batches_hold_few_files_open_and_each_has_its_turn(
 
     async with asyncio.timeout(20):
         while len(seen) < len(batches):
-            house.runner.look()
+            harness.runner.look()
             await asyncio.sleep(0.01)
             seen = begun()
             assert open_descriptors(tmp_path) <= 5 * MAX_OPEN_A_TENANT
-            house.monotonic.now += TURN_S / 10
+            harness.monotonic.now += TURN_S / 10
     # Nobody else had to wait for that.
-    house.answer = lambda _id: good()
-    other = house.create(1, "other")
+    harness.answer = lambda _id: good()
+    other = harness.create(1, "other")
     async with asyncio.timeout(20):
-        while house.store.find("other", other.id).status != "completed":
-            house.runner.look()
+        while harness.store.find("other", other.id).status != "completed":
+            harness.runner.look()
             await asyncio.sleep(0.01)
-    await house.runner.stop()
+    await harness.runner.stop()
 
 
 async def test_a_line_that_two_models_were_asked_for_leaves_no_lease_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    house = House(tmp_path)
+    harness = Harness(tmp_path)
 
     async def ask(_path: str, body: bytes, caller: Caller) -> LineAnswer:
         custom_id = json.loads(body)["user"]
@@ -456,10 +459,10 @@ async def test_a_line_that_two_models_were_asked_for_leaves_no_lease_open(
             caller.errand.put(settle)
         return good()
 
-    monkeypatch.setattr(house, "ask", ask)
-    house.open()
-    told = await house.until_ended(house.create(2))
+    monkeypatch.setattr(harness, "ask", ask)
+    harness.open()
+    told = await harness.until_ended(harness.create(2))
     assert told["request_counts"]["completed"] == 2
     assert told["usage"]["input_tokens"] == 6
-    is_unused = {lease_id: one.is_unused for lease_id, one in house.ledger.first.items()}
+    is_unused = {lease_id: one.is_unused for lease_id, one in harness.ledger.first.items()}
     assert is_unused == {"short-c0": True, "long-c0": False, "short-c1": True, "long-c1": False}

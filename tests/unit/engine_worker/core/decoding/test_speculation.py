@@ -82,7 +82,7 @@ CHEAP = {1: 0.010, 2: 0.0102, 4: 0.011, 8: 0.012, 16: 0.015}
 DEAR = {1: 0.010, 2: 0.020, 4: 0.040, 8: 0.080, 16: 0.160}
 
 
-class House:
+class Harness:
     def __init__(
         self,
         next_token: NextToken,
@@ -126,7 +126,7 @@ class House:
         self.told.deltas.extend(output.deltas)
         self.told.ends.extend(output.ends)
 
-    def rest(self) -> "House":
+    def rest(self) -> "Harness":
         for _ in range(5000):
             if not self.engine.has_work():
                 return self
@@ -173,12 +173,12 @@ def test_outputs_are_the_same_with_drafts_and_without(
 ) -> None:
     found = []
     for each in (OFF, mode):
-        house = House(next_token, each, max_num_seqs=3)
+        harness = Harness(next_token, each, max_num_seqs=3)
         for index, changes in enumerate(MIXED):
-            house.add(str(index), **changes)
-        found.append(house.rest().outcome())
-        assert house.all_blocks_are_back()
-        counted = house.counted()
+            harness.add(str(index), **changes)
+        found.append(harness.rest().outcome())
+        assert harness.all_blocks_are_back()
+        counted = harness.counted()
         if each is OFF:
             assert counted == {}
         elif next_token in (song, song_with_mistakes):
@@ -187,41 +187,41 @@ def test_outputs_are_the_same_with_drafts_and_without(
 
 
 def test_what_repeats_takes_fewer_steps_and_each_tells_one_delta() -> None:
-    house = House(song, AUTO)
-    house.add(max_tokens=300)
-    house.rest()
+    harness = Harness(song, AUTO)
+    harness.add(max_tokens=300)
+    harness.rest()
     # The song is heard once before it can be drafted.
-    assert len(house.runner.batches) < len(SONG) + 10 + (300 - len(SONG)) / 8
-    assert max(house.runner.drafts()) == MAX_DRAFT_TOKENS
-    assert len(house.told.deltas) <= len(house.runner.batches)
+    assert len(harness.runner.batches) < len(SONG) + 10 + (300 - len(SONG)) / 8
+    assert max(harness.runner.drafts()) == MAX_DRAFT_TOKENS
+    assert len(harness.told.deltas) <= len(harness.runner.batches)
 
 
 def test_the_prompt_is_drafted_from_as_well() -> None:
-    house = House(song, AUTO)
-    house.add(prompt_token_ids=SONG * 2, max_tokens=60)
-    house.rest()
-    assert len(house.runner.batches) < 25
+    harness = Harness(song, AUTO)
+    harness.add(prompt_token_ids=SONG * 2, max_tokens=60)
+    harness.rest()
+    assert len(harness.runner.batches) < 25
 
 
 def test_text_without_habits_costs_nothing() -> None:
     for step_s in (CHEAP, DEAR):
-        drafting, plain = House(letters, AUTO, step_s), House(letters, OFF, step_s)
-        for house in (drafting, plain):
-            house.add(max_tokens=400)
-            house.rest()
+        drafting, plain = Harness(letters, AUTO, step_s), Harness(letters, OFF, step_s)
+        for harness in (drafting, plain):
+            harness.add(max_tokens=400)
+            harness.rest()
         assert drafting.clock.now - 100 < 1.02 * (plain.clock.now - 100)
 
 
 def test_steps_that_cost_too_much_are_hardly_tried() -> None:
     # Twice the rows, twice the time: not even right drafts pay.
-    drafting, plain = House(song, AUTO, DEAR), House(song, OFF, DEAR)
+    drafting, plain = Harness(song, AUTO, DEAR), Harness(song, OFF, DEAR)
     started = []
-    for house in (drafting, plain):
-        house.add(max_tokens=400)
-        house.rest()
-        started.append(house.clock.now)
-        house.add("again", max_tokens=600)
-        house.rest()
+    for harness in (drafting, plain):
+        harness.add(max_tokens=400)
+        harness.rest()
+        started.append(harness.clock.now)
+        harness.add("again", max_tokens=600)
+        harness.rest()
     # Each size must be looked at now and then, and the largest takes as long as sixteen plain steps.
     assert drafting.counted()["drafted"] > 0
     assert drafting.clock.now - started[0] < 1.1 * (plain.clock.now - started[1])
@@ -231,11 +231,11 @@ def test_drafts_stop_when_they_are_wrong_and_come_back_when_the_text_repeats() -
     def phases(token_ids: Any) -> int:
         return (letters if 200 <= len(token_ids) < 400 else song)(token_ids)
 
-    house = House(phases, AUTO, {1: 0.010, 2: 0.013, 4: 0.014, 8: 0.016, 16: 0.020})
-    house.add(max_tokens=600)
-    house.rest()
+    harness = Harness(phases, AUTO, {1: 0.010, 2: 0.013, 4: 0.014, 8: 0.016, 16: 0.020})
+    harness.add(max_tokens=600)
+    harness.rest()
     by_start: dict[int, int] = {}
-    for batch in house.runner.batches:
+    for batch in harness.runner.batches:
         for row in batch.rows:
             by_start[row.start] = len(row.draft_token_ids)
     num_drafted = [
@@ -248,65 +248,65 @@ def test_drafts_stop_when_they_are_wrong_and_come_back_when_the_text_repeats() -
 
 
 def test_a_program_that_became_faster_is_found_out() -> None:
-    house = House(song, AUTO, dict(DEAR))
-    house.add(max_tokens=800)
-    while house.clock.now < 102:
-        house.step()
-    house.runner._step_s.update(CHEAP)
-    before = house.counted()["accepted"]
-    house.rest()
-    assert house.counted()["accepted"] - before > 200
+    harness = Harness(song, AUTO, dict(DEAR))
+    harness.add(max_tokens=800)
+    while harness.clock.now < 102:
+        harness.step()
+    harness.runner._step_s.update(CHEAP)
+    before = harness.counted()["accepted"]
+    harness.rest()
+    assert harness.counted()["accepted"] - before > 200
 
 
 def test_a_row_without_drafts_is_not_held_up_much_by_the_others() -> None:
     # A program of eight rows makes more tokens, but the neighbours would wait twice as long.
     step_s = {1: 0.010, 2: 0.010, 4: 0.010, 8: 0.020}
-    house = House(song, AUTO, step_s, max_num_seqs=4)
-    house.add("singer", max_tokens=150)
+    harness = Harness(song, AUTO, step_s, max_num_seqs=4)
+    harness.add("singer", max_tokens=150)
     for index in range(3):
-        house.add(str(index), max_tokens=150, sampling={"presence_penalty": 0.5})
-    house.rest()
-    drafts = house.runner.drafts()
+        harness.add(str(index), max_tokens=150, sampling={"presence_penalty": 0.5})
+    harness.rest()
+    drafts = harness.runner.drafts()
     assert sum(num > 0 for num in drafts) < 5
     # Alone it may do as it likes.
-    alone = House(song, AUTO, step_s, max_num_seqs=4)
+    alone = Harness(song, AUTO, step_s, max_num_seqs=4)
     alone.add("singer", max_tokens=150)
     alone.rest()
     assert max(alone.runner.drafts()) == 7
 
 
 def test_rows_that_may_not_draft_ride_along() -> None:
-    house = House(song, ALWAYS, max_num_seqs=4)
-    house.add("singer")
-    house.add("penalties", sampling={"frequency_penalty": 0.5})
-    house.add("scores", sampling={"logprobs": 2})
-    house.add("min", sampling={"min_tokens": 5})
-    house.rest()
+    harness = Harness(song, ALWAYS, max_num_seqs=4)
+    harness.add("singer")
+    harness.add("penalties", sampling={"frequency_penalty": 0.5})
+    harness.add("scores", sampling={"logprobs": 2})
+    harness.add("min", sampling={"min_tokens": 5})
+    harness.rest()
     drafted = {
-        row.slot for batch in house.runner.batches for row in batch.rows if row.draft_token_ids
+        row.slot for batch in harness.runner.batches for row in batch.rows if row.draft_token_ids
     }
     together = [
         b
-        for b in house.runner.batches
+        for b in harness.runner.batches
         if len(b.rows) == 4 and any(r.draft_token_ids for r in b.rows)
     ]
     assert len(drafted) == 1
     assert together
-    outputs = house.outcome()["outputs"]
+    outputs = harness.outcome()["outputs"]
     assert len({token_ids for _, token_ids, _ in outputs.values()}) == 1
 
 
 def test_no_draft_goes_beyond_the_lease_the_length_or_the_program() -> None:
-    house = House(song, ALWAYS)
-    house.add(max_tokens=100, lease_tokens=61, prompt_token_ids=SONG * 2)
-    house.rest()
-    assert len(house.outcome()["outputs"]["r"][1]) == 61
-    house.engine.extend("g", Extend(request_id="r", choice=0, attempt=1, lease_tokens=200))
-    house.rest()
-    (end,) = house.told.ends
+    harness = Harness(song, ALWAYS)
+    harness.add(max_tokens=100, lease_tokens=61, prompt_token_ids=SONG * 2)
+    harness.rest()
+    assert len(harness.outcome()["outputs"]["r"][1]) == 61
+    harness.engine.extend("g", Extend(request_id="r", choice=0, attempt=1, lease_tokens=200))
+    harness.rest()
+    (end,) = harness.told.ends
     assert isinstance(end, Finished)
     assert (end.finish_reason, end.usage.completion_tokens) == ("length", 100)
-    for batch in house.runner.batches:
+    for batch in harness.runner.batches:
         for row in batch.rows:
             end_position = row.start + len(row.token_ids) + len(row.draft_token_ids)
             assert end_position <= len(SONG) * 2 + 100
@@ -315,15 +315,15 @@ def test_no_draft_goes_beyond_the_lease_the_length_or_the_program() -> None:
 def test_nobody_is_preempted_for_drafts_and_preempted_ones_go_on_as_before() -> None:
     found = []
     for mode in (OFF, ALWAYS):
-        house = House(song_with_mistakes, mode, num_blocks=24, block_size=4, max_num_seqs=3)
+        harness = Harness(song_with_mistakes, mode, num_blocks=24, block_size=4, max_num_seqs=3)
         for name in "abc":
-            house.add(name, max_tokens=60, prompt_token_ids=(*PROMPT, *name.encode()))
-        house.rest()
-        assert house.engine.num_preemptions > 0
-        assert house.all_blocks_are_back()
-        found.append(house.outcome())
+            harness.add(name, max_tokens=60, prompt_token_ids=(*PROMPT, *name.encode()))
+        harness.rest()
+        assert harness.engine.num_preemptions > 0
+        assert harness.all_blocks_are_back()
+        found.append(harness.outcome())
     assert found[0] == found[1]
-    roomy = House(song, ALWAYS, num_blocks=34, block_size=4)
+    roomy = Harness(song, ALWAYS, num_blocks=34, block_size=4)
     for name in "ab":
         roomy.add(name, max_tokens=60)
     roomy.rest()
@@ -332,57 +332,59 @@ def test_nobody_is_preempted_for_drafts_and_preempted_ones_go_on_as_before() -> 
 
 
 def test_the_prefix_cache_holds_no_draft() -> None:
-    house = House(two_letters, ALWAYS)
-    house.add("first", max_tokens=80)
-    house.rest()
-    counted = house.counted()
+    harness = Harness(two_letters, ALWAYS)
+    harness.add("first", max_tokens=80)
+    harness.rest()
+    counted = harness.counted()
     assert counted["accepted"] < counted["drafted"]
-    (_, answer, _) = house.outcome()["outputs"]["first"]
+    (_, answer, _) = harness.outcome()["outputs"]["first"]
     # Whoever goes on from the answer finds its blocks, and in them what was said.
-    house.add("second", prompt_token_ids=(*PROMPT, *answer), max_tokens=40)
-    house.rest()
-    plain = House(two_letters, OFF)
+    harness.add("second", prompt_token_ids=(*PROMPT, *answer), max_tokens=40)
+    harness.rest()
+    plain = Harness(two_letters, OFF)
     plain.add("second", prompt_token_ids=(*PROMPT, *answer), max_tokens=40)
     plain.rest()
-    second = house.outcome()
+    second = harness.outcome()
     assert second["outputs"]["second"] == plain.outcome()["outputs"]["second"]
     assert second["ends"]["second"].usage.cached_tokens >= 76
 
 
 def test_an_abort_and_a_deadline_end_a_request_that_drafts() -> None:
-    house = House(song, ALWAYS)
-    house.add("a", prompt_token_ids=SONG * 2, max_tokens=500)
-    house.add("b", prompt_token_ids=SONG * 2, max_tokens=500, deadline_s=0.3)
-    while not any(house.runner.drafts()):
-        house.step()
-    house.engine.abort("g", Abort(request_id="a", choice=0, attempt=1))
-    house.rest()
-    ends = house.outcome()["ends"]
+    harness = Harness(song, ALWAYS)
+    harness.add("a", prompt_token_ids=SONG * 2, max_tokens=500)
+    harness.add("b", prompt_token_ids=SONG * 2, max_tokens=500, deadline_s=0.3)
+    while not any(harness.runner.drafts()):
+        harness.step()
+    harness.engine.abort("g", Abort(request_id="a", choice=0, attempt=1))
+    harness.rest()
+    ends = harness.outcome()["ends"]
     assert ends["a"].finish_reason == "abort"
     assert ends["b"].code == "deadline_exceeded"
-    assert house.all_blocks_are_back()
+    assert harness.all_blocks_are_back()
 
 
 def test_a_resumed_output_is_drafted_from_too() -> None:
-    whole = House(song, OFF)
+    whole = Harness(song, OFF)
     whole.add(max_tokens=120)
     (_, tokens, _) = whole.rest().outcome()["outputs"]["r"]
-    house = House(song, AUTO)
-    house.add(max_tokens=120, output_token_ids=tokens[:80])
-    (_, rest, _) = house.rest().outcome()["outputs"]["r"]
+    harness = Harness(song, AUTO)
+    harness.add(max_tokens=120, output_token_ids=tokens[:80])
+    (_, rest, _) = harness.rest().outcome()["outputs"]["r"]
     assert rest == tokens[80:]
-    assert len(house.runner.batches) < 30
+    assert len(harness.runner.batches) < 30
 
 
 def test_a_long_prompt_is_read_over_several_steps() -> None:
-    house = House(song, ALWAYS, max_num_batched_tokens=512, prefill_chunk_size=512, block_size=32)
-    house.add(prompt_token_ids=SONG * 62, max_tokens=60)
-    house.add("other", prompt_token_ids=SONG[::-1] * 62, max_tokens=60)
-    while not any(house.runner.drafts()):
-        house.step()
-    assert house.runner.batches[-1].rows[0].start >= len(SONG) * 62
-    house.rest()
-    assert house.counted()["accepted"] > 20
+    harness = Harness(
+        song, ALWAYS, max_num_batched_tokens=512, prefill_chunk_size=512, block_size=32
+    )
+    harness.add(prompt_token_ids=SONG * 62, max_tokens=60)
+    harness.add("other", prompt_token_ids=SONG[::-1] * 62, max_tokens=60)
+    while not any(harness.runner.drafts()):
+        harness.step()
+    assert harness.runner.batches[-1].rows[0].start >= len(SONG) * 62
+    harness.rest()
+    assert harness.counted()["accepted"] > 20
 
 
 def test_sizes_without_room_are_never_asked() -> None:

@@ -46,7 +46,7 @@ def make_choice(arrival: int, num_prompt: int, first: int | None = None) -> Choi
     )
 
 
-class House:
+class Harness:
     """A scheduler over some groups; a step appends a token to each choice that samples."""
 
     def __init__(
@@ -75,27 +75,27 @@ class House:
 
 
 def test_a_long_prompt_and_its_answer_hold_the_window_and_one_chunk_at_most() -> None:
-    house = House(WHOLE, CacheGroup(MOST, WINDOW))
+    harness = Harness(WHOLE, CacheGroup(MOST, WINDOW))
     choice = make_choice(1, 150)
-    house.scheduler.add(choice)
+    harness.scheduler.add(choice)
     most = 0
     while choice.num_output_tokens < 40:
-        house.step()
-        most = max(most, house.held(choice)[1])
+        harness.step()
+        most = max(most, harness.held(choice)[1])
     # Without groups it would hold 47 blocks in every layer.
-    assert house.held(choice)[0] == -(-190 // BLOCK_SIZE)
+    assert harness.held(choice)[0] == -(-190 // BLOCK_SIZE)
     assert most == MOST == 5
-    assert house.held(choice)[1] <= -(-WINDOW // BLOCK_SIZE) + 1
-    assert house.scheduler.num_preemptions == 0
+    assert harness.held(choice)[1] <= -(-WINDOW // BLOCK_SIZE) + 1
+    assert harness.scheduler.num_preemptions == 0
 
 
 def test_more_windowed_requests_fit_into_the_same_blocks() -> None:
     def num_running(group: CacheGroup) -> int:
-        house = House(group, max_model_len=80)
+        harness = Harness(group, max_model_len=80)
         for arrival in range(8):
-            house.scheduler.add(make_choice(arrival, 80 - 1))
-        house.step()
-        return house.scheduler.num_runnable
+            harness.scheduler.add(make_choice(arrival, 80 - 1))
+        harness.step()
+        return harness.scheduler.num_runnable
 
     assert num_running(CacheGroup(21)) == 1
     assert num_running(CacheGroup(21, WINDOW)) == 4
@@ -127,44 +127,44 @@ def test_no_step_touches_more_blocks_than_are_kept_for_it(first: int) -> None:
 
 
 def test_a_beginning_is_found_where_its_window_is_still_there() -> None:
-    house = House(WHOLE, CacheGroup(4 * MOST, WINDOW))
+    harness = Harness(WHOLE, CacheGroup(4 * MOST, WINDOW))
     first = make_choice(1, 62)
-    house.scheduler.add(first)
+    harness.scheduler.add(first)
     while first.num_output_tokens < 1:
-        house.step()
+        harness.step()
     # The early blocks are free now, and their contents still known: all of them are found.
     again = make_choice(2, 61, first=1)
-    house.scheduler.add(again)
-    house.step()
+    harness.scheduler.add(again)
+    harness.step()
     assert again.num_cached_tokens == 60
-    assert house.scheduler.tables(again)[1][: 60 // BLOCK_SIZE - 2] == [NO_BLOCK] * 13
+    assert harness.scheduler.tables(again)[1][: 60 // BLOCK_SIZE - 2] == [NO_BLOCK] * 13
 
 
 def test_a_beginning_whose_window_was_used_again_is_computed_again() -> None:
-    house = House(WHOLE, CacheGroup(MOST, WINDOW))
+    harness = Harness(WHOLE, CacheGroup(MOST, WINDOW))
     first = make_choice(1, 62)
-    house.scheduler.add(first)
+    harness.scheduler.add(first)
     while first.num_output_tokens < 1:
-        house.step()
-    house.scheduler.finish(first)
+        harness.step()
+    harness.scheduler.finish(first)
     # Its own later blocks took the places of the early ones: a short prompt finds nothing.
     short = make_choice(2, 22, first=1)
-    house.scheduler.add(short)
-    house.step()
+    harness.scheduler.add(short)
+    harness.step()
     assert short.num_cached_tokens == 0
-    house.scheduler.finish(short)
+    harness.scheduler.finish(short)
 
 
 def test_a_choice_that_is_preempted_finds_what_its_window_needs_and_goes_on() -> None:
-    house = House(WHOLE, CacheGroup(3 * MOST, WINDOW), max_num_seqs=2)
+    harness = Harness(WHOLE, CacheGroup(3 * MOST, WINDOW), max_num_seqs=2)
     choice = make_choice(1, 62)
-    house.scheduler.add(choice)
+    harness.scheduler.add(choice)
     while choice.num_output_tokens < 3:
-        house.step()
-    house.scheduler._preempt(choice)
+        harness.step()
+    harness.scheduler._preempt(choice)
     assert choice.status is ChoiceStatus.PREEMPTED
-    assert house.held(choice) == [0, 0]
-    house.step()
+    assert harness.held(choice) == [0, 0]
+    harness.step()
     assert choice.num_computed_tokens == 65
     assert choice.num_output_tokens == 4
 

@@ -46,7 +46,7 @@ from protocol.wire.peers import Peer, PeerEvent
 from protocol.wire.role_server import RoleServer
 
 ADMIN_SECRET = "psk-Zk3vPq8Rw1Xy6Tn4Lm9Bd2Gf7Hc5"
-USER_SECRET = "psk-user-of-the-auth-house-0123456789"
+USER_SECRET = "psk-user-of-the-auth-deployment-0123456789"
 WAIT_S = 60.0
 ANSWER_S = 1.0
 RESEND_S = 0.2
@@ -119,7 +119,7 @@ class Promises:
         self.epochs: list[int] = []  # of every grant, in the order in which it was taken
 
 
-class AuthHouse:
+class AuthHarness:
     """One gateway's link to auth workers, the workers, and clients that use them.
 
     Args:

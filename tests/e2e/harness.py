@@ -1,4 +1,4 @@
-"""A real house for the end-to-end tests: `penstock serve` with the bundled model, and its pids."""
+"""A real deployment for the end-to-end tests: `penstock serve` with the bundled model, and its pids."""
 
 import os
 import re
@@ -19,7 +19,7 @@ START_TIMEOUT_S = 240.0
 
 
 @dataclass
-class House:
+class Harness:
     """A running `penstock serve`."""
 
     process: subprocess.Popen[str]
@@ -36,7 +36,7 @@ class House:
         return client
 
     def pids(self, module: str) -> list[int]:
-        """Processes of the house that run `python -m module`."""
+        """Processes of the deployment that run `python -m module`."""
         found = []
         for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
@@ -66,7 +66,7 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
         time.sleep(0.05)
 
 
-def start_house(data_dir: Path, cache_dir: Path, *arguments: str, **environment: str) -> House:
+def start_harness(data_dir: Path, cache_dir: Path, *arguments: str, **environment: str) -> Harness:
     """Start `penstock serve` on a free port and wait until it serves."""
     command = [
         sys.executable,
@@ -94,24 +94,24 @@ def start_house(data_dir: Path, cache_dir: Path, *arguments: str, **environment:
         output.append(line)
         match = re.search(r"at (http://\S+)/v1", line)
         if match:
-            house = House(process, match[1], data_dir, output)
-            house.wait_ready()
-            return house
+            harness = Harness(process, match[1], data_dir, output)
+            harness.wait_ready()
+            return harness
     process.wait()
     process.stdout.close()
     text = log.read_text(encoding="utf-8")
     raise AssertionError(f"penstock serve ended with {process.returncode}: {output}\n{text}")
 
 
-def stop_house(house: House) -> int:
+def stop_harness(harness: Harness) -> int:
     """SIGTERM and wait; returns the exit code."""
-    for client in house.clients:
+    for client in harness.clients:
         client.close()
-    house.process.send_signal(signal.SIGTERM)
+    harness.process.send_signal(signal.SIGTERM)
     try:
-        return house.process.wait(60)
+        return harness.process.wait(60)
     finally:
-        if house.process.poll() is None:
-            house.process.kill()
-        if house.process.stdout is not None:
-            house.process.stdout.close()
+        if harness.process.poll() is None:
+            harness.process.kill()
+        if harness.process.stdout is not None:
+            harness.process.stdout.close()
