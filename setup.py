@@ -10,6 +10,7 @@ import logging
 import os
 import platform
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import chain
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -101,7 +102,7 @@ class BuildKernels(build_ext):
 
     def _tell(self, compiling):
         """Say how far it is, for `make serve` and `pip install -v`: minutes on a busy machine."""
-        for number, _ in enumerate((None, *as_completed(compiling))):
+        for number, _ in enumerate(chain((None,), as_completed(compiling))):
             told = f"native kernels: {number} of {len(compiling)} levels compiled"
             self.announce(told, logging.INFO)
 

@@ -158,7 +158,6 @@ class Application:
         self._body_pool = BodyPool(child_environment(os.environ))
         self.store = open_store(settings, self.instance_id)
         self._lag_due: float | None = None
-        self._sweeping: asyncio.Task[int] | None = None
         self._trimmer = HeapTrimmer()
         self._housekeeping = self._make_housekeeping()
         self.names = ModelNames(settings.aliases, settings.fallbacks, self.directory)
@@ -235,8 +234,12 @@ class Application:
             self._clock,
             traces=RequestTraces(self.settings.trace_ratio, "link"),
         )
-        self._housekeeping.add("making background responses", LOOK_INTERVAL_S, background.look)
-        self._housekeeping.add("sweeping the store", SWEEP_INTERVAL_S, self._sweep)
+        self._housekeeping.add(
+            "making background responses", LOOK_INTERVAL_S, background.look, is_essential=False
+        )
+        self._housekeeping.add(
+            "sweeping the store", SWEEP_INTERVAL_S, self._sweep, is_essential=False
+        )
         return background
 
     def _make_batches(self) -> BatchService | None:
@@ -257,8 +260,10 @@ class Application:
             max_lines=settings.max_batch_requests,
             max_line_bytes=settings.max_body_bytes,
         )
-        self._housekeeping.add("running batches", LOOK_INTERVAL_S, service.look)
-        self._housekeeping.add("sweeping files", SWEEP_INTERVAL_S, service.sweep)
+        self._housekeeping.add("running batches", LOOK_INTERVAL_S, service.look, is_essential=False)
+        self._housekeeping.add(
+            "sweeping files", SWEEP_INTERVAL_S, service.sweep, is_essential=False
+        )
         return service
 
     def _num_free_for_batches(self) -> int:
@@ -413,10 +418,12 @@ class Application:
         self._renew()
         self.outbox.resend_all()
 
-    def _sweep(self) -> None:
-        if self.store is not None and (self._sweeping is None or self._sweeping.done()):
-            self._sweeping = asyncio.get_running_loop().create_task(self.store.sweep())
-            self._sweeping.add_done_callback(logs_failure("sweeping the store"))
+    def _sweep(self) -> "asyncio.Future[int] | None":
+        if self.store is None:
+            return None
+        sweeping = asyncio.get_running_loop().create_task(self.store.sweep())
+        sweeping.add_done_callback(logs_failure("sweeping the store"))
+        return sweeping
 
     def _renew(self) -> None:
         reports = self.sessions.lease_reports()

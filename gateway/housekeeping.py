@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 _logger = logging.getLogger("penstock.gateway.housekeeping")
@@ -24,8 +25,13 @@ def logs_failure(name: str) -> Callable[["asyncio.Future[Any]"], None]:
     return on_done
 
 
+Work = Callable[[], "asyncio.Future[Any] | None"]
+"""Returns at once; a future (with `logs_failure`) where the rest of it goes on behind."""
+
 _MAX_MISSED = 3
 """So many failures in a row, or intervals without a run, and the work counts as broken."""
+_MAX_BEHIND_S = 120.0
+"""What goes on behind for longer counts as broken: each of its questions has a deadline."""
 
 
 @dataclass(slots=True)
@@ -34,9 +40,18 @@ class _Chore:
 
     name: str
     interval_s: float
-    work: Callable[[], None]
+    work: Work
+    is_essential: bool
     num_failures: int = 0
     done_at: float = 0.0
+    behind: "asyncio.Future[Any] | None" = None
+
+    def is_broken(self, now: float) -> bool:
+        """Whether it fails again and again, or isn't done any more."""
+        longest_s = _MAX_MISSED * self.interval_s
+        if self.behind is not None:
+            longest_s += _MAX_BEHIND_S
+        return self.num_failures >= _MAX_MISSED or now - self.done_at > max(5.0, longest_s)
 
 
 class Housekeeping:
@@ -51,9 +66,16 @@ class Housekeeping:
         self._chores: list[_Chore] = []
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    def add(self, name: str, interval_s: float, work: Callable[[], None]) -> None:
-        """Do something every so many seconds; it returns at once."""
-        self._chores.append(_Chore(name, interval_s, work, done_at=self._clock()))
+    def add(self, name: str, interval_s: float, work: Work, *, is_essential: bool = True) -> None:
+        """Do something every so many seconds, and not again before it is done.
+
+        Args:
+            name: Of the work, for logs and `/ready`.
+            interval_s: From one begin to the next.
+            work: See `Work`.
+            is_essential: Whether no request may be served while it fails.
+        """
+        self._chores.append(_Chore(name, interval_s, work, is_essential, done_at=self._clock()))
 
     def start(self) -> None:
         """Begin; called in the event loop."""
@@ -62,19 +84,18 @@ class Housekeeping:
             self._plan(chore)
 
     def stop(self) -> None:
-        """No more of it; idempotent."""
+        """Begin nothing more; idempotent."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
 
-    def broken(self) -> tuple[str, ...]:
+    def broken(self, *, is_essential: bool = True) -> tuple[str, ...]:
         """The chores that fail again and again, or are not done any more."""
         now = self._clock()
         return tuple(
             chore.name
             for chore in self._chores
-            if chore.num_failures >= _MAX_MISSED
-            or now - chore.done_at > max(5.0, _MAX_MISSED * chore.interval_s)
+            if chore.is_essential is is_essential and chore.is_broken(now)
         )
 
     def _plan(self, chore: _Chore) -> None:
@@ -86,11 +107,27 @@ class Housekeeping:
         self._do(chore)
 
     def _do(self, chore: _Chore) -> None:
+        if chore.behind is not None:
+            return
         try:
-            chore.work()
+            chore.behind = chore.work()
         except Exception:
-            chore.num_failures += 1
             _logger.exception("%s failed; it will run again", chore.name)
+            self._note(chore, is_done=False)
+            return
+        if chore.behind is None:
+            self._note(chore, is_done=True)
         else:
+            chore.behind.add_done_callback(partial(self._on_done, chore))
+
+    def _on_done(self, chore: _Chore, future: "asyncio.Future[Any]") -> None:
+        chore.behind = None
+        if not future.cancelled():
+            self._note(chore, is_done=future.exception() is None)
+
+    def _note(self, chore: _Chore, *, is_done: bool) -> None:
+        if is_done:
             chore.num_failures = 0
             chore.done_at = self._clock()
+        else:
+            chore.num_failures += 1

@@ -420,7 +420,8 @@ class KeyDirectory:
             self._administering.held_by(user_id=user_id, team_id=team_id),
             self._tokens.administering(user_id=user_id, team_id=team_id),
         ):
-            yield Alike(widest, (key for key in map(self.attached, keys) if key.ended_at is None))
+            # A user or team that is gone is found no more: who ended with it is asked before.
+            yield Alike(widest, (self.attached(key) for key in keys if key.ended_at is None))
 
     def acting(self, key_id: str, digest: bytes | None) -> StoredKey | None:
         """Who acts under an id by what was presented; by any of its tokens where that isn't said.

@@ -93,7 +93,7 @@ class SqliteDatabase:
             # The same connection each time: to fetch it from a pool costs as much as a settlement.
             if self._writing is None or self._writing.invalidated or self._writing.closed:
                 self._writing = self.engine.connect()
-            with self._writing.begin():
+            with self._forgotten_on_failure(self._writing), self._writing.begin():
                 yield self._writing
         except (DatabaseError, sqlite3.DatabaseError) as error:
             # SQLAlchemy wraps what the driver raises; `bulk.run` goes past it.
@@ -101,6 +101,16 @@ class SqliteDatabase:
             if isinstance(of_driver, sqlite3.IntegrityError | sqlite3.DataError):
                 raise  # only an operation is bad
             raise _store_error(self.path, of_driver) from error
+
+    @contextmanager
+    def _forgotten_on_failure(self, connection: Connection) -> Iterator[None]:
+        """SQLAlchemy rolls nothing back after a COMMIT that failed; the pool's reset does."""
+        try:
+            yield
+        except BaseException:
+            self._writing = None
+            connection.close()
+            raise
 
     def reading(self, *, timeout_s: float | None = None) -> AbstractContextManager[Connection]:
         """See `Database.reading`."""

@@ -72,11 +72,11 @@ class ChoiceOutput:
         return unenforced[:MAX_UNENFORCED]
 
     def take_cached_tokens(self) -> int:
-        """What of the prompt needn't be computed; once."""
-        if self.has_told_cached:
+        """What of the prompt needn't be computed; once, and not before that is known."""
+        if self.has_told_cached or self.choice.num_cached_tokens is None:
             return 0
         self.has_told_cached = True
-        return self.choice.num_cached_tokens or 0
+        return self.choice.num_cached_tokens
 
     def append(self, token_id: int) -> None:
         """Take the output's next token; `stop` is set when the output ends with it."""

@@ -334,7 +334,6 @@ class LLM:
                     choice=choice,
                     attempt=0,
                     prompt_token_ids=prepared.prompt_token_ids,
-                    block_hashes=prepared.block_hashes,
                     sampling=sampling,
                     grammar=grammar,
                     lease_tokens=engine.max_model_len,

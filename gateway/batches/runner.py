@@ -95,12 +95,18 @@ class BatchRunner:
         self._has_waiting = False
         self._looking: asyncio.Task[None] | None = None
 
-    def look(self) -> None:
-        """Take batches that nobody works on; called every second or so, and for a new batch."""
-        if self._room.is_stopping or (self._looking is not None and not self._looking.done()):
-            return
-        self._looking = asyncio.get_running_loop().create_task(self._look())
-        self._looking.add_done_callback(logs_failure("looking for batches"))
+    def look(self) -> "asyncio.Task[None] | None":
+        """Take batches that nobody works on; called every second or so, and for a new batch.
+
+        Returns:
+            The look under way; None once it is to stop.
+        """
+        if self._room.is_stopping:
+            return None
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._look())
+            self._looking.add_done_callback(logs_failure("looking for batches"))
+        return self._looking
 
     def begin_to_stop(self) -> None:
         """Begin no more lines."""

@@ -52,13 +52,16 @@ class BatchService:
             wall_clock=wall_clock,
         )
 
-    def look(self) -> None:
-        """Take batches that nobody works on."""
-        self.runner.look()
+    def look(self) -> "asyncio.Future[None] | None":
+        """Take batches that nobody works on; see `BatchRunner.look`."""
+        return self.runner.look()
 
-    def sweep(self) -> None:
-        """Remove what is too old; this waits for nothing."""
-        loop = asyncio.get_running_loop()
-        for sweep, name in ((self.files.sweep, "files"), (self.store.sweep, "batches")):
-            sweeping = loop.run_in_executor(None, sweep)
-            sweeping.add_done_callback(logs_failure(f"sweeping {name}"))
+    def sweep(self) -> "asyncio.Future[None]":
+        """Remove what is too old; the future is done when that is."""
+        sweeping = asyncio.get_running_loop().run_in_executor(None, self._sweep)
+        sweeping.add_done_callback(logs_failure("sweeping files and batches"))
+        return sweeping
+
+    def _sweep(self) -> None:
+        self.files.sweep()
+        self.store.sweep()

@@ -107,12 +107,17 @@ class BackgroundResponses:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed: dict[str, asyncio.Event] = {}
 
-    def look(self) -> None:
-        """See what there is to do; called now and then, and when something was queued."""
+    def look(self) -> "asyncio.Task[None] | None":
+        """See what there is to do; called now and then, and when something was queued.
+
+        Returns:
+            The look under way; None once it is stopped.
+        """
         self._is_asked_again = True
         if not self._is_stopped and (self._looking is None or self._looking.done()):
             self._looking = asyncio.get_running_loop().create_task(self._look())
             self._looking.add_done_callback(logs_failure("looking for background responses"))
+        return None if self._is_stopped else self._looking
 
     def drop(self, response_id: str) -> None:
         """A response was cancelled or deleted: who makes it here stops at once."""

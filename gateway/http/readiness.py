@@ -79,6 +79,7 @@ class Readiness:
         missing += blocking
         if not self._parsers.is_ready:
             missing.append("toolparser worker")
+        missing += _named(self._housekeeping.broken(is_essential=False))
         can_serve = bool(serving) and not blocking and not self._is_draining()
         if self._is_draining():
             status = "draining"
@@ -95,8 +96,7 @@ class Readiness:
         found = [] if self._auth.is_ready else ["auth worker"]
         if not self._outbox.can_keep:
             found.append("room for settlements (the disk of PENSTOCK_DATA_DIR, or the auth worker)")
-        found += [f"housekeeping: {name}" for name in self._housekeeping.broken()]
-        return found
+        return found + _named(self._housekeeping.broken())
 
     def _model_rows(self, models: Iterable[str]) -> tuple[dict[str, object], ...]:
         return tuple(
@@ -119,3 +119,7 @@ class Readiness:
             }
             for peer in self._peers()
         )
+
+
+def _named(chores: Iterable[str]) -> list[str]:
+    return [f"housekeeping: {name}" for name in chores]

@@ -1,12 +1,13 @@
 """The one life of a request, whatever it asks for: identified, reserved, prepared, run, settled.
 
 ```
-identified -> reserved -> admitted -> prepared -> running -> ending -> settled
-     |            |           |           |          |         ^
-     +------------+-----------+-----------+----------+---------+   any failure, a client that leaves
+identified -> reserved -> prepared -> running -> ending -> settled
+     |            |           |          |         ^
+     +------------+-----------+----------+---------+   any failure, a client that leaves
 ```
 
-A `Request` alone owns outcome, deadline, lease and session; its `Work` owns what is at workers.
+Being admitted, to a slot of an engine, is a part of preparing that only generations have. A
+`Request` alone owns outcome, deadline, lease and session; its `Work` owns what is at workers.
 """
 
 import asyncio

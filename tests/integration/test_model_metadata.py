@@ -1,4 +1,4 @@
-"""What a model can do is told in truth values, in the list and alone."""
+"""What a model can do is told in booleans, in the list and alone."""
 
 from pathlib import Path
 from typing import Any

@@ -6,6 +6,14 @@ from typing import Any, Final
 
 TYPES: Final = ("object", "array", "string", "number", "integer", "boolean", "null")
 
+_MAY_BE_NULL: Final = frozenset(
+    {
+        *("type", "enum", "items", "prefixItems", "additionalProperties", "uniqueItems"),
+        *("$id", "$anchor"),
+    }
+)
+"""Generators write what was left out as null."""
+
 Fault = tuple[str, str]
 """A place within a keyword's value, empty for the whole, and what has to be there."""
 _Check = Callable[[Any], Fault | None]
@@ -17,7 +25,7 @@ def first_fault(schema: dict[str, Any]) -> tuple[str, str] | None:
     The schemas within it are not looked into. Annotations may be anything.
     """
     for keyword, value in schema.items():
-        check = _CHECKS.get(keyword)
+        check = None if value is None and keyword in _MAY_BE_NULL else _CHECKS.get(keyword)
         fault = None if check is None else check(value)
         if fault is not None:
             return f"{keyword}{fault[0]}", fault[1]

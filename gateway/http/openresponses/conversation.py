@@ -370,7 +370,7 @@ def _parts(content: Any, path: str, also: str) -> Iterator[str]:
         where = f"{path}[{index}]"
         kind = part.get("type") if isinstance(part, dict) else None
         if not isinstance(kind, str):
-            raise _wrong(where, "a part of text is expected.")
+            raise _wrong(where, "it has to be a part of text.")
         if kind in _TEXT_PARTS or (also and kind == also):
             yield text_of(part, "text", where)
         elif kind == "refusal":
@@ -382,7 +382,7 @@ def _parts(content: Any, path: str, also: str) -> Iterator[str]:
                 param=f"{where}.type",
             )
         else:
-            raise _wrong(where, "a part of text is expected.")
+            raise _wrong(where, "it has to be a part of text.")
 
 
 def text_of(item: Item, name: str, path: str) -> str:

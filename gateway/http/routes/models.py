@@ -116,7 +116,7 @@ def _card(name: str, offer: EngineOffer) -> dict[str, Any]:
 
 
 def _metadata(offer: EngineOffer) -> dict[str, Any]:
-    """What the model can do, in truth values: what clients look for who don't know its name."""
+    """What the model can do, in booleans: what clients look for who don't know its name."""
     can = offer.capabilities
     # An engine that tells nothing of what it can do generates.
     generates = not can or "completions" in can

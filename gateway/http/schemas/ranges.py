@@ -25,7 +25,7 @@ RANGES: Final[dict[str, NumberRange]] = {
     "dimensions": NumberRange(1, MAX_TOKENS),
     "seconds": NumberRange(0, 60, exclusive_minimum=True),
 }
-"""Numbers. `logprobs` is one in completions only; chat has a truth value and `top_logprobs`."""
+"""Numbers. `logprobs` is one in completions only; chat has a boolean and `top_logprobs`."""
 
 MAX_TOKEN_IDS: Final = 2**20
 """Of one request; what is done for each of them adds up."""

@@ -185,7 +185,7 @@ def _worded_systemone(
 
 
 def _options(choices: Sequence[Option]) -> list[str]:
-    """Each option in a line; texts are quoted where a truth value may look the same."""
+    """Each option in a line; texts are quoted where a boolean may look the same."""
     has_truth = any(isinstance(option.value, bool) for option in choices)
     shown = []
     for option in choices:

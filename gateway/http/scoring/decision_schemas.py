@@ -249,7 +249,7 @@ class Predicate(RequestModel):
 
 
 class Option(RequestModel):
-    """One option of a choice; the text `"true"` and the truth value `true` differ."""
+    """One option of a choice; the text `"true"` and the boolean `true` differ."""
 
     value: Text | bool
     description: Text | None = None

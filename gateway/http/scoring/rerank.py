@@ -135,7 +135,7 @@ class ScoreRequest(RequestModel):
         name = "text_2" if self.documents is None else "documents"
         if not firsts:
             raise field_error(
-                "a text is expected.", "text_1" if self.queries is None else "queries"
+                "it has to be a string.", "text_1" if self.queries is None else "queries"
             )
         if not seconds or len(firsts) not in (1, len(seconds)):
             raise field_error(

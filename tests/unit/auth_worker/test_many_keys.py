@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
+
 from auth_worker.principals.keys import KeyDirectory, StoredKey
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.tokens import TokenTable
@@ -247,6 +249,23 @@ def test_who_administers_by_the_keys_of_a_team_is_found_by_how_far_they_reach() 
     assert [one.key_id for one in alike.keys] == ["key_admin"]
     keys.remove("key_admin")
     assert not list(keys.administering(team_id="team_1"))
+
+
+@pytest.mark.parametrize("what", ["user", "team"])
+def test_keys_that_ended_with_their_user_or_team_keep_nobody_from_changing_the_other(
+    what: str,
+) -> None:
+    team = StoredTeam("team_1", "search", members={"user_1": "member"})
+    key = admin_key(user_id="user_1", team_id="team_1")
+    keys = KeyDirectory([key], [StoredUser("user_1", "Ada")], [team])
+    assert len(list(keys.administering(user_id="user_1"))) == 1
+    if what == "user":
+        keys.end_user("user_1", 70)
+        left = keys.administering(team_id="team_1")
+    else:
+        keys.end_team("team_1", 70)
+        left = keys.administering(user_id="user_1")
+    assert [key for alike in left for key in alike.keys] == []
 
 
 def test_tokens_of_a_withdrawn_key_end_at_once_and_stay_so_when_it_comes_back() -> None:

@@ -102,3 +102,31 @@ async def test_what_is_not_started_yet_is_not_overdue_from_the_first_second_on()
     harness.start()
     assert harness.broken() == ()
     harness.stop()
+
+
+async def test_work_that_goes_on_behind_is_waited_for_and_its_failures_show() -> None:
+    """A store that couldn't be swept, or a look that failed each time, counted as done."""
+    harness, begun = housekeeping(), []
+
+    def sweep() -> "asyncio.Future[None]":
+        begun.append(asyncio.get_running_loop().create_future())
+        return begun[-1]
+
+    harness.add("sweeping", 1.0, sweep, is_essential=False)
+    harness.start()
+    await asyncio.sleep(30.5)
+    assert len(begun) == 1
+    assert harness.broken(is_essential=False) == ()
+    for number in range(1, 4):
+        assert harness.broken(is_essential=False) == ()
+        begun[-1].set_exception(RuntimeError("a bug"))
+        await asyncio.sleep(1.0)
+        assert len(begun) == number + 1
+    assert harness.broken(is_essential=False) == ("sweeping",)
+    assert harness.broken() == ()
+    begun[-1].set_result(None)
+    await asyncio.sleep(1.0)
+    assert harness.broken(is_essential=False) == ()
+    await asyncio.sleep(125.0)
+    assert harness.broken(is_essential=False) == ("sweeping",)
+    harness.stop()

@@ -696,7 +696,6 @@ NO_SCHEMAS: list[tuple[Any, str]] = [
     ({"format": ["date"]}, "/format: it is a string"),
     ({"enum": "ab"}, "/enum: it is a list of values"),
     ({"required": "a"}, "/required: it is a list of names"),
-    ({"type": None}, "/type: there is no type"),
     ({"exclusiveMinimum": "1"}, "/exclusiveMinimum: it is a number"),
     ({"exclusiveMaximum": []}, "/exclusiveMaximum: it is a number"),
     ({"maximum": True}, "/maximum: it is a number"),
@@ -835,3 +834,13 @@ def test_numbers_between_bounds_are_told_by_every_digit(
         assert holds({"type": kind, **lower}, text) is is_above, text
         is_below = value < -float(low) if is_left_out else value <= -float(low)
         assert holds({"type": kind, **upper}, text) is is_below, text
+
+
+@pytest.mark.parametrize(
+    "keyword",
+    [*("type", "enum", "items", "prefixItems", "additionalProperties"), "uniqueItems", "$id"],
+)
+def test_null_leaves_a_keyword_out_as_generators_write_it(keyword: str) -> None:
+    schema = {"type": "object", "properties": {"a": {keyword: None}}}
+    assert unenforced(schema) == ()
+    assert holds(schema, '{"a": [1]}')
