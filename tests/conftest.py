@@ -49,8 +49,15 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Small units come last, so that all processes end at about the same time."""
+    """Small units come last, so that all processes end at about the same time.
+
+    In end-to-end tests other processes are under test: a socket that a client of theirs closes late
+    on a busy machine is no fault.
+    """
     items.sort(key=lambda item: is_small_unit(item.nodeid))
+    for item in items:
+        if item.nodeid.startswith("tests/e2e/"):
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
 
 
 def pytest_collection_finish() -> None:

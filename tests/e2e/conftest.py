@@ -30,7 +30,7 @@ def harness(
 ) -> Iterator[Harness]:
     """The deployment that most tests share; they leave it as they found it."""
     harness = start_harness(
-        tmp_path_factory.mktemp("house") / "data",
+        tmp_path_factory.mktemp("server") / "data",
         cache_dir,
         "--deterministic",
         PENSTOCK_MCP_SERVERS=f"weather={mcp_url}",

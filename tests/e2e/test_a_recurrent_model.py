@@ -55,7 +55,7 @@ def harness(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterat
             shutil.copy(path, folder)
     write_checkpoint(folder, DELTA_NET | {"vocab_size": 2048})
     harness = start_harness(
-        tmp_path_factory.mktemp("house") / "data",
+        tmp_path_factory.mktemp("server") / "data",
         cache_dir,
         *(f"{MODEL}={folder}", "--deterministic", "--engines", "2"),
         PENSTOCK_WORKER_DEAD_S="6",

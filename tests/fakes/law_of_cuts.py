@@ -10,6 +10,7 @@ from typing import Any
 
 from protocol.wire import codec
 from protocol.wire.messages import ParsedBatch, ParsedDelta, ParseEvent
+from tests.fakes.fuzz_effort import EFFORT
 from toolparser_worker.machine.call_ids import call_id
 from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat
 from toolparser_worker.machine.machine import Machine
@@ -93,7 +94,9 @@ def fragments(tools: ToolFormat | None, reasoning: ReasoningFormat | None) -> li
     if reasoning is not None:
         markers += reasoning.markers
         found.append(render_reasoning(reasoning, "hm"))
-    return [*COMMON_FRAGMENTS, *DEEP[:2], *markers * (1 + 40 // (len(markers) or 1)), *found * 2]
+    # Texts of a thousand characters take most of the time: `make test` has tests of their own.
+    deep = DEEP[:2] if EFFORT > 1 else ()
+    return [*COMMON_FRAGMENTS, *deep, *markers * (1 + 40 // (len(markers) or 1)), *found * 2]
 
 
 def neighbour(text: str, generator: random.Random) -> str:

@@ -151,8 +151,8 @@ def assert_same_text(folder: Path, decoder: PackedDecoder) -> None:
     ("name", "kind"),
     [
         ("qwen3", "Q4_0"),
-        ("mixtral", "Q4_K"),
-        ("gpt_oss", "Q8_0"),
+        pytest.param("mixtral", "Q4_K", marks=pytest.mark.long),
+        pytest.param("gpt_oss", "Q8_0", marks=pytest.mark.long),
         *(pytest.param(*case, marks=pytest.mark.long) for case in MORE),
     ],
 )
@@ -307,7 +307,7 @@ def test_experts_that_are_cut_off_name_file_and_tensor(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [one if one == "awq" else pytest.param(one, marks=pytest.mark.long) for one in METHODS],
+    [pytest.param(one, marks=pytest.mark.long) for one in METHODS],
 )
 def test_experts_of_quantised_folders_stay_and_give_the_dequantised_models_tokens(
     tmp_path: Path, method: str

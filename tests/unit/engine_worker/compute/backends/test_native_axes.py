@@ -148,6 +148,7 @@ PARTLY_NATIVE = {
     "ministral": spec_of(replace(tiny_attention(), query_scale=QueryScale(0.5, 8)), MlpSpec(48)),
 }
 
+EVERYDAY = ("gemma", "gpt2 with sinks", "olmo with multipliers", "gpt-oss", "deepseek with groups")
 EVERYDAY_TYPES = (("gemma", "int8"), ("gpt-oss", "bfloat16"), ("deepseek with groups", "int8"))
 
 
@@ -166,7 +167,10 @@ def strong_weights(spec: DecoderSpec) -> DecoderWeights:
 
 @pytest.mark.parametrize(
     "name",
-    [*NATIVE, *(pytest.param(name, marks=pytest.mark.long) for name in PARTLY_NATIVE)],
+    [
+        pytest.param(name, marks=() if name in EVERYDAY else pytest.mark.long)
+        for name in (*NATIVE, *PARTLY_NATIVE)
+    ],
 )
 def test_the_kernels_compute_what_the_reference_does_or_leave_it_to_xla(name: str) -> None:
     weights = strong_weights((NATIVE | PARTLY_NATIVE)[name])

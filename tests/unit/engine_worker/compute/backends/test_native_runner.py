@@ -62,7 +62,7 @@ def make_runner(
     )
 
 
-@pytest.fixture(scope="module", params=types("bfloat16", "int8"))
+@pytest.fixture(scope="module", params=types("bfloat16"))
 def runner(request: pytest.FixtureRequest) -> JaxModelRunner:
     return make_runner(packed(WEIGHTS, "cpu_native", request.param))
 
@@ -275,7 +275,8 @@ def assert_same_bits_in_company(runner: JaxModelRunner, request: RunnerRequest) 
         np.testing.assert_array_equal(np.asarray(array)[blocks(0)[:4]], expected)
 
 
-@pytest.mark.parametrize("weight_type", types("float32"))
+@pytest.mark.long
+@pytest.mark.parametrize("weight_type", TYPES)
 def test_recurrent_layers_are_computed_by_xla_between_the_kernels(weight_type: str) -> None:
     weights = tiny_weights(spec=tiny_hybrid_spec())
     decoder = packed(weights, "cpu_native", weight_type)

@@ -23,7 +23,9 @@ SAMPLINGS = (
 NUM_TOKENS = 12
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(
+    scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.long)]
+)
 def runner(request: pytest.FixtureRequest) -> JaxModelRunner:
     weights = random_weights(declare(tiny_spec([None, 6]), jnp.dtype(request.param)), seed=1)
     return JaxModelRunner.create(
