@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.batches.folders import is_id, new_id, read_json, replace_json, tenant_folder
+from gateway.batches.folders import is_id, json_of, new_id, read_json, replace_json, tenant_folder
 from gateway.errors import GatewayError, InvalidRequestError, ResourceNotFoundError
 
 PREFIX: Final = "file-"
@@ -210,7 +210,10 @@ class FileStore:
         now, num_removed = self._wall_clock(), 0
         for folder in self._root.glob("*"):
             for path in folder.glob(f"{PREFIX}*.json"):
-                stored = self._read(folder, path.stem)
+                try:
+                    stored = _stored(json_of(path.read_bytes()))
+                except OSError:
+                    continue  # it says nothing now, and isn't too old for that
                 if stored is None or stored.expires_at <= now:
                     self._remove(folder, path.stem)
                     num_removed += 1
@@ -236,15 +239,18 @@ class FileStore:
         return num_files, num_bytes
 
     def _read(self, folder: Path, file_id: str) -> StoredFile | None:
-        value = read_json(folder / f"{file_id}.json")
-        try:
-            return None if value is None else StoredFile(**value)
-        except TypeError:
-            return None
+        return _stored(read_json(folder / f"{file_id}.json"))
 
     def _remove(self, folder: Path, file_id: str) -> None:
         (folder / f"{file_id}.json").unlink(missing_ok=True)
         (folder / f"{file_id}.data").unlink(missing_ok=True)
+
+
+def _stored(value: dict[str, Any] | None) -> StoredFile | None:
+    try:
+        return None if value is None else StoredFile(**value)
+    except TypeError:
+        return None
 
 
 def disk_error(error: OSError) -> GatewayError:

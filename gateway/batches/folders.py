@@ -54,7 +54,15 @@ def replace_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any] | None:
     """A small file of ours; None when it isn't there or can't be read."""
     try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError):
+        return json_of(path.read_bytes())
+    except OSError:
+        return None
+
+
+def json_of(content: bytes) -> dict[str, Any] | None:
+    """What a small file of ours holds; None when it is no object of JSON."""
+    try:
+        value = orjson.loads(content)
+    except orjson.JSONDecodeError:
         return None
     return value if isinstance(value, dict) else None

@@ -4,14 +4,18 @@ A line has a record when its request gets a lease, and another one behind its an
 output file by then. Only then is the lease settled. So after a kill, of each line either its answer
 and its settlement are here, which is sent again and booked once (a ledger knows its leases); or
 there is no answer, then its lease is settled as unused and the line is run again. What an output
-file holds beyond its last record is cut off.
+file holds beyond its last record is cut off. A record whose answer isn't in its output file
+is cut off with all behind it, and these lines are run again: nothing makes up what is missing.
 
 Records are handed to the kernel and not synced: they outlive this process, and of a machine that
 dies the lines since the last sync are run again.
 """
 
+import logging
 import os
+from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
@@ -22,9 +26,11 @@ from gateway.batches.records import Counts
 from protocol.wire import codec
 from protocol.wire.messages import Settle
 
+_logger = logging.getLogger("penstock.gateway.batches")
+
 FileKind = Literal["output", "error"]
 FILES: Final[dict[FileKind, str]] = {"output": "output.jsonl", "error": "error.jsonl"}
-_JOURNAL: Final = "journal.jsonl"
+JOURNAL: Final = "journal.jsonl"
 MAX_RESENT: Final = 1024
 """Settlements that are sent again after a kill: more than are ever on their way."""
 
@@ -37,7 +43,7 @@ class Recovered:
 
     Attributes:
         done: Numbers of lines with an answer.
-        open_leases: Of lines without one.
+        open_leases: Of lines without one, or whose answer is lost.
         settles: Of the newest answers.
         counts: Of the answers.
     """
@@ -66,8 +72,10 @@ class Journal:
         self._failure: OSError | None = None
         self._ends: dict[FileKind, int] = dict.fromkeys(FILES, 0)
         self.recovered = Recovered()
-        good_bytes = self._read(folder / _JOURNAL)
-        self._journal = _open_at(folder / _JOURNAL, good_bytes)
+        with ExitStack() as stack:
+            answers = None if is_over else _Answers(folder, stack)
+            good_bytes = self._read(folder / JOURNAL, answers)
+        self._journal = _open_at(folder / JOURNAL, good_bytes)
         self._outputs: dict[FileKind, BinaryIO] = {
             kind: _open_at(folder / name, self._ends[kind])
             for kind, name in FILES.items()
@@ -130,30 +138,78 @@ class Journal:
             self._failure = error
             raise
 
-    def _read(self, path: Path) -> int:
-        """Take what is there; how many bytes of it are whole records."""
-        found, good_bytes = self.recovered, 0
+    def _read(self, path: Path, answers: "_Answers | None") -> int:
+        """Take what is there; how many bytes of it are whole records with their answers.
+
+        Args:
+            path: Of the journal.
+            answers: What the output files hold; None takes the journal's word for it.
+
+        Raises:
+            OSError: It can't be read.
+        """
+        found, good_bytes, is_good = self.recovered, 0, True
+        lost: deque[tuple[int, str]] = deque(maxlen=MAX_RESENT)
         for text in _whole_lines(path):
             try:
                 record = orjson.loads(text)
             except orjson.JSONDecodeError:
                 break
-            good_bytes += len(text)
+            if is_good and "done" in record and answers is not None:
+                is_good = answers.ends_at(record["file"], record["end"])
+            if is_good:
+                good_bytes += len(text)
             if "begun" in record:
                 found.open_leases.setdefault(record["begun"], []).append(record["lease"])
                 continue
             line, kind = record["done"], record["file"]
-            found.done.add(line)
-            self._ends[kind] = record["end"]
             settle = None
             if "settle" in record:
                 settle = _settles.decode(bytes.fromhex(record["settle"]))
-                found.settles.append(settle)
-                del found.settles[:-MAX_RESENT]
             # Leases of earlier tries of this line are settled already: each try ends with that.
             found.open_leases.pop(line, None)
+            if not is_good:
+                if settle is not None:
+                    lost.append((line, settle.lease_id))
+                continue
+            found.done.add(line)
+            self._ends[kind] = record["end"]
+            if settle is not None:
+                found.settles.append(settle)
+                del found.settles[:-MAX_RESENT]
             count(found.counts, kind, settle)
+        for line, lease_id in lost:
+            found.open_leases.setdefault(line, []).append(lease_id)
+        if not is_good:
+            _logger.error(
+                "%s: the output files lack answers that it tells of; from %d bytes on its lines"
+                " are run again",
+                *(path, good_bytes),
+            )
         return good_bytes
+
+
+class _Answers:
+    """What the output files of a batch hold, which may be less than its journal says.
+
+    Args:
+        folder: Of the batch.
+        stack: Closes the files.
+
+    Raises:
+        OSError: A file is there and can't be opened.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._files: dict[FileKind, BinaryIO] = {}
+        for kind, name in FILES.items():
+            with suppress(FileNotFoundError):
+                self._files[kind] = stack.enter_context((folder / name).open("rb", buffering=0))
+
+    def ends_at(self, kind: FileKind, end: int) -> bool:
+        """Whether a line ends there: a file that is too short has nothing, or NULs."""
+        file = self._files.get(kind)
+        return file is not None and os.pread(file.fileno(), 1, end - 1) == b"\n"
 
 
 def count(counts: Counts, kind: FileKind, settle: Settle | None) -> None:

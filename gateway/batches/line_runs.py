@@ -361,10 +361,12 @@ class LineRun:
         now = self._room.clock()
         if is_due or now - self._saved_at >= SAVE_INTERVAL_S:
             self._saved_at = now
-            if self._claim.is_cancelled and self._claim.batch.status == "in_progress":
-                self._claim.batch.status = "cancelling"
-                self._claim.batch.stamps.setdefault("cancelling_at", self._room.now())
-            await asyncio.to_thread(self._claim.save)
+            changes: dict[str, Any] = {}
+            batch = self._claim.batch
+            if self._claim.is_cancelled and batch.status == "in_progress":
+                stamps = {"cancelling_at": self._room.now()} | batch.stamps
+                changes = {"status": "cancelling", "stamps": stamps}
+            await asyncio.to_thread(self._claim.save, **changes)
         if self._num_unsynced >= _SYNC_LINES:
             self._num_unsynced = 0
             await asyncio.to_thread(self._journal.sync)

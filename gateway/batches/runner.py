@@ -5,6 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -29,6 +30,7 @@ MAX_TRIES: Final = 5
 """Of a batch that fails for no reason that may pass, without an answer in between."""
 FIRST_PAUSE_S: Final = 1.0
 _MAX_PAUSE_S: Final = 30.0
+_MAX_DOUBLINGS: Final = 10
 TURN_S: Final = 60.0
 """A batch makes room for one that waits after so long, and waits itself."""
 
@@ -45,6 +47,25 @@ class _Found(NamedTuple):
     claims: list[Claim]
     has_waiting: bool
     unfinished: frozenset[str]
+
+
+class _Failures:
+    """How often each batch failed without an answer in between."""
+
+    def __init__(self) -> None:
+        self._tries: dict[str, tuple[int, int]] = {}  # answers so far, and tries without more
+
+    def count(self, batch: Batch) -> int:
+        """A batch failed once more; how often that is now."""
+        num_answers = _num_answers(batch)
+        last, num_tries = self._tries.get(batch.id, (num_answers, 0))
+        num_tries = 1 if num_answers > last else num_tries + 1
+        self._tries[batch.id] = (num_answers, num_tries)
+        return num_tries
+
+    def forget_all_but(self, unfinished: AbstractSet[str]) -> None:
+        """Only batches of these ids are tried again."""
+        self._tries = {name: tries for name, tries in self._tries.items() if name in unfinished}
 
 
 class BatchRunner:
@@ -91,7 +112,7 @@ class BatchRunner:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._open: dict[str, tuple[str, float]] = {}  # their tenants, and since when
         self._served: dict[str, float] = {}  # until when, of those that made room
-        self._failures: dict[str, tuple[int, int]] = {}  # answers so far, and tries without more
+        self._failures = _Failures()
         self._has_waiting = False
         self._looking: asyncio.Task[None] | None = None
 
@@ -127,7 +148,7 @@ class BatchRunner:
         self._has_waiting = found.has_waiting
         unfinished = found.unfinished
         self._served = {name: at for name, at in self._served.items() if name in unfinished}
-        self._failures = {name: n for name, n in self._failures.items() if name in unfinished}
+        self._failures.forget_all_but(unfinished)
         loop = asyncio.get_running_loop()
         for claim in found.claims:
             batch = claim.batch
@@ -168,7 +189,8 @@ class BatchRunner:
         try:
             await self._work(claim)
         except ChangedInputError as error:
-            await self._give_up(claim, [error.error])
+            if not await self._give_up(claim, [error.error]):
+                await self._room.pause(_pause_s(self._failures.count(claim.batch)))
         except Exception as error:
             _logger.exception("the batch %s could not go on", claim.batch.id)
             await self._on_failure(claim, error)
@@ -178,49 +200,57 @@ class BatchRunner:
             self._tasks.pop(claim.batch.id, None)
 
     async def _on_failure(self, claim: Claim, error: Exception) -> None:
-        """Let a batch be tried again, a bounded number of times.
+        """Let a batch be tried again, a bounded number of times while lines are left.
 
-        A disk that is full may have room by then, so that ends with the batch's window only.
+        A disk that is full may have room by then, so that ends with the batch's window only, and
+        not at all for a batch that has all its answers.
         """
         batch = claim.batch
-        if self._room.is_stopping:
+        if self._room.is_stopping or batch.status in ENDED:
             return
-        num_answers = batch.counts.completed + batch.counts.failed
-        last, num_tries = self._failures.get(batch.id, (num_answers, 0))
-        num_tries = 1 if num_answers > last else num_tries + 1
-        self._failures[batch.id] = (num_answers, num_tries)
+        num_tries = self._failures.count(batch)
         may_pass = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-        is_late = self._room.now() >= batch.expires_at
-        if num_tries >= MAX_TRIES and (is_late or not may_pass):
+        has_all = _num_answers(batch) >= batch.counts.total
+        is_waited_for = may_pass and (has_all or self._room.now() < batch.expires_at)
+        has_ended = False
+        if num_tries >= MAX_TRIES and batch.status != "finalizing" and not is_waited_for:
             message = (
                 f"This server failed {num_tries} times to go on with the batch, and its log says"
                 " why. Lines that were answered are in the output files."
             )
-            await self._give_up(claim, [LineError("internal_error", message)])
-        else:
-            await self._room.pause(min(FIRST_PAUSE_S * 2.0 ** (num_tries - 1), _MAX_PAUSE_S))
+            has_ended = await self._give_up(claim, [LineError("internal_error", message)])
+        if not has_ended:
+            await self._room.pause(_pause_s(num_tries))
 
-    async def _give_up(self, claim: Claim, errors: list[LineError]) -> None:
-        """End a batch as failed, with the answers that it has if these can be handed over."""
+    async def _give_up(self, claim: Claim, errors: list[LineError]) -> bool:
+        """End a batch as failed, with the answers that it has; False when it has to wait.
+
+        Only what the disk has is gone on from: where that can't be written, the batch is what it
+        was. Answers that can't be handed over stay where they are.
+        """
         batch = claim.batch
-        batch.outcome, batch.errors = "failed", errors
-        _logger.error("the batch %s ends as failed: %s", batch.id, errors[0].message)
+        _logger.error("the batch %s is to end as failed: %s", batch.id, errors[0].message)
         try:
-            if batch.status != "finalizing":
-                journal = await asyncio.to_thread(Journal, claim.folder)
-                try:
-                    self._take_up(claim, journal)
-                    await asyncio.to_thread(self._finalizer.begin, claim, journal)
-                finally:
-                    journal.close()
+            journal = await asyncio.to_thread(Journal, claim.folder)
+            try:
+                self._take_up(claim, journal)
+                await asyncio.to_thread(self._finalizer.begin, claim, journal, "failed", errors)
+            finally:
+                journal.close()
             await asyncio.to_thread(self._finalizer.hand_over, claim)
+        except OSError as error:
+            _logger.error("the batch %s can't end yet: %s", batch.id, error)
+            return False
         except Exception:
             _logger.exception("the answers of the batch %s can't be handed over", batch.id)
-            batch.output_file_id = batch.error_file_id = ""
+            if batch.status == "finalizing":
+                return False
             try:
-                await asyncio.to_thread(self._finalizer.end, claim, "failed")
+                await asyncio.to_thread(self._finalizer.end_unread, claim)
             except OSError as error:
                 _logger.error("the end of the batch %s can't be written: %s", batch.id, error)
+                return False
+        return True
 
     def _note_served(self, batch: Batch) -> None:
         del self._open[batch.id]
@@ -239,12 +269,12 @@ class BatchRunner:
         try:
             self._take_up(claim, journal)
             if not is_over:
-                batch.outcome = await LineRun(
+                outcome = await LineRun(
                     self._room, claim, journal, partial(self._has_to_make_room, batch.id)
                 ).run()
-                if not batch.outcome:
+                if not outcome:
                     return  # another process, or this one later, goes on
-                await asyncio.to_thread(self._finalizer.begin, claim, journal)
+                await asyncio.to_thread(self._finalizer.begin, claim, journal, outcome)
         finally:
             journal.close()
         await asyncio.to_thread(self._finalizer.hand_over, claim)
@@ -255,14 +285,15 @@ class BatchRunner:
         num_lines, errors = await asyncio.to_thread(
             lines.check, claim.input_path, batch.endpoint, self._max_line_bytes
         )
-        batch.counts = Counts(total=num_lines)
-        batch.errors = errors
-        batch.status = "failed" if errors else "in_progress"
-        batch.stamps["failed_at" if errors else "in_progress_at"] = self._room.now()
-        await asyncio.to_thread(claim.save)
+        counts = Counts(total=num_lines)
         if errors:
-            await asyncio.to_thread(claim.input_path.unlink, missing_ok=True)
-        return not errors
+            end = partial(self._finalizer.end, claim, "failed", errors=errors, counts=counts)
+            await asyncio.to_thread(end)
+            return False
+        stamps = batch.stamps | {"in_progress_at": self._room.now()}
+        changes = {"status": "in_progress", "stamps": stamps, "counts": counts}
+        await asyncio.to_thread(claim.save, **changes)
+        return True
 
     def _take_up(self, claim: Claim, journal: Journal) -> None:
         """Book again what an earlier process may not have, and take back what it left open."""
@@ -277,3 +308,12 @@ class BatchRunner:
                 self._settle(
                     bridge.settle(lease_id, request_id, Usage(), "aborted", is_unused=True)
                 )
+
+
+def _num_answers(batch: Batch) -> int:
+    return batch.counts.completed + batch.counts.failed
+
+
+def _pause_s(num_tries: int) -> float:
+    """Before a batch that failed so often is tried again; the exponent of a float has a bound."""
+    return min(FIRST_PAUSE_S * 2.0 ** min(num_tries - 1, _MAX_DOUBLINGS), _MAX_PAUSE_S)

@@ -6,9 +6,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gateway.batches.files import FileStore
 from gateway.batches.folders import is_id, new_id, read_json, replace_json, tenant_folder
@@ -42,13 +42,22 @@ class Claim:
         """Whether somebody asked for its end."""
         return (self.folder / _CANCEL).exists()
 
-    def save(self) -> None:
-        """Keep what the batch says now.
+    def save(self, **changes: Any) -> None:
+        """Keep what the batch says, with some fields changed.
+
+        `batch` changes only once that is on the disk: whoever looks at it after a save that failed
+        must not go on from a step that the next process knows nothing of.
+
+        Args:
+            changes: New values of fields of `batch`.
 
         Raises:
-            OSError: The disk doesn't take it.
+            OSError: The disk doesn't take it; nothing has changed.
         """
-        replace_json(self.folder / _STATE, self.batch.as_record())
+        changed = replace(self.batch, **changes)
+        replace_json(self.folder / _STATE, changed.as_record())
+        for name, value in changes.items():
+            setattr(self.batch, name, value)
 
     def release(self) -> None:
         """Let another gateway go on with it."""
@@ -138,8 +147,12 @@ class BatchStore:
         )
         folder = self._folder(tenant, batch.id)
         folder.mkdir(mode=0o700, parents=True)
-        os.link(self._files.content_path(tenant, stored.id), folder / INPUT)
-        replace_json(folder / _STATE, batch.as_record())
+        try:
+            os.link(self._files.content_path(tenant, stored.id), folder / INPUT)
+            replace_json(folder / _STATE, batch.as_record())
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # no sweep finds one without a record
+            raise
         return batch
 
     def find(self, tenant: str, batch_id: str) -> Batch:

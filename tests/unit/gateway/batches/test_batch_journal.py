@@ -8,6 +8,7 @@ import pytest
 
 from gateway.batches import journal as journal_module
 from gateway.batches.journal import Journal
+from protocol.wire.messages import Settle
 
 
 def test_outputs_that_were_handed_over_are_not_begun_anew(tmp_path: Path) -> None:
@@ -57,3 +58,38 @@ def test_after_a_write_that_failed_half_way_nothing_is_written_behind_it(
     again.note_done(3, "output", {"custom_id": "c"}, None)
     again.close()
     assert (tmp_path / "output.jsonl").read_bytes() == b'{"custom_id":"a"}\n{"custom_id":"c"}\n'
+
+
+@pytest.mark.parametrize("left", ["gone", "short", "NULs"])
+def test_lines_whose_answers_are_missing_are_not_done(tmp_path: Path, left: str) -> None:
+    """A machine died, or an output was moved away: what a journal says alone is no answer."""
+    journal, output = Journal(tmp_path), tmp_path / "output.jsonl"
+    for line, name in ((1, "a"), (2, "b"), (3, "c")):
+        journal.note_lease(line, f"lease-{name}")
+        settle = Settle(
+            lease_id=f"lease-{name}", request_id=name, prompt_tokens=0, completion_tokens=2
+        )
+        journal.note_done(line, "output", {"custom_id": name}, settle)
+    journal.note_lease(4, "lease-d")
+    journal.close()
+    first = b'{"custom_id":"a"}\n'
+    if left == "gone":
+        output.unlink()
+    else:
+        output.write_bytes(first + (b"" if left == "short" else bytes(2 * len(first))))
+
+    again = Journal(tmp_path)
+    found = again.recovered
+    done = set() if left == "gone" else {1}
+    assert found.done == done
+    assert (found.counts.completed, found.counts.completion_tokens) == (len(done), 2 * len(done))
+    assert [settle.lease_id for settle in found.settles] == ["lease-a"][: len(done)]
+    lost = {1: ["lease-a"], 2: ["lease-b"], 3: ["lease-c"], 4: ["lease-d"]}
+    assert found.open_leases == {line: ids for line, ids in lost.items() if line not in done}
+    assert output.read_bytes() == (first if done else b"")
+    again.note_done(2, "output", {"custom_id": "b"}, None)
+    again.close()
+    last = Journal(tmp_path)
+    last.close()
+    assert last.recovered.done == done | {2}
+    assert output.read_bytes() == (first if done else b"") + b'{"custom_id":"b"}\n'

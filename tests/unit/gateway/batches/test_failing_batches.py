@@ -143,22 +143,6 @@ async def test_a_batch_that_goes_on_meanwhile_is_not_given_up(
     assert batch["request_counts"]["completed"] == 3 * MAX_TRIES
 
 
-async def test_a_batch_whose_answers_can_t_be_handed_over_ends_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    harness = Harness(tmp_path)
-
-    def broken(*_args: Any, **_options: Any) -> None:
-        raise RuntimeError("a bug")
-
-    batch = harness.create(1)
-    monkeypatch.setattr(harness.files, "finish", broken)
-    async with asyncio.timeout(LIMIT_S):
-        ended = await harness.until_ended(batch)
-    assert ended["status"] == "failed"
-    assert ended["output_file_id"] is None
-
-
 async def test_a_full_disk_is_waited_for_until_the_window_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
