@@ -70,7 +70,7 @@ def lark_source(grammar: Grammar, special: SpecialTokens) -> LarkSource:
             raise UnsupportedGrammarError(
                 f"A marker of the grammar has 1 to {MAX_MARKER_CHARACTERS} characters."
             )
-    unenforced: dict[str, None] = {}
+    unenforced = dict.fromkeys(grammar.unenforced)
     body = _body(grammar, special, unenforced)
     if grammar.after_marker is not None:
         body = _armed_by(grammar.after_marker, body, special)

@@ -1,7 +1,8 @@
 """Rules for the calls of a format's tools, one body kind after the other."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,7 +14,8 @@ from toolparser_worker.grammar.values import (
     ElementValues,
     PythonValues,
     check_key,
-    members_of,
+    free_members,
+    held_members,
 )
 from toolparser_worker.machine.declarations import (
     BracedBody,
@@ -69,9 +71,11 @@ class CallableTool:
         schema = dict(parameters)
         if "$ref" not in schema and "anyOf" not in schema:
             schema.setdefault("type", "object")
-        if schema.get("properties") and "patternProperties" not in schema:
-            # A call with what nobody asked for helps nobody.
-            schema.setdefault("additionalProperties", False)
+        # What is no schema is refused once it is read.
+        with suppress(TypeError):
+            if schema.get("properties") and not _adds_members(schema):
+                # A call with what nobody asked for helps nobody.
+                schema.setdefault("additionalProperties", False)
         return cls(function["name"], schema, is_enforced and bool(function.get("strict")))
 
 
@@ -130,7 +134,7 @@ class CallRules:
 
     def _tail(self, tool: CallableTool) -> str:
         """An expression for a call from its tool's name on."""
-        reader = SchemaReader(tool.parameters)
+        reader = SchemaReader(tool.parameters, is_strict=tool.is_strict)
         self._writer.is_strict = tool.is_strict
         match self._format.body:
             case JsonObjectBody() as body:
@@ -147,6 +151,7 @@ class CallRules:
                 tail = self._python_tail(tool, reader)
             case _:
                 raise UnsupportedToolsError("its calls have no written form.")
+        self._writer.unenforced.update(reader.unenforced)
         return self._writer.rule(tail)
 
     def _json_tail(self, body: JsonObjectBody, tool: CallableTool) -> str:
@@ -178,15 +183,13 @@ class CallRules:
         if has_index:
             parts += [writer.terminal(_INDEX), writer.text(after_index)]
         values = _ParameterValues(writer, body, reader)
-        parts += [values.parameter(*member) for member in members_of(_root(tool, reader))]
-        if not tool.parameters.get("properties") and _allows_more(tool):
-            parts.append(f"{values.free_parameter()}*")
+        parts.append(_one_of(values.parameters(root) for root in _roots(tool, reader)))
         parts.append(writer.text(body.rendered_space + body.end))
         return writer.sequence(*parts)
 
     def _element_tail(self, body: ElementBody, tool: CallableTool, reader: SchemaReader) -> str:
         values = ElementValues(self._writer, reader, tag_prefix=body.tag_prefix, item=body.item)
-        inside = values.elements(_root(tool, reader))
+        inside = _one_of(values.elements(root) for root in _roots(tool, reader))
         return self._writer.sequence(quoted(f'{tool.name}">'), inside, self._writer.text(body.end))
 
     def _braced_tail(self, body: BracedBody, tool: CallableTool, reader: SchemaReader) -> str:
@@ -195,18 +198,22 @@ class CallRules:
             if body.parses_strings
             else BracedValues(self._writer, reader, body.quote)
         )
-        return self._writer.sequence(quoted(tool.name), values.braces(_root(tool, reader)))
+        inside = _one_of(values.braces(root) for root in _roots(tool, reader))
+        return self._writer.sequence(quoted(tool.name), inside)
 
     def _python_tail(self, tool: CallableTool, reader: SchemaReader) -> str:
         values = PythonValues(self._writer, reader)
         if not tool.name.replace(".", "_").isidentifier():
             raise UnsupportedToolsError("its name is none that Python has.")
-        arguments = values.arguments(_root(tool, reader))
+        arguments = _one_of(values.arguments(root) for root in _roots(tool, reader))
         return self._writer.sequence(quoted(f"{tool.name}("), arguments, '")"')
 
 
 class _QuotedValues(BracedValues):
     """Braces in which every value is in quotes, as text or as JSON."""
+
+    def _forms(self, schema: Mapping[str, Any]) -> list[Form]:
+        return self._reader.whole_forms(schema)
 
     def _form(self, form: Form) -> str:
         if form.type == "string":
@@ -228,31 +235,33 @@ class _ParameterValues:
         self._body = body
         self._reader = reader
 
+    def parameters(self, form: Form) -> str:
+        """An expression for the members of the arguments."""
+        members = held_members(self._reader, form)
+        others = free_members(form)
+        if members or others is False:
+            return self._writer.sequence(*(self.parameter(*member) for member in members))
+        name = self._writer.terminal("/[A-Za-z_][A-Za-z0-9_]{0,39}/")
+        forms = self._reader.whole_forms(others)
+        free = self._writer.rule(" | ".join(self._form(one, name) for one in forms))
+        least, most = form.schema.get("minProperties", 0), form.schema.get("maxProperties")
+        if most == 0:
+            return '""'
+        return f"{free}*" if most is None and least == 0 else f"{free}{{{least},{most or ''}}}"
+
     def parameter(self, key: str, schema: Any, is_needed: bool) -> str:
         """An expression for one parameter."""
         escaped = key
         for written, meant in reversed(self._body.unescapes):
             escaped = escaped.replace(meant, written)
         check_key(escaped, '<>"')
-        forms = " | ".join(self._form(form, escaped) for form in self._reader.forms(schema))
+        forms = " | ".join(
+            self._form(form, quoted(escaped)) for form in self._reader.whole_forms(schema)
+        )
         return f"({forms})" if is_needed else f"({forms})?"
 
-    def free_parameter(self) -> str:
-        """A rule for a parameter that nobody declared."""
-        body = self._body
-        before, _, after = body.rendered_key.partition("{key}")
-        key = self._writer.terminal("/[A-Za-z_][A-Za-z0-9_]{0,39}/")
-        after = after.format(is_text="true", type="string")
-        return self._writer.rule(
-            self._writer.sequence(
-                self._writer.text(body.rendered_space + body.parameters[0] + before),
-                key,
-                self._writer.text(after + body.rendered_trim),
-                self._text(Form("string", {})),
-            )
-        )
-
     def _form(self, form: Form, key: str) -> str:
+        """An expression for a parameter whose name is that of another expression."""
         writer, body = self._writer, self._body
         is_text = form.type in ("string", "any")
         type_name = {"any": "string", "integer": "number"}.get(form.type, form.type)
@@ -260,7 +269,7 @@ class _ParameterValues:
         after = after.format(is_text="true" if is_text else "false", type=type_name)
         opening = writer.sequence(
             writer.text(body.rendered_space + body.parameters[0] + before),
-            quoted(key),
+            key,
             writer.text(after + body.rendered_trim),
         )
         if is_text and not form.values:
@@ -272,7 +281,7 @@ class _ParameterValues:
     def _text(self, form: Form) -> str:
         """A string's text and the end of its element."""
         body = self._body
-        terminals = text_terminals(form, is_trimmed=body.trims == "space")
+        terminals = text_terminals(self._reader, form, is_trimmed=body.trims == "space")
         return self._writer.until(
             body.rendered_trim + body.value_end,
             " & ".join(f"({one})" for one in terminals),
@@ -315,17 +324,32 @@ def _opening(body: CallBody) -> str:
             return ""
 
 
-def _root(tool: CallableTool, reader: SchemaReader) -> Form:
-    """The tool's arguments as one object.
+def _roots(tool: CallableTool, reader: SchemaReader) -> list[Form]:
+    """The tool's arguments, each form that an object may have.
 
     Raises:
-        UnsupportedToolsError: They are of several forms, or no object.
+        UnsupportedToolsError: They are no object, or listed.
     """
-    forms = reader.forms(tool.parameters)
-    if len(forms) != 1 or forms[0].type != "object" or forms[0].values:
-        raise UnsupportedToolsError("its parameters must be one object with properties.")
-    return forms[0]
+    forms = [form for form in reader.forms(tool.parameters) if form.type in ("object", "any")]
+    if not forms or any(form.values for form in forms):
+        raise UnsupportedToolsError("its parameters must be an object with properties.")
+    return [Form("object", {**form.schema, "type": "object"}, places=form.places) for form in forms]
 
 
-def _allows_more(tool: CallableTool) -> bool:
-    return tool.parameters.get("additionalProperties", True) is not False
+def _one_of(expressions: Iterable[str]) -> str:
+    """An expression for one of some."""
+    alternatives = list(dict.fromkeys(expressions))
+    return alternatives[0] if len(alternatives) == 1 else f"({' | '.join(alternatives)})"
+
+
+def _adds_members(schema: Mapping[str, Any]) -> bool:
+    """Whether what a schema combines may declare members, beside those that it declares itself."""
+    properties, required = schema["properties"], schema.get("required", ())
+    if {"$ref", "patternProperties", "dependentSchemas"} & schema.keys():
+        return True
+    if not all(isinstance(name, str) and name in properties for name in required):
+        return True
+    parts = [schema[key] for key in ("if", "then", "else") if key in schema]
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        parts += schema.get(keyword, ())
+    return any(isinstance(part, Mapping) and {"properties", "$ref"} & part.keys() for part in parts)

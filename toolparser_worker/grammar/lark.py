@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from protocol.wire.messages import Grammar
 
+MAX_UNENFORCED: Final = 32
+"""As many as the header names."""
 ANY_TEXT: Final = "/(?s:.*)/"
 JSON_STYLE: Final = {
     "whitespace_flexible": False,
@@ -36,6 +38,7 @@ class LarkWriter:
 
     Attributes:
         is_strict: A schema that is written now is refused by an engine that can't enforce it all.
+        unenforced: Places of keywords that the rules leave to the model, in order.
     """
 
     def __init__(self, markers: Iterable[str]) -> None:
@@ -45,6 +48,7 @@ class LarkWriter:
         self._terminals: dict[str, str] = {}
         self._num_names = 0
         self.is_strict = False
+        self.unenforced: dict[str, None] = {}
 
     def text(self, text: str) -> str:
         """An expression for exactly this text; the empty text is the empty expression."""
@@ -90,9 +94,10 @@ class LarkWriter:
         self._lines.append(f"{name}[suffix={self._marker(end)}]: {terminal}")
         return name
 
-    def json(self, schema: dict[str, Any]) -> str:
-        """An expression for the JSON values of a schema."""
-        return f"%json {json.dumps({**schema, **self._options()}, ensure_ascii=False)}"
+    def json(self, schema: dict[str, Any], style: dict[str, Any] | None = None) -> str:
+        """An expression for the JSON values of a schema, in the style of most templates or another."""
+        options = self._options() | (style or {})
+        return f"%json {json.dumps({**schema, **options}, ensure_ascii=False)}"
 
     def json_text(self, source: str) -> str:
         """The same for the text of a schema, an object, which is handed on as it is written."""
@@ -113,6 +118,7 @@ class LarkWriter:
             source="\n".join([f"start: {start}", *self._lines, ""]),
             after_marker=after_marker,
             markers=tuple(self._markers),
+            unenforced=tuple(self.unenforced)[:MAX_UNENFORCED],
         )
 
     def _marker(self, text: str) -> str:

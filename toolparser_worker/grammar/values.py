@@ -3,12 +3,21 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any, Final
 
 from toolparser_worker.errors import UnsupportedToolsError
+from toolparser_worker.grammar.keywords import (
+    ARRAY_KEYWORDS,
+    OBJECT_KEYWORDS,
+    STRING_KEYWORDS,
+    ImpossibleError,
+    asserted,
+)
 from toolparser_worker.grammar.lark import LarkWriter, quoted
 from toolparser_worker.grammar.schemas import (
     Form,
+    JsonType,
     SchemaReader,
     number_terminal,
     text_terminals,
@@ -16,6 +25,7 @@ from toolparser_worker.grammar.schemas import (
 
 _NAME: Final = "/[A-Za-z_][A-Za-z0-9_]{0,39}/"
 _JSON_SCALARS: Final = frozenset({"integer", "number", "boolean", "null"})
+_MAX_DISTINCT: Final = 7
 _NO_ESCAPES: Final = {"json_allowed_escapes": 'nrt\\"'}
 
 
@@ -42,9 +52,13 @@ class ValueRules(ABC):
         resolved = self._reader.resolved(schema)
         name, is_new = self._name_of(resolved)
         if is_new:
-            forms = self._reader.forms(resolved)
+            forms = self._forms(resolved)
             self._writer.rule(" | ".join(self._form(form) for form in forms), name)
         return name
+
+    def _forms(self, schema: Mapping[str, Any]) -> list[Form]:
+        """The kinds of value of a schema, as this format writes them."""
+        return self._reader.forms(schema)
 
     def _name_of(self, schema: Mapping[str, Any], tag: str = "") -> tuple[str, bool]:
         """The rule's name of a schema, and whether the rule is still to be written."""
@@ -65,13 +79,15 @@ class ValueRules(ABC):
     def json_literal(self, form: Form) -> str:
         """An expression for numbers, booleans, null or listed values, as JSON spells them.
 
-        Raises:
-            UnsupportedToolsError: Listed values that are lists or objects.
+        Listed values that are lists or objects are left to the model.
         """
         if form.values:
             if form.type in ("array", "object"):
-                raise UnsupportedToolsError("lists and objects in `enum` can't be written.")
+                self._reader.leave_out(form.places, "enum", "it lists lists or objects")
+                return self._form(Form(form.type, {"type": form.type}))
             return " | ".join(quoted(json.dumps(value)) for value in form.values)
+        if form.type in ("boolean", "null"):
+            self._reader.hold(form)
         if form.type == "boolean":
             return '"true" | "false"'
         return '"null"' if form.type == "null" else self.number(form)
@@ -104,19 +120,53 @@ class ValueRules(ABC):
         """
         declared = [
             (self._writer.sequence(quoted(opening(key)), self.value(schema)), is_needed)
-            for key, schema, is_needed in members_of(form)
+            for key, schema, is_needed in held_members(self._reader, form)
         ]
-        others = form.schema.get("additionalProperties", True)
+        others = free_members(form)
         if declared or others is False:
             return self.listed(declared, separator)
         member = self._writer.rule(f"{free_opening} {self.value(others)}")
-        following = self._writer.rule(f"{quoted(separator)} {member}")
-        return f"({member} {following}*)?"
+        least = int(form.schema.get("minProperties", 0))
+        return self._counted(member, separator, least, form.schema.get("maxProperties"))
 
-    def repeated(self, form: Form, item: str, separator: str) -> str:
-        """An expression for as many items as an array has."""
-        least = int(form.schema.get("minItems", 0))
-        most = form.schema.get("maxItems")
+    def repeated(self, form: Form, item: Callable[[Any], str], separator: str) -> str:
+        """An expression for the items of an array.
+
+        Args:
+            form: The array.
+            item: An expression for an item of some schema.
+            separator: Between two items.
+        """
+        schema = form.schema
+        least, most = int(schema.get("minItems", 0)), schema.get("maxItems")
+        items = schema.get("items", schema.get("unevaluatedItems", True))
+        has_places = bool(schema.get("prefixItems")) or isinstance(items, list)
+        enforced = {"minItems", "maxItems"}
+        if not has_places:
+            enforced.add("items")
+            if "contains" not in schema:
+                enforced.add("unevaluatedItems")
+        if items is False and not has_places:
+            most = 0
+        values = None
+        if schema.get("uniqueItems") is True and not has_places:
+            values = self._few_values(items)
+        if values is not None or (most is not None and most <= 1):
+            enforced.add("uniqueItems")
+        self._reader.hold(form, *enforced)
+        if most is not None and most < least:
+            raise ImpossibleError
+        if most == 0:
+            return '""'
+        if values is not None:
+            return self._distinct(
+                [item({"const": value}) for value in values], separator, least, most
+            )
+        # What each place may hold is left to the model, and so are all of them.
+        return self._counted(item(True if has_places else items), separator, least, most)
+
+    def _counted(self, item: str, separator: str, least: int, most: int | None) -> str:
+        """An expression for some items, at least and at most so many."""
         if most == 0:
             return '""'
         more = "*" if most is None else f"{{0,{int(most) - 1}}}"
@@ -128,18 +178,50 @@ class ValueRules(ABC):
             expression = f"{item} ({item}){more}"
         return expression if least else f"({expression})?"
 
+    def _few_values(self, items: Any) -> list[Any] | None:
+        """The values that items may have, when they are listed and few; else None."""
+        values: list[Any] = []
+        for form in self._reader.forms(items):
+            # 1 and 1.0 are the same number.
+            if not form.values or form.type in ("array", "object", "number"):
+                return None
+            values += form.values
+        texts = {json.dumps(value): value for value in values}
+        return list(texts.values()) if len(texts) <= _MAX_DISTINCT else None
+
+    def _distinct(self, items: list[str], separator: str, least: int, most: int | None) -> str:
+        """A rule for some of the items, in any order and none of them twice."""
+        if least > len(items):
+            raise ImpossibleError
+
+        @cache
+        def following(left: frozenset[int]) -> str:
+            num_written = len(items) - len(left)
+            before = quoted(separator) if num_written else '""'
+            alternatives = ['""'] if num_written >= least else []
+            if most is None or num_written < most:
+                alternatives += [
+                    self._writer.sequence(before, items[one], following(left - {one}))
+                    for one in sorted(left)
+                ]
+            return self._writer.rule(" | ".join(alternatives))
+
+        return following(frozenset(range(len(items))))
+
     def free_forms(self, form: Form) -> list[Form]:
         """A few kinds of value for a schema that allows any."""
-        described = {
-            key: form.schema[key]
-            for key in ("minLength", "maxLength", "pattern", "format")
-            if key in form.schema
-        }
+        kinds: list[JsonType] = ["string", "number", "boolean", "null"]
+        if ARRAY_KEYWORDS & form.schema.keys():
+            kinds.append("array")
+        if OBJECT_KEYWORDS & form.schema.keys():
+            kinds.append("object")
         return [
-            Form("string", described),
-            Form("number", {}),
-            Form("boolean", {}),
-            Form("null", {}),
+            Form(
+                kind,
+                {"type": kind, **{key: form.schema[key] for key in asserted(form.schema, kind)}},
+                places=form.places,
+            )
+            for kind in kinds
         ]
 
     @abstractmethod
@@ -167,19 +249,21 @@ class PythonValues(ValueRules):
             return " | ".join(quoted(python_text(value)) for value in form.values)
         match form.type:
             case "string":
-                keys = ("minLength", "maxLength", "pattern", "format")
-                schema = {key: form.schema[key] for key in keys if key in form.schema}
-                style = {"x-guidance": {"whitespace_flexible": False, **_NO_ESCAPES}}
-                return f"%json {json.dumps({**style, 'type': 'string', **schema})}"
+                self._reader.hold(form, *STRING_KEYWORDS)
+                schema = {
+                    key: form.schema[key]
+                    for key in ("minLength", "maxLength", "pattern", "format")
+                    if key in form.schema
+                }
+                options = {"x-guidance": {"whitespace_flexible": False, **_NO_ESCAPES}}
+                return writer.json({"type": "string", **schema}, options)
             case "integer" | "number":
                 return self.number(form)
-            case "boolean":
-                return '"True" | "False"'
-            case "null":
-                return '"None"'
+            case "boolean" | "null":
+                self._reader.hold(form)
+                return '"None"' if form.type == "null" else '"True" | "False"'
             case "array":
-                item = self.value(form.schema.get("items", True))
-                return f'"[" {self.repeated(form, item, ", ")} "]"'
+                return f'"[" ({self.repeated(form, self.value, ", ")}) "]"'
             case "object":
                 free = writer.terminal(f'"\'" {_NAME} "\': "')
                 members = self.object_members(form, lambda key: f"{key!r}: ", free, ", ")
@@ -208,13 +292,12 @@ class BracedValues(ValueRules):
                     return " | ".join(
                         writer.sequence(opening, quoted(value), opening) for value in form.values
                     )
-                body = " & ".join(f"({one})" for one in text_terminals(form))
+                body = " & ".join(f"({one})" for one in text_terminals(self._reader, form))
                 return writer.sequence(opening, writer.until(self._quote, body))
             case _ if form.values or form.type in _JSON_SCALARS:
                 return self.json_literal(form)
             case "array":
-                item = self.value(form.schema.get("items", True))
-                return f'"[" {self.repeated(form, item, ",")} "]"'
+                return f'"[" ({self.repeated(form, self.value, ",")}) "]"'
             case "object":
                 return self.braces(form)
             case _:
@@ -250,7 +333,7 @@ class ElementValues(ValueRules):
     def elements(self, form: Form) -> str:
         """An expression for the members of an object as elements."""
         members = []
-        for key, schema, is_needed in members_of(form):
+        for key, schema, is_needed in held_members(self._reader, form, writes_free=False):
             check_key(key, "<>/")
             if key == self._item:
                 raise UnsupportedToolsError(f"a member named {key!r} would be read as a list.")
@@ -264,7 +347,7 @@ class ElementValues(ValueRules):
         name, is_new = self._name_of(resolved, tag)
         if not is_new:
             return name
-        forms = self._reader.forms(resolved)
+        forms = self._forms(resolved)
         opening = self._writer.text(f"{self._tag_prefix}<{tag}>")
         bodies = " | ".join(self._element_form(form, tag) for form in forms)
         self._writer.rule(f"{opening} ({bodies})", name)
@@ -276,7 +359,7 @@ class ElementValues(ValueRules):
         if form.type == "any":
             return " | ".join(self._element_form(free, tag) for free in self.free_forms(form))
         if form.type == "string" and not form.values:
-            body = " & ".join(f"({one})" for one in text_terminals(form))
+            body = " & ".join(f"({one})" for one in text_terminals(self._reader, form))
             return self._writer.until(closing, body, without=(f"{self._tag_prefix}<",))
         return self._writer.sequence(f"({self._form(form)})", self._writer.text(closing))
 
@@ -287,19 +370,69 @@ class ElementValues(ValueRules):
             case _ if form.values or form.type in _JSON_SCALARS:
                 return self.json_literal(form)
             case "array":
-                item = self._element(self._item, form.schema.get("items", True))
-                return self.repeated(form, item, "")
+                return self.repeated(form, partial(self._element, self._item), "")
             case _:
                 return self.elements(form)
 
 
-def members_of(form: Form) -> list[tuple[str, Any, bool]]:
-    """Name, schema and necessity of an object's members."""
-    properties = form.schema.get("properties", {})
-    required = form.schema.get("required", ())
-    others = form.schema.get("additionalProperties", True) or True
-    declared = [(name, schema, name in required) for name, schema in properties.items()]
-    return declared + [(name, others, True) for name in required if name not in properties]
+def held_members(
+    reader: SchemaReader, form: Form, *, writes_free: bool = True
+) -> list[tuple[str, Any, bool]]:
+    """Name, schema and necessity of an object's members that are written.
+
+    Args:
+        reader: Told of what they aren't held to.
+        form: The object.
+        writes_free: Whether members of any name are written, as many as the object may have, when
+            it declares none.
+
+    Raises:
+        UnsupportedToolsError: The tool is strict, and what is written can't be held to its schema.
+        ImpossibleError: A member is needed that may not be there.
+    """
+    schema = form.schema
+    properties = schema.get("properties", {})
+    required = schema.get("required", ())
+    others = free_members(form)
+    members = [
+        (key, member, key in required)
+        for key, member in properties.items()
+        if member is not False or key in required
+    ]
+    members += [(key, others, True) for key in required if key not in properties]
+    needed = {key for key, _, is_needed in members if is_needed}
+    enforced = {"properties", "required"}
+    least, most = schema.get("minProperties", 0), schema.get("maxProperties")
+    if members or others is False or not writes_free:
+        names = {key for key, _, _ in members}
+        if least <= len(needed):
+            enforced.add("minProperties")
+        if most is None or most >= len(names):
+            enforced.add("maxProperties")
+        for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
+            if all(
+                key not in names or (isinstance(others, list) and needed >= set(others))
+                for key, others in schema.get(keyword, {}).items()
+            ):
+                enforced.add(keyword)
+    else:
+        enforced.add("maxProperties")
+        if least <= 1:  # the same name may come again
+            enforced.add("minProperties")
+    if not schema.get("patternProperties"):
+        enforced |= {"additionalProperties", "unevaluatedProperties"}
+    elif not members and not writes_free:
+        enforced |= {"patternProperties", "additionalProperties", "unevaluatedProperties"}
+    reader.hold(form, *enforced)
+    return members
+
+
+def free_members(form: Form) -> Any:
+    """The schema of an object's members that it doesn't declare."""
+    if form.schema.get("patternProperties"):
+        return True
+    schema = form.schema
+    return schema.get("additionalProperties", schema.get("unevaluatedProperties", True))
 
 
 def check_key(key: str, forbidden: str) -> None:

@@ -82,6 +82,8 @@ class Grammar(Part, frozen=True):
             the marker ends.
         is_strict: A JSON schema of which a keyword can't be enforced is refused; otherwise such
             keywords are left to the model and named in the first `Delta`.
+        unenforced: Keywords of schemas that `source` was written from and leaves to the model, as
+            pointers into them; named in the first `Delta` too (since 1.5).
     """
 
     kind: Literal["json_schema", "json_object", "regex", "lark", "choice"]
@@ -89,6 +91,7 @@ class Grammar(Part, frozen=True):
     after_marker: str | None = None
     markers: tuple[str, ...] = ()
     is_strict: bool = False
+    unenforced: tuple[str, ...] = ()
 
 
 class Thought(Part, frozen=True):
