@@ -223,7 +223,7 @@ class _QuotedValues(BracedValues):
         quote = self._writer.text(self._quote)
         if form.type in ("number", "integer") and not form.values:
             return self._writer.sequence(quote, self.number(form), quote)
-        schema = self._writer.json(self._reader.json_schema(dict(form.schema)))
+        schema = self._writer.json(self._reader.json_schema(form))
         return self._writer.sequence(quote, schema, quote)
 
 
@@ -302,7 +302,7 @@ class _ParameterValues:
             terminal = number_terminal(form)
             if terminal is not None:
                 return self._writer.terminal(terminal)
-        return self._writer.json(self._reader.json_schema(dict(form.schema)))
+        return self._writer.json(self._reader.json_schema(form))
 
 
 def _opening(body: CallBody) -> str:

@@ -26,6 +26,7 @@ from toolparser_worker.machine.tool_schemas import referred_part
 JsonType = Literal["string", "number", "integer", "boolean", "null", "object", "array"]
 _TYPES: Final = ("string", "number", "integer", "boolean", "null", "object", "array")
 _MAX_ALTERNATIVES: Final = 256
+_MAX_PLACE: Final = 512
 _PATTERN_PARTS: Final = re.compile(r"\\.|\(\?<?[=!]", re.DOTALL)
 _UNHELD_PATTERN: Final = re.compile(r"\\[1-9k]|\(\?")
 _UNHELD_FORMATS: Final = frozenset(
@@ -78,6 +79,11 @@ class Form:
     values: tuple[Any, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def place(self) -> str:
+        """Where the schema is, as a pointer; that of its type when it is made of several."""
+        return (self.places.get("type") or next(iter(self.places.values()), "")).rpartition("/")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class _Placed:
@@ -122,19 +128,22 @@ class SchemaReader:
                 return {}
             if not isinstance(schema, Mapping):
                 raise ImpossibleError
-            if "$ref" not in schema or self._has_siblings(schema):
+            if "$ref" not in schema:
+                return schema
+            if not self._has_old_references and _asserts_beside_reference(schema):
                 return schema
             schema = self._find(schema["$ref"])
         raise UnsupportedToolsError("a schema refers to itself without end.")
 
-    def json_schema(self, schema: Mapping[str, Any]) -> dict[str, Any]:
-        """A schema that stands alone, with the definitions of the root."""
+    def json_schema(self, form: Form) -> dict[str, Any]:
+        """A form's schema that stands alone, with the definitions of the root and its place there."""
+        schema = form.schema
         definitions = {
             key: self._root[key] for key in ("$schema", "$defs", "definitions") if key in self._root
         }
         if '"#/' in json.dumps(schema) and not definitions:
             raise UnsupportedToolsError("references within a parameter must go to `$defs`.")
-        return {**definitions, **schema}
+        return {**definitions, **schema, "x-penstock-place": form.place}
 
     def forms(self, schema: Any) -> list[Form]:
         """The kinds of value that a schema allows, in order.
@@ -196,11 +205,6 @@ class SchemaReader:
         made = self._made.setdefault((id(one), id(other)), {"allOf": [one, other]})
         self._pointers.setdefault(id(made), self._pointers.get(id(one), ""))
         return made
-
-    def _has_siblings(self, schema: Mapping[str, Any]) -> bool:
-        return not self._has_old_references and any(
-            keyword in ASSERTIONS for keyword in schema if keyword != "$ref"
-        )
 
     def _placed(self, schema: Any) -> _Placed:
         schema = self.resolved(schema)
@@ -322,15 +326,19 @@ class SchemaReader:
         return target
 
 
+def _asserts_beside_reference(schema: Mapping[str, Any]) -> bool:
+    return any(keyword in ASSERTIONS for keyword in schema if keyword != "$ref")
+
+
 def _pointers(root: Mapping[str, Any]) -> dict[int, str]:
-    """Where each object of a JSON value is, by its identity."""
+    """Where each object of a JSON value is, by its identity; a long way is cut short."""
     found: dict[int, str] = {}
     waiting: list[tuple[Any, str]] = [(root, "")]
     while waiting:
         node, place = waiting.pop()
         if isinstance(node, Mapping) and id(node) not in found:
             found[id(node)] = place
-            waiting += [(value, f"{place}/{key}") for key, value in node.items()]
+            waiting += [(value, f"{place}/{key}"[:_MAX_PLACE]) for key, value in node.items()]
         elif isinstance(node, list):
             waiting += [(value, f"{place}/{index}") for index, value in enumerate(node)]
     return found

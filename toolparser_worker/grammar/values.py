@@ -74,7 +74,7 @@ class ValueRules(ABC):
         terminal = number_terminal(form)
         if terminal is not None:
             return self._writer.terminal(terminal)
-        return self._writer.json(self._reader.json_schema(dict(form.schema)))
+        return self._writer.json(self._reader.json_schema(form))
 
     def json_literal(self, form: Form) -> str:
         """An expression for numbers, booleans, null or listed values, as JSON spells them.
@@ -256,7 +256,8 @@ class PythonValues(ValueRules):
                     if key in form.schema
                 }
                 options = {"x-guidance": {"whitespace_flexible": False, **_NO_ESCAPES}}
-                return writer.json({"type": "string", **schema}, options)
+                schema = {"type": "string", **schema, "x-penstock-place": form.place}
+                return writer.json(schema, options)
             case "integer" | "number":
                 return self.number(form)
             case "boolean" | "null":
@@ -419,9 +420,9 @@ def held_members(
         enforced.add("maxProperties")
         if least <= 1:  # the same name may come again
             enforced.add("minProperties")
-    if not schema.get("patternProperties"):
+    if members or not schema.get("patternProperties"):
         enforced |= {"additionalProperties", "unevaluatedProperties"}
-    elif not members and not writes_free:
+    elif not writes_free:
         enforced |= {"patternProperties", "additionalProperties", "unevaluatedProperties"}
     reader.hold(form, *enforced)
     return members

@@ -53,7 +53,8 @@ def schema_rules(source: str, *, is_strict: bool = False, has_style: bool = True
         is_strict: Refuse a schema of which a keyword can't be enforced; a true `x-penstock-strict`
             in the schema does, too.
         has_style: Whether `x-guidance` in the schema says how values are written; if not, what it
-            says is left out.
+            says is left out; and `x-penstock-place` where the schema is in the one that it is a
+            part of, whose `$defs` and `definitions` it has.
 
     Raises:
         UnsupportedGrammarError: It is no schema, nothing satisfies it, or it is strict and more
@@ -67,12 +68,15 @@ def schema_rules(source: str, *, is_strict: bool = False, has_style: bool = True
         raise UnsupportedGrammarError(f"The schema is not valid JSON: {error}.") from error
     if not isinstance(schema, dict | bool):
         raise UnsupportedGrammarError("A JSON schema is an object.")
-    options = None
+    options, place = None, ""
     if isinstance(schema, dict):
         options = schema.pop("x-guidance", None)
         is_strict = schema.pop("x-penstock-strict", False) is True or is_strict
+        place = schema.pop("x-penstock-place", "")
+        if not has_style or not isinstance(place, str):
+            place = ""
     style = Style.of(options if has_style else None)
-    compiler = _Compiler(Document(schema, is_strict=is_strict), style)
+    compiler = _Compiler(Document(schema, is_strict=is_strict, place=place), style)
     try:
         lark = compiler.lark(schema)
     except RecursionError as error:

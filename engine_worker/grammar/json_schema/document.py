@@ -30,12 +30,14 @@ class Document:
     Args:
         root: Parsed JSON.
         is_strict: Refuse what would be left to the model.
+        place: Where the schema is in another one, of which it has the definitions; empty when it
+            stands alone.
 
     Attributes:
         unenforced: Places of the keywords that are left to the model, in order.
     """
 
-    def __init__(self, root: Schema, *, is_strict: bool = False) -> None:
+    def __init__(self, root: Schema, *, is_strict: bool = False, place: str = "") -> None:
         self.root = root
         self.is_strict = is_strict
         self.unenforced: dict[str, None] = {}
@@ -53,7 +55,12 @@ class Document:
         # By the identity of a schema of ours: the one that it stands for a part of.
         self._made: dict[int, Schema] = {}
         self._checked: set[int] = set()
-        self._walk(root, "", "")
+        if place and isinstance(root, dict):
+            for keyword in ("$defs", "definitions"):
+                definitions = root.get(keyword)
+                for name, schema in definitions.items() if isinstance(definitions, dict) else ():
+                    self._walk(schema, "", f"/{keyword}/{name}")
+        self._walk(root, "", place)
 
     def leave_out(self, schema: Schema, keyword: str, why: str) -> None:
         """Leave a keyword to the model, and name it.

@@ -402,7 +402,9 @@ KEYWORDS = st.sampled_from(
     [
         *("type", "properties", "required", "items", "anyOf", "enum", "const", "$ref", "$defs"),
         *("minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "minimum", "x"),
-        *("additionalProperties", "definitions", "a", "b", "allOf"),
+        *("additionalProperties", "definitions", "a", "b", "allOf", "oneOf", "not", "if", "then"),
+        *("uniqueItems", "contains", "prefixItems", "patternProperties", "dependentRequired"),
+        *("minProperties", "maxProperties", "unevaluatedProperties", "$schema"),
     ]
 )
 ANY_SCHEMA = st.recursive(
