@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from toolparser_worker.errors import UnsupportedToolsError
 from toolparser_worker.grammar.lark import LarkWriter, quoted
-from toolparser_worker.grammar.schemas import Form, SchemaReader, number_terminal, text_terminals
+from toolparser_worker.grammar.schemas import Form, SchemaReader
+from toolparser_worker.grammar.terminals import number_terminal, text_terminals
 from toolparser_worker.grammar.values import (
     BracedValues,
     ElementValues,
@@ -134,7 +135,11 @@ class CallRules:
 
     def _tail(self, tool: CallableTool) -> str:
         """An expression for a call from its tool's name on."""
-        reader = SchemaReader(tool.parameters, is_strict=tool.is_strict)
+        reader = SchemaReader(
+            tool.parameters,
+            is_strict=tool.is_strict,
+            reads_types=not isinstance(self._format.body, PythonBody),
+        )
         self._writer.is_strict = tool.is_strict
         match self._format.body:
             case JsonObjectBody() as body:

@@ -1,17 +1,15 @@
 """Takes a tool's JSON schema apart into the kinds of value that a format spells differently."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, Literal
 
 from toolparser_worker.errors import UnsupportedToolsError
 from toolparser_worker.grammar.keywords import (
     ASSERTIONS,
-    STRING_KEYWORDS,
     ConflictError,
     ImpossibleError,
     are_disjoint,
@@ -20,47 +18,19 @@ from toolparser_worker.grammar.keywords import (
     has_old_references,
     merged_keyword,
 )
-from toolparser_worker.grammar.lark import ANY_TEXT, regex
+from toolparser_worker.grammar.read_types import TEXTS, is_read_as, read_types
 from toolparser_worker.machine.tool_schemas import referred_part
 
 JsonType = Literal["string", "number", "integer", "boolean", "null", "object", "array"]
 _TYPES: Final = ("string", "number", "integer", "boolean", "null", "object", "array")
 _MAX_ALTERNATIVES: Final = 256
 _MAX_PLACE: Final = 512
-_PATTERN_PARTS: Final = re.compile(r"\\.|\(\?<?[=!]", re.DOTALL)
-_UNHELD_PATTERN: Final = re.compile(r"\\[1-9k]|\(\?")
-_UNHELD_FORMATS: Final = frozenset(
-    ["idn-email", "idn-hostname", "iri", "iri-reference", "regex", "uri-reference", "uri-template"]
-)
 _BOUNDS: Final = frozenset(
     {
         *("minLength", "maxLength"),
         *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     }
 )
-_HEX: Final = "[0-9a-fA-F]"
-_DATE: Final = r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])"
-_TIME: Final = (
-    r"([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])"
-)
-_OCTET: Final = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
-_LABEL: Final = "[A-Za-z0-9]([A-Za-z0-9-]{0,20}[A-Za-z0-9])?"
-_POINTER: Final = "(/([^~/]|~[01]){0,60}){0,16}"
-_FORMATS: Final = {
-    "date": _DATE,
-    "time": _TIME,
-    "date-time": f"{_DATE}T{_TIME}",
-    "duration": r"P([0-9]{1,4}D(T[0-9]{1,4}H)?|T[0-9]{1,4}[HMS]|[0-9]{1,4}[WMY])",
-    "email": rf"[A-Za-z0-9_+-]{{1,30}}(\.[A-Za-z0-9_+-]{{1,30}}){{0,2}}@{_LABEL}(\.{_LABEL}){{1,3}}",
-    "hostname": rf"{_LABEL}(\.{_LABEL}){{0,3}}",
-    "ipv4": rf"{_OCTET}(\.{_OCTET}){{3}}",
-    "ipv6": f"({_HEX}{{1,4}}:){{7}}{_HEX}{{1,4}}",
-    "uuid": f"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}",
-    "json-pointer": _POINTER,
-    "relative-json-pointer": f"(0|[1-9][0-9]{{0,3}})(#|{_POINTER})",
-    "uri": r"https?://[a-z0-9.-]{1,60}(/[A-Za-z0-9._~-]{0,30}){0,8}",
-}
-"""Subsets are fine: what is written fits the format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +42,14 @@ class Form:
         schema: What is left to say about it, with the definitions that it refers to.
         values: The only values, when the schema lists them; all of the type.
         places: Where its keywords are, as pointers into the tool's parameters.
+        unlike: Types with keywords that a string's text would break if it were read as one of them.
     """
 
     type: JsonType | Literal["any"]
     schema: Mapping[str, Any]
     values: tuple[Any, ...] = ()
     places: Mapping[str, str] = field(default_factory=dict)
+    unlike: frozenset[str] = frozenset()
 
     @property
     def place(self) -> str:
@@ -103,18 +75,22 @@ class SchemaReader:
     Args:
         root: The tool's `parameters`; references go into it.
         is_strict: Refuse what would be left to the model.
+        reads_types: The format's strings are read as other types where the schema has these.
 
     Attributes:
         unenforced: Places of the keywords that are left to the model, in order.
     """
 
-    def __init__(self, root: Mapping[str, Any], *, is_strict: bool = False) -> None:
+    def __init__(
+        self, root: Mapping[str, Any], *, is_strict: bool = False, reads_types: bool = True
+    ) -> None:
         self._root = root
         self._is_strict = is_strict
+        self._reads_types = reads_types
         self._has_old_references = has_old_references(root)
         self._pointers = _pointers(root)
         # By the identities of two schemas: the one that a value has to satisfy for both.
-        self._made: dict[tuple[int, int], Mapping[str, Any]] = {}
+        self._made: dict[tuple[int, int], dict[str, Any]] = {}
         self.unenforced: dict[str, None] = {}
 
     def resolved(self, schema: Any) -> Mapping[str, Any]:
@@ -157,6 +133,8 @@ class SchemaReader:
             raise UnsupportedToolsError(f"a parameter has more than {_MAX_ALTERNATIVES} forms.")
         if not found:
             raise ImpossibleError
+        if self._reads_types and any(form.type in ("string", "any") for form in found):
+            return self._read_as_strings(schema, found)
         return found
 
     def whole_forms(self, schema: Any) -> list[Form]:
@@ -196,15 +174,26 @@ class SchemaReader:
             )
         self.unenforced[place] = None
 
-    def both(self, one: Any, other: Any) -> Any:
-        """The schema of values that satisfy two schemas, the same one each time."""
-        if one is True or other is True:
-            return other if one is True else one
-        if not isinstance(one, Mapping) or not isinstance(other, Mapping):
-            return False
-        made = self._made.setdefault((id(one), id(other)), {"allOf": [one, other]})
-        self._pointers.setdefault(id(made), self._pointers.get(id(one), ""))
-        return made
+    def _read_as_strings(self, schema: Any, forms: list[Form]) -> list[Form]:
+        """The forms, of whose strings none is read as a value that the schema forbids."""
+        unlike = read_types(self.resolved(schema), self._find)
+        for form in forms:
+            free = set(TEXTS) if form.type == "any" else {form.type}
+            free |= {"integer"} if form.type == "number" else set()
+            unlike -= {kind for kind in free if not form.values and not asserted(form.schema, kind)}
+        if not unlike:
+            return forms
+        found = []
+        for form in forms:
+            if form.type != "string" or not form.values:
+                found.append(replace(form, unlike=frozenset(unlike)))
+                continue
+            values = tuple(value for value in form.values if not is_read_as(value, unlike))
+            if values:
+                found.append(replace(form, values=values, schema={"enum": list(values)}))
+        if not found:
+            self.leave_out(forms[0].places, "enum", "its texts are read as other values")
+        return found or forms
 
     def _placed(self, schema: Any) -> _Placed:
         schema = self.resolved(schema)
@@ -284,7 +273,17 @@ class SchemaReader:
             elif keyword == "properties":
                 members = dict(merged[keyword])
                 for key, schema in value.items():
-                    members[key] = self.both(members[key], schema) if key in members else schema
+                    mine = members.get(key, True)
+                    if isinstance(mine, Mapping) and isinstance(schema, Mapping):
+                        # The same one each time, as a schema may refer to itself.
+                        made = {"allOf": [mine, schema]}
+                        made = self._made.setdefault((id(mine), id(schema)), made)
+                        self._pointers.setdefault(id(made), self._pointers.get(id(mine), ""))
+                        members[key] = made
+                    else:
+                        members[key] = False if False in (mine, schema) else mine
+                        if mine is True:
+                            members[key] = schema
                 merged[keyword] = members
             else:
                 merged[keyword] = merged_keyword(keyword, merged[keyword], value)
@@ -373,99 +372,3 @@ def type_of(value: Any) -> JsonType:
     if isinstance(value, str):
         return "string"
     return "array" if isinstance(value, list) else "object"
-
-
-def number_terminal(form: Form) -> str | None:
-    """A terminal's body for numbers of which nothing else is said; else None.
-
-    Bounded digits: what is written is a number that any reader can hold.
-    """
-    if asserted(form.schema, form.type) or {"anyOf", "oneOf"} & form.schema.keys():
-        return None
-    if form.type == "integer":
-        return "/-?(0|[1-9][0-9]{0,14})/"
-    return "/-?(0|[1-9][0-9]{0,14})(\\.[0-9]{1,9})?/"
-
-
-def text_terminals(reader: SchemaReader, form: Form, *, is_trimmed: bool = False) -> list[str]:
-    """Bodies of terminals that a string's text has to fit, all of them.
-
-    Args:
-        reader: Told of what the text isn't held to.
-        form: Of type `string` or `any`, without listed values.
-        is_trimmed: The reader drops white space around the text, so there must be none.
-
-    Raises:
-        UnsupportedToolsError: The tool is strict, and the text can't be held to its schema.
-    """
-    schema = form.schema
-    reader.hold(form, *STRING_KEYWORDS)
-    bodies = []
-    if "pattern" in schema:
-        why = _unheld_pattern(schema["pattern"])
-        if why:
-            reader.leave_out(form.places, "pattern", why)
-        else:
-            bodies.append(_pattern(schema["pattern"]))
-    # A format that is not known says nothing, as JSON Schema has it.
-    if schema.get("format") in _FORMATS:
-        bodies.append(regex(_FORMATS[schema["format"]]))
-    elif schema.get("format") in _UNHELD_FORMATS:
-        reader.leave_out(form.places, "format")
-    if "minLength" in schema or "maxLength" in schema:
-        least, most = schema.get("minLength", 0), schema.get("maxLength", "")
-        bodies.append(f"/(?s:.){{{least},{most}}}/")
-    if bodies and is_trimmed:
-        bodies.append("/(\\S((?s:.*)\\S)?)?/")
-    return bodies or [ANY_TEXT]
-
-
-def _unheld_pattern(pattern: str) -> str:
-    """Why a text can't be held to a pattern; empty where it can."""
-    if any(_UNHELD_PATTERN.match(part[0]) for part in _PATTERN_PARTS.finditer(pattern)):
-        return "look-around and back references are no regular expressions"
-    starts, ends, inner = _anchored(pattern)
-    if "|" in _outermost(inner) and (starts or ends):
-        return f"in {pattern[:100]!r}, put the alternatives into parentheses"
-    return ""
-
-
-def _pattern(pattern: str) -> str:
-    """A search for a pattern as a match of the whole text."""
-    starts, ends, inner = _anchored(pattern)
-    return " ".join(
-        part
-        for part in (
-            "" if starts else ANY_TEXT,
-            regex(f"({inner})", ascii_words=True),
-            "" if ends else ANY_TEXT,
-        )
-        if part
-    )
-
-
-def _anchored(pattern: str) -> tuple[bool, bool, str]:
-    """Whether a pattern begins and ends with an anchor, and what is between."""
-    starts = pattern.startswith("^")
-    ends = pattern.endswith("$") and not pattern.endswith("\\$")
-    return starts, ends, pattern[starts : len(pattern) - ends]
-
-
-def _outermost(pattern: str) -> str:
-    """The characters of a pattern that stand in no parentheses or brackets."""
-    found = []
-    depth, in_class, is_escaped = 0, False, False
-    for character in pattern:
-        if is_escaped:
-            is_escaped = False
-        elif character == "\\":
-            is_escaped = True
-        elif in_class:
-            in_class = character != "]"
-        elif character == "[":
-            in_class = True
-        elif character in "()":
-            depth += 1 if character == "(" else -1
-        elif depth == 0:
-            found.append(character)
-    return "".join(found)

@@ -3,6 +3,7 @@
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Final
 
@@ -19,9 +20,8 @@ from toolparser_worker.grammar.schemas import (
     Form,
     JsonType,
     SchemaReader,
-    number_terminal,
-    text_terminals,
 )
+from toolparser_worker.grammar.terminals import number_terminal, text_terminals
 
 _NAME: Final = "/[A-Za-z_][A-Za-z0-9_]{0,39}/"
 _JSON_SCALARS: Final = frozenset({"integer", "number", "boolean", "null"})
@@ -220,6 +220,7 @@ class ValueRules(ABC):
                 kind,
                 {"type": kind, **{key: form.schema[key] for key in asserted(form.schema, kind)}},
                 places=form.places,
+                unlike=form.unlike,
             )
             for kind in kinds
         ]
@@ -348,11 +349,34 @@ class ElementValues(ValueRules):
         name, is_new = self._name_of(resolved, tag)
         if not is_new:
             return name
-        forms = self._forms(resolved)
+        forms = self._told_apart(self._forms(resolved))
         opening = self._writer.text(f"{self._tag_prefix}<{tag}>")
         bodies = " | ".join(self._element_form(form, tag) for form in forms)
         self._writer.rule(f"{opening} ({bodies})", name)
         return name
+
+    def _told_apart(self, forms: list[Form]) -> list[Form]:
+        """The forms without what is read as another one: empty lists as texts, objects as lists."""
+        kinds = {form.type for form in forms}
+        has_texts = any(
+            form.type == "string" and (form.values or asserted(form.schema, "string"))
+            for form in forms
+        )
+        found = []
+        for form in forms:
+            if form.type == "array" and "string" in kinds:
+                least = max(1, int(form.schema.get("minItems", 0)))
+                if form.schema.get("maxItems") == 0 or form.schema.get("items") is False:
+                    continue
+                form = replace(form, schema={**form.schema, "minItems": least})
+            elif form.type == "object" and not form.values:
+                choice = "anyOf" if "anyOf" in form.places else "type"
+                if "array" in kinds:
+                    self._reader.leave_out(form.places, choice, "an object is read as a list")
+                elif has_texts and not form.schema.get("required"):
+                    self._reader.leave_out(form.places, choice, "an empty object is read as a text")
+            found.append(form)
+        return found
 
     def _element_form(self, form: Form, tag: str) -> str:
         """An expression for a value and the end of its element."""

@@ -215,6 +215,56 @@ def test_what_is_held_is_served_strict_and_no_value_is_against_it(
         jsonschema.validate(arguments(name, parameters, grammar, compiler, seed), parameters)
 
 
+NOTHING_LIKE_IT = {
+    "integer": {"type": ["string", "integer"], "minimum": 10, "pattern": "^([0-9]|ab)$"},
+    "number": {"anyOf": [{"type": "string", "pattern": "^([0-9]|ab)$"}, {"const": 2.5}]},
+    "array": {
+        "type": ["string", "array"],
+        "items": {"type": "boolean"},
+        "pattern": "^(\\[[0-9]\\]|ab)$",
+        "maxItems": 2,
+    },
+    "boolean": {"anyOf": [{"const": True}, {"type": "string", "pattern": "^(false|ab)$"}]},
+    "enum": {"enum": ["1", "ab", 7]},
+    "allOf": {
+        "type": ["string", "integer"],
+        "allOf": [{"type": "string", "pattern": "^([0-9]|ab)$"}],
+    },
+    "$ref": {"anyOf": [{"$ref": "#/$defs/ten"}, {"type": "string", "pattern": "^([0-9]|ab)$"}]},
+}
+"""Strings that are read as other types are mostly against the schema as these."""
+
+
+@pytest.mark.parametrize("name", TEXT_FORMATS)
+@pytest.mark.parametrize("kind", NOTHING_LIKE_IT)
+def test_no_string_is_read_as_a_value_that_the_schema_forbids(
+    name: str, kind: str, compiler: GrammarCompiler
+) -> None:
+    parameters = {
+        **an_object(a=NOTHING_LIKE_IT[kind]),
+        "$defs": {"ten": {"type": "integer", "minimum": 10, "maximum": 12}},
+    }
+    grammar = grammar_of(name, parameters, strict=True)
+    for seed in range(8):
+        jsonschema.validate(arguments(name, parameters, grammar, compiler, seed), parameters)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": ["object", "array"], "items": TEXT, "properties": {"a": TEXT}, "required": ["a"]},
+        {"type": ["object", "string"], "properties": {"a": TEXT}, "pattern": "^a$"},
+    ],
+)
+def test_objects_that_elements_do_not_tell_apart_are_refused_when_strict(
+    schema: dict[str, Any],
+) -> None:
+    with pytest.raises(UnsupportedToolsError, match="`type` at /properties/a/type .* is read as"):
+        grammar_of("minimax_m3", an_object(a=schema), strict=True)
+    grammar = grammar_of("minimax_m3", an_object(a=schema), strict=False)
+    assert grammar.unenforced == ("/properties/a/type",)
+
+
 def test_definitions_have_the_place_where_they_are(compiler: GrammarCompiler) -> None:
     parameters = {
         **an_object(a={"type": "array", "items": {"$ref": "#/$defs/part"}}),
