@@ -19,7 +19,7 @@ TEXTS: Final = {
 
 
 def read_types(schema: Mapping[str, Any], referred: Callable[[Any], Any]) -> set[str]:
-    """The types as which a text of a schema may be read, besides string.
+    """The types as which a text of a schema may be read.
 
     Args:
         schema: Of a value that a format writes as text.
@@ -40,7 +40,7 @@ def read_types(schema: Mapping[str, Any], referred: Callable[[Any], Any]) -> set
         for keyword in ("anyOf", "oneOf", "allOf"):
             waiting += part.get(keyword, ())
     # Where no type is named, some formats read whatever is JSON.
-    return (found & TEXTS.keys()) if found else set(TEXTS)
+    return found or {"string", *TEXTS}
 
 
 def is_read_as(value: str, kinds: set[str]) -> bool:

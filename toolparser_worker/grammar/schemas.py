@@ -108,7 +108,7 @@ class SchemaReader:
                 return schema
             if not self._has_old_references and _asserts_beside_reference(schema):
                 return schema
-            schema = self._find(schema["$ref"])
+            schema = self.referred(schema["$ref"])
         raise UnsupportedToolsError("a schema refers to itself without end.")
 
     def json_schema(self, form: Form) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class SchemaReader:
 
     def _read_as_strings(self, schema: Any, forms: list[Form]) -> list[Form]:
         """The forms, of whose strings none is read as a value that the schema forbids."""
-        unlike = read_types(self.resolved(schema), self._find)
+        unlike = read_types(self.resolved(schema), self.referred) & TEXTS.keys()
         for form in forms:
             free = set(TEXTS) if form.type == "any" else {form.type}
             free |= {"integer"} if form.type == "number" else set()
@@ -240,7 +240,7 @@ class SchemaReader:
         """A schema with what it refers to and its `allOf` as one, as far as that can be said."""
         for level in range(depth, _MAX_ALTERNATIVES):
             schema = placed.schema
-            parts = [self._find(schema["$ref"])] if "$ref" in schema else []
+            parts = [self.referred(schema["$ref"])] if "$ref" in schema else []
             parts += schema.get("allOf", ())
             if not parts:
                 return placed
@@ -316,7 +316,12 @@ class SchemaReader:
                     self.leave_out(placed.places, keyword, "beside listed values")
             yield Form(kind, {"enum": found}, tuple(found), places)
 
-    def _find(self, reference: Any) -> Any:
+    def referred(self, reference: Any) -> Any:
+        """What a `$ref` refers to.
+
+        Raises:
+            UnsupportedToolsError: Nothing within the tool's parameters.
+        """
         if not isinstance(reference, str) or not reference.startswith("#"):
             raise UnsupportedToolsError(f"the reference {reference!r} goes outside of the schema.")
         target = referred_part(self._root, reference)

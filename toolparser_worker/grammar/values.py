@@ -16,6 +16,7 @@ from toolparser_worker.grammar.keywords import (
     asserted,
 )
 from toolparser_worker.grammar.lark import LarkWriter, quoted
+from toolparser_worker.grammar.read_types import read_types
 from toolparser_worker.grammar.schemas import (
     Form,
     JsonType,
@@ -349,19 +350,20 @@ class ElementValues(ValueRules):
         name, is_new = self._name_of(resolved, tag)
         if not is_new:
             return name
-        forms = self._told_apart(self._forms(resolved))
+        forms = self._told_apart(resolved, self._forms(resolved))
         opening = self._writer.text(f"{self._tag_prefix}<{tag}>")
         bodies = " | ".join(self._element_form(form, tag) for form in forms)
         self._writer.rule(f"{opening} ({bodies})", name)
         return name
 
-    def _told_apart(self, forms: list[Form]) -> list[Form]:
+    def _told_apart(self, schema: Mapping[str, Any], forms: list[Form]) -> list[Form]:
         """The forms without what is read as another one: empty lists as texts, objects as lists."""
-        kinds = {form.type for form in forms}
-        has_texts = any(
-            form.type == "string" and (form.values or asserted(form.schema, "string"))
+        kinds = read_types(schema, self._reader.referred)
+        is_any_text = any(
+            form.type == "string" and not (form.values or asserted(form.schema, "string"))
             for form in forms
         )
+        is_text = "string" in kinds and not is_any_text
         found = []
         for form in forms:
             if form.type == "array" and "string" in kinds:
@@ -373,7 +375,7 @@ class ElementValues(ValueRules):
                 choice = "anyOf" if "anyOf" in form.places else "type"
                 if "array" in kinds:
                     self._reader.leave_out(form.places, choice, "an object is read as a list")
-                elif has_texts and not form.schema.get("required"):
+                elif is_text and not form.schema.get("required"):
                     self._reader.leave_out(form.places, choice, "an empty object is read as a text")
             found.append(form)
         return found

@@ -254,6 +254,7 @@ def test_no_string_is_read_as_a_value_that_the_schema_forbids(
     [
         {"type": ["object", "array"], "items": TEXT, "properties": {"a": TEXT}, "required": ["a"]},
         {"type": ["object", "string"], "properties": {"a": TEXT}, "pattern": "^a$"},
+        {"type": ["object", "null"], "allOf": [{"type": ["object", "null", "string"]}]},
     ],
 )
 def test_objects_that_elements_do_not_tell_apart_are_refused_when_strict(
