@@ -26,6 +26,7 @@ from gateway.http.routes.organization_parts import (
     make,
     one,
     owner_of,
+    owners_of,
 )
 from gateway.http.routes.resources import administer_resources
 from gateway.http.schemas.organization import (
@@ -133,7 +134,8 @@ async def list_keys(request: Request) -> Response:
         limit=limit_of_page(request),
         after_key_id=query_text(request, "after_id"),
     )
-    data = [_api_key(key, await owner_of(request, key)) for key in found.keys]
+    owners = await owners_of(request, found.keys)
+    data = [_api_key(key, owner) for key, owner in zip(found.keys, owners, strict=True)]
     return admin_json(page_of(data, has_more=found.has_more))
 
 

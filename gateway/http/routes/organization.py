@@ -25,6 +25,7 @@ from gateway.http.routes.organization_parts import (
     not_found,
     one,
     owner_of,
+    owners_of,
 )
 from gateway.http.routes.resources import administer_resources
 from gateway.http.schemas.organization import (
@@ -152,7 +153,8 @@ async def list_project_keys(request: Request, project_id: str) -> Response:
         limit=limit_of_page(request),
         after_key_id=query_text(request, "after"),
     )
-    data = [shapes.project_key(key, await owner_of(request, key)) for key in found.keys]
+    owners = await owners_of(request, found.keys)
+    data = [shapes.project_key(key, owner) for key, owner in zip(found.keys, owners, strict=True)]
     return admin_json(shapes.page(data, has_more=found.has_more))
 
 

@@ -1,5 +1,6 @@
 """What the routes of OpenAI's organization API are made of."""
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from fastapi import Request
@@ -169,6 +170,18 @@ async def owner_of(request: Request, key: KeyDetails) -> Resource | None:
         if error.code is ErrorCode.NOT_FOUND:
             return None
         raise
+
+
+async def owners_of(request: Request, keys: Iterable[KeyDetails]) -> list[Resource | None]:
+    """The user of each key, as `owner_of` tells of one; a user of several keys is read once."""
+    found: dict[str | None, Resource | None] = {}
+    owners: list[Resource | None] = []
+    for key in keys:
+        user_id = key.settings.user_id
+        if user_id not in found:
+            found[user_id] = await owner_of(request, key)
+        owners.append(found[user_id])
+    return owners
 
 
 async def make_key(request: Request, settings: KeySettings) -> tuple[KeyDetails, str]:
