@@ -14,7 +14,7 @@ from gateway.http.schemas.fields import (
 from gateway.http.schemas.functions import (
     FUNCTION_FIELDS,
     in_words_of_functions,
-    place_of_function,
+    places_of_functions,
     with_tools,
 )
 from gateway.http.schemas.messages import (
@@ -135,4 +135,4 @@ def parse_chat_body(body: bytes) -> tuple[ChatRequest, dict[str, Any], list[str]
     except InvalidRequestError as error:
         raise in_words_of_functions(error, value) from None
     unknown = unknown_fields(request, value, _REFUSED.keys() | FUNCTION_FIELDS)
-    return request, value, [place_of_function(path, value) for path in unknown]
+    return request, value, places_of_functions(unknown, value)

@@ -54,31 +54,44 @@ def in_words_of_functions(error: InvalidRequestError, value: dict[str, Any]) -> 
         error: Of a chat.
         value: The body that `with_tools` has made.
     """
-    message, param = _translated(error.message, value), _translated(error.param or "", value)
+    message, param = places_of_functions([error.message, error.param or ""], value)
     return type(error)(message, param=param or None)
 
 
-def place_of_function(path: str, value: dict[str, Any]) -> str:
-    """The place of a field within tools, as one within the functions that the client wrote."""
-    return _translated(path, value)
+def places_of_functions(texts: list[str], value: dict[str, Any]) -> list[str]:
+    """Texts that name places within tools, with those of the functions that the client wrote.
+
+    Args:
+        texts: Paths, or messages that hold some.
+        value: The body that `with_tools` has made.
+    """
+    if not texts:
+        return texts
+    calls, is_of_functions = _calling_messages(value), names_functions(value)
+    if not calls and not is_of_functions:
+        return texts
+    return [_translated(text, calls, is_of_functions) for text in texts]
 
 
 class _CallingMessage(dict[str, Any]):
     """A message whose call was a `function_call`, which says how errors name it."""
 
 
-def _translated(text: str, value: dict[str, Any]) -> str:
-    def call(found: re.Match[str]) -> str:
-        return f"messages[{found[1]}].{CALL_FIELD}" if int(found[1]) in calls else found[0]
-
+def _calling_messages(value: dict[str, Any]) -> frozenset[int]:
     messages = value.get("messages")
-    calls = {
+    return frozenset(
         index
         for index, message in enumerate(messages if isinstance(messages, list) else ())
         if isinstance(message, _CallingMessage)
-    }
+    )
+
+
+def _translated(text: str, calls: frozenset[int], is_of_functions: bool) -> str:
+    def call(found: re.Match[str]) -> str:
+        return f"messages[{found[1]}].{CALL_FIELD}" if int(found[1]) in calls else found[0]
+
     text = re.sub(r"\bmessages\[(\d{1,9})\]\.tool_calls\[0\](?:\.function)?", call, text)
-    if not names_functions(value):
+    if not is_of_functions:
         return text
     text = re.sub(r"\btools\[(\d+)\]\.function\b", r"functions[\1]", text)
     text = re.sub(r"\btool_choice\.function\b", "function_call", text)

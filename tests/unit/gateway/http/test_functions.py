@@ -1,6 +1,7 @@
 """The deprecated spelling of tools: what it becomes, and how answers speak it."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from gateway.http.render.answer import ChatCollector
 from gateway.http.render.common import AnswerHead
 from gateway.http.render.stream import ChatStreamRenderer
 from gateway.http.schemas.chat import parse_chat_body
+from gateway.http.schemas.functions import places_of_functions, with_tools
 from gateway.request.answer_options import AnswerOptions
 from gateway.request.events import (
     ChoiceFinished,
@@ -49,6 +51,31 @@ def test_functions_are_tools_and_their_choice_is_the_tools() -> None:
     assert job(functions=[FUNCTION], function_call="none")[0].tools_json is None
     named, _ = job(functions=[FUNCTION], function_call={"name": "f"})
     assert (named.tool_choice, named.tool_name) == ("named", "f")
+
+
+class CountedList(list[Any]):
+    """A list that counts how often it is walked."""
+
+    num_walks = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.num_walks += 1
+        return super().__iter__()
+
+
+def test_messages_are_looked_through_once_for_all_places_and_not_at_all_for_none() -> None:
+    call = {"role": "assistant", "function_call": {"name": "f", "arguments": "{}"}}
+    body = with_tools({"messages": [USER, call], "functions": [FUNCTION]})
+    body["messages"] = CountedList(body["messages"])
+    places = [f"messages[1].tool_calls[0].function.x{number}" for number in range(32)]
+    told = places_of_functions([*places, "tools[0].function.z"], body)
+    assert told == [
+        *(f"messages[1].function_call.x{number}" for number in range(32)),
+        "functions[0].z",
+    ]
+    assert body["messages"].num_walks == 1
+    assert places_of_functions([], body) == []
+    assert body["messages"].num_walks == 1
 
 
 def test_without_functions_answers_speak_of_tools() -> None:
