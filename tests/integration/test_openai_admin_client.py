@@ -231,6 +231,16 @@ async def test_spend_limits_and_alerts_are_budgets_of_a_month(
         alert.id, **of_project, **month, threshold_amount=500, notification_channel=channel
     )
     assert changed.threshold_amount == 500
+    for prefix, ignored in ((None, None), ("Spent:", "notification_channel.subject_prefix")):
+        raw = await of.spend_alerts.with_raw_response.update(
+            alert.id,
+            **of_project,
+            **month,
+            threshold_amount=600,
+            notification_channel={**channel, "subject_prefix": prefix},
+        )
+        assert raw.parse().threshold_amount == 600
+        assert raw.headers.get("x-penstock-ignored-fields") == ignored
     with pytest.raises(openai.BadRequestError) as info:
         await of.spend_alerts.create(
             *ids,

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from typing import Any, TypeVar, get_args
 
 import orjson
@@ -163,9 +164,11 @@ def actor_of(request: Request) -> Actor:
     )
 
 
-def admin_json(value: dict[str, Any], status: int = 200) -> Response:
-    """An answer that no cache keeps."""
-    headers = {"cache-control": "no-store"}
+def admin_json(
+    value: dict[str, Any], status: int = 200, more: Mapping[str, str] | None = None
+) -> Response:
+    """An answer that no cache keeps, with more headers."""
+    headers = {"cache-control": "no-store", **(more or {})}
     return Response(orjson.dumps(value), status, headers, "application/json")
 
 

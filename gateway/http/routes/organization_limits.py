@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.errors import InvalidRequestError, RemoteFailureError
 from gateway.http.access import GuardedRoute
+from gateway.http.ignored_fields import ignored_headers
 from gateway.http.organization import shapes
 from gateway.http.parts import parts_of
 from gateway.http.query import query_text
@@ -261,10 +262,11 @@ async def list_spend_alerts(request: Request, project_id: str = "") -> Response:
 async def create_spend_alert(request: Request, project_id: str = "") -> Response:
     """Have an amount of a month put on record when it is passed; webhooks tell of it."""
     body = await body_of(request, SpendAlertRequest)
+    ignored = _ignored(request, body)
     if project_id:
         await one(request, "team", project_id)
     alert = await make(request, "budget", _settings(project_id, ALERT_NAME, body))
-    return admin_json(shapes.spend_alert(alert, _kind(project_id)))
+    return admin_json(shapes.spend_alert(alert, _kind(project_id)), more=ignored)
 
 
 async def get_spend_alert(request: Request, alert_id: str, project_id: str = "") -> Response:
@@ -276,10 +278,11 @@ async def get_spend_alert(request: Request, alert_id: str, project_id: str = "")
 async def change_spend_alert(request: Request, alert_id: str, project_id: str = "") -> Response:
     """Set another amount."""
     body = await body_of(request, SpendAlertRequest)
+    ignored = _ignored(request, body)
     await _the_alert(request, project_id, alert_id)
     settings = _settings(project_id, ALERT_NAME, body)
     alert = await change(request, "budget", alert_id, ("amount",), settings)
-    return admin_json(shapes.spend_alert(alert, _kind(project_id)))
+    return admin_json(shapes.spend_alert(alert, _kind(project_id)), more=ignored)
 
 
 async def delete_spend_alert(request: Request, alert_id: str, project_id: str = "") -> Response:
@@ -287,6 +290,15 @@ async def delete_spend_alert(request: Request, alert_id: str, project_id: str = 
     await _the_alert(request, project_id, alert_id)
     await delete(request, "budget", alert_id)
     return admin_json(shapes.deleted(f"{_kind(project_id)}.spend_alert", alert_id))
+
+
+def _ignored(request: Request, body: SpendAlertRequest) -> dict[str, str]:
+    """The header that tells of what has no effect, since no e-mail is sent."""
+    has_prefix = bool(body.notification_channel.subject_prefix)
+    return ignored_headers(
+        ["notification_channel.subject_prefix"] if has_prefix else [],
+        strict=parts_of(request).settings.strict_fields,
+    )
 
 
 async def _the_alert(request: Request, project_id: str, alert_id: str) -> Resource:

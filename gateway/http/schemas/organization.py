@@ -123,6 +123,8 @@ class NotificationChannel(RequestModel):
 
     type: Literal["email"]
     recipients: Annotated[list[str], Field(max_length=0)]
+    subject_prefix: str | None = None
+    """Of e-mail; whoever sends one is told that it has no effect."""
 
 
 class SpendAlertRequest(SpendLimitRequest):
