@@ -108,6 +108,7 @@ class ParseBody:
 
     Attributes:
         custom_tools: Names of those among `tools` whose calls are told with a text as input.
+        ignored: Fields within `tools` that no schema knows.
     """
 
     text: str
@@ -118,6 +119,7 @@ class ParseBody:
     custom_tools: frozenset[str]
     is_parallel: bool
     prompt_tail: str
+    ignored: list[str]
 
 
 @dataclass(frozen=True, slots=True)

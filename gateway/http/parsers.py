@@ -55,6 +55,7 @@ from gateway.http.schemas.body import (
     dump_json,
     known_only,
     load_json_object,
+    refuse_unknown,
     unknown_fields,
     validate,
 )
@@ -348,7 +349,8 @@ def _detokenize(body: bytes, _context: ParseContext) -> DetokenizeBody:
 
 def _parse(body: bytes, _context: ParseContext) -> ParseBody:
     value = load_json_object(body)
-    request = known_only(ParseRequest, value)
+    refuse_unknown(ParseRequest, value)
+    request = validate(ParseRequest, value)
     return ParseBody(
         text=request.text,
         model=request.model,
@@ -360,6 +362,7 @@ def _parse(body: bytes, _context: ParseContext) -> ParseBody:
         custom_tools=custom_names(request.tools),
         is_parallel=request.parallel_tool_calls is not False,
         prompt_tail=request.prompt_tail or "",
+        ignored=unknown_fields(request, value),
     )
 
 

@@ -319,6 +319,7 @@ async def test_codex_is_told_to_compact_by_its_own_prompt(gateway: RunningGatewa
     }
     answer = await gateway.client.post("/v1/responses/compact", json=compact, headers=CODEX_HEADERS)
     assert answer.json()["output"][-1]["type"] == "compaction"
+    assert IGNORED not in answer.headers
 
 
 async def test_langchain_sends_its_answers_back_as_blocks(gateway: RunningGateway) -> None:

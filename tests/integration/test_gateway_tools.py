@@ -185,6 +185,23 @@ async def test_a_text_is_parsed_by_a_parser(socket_dir: Path) -> None:
         await gateway.until(lambda: parser.num_closed() == 1)
 
 
+async def test_what_tools_have_beside_is_listed_or_refused_when_a_text_is_parsed(
+    socket_dir: Path,
+) -> None:
+    body = {"text": "x", "format": "hermes", "tools": [{**TOOL, "strict": True}]}
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.parser()
+        answer = await gateway.client.post("/v1/parse", json=body)
+        assert (answer.status_code, answer.json()["content"]) == (200, "x")
+        assert answer.headers["x-penstock-ignored-fields"] == "tools[0].strict"
+    async with running_gateway(socket_dir, strict_fields=True) as gateway:
+        await gateway.auth()
+        await gateway.parser()
+        answer = await gateway.client.post("/v1/parse", json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools[0].strict")
+
+
 async def test_a_models_formats_stand_in_for_those_not_named(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()

@@ -84,7 +84,7 @@ async def test_the_official_client_asks_a_model(socket_dir: Path, mode: Any) -> 
             (tool,) = (await client.list_tools()).tools
             assert tool.input_schema["properties"]["model"]["enum"] == ["demo"]
             assert tool.input_schema["required"] == ["prompt"]
-            arguments = {"prompt": "Hi!", "system": "Be short.", "max_tokens": 9}
+            arguments = {"prompt": "Hi!", "system": "Be short.", "max_tokens": 9, "zzz": None}
             found = await client.call_tool("generate", arguments)
         assert found.content[0].text == "Hello, world"  # type: ignore[union-attr]
         assert found.meta is not None

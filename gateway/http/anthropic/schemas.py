@@ -8,7 +8,7 @@ from gateway.errors import UnsupportedFieldError
 from gateway.http.schemas.body import RequestModel, field_error, load_json_object, unknown_fields
 from gateway.http.schemas.body import validate as validated
 from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS
-from gateway.http.schemas.shapes import ByType, ListOf, fields
+from gateway.http.schemas.shapes import ByType, ListOf, fields, with_neutral
 
 MAX_TOKENS: Final = 2**31 - 1
 HARMLESS_FIELDS: Final[dict[str, str]] = {
@@ -56,9 +56,13 @@ _BLOCKS: Final = ListOf(
 )
 _TOOL: Final = ByType(
     {
-        "custom": fields(
-            *("type", "name", "description", "input_schema", "strict", "cache_control"),
-            "eager_input_streaming",
+        "custom": with_neutral(
+            fields(
+                *("type", "name", "description", "input_schema", "strict", "cache_control"),
+                "eager_input_streaming",
+            ),
+            # The model alone calls tools, and sees all of them.
+            {"allowed_callers": (["direct"],), "defer_loading": (False,), "input_examples": ([],)},
         )
     },
     default="custom",

@@ -329,6 +329,8 @@ def compact_body(
         "messages": messages,
         "max_completion_tokens": MAX_SUMMARY_TOKENS,
         "chat_template_kwargs": {"enable_thinking": False},
+        "safety_identifier": request.safety_identifier,
+        "user": request.user,
     }
     try:
         job = chat_job(validate(ChatRequest, chat), chat, defaults)

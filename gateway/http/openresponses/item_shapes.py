@@ -5,7 +5,7 @@ Of what an item was when it was made (`id`, `status`, `caller`, `phase` …) not
 
 from typing import Final
 
-from gateway.http.schemas.shapes import ByType, Fields, ListOf, Shape, fields
+from gateway.http.schemas.shapes import ByType, Fields, ListOf, Shape, fields, with_neutral
 
 _TEXT: Final = fields("type", "text", "annotations", "logprobs", "prompt_cache_breakpoint")
 _PARTS: Final = ListOf(
@@ -52,9 +52,13 @@ _FORMAT: Final = ByType(
         "grammar": fields("type", "syntax", "definition", grammar=fields("syntax", "definition")),
     }
 )
+# The model alone calls tools, sees all of them, and waits for what they answer.
+_NEUTRAL: Final = {"allowed_callers": (["direct"],), "defer_loading": (False,), "async": (False,)}
 _OWN_TOOLS: Final[dict[str, Fields]] = {
-    "function": fields("type", "name", "description", "parameters", "strict"),
-    "custom": fields("type", "name", "description", format=_FORMAT),
+    "function": with_neutral(
+        fields("type", "name", "description", "parameters", "strict"), _NEUTRAL
+    ),
+    "custom": with_neutral(fields("type", "name", "description", format=_FORMAT), _NEUTRAL),
 }
 TOOL: Final = ByType(
     {

@@ -30,6 +30,7 @@ HARMLESS_FIELDS: Final[dict[str, str]] = {
     "continuation_id": "names nothing here",
     "cyber": "there is one mode",
     "image": "models here answer in text",
+    "personality": "models here have no styles to choose from",
     "prompt_cache_key": "a routing hint; nothing depends on it",
     "prompt_cache_options": "a caching hint; nothing depends on it",
     "prompt_cache_retention": "a caching hint; nothing depends on it",
@@ -133,16 +134,34 @@ class ContinuedRequest(RequestModel):
         return False
 
 
-class CompactRequest(ContinuedRequest):
-    """A context that is to become shorter."""
+class HarmlessFields(RequestModel):
+    """The fields of `HARMLESS_FIELDS`."""
 
-    model: ModelName
-    # Harmless, as in `HARMLESS_FIELDS`.
+    background_options: Any = None
+    client_metadata: Any = None
+    continuation_id: Any = None
+    cyber: Any = None
     image: Any = None
+    personality: Any = None
     prompt_cache_key: str | None = None
     prompt_cache_options: Any = None
     prompt_cache_retention: Any = None
+    safety_identifier: str | None = None
     service_tier: Any = None
+    stream_options: Any = None
+    user: Any = None
+
+
+class CompactRequest(ContinuedRequest, HarmlessFields):
+    """A context that is to become shorter."""
+
+    model: ModelName
+    # Of the request that the context is for; clients send them along. A summary calls no tools and
+    # is a text without reasoning, so nothing depends on them.
+    tools: Any = None
+    parallel_tool_calls: Any = None
+    reasoning: Any = None
+    text: Any = None
 
 
 class InputTokensRequest(ContinuedRequest):
@@ -184,7 +203,7 @@ class InputTokensRequest(ContinuedRequest):
         return None if self.reasoning is None else self.reasoning.effort
 
 
-class ResponsesRequest(InputTokensRequest):
+class ResponsesRequest(InputTokensRequest, HarmlessFields):
     """Items to answer."""
 
     model: ModelName
@@ -200,19 +219,6 @@ class ResponsesRequest(InputTokensRequest):
     include: list[str] | None = None
     metadata: dict[str, str] | None = None
     max_tool_calls: Annotated[int | None, Field(ge=0, le=MAX_INT32)] = None
-    # Harmless, see `HARMLESS_FIELDS`.
-    background_options: Any = None
-    client_metadata: Any = None
-    continuation_id: Any = None
-    cyber: Any = None
-    image: Any = None
-    prompt_cache_key: str | None = None
-    prompt_cache_options: Any = None
-    prompt_cache_retention: Any = None
-    safety_identifier: str | None = None
-    service_tier: Any = None
-    stream_options: Any = None
-    user: Any = None
 
     _few_labels = field_validator("metadata")(few_labels)
 

@@ -51,7 +51,7 @@ from gateway.http.parts import parts_of
 from gateway.http.render.stream import StreamRenderer
 from gateway.http.responses import run_to_end
 from gateway.http.schemas.body import validate
-from gateway.http.schemas.shapes import unknown_keys
+from gateway.http.schemas.shapes import given_fields, unknown_keys
 from gateway.http.tool_asking import EXECUTE_ENDPOINT
 from gateway.request.generation import GenerationWork
 from gateway.request.job import CHAT_ENDPOINT
@@ -229,7 +229,7 @@ async def _generated(
     Raises:
         GatewayError: It could not be made.
     """
-    unknown = unknown_keys(arguments, GenerateArguments.known_fields)
+    unknown = unknown_keys(given_fields(arguments), GenerateArguments.known_fields)
     if unknown:
         raise InvalidRequestError(f"Unknown argument: `{unknown[0]}`.", param=unknown[0])
     asked = validate(GenerateArguments, arguments)

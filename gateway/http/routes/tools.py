@@ -16,6 +16,7 @@ from gateway.errors import (
 from gateway.http.access import GuardedRoute, caller_of, parsed_body
 from gateway.http.answer_headers import answer_headers
 from gateway.http.error_table import NOT_IMPLEMENTED, error_body
+from gateway.http.ignored_fields import ignored_headers
 from gateway.http.parsed_bodies import (
     ParseBody,
 )
@@ -116,6 +117,7 @@ async def parse_text(request: Request) -> Response:
     """Tell content, reasoning and tool calls apart in a model's text."""
     parts, caller = parts_of(request), caller_of(request)
     body = await parsed_body(request, PARSE)
+    ignored = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
     opening = _opening(request, body, caller)
     call, work = parts.requests.parse(_PARSE, opening, body.text, caller)
     try:
@@ -136,7 +138,7 @@ async def parse_text(request: Request) -> Response:
             ],
             "num_malformed": parse.num_malformed,
         },
-        answer_headers(call),
+        answer_headers(call) | ignored,
     )
 
 

@@ -16,6 +16,7 @@ from gateway.http.schemas.shapes import (
     MAX_NAME_CHARACTERS,
     Shape,
     add_unknown,
+    given_fields,
     unknown_keys,
 )
 
@@ -119,13 +120,21 @@ def known_only(model: type[BodyT], value: dict[str, Any]) -> BodyT:
     Raises:
         InvalidRequestError: It has one, at whatever depth, or another field is wrong.
     """
-    unknown = unknown_keys(value, model.known_fields)
-    if not unknown:
-        request = validate(model, value)
-        unknown = unknown_fields(request, value)
-        if not unknown:
-            return request
-    raise InvalidRequestError(f"Unknown field: `{unknown[0]}`.", param=unknown[0])
+    refuse_unknown(model, value)
+    request = validate(model, value)
+    for name in unknown_fields(request, value):
+        raise InvalidRequestError(f"Unknown field: `{name}`.", param=name)
+    return request
+
+
+def refuse_unknown(model: type[RequestModel], value: Mapping[str, Any]) -> None:
+    """Let no field of a JSON object itself be without a meaning; those within others may be.
+
+    Raises:
+        InvalidRequestError: It has one.
+    """
+    for name in unknown_keys(given_fields(value), model.known_fields):
+        raise InvalidRequestError(f"Unknown field: `{name}`.", param=name)
 
 
 def field_error(message: str, suffix: str = "", *, unsupported: bool = False) -> Exception:
@@ -140,6 +149,8 @@ def unknown_fields(
 ) -> list[str]:
     """The first fields that no schema knows, at whatever depth, as `tools[0].field`.
 
+    Null is the same as leaving a field out.
+
     Args:
         request: Checked.
         value: The object that it was made of.
@@ -147,7 +158,7 @@ def unknown_fields(
     """
     found: list[str] = []
     if not value.keys() <= request.known_fields:
-        found += unknown_keys(value, request.known_fields.union(others))
+        found += unknown_keys(given_fields(value), request.known_fields.union(others))
     _add_unknown(request, value, "", found)
     return found[:MAX_LISTED_FIELDS]
 
@@ -170,7 +181,7 @@ def _add_unknown(
 def _add_unknown_in(made: Any, value: Any, path: str, found: list[str]) -> None:
     if isinstance(made, RequestModel) and isinstance(value, dict):
         if not value.keys() <= made.known_fields:
-            found += unknown_keys(value, made.known_fields, f"{path}.")
+            found += unknown_keys(given_fields(value), made.known_fields, f"{path}.")
         if made.holding_fields:
             _add_unknown(made, value, f"{path}.", found)
     elif isinstance(made, list) and isinstance(value, list):

@@ -32,6 +32,8 @@ class TextPart(RequestModel):
 
     type: Literal["text"]
     text: str
+    # Harmless: caches find equal beginnings by themselves.
+    prompt_cache_breakpoint: Any = None
 
 
 class RefusalPart(RequestModel):
@@ -247,7 +249,7 @@ def _as_function(call: dict[str, Any]) -> dict[str, Any]:
 
 def _as_text_parts(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
-        {"type": "text", "text": part["refusal"]} if part["type"] == "refusal" else part
+        {"type": "text", "text": part["refusal" if part["type"] == "refusal" else "text"]}
         for part in parts
     ]
 

@@ -1,7 +1,7 @@
 """Which fields an object has that no model of ours describes, and which of a value are others."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, TypeAlias, Union
 
@@ -21,10 +21,18 @@ class Fields:
         known: Their names.
         inner: Those whose values have a shape. Others are anything, with whatever is in it: a JSON
             schema, arguments, labels.
+        neutral: Of fields that have no meaning here, the values that change nothing.
     """
 
     known: frozenset[str]
     inner: tuple[tuple[str, Shape], ...] = ()
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def is_neutral(self, name: str, value: Any) -> bool:
+        """Whether a field without a meaning has a value that changes nothing, as null does."""
+        return value is None or any(
+            value == one and type(value) is type(one) for one in self.neutral.get(name, ())
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,16 @@ def fields(*names: str, **inner: Shape) -> Fields:
     return Fields(frozenset(names) | inner.keys(), tuple(inner.items()))
 
 
+def with_neutral(shape: Fields, neutral: Mapping[str, tuple[Any, ...]]) -> Fields:
+    """The same fields, and others that are unknown unless they have one of certain values."""
+    return replace(shape, neutral={**shape.neutral, **neutral})
+
+
+def given_fields(value: Mapping[str, Any]) -> Iterable[str]:
+    """The fields that are not null, which is the same as leaving one out."""
+    return (key for key, one in value.items() if one is not None)
+
+
 def unknown_keys(value: Iterable[str], known: frozenset[str], prefix: str = "") -> list[str]:
     """The first keys that no schema knows, sorted, with a prefix."""
     unknown = (key for key in value if key not in known)
@@ -61,7 +79,7 @@ def unknown_keys(value: Iterable[str], known: frozenset[str], prefix: str = "") 
 
 
 def add_unknown(value: Any, shape: Shape, path: str, found: list[str]) -> None:
-    """Add the places of fields that a shape doesn't have; null is the same as leaving one out.
+    """Add the places of fields that a shape doesn't have, unless they are null or neutral.
 
     Args:
         value: Of the client.
@@ -87,7 +105,7 @@ def add_unknown(value: Any, shape: Shape, path: str, found: list[str]) -> None:
             return
         shape = known
     if not value.keys() <= shape.known:
-        given = (key for key, one in value.items() if one is not None)
+        given = (key for key, one in value.items() if not shape.is_neutral(key, one))
         found += unknown_keys(given, shape.known, f"{path}.")
     for name, inner in shape.inner:
         if name in value:

@@ -3,13 +3,18 @@
 import re
 from typing import Any, Final, get_args, get_type_hints
 
+import orjson
 import pytest
-from openai.types.responses import ResponseInputItemParam
+from anthropic.types import ToolParam
+from openai.types.chat import ChatCompletionContentPartTextParam
+from openai.types.responses import CustomToolParam, FunctionToolParam, ResponseInputItemParam
 
 from gateway.errors import InvalidRequestError
-from gateway.http.openresponses.item_shapes import ITEM
+from gateway.http.openresponses.item_shapes import ITEM, TOOL
+from gateway.http.openresponses.schemas import HARMLESS_FIELDS as RESPONSE_HARMLESS
 from gateway.http.parsers import COMPACT, KINDS
 from gateway.http.schemas.body import known_only
+from gateway.http.schemas.messages import TextPart
 from gateway.http.schemas.organization import InviteRequest, SpendAlertRequest
 from tests.fakes.sample_bodies import (
     CONTEXT,
@@ -49,7 +54,7 @@ def told_of(kind: str, body: Any) -> list[str]:
         result = KINDS[kind].parse(bytes_of(kind, body), CONTEXT)
     except InvalidRequestError as error:
         return [error.param or "nothing"]
-    return [] if kind in ("parse", "execute") else ignored_by(result)
+    return [] if kind == "execute" else ignored_by(result)
 
 
 LISTING: Final = [
@@ -79,8 +84,8 @@ def test_a_field_without_a_meaning_is_listed_or_refused_wherever_it_is(kind: str
 
 @pytest.mark.parametrize("kind", LISTING)
 def test_nothing_of_a_sample_is_without_a_meaning(kind: str) -> None:
-    if kind in ("parse", "execute"):
-        return  # they refuse it
+    if kind == "execute":
+        return  # it refuses it
     for body in SAMPLE_BODIES[kind]:
         if not {"conversation", "previous_response_id"} & body.keys():
             result = KINDS[kind].parse(bytes_of(kind, body), CONTEXT)
@@ -89,9 +94,125 @@ def test_nothing_of_a_sample_is_without_a_meaning(kind: str) -> None:
 
 
 def test_what_a_compaction_does_not_read_is_listed() -> None:
-    body = {"model": "m", "input": "x", "stream": True, "tools": [], "temperature": 0.5}
-    assert COMPACT.parse(bytes_of("compact", body), CONTEXT).ignored == [
-        *("stream", "temperature", "tools"),
+    body = {"model": "m", "input": "x", "stream": True, "store": None, "temperature": 0.5}
+    assert COMPACT.parse(bytes_of("compact", body), CONTEXT).ignored == ["stream", "temperature"]
+
+
+def test_a_compaction_takes_what_clients_send_along() -> None:
+    body = {
+        "model": "m",
+        "input": "x",
+        "tools": [{"type": "function", "name": "f", "zzz": 1}],
+        "parallel_tool_calls": True,
+        "reasoning": {"effort": "medium"},
+        "text": {"verbosity": "low"},
+        **dict.fromkeys(RESPONSE_HARMLESS, "x"),
+    }
+    found = COMPACT.parse(bytes_of("compact", body), CONTEXT)
+    assert found.ignored == []
+    assert found.job is not None
+    assert found.job.end_user == "x"
+    known = COMPACT.parse(bytes_of("compact", {"model": "m", "input": "x"}), CONTEXT)
+    assert known.job is not None
+    assert found.job.prepares == known.job.prepares
+
+
+@pytest.mark.parametrize("kind", ["responses", "input_tokens", "compact"])
+def test_a_personality_is_harmless(kind: str) -> None:
+    body = {"model": "m", "input": "x", "personality": "friendly"}
+    assert told_of(kind, body) == []
+
+
+NEUTRAL: Final[dict[str, Any]] = {"allowed_callers": ["direct"], "defer_loading": False}
+OWN_TOOLS: Final[list[dict[str, Any]]] = [
+    {"type": "function", "name": "f", "parameters": {}},
+    {"type": "custom", "name": "c"},
+]
+
+
+def response_with(tools: list[dict[str, Any]]) -> list[str]:
+    return told_of("responses", {"model": "m", "input": "x", "tools": tools})
+
+
+def messages_with(tool: dict[str, Any]) -> list[str]:
+    messages = [{"role": "user", "content": "x"}]
+    tools = [{"name": "f", "input_schema": {"type": "object"}, **tool}]
+    body = {"model": "m", "max_tokens": 1, "messages": messages, "tools": tools}
+    return told_of("messages", body)
+
+
+@pytest.mark.parametrize("tool", OWN_TOOLS, ids=lambda tool: str(tool["type"]))
+def test_a_field_of_a_tool_that_changes_nothing_is_not_listed(tool: dict[str, Any]) -> None:
+    neutral = {**tool, **NEUTRAL, "async": False, "output_schema": None}
+    within = {"type": "namespace", "name": "n", "description": "d", "tools": [neutral]}
+    assert response_with([neutral, within]) == []
+    for name, value in (
+        ("allowed_callers", ["programmatic"]),
+        ("allowed_callers", ["direct", "programmatic"]),
+        ("defer_loading", True),
+        ("defer_loading", 0),
+        ("async", True),
+        ("output_schema", {}),
+    ):
+        asked = {**tool, name: value}
+        assert response_with([asked]) == [f"tools[0].{name}"]
+        assert response_with([{**within, "tools": [asked]}]) == [f"tools[0].tools[0].{name}"]
+
+
+def test_a_field_of_an_anthropic_tool_that_changes_nothing_is_not_listed() -> None:
+    assert messages_with({**NEUTRAL, "input_examples": []}) == []
+    for name, value in (
+        ("allowed_callers", ["code_execution_20260120"]),
+        ("defer_loading", True),
+        ("input_examples", [{"a": 1}]),
+    ):
+        assert messages_with({name: value}) == [f"tools[0].{name}"]
+
+
+def test_tools_as_the_clients_declare_them_are_known_to_their_last_field() -> None:
+    """A field that comes with a new client is decided on, not forgotten."""
+    listed = {"output_schema"}
+    for tool, declared in ((OWN_TOOLS[0], FunctionToolParam), (OWN_TOOLS[1], CustomToolParam)):
+        shape = TOOL.kinds[tool["type"]]
+        assert set(get_type_hints(declared)) <= shape.known | shape.neutral.keys() | listed
+    fields = {*get_type_hints(ToolParam)} - {"input_schema", "type", "name"}
+    assert messages_with(dict.fromkeys(fields, None)) == []
+    assert set(messages_with(dict.fromkeys(fields - {"description", "strict"}, True))) == {
+        f"tools[0].{name}" for name in (*NEUTRAL, "input_examples")
+    }
+
+
+def test_null_is_the_same_as_leaving_out_what_no_schema_knows() -> None:
+    tool = {"type": "function", "function": {"name": "f", "zzz": None}, "cache_control": None}
+    body = {
+        "model": "m",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "x", "zzz": None}]}],
+        "tools": [tool],
+        "zzz": None,
+        "stream": True,
+        "stream_options": {"zzz": None},
+    }
+    assert told_of("chat", body) == []
+    assert told_of("parse", {"text": "x", "format": "f", "tools": [tool], "zzz": None}) == []
+
+
+def test_what_is_unknown_within_the_tools_of_a_text_is_listed_and_beside_them_refused() -> None:
+    tool = {"type": "function", "strict": True, "function": {"name": "f", "zzz": 1}}
+    body = {"text": "x", "format": "f", "tools": [{**tool, "cache_control": {}}]}
+    found = KINDS["parse"].parse(bytes_of("parse", body), CONTEXT)
+    assert found.ignored == ["tools[0].cache_control", "tools[0].strict", "tools[0].function.zzz"]
+    with pytest.raises(InvalidRequestError, match="Unknown field: `zzz`"):
+        KINDS["parse"].parse(bytes_of("parse", body | {"zzz": 1}), CONTEXT)
+
+
+def test_a_cache_breakpoint_of_a_text_is_known_and_does_not_reach_the_model() -> None:
+    assert set(get_type_hints(ChatCompletionContentPartTextParam)) <= TextPart.known_fields
+    part = {"type": "text", "text": "x", "prompt_cache_breakpoint": {"mode": "explicit"}}
+    body = {"model": "m", "messages": [{"role": "user", "content": [part]}]}
+    result = KINDS["chat"].parse(bytes_of("chat", body), CONTEXT)
+    assert result.ignored == []
+    assert orjson.loads(result.job.prepares[0].messages_json) == [
+        {"role": "user", "content": [{"type": "text", "text": "x"}]}
     ]
 
 
@@ -150,9 +271,9 @@ def test_items_as_openais_client_declares_them_have_no_unknown_fields() -> None:
                 "currency": "USD",
                 "interval": "month",
                 "threshold_amount": 1,
-                "notification_channel": {"type": "email", "recipients": [], "subject_prefix": "x"},
+                "notification_channel": {"type": "email", "recipients": [], "zzz": "x"},
             },
-            "notification_channel.subject_prefix",
+            "notification_channel.zzz",
         ),
     ],
 )

@@ -4,9 +4,15 @@ import re
 from pathlib import Path
 
 from openai.types.responses.input_token_count_params import InputTokenCountParams
+from openai.types.responses.response_compact_params import ResponseCompactParams
 from openai.types.responses.response_create_params import ResponseCreateParamsBase
 
-from gateway.http.openresponses.schemas import HARMLESS_FIELDS, REFUSED_FIELDS, ResponsesRequest
+from gateway.http.openresponses.schemas import (
+    HARMLESS_FIELDS,
+    REFUSED_FIELDS,
+    CompactRequest,
+    ResponsesRequest,
+)
 
 PAGE = Path(__file__).parents[5] / "docs" / "responses-api.md"
 
@@ -23,7 +29,8 @@ def table() -> tuple[set[str], set[str], set[str]]:
 def test_every_field_of_the_official_client_is_in_the_table() -> None:
     honoured, harmless, refused = table()
     fields = ResponseCreateParamsBase.__annotations__ | InputTokenCountParams.__annotations__
-    assert fields.keys() - {"personality"} <= honoured | harmless | refused
+    fields |= ResponseCompactParams.__annotations__
+    assert fields.keys() <= honoured | harmless | refused
 
 
 def test_the_table_says_what_the_code_does() -> None:
@@ -31,3 +38,10 @@ def test_the_table_says_what_the_code_does() -> None:
     assert harmless == HARMLESS_FIELDS.keys()
     assert refused == REFUSED_FIELDS.keys()
     assert honoured | harmless == ResponsesRequest.known_fields
+
+
+def test_the_page_says_what_a_compaction_takes() -> None:
+    _, harmless, _ = table()
+    text = PAGE.read_text(encoding="utf-8")
+    told = text.split("`/v1/responses/compact` doesn't read", 1)[1].split("\n\n", 1)[0]
+    assert harmless | set(re.findall(r"`(\w+)`", told)) == CompactRequest.known_fields
