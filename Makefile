@@ -138,7 +138,8 @@ soak: $(VENV)/.test
 	$(BIN)/python -m pytest -m long
 
 # Hostile clients at a server of this machine, about a minute each, beside one that behaves well;
-# ARGS="--only storm" for one of them, ARGS="--report docs/measurements/attack.md" to keep the page.
+# ARGS="--only storm" for one of them, ARGS="--report FILE" to keep its report, of which the tables of
+# docs/measurements/attack.md are made by hand.
 attack: $(VENV)/.test
 	$(BIN)/python -m tests.attack $(ARGS)
 
