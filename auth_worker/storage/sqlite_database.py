@@ -93,7 +93,7 @@ class SqliteDatabase:
             # The same connection each time: to fetch it from a pool costs as much as a settlement.
             if self._writing is None or self._writing.invalidated or self._writing.closed:
                 self._writing = self.engine.connect()
-            with self._forgotten_on_failure(self._writing), self._writing.begin():
+            with _rolled_back(self._writing), self._writing.begin():
                 yield self._writing
         except (DatabaseError, sqlite3.DatabaseError) as error:
             # SQLAlchemy wraps what the driver raises; `bulk.run` goes past it.
@@ -101,16 +101,6 @@ class SqliteDatabase:
             if isinstance(of_driver, sqlite3.IntegrityError | sqlite3.DataError):
                 raise  # only an operation is bad
             raise _store_error(self.path, of_driver) from error
-
-    @contextmanager
-    def _forgotten_on_failure(self, connection: Connection) -> Iterator[None]:
-        """SQLAlchemy rolls nothing back after a COMMIT that failed; the pool's reset does."""
-        try:
-            yield
-        except BaseException:
-            self._writing = None
-            connection.close()
-            raise
 
     def reading(self, *, timeout_s: float | None = None) -> AbstractContextManager[Connection]:
         """See `Database.reading`."""
@@ -237,3 +227,16 @@ def _engine(path: Path) -> Engine:
         run(connection, "BEGIN IMMEDIATE")  # of the driver, as `bulk.run` says why
 
     return engine
+
+
+@contextmanager
+def _rolled_back(connection: Connection) -> Iterator[None]:
+    """SQLAlchemy rolls nothing back after a COMMIT that failed; the reset of its pool would."""
+    try:
+        yield
+    except BaseException:
+        if not (connection.invalidated or connection.closed):
+            driver: Any = connection.connection.dbapi_connection
+            if driver.in_transaction:
+                driver.rollback()
+        raise

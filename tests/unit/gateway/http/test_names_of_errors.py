@@ -133,7 +133,7 @@ FUNCTION: Final = {"type": "function", "name": "f"}
         ),
         (SCORE, {"text_1": 1, "text_2": "x"}, "text_1", "string or a valid list."),
         (SCORE, {"text_1": ["a", "b"], "text_2": "x"}, "text_2", "as many"),
-        (SCORE, {"queries": [], "documents": "x"}, "queries", "a text"),
+        (SCORE, {"queries": [], "documents": "x"}, "queries", "to be a string"),
         (CHAT, {**USER, "guided_json": 1}, "guided_json", "string or a valid object."),
         (CHAT, {**USER, "guided_choice": ["x", 1]}, "guided_choice[1]", "string"),
         (
