@@ -29,12 +29,12 @@ from gateway.http.readiness import Readiness
 from gateway.http.route_rules import ROUTE_RULES
 from gateway.ledger.data_slot import DataSlot
 from gateway.ledger.outbox import Outbox
+from gateway.request.callers.identity import IdentityTable
+from gateway.request.choices.launcher import EnginePool
 from gateway.request.factory import RequestFactory, RequestRules
-from gateway.request.identity import IdentityTable
-from gateway.request.launcher import EnginePool
-from gateway.request.model_names import ModelNames
-from gateway.request.replays import ReplayTable
-from gateway.request.sessions import SessionTable
+from gateway.request.idempotency.replays import ReplayTable
+from gateway.request.jobs.model_names import ModelNames
+from gateway.request.lifecycle.sessions import SessionTable
 from gateway.storage.open_store import open_store
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics, StateCollector

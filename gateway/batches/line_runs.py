@@ -16,7 +16,7 @@ from gateway.batches.journal import FileKind, Journal
 from gateway.batches.lines import BatchLine
 from gateway.batches.records import LINE_PRIORITY, Batch
 from gateway.batches.store import Claim
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from protocol.wire.messages import Settle
 
 _logger = logging.getLogger("penstock.gateway.batches")

@@ -33,9 +33,9 @@ from gateway.http.replaying import (
     table_of,
 )
 from gateway.http.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
-from gateway.request.caller import Caller
-from gateway.request.end_users import end_user_of
-from gateway.request.replays import KeptAnswer
+from gateway.request.callers.caller import Caller
+from gateway.request.callers.end_users import end_user_of
+from gateway.request.idempotency.replays import KeptAnswer
 from protocol.errors import NO_API_KEY, ErrorCode
 from protocol.wire.endpoints import is_loopback
 from protocol.wire.messages import Actor, Authorize, Granted, KeyRole

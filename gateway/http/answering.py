@@ -32,10 +32,10 @@ from gateway.http.responses import (
     note,
     run_to_end,
 )
-from gateway.request.generation import GenerationWork
-from gateway.request.job import GenerationJob
-from gateway.request.questions import Question
-from gateway.request.request import Request
+from gateway.request.jobs.job import GenerationJob
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.kinds.questions import Question
+from gateway.request.lifecycle.request import Request
 from gateway.telemetry.access_log import AccessRecord
 from protocol.errors import ErrorCode
 from protocol.version import ProtocolVersion

@@ -26,10 +26,10 @@ from gateway.http.response_shape import body_of, item_maker, response_head
 from gateway.http.stored_turns import added_items, as_stored, shortened
 from gateway.http.turn_makers import BackgroundTurns, turn_id
 from gateway.request.factory import RequestFactory
-from gateway.request.generation import GenerationWork
-from gateway.request.job import GenerationJob
-from gateway.request.request import Request
-from gateway.request.takes import Takes
+from gateway.request.jobs.job import GenerationJob
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.leases.takes import Takes
+from gateway.request.lifecycle.request import Request
 from gateway.storage.records import EventPiece, Job
 from gateway.storage.store import Store
 from gateway.telemetry.request_trace import RequestTraces

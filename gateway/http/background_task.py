@@ -9,7 +9,7 @@ from gateway.http.openresponses.render import FinalResponse, ResponseEvents, Tol
 from gateway.http.openresponses.stored_items import base_of
 from gateway.http.response_shape import body_of, item_maker, response_head
 from gateway.http.stored_turns import ReadContext
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from gateway.storage.records import EventPiece
 from protocol.runtime.tracing import context_of
 from protocol.wire import codec

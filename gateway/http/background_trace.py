@@ -9,7 +9,7 @@ from typing import Final
 from gateway.errors import GatewayError
 from gateway.http.background_task import BackgroundTask
 from gateway.http.error_table import ERROR_TABLE
-from gateway.request.job import RESPONSES_ENDPOINT
+from gateway.request.jobs.job import RESPONSES_ENDPOINT
 from gateway.telemetry.access_log import AccessRecord
 from gateway.telemetry.request_trace import RequestTraces
 

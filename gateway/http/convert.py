@@ -16,9 +16,9 @@ from gateway.http.schemas.messages import clean_messages, clean_tools, custom_na
 from gateway.http.schemas.sampling import GenerationRequest
 from gateway.http.schemas.tokenize import TokenizeRequest
 from gateway.http.schemas.tool_choice import choice_mode
-from gateway.request.answer_options import PLAIN_ANSWER, AnswerOptions
-from gateway.request.end_users import named_end_user
-from gateway.request.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT, GenerationJob
+from gateway.request.callers.end_users import named_end_user
+from gateway.request.jobs.answer_options import PLAIN_ANSWER, AnswerOptions
+from gateway.request.jobs.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT, GenerationJob
 from protocol.wire.messages import Prepare, SamplingDefaults, SamplingParams
 
 SEED_BITS = 63

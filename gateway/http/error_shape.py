@@ -10,7 +10,7 @@ from gateway.http.anthropic import errors as anthropic
 from gateway.http.anthropic.models import VERSION_HEADER
 from gateway.http.error_table import ERROR_TABLE, ErrorRow, error_body, render_error
 from gateway.http.mcp.messages import INTERNAL_ERROR, MCP_PATH, REFUSED, error_message
-from gateway.request.job import MESSAGES_ENDPOINT
+from gateway.request.jobs.job import MESSAGES_ENDPOINT
 from protocol.errors import PenstockError
 
 _MODELS = "/v1/models"

@@ -22,7 +22,7 @@ from gateway.http.parsers import (
 )
 from gateway.http.parts import parts_of
 from gateway.http.schemas.body import load_json_object
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from gateway.telemetry.access_log import AccessRecord
 
 SHOWN = frozenset(

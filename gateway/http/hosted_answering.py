@@ -17,7 +17,7 @@ from gateway.http.response_shape import ResponseShape, body_of
 from gateway.http.responses import EventStreamResponse, collect_answer, note
 from gateway.http.stored_turns import ReadContext, StoredTurn
 from gateway.http.turn_makers import PlainTurns
-from gateway.request.job import RESPONSES_ENDPOINT
+from gateway.request.jobs.job import RESPONSES_ENDPOINT
 from gateway.telemetry.access_log import AccessRecord
 
 

@@ -32,13 +32,13 @@ from gateway.http.response_shape import body_of, item_maker, response_head
 from gateway.http.stored_turns import ReadContext, shorter_context
 from gateway.http.tool_asking import ToolAsker
 from gateway.http.turn_makers import TurnMaker
-from gateway.request.caller import Caller
-from gateway.request.events import ChoiceFinished, ToolCallArguments, ToolCallStarted
+from gateway.request.callers.caller import Caller
+from gateway.request.callers.identity import Identity
+from gateway.request.delivery.events import ChoiceFinished, ToolCallArguments, ToolCallStarted
 from gateway.request.factory import RequestFactory
-from gateway.request.generation import GenerationWork
-from gateway.request.identity import Identity
-from gateway.request.job import GenerationJob
-from gateway.request.request import Request
+from gateway.request.jobs.job import GenerationJob
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
 from gateway.tools.tool_servers import ToolServers
 from protocol.wire.messages import LimitState, LimitWarning, Usage
 

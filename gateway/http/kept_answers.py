@@ -21,8 +21,8 @@ from gateway.errors import (
     RequestInProgressError,
 )
 from gateway.http.parts import parts_of
-from gateway.request.replays import KeptAnswer
-from gateway.request.sealing import seal, unseal
+from gateway.request.idempotency.replays import KeptAnswer
+from gateway.request.idempotency.sealing import seal, unseal
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Actor, AnswerClaimed, AnswerKept
 

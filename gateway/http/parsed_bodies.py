@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from gateway.http.openresponses.convert import AskedResponse, Refs
 from gateway.http.schemas.embedding import EncodingFormat, InputType
-from gateway.request.job import GenerationJob
+from gateway.request.jobs.job import GenerationJob
 from protocol.wire.messages import Detokenize, Embed, Prepare
 
 

@@ -16,10 +16,10 @@ from gateway.http.background_responses import BackgroundResponses
 from gateway.http.bodies import Bodies
 from gateway.http.host_guard import HostGuard
 from gateway.http.readiness import Readiness
+from gateway.request.callers.identity import IdentityTable
 from gateway.request.factory import RequestFactory
-from gateway.request.identity import IdentityTable
-from gateway.request.model_names import ModelNames
-from gateway.request.replays import ReplayTable
+from gateway.request.idempotency.replays import ReplayTable
+from gateway.request.jobs.model_names import ModelNames
 from gateway.storage.store import Store
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics

@@ -2,7 +2,7 @@
 
 The first success is kept and repeated, byte by byte, to whoever repeats the request with the same
 key within the tenant (of administrators: with the same API key, and also after a restart, see
-`kept_answers.py`); see `request/replays.py`. A client
+`kept_answers.py`); see `request/idempotency/replays.py`. A client
 that leaves doesn't end such a request: it will come back for the answer.
 """
 
@@ -15,7 +15,7 @@ from fastapi import Request, Response
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.kept_answers import DurableClaim
 from gateway.http.parts import parts_of
-from gateway.request.replays import KeptAnswer, ReplayName, ReplayTable
+from gateway.request.idempotency.replays import KeptAnswer, ReplayName, ReplayTable
 from protocol.wire.messages import Authorize
 
 HEADER: Final = "Idempotency-Key"

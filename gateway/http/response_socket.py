@@ -35,9 +35,9 @@ from gateway.http.response_shape import ResponseShape, body_of
 from gateway.http.responses import Answering
 from gateway.http.stored_turns import LocalTurn, ReadContext, StoredTurn, shortened
 from gateway.http.websocket import CloseCode, Upgrade, WebSocket
-from gateway.request.generation import GenerationWork
-from gateway.request.job import RESPONSES_ENDPOINT
-from gateway.request.request import Request
+from gateway.request.jobs.job import RESPONSES_ENDPOINT
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
 from gateway.telemetry.access_log import AccessRecord
 from gateway.telemetry.request_trace import RequestTraces
 from protocol.wire.messages import Usage

@@ -12,9 +12,9 @@ from starlette.types import Receive, Scope, Send
 from gateway.bridge import Outcome
 from gateway.errors import ClientDisconnectedError, GatewayError
 from gateway.http.disconnect import watch
-from gateway.request.identity import Identity
-from gateway.request.job import GenerationJob
-from gateway.request.request import Request
+from gateway.request.callers.identity import Identity
+from gateway.request.jobs.job import GenerationJob
+from gateway.request.lifecycle.request import Request
 from gateway.telemetry.access_log import AccessRecord
 from protocol.errors import PenstockError
 from protocol.wire.messages import Usage

@@ -7,9 +7,9 @@ from typing import Any, Final
 from gateway.errors import GatewayError, InvalidRequestError
 from gateway.http.openresponses.events import ResponseEvent, ToolsListed, ToolsListing
 from gateway.http.openresponses.hosted import HostedPlan, HostedTool
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
+from gateway.request.callers.identity import Identity
 from gateway.request.factory import RequestFactory
-from gateway.request.identity import Identity
 from gateway.tools.tool_servers import (
     CALL_TOOL,
     LIST_TOOLS,

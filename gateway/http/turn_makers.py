@@ -4,11 +4,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from gateway.request.factory import RequestFactory
-from gateway.request.generation import GenerationWork
-from gateway.request.job import GenerationJob
-from gateway.request.request import Request
+from gateway.request.jobs.job import GenerationJob
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
 
 
 class TurnMaker(Protocol):

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from websockets.asyncio.client import ClientConnection, connect
 
 from gateway.http.errands import Errands
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Authorize, Generate, Prepare, Settle
 from tests.fakes.fake_workers import FakeAuth, FakeEngine

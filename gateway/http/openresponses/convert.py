@@ -35,7 +35,7 @@ from gateway.http.openresponses.schemas import (
 from gateway.http.openresponses.stored_items import Context, Item, references_in, whole_items
 from gateway.http.schemas.body import dump_fields, dump_json, validate
 from gateway.http.schemas.chat import ChatRequest
-from gateway.request.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
+from gateway.request.jobs.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
 from protocol.wire.messages import SamplingDefaults
 
 NO_STORE: Final = "nothing is stored here; send the items"

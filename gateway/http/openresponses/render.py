@@ -17,7 +17,7 @@ from gateway.http.openresponses.events import (
 from gateway.http.openresponses.hosted_items import ListItem
 from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.items import Item
-from gateway.request.events import ChoiceFinished
+from gateway.request.delivery.events import ChoiceFinished
 from protocol.errors import PenstockError
 from protocol.wire.messages import Usage
 

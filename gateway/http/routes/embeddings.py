@@ -26,8 +26,8 @@ from gateway.http.parsers import (
 from gateway.http.parts import parts_of
 from gateway.http.responses import run_to_end
 from gateway.http.schemas.embedding import EmbeddingRequest, EncodingFormat, prompt_name_of
-from gateway.request.prompt_length import check_inputs
-from gateway.request.questions import Question
+from gateway.request.kinds.questions import Question
+from gateway.request.preparation.prompt_length import check_inputs
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import Embed, Embedded, EngineOffer
 

@@ -22,9 +22,9 @@ from gateway.http.render.stream import (
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.sampling import GenerationRequest
-from gateway.request.generation import GenerationWork
-from gateway.request.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT
-from gateway.request.request import Request
+from gateway.request.jobs.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
 from protocol.wire.messages import LimitState, Usage
 
 router = APIRouter(route_class=GuardedRoute)

@@ -53,9 +53,9 @@ from gateway.http.responses import run_to_end
 from gateway.http.schemas.body import validate
 from gateway.http.schemas.shapes import given_fields, unknown_keys
 from gateway.http.tool_asking import EXECUTE_ENDPOINT
-from gateway.request.generation import GenerationWork
-from gateway.request.job import CHAT_ENDPOINT
-from gateway.request.request import Request
+from gateway.request.jobs.job import CHAT_ENDPOINT
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
 from protocol.errors import ErrorCode
 from protocol.wire.messages import LimitState
 

@@ -62,9 +62,9 @@ from gateway.http.stored_turns import (
 from gateway.http.tool_asking import EXECUTE_ENDPOINT
 from gateway.http.websocket import EXTENSION as WEBSOCKET
 from gateway.http.websocket import Upgrade
-from gateway.request.generation import GenerationWork
-from gateway.request.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
-from gateway.request.request import Request
+from gateway.request.jobs.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
 from gateway.storage.jobs import Cancellation
 from gateway.storage.records import StoredResponse
 from gateway.storage.store import Store

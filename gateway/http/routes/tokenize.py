@@ -18,13 +18,13 @@ from gateway.http.parsers import DETOKENIZE, TOKENIZE
 from gateway.http.parts import HttpParts, parts_of
 from gateway.http.responses import run_to_end
 from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
-from gateway.request.model_limits import (
+from gateway.request.jobs.model_limits import (
     check_extras,
     check_template,
     check_token_ids,
     check_version,
 )
-from gateway.request.questions import Question
+from gateway.request.kinds.questions import Question
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import Detokenized, EngineOffer, Prepared
 

@@ -28,7 +28,7 @@ from gateway.http.parts import HttpParts, parts_of
 from gateway.http.render.custom_calls import tool_call
 from gateway.http.responses import run_to_end
 from gateway.http.routes.models import visible_models
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from gateway.workers.parsers import knows_format
 from protocol.wire.messages import OpenParse
 

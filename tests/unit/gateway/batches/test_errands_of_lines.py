@@ -13,7 +13,7 @@ from gateway.batches.journal import Journal
 from gateway.batches.line_runs import LineErrand
 from gateway.batches.store import Claim
 from gateway.http.errands import Errands
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from protocol.wire.messages import Settle
 from tests.unit.gateway.batches.test_runner import Harness, good
 

@@ -17,14 +17,14 @@ from gateway.http.render.common import AnswerHead
 from gateway.http.render.custom_calls import CustomInput, custom_input
 from gateway.http.render.stream import ChatStreamRenderer
 from gateway.http.schemas.chat import parse_chat_body
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ChoiceFinished,
     GenerationEvent,
     ToolCallArguments,
     ToolCallStarted,
 )
-from gateway.request.job import GenerationJob
+from gateway.request.jobs.answer_options import AnswerOptions
+from gateway.request.jobs.job import GenerationJob
 from protocol.wire.messages import Usage
 from tests.fakes.running_gateway import events_of
 

@@ -14,14 +14,14 @@ from gateway.http.render.common import AnswerHead
 from gateway.http.render.stream import ChatStreamRenderer
 from gateway.http.schemas.chat import parse_chat_body
 from gateway.http.schemas.functions import places_of_functions, with_tools
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ChoiceFinished,
     GenerationEvent,
     ToolCallArguments,
     ToolCallStarted,
 )
-from gateway.request.job import GenerationJob
+from gateway.request.jobs.answer_options import AnswerOptions
+from gateway.request.jobs.job import GenerationJob
 from protocol.wire.messages import Usage
 
 FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {}}}

@@ -13,8 +13,7 @@ from gateway.http.render.answer import ChatCollector, CompletionCollector
 from gateway.http.render.common import AnswerHead
 from gateway.http.render.logprobs import token_offsets
 from gateway.http.render.stream import ChatStreamRenderer, CompletionStreamRenderer
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
     GenerationEvent,
@@ -22,6 +21,7 @@ from gateway.request.events import (
     PromptShown,
     UsageTold,
 )
+from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.wire.messages import Prepared, TokenLogprob, TokenLogprobs, Usage
 from tests.fakes.running_gateway import events_of
 

@@ -13,8 +13,7 @@ from gateway.http.render.stream import (
     ChatStreamRenderer,
     CompletionStreamRenderer,
 )
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
     GenerationEvent,
@@ -23,6 +22,7 @@ from gateway.request.events import (
     ToolCallStarted,
     total_usage,
 )
+from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.wire.messages import Usage
 from tests.fakes.running_gateway import events_of
 

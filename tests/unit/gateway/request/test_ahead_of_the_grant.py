@@ -7,7 +7,7 @@ from gateway.errors import (
     InvalidRequestError,
     WorkerUnavailableError,
 )
-from gateway.request.request import State
+from gateway.request.lifecycle.request import State
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Cancel,

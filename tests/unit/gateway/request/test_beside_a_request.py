@@ -6,10 +6,10 @@ import logging
 import pytest
 
 from gateway.errors import GatewayError, OverloadedError
-from gateway.request.background import Background
-from gateway.request.event_queue import MAX_UNREAD, EventQueue
-from gateway.request.events import ContentText
-from gateway.request.sessions import SessionTable
+from gateway.request.delivery.event_queue import MAX_UNREAD, EventQueue
+from gateway.request.delivery.events import ContentText
+from gateway.request.lifecycle.background import Background
+from gateway.request.lifecycle.sessions import SessionTable
 from protocol.wire.messages import LeaseReport
 from tests.fakes.virtual_time import idle
 

@@ -7,8 +7,8 @@ from msgspec import structs
 
 from gateway.dispatch.slots import Slot
 from gateway.errors import UnsupportedFieldError
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import ChoiceFinished, ContentText, PromptShown, UsageTold
+from gateway.request.delivery.events import ChoiceFinished, ContentText, PromptShown, UsageTold
+from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Adjust,

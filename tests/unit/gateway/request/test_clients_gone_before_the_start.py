@@ -5,11 +5,11 @@ from typing import Any, cast
 import pytest
 
 from gateway.errors import ClientDisconnectedError
-from gateway.request.caller import Caller
-from gateway.request.identity import IdentityTable
-from gateway.request.request import Request
-from gateway.request.sessions import SessionTable
-from gateway.request.work import SimpleWork
+from gateway.request.callers.caller import Caller
+from gateway.request.callers.identity import IdentityTable
+from gateway.request.lifecycle.request import Request
+from gateway.request.lifecycle.sessions import SessionTable
+from gateway.request.lifecycle.work import SimpleWork
 
 
 class _Work(SimpleWork):

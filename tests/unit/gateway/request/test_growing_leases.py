@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.event_queue import MAX_UNREAD
-from gateway.request.events import ChoiceFinished
+from gateway.request.delivery.event_queue import MAX_UNREAD
+from gateway.request.delivery.events import ChoiceFinished
+from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Abort, Adjust, Authorize, Extend, Usage
 from tests.fakes.request_parts import Generation, Parts, generation_job

@@ -3,9 +3,9 @@
 import pytest
 
 from gateway.errors import DeniedError
-from gateway.request import guesses
-from gateway.request.guesses import REFILL_S, GuessGuard, network_of
-from gateway.request.identity import BAD_S, IdentityTable
+from gateway.request.callers import guesses
+from gateway.request.callers.guesses import REFILL_S, GuessGuard, network_of
+from gateway.request.callers.identity import BAD_S, IdentityTable
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Granted
 

@@ -3,9 +3,9 @@
 import pytest
 
 from gateway.errors import DeniedError
-from gateway.request import identity as module
-from gateway.request.caller import Caller
-from gateway.request.identity import BAD_S, GOOD_S, LIMITED_S, Identity, IdentityTable
+from gateway.request.callers import identity as module
+from gateway.request.callers.caller import Caller
+from gateway.request.callers.identity import BAD_S, GOOD_S, LIMITED_S, Identity, IdentityTable
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Granted, Scope
 

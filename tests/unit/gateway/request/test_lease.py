@@ -7,8 +7,8 @@ import pytest
 from msgspec import structs
 
 from gateway.errors import DeniedError, WorkerUnavailableError
-from gateway.request.lease import RequestLease
-from gateway.request.work_bound import Bound
+from gateway.request.leases.lease import RequestLease
+from gateway.request.leases.work_bound import Bound
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Adjust,

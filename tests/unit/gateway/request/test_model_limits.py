@@ -13,9 +13,9 @@ from gateway.errors import (
 )
 from gateway.http.convert import completion_job
 from gateway.http.schemas.completion import parse_completion_body
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.job import CHAT_ENDPOINT
-from gateway.request.model_limits import check_served, check_version, find_offer
+from gateway.request.jobs.answer_options import AnswerOptions
+from gateway.request.jobs.job import CHAT_ENDPOINT
+from gateway.request.jobs.model_limits import check_served, check_version, find_offer
 from protocol.version import OLDEST_VERSION, PROTOCOL_VERSION
 from protocol.wire.messages import Credits, EngineOffer, SamplingParams
 from tests.fakes.request_parts import Parts, engine_offer, generation_job

@@ -12,9 +12,9 @@ from gateway.errors import (
     RemoteFailureError,
     WorkerLostError,
 )
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import ContentText
-from gateway.request.job import job_fingerprint
+from gateway.request.delivery.events import ContentText
+from gateway.request.jobs.answer_options import AnswerOptions
+from gateway.request.jobs.job import job_fingerprint
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Abort,
@@ -327,7 +327,7 @@ async def test_what_raises_here_stops_the_engine_and_ends_the_request(
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("gateway.request.lease_watch.LeaseWatch.look_at", broken)
+    monkeypatch.setattr("gateway.request.choices.lease_watch.LeaseWatch.look_at", broken)
     await parts.output(one, text="a")
     assert [type(event) for event in await started.events()] == [ContentText]
     with pytest.raises(GatewayError, match="Internal server error"):

@@ -11,14 +11,14 @@ from gateway.errors import (
     WorkerLostError,
     WorkerUnavailableError,
 )
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ContentText,
     ReasoningText,
     ToolCallArguments,
     ToolCallStarted,
 )
-from gateway.request.parsing import MAX_FRUITLESS
+from gateway.request.jobs.answer_options import AnswerOptions
+from gateway.request.parsers.parsing import MAX_FRUITLESS
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     CloseParse,
@@ -267,7 +267,7 @@ async def test_a_session_whose_events_raise_is_closed_at_its_parser(
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("gateway.request.parsing.ParseSession._on_event", broken)
+    monkeypatch.setattr("gateway.request.parsers.parsing.ParseSession._on_event", broken)
     await case.parsed(one, content("a"))
     with pytest.raises(GatewayError, match="Internal server error"):
         await started.work.next_events(None)
@@ -289,7 +289,7 @@ async def test_a_bug_in_a_replay_ends_the_request(
     async def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("gateway.request.parsing.ParseSession._reopen", broken)
+    monkeypatch.setattr("gateway.request.parsers.parsing.ParseSession._reopen", broken)
     await case.lose(first)
     with pytest.raises(GatewayError, match="Internal server error."):
         await started.work.next_events(5.0)

@@ -8,15 +8,15 @@ import pytest
 from gateway.errors import (
     UnsupportedFieldError,
 )
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
     ReasoningText,
     ToolCallArguments,
     ToolCallStarted,
 )
-from gateway.request.parsing import parse_opening
+from gateway.request.jobs.answer_options import AnswerOptions
+from gateway.request.parsers.parsing import parse_opening
 from protocol.wire.messages import (
     CloseParse,
     Grammar,

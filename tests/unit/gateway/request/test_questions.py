@@ -20,9 +20,9 @@ from gateway.errors import (
     UnsupportedFieldError,
     WorkerUnavailableError,
 )
-from gateway.request.job import question_fingerprint
-from gateway.request.questions import Question, QuestionWork
-from gateway.request.request import ABORT_PATIENCE_S, Request, State
+from gateway.request.jobs.job import question_fingerprint
+from gateway.request.kinds.questions import Question, QuestionWork
+from gateway.request.lifecycle.request import ABORT_PATIENCE_S, Request, State
 from protocol.errors import ErrorCode
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import (

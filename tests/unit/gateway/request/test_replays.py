@@ -3,8 +3,8 @@
 import pytest
 
 from gateway.errors import IdempotencyKeyReusedError, OverloadedError, RequestInProgressError
-from gateway.request import replays
-from gateway.request.replays import KeptAnswer, ReplayName, ReplayTable
+from gateway.request.idempotency import replays
+from gateway.request.idempotency.replays import KeptAnswer, ReplayName, ReplayTable
 
 
 class Clock:

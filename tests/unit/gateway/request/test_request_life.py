@@ -13,8 +13,8 @@ from gateway.errors import (
     ShuttingDownError,
     WorkerUnavailableError,
 )
-from gateway.request.identity import Identity
-from gateway.request.request import ABORT_PATIENCE_S, State
+from gateway.request.callers.identity import Identity
+from gateway.request.lifecycle.request import ABORT_PATIENCE_S, State
 from protocol.wire.messages import (
     Abort,
     Authorize,

@@ -14,10 +14,10 @@ from gateway.errors import (
     WorkerLostError,
     WorkerUnavailableError,
 )
-from gateway.request.request import Request
-from gateway.request.text_parse import PIECE_CHARACTERS, ParsedCall, ParseWork
-from gateway.request.tool_call import ToolWork
-from gateway.request.work_bound import Admitted, Bound
+from gateway.request.kinds.text_parse import PIECE_CHARACTERS, ParsedCall, ParseWork
+from gateway.request.kinds.tool_call import ToolWork
+from gateway.request.leases.work_bound import Admitted, Bound
+from gateway.request.lifecycle.request import Request
 from gateway.tools.toolbox import ToolBox, ToolResult
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from gateway.errors import GatewayError, OverloadedError, ShuttingDownError
-from gateway.request.takes import Takes
+from gateway.request.leases.takes import Takes
 from protocol.wire.messages import Generate, Prepare, Settle, Usage
 from tests.fakes.request_parts import CALLER, Generation, Parts, generation_job
 from tests.fakes.virtual_time import idle

@@ -4,8 +4,8 @@ import orjson
 
 from gateway.http.convert import completion_job
 from gateway.http.schemas.completion import parse_completion_body
-from gateway.request.budget import TokenBudget
-from gateway.request.job import GenerationJob
+from gateway.request.jobs.job import GenerationJob
+from gateway.request.leases.budget import TokenBudget
 from protocol.wire.messages import Credits, EngineOffer, Prepared
 
 

@@ -1,8 +1,8 @@
 """Which tokens belong to which piece of parsed content."""
 
-from gateway.request.events import ContentText, GenerationEvent, PromptReport, PromptShown
-from gateway.request.prompt_gate import PromptGate
-from gateway.request.token_spans import TokenSpans
+from gateway.request.delivery.events import ContentText, GenerationEvent, PromptReport, PromptShown
+from gateway.request.delivery.prompt_gate import PromptGate
+from gateway.request.parsers.token_spans import TokenSpans
 from protocol.wire.messages import Prepared, TokenLogprob, TokenLogprobs
 
 

@@ -154,7 +154,7 @@ async def test_a_bug_of_ours_ends_the_request_in_words_and_settles_it(
     def broken(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("gateway.request.generation.check_answer_size", broken)
+    monkeypatch.setattr("gateway.request.kinds.generation.check_answer_size", broken)
     await parts.prepare_next()
     assert isinstance(await started.error(), RuntimeError)
     assert started.request.outcome == "failed"

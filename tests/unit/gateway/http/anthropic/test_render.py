@@ -17,7 +17,7 @@ from gateway.http.anthropic.render import (
     signature_of,
 )
 from gateway.http.error_shape import is_anthropic, raised_answer
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
     GenerationEvent,

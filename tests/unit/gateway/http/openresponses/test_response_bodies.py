@@ -9,7 +9,7 @@ from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.convert import ResponsesBody
 from gateway.http.parsers import COMPACT, INPUT_TOKENS, RESPONSES, BodyKind, ParseContext
-from gateway.request.job import RESPONSES_ENDPOINT
+from gateway.request.jobs.job import RESPONSES_ENDPOINT
 from protocol.wire import codec
 
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}

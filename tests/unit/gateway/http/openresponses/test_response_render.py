@@ -16,8 +16,7 @@ from gateway.http.openresponses.render import (
     ResponseStreamRenderer,
 )
 from gateway.http.parsers import RESPONSES, ParseContext
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
     GenerationEvent,
@@ -25,6 +24,7 @@ from gateway.request.events import (
     ToolCallArguments,
     ToolCallStarted,
 )
+from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.wire.messages import TokenLogprob, TokenLogprobs, Usage
 
 BODY = RESPONSES.parse(b'{"model": "m", "input": "x"}', ParseContext({})).body

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from gateway.errors import GatewayError
-from gateway.request.events import GenerationEvent
+from gateway.request.delivery.events import GenerationEvent
 
 MAX_UNREAD = 128
 """Events that may wait before the request's leases stop growing."""

@@ -26,15 +26,15 @@ from gateway.errors import (
     ModelNotFoundError,
 )
 from gateway.ledger.outbox import Outbox
-from gateway.request.background import Background
-from gateway.request.caller import Caller
-from gateway.request.identity import Identity, IdentityTable
-from gateway.request.lease import RequestLease
-from gateway.request.sessions import SessionTable
-from gateway.request.takes import Takes
-from gateway.request.work import SimpleWork, Work
-from gateway.request.work_bound import Admitted
-from gateway.request.work_trace import WorkTrace
+from gateway.request.callers.caller import Caller
+from gateway.request.callers.identity import Identity, IdentityTable
+from gateway.request.leases.lease import RequestLease
+from gateway.request.leases.takes import Takes
+from gateway.request.leases.work_bound import Admitted
+from gateway.request.lifecycle.background import Background
+from gateway.request.lifecycle.sessions import SessionTable
+from gateway.request.lifecycle.work import SimpleWork, Work
+from gateway.request.lifecycle.work_trace import WorkTrace
 from gateway.workers.auth import AuthLink
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Granted, LeaseReport, LimitState, LimitWarning, Scope, Usage

@@ -8,8 +8,8 @@ from gateway.errors import (
     UnsupportedFieldError,
     WorkerUnavailableError,
 )
-from gateway.request.job import CHAT_ENDPOINT, GenerationJob
-from gateway.request.prompt_length import check_prompts
+from gateway.request.jobs.job import CHAT_ENDPOINT, GenerationJob
+from gateway.request.preparation.prompt_length import check_prompts
 from gateway.workers.engine_directory import EngineDirectory
 from protocol.version import EXTRAS_VERSION, SURFACE_VERSION, ProtocolVersion
 from protocol.wire.messages import EngineOffer, Prepare

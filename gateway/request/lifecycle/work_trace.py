@@ -7,7 +7,7 @@ keys, are never among them.
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from gateway.request.job import GenerationJob
+from gateway.request.jobs.job import GenerationJob
 from protocol.runtime import tracing
 from protocol.runtime.tracing import Attributes, Span, TraceContext, Value
 from protocol.wire.messages import Usage

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from msgspec import structs
 
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
-from gateway.request.work import SimpleWork
+from gateway.request.lifecycle.work import SimpleWork
 from gateway.workers.parsers import ParserLink
 from protocol.errors import ErrorCode
 from protocol.wire.messages import OpenParse, ParsedDelta

@@ -7,8 +7,8 @@ from gateway import bridge
 from gateway.bridge import Outcome
 from gateway.errors import DeniedError, GatewayError, RemoteFailureError, WorkerUnavailableError
 from gateway.ledger.outbox import Outbox
-from gateway.request.caller import Errand
-from gateway.request.work_bound import Bound
+from gateway.request.callers.caller import Errand
+from gateway.request.leases.work_bound import Bound
 from gateway.workers.auth import AuthLink
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (

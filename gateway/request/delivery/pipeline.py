@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.event_queue import EventQueue
-from gateway.request.events import GenerationEvent, UsageTold
-from gateway.request.prompt_gate import PromptGate
+from gateway.request.delivery.event_queue import EventQueue
+from gateway.request.delivery.events import GenerationEvent, UsageTold
+from gateway.request.delivery.prompt_gate import PromptGate
+from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.wire.messages import Prepared, TokenLogprobs, Usage
 
 

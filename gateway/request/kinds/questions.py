@@ -11,12 +11,12 @@ from gateway.bridge import Outcome
 from gateway.dispatch.quarantine import Suspicion
 from gateway.dispatch.slots import Slot, SlotKind
 from gateway.errors import GatewayError, RemoteFailureError
-from gateway.request.engine_asker import EngineAsker
-from gateway.request.job import question_fingerprint
-from gateway.request.launcher import EnginePool
-from gateway.request.model_limits import find_offer
-from gateway.request.work import SimpleWork
-from gateway.request.work_bound import Admitted, Bound
+from gateway.request.choices.launcher import EnginePool
+from gateway.request.jobs.job import question_fingerprint
+from gateway.request.jobs.model_limits import find_offer
+from gateway.request.leases.work_bound import Admitted, Bound
+from gateway.request.lifecycle.work import SimpleWork
+from gateway.request.preparation.engine_asker import EngineAsker
 from gateway.telemetry.metrics import Metrics
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import (

@@ -5,7 +5,7 @@ from hashlib import blake2b
 
 from msgspec import structs
 
-from gateway.request.answer_options import PLAIN_ANSWER, AnswerOptions
+from gateway.request.jobs.answer_options import PLAIN_ANSWER, AnswerOptions
 from protocol.wire import codec
 from protocol.wire.messages import Grammar, Message, Prepare, SamplingParams, ToolChoiceMode
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.errors import UnsupportedFieldError
-from gateway.request.job import GenerationJob
-from gateway.request.model_limits import check_version
+from gateway.request.jobs.job import GenerationJob
+from gateway.request.jobs.model_limits import check_version
 from protocol.version import EXTRAS_VERSION, ProtocolVersion
 from protocol.wire.messages import EngineOffer, ParseOpened, Thought
 

@@ -6,18 +6,18 @@ from collections.abc import Callable
 from msgspec import structs
 
 from gateway.errors import GatewayError
-from gateway.request.budget import TokenBudget
-from gateway.request.choice import ChoicePlan, EngineChoice
-from gateway.request.engine_asker import is_retryable
-from gateway.request.events import ChoiceFinished, ContentText, total_usage
-from gateway.request.job import GenerationJob
-from gateway.request.launcher import EnginePool, Launcher
-from gateway.request.lease_watch import LeaseWatch
-from gateway.request.parsing import ParseSession
-from gateway.request.pipeline import Pipeline
-from gateway.request.thoughts import ThoughtLimit
-from gateway.request.work import Owner
-from gateway.request.work_bound import Admitted
+from gateway.request.choices.choice import ChoicePlan, EngineChoice
+from gateway.request.choices.launcher import EnginePool, Launcher
+from gateway.request.choices.lease_watch import LeaseWatch
+from gateway.request.delivery.events import ChoiceFinished, ContentText, total_usage
+from gateway.request.delivery.pipeline import Pipeline
+from gateway.request.jobs.job import GenerationJob
+from gateway.request.jobs.thoughts import ThoughtLimit
+from gateway.request.leases.budget import TokenBudget
+from gateway.request.leases.work_bound import Admitted
+from gateway.request.lifecycle.work import Owner
+from gateway.request.parsers.parsing import ParseSession
+from gateway.request.preparation.engine_asker import is_retryable
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Delta,

@@ -1,8 +1,8 @@
 """A call of one of this server's tools as a kind of work."""
 
 from gateway.errors import GatewayError
-from gateway.request.work import SimpleWork
-from gateway.request.work_bound import Bound
+from gateway.request.leases.work_bound import Bound
+from gateway.request.lifecycle.work import SimpleWork
 from gateway.tools.tool_servers import ToolRunner
 from gateway.tools.toolbox import ToolResult
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gateway.request.job import GenerationJob
+from gateway.request.jobs.job import GenerationJob
 from protocol.wire.messages import EngineOffer, Prepared
 
 MIN_SLICE_TOKENS = 64

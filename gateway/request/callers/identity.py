@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from gateway.errors import DeniedError
-from gateway.request.guesses import GuessGuard
+from gateway.request.callers.guesses import GuessGuard
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Granted, Scope
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from gateway.request.events import GenerationEvent, PromptReport, PromptShown
+from gateway.request.delivery.events import GenerationEvent, PromptReport, PromptShown
 from protocol.wire.messages import Prepared, TokenLogprobs
 
 

@@ -10,7 +10,7 @@ from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Suspicion
 from gateway.dispatch.slots import EngineHandle, Slot
 from gateway.errors import GatewayError, WorkerLostError
-from gateway.request.thoughts import ThoughtLimit
+from gateway.request.jobs.thoughts import ThoughtLimit
 from gateway.workers.engines import EngineLink
 from protocol.wire.messages import (
     Delta,

@@ -5,9 +5,9 @@ from typing import Protocol
 
 from gateway.bridge import Outcome
 from gateway.errors import GatewayError
-from gateway.request.background import Background
-from gateway.request.lease import RequestLease
-from gateway.request.work_bound import Admitted, Bound
+from gateway.request.leases.lease import RequestLease
+from gateway.request.leases.work_bound import Admitted, Bound
+from gateway.request.lifecycle.background import Background
 from protocol.runtime.tracing import Attributes
 from protocol.wire.messages import StreamUsage, Usage
 

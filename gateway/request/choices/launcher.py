@@ -11,12 +11,12 @@ from gateway.dispatch.quarantine import Quarantine, Suspicion
 from gateway.dispatch.routing import PrefixRouter
 from gateway.dispatch.slots import EngineHandle, Slot
 from gateway.errors import GatewayError, WorkerLostError
-from gateway.request.choice import EngineChoice
-from gateway.request.engine_asker import EngineAsker
-from gateway.request.job import GenerationJob, JobFingerprint
-from gateway.request.prompts import PromptBatch
-from gateway.request.work import Owner
-from gateway.request.work_bound import Admitted
+from gateway.request.choices.choice import EngineChoice
+from gateway.request.jobs.job import GenerationJob, JobFingerprint
+from gateway.request.leases.work_bound import Admitted
+from gateway.request.lifecycle.work import Owner
+from gateway.request.preparation.engine_asker import EngineAsker
+from gateway.request.preparation.prompts import PromptBatch
 from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.engines import EngineLink
 from protocol.wire.messages import EngineOffer, Prepare, Prepared

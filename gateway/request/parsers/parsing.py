@@ -15,15 +15,15 @@ from gateway.errors import (
     WorkerLostError,
     WorkerUnavailableError,
 )
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ContentText,
     GenerationEvent,
     ReasoningText,
     ToolCallArguments,
     ToolCallStarted,
 )
-from gateway.request.job import GenerationJob
-from gateway.request.token_spans import TokenSpans
+from gateway.request.jobs.job import GenerationJob
+from gateway.request.parsers.token_spans import TokenSpans
 from gateway.workers.parsers import ParserLink
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (

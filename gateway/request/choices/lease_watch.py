@@ -1,9 +1,9 @@
 """Keeps choices within what is paid for, and within what their reader takes."""
 
-from gateway.request.background import Background
-from gateway.request.choice import EngineChoice
-from gateway.request.event_queue import EventQueue
-from gateway.request.lease import RequestLease
+from gateway.request.choices.choice import EngineChoice
+from gateway.request.delivery.event_queue import EventQueue
+from gateway.request.leases.lease import RequestLease
+from gateway.request.lifecycle.background import Background
 
 
 class LeaseWatch:

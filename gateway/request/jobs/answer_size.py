@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gateway.errors import InvalidRequestError
-from gateway.request.job import GenerationJob
+from gateway.request.jobs.job import GenerationJob
 from protocol.wire.messages import Prepared
 
 TOKEN_BYTES = 6
