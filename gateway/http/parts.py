@@ -12,9 +12,9 @@ from gateway.batches.runner import BatchRunner
 from gateway.batches.store import BatchStore
 from gateway.config import GatewaySettings
 from gateway.hooks.runner import HookRunner
-from gateway.http.background_responses import BackgroundResponses
-from gateway.http.bodies import Bodies
-from gateway.http.host_guard import HostGuard
+from gateway.http.background.background_responses import BackgroundResponses
+from gateway.http.bodies.reading import Bodies
+from gateway.http.entry.host_guard import HostGuard
 from gateway.http.readiness import Readiness
 from gateway.request.callers.identity import IdentityTable
 from gateway.request.factory import RequestFactory

@@ -61,7 +61,7 @@ REASONS = {
     "engine_worker/grammar/json_schema/reader.py SchemaReader": "a method a keyword",
     "engine_worker/text/tokenizer.py Tokenizer": "a question each, of a few lines",
     "gateway/config.py": "every setting of the gateway, declared once",
-    "gateway/http/background_responses.py": "what becomes of an attempt, each way a method",
+    "gateway/http/background/background_responses.py": "what becomes of an attempt, each way a method",
     "toolparser_worker/machine/call_states.py CallStates": "a method a state",
 }
 """Path, or path and class, and why it is longer than most."""

@@ -2,6 +2,6 @@
 
 Public: names and shapes are those of https://platform.openai.com/docs/api-reference/responses and
 https://www.openresponses.org. May import `gateway.request`, `gateway.tools`,
-`gateway.http.schemas`, `gateway.http.render`, `gateway.http.convert` and
-`gateway.http.error_table`; it knows no worker.
+`gateway.http.schemas`, `gateway.http.render`, `gateway.http.bodies.convert` and
+`gateway.http.errors.error_table`; it knows no worker.
 """

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.convert import chat_job
+from gateway.http.bodies.convert import chat_job
 from gateway.http.openresponses.conversation import (
     EMPTY,
     Tools,

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.http.error_table import ERROR_TABLE
+from gateway.http.errors.error_table import ERROR_TABLE
 from gateway.http.openresponses.events import (
     HostedCallEnded,
     HostedCallRunning,

@@ -5,7 +5,7 @@ from typing import Protocol
 
 import orjson
 
-from gateway.http.error_table import render_error_event
+from gateway.http.errors.error_table import render_error_event
 from gateway.http.render.common import AnswerHead, usage_object
 from gateway.http.render.custom_calls import CustomDeltas
 from gateway.http.render.functions import finish_reason, function_delta

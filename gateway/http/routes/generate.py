@@ -6,11 +6,11 @@ from functools import partial
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway.http.access import GuardedRoute, parsed_body
-from gateway.http.answering import UnstoredShape, answer
-from gateway.http.error_table import limit_headers
-from gateway.http.limit_warnings import warning_objects
-from gateway.http.parsers import CHAT, COMPLETION
+from gateway.http.access.guard import GuardedRoute, parsed_body
+from gateway.http.answers.answering import UnstoredShape, answer
+from gateway.http.answers.limit_warnings import warning_objects
+from gateway.http.bodies.parsers import CHAT, COMPLETION
+from gateway.http.errors.error_table import limit_headers
 from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector, ChatCollector, CompletionCollector
 from gateway.http.render.common import AnswerHead

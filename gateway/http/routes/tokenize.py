@@ -10,13 +10,13 @@ from gateway.errors import (
     ClientDisconnectedError,
     UnsupportedFieldError,
 )
-from gateway.http.access import GuardedRoute, caller_of, parsed_body
-from gateway.http.answer_headers import answer_headers
-from gateway.http.answering import only_model
-from gateway.http.ignored_fields import ignored_headers
-from gateway.http.parsers import DETOKENIZE, TOKENIZE
+from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
+from gateway.http.answers.answer_headers import answer_headers
+from gateway.http.answers.answering import only_model
+from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.responses import run_to_end
+from gateway.http.bodies.parsers import DETOKENIZE, TOKENIZE
 from gateway.http.parts import HttpParts, parts_of
-from gateway.http.responses import run_to_end
 from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.request.jobs.model_limits import (
     check_extras,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.http.error_table import (
+from gateway.http.errors.error_table import (
     ERROR_TABLE,
     HEAD_TOO_LARGE,
     METHOD_NOT_ALLOWED,

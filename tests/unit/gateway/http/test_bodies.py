@@ -7,10 +7,10 @@ import pytest
 from starlette.types import Message, Receive
 
 from gateway.errors import DeniedError, InvalidRequestError, OverloadedError
-from gateway.http import bodies as module
-from gateway.http.bodies import BODY_TIMEOUT_S, PLACE_TIMEOUT_S, SMALL_BYTES, Bodies
-from gateway.http.body_pool import BodyPool
-from gateway.http.parsers import ParseContext
+from gateway.http.bodies import reading as module
+from gateway.http.bodies.body_pool import BodyPool
+from gateway.http.bodies.parsers import ParseContext
+from gateway.http.bodies.reading import BODY_TIMEOUT_S, PLACE_TIMEOUT_S, SMALL_BYTES, Bodies
 from tests.fakes.virtual_time import VirtualTimeLoop
 
 PIECE = SMALL_BYTES + 1

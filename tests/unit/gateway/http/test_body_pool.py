@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from gateway.errors import GatewayError, InvalidRequestError, OverloadedError
-from gateway.http.body_pool import BodyPool
-from gateway.http.parsers import CHAT, COMPLETION, RESPONSES, ParseContext
+from gateway.http.bodies.body_pool import BodyPool
+from gateway.http.bodies.parsers import CHAT, COMPLETION, RESPONSES, ParseContext
 from protocol.runtime.child_environment import child_environment
 
 MESSAGES = [{"role": "user", "content": "x" * 300_000}]
@@ -50,7 +50,7 @@ async def test_a_new_process_that_dies_is_an_overload_and_not_tried_for_ever() -
 WITH_A_BUG = """
 import sys
 from dataclasses import replace
-from gateway.http import body_process
+from gateway.http.bodies import body_process
 
 def bug(body, context):
     raise TypeError("what the body says")

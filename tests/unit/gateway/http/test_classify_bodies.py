@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.parsers import CLASSIFY, EMBEDDING, RERANK, SCORE, BodyKind, ParseContext
+from gateway.http.bodies.parsers import CLASSIFY, EMBEDDING, RERANK, SCORE, BodyKind, ParseContext
 from gateway.http.schemas.embedding import EmbeddingRequest, prompt_name_of
 from gateway.http.scoring.classify import (
     ClassifyBody,

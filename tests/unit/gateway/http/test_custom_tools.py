@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.convert import chat_job
+from gateway.http.bodies.convert import chat_job
 from gateway.http.render.answer import ChatCollector
 from gateway.http.render.common import AnswerHead
 from gateway.http.render.custom_calls import CustomInput, custom_input

@@ -5,7 +5,12 @@ import json
 import pytest
 
 from gateway.errors import DeniedError, GatewayError
-from gateway.http.error_table import ERROR_TABLE, format_duration, limit_headers, render_error
+from gateway.http.errors.error_table import (
+    ERROR_TABLE,
+    format_duration,
+    limit_headers,
+    render_error,
+)
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Denied, LimitRefusal, LimitState
 

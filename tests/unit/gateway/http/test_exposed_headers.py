@@ -8,8 +8,9 @@ from typing import Final
 
 import pytest
 
-from gateway.http import edge, error_table
 from gateway.http.anthropic import errors as anthropic_errors
+from gateway.http.entry import edge
+from gateway.http.errors import error_table
 from protocol.wire.messages import LimitState
 
 ROOT: Final = Path(__file__).parents[4]

@@ -8,7 +8,7 @@ import orjson
 import pytest
 
 from gateway.errors import InvalidRequestError
-from gateway.http.convert import chat_job
+from gateway.http.bodies.convert import chat_job
 from gateway.http.render.answer import ChatCollector
 from gateway.http.render.common import AnswerHead
 from gateway.http.render.stream import ChatStreamRenderer

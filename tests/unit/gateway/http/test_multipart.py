@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequestError
-from gateway.http.multipart import MAX_FIELD_BYTES, MAX_FIELDS, FormReader
+from gateway.http.bodies.multipart import MAX_FIELD_BYTES, MAX_FIELDS, FormReader
 
 TYPE = 'multipart/form-data; boundary="b-1"'
 

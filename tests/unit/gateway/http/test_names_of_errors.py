@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from gateway.errors import InvalidRequestError
-from gateway.http.parsers import (
+from gateway.http.bodies.parsers import (
     CHAT,
     COMPACT,
     COMPLETION,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequestError
 from gateway.http import routes
-from gateway.http.openapi import EXAMPLES
-from gateway.http.parsers import KINDS
+from gateway.http.bodies.parsers import KINDS
+from gateway.http.openapi.document import EXAMPLES
 from gateway.http.schemas.body import RequestModel, load_json_object, validate
 from gateway.http.schemas.settings import SettingsModel
 from protocol.wire import codec

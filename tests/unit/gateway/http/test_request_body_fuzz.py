@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequestError
-from gateway.http.convert import chat_job, completion_job, tokenize_question
+from gateway.http.bodies.convert import chat_job, completion_job, tokenize_question
 from gateway.http.schemas.chat import ChatRequest, parse_chat_body
 from gateway.http.schemas.completion import CompletionRequest, parse_completion_body
 from gateway.http.schemas.fields import CHAT_REFUSED_FIELDS, EXTENSION_REFUSED_FIELDS

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.convert import chat_job, completion_job
+from gateway.http.bodies.convert import chat_job, completion_job
 from gateway.http.schemas.chat import parse_chat_body
 from gateway.http.schemas.completion import parse_completion_body
 from protocol.wire.messages import Grammar

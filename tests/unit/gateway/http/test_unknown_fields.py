@@ -10,9 +10,9 @@ from openai.types.chat import ChatCompletionContentPartTextParam
 from openai.types.responses import CustomToolParam, FunctionToolParam, ResponseInputItemParam
 
 from gateway.errors import InvalidRequestError
+from gateway.http.bodies.parsers import COMPACT, KINDS
 from gateway.http.openresponses.item_shapes import ITEM, TOOL
 from gateway.http.openresponses.schemas import HARMLESS_FIELDS as RESPONSE_HARMLESS
-from gateway.http.parsers import COMPACT, KINDS
 from gateway.http.schemas.body import known_only
 from gateway.http.schemas.messages import TextPart
 from gateway.http.schemas.organization import InviteRequest, SpendAlertRequest

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http.websocket import (
+from gateway.http.connections.websocket import (
     MAX_WAITING,
     CloseCode,
     FrameReader,

@@ -11,7 +11,7 @@ from gateway.errors import (
     UnsupportedFieldError,
     WorkerUnavailableError,
 )
-from gateway.http.convert import completion_job
+from gateway.http.bodies.convert import completion_job
 from gateway.http.schemas.completion import parse_completion_body
 from gateway.request.jobs.answer_options import AnswerOptions
 from gateway.request.jobs.job import CHAT_ENDPOINT

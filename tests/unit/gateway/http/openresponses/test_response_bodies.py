@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.bodies.parsers import COMPACT, INPUT_TOKENS, RESPONSES, BodyKind, ParseContext
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.convert import ResponsesBody
-from gateway.http.parsers import COMPACT, INPUT_TOKENS, RESPONSES, BodyKind, ParseContext
 from gateway.request.jobs.job import RESPONSES_ENDPOINT
 from protocol.wire import codec
 

@@ -9,13 +9,13 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from gateway.errors import InvalidRequestError, WorkerLostError
+from gateway.http.bodies.parsers import RESPONSES, ParseContext
 from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.render import (
     ResponseCollector,
     ResponseHead,
     ResponseStreamRenderer,
 )
-from gateway.http.parsers import RESPONSES, ParseContext
 from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
