@@ -13,7 +13,7 @@ from gateway.http.entry import edge
 from gateway.http.errors import error_table
 from protocol.wire.messages import LimitState
 
-ROOT: Final = Path(__file__).parents[4]
+ROOT: Final = Path(__file__).parents[5]
 NAME: Final = re.compile(
     r"(x|anthropic|mcp|penstock|idempotent|idempotency|retry|request|www|traceparent)(-[a-z0-9]+)+"
     r"|allow|location|etag|link|vary",
