@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import orjson
-from msgspec import structs
 
+from gateway import bridge
 from gateway.batches import lines
 from gateway.batches.journal import FileKind, Journal
 from gateway.batches.lines import BatchLine
@@ -95,9 +95,9 @@ class LineErrand:
         if self._is_closed:
             # Only of the last request, which has the answer, is anything used.
             counts = self._counts and self.settle is None
-            self.book(settle if counts else structs.replace(settle, is_unused=True))
+            self.book(settle if counts else bridge.as_unused(settle))
         elif self.settle is not None:
-            self.book(structs.replace(self.settle, is_unused=True))
+            self.book(bridge.as_unused(self.settle))
         if not (self._is_closed and self.settle is not None):
             self.settle = settle
 
@@ -114,7 +114,7 @@ class LineErrand:
         """The try is over without an answer that counts, so it costs nothing."""
         settle = self.close(counts=False)
         if settle is not None:
-            self.book(structs.replace(settle, is_unused=True))
+            self.book(bridge.as_unused(settle))
 
 
 class LineRoom:

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 import orjson
-from msgspec import structs
 
+from gateway import bridge
 from gateway.bridge import Outcome
 from gateway.errors import ClientDisconnectedError, GatewayError
 from gateway.http.errors.error_table import ERROR_TABLE
@@ -419,7 +419,7 @@ class HostedTurns:
             number = self._progress.num_turns
             job = self._body.job
             seed = (self._seed + number) & _SEED_MASK
-            job = replace(job, sampling=structs.replace(job.sampling, seed=seed))
+            job = replace(job, sampling=bridge.with_seed(job.sampling, seed))
             request, work = self._turns.begin(job, number)
             if self._request is not None:
                 self._request.release()

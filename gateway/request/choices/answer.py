@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable
 
-from msgspec import structs
-
+from gateway import bridge
 from gateway.errors import GatewayError
 from gateway.request.choices.choice import ChoicePlan, EngineChoice
 from gateway.request.choices.launcher import EnginePool, Launcher
@@ -272,7 +271,7 @@ class Answer:
             self._pipeline.on_prompt_logprobs(index, choice.prompt_logprobs)
         usage, reason = choice.usage, choice.finish_reason
         if self._parse is not None:
-            usage = structs.replace(usage, reasoning_tokens=self._parse.num_reasoning_tokens(index))
+            usage = bridge.with_reasoning(usage, self._parse.num_reasoning_tokens(index))
             if (
                 reason == "stop"
                 and self._parse.num_completed_calls(index)
@@ -280,7 +279,7 @@ class Answer:
             ):
                 reason = "tool_calls"
         if self._job.discards_output:
-            usage = structs.replace(usage, completion_tokens=0)
+            usage = bridge.without_completion(usage)
         self._finals[index] = usage
         choice.release()
         self.finish_reasons.append(reason)
@@ -295,4 +294,4 @@ def _ended_by(sampling: SamplingParams, token_ids: tuple[int, ...]) -> SamplingP
     if not token_ids or sampling.ignore_eos:
         return sampling
     every = tuple(dict.fromkeys((*sampling.stop_token_ids, *token_ids)))[:MAX_STOP_TOKEN_IDS]
-    return structs.replace(sampling, stop_token_ids=every)
+    return bridge.with_stop_token_ids(sampling, every)

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from msgspec import structs
-
 from gateway import bridge
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Suspicion
@@ -296,7 +294,7 @@ class EngineChoice:
         if self.is_first and not self.has_prompt_logprobs:
             self.prompt_logprobs.clear()
             return sampling
-        return structs.replace(sampling, prompt_logprobs=None)
+        return bridge.without_prompt_logprobs(sampling)
 
     def on_delta(self, delta: Delta) -> None:
         """New output of the current attempt."""

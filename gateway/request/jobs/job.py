@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from msgspec import structs
-
+from gateway import bridge
 from gateway.request.jobs.answer_options import PLAIN_ANSWER, AnswerOptions
 from protocol.wire import codec
 from protocol.wire.messages import Grammar, Message, Prepare, SamplingParams, ToolChoiceMode
@@ -108,10 +107,10 @@ def job_fingerprint(job: GenerationJob, tenant: str) -> bytes:
     digest = blake2b(digest_size=16)
     for part in (tenant, job.model, job.enforced_tools_json or "", job.tool_choice, job.tool_name):
         digest.update(part.encode("utf-8", "surrogatepass") + b"\0")
-    parts = (structs.replace(job.sampling, seed=0, max_tokens=None), job.response_grammar)
+    parts = (bridge.without_seed_and_length(job.sampling), job.response_grammar)
     digest.update(repr(parts).encode("utf-8", "surrogatepass"))
     for prepare in job.prepares:
-        digest.update(codec.encode(structs.replace(prepare, max_tokens=None)))
+        digest.update(codec.encode(bridge.without_length(prepare)))
     return digest.digest()
 
 

@@ -4,8 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from msgspec import structs
-
+from gateway import bridge
 from gateway.bridge import Outcome
 from gateway.errors import GatewayError, InvalidRequestError
 from gateway.request.choices.answer import Answer
@@ -302,7 +301,7 @@ class GenerationWork:
             return None
         self._parse = ParseSession(
             self._parsers,
-            structs.replace(self._opening, prompt_tail=self._prepared[0].prompt_tail),
+            bridge.with_prompt_tail(self._opening, self._prepared[0].prompt_tail),
             emit=self._pipeline.put,
             on_choice_done=self._answer.on_choice_done,
             on_failed=lambda error: self._owner.end("failed", error),

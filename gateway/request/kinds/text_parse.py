@@ -3,8 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from msgspec import structs
-
+from gateway import bridge
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError
 from gateway.request.lifecycle.work import SimpleWork
 from gateway.workers.parsers import ParserLink
@@ -135,7 +134,7 @@ class ParseWork(SimpleWork):
             GatewayError: No parser is there, or it refused.
         """
         for attempt in range(1, MAX_ATTEMPTS + 1):
-            opening = structs.replace(self._opening, attempt=attempt)
+            opening = bridge.with_attempt(self._opening, attempt)
             self.parse = TextParse(self._parsers, opening)
             try:
                 await self.parse.run(self._text)

@@ -5,8 +5,6 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from msgspec import structs
-
 from gateway import bridge
 from gateway.errors import (
     GatewayError,
@@ -298,7 +296,7 @@ class ParseSession:
             raise WorkerLostError("The parsers of this request were lost; please try again.")
 
     def _message(self) -> OpenParse:
-        return structs.replace(self._opening, attempt=self.attempt)
+        return bridge.with_attempt(self._opening, self.attempt)
 
     def _forward(self, choice: int, text: str, token_ends: tuple[int, ...], *, final: bool) -> None:
         # During a replay the text only gathers; it leaves with the replay.
