@@ -2,7 +2,7 @@
 
 Callers speak in the gateway's words; when the wire changes, this is the room that follows. A file
 a role: `auth`, `engines`, `parsers`, and `workers` for all of them.
-Others call `bridge.…`; a test finds whoever builds a message, or makes one of another, elsewhere.
+Others use its functions as `bridge.…`; a test finds whoever builds or changes a message elsewhere.
 May import nothing of the gateway.
 """
 

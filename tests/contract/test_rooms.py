@@ -4,13 +4,15 @@ docs/architecture.md draws them; each folder's `__init__` says what lives there.
 """
 
 import ast
+import re
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 
 from protocol.wire import messages
-from tests.contract.test_imports import EVERY_FILE, ROOT, imported_modules
+from tests.contract.test_imports import EVERY_FILE, PACKAGES, ROOT, imported_modules
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "protocol": (
@@ -70,6 +72,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.http.app",
         "gateway.http.server",
         "gateway",
+    ),
+    "toolparser_worker": (
+        "toolparser_worker.errors",
+        "toolparser_worker.machine",
+        "toolparser_worker.formats",
+        "toolparser_worker.grammar",
+        "toolparser_worker",
     ),
     "auth_worker": (
         "auth_worker.errors",
@@ -179,13 +188,54 @@ def test_every_room_is_there_and_every_folder_is_a_room(package: str) -> None:
         assert is_named, f"{folder} is no room: name it in ROOMS"
 
 
-@pytest.mark.parametrize("package", ROOMS)
-def test_a_room_says_what_lives_there_and_what_it_may_import(package: str) -> None:
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_room_says_what_lives_there_what_others_use_and_what_it_may_import(package: str) -> None:
     for path in (ROOT / package).rglob("__init__.py"):
-        if path.parent != ROOT / package:
-            lines = path.read_text(encoding="utf-8").split('"""')[1].splitlines()
-            assert 3 <= len(lines) <= 12, f"{path}: a docstring of about five lines"
-            assert any("import" in line.lower() for line in lines), path
+        words = docstring_of(path)
+        assert 4 <= len(words.splitlines()) <= 12, f"{path}: a docstring of about five lines"
+        assert re.search(r"^Others (have|import|leave|make|may|run|start|use) ", words, re.M), path
+        assert re.search(r"^May import ", words, re.M), path
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_room_imports_only_what_it_says(package: str) -> None:
+    for path in (ROOT / package).rglob("__init__.py"):
+        room = path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        allowed = docstring_of(path).split("\nMay import ")[1]
+        names = set(re.findall(rf"`({package}[\w.]+)`", allowed))
+        missing = {name for name in names if not is_place(name)}
+        assert not missing, f"{room} may import {missing}, which isn't there"
+        if "every" in allowed.split("\n")[0].split("`")[0]:
+            continue  # the order of rooms says which
+        for file in path.parent.glob("*.py"):
+            for imported in imported_modules(file):
+                is_own = is_within(imported, room) or not is_within(imported, package)
+                is_said = any(is_within(imported, name) for name in names)
+                assert is_own or is_said, f"{file} imports {imported}, unlike its room says"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_what_others_use_of_a_room_is_there(package: str) -> None:
+    for path in (ROOT / package).rglob("__init__.py"):
+        said = docstring_of(path).split("\nOthers ")[1].split("\nMay import")[0]
+        text = "\n".join(file.read_text(encoding="utf-8") for file in path.parent.rglob("*.py"))
+        for name in re.findall(r"`(\w+)`", said):
+            is_folder = (path.parent / name).is_dir() or (ROOT / name).is_dir()
+            defined = re.search(rf"^(class|def|async def) {name}\b|^{name}\b.* = ", text, re.M)
+            assert is_folder or defined, f"{path}: {name}"
+        for name in re.findall(r"`(\w+\.py)`", said):
+            assert any((ROOT / package).rglob(name)), f"{path}: {name}"
+
+
+def docstring_of(path: Path) -> str:
+    """The docstring of a room's `__init__`."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+
+
+def is_place(name: str) -> bool:
+    """Whether a dotted name is a folder or a module."""
+    place = ROOT / name.replace(".", "/")
+    return place.is_dir() or place.with_suffix(".py").is_file()
 
 
 def test_the_side_of_the_engine_that_decides_never_sees_jax() -> None:

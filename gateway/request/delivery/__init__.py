@@ -2,6 +2,6 @@
 
 `events.py` says what can happen, `pipeline.py` is the path: `prompt_gate.py` holds output back
 until the prompt is told, `event_queue.py` hands it to the one reader.
-Others read `events`, and put into a `Pipeline`; renderers know nothing else of a request.
+Others make events and read them, which a `Pipeline` hands on.
 May import `gateway.request.jobs` and `gateway.errors`.
 """
