@@ -301,7 +301,7 @@ def read_audit(request_id: str, reader: Actor, **wanted: Any) -> ReadAudit:
     return ReadAudit(request_id=request_id, reader=reader, **wanted)
 
 
-def stream_usage(request_id: str, number: int, usage: Usage) -> StreamUsage:
+def choice_usage(request_id: str, number: int, usage: Usage) -> StreamUsage:
     """One choice's part of a lease, named as an engine names it that reports to the auth worker."""
     return StreamUsage(
         stream=f"{request_id}/{number}",

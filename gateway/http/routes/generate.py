@@ -62,7 +62,7 @@ class _OpenAIShape(UnstoredShape):
     def collector(self, request: Request, work: GenerationWork) -> AnswerCollector:
         """For a whole answer."""
         kind = ChatCollector if work.job.endpoint == CHAT_ENDPOINT else CompletionCollector
-        return kind(self._head(request, work), work.job.num_streams, work.job.options)
+        return kind(self._head(request, work), work.job.num_choices_in_all, work.job.options)
 
     def renderer(self, request: Request, work: GenerationWork) -> StreamRenderer:
         """For a stream."""

@@ -8,7 +8,7 @@ from protocol.wire.messages import Authorize, Settle
 
 
 class Errand(Protocol):
-    """Whoever has a request made that no client waits for, and has to book it exactly once.
+    """Whoever has a request made that no client waits for, and has to settle it exactly once.
 
     Attributes:
         priority: The request goes no earlier than others of this level; lower goes first.

@@ -142,11 +142,11 @@ class Answer:
         ]
         return total_usage(usages, self._job.num_choices)
 
-    def stream_usages(self) -> tuple[StreamUsage, ...]:
+    def choice_usages(self) -> tuple[StreamUsage, ...]:
         """The same by choice, where there are several."""
         if len(self._choices) < 2:
             return ()
-        return tuple(choice.stream_usage() for choice in self._choices)
+        return tuple(choice.reported_usage() for choice in self._choices)
 
     # What choices report.
 

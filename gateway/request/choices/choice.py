@@ -199,9 +199,9 @@ class EngineChoice:
             cached_tokens=self._num_cached_tokens,
         )
 
-    def stream_usage(self) -> StreamUsage:
+    def reported_usage(self) -> StreamUsage:
         """Its part of the lease, named as an engine names it that reports to the auth worker."""
-        return bridge.stream_usage(self.plan.request_id, self._number, self.usage)
+        return bridge.choice_usage(self.plan.request_id, self._number, self.usage)
 
     def start(self, slot: Slot, deadline_s: float) -> None:
         """Begin, or go on, at the engine of a slot, which now belongs to this choice.

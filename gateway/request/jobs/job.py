@@ -89,7 +89,7 @@ class GenerationJob:
         )
 
     @property
-    def num_streams(self) -> int:
+    def num_choices_in_all(self) -> int:
         """Choices of all prompts together."""
         return len(self.prepares) * self.num_choices
 

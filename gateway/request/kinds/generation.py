@@ -139,9 +139,9 @@ class GenerationWork:
         """What was used so far; final after the last event."""
         return self._answer.usage()
 
-    def stream_usages(self) -> tuple[StreamUsage, ...]:
+    def choice_usages(self) -> tuple[StreamUsage, ...]:
         """The same by choice, where there are several."""
-        return self._answer.stream_usages()
+        return self._answer.choice_usages()
 
     @property
     def unenforced(self) -> tuple[str, ...]:

@@ -24,12 +24,12 @@ class TokenBudget:
     @property
     def asked_tokens(self) -> int:
         """Output tokens that the client named, all choices together; one each if it named none."""
-        return (self._job.max_tokens or 1) * self._job.num_streams
+        return (self._job.max_tokens or 1) * self._job.num_choices_in_all
 
     def cap(self, max_completion_tokens: int | None) -> None:
         """The caller may have so many output tokens in all; every choice the same of them."""
         if max_completion_tokens is not None:
-            self._max_output_tokens = max_completion_tokens // self._job.num_streams
+            self._max_output_tokens = max_completion_tokens // self._job.num_choices_in_all
 
     def first_reservation(self, offer: EngineOffer | None) -> tuple[int, int]:
         """Prompt and output tokens of all choices together, before anything is tokenised.
@@ -42,7 +42,7 @@ class TokenBudget:
         prompt_tokens, output_tokens = job.prompt_bytes, self._first_slice(offer)
         if offer is not None:
             prompt_tokens = min(prompt_tokens, offer.max_model_len * len(job.prepares))
-        return prompt_tokens, output_tokens * job.num_streams
+        return prompt_tokens, output_tokens * job.num_choices_in_all
 
     def upper_bound(self, offer: EngineOffer) -> int:
         """Tokens of one choice before its prompt is tokenised."""

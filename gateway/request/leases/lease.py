@@ -40,7 +40,7 @@ _FINAL = frozenset(
 
 
 class RequestLease:
-    """What a request may use; without a `lease_id` nothing is booked.
+    """What a request may use; without a `lease_id` nothing is settled.
 
     Args:
         auth: The link to the auth worker.
@@ -159,7 +159,7 @@ class RequestLease:
         is_unused: bool = False,
         earlier: tuple[str, ...] = (),
     ) -> None:
-        """Book what was really used, and give the rest back.
+        """Settle what was really used, and give the rest back.
 
         Args:
             outbox: Keeps the settlement.

@@ -340,7 +340,7 @@ class Request:
 
     def lease_report(self) -> LeaseReport | None:
         """What the lease has used so far, for the auth worker; None before it has one."""
-        return self.lease.report(self.work.usage(), self.work.stream_usages())
+        return self.lease.report(self.work.usage(), self.work.choice_usages())
 
     async def _start(self) -> None:
         self._check_open()

@@ -153,7 +153,7 @@ class Work(Protocol):
         """What was used so far; final once nothing is at a worker."""
         ...
 
-    def stream_usages(self) -> tuple[StreamUsage, ...]:
+    def choice_usages(self) -> tuple[StreamUsage, ...]:
         """The same by choice, where there are several."""
         ...
 
@@ -214,7 +214,7 @@ class SimpleWork:
         """No tokens."""
         return Usage()
 
-    def stream_usages(self) -> tuple[StreamUsage, ...]:
+    def choice_usages(self) -> tuple[StreamUsage, ...]:
         """There are no choices."""
         return ()
 

@@ -64,7 +64,7 @@ def test_of_a_prompt_that_is_cut_only_the_rest_is_reserved() -> None:
 def test_several_prompts_are_prepared_one_by_one() -> None:
     job = completion(prompt=[[1, 2], [3]], n=2)
     assert [prepare.prompt_token_ids for prepare in job.prepares] == [(1, 2), (3,)]
-    assert job.num_streams == 4
+    assert job.num_choices_in_all == 4
 
 
 def test_neutral_sampling_is_the_default() -> None:

@@ -265,12 +265,12 @@ async def test_two_choices_are_reported_each_and_one_is_not() -> None:
     parts.engine()
     options = AnswerOptions(num_choices=2, num_answers=2)
     started = await parts.running(generation_job(options=options))
-    assert [usage.stream for usage in started.work.stream_usages()] == ["r/0", "r/1"]
+    assert [usage.stream for usage in started.work.choice_usages()] == ["r/0", "r/1"]
     alone = await parts.generation(generation_job(), "alone")
     await parts.grant("alone")
     await parts.prepare_next()
     await alone.task
-    assert alone.work.stream_usages() == ()
+    assert alone.work.choice_usages() == ()
 
 
 async def test_a_further_choice_finds_room_in_a_full_queue_and_waits_while_no_engine_is_there() -> (

@@ -390,7 +390,7 @@ async def test_simple_work_reserves_nothing_and_is_never_at_a_worker() -> None:
     parts = Parts()
     work = Calling(parts).work
     assert work.bound() == Bound(uses_tools=True)
-    assert (work.usage(), work.stream_usages()) == (Usage(), ())
+    assert (work.usage(), work.choice_usages()) == (Usage(), ())
     assert not work.is_at_worker
     assert not work.has_begun
     assert await work.prepare(Admitted()) is None  # type: ignore[func-returns-value]
