@@ -133,6 +133,14 @@ def test_token_ids_stay_away_from_models_whose_tokenizer_is_not_known_to_be_the_
     assert names.choose("m", names_token_ids=True) == "m"
 
 
+def test_engines_that_say_nothing_of_their_tokenizers_differ_by_their_vocabulary_only() -> None:
+    engines = Engines()
+    engines.serve("m", vocab_size=10)
+    engines.serve("n", vocab_size=10)
+    engines.stop("m")
+    assert engines.names({}, {"m": ("n",)}).choose("m", names_token_ids=True) == "n"
+
+
 def test_a_prompt_that_is_too_long_goes_to_the_first_fallback_with_a_longer_context() -> None:
     engines = Engines()
     engines.serve("m", max_model_len=100)

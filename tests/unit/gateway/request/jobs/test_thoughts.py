@@ -86,7 +86,10 @@ def test_a_format_without_an_end_of_reasoning_leaves_it_unless_a_number_is_deman
     job = generation_job(thinking_budget=7)
     assert thought_limit(job, BUDGETS, answer, PROTOCOL_VERSION) is None
     demanded = generation_job(thinking_budget=7, demands_budget=True)
-    with pytest.raises(
-        UnsupportedFieldError, match="No marker ends the reasoning of the model `m`"
-    ):
+    with pytest.raises(UnsupportedFieldError) as raised:
         thought_limit(demanded, BUDGETS, answer, PROTOCOL_VERSION)
+    assert raised.value.param == BUDGET_FIELD
+    assert str(raised.value) == (
+        "No marker ends the reasoning of the model `m`, so it can't be given a number of tokens;"
+        " use `reasoning_effort`."
+    )
