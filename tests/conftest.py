@@ -34,6 +34,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+EVERYDAY = "not long and not parity"
+"""What `make test` runs."""
+
 # How long an example takes says how busy the machine is, and nothing about what is tested. The same
 # examples for everybody, in CI and elsewhere; `make fuzz` draws others each time.
 _IS_FUZZING = "FUZZ_EFFORT" in os.environ
@@ -93,14 +96,21 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What a test process compiles itself, it compiles once.
+def compiled_once(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> None:
+    """What a test process compiles itself, it compiles once, and quickly.
 
     A folder of its own: jax writes entries in place, and warns, which is an error here, about
-    one that another process has only half written.
+    one that another process has only half written. In `make test` LLVM optimises less, which takes
+    a fifth of the time off; processes that tests start, and `make parity` and `make soak`, compile
+    as users' engines do.
     """
     if "jax" in sys.modules:
-        config = sys.modules["jax"].config
+        jax = sys.modules["jax"]
+        if pytestconfig.getoption("-m") == EVERYDAY and "XLA_FLAGS" not in os.environ:
+            os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=1"
+            jax.devices()  # XLA reads its flags once, and children must not inherit them
+            del os.environ["XLA_FLAGS"]
+        config = jax.config
         config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled-here")))
         config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

@@ -81,7 +81,7 @@ def cosines(ours: Vectors, theirs: Sequence[Vectors]) -> Vectors:
 @pytest.mark.parametrize(
     "lengths",
     [
-        (1, 2, 9, 40, 162),
+        (1, 40, 162),
         pytest.param((*range(1, 70), *range(70, 163, 3)), marks=pytest.mark.parity),
     ],
     ids=["some", "all"],

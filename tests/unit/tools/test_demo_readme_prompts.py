@@ -8,6 +8,7 @@ from tools.demo_model.readme_prompts import README_PROMPTS, WELL_KNOWN_CITIES
 from tools.eval_demo_model import generate_with_training_code, print_wrong, readme_score
 
 
+@pytest.mark.long
 def test_the_shipped_weights_answer_every_readme_prompt() -> None:
     chat_format = ChatFormat(demo_model_path())
     generate = generate_with_training_code(demo_model_path(), chat_format)

@@ -20,6 +20,8 @@ from protocol.wire.messages import SamplingParams
 from tests.fakes.tiny_decoder import GreedyReference
 from tests.fakes.tiny_engine import Answer, generate, run_all
 
+pytestmark = pytest.mark.long
+
 FOLDER = demo_model_path()
 MAX_MODEL_LEN = 64
 SAMPLING = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True, logprobs=20)

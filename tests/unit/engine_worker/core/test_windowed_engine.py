@@ -83,7 +83,7 @@ class Harness:
 
 @pytest.fixture(
     params=[
-        "all windows on xla",
+        pytest.param("all windows on xla", marks=pytest.mark.long),
         pytest.param("mixed on xla", marks=pytest.mark.long),
         "mixed on cpu_native",
     ],

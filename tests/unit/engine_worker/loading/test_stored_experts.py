@@ -237,6 +237,7 @@ def settings_of(path: Path, **changes: object) -> ModelSettings:
     return replace(settings, **changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_xla_dequantises_them_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_stored(tmp_path, QWEN3, "Q4_0")
     backend = choose_for_settings(settings_of(tmp_path, dtype="float32", backend="xla"))
@@ -393,6 +394,7 @@ def test_mxfp4_of_a_file_that_was_cut_since_it_was_opened_names_the_tensor(tmp_p
             read(name, 4)
 
 
+@pytest.mark.long
 def test_the_offer_says_which_type_experts_are_computed_in(tmp_path: Path) -> None:
     """What `/v1/models/{id}` shows, of a GGUF file as it is served."""
     for name in ("tokenizer.json", "tokenizer_config.json"):

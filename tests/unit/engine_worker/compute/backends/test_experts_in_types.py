@@ -64,7 +64,10 @@ def _tables(width: int) -> npt.NDArray[np.int32]:
     return tables
 
 
-@pytest.mark.parametrize(("weight_type", "tolerance"), [("bfloat16", 0.03), ("int8", 0.1)])
+@pytest.mark.parametrize(
+    ("weight_type", "tolerance"),
+    [pytest.param("bfloat16", 0.03, marks=pytest.mark.long), ("int8", 0.1)],
+)
 def test_hidden_states_stay_near_those_in_float32(weight_type: str, tolerance: float) -> None:
     weights = tiny_weights(jnp.float32, spec())
     exact, ours = hidden_states(weights, "float32"), hidden_states(weights, weight_type)

@@ -247,6 +247,7 @@ def test_the_deterministic_mode_holds_on_the_kernels_in_float32(
     assert_same_bits_in_company(runner, request)
 
 
+@pytest.mark.long
 def test_the_deterministic_mode_holds_with_experts_in_bfloat16() -> None:
     """Their norms and routing are XLA's, row by row."""
     layer = replace(tiny_spec().layers[0], mlp=MoeSpec(6, 2, MlpSpec(24), shared=MlpSpec(16)))
@@ -299,8 +300,7 @@ def test_recurrent_layers_are_computed_by_xla_between_the_kernels(weight_type: s
     "uncovered",
     [
         "attention",
-        "head",
-        *(pytest.param(one, marks=pytest.mark.long) for one in ("mlp", "embedding")),
+        *(pytest.param(one, marks=pytest.mark.long) for one in ("head", "mlp", "embedding")),
     ],
 )
 def test_blocks_without_a_kernel_are_computed_by_xla_beside_the_others(

@@ -174,7 +174,10 @@ def test_chunks_are_what_tokens_make_one_after_the_other(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("num_first", [1, CHUNK_SIZE, 45])
+@pytest.mark.parametrize(
+    "num_first",
+    [pytest.param(1, marks=pytest.mark.long), CHUNK_SIZE, pytest.param(45, marks=pytest.mark.long)],
+)
 def test_a_memory_kept_anywhere_is_where_the_rest_goes_on(kind: str, num_first: int) -> None:
     rule, make, _ = KINDS[kind]
     memory, inputs, is_token = in_float32(

@@ -98,7 +98,7 @@ def decode_row(request: RunnerRequest, start: int, **more: object) -> RowWork:
 
 
 @pytest.mark.parametrize("chunk", [long(32), 8, 7, long(1)])
-@pytest.mark.parametrize("length", [1, long(2), long(8), long(9), 31])
+@pytest.mark.parametrize("length", [1, long(2), long(8), long(9), long(31)])
 def test_chunks_of_any_size_and_decodes_choose_what_the_reference_chooses(
     runner: JaxModelRunner, chunk: int, length: int
 ) -> None:
@@ -278,7 +278,7 @@ def test_a_lost_state_is_built_again_by_a_reset(runner: JaxModelRunner) -> None:
     assert generate(runner, request, 6) == expected
 
 
-@pytest.mark.parametrize("kind", ["decode", "prefill"])
+@pytest.mark.parametrize("kind", ["decode", pytest.param("prefill", marks=pytest.mark.long)])
 def test_states_are_updated_in_place_however_many_there_are(kind: str) -> None:
     delta = DeltaNetSpec(2, 4, key_dim=32, value_dim=32, kernel_size=4)
     layers = tuple(LayerSpec(mixer, MlpSpec(48)) for mixer in (delta, tiny_attention()))

@@ -117,7 +117,7 @@ WINDOWED = replace(
     ("weights", "tolerance"),
     [
         (tiny_weights(), 1e-4),
-        (tiny_weights(spec=WINDOWED), 1e-4),
+        pytest.param(tiny_weights(spec=WINDOWED), 1e-4, marks=pytest.mark.long),
         pytest.param(tiny_weights(jnp.bfloat16), 0.1, marks=pytest.mark.long),
     ],
     ids=["float32", "windows", "bfloat16"],
