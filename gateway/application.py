@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from gateway import bridge
 from gateway.batches.files import FileBounds
+from gateway.batches.idle_room import IdleRoom
 from gateway.batches.service import BatchService
 from gateway.config import GatewaySettings
 from gateway.dispatch.admission import Admission
@@ -69,8 +70,6 @@ RENEW_INTERVAL_S = 5.0
 TRIM_INTERVAL_S = 5.0
 LOOK_INTERVAL_S = 1.0
 SWEEP_INTERVAL_S = 60.0
-DEFAULT_SLOTS = 8
-"""Of an engine that doesn't say how many requests it runs at a time."""
 _TICK_S = 0.5
 _FLUSH_PATIENCE_S = 2.0
 _GOODBYE_S = 0.1
@@ -256,7 +255,13 @@ class Application:
             ),
             ask=Errands(lambda: self.parts.errand_app).ask,
             settle=self.outbox.put,
-            num_free=self._num_free_for_batches,
+            num_free=IdleRoom(
+                settings.models,
+                self.directory,
+                self.admission,
+                self.names,
+                lambda: self.auth.is_ready and not self.requests.is_draining,
+            ).num_free,
             max_lines=settings.max_batch_requests,
             max_line_bytes=settings.max_body_bytes,
         )
@@ -265,21 +270,6 @@ class Application:
             "sweeping files", SWEEP_INTERVAL_S, service.sweep, is_essential=False
         )
         return service
-
-    def _num_free_for_batches(self) -> int:
-        """Requests that the engines could take beside what they have and what waits.
-
-        A quarter of their room is left for whoever comes next.
-        """
-        if not self.auth.is_ready or self.requests.is_draining:
-            return 0
-        room = waiting = 0
-        for model in self.directory.models():
-            waiting += self.admission.num_waiting(model)
-            for engine in self.directory.engines(model):
-                slots = engine.offer.max_num_seqs or DEFAULT_SLOTS
-                room += max(1, slots * 3 // 4) - engine.num_unfinished
-        return 0 if waiting else room
 
     def _make_parts(self) -> HttpParts:
         settings = self.settings

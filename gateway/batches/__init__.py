@@ -2,7 +2,7 @@
 
 `files.py` keeps files, `records.py` says what a batch is, `journal.py` what became of its lines,
 `lines.py` reads them, `runner.py` takes batches up and ends them, `line_runs.py` has what is left
-of their lines answered in idle capacity.
-May import `gateway.request`, `gateway.ledger`, `gateway.errors` and `gateway.config`; it knows no
-HTTP: how a line is answered is handed in.
+of their lines answered in idle capacity, `idle_room.py` says how much of that there is.
+May import `gateway.request`, `gateway.workers`, `gateway.dispatch`, `gateway.ledger`,
+`gateway.errors` and `gateway.config`; it knows no HTTP: how a line is answered is handed in.
 """
