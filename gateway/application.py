@@ -28,7 +28,7 @@ from gateway.http.parsers import CONTINUED_RESPONSES, ParseContext
 from gateway.http.parts import HttpParts
 from gateway.http.readiness import Readiness
 from gateway.http.route_rules import ROUTE_RULES
-from gateway.ledger.data_slot import DataSlot
+from gateway.ledger.data_slot import DataSlot, adopt_slots
 from gateway.ledger.outbox import Outbox
 from gateway.request.factory import RequestFactory, RequestRules
 from gateway.request.identity import IdentityTable
@@ -51,6 +51,7 @@ from gateway.workers.parsers import ParserLink
 from gateway.workers.wire import LinkHandler
 from protocol.runtime.allocator import HeapTrimmer
 from protocol.runtime.child_environment import child_environment
+from protocol.wire import worker_start
 from protocol.wire.codec import (
     Decoder,
     auth_event_decoder,
@@ -150,6 +151,8 @@ class Application:
         )
         self.parsers = ParserLink(self.parser_server, self.worker_records)
         self._slot = DataSlot(settings.data_dir) if settings.share_data_dir else None
+        if self._slot is None:
+            adopt_slots(settings.data_dir)
         data_dir = settings.data_dir if self._slot is None else self._slot.folder
         self.outbox = Outbox(data_dir, self.auth.settle, settings.max_outbox, clock)
         self.toolbox = registered_toolbox(settings, os.environ)
@@ -351,6 +354,10 @@ class Application:
             server.start(loop)
         self._housekeeping.start()
 
+    async def until_serving(self, patience_s: float) -> None:
+        """Wait until a new request could be served here, for so long at most."""
+        await _wait_for(lambda: self.parts.readiness.look().can_serve, patience_s)
+
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish, and end the rest with a clear event."""
         self.requests.is_draining = True
@@ -440,6 +447,8 @@ class Application:
         queues: dict[tuple[str, ...], float] = {
             (model,): self.admission.num_waiting(model) for model in self.directory.models()
         }
+        info = (self.instance_id, str(os.getpid()), worker_start.build())
+        yield "info", "Which gateway this is.", ("gateway", "pid", "version"), {info: 1}
         workers: dict[tuple[str, ...], float] = {}
         for peer in self.peers():
             workers[peer.role, peer.phase] = workers.get((peer.role, peer.phase), 0) + 1
@@ -467,7 +476,7 @@ def _hand_on(link: LinkHandler[Any], event: PeerEvent) -> None:
 
 
 async def _wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether a condition came true in time; looked at every few milliseconds, at shutdown only."""
+    """Whether a condition came true in time; looked at often, at start and end."""
     end = asyncio.get_running_loop().time() + timeout_s
     while not condition():
         if asyncio.get_running_loop().time() >= end:
