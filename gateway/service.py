@@ -61,6 +61,8 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
         where = f"{settings.host} port {port}" if settings.uds is None else str(settings.uds)
         _logger.info("serving HTTP on %s", where)
         await _first(serving, stop.wait())
+        if settings.share_port:
+            server.stop_listening()  # the other gateways of the port serve whoever comes now
         drain = loop.create_task(application.drain(settings.drain_timeout_s))
         await _first(drain, at_once.wait())
         drain.cancel()

@@ -168,6 +168,11 @@ class HttpServer(uvicorn.Server):
         await super().startup(sockets)
         self.has_started.set()
 
+    def stop_listening(self) -> None:
+        """Take no further connection; those that there are go on."""
+        for server in self.servers:
+            server.close()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone."""

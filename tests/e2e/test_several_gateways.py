@@ -5,6 +5,7 @@ import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
 
 pytestmark = pytest.mark.process
-BODY = {
+BODY: dict[str, Any] = {
     "model": "penstock-demo",
     "messages": [{"role": "user", "content": "What is 2 + 3?"}],
     "temperature": 0,
@@ -72,3 +73,9 @@ def test_one_port_is_served_by_both_and_by_the_one_that_is_left(pair: Harness) -
     again = wait_for_both(pair)
     assert left in again
     assert killed not in again
+    # One that is told to stop drains, and the supervisor starts another one.
+    os.kill(left, signal.SIGTERM)
+    for _ in range(6):
+        assert pair.client(max_retries=5).chat.completions.create(**BODY).choices
+    eventually(lambda: left not in pair.pids("gateway"))
+    assert left not in wait_for_both(pair)

@@ -153,3 +153,15 @@ async def test_a_shared_port_takes_no_connection_before_somebody_listens() -> No
             writer.close()
             with pytest.raises(ConfigurationError, match="Cannot listen"):
                 bind_socket("127.0.0.1", port)
+
+
+async def test_a_server_that_stops_listening_goes_on_with_the_connections_it_has(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        assert (await gateway.client.get("/live")).status_code == 200
+        url = gateway.client.base_url
+        gateway.server.stop_listening()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(url.host, url.port)
+        assert (await gateway.client.get("/live")).status_code == 200
