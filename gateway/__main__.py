@@ -33,7 +33,7 @@ def main() -> int:
         return 2
     try:
         if settings.uds is None:
-            sock = bind_socket(settings.host, settings.port)
+            sock = bind_socket(settings.host, settings.port, is_shared=settings.share_port)
         else:
             sock = bind_unix_socket(settings.uds)
         with sock, asyncio.Runner(loop_factory=_loop_factory()) as runner:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from gateway import bridge
 from gateway.batches.files import FileBounds
+from gateway.batches.idle_room import IdleRoom
 from gateway.batches.service import BatchService
 from gateway.config import GatewaySettings
 from gateway.dispatch.admission import Admission
@@ -27,7 +28,7 @@ from gateway.http.entry.host_guard import HostGuard
 from gateway.http.errands import Errands
 from gateway.http.parts import HttpParts
 from gateway.http.readiness import Readiness
-from gateway.ledger.data_slot import DataSlot
+from gateway.ledger.data_slot import DataSlot, adopt_slots
 from gateway.ledger.outbox import Outbox
 from gateway.request.callers.identity import IdentityTable
 from gateway.request.choices.launcher import EnginePool
@@ -50,6 +51,7 @@ from gateway.workers.parsers import ParserLink
 from gateway.workers.wire import LinkHandler
 from protocol.runtime.allocator import HeapTrimmer
 from protocol.runtime.child_environment import child_environment
+from protocol.wire import worker_start
 from protocol.wire.codec import (
     Decoder,
     auth_event_decoder,
@@ -69,8 +71,6 @@ RENEW_INTERVAL_S = 5.0
 TRIM_INTERVAL_S = 5.0
 LOOK_INTERVAL_S = 1.0
 SWEEP_INTERVAL_S = 60.0
-DEFAULT_SLOTS = 8
-"""Of an engine that doesn't say how many requests it runs at a time."""
 _TICK_S = 0.5
 _FLUSH_PATIENCE_S = 2.0
 _GOODBYE_S = 0.1
@@ -151,6 +151,8 @@ class Application:
         )
         self.parsers = ParserLink(self.parser_server, self.worker_records)
         self._slot = DataSlot(settings.data_dir) if settings.share_data_dir else None
+        if self._slot is None:
+            adopt_slots(settings.data_dir)
         data_dir = settings.data_dir if self._slot is None else self._slot.folder
         self.outbox = Outbox(data_dir, self.auth.settle, settings.max_outbox, clock)
         self.toolbox = registered_toolbox(settings, os.environ)
@@ -256,7 +258,13 @@ class Application:
             ),
             ask=Errands(lambda: self.parts.errand_app).ask,
             settle=self.outbox.put,
-            num_free=self._num_free_for_batches,
+            num_free=IdleRoom(
+                settings.models,
+                self.directory,
+                self.admission,
+                self.names,
+                lambda: self.auth.is_ready and not self.requests.is_draining,
+            ).num_free,
             max_lines=settings.max_batch_requests,
             max_line_bytes=settings.max_body_bytes,
         )
@@ -265,21 +273,6 @@ class Application:
             "sweeping files", SWEEP_INTERVAL_S, service.sweep, is_essential=False
         )
         return service
-
-    def _num_free_for_batches(self) -> int:
-        """Requests that the engines could take beside what they have and what waits.
-
-        A quarter of their room is left for whoever comes next.
-        """
-        if not self.auth.is_ready or self.requests.is_draining:
-            return 0
-        room = waiting = 0
-        for model in self.directory.models():
-            waiting += self.admission.num_waiting(model)
-            for engine in self.directory.engines(model):
-                slots = engine.offer.max_num_seqs or DEFAULT_SLOTS
-                room += max(1, slots * 3 // 4) - engine.num_unfinished
-        return 0 if waiting else room
 
     def _make_parts(self) -> HttpParts:
         settings = self.settings
@@ -360,6 +353,10 @@ class Application:
         for server in self._servers:
             server.start(loop)
         self._housekeeping.start()
+
+    async def until_serving(self, patience_s: float) -> None:
+        """Wait until a new request could be served here, for so long at most."""
+        await _wait_for(lambda: self.parts.readiness.look().can_serve, patience_s)
 
     async def drain(self, timeout_s: float) -> None:
         """Take nothing new, let what runs finish, and end the rest with a clear event."""
@@ -450,6 +447,8 @@ class Application:
         queues: dict[tuple[str, ...], float] = {
             (model,): self.admission.num_waiting(model) for model in self.directory.models()
         }
+        info = (self.instance_id, str(os.getpid()), worker_start.build())
+        yield "info", "Which gateway this is.", ("gateway", "pid", "version"), {info: 1}
         workers: dict[tuple[str, ...], float] = {}
         for peer in self.peers():
             workers[peer.role, peer.phase] = workers.get((peer.role, peer.phase), 0) + 1
@@ -477,7 +476,7 @@ def _hand_on(link: LinkHandler[Any], event: PeerEvent) -> None:
 
 
 async def _wait_for(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Whether a condition came true in time; looked at every few milliseconds, at shutdown only."""
+    """Whether a condition came true in time; looked at often, at start and end."""
     end = asyncio.get_running_loop().time() + timeout_s
     while not condition():
         if asyncio.get_running_loop().time() >= end:

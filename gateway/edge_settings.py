@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from protocol.errors import ConfigurationError
 from protocol.runtime import shared_settings as shared
 from protocol.runtime.setting_kinds import UnfitValueError
-from protocol.runtime.settings import number, setting, text, words
+from protocol.runtime.settings import number, setting, switch, text, words
 
 ANY_ORIGIN: Final = "*"
 _ROOT_PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]+)+")
@@ -38,6 +38,17 @@ class EdgeSettings:
     """What of HTTP can be set beside address and bounds."""
 
     uds: Path | None = setting(shared.UDS)
+    share_port: bool = setting(
+        switch(
+            "PENSTOCK_SHARE_PORT",
+            False,
+            meaning=(
+                "other gateways of this machine listen on the same address and port (Linux spreads "
+                "connections over them); this one does so once it can serve, after 5 s at the "
+                "latest"
+            ),
+        )
+    )
     tls_cert_file: Path | None = setting(shared.TLS_CERT_FILE)
     tls_key_file: Path | None = setting(shared.TLS_KEY_FILE)
     root_path: str = setting(
@@ -92,6 +103,10 @@ class EdgeSettings:
         Raises:
             ConfigurationError: Naming the setting.
         """
+        if self.share_port and self.uds is not None:
+            raise ConfigurationError(
+                "PENSTOCK_SHARE_PORT: a Unix socket (PENSTOCK_UDS) can't be shared; leave one out."
+            )
         if self.root_path and not _ROOT_PATH.fullmatch(self.root_path):
             raise ConfigurationError(
                 f"PENSTOCK_ROOT_PATH {self.root_path!r} is no path such as /llm, which begins with "

@@ -14,6 +14,8 @@ from gateway.http.server import HttpServer, remove_socket, socket_mark, write_po
 
 _logger = logging.getLogger("penstock.gateway")
 
+_SHARING_PATIENCE_S = 5.0
+"""Then a gateway says itself what it lacks."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -22,7 +24,7 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
 
     Args:
         settings: Of this process.
-        sock: Listening.
+        sock: Listening; one of a shared port only bound, it listens once this gateway can serve.
 
     Raises:
         ConfigurationError: An endpoint, a folder or a key file can't be used.
@@ -45,6 +47,10 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal, number)
     try:
+        if settings.share_port:
+            # Until then the other gateways of the port are a better choice.
+            patience = loop.create_task(application.until_serving(_SHARING_PATIENCE_S))
+            await _first(patience, stop.wait())
         serving = loop.create_task(server.serve(sockets=[sock]))
         await _first(serving, server.has_started.wait())
         # A Unix socket has no port.
@@ -55,6 +61,8 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
         where = f"{settings.host} port {port}" if settings.uds is None else str(settings.uds)
         _logger.info("serving HTTP on %s", where)
         await _first(serving, stop.wait())
+        if settings.share_port:
+            server.stop_listening()  # the other gateways of the port serve whoever comes now
         drain = loop.create_task(application.drain(settings.drain_timeout_s))
         await _first(drain, at_once.wait())
         drain.cancel()
@@ -81,7 +89,7 @@ def _settle_heap() -> None:
     gc.set_threshold(10_000, 20, 100)
 
 
-async def _first(task: "asyncio.Task[None]", signal_wait: Coroutine[Any, Any, Any]) -> None:
+async def _first(task: "asyncio.Task[Any]", signal_wait: Coroutine[Any, Any, Any]) -> None:
     """Wait for a task or a signal, whichever comes first; the task goes on."""
     waiting = asyncio.ensure_future(signal_wait)
     try:

@@ -1,6 +1,7 @@
 """The settings of `penstock serve`: command line over environment over file over default."""
 
 import os
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +42,14 @@ CONFIG = file_path(
 )
 ENGINES = whole_number(
     "PENSTOCK_ENGINES", 1, minimum=1, option="--engines", meaning="engine processes of a model"
+)
+GATEWAYS = whole_number(
+    "PENSTOCK_GATEWAYS",
+    1,
+    minimum=1,
+    maximum=64,
+    option="--gateways",
+    meaning="gateway processes, which share the port",
 )
 PARSERS = whole_number(
     "PENSTOCK_PARSERS", 1, minimum=1, option="--parsers", meaning="parser processes"
@@ -107,6 +116,7 @@ class ServeSettings:
     uds: Path | None = setting(shared.UDS)
     tls_cert_file: Path | None = setting(shared.TLS_CERT_FILE)
     tls_key_file: Path | None = setting(shared.TLS_KEY_FILE)
+    num_gateways: int = setting(GATEWAYS)
     num_parsers: int = setting(PARSERS)
     require_keys: bool = setting(AUTH)
     data_dir: Path = setting(shared.DATA_DIR)
@@ -126,11 +136,16 @@ class ServeSettings:
     child_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def check(self) -> None:
-        """What no setting can say alone: without keys only a loopback address may be served.
+        """What no setting can say alone.
 
         Raises:
-            UsageError: Others would be served without keys.
+            UsageError: Others would be served without keys, or gateways share what they can't.
         """
+        if self.num_gateways > 1 and (self.uds is not None or sys.platform != "linux"):
+            raise UsageError(
+                "--gateways: several gateways share a port of Linux, no Unix socket and no port of "
+                "another system; leave --uds out, or serve with one gateway."
+            )
         if not self.require_keys and not is_loopback(self.host):
             raise UsageError(
                 f"--no-auth: {self.host} can be reached from other machines, where keys are "

@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -39,6 +40,30 @@ def require_free_port(host: str, port: int) -> None:
                 f"{host}:{port} can't be bound: {error.strerror}. Stop what uses it or choose "
                 "another --port (0 picks a free one); a second server needs its own --data-dir."
             ) from None
+
+
+@contextmanager
+def _kept_port(settings: ServeSettings) -> Iterator[ServeSettings]:
+    """Several gateways are told which port they share, also where a free one was asked for.
+
+    Raises:
+        CommandError: The port can't be bound.
+    """
+    if settings.num_gateways == 1:
+        yield settings
+        return
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as kept:
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            # It never listens: connections go to the gateways.
+            kept.bind((settings.host, settings.port))
+        except OSError as error:
+            raise CommandError(
+                f"{settings.host}:{settings.port} can't be bound: {error.strerror}."
+            ) from None
+        yield replace(settings, port=kept.getsockname()[1])
 
 
 def _make_dir(path: Path, setting: str) -> None:
@@ -91,21 +116,22 @@ def running_server(
     _make_dir(settings.data_dir, "--data-dir")
     _make_dir(settings.cache_dir / "compile", "--cache-dir")
     folders = {model.name: resolve_model(model, settings) for model in settings.models}
-    run_dir = make_run_dir(settings.child_environment)
-    supervisor = Supervisor(
-        process_specs(settings, folders),
-        common_environment(settings, run_dir),
-        run_dir,
-        drain_timeout_s=settings.drain_timeout_s,
-    )
-    with supervisor:
-        url = wait_until_ready(
-            supervisor.poll,
-            lambda: supervisor.stop_requested,
+    with _kept_port(settings) as bound:
+        run_dir = make_run_dir(bound.child_environment)
+        supervisor = Supervisor(
+            process_specs(bound, folders, run_dir),
+            common_environment(bound, run_dir),
             run_dir,
-            settings,
-            console,
-            StartWatch(is_private=is_private),
+            drain_timeout_s=bound.drain_timeout_s,
         )
-        supervisor.was_ready = url is not None
-        yield url, supervisor
+        with supervisor:
+            url = wait_until_ready(
+                supervisor.poll,
+                lambda: supervisor.stop_requested,
+                run_dir,
+                bound,
+                console,
+                StartWatch(is_private=is_private),
+            )
+            supervisor.was_ready = url is not None
+            yield url, supervisor

@@ -23,6 +23,7 @@ from penstock.restart_policy import (
 )
 from protocol.runtime.settings import environment_of
 from protocol.runtime.shared_settings import SHARED
+from protocol.wire.endpoints import ENDPOINT_SETTINGS
 from protocol.wire.readiness import READY_FILE_SETTING
 
 logger = logging.getLogger("penstock.supervisor")
@@ -80,17 +81,18 @@ def _describe(status: int) -> str:
 
 
 def process_specs(
-    settings: ServeSettings, folders: Mapping[str, Path | None]
+    settings: ServeSettings, folders: Mapping[str, Path | None], run_dir: Path
 ) -> tuple[ProcessSpec, ...]:
     """The processes of a server.
 
     Args:
         settings: What to serve.
         folders: Model name → local folder; None is the bundled demo model.
+        run_dir: Folder of the sockets.
     """
     specs = [
         ProcessSpec("auth", "auth_worker", _given(settings, SECRETS_OF_AUTH), stop_order=3),
-        ProcessSpec("gateway", "gateway", _given(settings, SECRETS_OF_GATEWAY), stop_order=0),
+        *_gateways(settings, run_dir),
     ]
     formats = _formats(settings)
     specs += [
@@ -108,6 +110,35 @@ def process_specs(
             for number in range(model.num_engines)
         ]
     return tuple(specs)
+
+
+def _gateways(settings: ServeSettings, run_dir: Path) -> list[ProcessSpec]:
+    """The gateways; several share port and data folder, and workers dial each."""
+    environment = _given(settings, SECRETS_OF_GATEWAY)
+    suffixes = _suffixes(settings)
+    if len(suffixes) > 1:
+        environment |= {"PENSTOCK_SHARE_PORT": "true", "PENSTOCK_SHARE_DATA_DIR": "true"}
+    return [
+        ProcessSpec(
+            f"gateway{suffix}",
+            "gateway",
+            {
+                **environment,
+                "PENSTOCK_PORT_FILE": str(run_dir / f"port{suffix}"),
+                **{
+                    setting: f"ipc://{run_dir}/{role}{suffix}"
+                    for role, setting in ENDPOINT_SETTINGS.items()
+                },
+            },
+            stop_order=0,
+        )
+        for suffix in suffixes
+    ]
+
+
+def _suffixes(settings: ServeSettings) -> list[str]:
+    """What the files of each gateway in the folder of sockets are called by, behind their names."""
+    return ["", *(f"-{number}" for number in range(1, settings.num_gateways))]
 
 
 def _formats(settings: ServeSettings) -> dict[str, str]:
@@ -142,12 +173,12 @@ def common_environment(settings: ServeSettings, run_dir: Path) -> dict[str, str]
     environment = {k: v for k, v in settings.child_environment.items() if k not in dropped}
     environment |= environment_of(settings, SHARED)
     environment |= {
-        "PENSTOCK_ENGINE_ENDPOINT": f"ipc://{run_dir}/engine",
-        "PENSTOCK_AUTH_ENDPOINT": f"ipc://{run_dir}/auth",
-        "PENSTOCK_TOOLPARSER_ENDPOINT": f"ipc://{run_dir}/toolparser",
+        **{
+            setting: ",".join(f"ipc://{run_dir}/{role}{suffix}" for suffix in _suffixes(settings))
+            for role, setting in ENDPOINT_SETTINGS.items()
+        },
         "PENSTOCK_PARENT_PID": str(os.getpid()),
         "PENSTOCK_RUN_DIR": str(run_dir),
-        "PENSTOCK_PORT_FILE": str(run_dir / "port"),
         "PENSTOCK_MODELS": ",".join(model.name for model in settings.models),
         "PENSTOCK_REQUIRE_KEYS": str(settings.require_keys).lower(),
         "PENSTOCK_ALLOW_ANONYMOUS": str(not settings.require_keys).lower(),

@@ -5,9 +5,10 @@
 It ends when its standard input does. An order is one of
 
 - `{"do": "load", "port", "request", "clients", "seconds", "warmup_s", "is_stream", "leaves",
-  "pids"}`: each client sends the request again as soon as its answer has ended; after the warm-up,
-  `seconds` are measured: answers, latencies, events, and the CPU time of this process and of each
-  of `pids`; then what runs is waited for, or left;
+  "pids", "mark"}`: each client sends the request again as soon as its answer has ended; after the
+  warm-up, `seconds` are measured: answers, latencies, events, and the CPU time of this process and
+  of each of `pids`; then what runs is waited for, or left. `mark` is what every event with a word
+  holds, and no other; a chat's if it is left out;
 - `{"do": "hold", "port", "request", "clients"}`: opens streams beside those that are held already
   and reports once each has had an event;
 - `{"do": "release"}`: closes what is held.
@@ -23,10 +24,8 @@ from typing import Any, cast
 import psutil
 import uvloop
 
-_TOKEN = b'"content":" '
-"""In every event with a word, and in no other."""
+_CHAT_MARK = '"content":" '
 _MARK = b"data: "
-_TAIL_BYTES = len(_TOKEN)
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 _LENGTH = b"content-length: "
 _DRAIN_S = 20.0
@@ -62,12 +61,16 @@ class Connection(asyncio.Protocol):
         request: Head and body.
         counts: Shared by all connections.
         is_stream: Whether answers are chunked event streams.
+        mark: In every event with a word, and in no other; not shorter than the last chunk.
     """
 
-    def __init__(self, request: bytes, counts: Counts, *, is_stream: bool) -> None:
+    def __init__(
+        self, request: bytes, counts: Counts, *, is_stream: bool, mark: str = _CHAT_MARK
+    ) -> None:
         self._request = request
         self._counts = counts
         self._is_stream = is_stream
+        self._mark = mark.encode()
         self._buffer = b""
         self._in_body = False
         self._sent_at = 0.0
@@ -146,12 +149,12 @@ class Connection(asyncio.Protocol):
         # Marks may be cut anywhere, so the last bytes are looked at again with what follows.
         tail = self._buffer
         joined = tail + data
-        num_events = joined.count(_TOKEN) - tail.count(_TOKEN)
+        num_events = joined.count(self._mark) - tail.count(self._mark)
         self._counts.num_events += num_events
         # A word begins with a space, and so does the rest of each event; JSON has no others here.
         num_marks = joined.count(_MARK) - tail.count(_MARK)
         self._counts.num_words += data.count(b" ") - num_marks
-        self._buffer = joined[-_TAIL_BYTES:]
+        self._buffer = joined[-len(self._mark) :]
         if num_events and self._sent_at:
             self._counts.first_s.append(time.perf_counter() - self._sent_at)
             self._sent_at = 0.0
@@ -246,12 +249,14 @@ class Client:
 
 
 async def _open(order: dict[str, Any], counts: Counts, *, is_stream: bool) -> list[Connection]:
-    request = order["request"].encode()
+    request, mark = order["request"].encode(), order.get("mark", _CHAT_MARK)
     loop = asyncio.get_running_loop()
     connections = []
     for _ in range(order["clients"]):
         _, connection = await loop.create_connection(
-            lambda: Connection(request, counts, is_stream=is_stream), "127.0.0.1", order["port"]
+            lambda: Connection(request, counts, is_stream=is_stream, mark=mark),
+            "127.0.0.1",
+            order["port"],
         )
         connections.append(connection)
     return connections

@@ -31,6 +31,10 @@ MODELS = {MODEL: 0.0, "slow": 0.5, "calm-64": 200.0, "calm-256": 50.0}
 BURSTS = {"burst-64": 64, "burst-256": 256}
 """Name → streams that share what is offered."""
 _MAX_NUM_SEQS = "1024"
+CHAT = [
+    {"role": "system", "content": "You are a terse and helpful assistant."},
+    {"role": "user", "content": "Say something about rivers, in a few words."},
+]
 
 
 class Cores:
@@ -181,19 +185,14 @@ class Server:
 
     def request(self, **fields: object) -> str:
         """A chat request, head and body."""
-        body = json.dumps(
-            {
-                "model": MODEL,
-                "messages": [
-                    {"role": "system", "content": "You are a terse and helpful assistant."},
-                    {"role": "user", "content": "Say something about rivers, in a few words."},
-                ],
-                "temperature": 0.7,
-                **fields,
-            }
-        )
+        chat: dict[str, object] = {"model": MODEL, "messages": CHAT, "temperature": 0.7}
+        return self.post("/v1/chat/completions", **{**chat, **fields})
+
+    def post(self, path: str, **fields: object) -> str:
+        """A request, head and body."""
+        body = json.dumps(fields)
         return (
-            f"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n"
             f"Authorization: Bearer {self.key}\r\nContent-Type: application/json\r\n"
             f"User-Agent: benchmark\r\nAccept: */*\r\nContent-Length: {len(body)}\r\n\r\n{body}"
         )

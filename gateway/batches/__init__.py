@@ -2,7 +2,8 @@
 
 `files.py` keeps files, `records.py` says what a batch is, `journal.py` what became of its lines,
 `lines.py` reads them, `runner.py` takes batches up and ends them, `line_runs.py` has what is left
-of their lines answered in idle capacity. Knows no HTTP: how a line is answered is handed in.
+of their lines answered in idle capacity, `idle_room.py` says how much of that there is. Knows no
+HTTP: how a line is answered is handed in.
 Others use `FileStore`, `BatchStore`, `BatchRunner` and `BatchService`.
 May import `gateway.request`, `gateway.bridge`, `gateway.housekeeping` and `gateway.errors`.
 """

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -48,6 +49,8 @@ _TOO_DEEP: Final = _refusal(
     "`body` is nested deeper than 254 levels, which is the limit; nest it less.",
 )
 _FAILED: Final = _refusal(500, "server_error", "internal_error", "Internal server error.")
+
+_AWAY: Final = "away"
 
 Ask = Callable[[str, bytes, Caller], Awaitable[LineAnswer]]
 """Has a route answer a body for somebody."""
@@ -117,13 +120,18 @@ class LineErrand:
             self.settle(bridge.as_unused(settle))
 
 
+NumFree = Callable[[str, Any], int | None]
+"""How many more requests of an endpoint to a model (what a body names as such) its engines could
+take now, beside everybody else's; None while none is there."""
+
+
 class LineRoom:
     """What the lines of all batches share: capacity, clocks, and the end of the process.
 
     Args:
         ask: Has a body answered.
         settle: Puts a settlement into the outbox.
-        num_free: How many more requests the engines could take now beside everybody else's.
+        num_free: See `NumFree`.
         max_lines: Lines under way at a time, of one batch those that wait to be asked again among
             them.
         wall_clock: Unix seconds.
@@ -138,7 +146,7 @@ class LineRoom:
         *,
         ask: Ask,
         settle: Callable[[Settle], None],
-        num_free: Callable[[], int],
+        num_free: NumFree,
         max_lines: int,
         wall_clock: Callable[[], float],
         clock: Callable[[], float],
@@ -156,10 +164,10 @@ class LineRoom:
         """Unix seconds."""
         return int(self._wall_clock())
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more line would find engines that nobody else wants."""
-        return self.num_running < self.max_lines and self._num_free() > 0
+    def num_free(self, endpoint: str, model: Any) -> int | None:
+        """How many more lines may be under way; None while no engine of the model is there."""
+        found = self._num_free(endpoint, model)
+        return None if found is None else min(found, self.max_lines - self.num_running)
 
     @property
     def is_stopping(self) -> bool:
@@ -180,6 +188,11 @@ class LineRoom:
 class LineRun:
     """The lines of one batch that have no answer yet.
 
+    They begin in the order of the input. Those whose model is away are passed over, and found by
+    another reading of the input once it is back: they take no place of those of other models.
+
+    It is long because beginning, asking, waiting and ending are methods of a few lines.
+
     Args:
         room: That they share with those of other batches.
         claim: The batch.
@@ -199,6 +212,8 @@ class LineRun:
         self._claim = claim
         self._journal = journal
         self._running: set[asyncio.Task[None]] = set()
+        self._under_way: set[int] = set()  # their numbers
+        self._away: set[str] = set()  # models of lines that were passed over
         self._saved_at = room.clock()
         self._num_unsynced = 0
         self._failure: BaseException | None = None
@@ -210,17 +225,14 @@ class LineRun:
             ChangedInputError: The input isn't what was checked.
             OSError: Of this server's disk.
         """
-        left = self._left()
-        outcome = "completed"
         try:
-            while (line := await asyncio.to_thread(next, left, None)) is not None:
-                outcome = await self._wait_for_room()
-                if outcome != "completed":
-                    break
-                self._begin(line)
-            while self._running:
-                await asyncio.wait(self._running, timeout=SAVE_INTERVAL_S)
-                await self._save()
+            outcome = await self._begin_all()
+            while outcome == "completed" and (self._running or self._away):
+                await self._wait_for_lines()
+                if self._away:
+                    outcome = self._why_ended()
+                if outcome == "completed" and any(map(self._is_back, self._away)):
+                    outcome = await self._begin_all()
         finally:
             if self._running:
                 await asyncio.wait(self._running)
@@ -236,30 +248,77 @@ class LineRun:
         batch, done = self._claim.batch, self._journal.recovered.done
         return lines.left(self._claim.input_path, batch.endpoint, done)
 
-    async def _wait_for_room(self) -> str:
-        """`completed` once a line may begin; otherwise why none may any more."""
-        while True:
-            if self._failure is not None or self._room.is_stopping:
-                return ""
-            if self._has_to_make_room():
-                return ""
-            if self._claim.is_cancelled:
-                return "cancelled"
-            if self._room.now() >= self._claim.batch.expires_at:
-                return "expired"
-            if self._room.has_room and len(self._running) < self._room.max_lines:
-                return "completed"
+    async def _begin_all(self) -> str:
+        """Begin the lines that are left; `completed`, or why no more may begin."""
+        self._away.clear()
+        left, done = self._left(), self._journal.recovered.done
+        while (line := await asyncio.to_thread(next, left, None)) is not None:
+            if line.number in self._under_way or line.number in done:
+                continue  # it was under way when it was read
+            outcome = await self._wait_for_room(line)
+            if outcome == "completed":
+                self._begin(line)
+            elif outcome != _AWAY:
+                return outcome
+        return "completed"
+
+    async def _wait_for_room(self, line: BatchLine) -> str:
+        """`completed` once a line may begin; otherwise why it may not, or none may any more."""
+        room = self._room
+        while (outcome := self._why_ended()) == "completed":
+            if self._is_passed_over(line):
+                return _AWAY
+            if self._has_room(line) and len(self._running) < room.max_lines:
+                break
             await self._save()
-            await self._room.pause(_PAUSE_S)
+            await room.pause(_PAUSE_S)
+        return outcome
+
+    async def _wait_for_lines(self) -> None:
+        """For those under way to end, or for a model that was away; a moment at most."""
+        await self._save()
+        if not self._running:
+            await self._room.pause(_FIRST_RETRY_S)
+        elif self._away:
+            await asyncio.wait(self._running, timeout=_FIRST_RETRY_S)
+        else:
+            await asyncio.wait(self._running, timeout=SAVE_INTERVAL_S)
+
+    def _why_ended(self) -> str:
+        """`completed` while lines may begin; otherwise why none may any more."""
+        if self._failure is not None or self._room.is_stopping or self._has_to_make_room():
+            return ""
+        if self._claim.is_cancelled:
+            return "cancelled"
+        return "expired" if self._room.now() >= self._claim.batch.expires_at else "completed"
+
+    def _num_free(self, model: Any) -> int | None:
+        return self._room.num_free(self._claim.batch.endpoint, model)
+
+    def _has_room(self, line: BatchLine) -> bool:
+        return (self._num_free(line.body.get("model")) or 0) > 0
+
+    def _is_back(self, model: str) -> bool:
+        return self._num_free(model) is not None
+
+    def _is_passed_over(self, line: BatchLine) -> bool:
+        """Whether no engine of its model is there, so that it is left for when one is."""
+        model = line.body.get("model")
+        if not isinstance(model, str) or self._is_back(model):
+            return False
+        self._away.add(model)
+        return True
 
     def _begin(self, line: BatchLine) -> None:
         self._room.num_running += 1
         task = asyncio.get_running_loop().create_task(self._answer(line))
         self._running.add(task)
-        task.add_done_callback(self._on_done)
+        self._under_way.add(line.number)
+        task.add_done_callback(partial(self._on_done, line.number))
 
-    def _on_done(self, task: "asyncio.Task[None]") -> None:
+    def _on_done(self, number: int, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
+        self._under_way.discard(number)
         self._room.num_running -= 1
         if not task.cancelled() and task.exception() is not None:
             self._failure = task.exception()
@@ -285,7 +344,8 @@ class LineRun:
                 raise errand.failure  # of this server's disk; it is no answer to the line
             if not self._is_to_be_asked_again(answer):
                 break
-            if not await self._wait_again(min(max(pause_s, _retry_after_s(answer)), _MAX_RETRY_S)):
+            wait_s = min(max(pause_s, _retry_after_s(answer)), _MAX_RETRY_S)
+            if not await self._wait_again(line, wait_s):
                 return
             pause_s *= 2
         await self._answered(line, answer, errand.close(counts=True))
@@ -315,21 +375,23 @@ class LineRun:
         has_to_go = room.is_stopping or self._has_to_make_room()
         return has_to_go or self._claim.is_cancelled
 
-    async def _wait_again(self, pause_s: float) -> bool:
-        """Wait until a line may be asked again; False when it isn't to be any more.
+    async def _wait_again(self, line: BatchLine, pause_s: float) -> bool:
+        """Wait until a line may be asked again; False when it isn't to be, or is passed over.
 
         Meanwhile its place is anybody's: a caller whose limits are used up would hold it for hours.
         """
         room = self._room
         room.num_running -= 1
         try:
-            if not self._is_ending():
+            if not (self._is_ending() or self._is_passed_over(line)):
                 await room.pause(pause_s)
             is_late = room.now() >= self._claim.batch.expires_at
-            while not (self._is_ending() or room.has_room or is_late):
+            while not (self._is_ending() or self._is_passed_over(line)):
+                if is_late or self._has_room(line):
+                    return True
                 await room.pause(_FIRST_RETRY_S)
                 is_late = room.now() >= self._claim.batch.expires_at
-            return not self._is_ending()
+            return False
         finally:
             room.num_running += 1
 

@@ -14,7 +14,7 @@ from gateway.batches import lines
 from gateway.batches.files import FileStore
 from gateway.batches.finalizer import Finalizer
 from gateway.batches.journal import Journal
-from gateway.batches.line_runs import Ask, LineRoom, LineRun
+from gateway.batches.line_runs import Ask, LineRoom, LineRun, NumFree
 from gateway.batches.lines import ChangedInputError
 from gateway.batches.records import ENDED, Batch, Counts, LineError
 from gateway.batches.store import BatchStore, Claim
@@ -76,7 +76,7 @@ class BatchRunner:
         files: Where their outputs go.
         ask: Has a line answered.
         settle: Puts a settlement into the outbox.
-        num_free: How many more requests the engines could take now beside everybody else's.
+        num_free: Of a model, see `NumFree`.
         max_lines: Lines under way at a time.
         max_line_bytes: Of one line.
         wall_clock: Unix seconds.
@@ -90,7 +90,7 @@ class BatchRunner:
         *,
         ask: Ask,
         settle: Callable[[Settle], None],
-        num_free: Callable[[], int],
+        num_free: NumFree,
         max_lines: int,
         max_line_bytes: int,
         wall_clock: Callable[[], float] = time.time,

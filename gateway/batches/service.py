@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.batches.files import FileBounds, FileStore
-from gateway.batches.line_runs import Ask
+from gateway.batches.line_runs import Ask, NumFree
 from gateway.batches.runner import BatchRunner
 from gateway.batches.store import BatchStore
 from gateway.housekeeping import logs_failure
@@ -21,7 +21,7 @@ class BatchService:
         bounds: Of each tenant.
         ask: Has a line answered.
         settle: Puts a settlement into the outbox.
-        num_free: How many more requests the engines could take now.
+        num_free: Of a model, see `NumFree`.
         max_lines: Lines under way at a time.
         max_line_bytes: Of one line.
         wall_clock: Unix seconds.
@@ -34,7 +34,7 @@ class BatchService:
         *,
         ask: Ask,
         settle: Callable[[Settle], None],
-        num_free: Callable[[], int],
+        num_free: NumFree,
         max_lines: int,
         max_line_bytes: int,
         wall_clock: Callable[[], float] = time.time,

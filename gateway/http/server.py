@@ -30,8 +30,14 @@ _UNREAD_TIMEOUT_MS = 300_000
 """A connection whose client takes nothing for so long is closed by the kernel, buffers and all."""
 
 
-def bind_socket(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
     """A listening socket.
+
+    Args:
+        host: Of this machine.
+        port: 0 for a free one.
+        is_shared: Other gateways listen there as well; this one doesn't yet, so that connections
+            go to those that serve.
 
     Raises:
         ConfigurationError: The port is in use, or the address is not of this machine.
@@ -45,8 +51,11 @@ def bind_socket(host: str, port: int) -> socket.socket:
         if sys.platform == "linux":
             # Accepted connections inherit it (tcp(7)).
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNREAD_TIMEOUT_MS)
+        if is_shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, port))
-        sock.listen(_BACKLOG)
+        if not is_shared:
+            sock.listen(_BACKLOG)
         sock.setblocking(False)
     except OSError as error:
         sock.close()
@@ -158,6 +167,11 @@ class HttpServer(uvicorn.Server):
         """Begin to answer."""
         await super().startup(sockets)
         self.has_started.set()
+
+    def stop_listening(self) -> None:
+        """Take no further connection; those that there are go on."""
+        for server in self.servers:
+            server.close()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -3,12 +3,15 @@
 import fcntl
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from gateway.ledger.journal import (
     BACKLOG_PATTERN,
     FILE_NAME,
+    LOCK_NAME,
     next_backlog_path,
     sync_folder,
 )
@@ -25,7 +28,8 @@ class DataSlot:
     The first free number is taken, so that a restarted gateway finds an outbox again. What free
     folders of gateways that are gone hold is moved here, as backlog files that the outbox reads
     page by page: a settlement must not wait for somebody to start that many gateways again, and
-    their number must not matter. A name is moved, nothing is copied.
+    their number must not matter. A name is moved, nothing is copied. So is the outbox of a gateway
+    that had the data folder to itself.
 
     Args:
         shared: The data folder that several gateways were given; made if missing.
@@ -38,21 +42,40 @@ class DataSlot:
     """
 
     def __init__(self, shared: Path) -> None:
-        try:
+        with _named_errors(shared):
             self.folder, self._lock = _claim(shared)
             try:
                 _adopt(shared, self.folder)
             except BaseException:
                 self._lock.close()
                 raise
-        except OSError as error:
-            raise ConfigurationError(
-                f"PENSTOCK_DATA_DIR: cannot use {shared}: {error.strerror}."
-            ) from error
 
     def close(self) -> None:
         """Let the folder go."""
         self._lock.close()
+
+
+def adopt_slots(folder: Path) -> None:
+    """Move what gateways that shared a data folder left to one that has it to itself now.
+
+    Args:
+        folder: Its data folder; its outbox is not open yet.
+
+    Raises:
+        ConfigurationError: A folder can't be used.
+    """
+    with _named_errors(folder):
+        _adopt(folder, folder)
+
+
+@contextmanager
+def _named_errors(shared: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"PENSTOCK_DATA_DIR: cannot use {shared}: {error.strerror}."
+        ) from error
 
 
 def _claim(shared: Path) -> tuple[Path, TextIO]:
@@ -61,17 +84,19 @@ def _claim(shared: Path) -> tuple[Path, TextIO]:
         if not folder.is_dir():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             _sync(shared)
-        lock = _try_lock(folder)
+        lock = _try_lock(folder, _SLOT_LOCK)
         if lock is not None:
             return folder, lock
     raise ConfigurationError(f"PENSTOCK_DATA_DIR: {MAX_SLOTS} gateways use {shared} already.")
 
 
 def _adopt(shared: Path, own: Path) -> None:
-    for folder in sorted(shared.glob("gateway-*")):
-        lock = _try_lock(folder) if _left_in(folder) else None
+    for folder in (shared, *sorted(shared.glob("gateway-*"))):
+        if folder == own or not _left_in(folder):
+            continue
+        lock = _try_lock(folder, LOCK_NAME if folder == shared else _SLOT_LOCK)
         if lock is None:
-            continue  # there is nothing, or its gateway runs: our own as well
+            continue  # its gateway runs
         with lock:
             for path in _left_in(folder):
                 path.rename(next_backlog_path(own))
@@ -87,8 +112,8 @@ def _left_in(folder: Path) -> list[Path]:
     return [path for path in paths if path.is_file() and path.stat().st_size > 0]
 
 
-def _try_lock(folder: Path) -> TextIO | None:
-    lock = (folder / _SLOT_LOCK).open("w")
+def _try_lock(folder: Path, name: str) -> TextIO | None:
+    lock = (folder / name).open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

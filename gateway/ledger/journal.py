@@ -19,6 +19,7 @@ from protocol.wire.messages import Settle
 _logger = logging.getLogger("penstock.gateway.outbox")
 
 FILE_NAME = "gateway-outbox.jsonl"
+LOCK_NAME = f"{FILE_NAME}.lock"
 BACKLOG_NAME = "gateway-outbox.backlog-{:06d}.jsonl"
 BACKLOG_PATTERN = "gateway-outbox.backlog-*.jsonl"
 PAGE_BYTES = 1 << 20
@@ -235,7 +236,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def _lock_directory(directory: Path) -> TextIO:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = (directory / f"{FILE_NAME}.lock").open("w")
+        lock = (directory / LOCK_NAME).open("w")
     except OSError as error:
         raise ConfigurationError(
             f"PENSTOCK_DATA_DIR: cannot write to {directory}: {error.strerror}."

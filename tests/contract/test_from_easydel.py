@@ -54,8 +54,7 @@ def test_every_option_of_that_server_is_answered() -> None:
 def test_every_setting_on_the_page_exists() -> None:
     named = set(re.findall(r"PENSTOCK_[A-Z_]+", PAGE))
     assert named
-    # Compose has settings of its own.
-    assert named - documented_settings() == {"PENSTOCK_GATEWAYS"}
+    assert named - documented_settings() == set()
 
 
 def test_every_route_that_is_the_same_is_served() -> None:

@@ -171,7 +171,20 @@ def mortal(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterato
     assert stop_harness(harness) == 0
 
 
-def test_each_line_is_booked_once_although_the_gateway_is_killed(mortal: Harness) -> None:
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+
+@pytest.mark.parametrize(
+    ("victim", "fields"),
+    [
+        ("gateway", {}),
+        ("engine_worker", {}),
+        pytest.param("toolparser_worker", {"tools": TOOLS}, marks=pytest.mark.long),
+    ],
+)
+def test_each_line_is_answered_and_booked_once_whoever_is_killed(
+    mortal: Harness, victim: str, fields: dict[str, Any]
+) -> None:
     admin = httpx.Client(
         base_url=mortal.url,
         headers={"x-api-key": (mortal.data_dir / "admin.key").read_text().strip()},
@@ -184,7 +197,7 @@ def test_each_line_is_booked_once_although_the_gateway_is_killed(mortal: Harness
     ]
     client, other = (mortal.client(api_key=key["key"], max_retries=5) for key in keys)
     batch = client.batches.create(
-        input_file_id=upload(client, *(chat_line(one) for one in range(40))).id,
+        input_file_id=upload(client, *(chat_line(one, **fields) for one in range(40))).id,
         endpoint=CHAT,
         completion_window="24h",
     )
@@ -194,9 +207,10 @@ def test_each_line_is_booked_once_although_the_gateway_is_killed(mortal: Harness
     with pytest.raises(openai.NotFoundError):
         other.files.content(batch.input_file_id)
     eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed > 3, 60)
-    (pid,) = mortal.pids("gateway")
+    (pid,) = mortal.pids(victim)
     os.kill(pid, signal.SIGKILL)
-    find_gateway(mortal, pid)
+    if victim == "gateway":
+        find_gateway(mortal, pid)
     mortal.wait_ready()
     client = mortal.client(api_key=keys[0]["key"], max_retries=5)
     admin.base_url = mortal.url
@@ -206,6 +220,12 @@ def test_each_line_is_booked_once_although_the_gateway_is_killed(mortal: Harness
     assert (counts.total, counts.completed, counts.failed) == (40, 40, 0)
     output = told(client, over.output_file_id)
     assert len(output) == 40
+    other = mortal.client(api_key=keys[1]["key"], max_retries=5)
+    for number in (0, 39):
+        line = json.loads(chat_line(number, **fields))
+        alone = other.chat.completions.create(**line["body"])
+        body = output[line["custom_id"]]["response"]["body"]
+        assert body["choices"][0]["message"]["content"] == alone.choices[0].message.content
     used = sum(one["response"]["body"]["usage"]["total_tokens"] for one in output.values())
     assert over.usage.total_tokens == used
 

@@ -101,6 +101,8 @@ def test_reading_only_fills_the_cache(claude: anthropic.Anthropic) -> None:
 
 def test_models_are_listed_in_their_shape(claude: anthropic.Anthropic) -> None:
     assert [model.id for model in claude.models.list()] == [MODEL]
+    assert [model.id for model in claude.models.list(lifecycle=["active", "retired"])] == [MODEL]
+    assert list(claude.models.list(lifecycle=["retired"])) == []
     assert claude.models.retrieve(MODEL).type == "model"
     with pytest.raises(anthropic.NotFoundError):
         claude.models.retrieve("no-such-model")
@@ -110,6 +112,9 @@ def test_errors_are_those_that_their_client_knows(claude: anthropic.Anthropic) -
     with pytest.raises(anthropic.NotFoundError) as missing:
         claude.messages.create(model="no-such-model", max_tokens=1, messages=SUM)
     assert missing.value.request_id
+    asked: Any = {"model": MODEL, "max_tokens": 1, "messages": SUM}
+    with pytest.raises(anthropic.NotFoundError):
+        claude.messages.batches.create(requests=[{"custom_id": "a", "params": asked}])
     picture: list[Any] = [{"role": "user", "content": [{"type": "image", "source": {}}]}]
     with pytest.raises(anthropic.BadRequestError, match="image"):
         claude.messages.create(model=MODEL, max_tokens=1, messages=picture)

@@ -38,10 +38,15 @@ class RunningGateway:
     """The gateway under test with a client; workers are added by the test."""
 
     def __init__(
-        self, directory: Path, application: Application, client: httpx.AsyncClient
+        self,
+        directory: Path,
+        application: Application,
+        server: HttpServer,
+        client: httpx.AsyncClient,
     ) -> None:
         self.directory = directory
         self.application = application
+        self.server = server
         self.client = client
         self.workers: list[FakeWorker[Any]] = []
 
@@ -135,7 +140,7 @@ async def running_gateway(directory: Path, **changes: Any) -> AsyncIterator[Runn
                 uds=None if uds is None else str(uds), verify=not has_tls
             ),
         ) as client:
-            gateway = RunningGateway(directory, application, client)
+            gateway = RunningGateway(directory, application, server, client)
             try:
                 yield gateway
             finally:

@@ -333,3 +333,33 @@ async def test_a_store_that_answers_nothing_holds_up_no_stop(
     await asyncio.wait_for(background.stop(), 10)
     assert "the store has not answered" in caplog.text
     freed.set()
+
+
+async def test_a_store_that_is_away_is_told_by_ready_until_it_is_back(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def away() -> Any:
+        raise StoreUnavailableError("It is away.")
+
+    await harness.gateway.parser()
+    application = harness.gateway.application
+    store, housekeeping = application.store, application._housekeeping
+    assert store is not None
+    (chore,) = (one for one in housekeeping._chores if one.name == "making background responses")
+    housekeeping.stop()
+    with monkeypatch.context() as patch:
+        patch.setattr(store.jobs, "claim", away)
+        for num_looks in range(1, 4):
+            housekeeping._do(chore)
+            await harness.gateway.until(lambda num=num_looks: chore.num_failures == num)
+        health = await harness.gateway.client.get("/ready")
+        assert (health.status_code, health.json()["status"]) == (200, "degraded")
+        assert health.json()["missing"] == ["housekeeping: making background responses"]
+        assert caplog.messages.count("background responses wait: It is away.") == 3
+        assert not [one for one in caplog.records if one.exc_info]
+    made = await harness.create()  # its look finds the store again
+    await harness.generate()
+    housekeeping._do(chore)
+    await harness.gateway.until(lambda: chore.num_failures == 0)
+    assert (await harness.gateway.client.get("/ready")).json()["status"] == "ready"
+    await harness.gateway.client.delete(f"/v1/responses/{made['id']}")

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from gateway.http.server import bind_socket
 from gateway.ledger import journal
+from protocol.errors import ConfigurationError
 from protocol.wire import worker_start
 from protocol.wire.messages import Generate
 from tests.fakes.running_gateway import RunningGateway, running_gateway
@@ -125,3 +127,41 @@ async def test_the_load_and_the_release_are_told(socket_dir: Path) -> None:
         assert (await asked).status_code == 200
         assert (await gateway.client.get("/load")).json()["server_load"] == 0
         assert (await gateway.client.get("/version")).json() == {"version": worker_start.build()}
+
+
+async def test_a_gateway_of_a_shared_port_waits_until_it_can_serve_but_not_forever(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        waiting = asyncio.create_task(gateway.application.until_serving(60))
+        await gateway.auth()
+        assert not waiting.done()
+        await gateway.engine()
+        await asyncio.wait_for(waiting, 10)
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.application.until_serving(0)  # by itself it can't
+
+
+async def test_a_shared_port_takes_no_connection_before_somebody_listens() -> None:
+    with bind_socket("127.0.0.1", 0, is_shared=True) as first:
+        port = first.getsockname()[1]
+        with bind_socket("127.0.0.1", port, is_shared=True) as second:
+            with pytest.raises(ConnectionRefusedError):
+                await asyncio.open_connection("127.0.0.1", port)
+            second.listen()
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.close()
+            with pytest.raises(ConfigurationError, match="Cannot listen"):
+                bind_socket("127.0.0.1", port)
+
+
+async def test_a_server_that_stops_listening_goes_on_with_the_connections_it_has(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        assert (await gateway.client.get("/live")).status_code == 200
+        url = gateway.client.base_url
+        gateway.server.stop_listening()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(url.host, url.port)
+        assert (await gateway.client.get("/live")).status_code == 200

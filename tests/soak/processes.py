@@ -74,7 +74,10 @@ class WatchedHarness:
             model.name: None if model.source is None else Path(model.source)
             for model in settings.models
         }
-        self._specs = {spec.name: self._changed(spec) for spec in process_specs(settings, folders)}
+        self._specs = {
+            spec.name: self._changed(spec)
+            for spec in process_specs(settings, folders, self._run_dir)
+        }
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._logs: dict[str, IO[bytes]] = {}
         self._watcher: asyncio.Task[None] | None = None

@@ -9,6 +9,7 @@ from protocol.wire.messages import EngineOffer
 
 VERSION_HEADER: Final = "anthropic-version"
 """Sent by Anthropic's clients with every request; any version is taken."""
+STAGES: Final = ("active", "deprecated", "retired")
 _DEFAULT_PAGE: Final = 20
 _MAX_PAGE: Final = 1000
 _MAX_DIGITS: Final = 4
@@ -27,17 +28,22 @@ def model_info(name: str, offer: EngineOffer) -> dict[str, Any]:
     }
 
 
-def model_page(offers: Mapping[str, EngineOffer], query: Mapping[str, str]) -> dict[str, Any]:
+def model_page(
+    offers: Mapping[str, EngineOffer], query: Mapping[str, str], stages: Sequence[str] = ()
+) -> dict[str, Any]:
     """A page of models, by name.
 
     Args:
         offers: All of them.
         query: `limit`, and `after_id` or `before_id`.
+        stages: Of their life, which are wanted; every model here is active. None for all.
 
     Raises:
         InvalidRequestError: The page can't be made.
     """
-    names = sorted(offers)
+    if not set(stages) <= set(STAGES):
+        raise InvalidRequestError(f"`lifecycle` must be of {', '.join(STAGES)}.", param="lifecycle")
+    names = sorted(offers) if "active" in (stages or STAGES) else []
     limit = _limit(query.get("limit"))
     after, before = query.get("after_id"), query.get("before_id")
     if after and before:

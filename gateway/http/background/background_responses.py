@@ -111,12 +111,12 @@ class BackgroundResponses:
         """See what there is to do; called now and then, and when something was queued.
 
         Returns:
-            The look under way; None once it is stopped.
+            The look under way, which fails while the store is away; None once it is stopped.
         """
         self._is_asked_again = True
         if not self._is_stopped and (self._looking is None or self._looking.done()):
             self._looking = asyncio.get_running_loop().create_task(self._look())
-            self._looking.add_done_callback(logs_failure("looking for background responses"))
+            self._looking.add_done_callback(_log_failed_look)
         return None if self._is_stopped else self._looking
 
     def drop(self, response_id: str) -> None:
@@ -154,17 +154,14 @@ class BackgroundResponses:
             _logger.error("background responses end unwritten: the store has not answered")
 
     async def _look(self) -> None:
-        try:
-            await self._beat()
-            while self._is_asked_again and not self._is_stopped:
-                self._is_asked_again = False
-                while len(self._takes) < self._max_running and not self._is_stopped:
-                    job = await self.store.jobs.claim()
-                    if job is None:
-                        break
-                    self._begin(job)
-        except GatewayError as error:
-            _logger.warning("background responses wait: %s", error.message)
+        await self._beat()
+        while self._is_asked_again and not self._is_stopped:
+            self._is_asked_again = False
+            while len(self._takes) < self._max_running and not self._is_stopped:
+                job = await self.store.jobs.claim()
+                if job is None:
+                    break
+                self._begin(job)
 
     async def _beat(self) -> None:
         now = self._clock()
@@ -520,6 +517,15 @@ class _Take:
                 found += orjson.loads(piece.body)
             number = pieces[-1].last
         return found
+
+
+def _log_failed_look(look: "asyncio.Task[None]") -> None:
+    """A store that is away is told in a line each second; anything else is a bug of ours."""
+    error = None if look.cancelled() else look.exception()
+    if isinstance(error, GatewayError):
+        _logger.warning("background responses wait: %s", error.message)
+    elif error is not None:
+        _logger.error("looking for background responses failed", exc_info=error)
 
 
 def _is_too_long(asked: AskedResponse, error: GatewayError) -> bool:

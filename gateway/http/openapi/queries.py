@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final, get_args
 
+from gateway.http.anthropic.models import STAGES
 from gateway.http.query import (
     DEFAULT_ITEMS_PAGE,
     DEFAULT_PAGE,
@@ -203,6 +204,7 @@ QUERIES: Final[dict[str, list[Parameter]]] = {
         _text("limit", "With `anthropic-version`: 1 to 1000, or 20.", is_bounded=False),
         _text("after_id", "Likewise: the last id of the page before.", is_bounded=False),
         _text("before_id", "Likewise: the first id of the page behind.", is_bounded=False),
+        _texts("lifecycle[]", "Likewise: stages; all models are `active`.", STAGES),
     ],
     "/tokenizer_info": [
         _text("model", "May be left out when one is served.", is_bounded=False),

@@ -25,7 +25,8 @@ async def list_models(request: Request) -> Response:
     """
     offers = visible_models(request)
     if VERSION_HEADER in request.headers:
-        return _json(model_page(offers, request.query_params))
+        query = request.query_params
+        return _json(model_page(offers, query, query.getlist("lifecycle[]")))
     data = [_card(name, offers[name]) for name in sorted(offers)]
     return _json({"object": "list", "data": data})
 

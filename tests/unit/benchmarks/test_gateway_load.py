@@ -83,3 +83,13 @@ async def test_a_stopped_client_leaves_after_its_answer() -> None:
     connection.data_received(event_stream())
     assert transport.is_closed
     assert transport.written == [b"request"]
+
+
+async def test_events_of_another_api_are_counted_by_their_own_mark() -> None:
+    counts = Counts()
+    connection = Connection(b"request", counts, is_stream=True, mark='"delta":" ')
+    connection.connection_made(cast("asyncio.Transport", FakeTransport()))
+    stream = event_stream().replace(b'"content":', b'"delta":')
+    for begin in range(0, len(stream), 5):
+        connection.data_received(stream[begin : begin + 5])
+    assert (counts.num_answers, counts.num_events) == (1, 2)

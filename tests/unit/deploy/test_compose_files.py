@@ -43,7 +43,12 @@ NOT_SETTINGS = re.compile(
 )
 """What only Compose reads: images, ports, counts and limits."""
 FIXED_BY_COMPOSE = {
-    "gateway": {"PENSTOCK_PORT_FILE", "PENSTOCK_REQUIRE_KEYS", "PENSTOCK_ALLOWED_HOSTS"},
+    "gateway": {
+        "PENSTOCK_PORT_FILE",
+        "PENSTOCK_REQUIRE_KEYS",
+        "PENSTOCK_ALLOWED_HOSTS",
+        "PENSTOCK_SHARE_PORT",
+    },
     "engine_worker": {
         "PENSTOCK_COMPILE_CACHE_DIR",
         "PENSTOCK_WEIGHTS_CACHE_DIR",
@@ -53,7 +58,7 @@ FIXED_BY_COMPOSE = {
     "auth_worker": {"PENSTOCK_ALLOW_ANONYMOUS"},
     "toolparser_worker": set(),
 }
-"""What the images set, or what means nothing where keys are required."""
+"""What the images set, or what means nothing in a container or where keys are required."""
 Services = dict[str, dict[str, Any]]
 
 

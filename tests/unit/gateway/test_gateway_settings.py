@@ -26,6 +26,13 @@ def test_serving_others_without_keys_is_refused() -> None:
         GatewaySettings.from_env(environ)
 
 
+def test_a_unix_socket_is_shared_by_no_gateways() -> None:
+    shared = {**ENDPOINTS, "PENSTOCK_SHARE_PORT": "true"}
+    assert GatewaySettings.from_env(shared).share_port
+    with pytest.raises(ConfigurationError, match="PENSTOCK_SHARE_PORT"):
+        GatewaySettings.from_env({**shared, "PENSTOCK_UDS": "/run/penstock.sock"})
+
+
 def test_settings_are_read_with_their_types() -> None:
     settings = GatewaySettings.from_env(
         {

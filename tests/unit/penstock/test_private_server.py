@@ -19,7 +19,8 @@ SET_BY_US = frozenset(
     )
 )
 OF_THE_COMMAND_LINE = frozenset(
-    f"PENSTOCK_{name}" for name in ("CONFIG", "URL", "API_KEY", "AUTH", "ENGINES", "PARSERS")
+    f"PENSTOCK_{name}"
+    for name in ("CONFIG", "URL", "API_KEY", "AUTH", "ENGINES", "GATEWAYS", "PARSERS")
 ) | {"PENSTOCK_REVISION"}
 OF_A_DEPLOYMENT = frozenset(
     f"PENSTOCK_{name}"
@@ -28,7 +29,8 @@ OF_A_DEPLOYMENT = frozenset(
         *("AUDIT_KEY_FILE", "AUDIT_RETENTION_DAYS", "LEDGER_RETENTION_DAYS", "KEY_DIR"),
         *("UDS", "TLS_CERT_FILE", "TLS_KEY_FILE", "ROOT_PATH", "CORS_ORIGINS", "ALLOWED_HOSTS"),
         *("TRUSTED_PROXIES", "END_USER_HEADERS", "SERVER_HEADER", "API_TITLE", "ACCESS_LOG"),
-        *("OVERLOAD_MESSAGE", "KEEP_ALIVE_S", "SHARE_DATA_DIR", "READY_FILE", "PROFILE_DIR"),
+        *("OVERLOAD_MESSAGE", "KEEP_ALIVE_S", "SHARE_DATA_DIR", "SHARE_PORT", "READY_FILE"),
+        "PROFILE_DIR",
         *("JWT_AUDIENCE", "JWT_DEFAULT_ROLE", "JWT_ISSUER", "JWT_JWKS_URL", "JWT_REFRESH_S"),
         *("JWT_ROLES", "JWT_SCOPES_CLAIM", "JWT_SECRET_FILE", "JWT_TEAM_CLAIM", "JWT_USER_CLAIM"),
         *("INTERNAL_TARGETS", "MCP_SERVERS", "MAX_MCP_PROCESSES", "TOOL_ENV", "TOOL_TIMEOUT_S"),
@@ -62,7 +64,7 @@ def test_no_setting_of_a_deployment_reaches_a_process_of_a_private_server(tmp_pa
     settings = build_settings({"models": ["penstock-demo"]}, DEPLOYED)
     private = private_settings(settings, tmp_path)
     common = common_environment(private, tmp_path)
-    for spec in process_specs(private, {"penstock-demo": None}):
+    for spec in process_specs(private, {"penstock-demo": None}, tmp_path):
         environment = {**common, **spec.environment}
         leaked = {name for name, value in environment.items() if value == "of the deployment"}
         assert leaked <= KEPT, spec.name

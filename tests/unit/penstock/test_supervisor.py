@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from penstock.config import ModelChoice, ServeSettings, build_settings
-from penstock.errors import CommandError
+from penstock.errors import CommandError, UsageError
 from penstock.restart_policy import MAX_DELAY_S
 from penstock.supervisor import (
     ProcessSpec,
@@ -219,7 +219,7 @@ def settings_of(**arguments: object) -> ServeSettings:
 
 def test_there_is_one_process_a_role_and_engine(tmp_path: Path) -> None:
     settings = settings_of(models=["a=x", "b=y"], engines=2, parsers=3)
-    specs = process_specs(settings, {"a": tmp_path, "b": None})
+    specs = process_specs(settings, {"a": tmp_path, "b": None}, tmp_path)
     modules = [spec.module for spec in specs]
     assert modules.count("engine_worker") == 4
     assert modules.count("toolparser_worker") == 3
@@ -230,8 +230,37 @@ def test_there_is_one_process_a_role_and_engine(tmp_path: Path) -> None:
     assert "PENSTOCK_MODEL_PATH" not in demo.environment
 
 
+def test_several_gateways_share_a_port_and_have_sockets_of_their_own(tmp_path: Path) -> None:
+    settings = settings_of(gateways=2)
+    common = common_environment(settings, tmp_path)
+    engines = [f"ipc://{tmp_path}/engine", f"ipc://{tmp_path}/engine-1"]
+    assert common["PENSTOCK_ENGINE_ENDPOINT"] == ",".join(engines)
+    specs = process_specs(settings, {"x": None}, tmp_path)
+    gateways = [spec for spec in specs if spec.module == "gateway"]
+    assert [spec.name for spec in gateways] == ["gateway", "gateway-1"]
+    for spec, engine in zip(gateways, engines, strict=True):
+        assert spec.environment["PENSTOCK_ENGINE_ENDPOINT"] == engine
+        assert spec.environment["PENSTOCK_SHARE_PORT"] == "true"
+        assert spec.environment["PENSTOCK_SHARE_DATA_DIR"] == "true"
+    port_files = {spec.environment["PENSTOCK_PORT_FILE"] for spec in gateways}
+    assert port_files == {str(tmp_path / "port"), str(tmp_path / "port-1")}
+    others = [spec for spec in specs if spec.module != "gateway"]
+    assert not any("PENSTOCK_ENGINE_ENDPOINT" in spec.environment for spec in others)
+
+
+def test_a_gateway_alone_shares_nothing(tmp_path: Path) -> None:
+    specs = process_specs(settings_of(), {"x": None}, tmp_path)
+    (gateway,) = (spec for spec in specs if spec.module == "gateway")
+    assert not any("SHARE" in name for name in gateway.environment)
+
+
+def test_gateways_share_no_unix_socket() -> None:
+    with pytest.raises(UsageError, match="--gateways"):
+        settings_of(gateways=2, uds="/run/penstock.sock")
+
+
 def test_the_gateway_stops_first_and_auth_last() -> None:
-    specs = process_specs(settings_of(), {"x": None})
+    specs = process_specs(settings_of(), {"x": None}, Path("/run"))
     order = [spec.module for spec in sorted(specs, key=lambda spec: spec.stop_order)]
     assert order[0] == "gateway"
     assert order[-1] == "auth_worker"
@@ -258,7 +287,7 @@ def test_only_auth_is_told_its_secrets(tmp_path: Path, name: str) -> None:
     assert name not in common_environment(settings, tmp_path)
     told = {
         spec.module: spec.environment.get(name)
-        for spec in process_specs(settings, {"penstock-demo": None})
+        for spec in process_specs(settings, {"penstock-demo": None}, tmp_path)
     }
     assert told.pop("auth_worker") == "secret"
     assert set(told.values()) == {None}
@@ -322,7 +351,8 @@ def test_the_run_dir_leaves_room_for_socket_names(tmp_path: Path) -> None:
 def test_a_model_choice_carries_its_formats_to_its_engine() -> None:
     settings = settings_of()
     model = ModelChoice("m", None, 1, tokenizer=Path("/t"), tool_format="hermes")
-    specs = process_specs(ServeSettings(models=(model,), data_dir=settings.data_dir), {"m": None})
+    serve = ServeSettings(models=(model,), data_dir=settings.data_dir)
+    specs = process_specs(serve, {"m": None}, Path("/run"))
     environment = next(s for s in specs if s.module == "engine_worker").environment
     assert environment["PENSTOCK_TOKENIZER_PATH"] == "/t"
     assert environment["PENSTOCK_TOOL_FORMAT"] == "hermes"
@@ -333,7 +363,7 @@ def test_parsers_are_told_which_formats_they_must_know() -> None:
         ModelChoice("a", None, tool_format="hermes"),
         ModelChoice("b", None, tool_format="llama3_json"),
     )
-    specs = process_specs(ServeSettings(models=models), {"a": None, "b": None})
+    specs = process_specs(ServeSettings(models=models), {"a": None, "b": None}, Path("/run"))
     parser = next(spec for spec in specs if spec.module == "toolparser_worker")
     assert parser.environment == {"PENSTOCK_TOOL_FORMAT": "hermes,llama3_json"}
 
@@ -344,7 +374,7 @@ def test_only_the_gateway_is_told_where_its_store_is(tmp_path: Path) -> None:
     assert "PENSTOCK_STORE_URL" not in common_environment(settings, tmp_path)
     told = {
         spec.module: spec.environment.get("PENSTOCK_STORE_URL")
-        for spec in process_specs(settings, {"penstock-demo": None})
+        for spec in process_specs(settings, {"penstock-demo": None}, tmp_path)
     }
     assert told.pop("gateway") == url
     assert set(told.values()) == {None}

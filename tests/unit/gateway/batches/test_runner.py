@@ -60,6 +60,7 @@ class Harness:
         self.monotonic = Monotonic()
         self.ledger = Ledger()
         self.num_free = 4
+        self.away: set[str | None] = set()  # models
         self.asked: list[str] = []
         self.most_under_way = self.under_way = 0
         self.num_leases = 0
@@ -77,12 +78,16 @@ class Harness:
             self.files,
             ask=self.ask,
             settle=self.ledger.put,
-            num_free=lambda: self.num_free - self.under_way,
+            num_free=self.num_free_of,
             max_lines=3,
             max_line_bytes=10_000,
             wall_clock=self.clock,
             clock=self.monotonic,
         )
+
+    def num_free_of(self, endpoint: str, model: str | None) -> int | None:
+        assert endpoint == CHAT
+        return None if model in self.away else self.num_free - self.under_way
 
     async def ask(self, path: str, body: bytes, caller: Caller) -> LineAnswer:
         custom_id = json.loads(body)["user"]

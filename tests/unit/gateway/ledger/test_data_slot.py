@@ -6,8 +6,14 @@ from pathlib import Path
 import pytest
 
 from gateway.ledger import data_slot
-from gateway.ledger.data_slot import DataSlot
-from gateway.ledger.journal import BACKLOG_NAME, BACKLOG_PATTERN, FILE_NAME, settle_line
+from gateway.ledger.data_slot import DataSlot, adopt_slots
+from gateway.ledger.journal import (
+    BACKLOG_NAME,
+    BACKLOG_PATTERN,
+    FILE_NAME,
+    Journal,
+    settle_line,
+)
 from protocol.errors import ConfigurationError
 from tests.fakes.outbox_parts import Post, settle
 
@@ -155,3 +161,29 @@ def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="PENSTOCK_DATA_DIR: cannot use"):
         DataSlot(tmp_path / "file")
+
+
+def test_several_gateways_take_over_what_one_alone_left_and_the_other_way_round(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"alone\n")
+    slots = [DataSlot(tmp_path) for _ in range(2)]
+    assert [names(slot.folder) for slot in slots] == [{BACKLOG_NAME.format(0)}, set()]
+    assert not names(tmp_path)
+    (slots[1].folder / FILE_NAME).write_bytes(b"second\n")
+    slots[0].close()
+    adopt_slots(tmp_path)
+    assert [path.read_bytes() for path in tmp_path.glob("*.jsonl")] == [b"alone\n"]
+    slots[1].close()
+    adopt_slots(tmp_path)
+    contents = [path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl"))]
+    assert contents == [b"alone\n", b"second\n"]
+
+
+def test_the_outbox_of_a_gateway_that_runs_alone_is_left_to_it(tmp_path: Path) -> None:
+    alone = Journal(tmp_path)
+    (tmp_path / FILE_NAME).write_bytes(b"x\n")
+    slot = DataSlot(tmp_path)
+    assert (names(slot.folder), names(tmp_path)) == (set(), {FILE_NAME})
+    slot.close()
+    alone.close()

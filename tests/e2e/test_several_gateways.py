@@ -1,0 +1,81 @@
+"""`penstock serve --gateways 2`: one port, two processes; one is killed and the other goes on."""
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
+
+pytestmark = pytest.mark.process
+BODY: dict[str, Any] = {
+    "model": "penstock-demo",
+    "messages": [{"role": "user", "content": "What is 2 + 3?"}],
+    "temperature": 0,
+    "max_tokens": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
+    harness = start_harness(
+        tmp_path_factory.mktemp("pair") / "data", cache_dir, "--gateways", "2", "--deterministic"
+    )
+    yield harness
+    assert stop_harness(harness) == 0
+
+
+def answering_pid(harness: Harness) -> int:
+    """The gateway that takes a new connection; 0 while none does."""
+    try:
+        text = httpx.get(f"{harness.url}/metrics", timeout=10, trust_env=False).text
+    except httpx.TransportError:
+        return 0
+    (pid,) = re.findall(r'^penstock_gateway_info\{.*pid="(\d+)".*\} 1\.0$', text, re.MULTILINE)
+    return int(pid)
+
+
+def wait_for_both(harness: Harness) -> set[int]:
+    """Until each of two gateways has answered."""
+    seen: set[int] = set()
+
+    def has_both() -> bool:
+        seen.add(answering_pid(harness))
+        return {*harness.pids("gateway")} <= seen and len(harness.pids("gateway")) == 2
+
+    eventually(has_both, 120)
+    return {*harness.pids("gateway")}
+
+
+def test_one_port_is_served_by_both_and_by_the_one_that_is_left(pair: Harness) -> None:
+    both = wait_for_both(pair)
+    client = pair.client(max_retries=5)
+    made = client.responses.create(model="penstock-demo", input="Hi", max_output_tokens=4)
+    killed = answering_pid(pair)
+    os.kill(killed, signal.SIGKILL)
+    eventually(lambda: killed not in pair.pids("gateway"))
+    (left,) = both - {killed}
+    # Whoever was connected to it connects anew, and finds what it had stored.
+    texts = set()
+    for _ in range(6):
+        answer = httpx.post(
+            f"{pair.url}/v1/chat/completions", json=BODY, timeout=60, trust_env=False
+        )
+        assert answer.status_code == 200, answer.text
+        texts.add(answer.json()["choices"][0]["message"]["content"])
+    assert len(texts) == 1
+    assert pair.client(max_retries=5).responses.retrieve(made.id).output_text == made.output_text
+    again = wait_for_both(pair)
+    assert left in again
+    assert killed not in again
+    # One that is told to stop drains, and the supervisor starts another one.
+    os.kill(left, signal.SIGTERM)
+    for _ in range(6):
+        assert pair.client(max_retries=5).chat.completions.create(**BODY).choices
+    eventually(lambda: left not in pair.pids("gateway"))
+    assert left not in wait_for_both(pair)

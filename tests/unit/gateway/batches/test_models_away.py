@@ -1,0 +1,135 @@
+"""Lines whose model is away: they take no place of other models' lines, and are answered later."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from gateway.batches import line_runs
+from gateway.batches.line_runs import LineAnswer
+from gateway.batches.records import Batch
+from tests.unit.gateway.batches.test_runner import CHAT, Harness, bad, good
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line_runs, "_FIRST_RETRY_S", 0.001)
+    monkeypatch.setattr(line_runs, "_PAUSE_S", 0.001)
+
+
+def created(harness: Harness, *models: str) -> Batch:
+    """A batch with a line for each of these models, called by their numbers."""
+    return harness.create_of(
+        [
+            json.dumps(
+                {"custom_id": f"c{number}", "method": "POST", "url": CHAT}
+                | {"body": {"user": f"c{number}", "model": model}}
+            )
+            for number, model in enumerate(models)
+        ]
+    )
+
+
+async def until(harness: Harness, fact: Callable[[], bool]) -> None:
+    """Until a fact holds; seconds pass, so that counts are saved."""
+    async with asyncio.timeout(20):
+        while not fact():
+            harness.monotonic.now += 1
+            await asyncio.sleep(0.001)
+
+
+async def test_lines_of_other_models_go_on_and_the_rest_follows_when_its_model_is_back(
+    tmp_path: Path,
+) -> None:
+    harness = Harness(tmp_path)
+    harness.away = {"gone"}
+    batch = created(harness, *["gone"] * 7, "here", "here", "gone", "here")
+    harness.runner.look()
+    await until(harness, lambda: len(harness.asked) == 3)
+    await until(harness, lambda: harness.store.find("t", batch.id).counts.completed == 3)
+    assert harness.asked == ["c7", "c8", "c10"]
+    harness.away.clear()
+    ended = await harness.until_ended(batch)
+    assert ended["request_counts"] == {"total": 11, "completed": 11, "failed": 0}
+    assert sorted(harness.asked) == sorted(f"c{number}" for number in range(11))
+    assert set(harness.ledger.used().values()) == {1}
+
+
+async def test_lines_whose_model_went_while_they_were_asked_give_their_places_up(
+    tmp_path: Path,
+) -> None:
+    harness = Harness(tmp_path)
+
+    have_all_begun = asyncio.Event()
+
+    async def answer(custom_id: str) -> LineAnswer:
+        if custom_id in ("c0", "c1", "c2") and not harness.away and not have_all_begun.is_set():
+            if len(harness.asked) == 3:
+                harness.away = {"gone"}
+                have_all_begun.set()
+            await have_all_begun.wait()
+            return bad(503, **{"retry-after": "60"})
+        return good()
+
+    harness.answer = answer
+    batch = created(harness, *["gone"] * 3, "here", "here")
+    harness.runner.look()
+    await until(harness, lambda: harness.store.find("t", batch.id).counts.completed == 2)
+    assert harness.store.find("t", batch.id).status == "in_progress"
+    harness.away.clear()
+    ended = await harness.until_ended(batch)
+    assert ended["request_counts"] == {"total": 5, "completed": 5, "failed": 0}
+    assert set(harness.ledger.used().values()) == {1}
+
+
+async def test_a_line_under_way_is_not_begun_again_when_a_model_is_back(tmp_path: Path) -> None:
+    harness = Harness(tmp_path)
+    harness.away = {"gone"}
+    is_back = asyncio.Event()
+
+    async def answer(custom_id: str) -> LineAnswer:
+        if custom_id == "c1":
+            await is_back.wait()
+        is_back.set()
+        return good()
+
+    harness.answer = answer
+    batch = created(harness, "gone", "here")
+    harness.runner.look()
+    await until(harness, lambda: harness.asked == ["c1"])
+    harness.away.clear()
+    ended = await harness.until_ended(batch)
+    assert ended["request_counts"]["completed"] == 2
+    assert harness.asked == ["c1", "c0"]
+
+
+@pytest.mark.parametrize("end", ["expired", "cancelled"])
+async def test_a_batch_whose_model_stays_away_ends_in_time_and_when_it_is_cancelled(
+    tmp_path: Path, end: str
+) -> None:
+    harness = Harness(tmp_path)
+    harness.away = {"gone"}
+    batch = created(harness, "gone", "here")
+    harness.runner.look()
+    await until(harness, lambda: harness.asked == ["c1"])
+    if end == "cancelled":
+        harness.store.cancel("t", batch.id)
+    else:
+        harness.clock.now += 24 * 3600
+    ended = await harness.until_ended(batch)
+    assert ended["status"] == end
+    assert ended["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    assert harness.told(ended["error_file_id"])["c0"]["error"]["code"] == f"batch_{end}"
+
+
+async def test_a_gateway_that_stops_waits_for_no_model(tmp_path: Path) -> None:
+    harness = Harness(tmp_path)
+    harness.away = {"gone"}
+    batch = created(harness, "gone")
+    harness.runner.look()
+    await until(harness, lambda: harness.store.find("t", batch.id).status == "in_progress")
+    async with asyncio.timeout(20):
+        await harness.runner.stop()
+    assert harness.store.find("t", batch.id).status == "in_progress"
