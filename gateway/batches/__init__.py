@@ -5,5 +5,6 @@
 of their lines answered in idle capacity, `idle_room.py` says how much of that there is. Knows no
 HTTP: how a line is answered is handed in.
 Others use `FileStore`, `BatchStore`, `BatchRunner` and `BatchService`.
-May import `gateway.request`, `gateway.bridge`, `gateway.housekeeping` and `gateway.errors`.
+May import `gateway.request`, `gateway.dispatch`, `gateway.workers`, `gateway.bridge`,
+`gateway.housekeeping` and `gateway.errors`.
 """
