@@ -2,5 +2,6 @@
 
 `application.py` wires the rooms together and `__main__.py` starts it. From the ground up:
 `telemetry`, `tools`, `ledger`, `dispatch`, `workers`, `request`, `http`; a room imports only those
-before it. `errors.py` is the tree that all share, `config.py` the settings.
+before it. `errors.py` is the tree that all share, `json_numbers.py` keeps the digits of
+clients' numbers, `config.py` holds the settings.
 """

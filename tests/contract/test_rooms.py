@@ -22,6 +22,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "gateway": (
         "gateway.errors",
+        "gateway.json_numbers",
         "gateway.edge_settings",
         "gateway.config",
         "gateway.bridge",
