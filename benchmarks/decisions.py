@@ -2,7 +2,7 @@
 
 `python -m benchmarks.decisions` asks the bundled model, in this process and without HTTP, and
 prints a table for docs/performance.md. Each round computes the beginning anew, then scores the
-questions on its blocks, so both share the machine's moods; the figures are medians of the rounds.
+questions on its blocks, so both share the machine's load; the figures are medians of the rounds.
 """
 
 import argparse

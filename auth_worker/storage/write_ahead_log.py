@@ -2,7 +2,7 @@
 
 SQLite reads the log up to the first frame that doesn't check and silently passes over the rest
 (https://www.sqlite.org/fileformat2.html#the_write_ahead_log). That is right after a crash, which
-can spoil only what was not yet acknowledged; anything else loses commits without a word.
+can spoil only what was not yet acknowledged; anything else loses commits silently.
 """
 
 import struct

@@ -40,7 +40,7 @@ _ROLES: Final = (
     "cls_token",
     "mask_token",
 )
-# Of the classes in transformers, those that put `<s>` before, or `</s>` after, each text by default.
+# Classes in transformers that put `<s>` before, or `</s>` after, each text by default.
 _BEGINS_WITH_BOS: Final = frozenset(
     {
         "LlamaTokenizer",

@@ -176,7 +176,7 @@ class BatchRunner:
         try:
             return self._store.claim(batch.tenant, batch.id)
         except OSError as error:
-            # What was claimed beside it is worked on all the same.
+            # What was claimed beside it is worked on anyway.
             _logger.error("the batch %s can't be locked, and waits: %s", batch.id, error)
             return None
 

@@ -33,7 +33,7 @@ MAX_RUNNING_S: Final = 60.0
 _MAYBE_DONE: Final = frozenset(
     {ErrorCode.WORKER_UNAVAILABLE, ErrorCode.WORKER_LOST, ErrorCode.INTERNAL_ERROR}
 )
-"""Failures after which a change may have been made all the same."""
+"""Failures after which a change may have been made anyway."""
 
 _logger = logging.getLogger("penstock.gateway.auth")
 

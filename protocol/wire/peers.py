@@ -121,7 +121,7 @@ class PeerEvent:
     Attributes:
         kind: `joined` with its first Ready; `ready` each time it begins to take work; `updated`
             for any other change of phase, progress of a phase, offer, credits or silence; `lost`
-            once and for ever: what it worked on must go elsewhere.
+            once and forever: what it worked on must go elsewhere.
         reason: For `lost`.
         message: For `lost`, a sentence for logs.
     """

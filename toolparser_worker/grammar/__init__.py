@@ -1,1 +1,1 @@
-"""From a format's declaration and a request's tools to the grammar that the output has to follow."""
+"""From a format's declaration and a request's tools to the grammar of the output."""
