@@ -309,7 +309,7 @@ def pythonic(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Itera
 def test_a_format_that_spells_calls_as_text_names_what_it_leaves_to_the_model(
     pythonic: Harness, is_streaming: bool
 ) -> None:
-    function = {"name": "tag", "parameters": TAGS}
+    function: dict[str, Any] = {"name": "tag", "parameters": TAGS}
     asked = {
         "messages": ASK,
         "tools": [{"type": "function", "function": function}],
