@@ -216,7 +216,7 @@ class SessionStore:
         return iter(tuple(self._sessions))
 
     def open(self, key: SessionKey, opening: OpenParse) -> Session:
-        """Begins a session; one of the same key begins anew.
+        """Begins a session; one of the same key begins again.
 
         Raises:
             ParserError: The opening is wrong, or there are too many sessions.

@@ -21,7 +21,7 @@ from auth_worker.records.limit_usage import CounterRow, DropCounters, SaveCounte
 from auth_worker.records.operations import Operation
 
 MAX_PLANS_A_KEY: Final = 4096
-"""Callers choose routes and end users; beyond so many plans they are made anew."""
+"""Callers choose routes and end users; beyond so many plans they are made again."""
 MAX_SPANS: Final = 1024
 """Calendars in as many time zones, and custom windows, as are remembered."""
 SWEPT_A_TURN: Final = 256

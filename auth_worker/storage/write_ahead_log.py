@@ -79,7 +79,7 @@ class _Frames:
         """What stands behind the last good frame and can't come from a crash.
 
         Each commit is on the disk before the next one begins, so a crash spoils the frames of one
-        commit at most; frames of before the log was last begun anew have a smaller first salt.
+        commit at most; frames of before the log was last begun again have a smaller first salt.
         """
         frame_bytes = _FRAME_HEADER_BYTES + self._page_bytes
         num_commits = 0

@@ -260,7 +260,7 @@ def _add_missing_tokens(
         missing.append(token)
         listed[token.content] = token
         next_id += known_id is None
-    # All at once: each call makes the search for all of them anew.
+    # All at once: each call makes the search for all of them again.
     backend.add_tokens(missing)
     specials: list[AddedToken] = []
     for name, value in roles.items():

@@ -263,7 +263,7 @@ class BatchRunner:
         batch = claim.batch
         if batch.status == "validating" and not await self._validate(claim):
             return
-        # Outputs that were handed over before a kill must not be begun anew, empty.
+        # Outputs that were handed over before a kill must not be begun again, empty.
         is_over = batch.status == "finalizing"
         journal = await asyncio.to_thread(Journal, claim.folder, is_over=is_over)
         try:

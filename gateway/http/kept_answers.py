@@ -90,7 +90,7 @@ class DurableClaim:
         return KeptAnswer(status, headers, body.encode())
 
     async def end(self, answer: KeptAnswer | None, error: BaseException | None) -> None:
-        """Keep what came of it; of what was refused nothing came, so that it may begin anew."""
+        """Keep what came of it; of what was refused nothing came, so that it may begin again."""
         if not self.is_claimed:
             return
         sealed = b""

@@ -181,7 +181,7 @@ class PeerTable:
     def on_message(self, identity: bytes, message: object, now: float) -> Outcome:
         """Take note of a message; `now` is in monotonic seconds.
 
-        Whoever was not introduced by a Ready is asked, by a Goodbye, to begin anew: a worker that
+        Whoever was not introduced by a Ready is asked, by a Goodbye, to begin again: a worker that
         was declared dead meanwhile drops what it had and announces itself.
         """
         if type(message) not in _ABOUT_THE_CONNECTION:
@@ -269,7 +269,7 @@ class PeerTable:
         peer = self._peers.get(identity)
         if peer is None or peer.instance_id != ready.instance_id:
             events.extend(
-                self._lose(other, "replaced", "it connected anew")
+                self._lose(other, "replaced", "it connected again")
                 for other in list(self._peers.values())
                 if other.instance_id == ready.instance_id or other.identity == identity
             )

@@ -19,6 +19,7 @@ INSTEAD: Final = {
     r"(?<!set )(?<!set_)(?<!put )aside\b": "ignored, left out, rejected",
     r"\b(?:the|this|a|an|own|one|whole) house\b|\bhouse's\b": "deployment, server, everybody",
     r"\bmoods?\b": "load, variation",
+    r"\banew\b": "again",
     r"\bin vain\b": "without effect, unsuccessfully",
     r"\bby the clock\b": "in wall-clock time",
     r"\bkin\b": "the like",

@@ -276,7 +276,7 @@ class ResponseEvents:
 
     @property
     def first_of_end(self) -> int:
-        """The number of the first event of `finish`; what comes from there on may be told anew."""
+        """The number of the first event of `finish`; what comes from there on may be told again."""
         return self._number if self._begin_of_end is None else self._begin_of_end
 
     def running(self, status: str = "in_progress") -> FinalResponse:
