@@ -73,9 +73,10 @@ _WITH_SCHEMAS = frozenset(
     {
         *("response_format", "guided_json", "structured_outputs", "text"),
         *("output_config", "output_format", "tools", "functions", "arguments", "params"),
+        *("chat_template_kwargs", "documents"),
     }
 )
-"""Fields with JSON schemas or arguments, whose numbers are handed on and not read here."""
+"""Fields with JSON schemas, arguments or what templates read: numbers that are only handed on."""
 _HANDED_ON = _WITH_SCHEMAS | {"messages"}
 
 BodyT = TypeVar("BodyT", bound=RequestModel)

@@ -85,6 +85,14 @@ def test_arguments_of_a_history_keep_every_digit() -> None:
     assert INTEGER.decode() in prepare.messages_json
 
 
+@pytest.mark.parametrize("field", ["chat_template_kwargs", "documents"])
+def test_what_templates_read_keeps_every_digit(field: str) -> None:
+    value = {"title": orjson.Fragment(INTEGER)}
+    body = ASK | {field: value if field == "chat_template_kwargs" else [value]}
+    (prepare,) = parsed(CHAT, body).job.prepares
+    assert INTEGER.decode() in prepare.template_kwargs_json
+
+
 def test_arguments_of_a_tool_keep_every_digit() -> None:
     body = {"name": "f", "arguments": {"a": orjson.Fragment(INTEGER)}}
     assert parsed(EXECUTE, body).arguments_json == f'{{"a":{INTEGER.decode()}}}'
