@@ -1,4 +1,5 @@
-"""Valid bodies of every kind, each with all that its kind may hold; and what stands where in them."""
+"""Valid bodies of every kind, each with all that its kind may hold; and what stands where in
+them."""
 
 from collections.abc import Iterator
 from typing import Any, Final

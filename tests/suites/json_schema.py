@@ -247,7 +247,8 @@ def _accepts(compiled: CompiledGrammar, text: str) -> bool:
 
 
 def _is_annotated(schema: Any) -> bool:
-    """Whether content keywords stand in a schema, which are annotations for us as for the standard."""
+    """Whether content keywords stand in a schema, which are annotations for us as for the
+    standard."""
     return isinstance(schema, dict) and not _CONTENT.isdisjoint(schema)
 
 

@@ -18,7 +18,7 @@ FIRST: Final = (
 _DEPENDS: Final = "what it says depends on a keyword that is left to the model"
 _REFUSED: Final = {
     r"(date-)?time: .*leap second.*": "leap seconds away from UTC are never written",
-    r"email: .*": "quoted names before the @, and addresses in brackets behind it, are never written",
+    r"email: .*": "quoted names and addresses in brackets are never written",
     r"hostname: .*": "host names in punycode are never written",
     r"format: .* annotation by default": (
         "`format` is enforced here, where the standard lets it be an annotation"
