@@ -59,13 +59,17 @@ RUN /opt/build/bin/pip --python /opt/venv/bin/python install --require-hashes -r
 COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY auth_worker auth_worker
+COPY penstock penstock
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
- && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps /wheels/*.whl \
- && rm /opt/venv/bin/penstock
+ && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps /wheels/*.whl
 
 FROM runtime AS auth
 COPY --from=auth-build /opt/venv /opt/venv
-ENV PENSTOCK_AUTH_ENDPOINT=tcp://gateway:5552 PENSTOCK_KEY_DIR=/keys/auth PENSTOCK_DATA_DIR=/var/lib/penstock
+ENV PENSTOCK_AUTH_ENDPOINT=tcp://gateway:5552 \
+    PENSTOCK_KEY_DIR=/keys/auth \
+    PENSTOCK_DATA_DIR=/var/lib/penstock \
+    PENSTOCK_ADMIN_KEY_FILE=/admin/admin.key \
+    PENSTOCK_URL=http://gateway:8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
   CMD ["python", "-m", "protocol", "ready"]
 CMD ["python", "-m", "auth_worker"]
@@ -77,9 +81,9 @@ RUN /opt/build/bin/pip --python /opt/venv/bin/python install --require-hashes -r
 COPY pyproject.toml README.md LICENSE ./
 COPY protocol protocol
 COPY gateway gateway
-COPY penstock penstock
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
- && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps /wheels/*.whl
+ && /opt/build/bin/pip --python /opt/venv/bin/python install --no-deps /wheels/*.whl \
+ && rm /opt/venv/bin/penstock
 
 FROM runtime AS gateway
 COPY --from=gateway-build /opt/venv /opt/venv
@@ -88,7 +92,6 @@ ENV PENSTOCK_ENGINE_ENDPOINT=tcp://*:5551 \
     PENSTOCK_TOOLPARSER_ENDPOINT=tcp://*:5553 \
     PENSTOCK_KEY_DIR=/keys/gateway \
     PENSTOCK_DATA_DIR=/var/lib/penstock \
-    PENSTOCK_ADMIN_KEY_FILE=/admin/admin.key \
     PENSTOCK_HOST=0.0.0.0 \
     PENSTOCK_PORT=8000
 EXPOSE 8000

@@ -83,7 +83,7 @@ fuzz: $(VENV)/.test
 	FUZZ_EFFORT=4 $(BIN)/python -m pytest -n 2 tests/unit/toolparser_worker/test_parser_laws.py \
 		tests/unit/toolparser_worker/test_parser_early.py \
 		tests/unit/toolparser_worker/test_parser_work.py
-	FUZZ_EFFORT=50 $(BIN)/python -m pytest -n 2 tests/unit/gateway/http/test_odd_bodies.py
+	FUZZ_EFFORT=50 $(BIN)/python -m pytest -n 2 tests/unit/gateway/http/bodies/test_odd_bodies.py
 
 # Faults put into gateway/dispatch and gateway/ledger one by one: do their unit tests notice? A second
 # run tries only what changed, ARGS="gateway.ledger.*" all of some. See docs/measurements/mutants.md.

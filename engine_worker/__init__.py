@@ -1,6 +1,9 @@
 """The engine worker: scheduler, paged KV cache, models, sampling and tokenizer of one model.
 
-`from engine_worker import LLM` runs it within a script; see `engine_worker.python_api.llm`.
+From the ground up: `core`, `text` and `grammar` decide without jax, `compute` and `embedding`
+compute, `loading` puts a model together, `serving` talks to gateways.
+Others start it with `python -m engine_worker`; scripts use `LLM` (`python_api/llm.py`).
+May import `protocol`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -18,23 +18,23 @@ from gateway.dispatch.routing import PrefixRouter
 from gateway.errors import ShuttingDownError
 from gateway.hooks.runner import HookRunner, load_hooks
 from gateway.housekeeping import Housekeeping, logs_failure
-from gateway.http.background_responses import BackgroundResponses
-from gateway.http.bodies import Bodies
-from gateway.http.body_pool import BodyPool
+from gateway.http.access.route_rules import ROUTE_RULES
+from gateway.http.background.background_responses import BackgroundResponses
+from gateway.http.bodies.body_pool import BodyPool
+from gateway.http.bodies.parsers import CONTINUED_RESPONSES, ParseContext
+from gateway.http.bodies.reading import Bodies
+from gateway.http.entry.host_guard import HostGuard
 from gateway.http.errands import Errands
-from gateway.http.host_guard import HostGuard
-from gateway.http.parsers import CONTINUED_RESPONSES, ParseContext
 from gateway.http.parts import HttpParts
 from gateway.http.readiness import Readiness
-from gateway.http.route_rules import ROUTE_RULES
 from gateway.ledger.data_slot import DataSlot
 from gateway.ledger.outbox import Outbox
+from gateway.request.callers.identity import IdentityTable
+from gateway.request.choices.launcher import EnginePool
 from gateway.request.factory import RequestFactory, RequestRules
-from gateway.request.identity import IdentityTable
-from gateway.request.launcher import EnginePool
-from gateway.request.model_names import ModelNames
-from gateway.request.replays import ReplayTable
-from gateway.request.sessions import SessionTable
+from gateway.request.idempotency.replays import ReplayTable
+from gateway.request.jobs.model_names import ModelNames
+from gateway.request.lifecycle.sessions import SessionTable
 from gateway.storage.open_store import open_store
 from gateway.telemetry.access_log import AccessLog
 from gateway.telemetry.metrics import Metrics, StateCollector

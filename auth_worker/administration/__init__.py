@@ -1,5 +1,9 @@
 """What administrators ask for: commands checked, turned into operations, and answered once done.
 
-Also the first administrator's key, made at the start. May be touched when an admin command comes
-or changes. May import `storage`, `decisions`, `records`, `principals` and below.
+`key_administration.py` and `resource_administration.py` have a method a command, `first_admin.py`
+makes the first administrator's key at the start.
+Others use `AdminCommands` and `ensure_admin`.
+May import `auth_worker.storage`, `auth_worker.decisions`, `auth_worker.records`,
+`auth_worker.principals`, `auth_worker.outbound`, `auth_worker.config`, `auth_worker.clock` and
+`auth_worker.errors`.
 """

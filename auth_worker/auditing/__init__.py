@@ -1,4 +1,7 @@
 """Whether the audit log holds: its rows read back beside whoever writes them, and verified.
 
-May be touched when the proof of the log changes. May import `storage`, `records` and below.
+`audit_check.py` does so in the background, `database_check.py` for the command line.
+Others use `BackgroundCheck` and `check_database`.
+May import `auth_worker.storage`, `auth_worker.records`, `auth_worker.config` and
+`auth_worker.errors`.
 """

@@ -1,5 +1,6 @@
 """What this process asks of others over HTTP: key sets of token issuers, and webhooks.
 
-May be touched when it may reach other addresses than before, or reads answers differently. May
-import the room of principals for its networks, errors and the clock; nothing else of this package.
+`targets.py` says which addresses it may reach, `exchange.py` asks one, within a time and a size.
+Others use `Exchanger`, `TargetGuard` and `message_of`.
+May import `auth_worker.principals` (networks), `auth_worker.clock` and `auth_worker.errors`.
 """

@@ -1,5 +1,8 @@
 """Where it lasts: the port `Store`, its databases, tables and migrations, and the commit thread.
 
-May be touched when a table or a database changes; nothing here decides who may do what. May
-import `records`, `principals` and below, never `decisions`. SQLAlchemy lives only here.
+Nothing here decides who may do what. SQLAlchemy lives only here.
+Others use `Store`, `Committer`, the two databases, and what `backup.py` and `migrations.py` do for
+the command line.
+May import `auth_worker.records`, `auth_worker.principals`, `auth_worker.clock` and
+`auth_worker.errors`; never `decisions`.
 """

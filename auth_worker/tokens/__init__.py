@@ -1,5 +1,8 @@
 """Bearer tokens (JSON Web Tokens): who issues them, how they are verified, whom they make.
 
-May be touched when another kind of token is accepted or claims mean something else. May import the
-rooms of principals and outbound, errors and the clock; only here is PyJWT used.
+`verifier.py` is the only place that uses PyJWT, `key_source.py` has the issuer's keys,
+`token_rules.py` says what its claims mean here.
+Others use `TokenChecker`, `KeySource` and `TokenRules`.
+May import `auth_worker.principals`, `auth_worker.outbound`, `auth_worker.clock` and
+`auth_worker.errors`.
 """

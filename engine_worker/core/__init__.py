@@ -2,5 +2,6 @@
 
 No jax anywhere below this folder: the device is the port in `choice/batch.py`. Start at
 `engine.py`; `acceptance.py` checks what comes in, `engine_output.py` gathers what goes out.
-May import `engine_worker.text`, `engine_worker.grammar` and the rooms inside this one.
+Others use `Engine`, `GatewayOutput` and `CreditPolicy`.
+May import `engine_worker.text`, `engine_worker.grammar` and `engine_worker.errors`.
 """

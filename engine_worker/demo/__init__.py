@@ -1,6 +1,7 @@
 """The bundled demo model `penstock-demo`: checkpoint, tokenizer and chat template as files.
 
 Trained by `tools/train_demo_model.py`; loaded like any other checkpoint folder.
+Others use `demo_model_path`.
 May import nothing of ours.
 """
 

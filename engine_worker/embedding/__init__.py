@@ -2,5 +2,7 @@
 
 `families/` reads configs, `encoder.py` computes, `service.py` and `classification.py` answer one
 question each, and `queue.py` is the thread that gathers questions into batches.
-May import `engine_worker.text` and `engine_worker.compute`.
+Others use `Embeddings`, `Classifications`, `TextQueue` and what makes them when a model is loaded.
+May import `engine_worker.text`, `engine_worker.compute`, `engine_worker.core.choice`,
+`engine_worker.core.scheduling` and `engine_worker.errors`.
 """

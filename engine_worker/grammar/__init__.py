@@ -2,6 +2,7 @@
 
 Compiled in threads of their own after a trial in a process that can be killed; `json_schema` turns
 schemas into rules there.
-May import `engine_worker.text` (the tokenizer), `engine_worker.core.choice` (token masks) and
-`engine_worker.core.scheduling` (turns between tenants).
+Others use `CompileQueue`, `GrammarCompiler` and `Constraint`.
+May import `engine_worker.text` (the tokenizer), `engine_worker.core.choice` (token masks),
+`engine_worker.core.scheduling` (turns between tenants) and `engine_worker.errors`.
 """

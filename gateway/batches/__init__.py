@@ -2,7 +2,7 @@
 
 `files.py` keeps files, `records.py` says what a batch is, `journal.py` what became of its lines,
 `lines.py` reads them, `runner.py` takes batches up and ends them, `line_runs.py` has what is left
-of their lines answered in idle capacity.
-May import `gateway.request`, `gateway.ledger`, `gateway.errors` and `gateway.config`; it knows no
-HTTP: how a line is answered is handed in.
+of their lines answered in idle capacity. Knows no HTTP: how a line is answered is handed in.
+Others use `FileStore`, `BatchStore`, `BatchRunner` and `BatchService`.
+May import `gateway.request`, `gateway.bridge`, `gateway.housekeeping` and `gateway.errors`.
 """

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import orjson
-from msgspec import structs
 
+from gateway import bridge
 from gateway.batches import lines
 from gateway.batches.journal import FileKind, Journal
 from gateway.batches.lines import BatchLine
 from gateway.batches.records import LINE_PRIORITY, Batch
 from gateway.batches.store import Claim
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from protocol.wire.messages import Settle
 
 _logger = logging.getLogger("penstock.gateway.batches")
@@ -61,18 +61,18 @@ class LineErrand:
     or again without its oldest items. Those before the last one had no answer and cost nothing.
 
     An engine may still work on a request when its answer is there already, a deadline's for
-    instance: a settlement that comes after `close` is booked at once.
+    instance: a settlement that comes after `close` is sent at once.
 
     Attributes:
-        book: Puts a settlement into the outbox.
-        settle: Of the last request so far.
+        settle: Puts a settlement into the outbox.
+        settlement: Of the last request so far.
         failure: Why a lease could not be noted.
     """
 
     journal: Journal
     line: int
-    book: Callable[[Settle], None]
-    settle: Settle | None = None
+    settle: Callable[[Settle], None]
+    settlement: Settle | None = None
     priority: int = LINE_PRIORITY
     failure: OSError | None = None
     _is_closed: bool = False
@@ -94,27 +94,27 @@ class LineErrand:
         """A request of the try is over."""
         if self._is_closed:
             # Only of the last request, which has the answer, is anything used.
-            counts = self._counts and self.settle is None
-            self.book(settle if counts else structs.replace(settle, is_unused=True))
-        elif self.settle is not None:
-            self.book(structs.replace(self.settle, is_unused=True))
-        if not (self._is_closed and self.settle is not None):
-            self.settle = settle
+            counts = self._counts and self.settlement is None
+            self.settle(settle if counts else bridge.as_unused(settle))
+        elif self.settlement is not None:
+            self.settle(bridge.as_unused(self.settlement))
+        if not (self._is_closed and self.settlement is not None):
+            self.settlement = settle
 
     def close(self, *, counts: bool) -> Settle | None:
-        """The try is over; its settlement if it is there by now, which the caller books.
+        """The try is over; its settlement if it is there by now, which the caller sends.
 
         Args:
             counts: Whether its answer is the line's; otherwise it costs nothing.
         """
         self._is_closed, self._counts = True, counts
-        return self.settle
+        return self.settlement
 
     def give_back(self) -> None:
         """The try is over without an answer that counts, so it costs nothing."""
         settle = self.close(counts=False)
         if settle is not None:
-            self.book(structs.replace(settle, is_unused=True))
+            self.settle(bridge.as_unused(settle))
 
 
 class LineRoom:
@@ -122,7 +122,7 @@ class LineRoom:
 
     Args:
         ask: Has a body answered.
-        book: Puts a settlement into the outbox.
+        settle: Puts a settlement into the outbox.
         num_free: How many more requests the engines could take now beside everybody else's.
         max_lines: Lines under way at a time, of one batch those that wait to be asked again among
             them.
@@ -137,14 +137,14 @@ class LineRoom:
         self,
         *,
         ask: Ask,
-        book: Callable[[Settle], None],
+        settle: Callable[[Settle], None],
         num_free: Callable[[], int],
         max_lines: int,
         wall_clock: Callable[[], float],
         clock: Callable[[], float],
     ) -> None:
         self.ask = ask
-        self.book = book
+        self.settle = settle
         self.max_lines = max_lines
         self.clock = clock
         self.num_running = 0
@@ -274,7 +274,7 @@ class LineRun:
             await self._answered(line, _TOO_DEEP, None)
             return
         while True:
-            errand = LineErrand(self._journal, line.number, self._room.book)
+            errand = LineErrand(self._journal, line.number, self._room.settle)
             answer = None
             try:
                 answer = await self._ask(line, body, errand)
@@ -306,7 +306,7 @@ class LineRun:
         kind: FileKind = "output" if answer.status == 200 else "error"
         self._note(line, kind, _told(line, answer), settle)
         if settle is not None:
-            self._room.book(settle)
+            self._room.settle(settle)
         self._num_unsynced += 1
         await self._save()
 

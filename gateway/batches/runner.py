@@ -100,7 +100,7 @@ class BatchRunner:
         self._settle = settle
         self._room = LineRoom(
             ask=ask,
-            book=settle,
+            settle=settle,
             num_free=num_free,
             max_lines=max_lines,
             wall_clock=wall_clock,
@@ -296,7 +296,7 @@ class BatchRunner:
         return True
 
     def _take_up(self, claim: Claim, journal: Journal) -> None:
-        """Book again what an earlier process may not have, and take back what it left open."""
+        """Settle again what an earlier process may not have, and take back what it left open."""
         found = journal.recovered
         found.counts.total = claim.batch.counts.total
         claim.batch.counts = found.counts

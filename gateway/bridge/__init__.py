@@ -1,15 +1,19 @@
-"""The bridge to the wire: every message that the gateway sends is built here, held by a test.
+"""The bridge to the wire: every message that the gateway sends is built or changed here.
 
 Callers speak in the gateway's words; when the wire changes, this is the room that follows. A file
-a role: `auth`, `engines`, `parsers`, and `workers` for all of them. Imports nothing of the gateway.
+a role: `auth`, `engines`, `parsers`, and `workers` for all of them.
+Others use its functions as `bridge.…`; a test finds whoever builds or changes a message elsewhere.
+May import nothing of the gateway.
 """
 
 from gateway.bridge.auth import (
     Outcome,
     adjust,
+    as_unused,
     authorize,
     change_key_status,
     change_resource,
+    choice_usage,
     claim_answer,
     count_keys,
     find_keys,
@@ -25,11 +29,12 @@ from gateway.bridge.auth import (
     rotate_key,
     set_member,
     settle,
-    stream_usage,
     unused,
     update_key,
     update_resource,
+    with_reasoning,
     with_token,
+    without_completion,
 )
 from gateway.bridge.engines import (
     abort,
@@ -44,12 +49,19 @@ from gateway.bridge.engines import (
     prompt,
     score_question,
     token_ids,
+    with_seed,
+    with_stop_token_ids,
+    without_length,
+    without_prompt_logprobs,
+    without_seed_and_length,
 )
 from gateway.bridge.parsers import (
     close_parse,
     open_parse,
     parse_batch,
     parse_delta,
+    with_attempt,
+    with_prompt_tail,
 )
 from gateway.bridge.workers import (
     drain,
@@ -61,9 +73,11 @@ __all__ = [
     "abort",
     "addressed",
     "adjust",
+    "as_unused",
     "authorize",
     "change_key_status",
     "change_resource",
+    "choice_usage",
     "claim_answer",
     "classification",
     "clear_cache",
@@ -94,10 +108,18 @@ __all__ = [
     "score_question",
     "set_member",
     "settle",
-    "stream_usage",
     "token_ids",
     "unused",
     "update_key",
     "update_resource",
+    "with_attempt",
+    "with_prompt_tail",
+    "with_reasoning",
+    "with_seed",
+    "with_stop_token_ids",
     "with_token",
+    "without_completion",
+    "without_length",
+    "without_prompt_logprobs",
+    "without_seed_and_length",
 ]

@@ -135,6 +135,21 @@ def unused(granted: Granted) -> Settle:
     return settle(granted.lease_id, granted.request_id, Usage(), "aborted", is_unused=True)
 
 
+def as_unused(settle: Settle) -> Settle:
+    """The settlement of a request whose answer counts for nothing, and costs nothing."""
+    return structs.replace(settle, is_unused=True)
+
+
+def with_reasoning(usage: Usage, reasoning_tokens: int) -> Usage:
+    """Usage of which so many tokens were reasoning, as a parser says."""
+    return structs.replace(usage, reasoning_tokens=reasoning_tokens)
+
+
+def without_completion(usage: Usage) -> Usage:
+    """Usage of a client that asked for no output: its prompt alone."""
+    return structs.replace(usage, completion_tokens=0)
+
+
 def lease_report(
     lease_id: str,
     usage: Usage,
@@ -286,7 +301,7 @@ def read_audit(request_id: str, reader: Actor, **wanted: Any) -> ReadAudit:
     return ReadAudit(request_id=request_id, reader=reader, **wanted)
 
 
-def stream_usage(request_id: str, number: int, usage: Usage) -> StreamUsage:
+def choice_usage(request_id: str, number: int, usage: Usage) -> StreamUsage:
     """One choice's part of a lease, named as an engine names it that reports to the auth worker."""
     return StreamUsage(
         stream=f"{request_id}/{number}",

@@ -70,6 +70,11 @@ def counted(prompt: Prepare) -> Prepare:
     return structs.replace(prompt, kind="count", max_tokens=None)
 
 
+def without_length(prompt: Prepare) -> Prepare:
+    """A prompt as it is compared with others: whatever the length of its answer."""
+    return structs.replace(prompt, max_tokens=None)
+
+
 def token_ids(ids: tuple[int, ...]) -> Detokenize:
     """Token ids to be spelt as text; not addressed yet."""
     return Detokenize(request_id="", token_ids=ids, deadline_s=0.0)
@@ -209,6 +214,28 @@ def generate(
         max_thought_tokens=max_thought_tokens,
         cache_salt=cache_salt,
     )
+
+
+def with_seed(sampling: SamplingParams, seed: int) -> SamplingParams:
+    """The same parameters with another seed."""
+    return structs.replace(sampling, seed=seed)
+
+
+def with_stop_token_ids(
+    sampling: SamplingParams, stop_token_ids: tuple[int, ...]
+) -> SamplingParams:
+    """The same parameters with other tokens that end an output."""
+    return structs.replace(sampling, stop_token_ids=stop_token_ids)
+
+
+def without_prompt_logprobs(sampling: SamplingParams) -> SamplingParams:
+    """The same parameters, with nothing told of the prompt."""
+    return structs.replace(sampling, prompt_logprobs=None)
+
+
+def without_seed_and_length(sampling: SamplingParams) -> SamplingParams:
+    """Parameters as they are compared with others: whatever the seed and the output's length."""
+    return structs.replace(sampling, seed=0, max_tokens=None)
 
 
 def extend(request_id: str, number: int, attempt: int, lease_tokens: int) -> Extend:

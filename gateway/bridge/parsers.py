@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from msgspec import structs
+
 from protocol.wire.messages import (
     CloseParse,
     Grammar,
@@ -45,6 +47,16 @@ def open_parse(
         trace_id=trace_id,
         traceparent=traceparent,
     )
+
+
+def with_prompt_tail(opening: OpenParse, prompt_tail: str) -> OpenParse:
+    """The same session for a prompt that ends so."""
+    return structs.replace(opening, prompt_tail=prompt_tail)
+
+
+def with_attempt(opening: OpenParse, attempt: int) -> OpenParse:
+    """The same session at another parser, after earlier ones were lost."""
+    return structs.replace(opening, attempt=attempt)
 
 
 def parse_delta(

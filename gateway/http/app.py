@@ -10,14 +10,18 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 from gateway.errors import ClientDisconnectedError, DeniedError, ModelNotFoundError
-from gateway.http.access import GuardedRoute, caller_of, leaves_body_unread
-from gateway.http.dispatcher import Dispatcher, ErrorHandler
-from gateway.http.edge import CorsMiddleware, RootPathMiddleware
-from gateway.http.error_shape import error_answer, raised_answer
-from gateway.http.error_table import ERROR_TABLE, METHOD_NOT_ALLOWED, ErrorRow
-from gateway.http.middleware import BodySizeMiddleware, HostGuardMiddleware, RequestScopeMiddleware
-from gateway.http.multipart import MAX_FIELD_BYTES
-from gateway.http.openapi import describe
+from gateway.http.access.guard import GuardedRoute, caller_of, leaves_body_unread
+from gateway.http.bodies.multipart import MAX_FIELD_BYTES
+from gateway.http.entry.dispatcher import Dispatcher, ErrorHandler
+from gateway.http.entry.edge import CorsMiddleware, RootPathMiddleware
+from gateway.http.entry.middleware import (
+    BodySizeMiddleware,
+    HostGuardMiddleware,
+    RequestScopeMiddleware,
+)
+from gateway.http.errors.error_shape import error_answer, raised_answer
+from gateway.http.errors.error_table import ERROR_TABLE, METHOD_NOT_ALLOWED, ErrorRow
+from gateway.http.openapi.document import describe
 from gateway.http.parts import Api, HttpParts, parts_of
 from gateway.http.routes import (
     admin,

@@ -11,19 +11,19 @@ from gateway.errors import (
     WorkerUnavailableError,
 )
 from gateway.ledger.outbox import Outbox
-from gateway.request.caller import Caller
-from gateway.request.generation import GenerationWork
-from gateway.request.identity import IdentityTable
-from gateway.request.job import GenerationJob
-from gateway.request.launcher import EnginePool
-from gateway.request.model_names import ModelNames
-from gateway.request.questions import AnswerT, Question, QuestionT, QuestionWork
-from gateway.request.request import Request
-from gateway.request.sessions import SessionTable
-from gateway.request.takes import Takes
-from gateway.request.text_parse import ParseWork
-from gateway.request.tool_call import ToolWork
-from gateway.request.work import Work
+from gateway.request.callers.caller import Caller
+from gateway.request.callers.identity import IdentityTable
+from gateway.request.choices.launcher import EnginePool
+from gateway.request.jobs.job import GenerationJob
+from gateway.request.jobs.model_names import ModelNames
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.kinds.questions import AnswerT, Question, QuestionT, QuestionWork
+from gateway.request.kinds.text_parse import ParseWork
+from gateway.request.kinds.tool_call import ToolWork
+from gateway.request.leases.takes import Takes
+from gateway.request.lifecycle.request import Request
+from gateway.request.lifecycle.sessions import SessionTable
+from gateway.request.lifecycle.work import Work
 from gateway.telemetry.metrics import Metrics
 from gateway.tools.tool_servers import ToolRunner
 from gateway.workers.auth import AuthLink

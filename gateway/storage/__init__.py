@@ -1,7 +1,8 @@
 """What is kept of the Responses API between requests: responses, conversations, background jobs.
 
 Everything belongs to a tenant and is found with its name only. SQL of one dialect for SQLite, which
-is embedded, and PostgreSQL; all of it runs in one thread beside the loop. Public: `store`,
-`records`, `open_store`. May import `gateway.errors` and `gateway.config`; it knows no worker, and
-of an item no more than its bytes.
+is embedded, and PostgreSQL; all of it runs in one thread beside the loop. Knows no worker, and of
+an item no more than its bytes.
+Others use `Store`, `ConversationStore`, the classes of `records.py`, and `open_store`.
+May import `gateway.config`, `gateway.housekeeping` and `gateway.errors`.
 """

@@ -1,5 +1,6 @@
-"""What operators see: this gateway's metrics, and those that workers report.
+"""What operators see: this gateway's metrics, those that workers report, the access log and traces.
 
 Written by every room, read by `/metrics` alone; nothing is decided by a number kept here.
-May import `gateway.errors` and `protocol`.
+Others use `Metrics`, `AccessRecord`, `WorkerRecords` and `RequestTraces`.
+May import nothing of the gateway.
 """

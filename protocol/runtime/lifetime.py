@@ -26,7 +26,7 @@ _SIGNAL_INTERVAL_S = 0.3
 """Two signals of a kind become one while the first is pending, so the second one comes later."""
 
 _LAST_WORDS_S = 2.0
-"""For telling clients, booking what was used and saying goodbye, after the second signal."""
+"""For telling clients, settling what was used and saying goodbye, after the second signal."""
 
 _logger = logging.getLogger("penstock.lifetime")
 

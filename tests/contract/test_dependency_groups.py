@@ -48,8 +48,8 @@ def test_each_image_installs_its_own_lock_and_copies_its_own_package() -> None:
     text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
     images = {
         "toolparser": ("toolparser", {"protocol", "toolparser_worker"}),
-        "auth": ("auth", {"protocol", "auth_worker"}),
-        "gateway": ("gateway", {"protocol", "gateway", "penstock"}),
+        "auth": ("auth", {"protocol", "auth_worker", "penstock"}),
+        "gateway": ("gateway", {"protocol", "gateway"}),
         "setup": ("setup", {"protocol", "penstock"}),
         "engine": ("engine-cpu", {"protocol", "engine_worker"}),
         "engine-gpu": ("engine-cuda", {"protocol", "engine_worker"}),

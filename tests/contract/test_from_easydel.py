@@ -2,7 +2,7 @@
 
 import re
 
-from gateway.http.route_rules import ROUTE_RULES
+from gateway.http.access.route_rules import ROUTE_RULES
 from tests.contract.test_imports import ROOT
 from tests.fakes.documented_settings import documented_settings
 

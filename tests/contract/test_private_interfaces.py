@@ -15,7 +15,9 @@ from tests.contract.test_dependency_groups import pyproject
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("protocol", "gateway", "engine_worker", "auth_worker", "toolparser_worker", "penstock")
-UNDOCUMENTED = {"uvicorn.protocols": "gateway/http/http_protocol.py derives from its HTTP protocol"}
+UNDOCUMENTED = {
+    "uvicorn.protocols": "gateway/http/connections/http_protocol.py derives from its HTTP protocol"
+}
 """Public by name, but in no documentation of the project."""
 
 

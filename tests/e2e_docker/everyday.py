@@ -73,6 +73,8 @@ def _containers_are_locked_down(project: Project) -> None:
         secrets = project.exec(container, "sh", "-c", "ls /keys/*/*.secret 2>/dev/null || true")
         role = service.removesuffix("_worker")
         assert secrets.split() == [f"/keys/{role}/{role}.secret"], (service, secrets)
+        admin = project.exec(container, "sh", "-c", "cat /admin/admin.key 2>/dev/null || true")
+        assert bool(admin) == (service == "auth_worker"), service
     others = {"gateway": "jax", "auth_worker": "fastapi", "toolparser_worker": "sqlalchemy"}
     for service, foreign in others.items():
         (container,) = project.containers(service)

@@ -37,8 +37,8 @@ def monitoring(engine: DockerEngine, compose: Sequence[str]) -> None:
         assert len(loaded) == len(_alerts())
         for expression in _alerts() + _panels():
             _get(base, "/api/v1/query", query=expression)
-        (gateway,) = project.containers("gateway")[:1]
-        listed = project.exec(gateway, "penstock", "keys", "list")
+        (auth,) = project.containers("auth_worker")
+        listed = project.exec(auth, "penstock", "keys", "list")
         assert "prometheus" in listed
         say(f"  Prometheus scrapes both gateways, {len(_alerts())} alerts and every panel evaluate")
 

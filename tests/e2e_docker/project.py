@@ -189,7 +189,9 @@ class Project:
 
     def new_key(self, name: str = "e2e") -> str:
         """A key, made as the README says."""
-        key = self.exec(self.containers("gateway")[0], "penstock", "keys", "create", name).strip()
+        key = self.exec(
+            self.containers("auth_worker")[0], "penstock", "keys", "create", name
+        ).strip()
         assert key.startswith("psk-"), key
         return key
 

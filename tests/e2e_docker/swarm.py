@@ -87,5 +87,5 @@ def _num_engines(base: str) -> int:
 
 
 def _new_key(engine: DockerEngine) -> str:
-    gateway = _containers(engine, "gateway")[0]
-    return engine.docker("exec", gateway, "penstock", "keys", "create", "swarm").strip()
+    auth = _containers(engine, "auth_worker")[0]
+    return engine.docker("exec", auth, "penstock", "keys", "create", "swarm").strip()

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from gateway.http.openapi import EXAMPLES
+from gateway.http.openapi.document import EXAMPLES
 from tests.fakes.running_gateway import MESSAGES
 
 SCORING = (

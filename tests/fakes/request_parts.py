@@ -12,16 +12,16 @@ from gateway.dispatch.routing import PrefixRouter
 from gateway.dispatch.slots import EngineHandle
 from gateway.errors import GatewayError
 from gateway.ledger.outbox import Outbox
-from gateway.request.answer_options import PLAIN_ANSWER, AnswerOptions
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
+from gateway.request.callers.identity import IdentityTable
+from gateway.request.choices.launcher import EnginePool
 from gateway.request.factory import RequestFactory, RequestRules
-from gateway.request.generation import GenerationWork
-from gateway.request.identity import IdentityTable
-from gateway.request.job import COMPLETION_ENDPOINT, GenerationJob
-from gateway.request.launcher import EnginePool
-from gateway.request.model_names import ModelNames
-from gateway.request.request import Request
-from gateway.request.sessions import SessionTable
+from gateway.request.jobs.answer_options import PLAIN_ANSWER, AnswerOptions
+from gateway.request.jobs.job import COMPLETION_ENDPOINT, GenerationJob
+from gateway.request.jobs.model_names import ModelNames
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
+from gateway.request.lifecycle.sessions import SessionTable
 from gateway.telemetry.metrics import Metrics
 from gateway.workers.auth import AuthLink, AuthNews
 from gateway.workers.engine_directory import EngineDirectory

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 import orjson
 
+from gateway.http.bodies.parsers import KINDS, ParseContext
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.stored_items import framed
-from gateway.http.parsers import KINDS, ParseContext
 from protocol.wire.messages import Credits, EngineOffer
 
 Body = dict[str, Any]

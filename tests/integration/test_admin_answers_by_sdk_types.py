@@ -16,7 +16,7 @@ import openai
 import pytest
 from openai.types.admin.organization import AuditLogListResponse
 
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
 from gateway.http.app import build_api
 from gateway.http.organization import shapes
 from tests.fakes.auth_process import auth_process

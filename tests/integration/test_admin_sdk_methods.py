@@ -9,7 +9,7 @@ from typing import Any
 import anthropic
 import openai
 
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
 from gateway.http.app import build_api
 from tests.fakes.running_gateway import running_gateway
 

@@ -16,7 +16,7 @@ import pytest
 from auth_worker.principals.key_definition import FIELDS
 from auth_worker.principals.roles import ROLE_SCOPES, SCOPES
 from auth_worker.records.operations import AuditAction
-from gateway.http.route_rules import ROUTE_RULES
+from gateway.http.access.route_rules import ROUTE_RULES
 from tests.fakes.running_gateway import running_gateway
 
 ROOT = Path(__file__).parents[2]

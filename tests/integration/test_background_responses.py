@@ -138,7 +138,7 @@ async def test_a_stream_of_it_goes_on_where_it_was_lost(harness: Harness) -> Non
 async def test_its_stream_ends_with_its_key(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, is_first: bool
 ) -> None:
-    monkeypatch.setattr("gateway.http.event_log.JUDGED_S", 0.0)
+    monkeypatch.setattr("gateway.http.background.event_log.JUDGED_S", 0.0)
     body = {"model": "demo", "input": "hi", "background": True, "stream": True}
     if is_first:
         opened = harness.gateway.client.stream("POST", "/v1/responses", json=body)
@@ -288,7 +288,9 @@ async def test_what_its_gateways_die_of_is_given_up(socket_dir: Path) -> None:
 async def test_a_store_in_passing_trouble_fails_no_response_that_is_made(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, kind: type[GatewayError]
 ) -> None:
-    monkeypatch.setattr("gateway.http.background_responses._END_PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(
+        "gateway.http.background.background_responses._END_PAUSES_S", (0.0, 0.0, 0.0)
+    )
     store = harness.gateway.application.store
     assert store is not None
     real, num_failures = store.jobs.finish, 0
@@ -314,7 +316,7 @@ async def test_a_store_in_passing_trouble_fails_no_response_that_is_made(
 async def test_a_store_that_answers_nothing_holds_up_no_stop(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("gateway.http.background_responses.STOP_S", 0.0)
+    monkeypatch.setattr("gateway.http.background.background_responses.STOP_S", 0.0)
     background = harness.gateway.application.background
     assert background is not None
     stuck, freed = asyncio.Event(), asyncio.Event()

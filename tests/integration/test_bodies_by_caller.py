@@ -4,7 +4,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from gateway.http import bodies
+from gateway.http.bodies import reading as bodies
 from protocol.wire.messages import Authorize
 from tests.fakes.raw_http import BODY, answers, connected, post
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway

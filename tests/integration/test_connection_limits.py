@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.http import connections, server
-from gateway.http.connections import RESERVED_DESCRIPTORS, ConnectionLimits
+from gateway.http import server
+from gateway.http.connections import limits as connections
+from gateway.http.connections.limits import RESERVED_DESCRIPTORS, ConnectionLimits
 from protocol.wire.messages import Generate
 from tests.fakes.raw_http import LIVE, answers, connected, error_code, post
 from tests.fakes.running_gateway import running_gateway

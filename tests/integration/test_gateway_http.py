@@ -10,11 +10,11 @@ import httpx
 import pytest
 from fastapi.routing import APIRoute
 
-from gateway.http import parsers
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
+from gateway.http.access.route_rules import ROUTE_RULES, Access
 from gateway.http.app import build_api
-from gateway.http.error_table import ERROR_TABLE
-from gateway.http.route_rules import ROUTE_RULES, Access
+from gateway.http.bodies import parsers
+from gateway.http.errors.error_table import ERROR_TABLE
 from protocol.errors import NO_API_KEY, ErrorCode
 from protocol.runtime.metrics import MetricRegistry
 from protocol.wire.messages import Authorize, Generate, LimitState, MakeKey

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.http import access
+from gateway.http.access import guard as access
 from protocol.wire.messages import (
     Abort,
     Authorize,

@@ -17,7 +17,7 @@ from gateway.application import Application
 from gateway.errors import GatewayError
 from gateway.hooks.hook import Hook, HookRequest, Refusal
 from gateway.hooks.runner import HookRunner
-from gateway.http.hooking import BodySecrets
+from gateway.http.access.hooking import BodySecrets
 from protocol.errors import ConfigurationError
 from protocol.wire.messages import Authorize, Generate, Prepare
 from tests.fakes.mcp_server import mcp_server

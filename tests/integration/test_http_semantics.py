@@ -7,11 +7,11 @@ import orjson
 import pytest
 from pydantic import BaseModel
 
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.app import build_api
 from gateway.http.mcp.messages import McpRequest
-from gateway.http.openapi import EXAMPLES
+from gateway.http.openapi.document import EXAMPLES
 from gateway.http.openresponses.schemas import (
     CompactRequest,
     ConversationItemsRequest,

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from msgspec import structs
 
-from gateway.request.sealing import seal, unseal
+from gateway.request.idempotency.sealing import seal, unseal
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Authorize, Generate, Granted, MakeKey, Message
 from tests.fakes.auth_process import auth_process

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from gateway.http import bodies, parsers
+from gateway.http.bodies import parsers
+from gateway.http.bodies import reading as bodies
 from protocol.wire.messages import Abort, Authorize, Prepare
 from tests.fakes.raw_http import connected, post
 from tests.fakes.running_gateway import RunningGateway, running_gateway
@@ -136,7 +137,7 @@ async def test_parsing_ends_with_the_client_that_asked(socket_dir: Path) -> None
 async def test_idle_processes_end_by_themselves(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.http.body_pool.IDLE_S", 0.0)
+    monkeypatch.setattr("gateway.http.bodies.body_pool.IDLE_S", 0.0)
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()
         await gateway.engine()

@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from gateway.http.openapi import EXAMPLES
-from gateway.http.route_rules import ROUTE_RULES, Access
+from gateway.http.access.route_rules import ROUTE_RULES, Access
+from gateway.http.openapi.document import EXAMPLES
 from protocol.wire.messages import (
     Authorize,
     Classified,

@@ -23,7 +23,7 @@ import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from gateway.http.route_rules import ROUTE_RULES, Access
+from gateway.http.access.route_rules import ROUTE_RULES, Access
 from tests.fakes.every_route import SCORING, body_of, call
 from tests.fakes.fake_workers import FakeEngine
 from tests.fakes.running_gateway import MESSAGES

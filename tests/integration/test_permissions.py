@@ -15,9 +15,9 @@ from auth_worker.principals.key_definition import checked, stored
 from auth_worker.principals.keys import StoredKey, digest_of
 from auth_worker.principals.roles import ROLE_SCOPES, SCOPES
 from auth_worker.records.operations import Snapshot
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
+from gateway.http.access.route_rules import ROUTE_RULES, Access
 from gateway.http.app import build_api
-from gateway.http.route_rules import ROUTE_RULES, Access
 from gateway.workers.auth import AdminQuestion
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (

@@ -14,8 +14,9 @@ import websockets
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from gateway.http import response_socket, websocket
-from gateway.http.parsers import SOCKET
+from gateway.http.answers import response_socket
+from gateway.http.bodies.parsers import SOCKET
+from gateway.http.connections import websocket
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Generate, Prepare
 from tests.fakes.fake_workers import FakeAuth, FakeEngine

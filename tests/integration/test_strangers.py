@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.http import bodies
+from gateway.http.bodies import reading as bodies
 from protocol.wire.messages import Authorize, Prepare
 from tests.fakes.fake_workers import FakeAuth
 from tests.fakes.raw_http import BODY, answers, connected, error_code, post

@@ -2,6 +2,8 @@
 
 Other packages add formats with an entry point of the group `penstock.formats` that names such a
 tuple, as `docs/formats.md` shows.
+Others use `find_tool_format`, `find_reasoning_format` and the tables of all.
+May import `toolparser_worker.machine` (declarations) and `toolparser_worker.errors`.
 """
 
 import difflib

@@ -2,6 +2,8 @@
 
 `base.py` is the port and the forward over the blocks, `layer_groups.py`, `kv_layout.py` and
 `kv_memory.py` the paged cache, a folder is a backend. `xla` computes everything and is the oracle
-of the others. May import `engine_worker.compute.models`, `engine_worker.errors`, `protocol`, and of
-`engine_worker.core.choice` what it says of cache groups.
+of the others.
+Others use the port `Backend`, and `choose_backend` of `choice.py` to get one.
+May import `engine_worker.compute.models`, `engine_worker.core.choice` (what it says of cache
+groups) and `engine_worker.errors`.
 """

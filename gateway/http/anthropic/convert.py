@@ -13,11 +13,11 @@ from gateway.http.anthropic.conversation import (
     continues_answer,
 )
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
-from gateway.http.convert import chat_job
+from gateway.http.bodies.convert import chat_job
 from gateway.http.schemas.body import validate
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.tool_places import with_places
-from gateway.request.job import MESSAGES_ENDPOINT, GenerationJob
+from gateway.request.jobs.job import MESSAGES_ENDPOINT, GenerationJob
 from protocol.wire.messages import Prepare, SamplingDefaults
 
 _SCHEMA_NAME: Final = "answer"

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.http.error_table import ERROR_TABLE, ErrorRow, limit_fields, limit_of
+from gateway.http.errors.error_table import ERROR_TABLE, ErrorRow, limit_fields, limit_of
 from protocol.errors import PenstockError
 from protocol.wire.messages import LimitRefusal, LimitState
 

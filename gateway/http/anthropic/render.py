@@ -10,7 +10,7 @@ import orjson
 
 from gateway.http.anthropic.conversation import their_call_id, tool_input
 from gateway.http.anthropic.errors import render_error_object
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
     GenerationEvent,

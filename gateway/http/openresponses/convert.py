@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.convert import chat_job
+from gateway.http.bodies.convert import chat_job
 from gateway.http.openresponses.conversation import (
     EMPTY,
     Tools,
@@ -35,7 +35,7 @@ from gateway.http.openresponses.schemas import (
 from gateway.http.openresponses.stored_items import Context, Item, references_in, whole_items
 from gateway.http.schemas.body import dump_fields, dump_json, validate
 from gateway.http.schemas.chat import ChatRequest
-from gateway.request.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
+from gateway.request.jobs.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
 from protocol.wire.messages import SamplingDefaults
 
 NO_STORE: Final = "nothing is stored here; send the items"

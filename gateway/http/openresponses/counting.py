@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError
-from gateway.http.convert import chat_job
+from gateway.http.bodies.convert import chat_job
 from gateway.http.openresponses.conversation import Tools, chat_tool_choice
 from gateway.http.openresponses.convert import add_hosted, base_chat
 from gateway.http.openresponses.error_words import in_their_words

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.request.events import GenerationEvent
+from gateway.request.delivery.events import GenerationEvent
 
 
 @dataclass(slots=True)

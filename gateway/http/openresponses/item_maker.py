@@ -14,13 +14,13 @@ from gateway.http.openresponses.items import (
     ReasoningItem,
 )
 from gateway.http.render.logprobs import chat_logprobs
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ContentText,
     ReasoningText,
     ToolCallArguments,
     ToolCallStarted,
 )
+from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.wire.messages import TokenLogprobs
 
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final
 
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.render.custom_calls import CustomInput
-from gateway.request.events import ToolCallStarted
+from gateway.request.delivery.events import ToolCallStarted
 
 Event = dict[str, Any]
 """Of a stream, without its sequence number and the place of its item."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.http.error_table import ERROR_TABLE
+from gateway.http.errors.error_table import ERROR_TABLE
 from gateway.http.openresponses.events import (
     HostedCallEnded,
     HostedCallRunning,
@@ -18,7 +18,7 @@ from gateway.http.openresponses.hosted_items import ListItem
 from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.items import Item
 from gateway.json_numbers import keep_digits
-from gateway.request.events import ChoiceFinished
+from gateway.request.delivery.events import ChoiceFinished
 from protocol.errors import PenstockError
 from protocol.wire.messages import Usage
 

@@ -8,7 +8,7 @@ import orjson
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.render import usage_object
 from gateway.http.openresponses.stored_items import with_ids
-from gateway.request.events import ContentText, GenerationEvent
+from gateway.request.delivery.events import ContentText, GenerationEvent
 from protocol.wire.messages import Usage
 
 

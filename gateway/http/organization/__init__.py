@@ -1,5 +1,6 @@
 """OpenAI's organization API over what this server has: projects are teams, spend limits budgets.
 
-May be touched when OpenAI's administrative client changes (`client.admin.organization`). May import
-the schemas and what lies below them; the routes are in `gateway.http.routes`.
+Shapes are those of OpenAI's administrative client (`client.admin.organization`).
+Others use `shapes.py`; the routes are in `gateway.http.routes`.
+May import `gateway.http.schemas` and `gateway.errors`.
 """

@@ -10,8 +10,7 @@ from gateway.http.render.common import AnswerHead, usage_object
 from gateway.http.render.custom_calls import tool_call
 from gateway.http.render.functions import finish_reason, function_call
 from gateway.http.render.logprobs import CompletionLogprobs, chat_logprobs, prompt_logprobs
-from gateway.request.answer_options import PLAIN_ANSWER, AnswerOptions
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
     GenerationEvent,
@@ -21,6 +20,7 @@ from gateway.request.events import (
     ToolCallArguments,
     ToolCallStarted,
 )
+from gateway.request.jobs.answer_options import PLAIN_ANSWER, AnswerOptions
 from protocol.wire.messages import TokenLogprobs, Usage
 
 PIECE_TOKENS = 500

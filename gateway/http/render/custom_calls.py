@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.http.schemas.custom_tools import INPUT
-from gateway.request.events import ToolCallArguments, ToolCallStarted
+from gateway.request.delivery.events import ToolCallArguments, ToolCallStarted
 
 _TOKENS: Final = ("{", f'"{INPUT}"', ":", '"')
 _BLANKS: Final = " \t\r\n"

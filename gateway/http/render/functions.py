@@ -2,8 +2,8 @@
 
 import orjson
 
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import ToolCallArguments, ToolCallStarted
+from gateway.request.delivery.events import ToolCallArguments, ToolCallStarted
+from gateway.request.jobs.answer_options import AnswerOptions
 
 
 def finish_reason(reason: str, options: AnswerOptions) -> str:

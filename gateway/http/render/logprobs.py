@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import PromptReport
+from gateway.request.delivery.events import PromptReport
+from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.wire.messages import TokenLogprob, TokenLogprobs
 
 _LEAST = -9999.0

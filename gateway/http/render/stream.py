@@ -5,13 +5,12 @@ from typing import Protocol
 
 import orjson
 
-from gateway.http.error_table import render_error_event
+from gateway.http.errors.error_table import render_error_event
 from gateway.http.render.common import AnswerHead, usage_object
 from gateway.http.render.custom_calls import CustomDeltas
 from gateway.http.render.functions import finish_reason, function_delta
 from gateway.http.render.logprobs import CompletionLogprobs, chat_logprobs
-from gateway.request.answer_options import PLAIN_ANSWER, AnswerOptions
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
     GenerationEvent,
@@ -22,6 +21,7 @@ from gateway.request.events import (
     ToolCallStarted,
     UsageTold,
 )
+from gateway.request.jobs.answer_options import PLAIN_ANSWER, AnswerOptions
 from protocol.errors import PenstockError
 from protocol.wire.messages import Usage
 

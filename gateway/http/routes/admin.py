@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError
-from gateway.http.access import GuardedRoute, caller_of, read_body
+from gateway.http.access.guard import GuardedRoute, caller_of, read_body
 from gateway.http.parts import parts_of
 from gateway.http.query import page_size, query_text
 from gateway.http.schemas.body import RequestModel, known_only, load_json_object

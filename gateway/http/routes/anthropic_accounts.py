@@ -5,7 +5,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from gateway import bridge
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
 from gateway.http.query import query_flag, query_text
 from gateway.http.routes.admin import actor_of, admin_json, body_of, body_schema
 from gateway.http.routes.anthropic_members import role_here, role_there

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from gateway.batches.files import disk_error
 from gateway.batches.store import BatchStore
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.access import GuardedRoute, caller_of, read_body
-from gateway.http.ignored_fields import ignored_headers
+from gateway.http.access.guard import GuardedRoute, caller_of, read_body
+from gateway.http.answers.ignored_fields import ignored_headers
 from gateway.http.parts import parts_of
 from gateway.http.query import query_number, query_text
 from gateway.http.routes.files import as_json, files_of, page, tenant_of

@@ -7,8 +7,16 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from gateway.errors import UnsupportedFieldError
-from gateway.http.access import GuardedRoute, parsed_body, tenant_of
-from gateway.http.ignored_fields import ignored_headers
+from gateway.http.access.guard import GuardedRoute, parsed_body, tenant_of
+from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.bodies.parsed_bodies import (
+    ConversationBody,
+)
+from gateway.http.bodies.parsers import (
+    CONVERSATION,
+    CONVERSATION_ITEMS,
+    CONVERSATION_UPDATE,
+)
 from gateway.http.openresponses.convert import NO_STORE
 from gateway.http.openresponses.schemas import (
     ConversationItemsRequest,
@@ -16,14 +24,6 @@ from gateway.http.openresponses.schemas import (
     ConversationUpdateRequest,
 )
 from gateway.http.openresponses.stored_items import base_of, with_ids
-from gateway.http.parsed_bodies import (
-    ConversationBody,
-)
-from gateway.http.parsers import (
-    CONVERSATION,
-    CONVERSATION_ITEMS,
-    CONVERSATION_UPDATE,
-)
 from gateway.http.parts import parts_of
 from gateway.http.query import id_of_path, list_query
 from gateway.http.routes.responses import page_object

@@ -3,7 +3,7 @@
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
 from gateway.http.parts import parts_of
 from gateway.http.render.api_page import api_page
 

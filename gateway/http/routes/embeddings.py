@@ -14,20 +14,20 @@ from gateway.errors import (
     UnsupportedFieldError,
     WorkerUnavailableError,
 )
-from gateway.http.access import GuardedRoute, caller_of, parsed_body
-from gateway.http.answer_headers import answer_headers
-from gateway.http.ignored_fields import ignored_headers
-from gateway.http.parsed_bodies import (
+from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
+from gateway.http.answers.answer_headers import answer_headers
+from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.responses import run_to_end
+from gateway.http.bodies.parsed_bodies import (
     EmbeddingBody,
 )
-from gateway.http.parsers import (
+from gateway.http.bodies.parsers import (
     EMBEDDING,
 )
 from gateway.http.parts import parts_of
-from gateway.http.responses import run_to_end
 from gateway.http.schemas.embedding import EmbeddingRequest, EncodingFormat, prompt_name_of
-from gateway.request.prompt_length import check_inputs
-from gateway.request.questions import Question
+from gateway.request.kinds.questions import Question
+from gateway.request.preparation.prompt_length import check_inputs
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import Embed, Embedded, EngineOffer
 

@@ -16,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.batches.files import PURPOSES, FileStore, disk_error
 from gateway.errors import DeniedError, InvalidRequestError, UnsupportedFieldError
-from gateway.http.access import GuardedRoute, caller_of
+from gateway.http.access.guard import GuardedRoute, caller_of
+from gateway.http.bodies.uploads import receive_form
 from gateway.http.parts import parts_of
 from gateway.http.query import query_number, query_text
-from gateway.http.uploads import receive_form
 from protocol.errors import ErrorCode
 
 router = APIRouter(route_class=GuardedRoute, tags=["files"])

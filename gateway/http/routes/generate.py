@@ -6,11 +6,11 @@ from functools import partial
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway.http.access import GuardedRoute, parsed_body
-from gateway.http.answering import UnstoredShape, answer
-from gateway.http.error_table import limit_headers
-from gateway.http.limit_warnings import warning_objects
-from gateway.http.parsers import CHAT, COMPLETION
+from gateway.http.access.guard import GuardedRoute, parsed_body
+from gateway.http.answers.answering import UnstoredShape, answer
+from gateway.http.answers.limit_warnings import warning_objects
+from gateway.http.bodies.parsers import CHAT, COMPLETION
+from gateway.http.errors.error_table import limit_headers
 from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector, ChatCollector, CompletionCollector
 from gateway.http.render.common import AnswerHead
@@ -22,9 +22,9 @@ from gateway.http.render.stream import (
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.sampling import GenerationRequest
-from gateway.request.generation import GenerationWork
-from gateway.request.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT
-from gateway.request.request import Request
+from gateway.request.jobs.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
 from protocol.wire.messages import LimitState, Usage
 
 router = APIRouter(route_class=GuardedRoute)
@@ -62,7 +62,7 @@ class _OpenAIShape(UnstoredShape):
     def collector(self, request: Request, work: GenerationWork) -> AnswerCollector:
         """For a whole answer."""
         kind = ChatCollector if work.job.endpoint == CHAT_ENDPOINT else CompletionCollector
-        return kind(self._head(request, work), work.job.num_streams, work.job.options)
+        return kind(self._head(request, work), work.job.num_choices_in_all, work.job.options)
 
     def renderer(self, request: Request, work: GenerationWork) -> StreamRenderer:
         """For a stream."""

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Request, Response
 
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
 from gateway.http.metrics_json import metrics_json, wants_json
 from gateway.http.parts import parts_of
 from gateway.http.readiness import ReadinessReport

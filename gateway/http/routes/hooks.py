@@ -7,9 +7,9 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.errors import GatewayError
 from gateway.hooks.hook import HookCall
-from gateway.http.access import GuardedRoute, caller_of, read_body
-from gateway.http.error_table import ERROR_TABLE, error_body
-from gateway.http.hooking import told_headers
+from gateway.http.access.guard import GuardedRoute, caller_of, read_body
+from gateway.http.access.hooking import told_headers
+from gateway.http.errors.error_table import ERROR_TABLE, error_body
 from gateway.http.parts import parts_of
 from protocol.errors import ErrorCode
 

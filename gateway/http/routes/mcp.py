@@ -16,11 +16,20 @@ from gateway.errors import (
     ModelNotFoundError,
     ToolNotFoundError,
 )
-from gateway.http.access import GuardedRoute, caller_of, key_id_of, parsed, parsed_body, tenant_of
-from gateway.http.answer_headers import answer_headers
-from gateway.http.answering import UnstoredShape, answer
-from gateway.http.error_table import ERROR_TABLE, limit_headers
-from gateway.http.hooking import shown_to_hooks
+from gateway.http.access.guard import (
+    GuardedRoute,
+    caller_of,
+    key_id_of,
+    parsed,
+    parsed_body,
+    tenant_of,
+)
+from gateway.http.access.hooking import shown_to_hooks
+from gateway.http.answers.answer_headers import answer_headers
+from gateway.http.answers.answering import UnstoredShape, answer
+from gateway.http.answers.responses import run_to_end
+from gateway.http.bodies.parsers import CHAT, MCP
+from gateway.http.errors.error_table import ERROR_TABLE, limit_headers
 from gateway.http.mcp.messages import (
     INVALID_PARAMS,
     LEGACY,
@@ -46,16 +55,14 @@ from gateway.http.mcp.tools import (
     registered,
     told_result,
 )
-from gateway.http.parsers import CHAT, MCP
 from gateway.http.parts import parts_of
 from gateway.http.render.stream import StreamRenderer
-from gateway.http.responses import run_to_end
+from gateway.http.response_turns.tool_asking import EXECUTE_ENDPOINT
 from gateway.http.schemas.body import validate
 from gateway.http.schemas.shapes import given_fields, unknown_keys
-from gateway.http.tool_asking import EXECUTE_ENDPOINT
-from gateway.request.generation import GenerationWork
-from gateway.request.job import CHAT_ENDPOINT
-from gateway.request.request import Request
+from gateway.request.jobs.job import CHAT_ENDPOINT
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
 from protocol.errors import ErrorCode
 from protocol.wire.messages import LimitState
 

@@ -7,15 +7,15 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from gateway.errors import ClientDisconnectedError
-from gateway.http.access import GuardedRoute, parsed_body
-from gateway.http.answering import UnstoredShape, answer, count_tokens
+from gateway.http.access.guard import GuardedRoute, parsed_body
+from gateway.http.answers.answering import UnstoredShape, answer, count_tokens
 from gateway.http.anthropic.errors import limit_headers
 from gateway.http.anthropic.render import MessageCollector, MessageHead, MessageStreamRenderer
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
-from gateway.http.parsers import COUNT_TOKENS, MESSAGES
-from gateway.request.generation import GenerationWork
-from gateway.request.job import MESSAGES_ENDPOINT
-from gateway.request.request import Request
+from gateway.http.bodies.parsers import COUNT_TOKENS, MESSAGES
+from gateway.request.jobs.job import MESSAGES_ENDPOINT
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
 from protocol.wire.messages import LimitState
 
 router = APIRouter(route_class=GuardedRoute, tags=["messages"])

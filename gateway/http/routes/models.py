@@ -8,7 +8,7 @@ import orjson
 from fastapi import APIRouter, Request, Response
 
 from gateway.errors import ModelNotFoundError
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
 from gateway.http.anthropic.models import VERSION_HEADER, model_info, model_page
 from gateway.http.parts import parts_of
 from gateway.http.schemas.ranges import MAX_CHOICES

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
 from gateway.http.organization import shapes
 from gateway.http.query import query_flag, query_text
 from gateway.http.routes.admin import actor_of, admin_json, administer_keys, body_of, body_schema

@@ -11,7 +11,7 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 
 from gateway.errors import InvalidRequestError
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
 from gateway.http.organization import shapes
 from gateway.http.query import query_text
 from gateway.http.routes.admin import admin_json, body_of, body_schema

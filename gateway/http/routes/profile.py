@@ -10,11 +10,11 @@ from gateway.errors import (
     DeadlineExceededError,
     WorkerUnavailableError,
 )
-from gateway.http.access import GuardedRoute, read_body
+from gateway.http.access.guard import GuardedRoute, read_body
 from gateway.http.parts import parts_of
 from gateway.http.schemas.body import known_only, load_json_object
 from gateway.http.schemas.profile import ProfileRequest
-from gateway.request.model_limits import check_version
+from gateway.request.jobs.model_limits import check_version
 from protocol.wire.messages import Profiled
 
 router = APIRouter(route_class=GuardedRoute, tags=["admin"])

@@ -15,7 +15,7 @@ from gateway.errors import (
     StoredNotFoundError,
     UnsupportedFieldError,
 )
-from gateway.http.access import (
+from gateway.http.access.guard import (
     GuardedRoute,
     body_and_parsed,
     caller_of,
@@ -23,13 +23,25 @@ from gateway.http.access import (
     parsed,
     tenant_of,
 )
-from gateway.http.answering import UnstoredShape, answer, check_model, count_tokens
-from gateway.http.background_responses import BackgroundResponses
-from gateway.http.background_task import BackgroundTask, begun, encoded
-from gateway.http.error_table import UPGRADE_REQUIRED, error_body, limit_headers
-from gateway.http.event_log import STREAM_HEADERS, EventLogResponse
-from gateway.http.hosted_answering import answer_hosted
-from gateway.http.ignored_fields import ignored_headers
+from gateway.http.access.replaying import refuse_stream
+from gateway.http.answers.answering import UnstoredShape, answer, check_model, count_tokens
+from gateway.http.answers.hosted_answering import answer_hosted
+from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.response_socket import SocketAnswer
+from gateway.http.background.background_responses import BackgroundResponses
+from gateway.http.background.background_task import BackgroundTask, begun, encoded
+from gateway.http.background.event_log import STREAM_HEADERS, EventLogResponse
+from gateway.http.bodies.parsers import (
+    COMPACT,
+    CONTINUED_COMPACT,
+    CONTINUED_INPUT_TOKENS,
+    CONTINUED_RESPONSES,
+    INPUT_TOKENS,
+    RESPONSES,
+)
+from gateway.http.connections.websocket import EXTENSION as WEBSOCKET
+from gateway.http.connections.websocket import Upgrade
+from gateway.http.errors.error_table import UPGRADE_REQUIRED, error_body, limit_headers
 from gateway.http.openresponses.convert import NO_STORE, AskedResponse, CompactBody
 from gateway.http.openresponses.render import DONE
 from gateway.http.openresponses.schemas import (
@@ -38,20 +50,10 @@ from gateway.http.openresponses.schemas import (
     ResponsesRequest,
 )
 from gateway.http.openresponses.summary import SummaryCollector
-from gateway.http.parsers import (
-    COMPACT,
-    CONTINUED_COMPACT,
-    CONTINUED_INPUT_TOKENS,
-    CONTINUED_RESPONSES,
-    INPUT_TOKENS,
-    RESPONSES,
-)
 from gateway.http.parts import parts_of
 from gateway.http.query import id_of_path, list_query, query_number, query_text
-from gateway.http.replaying import refuse_stream
-from gateway.http.response_shape import ResponseShape, body_of
-from gateway.http.response_socket import SocketAnswer
-from gateway.http.stored_turns import (
+from gateway.http.response_turns.response_shape import ResponseShape, body_of
+from gateway.http.response_turns.stored_turns import (
     ReadContext,
     StoredTurn,
     as_stored,
@@ -59,12 +61,10 @@ from gateway.http.stored_turns import (
     shown_input,
     told_again,
 )
-from gateway.http.tool_asking import EXECUTE_ENDPOINT
-from gateway.http.websocket import EXTENSION as WEBSOCKET
-from gateway.http.websocket import Upgrade
-from gateway.request.generation import GenerationWork
-from gateway.request.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
-from gateway.request.request import Request
+from gateway.http.response_turns.tool_asking import EXECUTE_ENDPOINT
+from gateway.request.jobs.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
 from gateway.storage.jobs import Cancellation
 from gateway.storage.records import StoredResponse
 from gateway.storage.store import Store

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from gateway.errors import ClientDisconnectedError, InvalidRequestError, UnsupportedFieldError
-from gateway.http.access import GuardedRoute, caller_of, parsed_body
-from gateway.http.answer_headers import answer_headers
-from gateway.http.ignored_fields import ignored_headers
-from gateway.http.parsers import CLASSIFY, DECISION, RERANK, SCORE, SYSTEMONE
+from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
+from gateway.http.answers.answer_headers import answer_headers
+from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.responses import run_to_end
+from gateway.http.bodies.parsers import CLASSIFY, DECISION, RERANK, SCORE, SYSTEMONE
 from gateway.http.parts import parts_of
-from gateway.http.responses import run_to_end
 from gateway.http.schemas.body import RequestModel
 from gateway.http.scoring import render
 from gateway.http.scoring.classify import (
@@ -33,8 +33,8 @@ from gateway.http.scoring.rerank import (
     rerank_answer,
     score_answer,
 )
-from gateway.request.prompt_length import check_inputs
-from gateway.request.questions import AnswerT, Question, QuestionT
+from gateway.request.kinds.questions import AnswerT, Question, QuestionT
+from gateway.request.preparation.prompt_length import check_inputs
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import Classified, Classify, EngineOffer, Score, Scored, Usage
 

@@ -10,21 +10,21 @@ from gateway.errors import (
     ClientDisconnectedError,
     UnsupportedFieldError,
 )
-from gateway.http.access import GuardedRoute, caller_of, parsed_body
-from gateway.http.answer_headers import answer_headers
-from gateway.http.answering import only_model
-from gateway.http.ignored_fields import ignored_headers
-from gateway.http.parsers import DETOKENIZE, TOKENIZE
+from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
+from gateway.http.answers.answer_headers import answer_headers
+from gateway.http.answers.answering import only_model
+from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.responses import run_to_end
+from gateway.http.bodies.parsers import DETOKENIZE, TOKENIZE
 from gateway.http.parts import HttpParts, parts_of
-from gateway.http.responses import run_to_end
 from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
-from gateway.request.model_limits import (
+from gateway.request.jobs.model_limits import (
     check_extras,
     check_template,
     check_token_ids,
     check_version,
 )
-from gateway.request.questions import Question
+from gateway.request.kinds.questions import Question
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import Detokenized, EngineOffer, Prepared
 

@@ -13,22 +13,22 @@ from gateway.errors import (
     InvalidRequestError,
     ModelNotFoundError,
 )
-from gateway.http.access import GuardedRoute, caller_of, parsed_body
-from gateway.http.answer_headers import answer_headers
-from gateway.http.error_table import NOT_IMPLEMENTED, error_body
-from gateway.http.ignored_fields import ignored_headers
-from gateway.http.parsed_bodies import (
+from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
+from gateway.http.answers.answer_headers import answer_headers
+from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.responses import run_to_end
+from gateway.http.bodies.parsed_bodies import (
     ParseBody,
 )
-from gateway.http.parsers import (
+from gateway.http.bodies.parsers import (
     EXECUTE,
     PARSE,
 )
+from gateway.http.errors.error_table import NOT_IMPLEMENTED, error_body
 from gateway.http.parts import HttpParts, parts_of
 from gateway.http.render.custom_calls import tool_call
-from gateway.http.responses import run_to_end
 from gateway.http.routes.models import visible_models
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from gateway.workers.parsers import knows_format
 from protocol.wire.messages import OpenParse
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError
-from gateway.http.access import GuardedRoute
+from gateway.http.access.guard import GuardedRoute
 from gateway.http.parts import parts_of
 from gateway.http.query import page_size, query_number, query_text
 from gateway.http.routes.admin import actor_of, admin_json

@@ -11,7 +11,7 @@ from gateway.errors import (
     GatewayError,
     WorkerNotFoundError,
 )
-from gateway.http.access import GuardedRoute, read_body
+from gateway.http.access.guard import GuardedRoute, read_body
 from gateway.http.parts import HttpParts, parts_of
 from gateway.http.routes.admin import actor_of, admin_json
 from gateway.http.schemas.body import RequestModel, known_only, load_json_object

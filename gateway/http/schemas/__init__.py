@@ -1,5 +1,6 @@
 """The bodies that clients send, as pydantic models: shapes, ranges, and errors that name a field.
 
-Public: names and ranges are OpenAI's, or vLLM's where OpenAI has none.
-May import `gateway.errors` and `protocol`; no schema knows a wire message's use or a worker.
+Names and ranges are OpenAI's, or vLLM's where OpenAI has none. No schema knows a worker.
+Others use the models and their `parse_…`, and `RequestModel` to make more.
+May import `gateway.errors`.
 """

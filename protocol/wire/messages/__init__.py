@@ -2,6 +2,7 @@
 
 `…Command` travels from a gateway to a worker of that role, `…Event` the other way. A file a socket;
 a change here raises the minor in `protocol/version.py` and adds golden frames.
+Others import the messages from here; the gateway builds those that it sends in `gateway.bridge`.
 May import `protocol.errors` and `protocol.version`.
 """
 

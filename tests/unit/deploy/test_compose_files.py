@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.http.error_table import (
+from gateway.http.errors.error_table import (
     ERROR_TABLE,
     HEAD_TOO_LARGE,
     METHOD_NOT_ALLOWED,
@@ -205,6 +205,23 @@ def test_each_worker_sees_the_keys_of_its_own_role_only() -> None:
         keys = [volume for volume in service["volumes"] if volume.startswith("keys-")]
         role = name.removesuffix("_worker")
         assert keys == [f"keys-{role}:/keys/{role}:ro"]
+
+
+def test_nobody_but_the_auth_worker_has_the_admin_key() -> None:
+    """It speaks with strangers: whoever breaks into a gateway must not administer keys."""
+    allowed = {"keygen", "auth_worker", "metrics_key"}
+    having = {
+        name
+        for file in FILES
+        for name, service in services(file).items()
+        if re.search("admin[-_]key", json.dumps(service, default=str), re.IGNORECASE)
+    }
+    assert having == allowed
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    stages = dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM |\Z)", dockerfile, re.M | re.S))
+    assert "PENSTOCK_ADMIN_KEY_FILE" in stages["auth"]
+    assert not [name for name, text in stages.items() if name != "auth" and "ADMIN_KEY" in text]
+    assert "rm /opt/venv/bin/penstock" in stages["gateway-build"]
 
 
 def test_the_stack_has_the_services_and_settings_of_compose() -> None:

@@ -105,7 +105,7 @@ def test_a_pod_gets_the_keys_of_its_own_role_only() -> None:
         }
         wanted = {f"keys-{name}"} if name in ROLES else set()
         assert mounted - {"admin-key"} == wanted
-        assert ("admin-key" in mounted) == (name in {"gateway", "auth"})
+        assert ("admin-key" in mounted) == (name == "auth")
 
 
 def test_selectors_meet_pods() -> None:

@@ -295,11 +295,11 @@ BUILT: list[tuple[Any, Any]] = [
     (bridge.extend("r", 1, 2, 3), Extend(request_id="r", choice=1, attempt=2, lease_tokens=3)),
     (bridge.abort("r", 1, 2), Abort(request_id="r", choice=1, attempt=2)),
     (
-        bridge.stream_usage("r", 0, USAGE),
+        bridge.choice_usage("r", 0, USAGE),
         StreamUsage(stream="r/0", prompt_tokens=1, completion_tokens=2),
     ),
     (
-        bridge.stream_usage("r", 1, USAGE),
+        bridge.choice_usage("r", 1, USAGE),
         StreamUsage(stream="r/1", prompt_tokens=0, completion_tokens=2),
     ),
     (bridge.profile("r", 1.5), Profile(request_id="r", duration_s=1.5)),

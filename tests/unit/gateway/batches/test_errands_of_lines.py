@@ -13,7 +13,7 @@ from gateway.batches.journal import Journal
 from gateway.batches.line_runs import LineErrand
 from gateway.batches.store import Claim
 from gateway.http.errands import Errands
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from protocol.wire.messages import Settle
 from tests.unit.gateway.batches.test_runner import Harness, good
 
@@ -30,24 +30,24 @@ def settle(name: str) -> Settle:
 
 
 @pytest.mark.parametrize("counts", [True, False])
-def test_a_settlement_that_comes_after_the_answer_is_booked(
+def test_a_settlement_that_comes_after_the_answer_is_settled(
     journal: Journal, *, counts: bool
 ) -> None:
-    booked: list[Settle] = []
-    errand = LineErrand(journal, 0, booked.append)
+    settled: list[Settle] = []
+    errand = LineErrand(journal, 0, settled.append)
     assert errand.close(counts=counts) is None  # a deadline; the engine still works on it
     errand.put(settle("late"))
-    assert [(one.lease_id, one.is_unused) for one in booked] == [("late", not counts)]
+    assert [(one.lease_id, one.is_unused) for one in settled] == [("late", not counts)]
 
 
 def test_of_a_try_s_requests_only_the_one_with_the_answer_is_used(journal: Journal) -> None:
-    booked: list[Settle] = []
-    errand = LineErrand(journal, 0, booked.append)
+    settled: list[Settle] = []
+    errand = LineErrand(journal, 0, settled.append)
     errand.put(settle("first"))
     errand.put(settle("second"))
     assert errand.close(counts=True) == settle("second")
     errand.put(settle("late"))
-    assert [(one.lease_id, one.is_unused) for one in booked] == [("first", True), ("late", True)]
+    assert [(one.lease_id, one.is_unused) for one in settled] == [("first", True), ("late", True)]
 
 
 async def test_a_line_s_lease_is_settled_also_when_its_engine_ends_late(tmp_path: Path) -> None:

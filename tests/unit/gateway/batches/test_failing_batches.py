@@ -12,7 +12,7 @@ from gateway.batches.journal import Journal
 from gateway.batches.line_runs import LineAnswer
 from gateway.batches.runner import MAX_TRIES
 from gateway.batches.store import Claim
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from tests.unit.gateway.batches.test_runner import CHAT, Harness, good
 
 LIMIT_S = 20

@@ -17,7 +17,7 @@ from gateway.batches.records import Batch
 from gateway.batches.runner import MAX_OPEN_A_TENANT, TURN_S, BatchRunner
 from gateway.batches.store import BatchStore
 from gateway.errors import InvalidRequestError, ResourceNotFoundError
-from gateway.request.caller import Caller
+from gateway.request.callers.caller import Caller
 from protocol.wire.messages import Settle
 
 CHAT = "/v1/chat/completions"

@@ -13,7 +13,7 @@ from gateway.errors import (
     RemoteFailureError,
     WorkerLostError,
 )
-from gateway.request.job import GenerationJob, job_fingerprint
+from gateway.request.jobs.job import GenerationJob, job_fingerprint
 from protocol.errors import ErrorCode
 from protocol.version import PROTOCOL_VERSION
 from protocol.wire.messages import (

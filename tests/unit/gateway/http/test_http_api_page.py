@@ -8,8 +8,9 @@ from pathlib import Path
 from fastapi import APIRouter
 
 from gateway.http import routes
-from gateway.http.access import GuardedRoute
-from gateway.http.error_table import (
+from gateway.http.access.guard import GuardedRoute
+from gateway.http.access.route_rules import ROUTE_RULES
+from gateway.http.errors.error_table import (
     ERROR_TABLE,
     HEAD_TOO_LARGE,
     METHOD_NOT_ALLOWED,
@@ -17,7 +18,6 @@ from gateway.http.error_table import (
     UPGRADE_REQUIRED,
     limit_headers,
 )
-from gateway.http.route_rules import ROUTE_RULES
 from gateway.http.schemas.chat import ChatRequest
 from gateway.http.schemas.completion import CompletionRequest
 from gateway.http.schemas.fields import (

@@ -8,13 +8,13 @@ import pytest
 
 from gateway import bridge
 from gateway.errors import GatewayError, InvalidRequestError, RemoteFailureError, WorkerLostError
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.answer_size import LOGPROB_BYTES, TOKEN_BYTES, check_answer_size, lengths
-from gateway.request.budget import TokenBudget
-from gateway.request.engine_asker import is_retryable
-from gateway.request.events import total_usage
-from gateway.request.job import job_fingerprint, question_fingerprint
-from gateway.request.prompts import WINDOW, PromptBatch
+from gateway.request.delivery.events import total_usage
+from gateway.request.jobs.answer_options import AnswerOptions
+from gateway.request.jobs.answer_size import LOGPROB_BYTES, TOKEN_BYTES, check_answer_size, lengths
+from gateway.request.jobs.job import job_fingerprint, question_fingerprint
+from gateway.request.leases.budget import TokenBudget
+from gateway.request.preparation.engine_asker import is_retryable
+from gateway.request.preparation.prompts import WINDOW, PromptBatch
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Cancel,

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.errors import ConversationLockedError, StoreUnavailableError
 from gateway.http.openresponses.convert import Refs
-from gateway.http.stored_turns import StoredTurn
+from gateway.http.response_turns.stored_turns import StoredTurn
 from gateway.storage import database as module
 from gateway.storage import jobs, postgres
 from gateway.storage.database import Connection, Database, SqliteEngine

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from gateway.dispatch.routing import PrefixRouter
 from gateway.errors import GatewayError, RemoteFailureError, WorkerLostError, WorkerUnavailableError
-from gateway.request.prompts import PromptBatch
+from gateway.request.preparation.prompts import PromptBatch
 from gateway.workers.auth import AuthLink, AuthNews
 from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.engines import EngineLink

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.parsers import COUNT_TOKENS, MESSAGES, ParseContext
-from gateway.request.job import MESSAGES_ENDPOINT, GenerationJob
+from gateway.http.bodies.parsers import COUNT_TOKENS, MESSAGES, ParseContext
+from gateway.request.jobs.job import MESSAGES_ENDPOINT, GenerationJob
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"name": "f", "description": "d", "input_schema": {"type": "object"}}

@@ -16,8 +16,8 @@ from gateway.http.anthropic.render import (
     MessageStreamRenderer,
     signature_of,
 )
-from gateway.http.error_shape import is_anthropic, raised_answer
-from gateway.request.events import (
+from gateway.http.errors.error_shape import is_anthropic, raised_answer
+from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
     GenerationEvent,

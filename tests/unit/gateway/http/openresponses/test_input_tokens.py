@@ -6,8 +6,14 @@ from typing import Any, Final
 import pytest
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.parsed_bodies import TokenizeBody
-from gateway.http.parsers import COUNT_TOKENS, INPUT_TOKENS, MESSAGES, RESPONSES, ParseContext
+from gateway.http.bodies.parsed_bodies import TokenizeBody
+from gateway.http.bodies.parsers import (
+    COUNT_TOKENS,
+    INPUT_TOKENS,
+    MESSAGES,
+    RESPONSES,
+    ParseContext,
+)
 from protocol.wire.messages import Prepare
 
 CONTEXT: Final = ParseContext({})

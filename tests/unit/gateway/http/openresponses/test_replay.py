@@ -15,7 +15,12 @@ from gateway.http.openresponses.render import (
     ToldEvent,
 )
 from gateway.http.openresponses.replay import replayed
-from gateway.request.events import ContentText, GenerationEvent, ReasoningText, ToolCallArguments
+from gateway.request.delivery.events import (
+    ContentText,
+    GenerationEvent,
+    ReasoningText,
+    ToolCallArguments,
+)
 from protocol.wire.messages import Usage
 from tests.unit.gateway.http.openresponses.test_response_render import EVENTS, HEAD, maker, whole
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.bodies.parsers import COMPACT, INPUT_TOKENS, RESPONSES, BodyKind, ParseContext
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.convert import ResponsesBody
-from gateway.http.parsers import COMPACT, INPUT_TOKENS, RESPONSES, BodyKind, ParseContext
-from gateway.request.job import RESPONSES_ENDPOINT
+from gateway.request.jobs.job import RESPONSES_ENDPOINT
 from protocol.wire import codec
 
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}

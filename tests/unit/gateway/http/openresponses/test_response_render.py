@@ -9,15 +9,14 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from gateway.errors import InvalidRequestError, WorkerLostError
+from gateway.http.bodies.parsers import RESPONSES, ParseContext
 from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.render import (
     ResponseCollector,
     ResponseHead,
     ResponseStreamRenderer,
 )
-from gateway.http.parsers import RESPONSES, ParseContext
-from gateway.request.answer_options import AnswerOptions
-from gateway.request.events import (
+from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
     GenerationEvent,
@@ -25,6 +24,7 @@ from gateway.request.events import (
     ToolCallArguments,
     ToolCallStarted,
 )
+from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.wire.messages import TokenLogprob, TokenLogprobs, Usage
 
 BODY = RESPONSES.parse(b'{"model": "m", "input": "x"}', ParseContext({})).body

@@ -1,0 +1,496 @@
+"""Who may use a route: authorised by default, open only by name, and before a body is read."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
+
+from gateway import bridge
+from gateway.errors import (
+    ClientDisconnectedError,
+    DeniedError,
+    InvalidRequestError,
+    WorkerUnavailableError,
+)
+from gateway.http.access.hooking import shown_to_hooks
+from gateway.http.access.kept_answers import DurableClaim
+from gateway.http.access.replaying import (
+    Replay,
+    answered_once,
+    idempotency_key,
+    replay_of,
+    table_of,
+)
+from gateway.http.access.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
+from gateway.http.bodies.parsers import BodyKind
+from gateway.http.bodies.reading import OFF_LOOP_BYTES, SMALL_BYTES, BodyPlace
+from gateway.http.connections.disconnect import watch
+from gateway.http.parts import parts_of
+from gateway.request.callers.caller import Caller
+from gateway.request.callers.end_users import end_user_of
+from gateway.request.idempotency.replays import KeptAnswer
+from protocol.errors import NO_API_KEY, ErrorCode
+from protocol.wire.endpoints import is_loopback
+from protocol.wire.messages import Actor, Authorize, Granted, KeyRole
+
+ResultT = TypeVar("ResultT")
+
+
+_METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+
+_RESERVED_FIRST = frozenset(
+    {
+        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
+        *("/v1/embeddings", "/v1/decisions", "/v1/systemone"),
+        *("/v1/rerank", "/v2/rerank", "/v1/score"),
+    }
+)
+"""Metered routes that tell nothing of this server before the reservation."""
+
+
+_FORMS: Final = frozenset({"/v1/files"})
+"""Routes whose bodies are forms."""
+
+
+class GuardedRoute(APIRoute):
+    """A route that knows its caller before its handler runs, unless `ROUTE_RULES` opens it.
+
+    Handlers take the request and read it themselves, so nothing of FastAPI's own reading of
+    parameters and bodies runs for them.
+
+    Attributes:
+        answered_methods: The declared ones, and HEAD wherever there is GET.
+    """
+
+    @property
+    def rule(self) -> RouteRule:
+        """What this route asks of its caller.
+
+        Raises:
+            LookupError: Nobody has said so.
+        """
+        rule = ROUTE_RULES.get(self.path)
+        if rule is None:
+            raise LookupError(f"ROUTE_RULES doesn't say who may use {self.path}")
+        return rule
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler behind the guard."""
+        guard, endpoint = _GUARDS[self.rule.access], self.endpoint
+        path = self.path
+        is_replayable = self.rule.access in (Access.METERED, Access.ADMIN)
+        has_body = not _METHODS_WITH_BODY.isdisjoint(self.methods or ())
+
+        async def guarded(request: Request) -> Response:
+            if guard is not None:
+                await guard(request, path)
+            if has_body:
+                _check_kind_of_body(request)
+            if is_replayable and (key := idempotency_key(request)) is not None:
+                return await _answer_once(request, path, key, endpoint)
+            response: Response = await endpoint(request, **request.path_params)
+            return response
+
+        return guarded
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, without the context managers that FastAPI keeps for dependencies."""
+        if scope["method"] not in self.answered_methods:
+            await super().handle(scope, receive, send)
+            return
+        request = Request(scope, receive, send)
+        response = await self._guarded(request)
+        await response(scope, receive, send)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Whether this route answers a request; HEAD as GET (RFC 9110 §9.3.2).
+
+        The server sends no body in answer to HEAD, whatever the route says.
+        """
+        match, child_scope = super().matches(scope)
+        if match is Match.PARTIAL and scope["method"] in self.answered_methods:
+            match = Match.FULL
+        return match, child_scope
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        declared = frozenset(self.methods or ())
+        self.answered_methods = declared | {"HEAD"} if "GET" in declared else declared
+        self._guarded = self.get_route_handler()
+
+
+async def _guard_metered(request: Request, path: str) -> None:
+    """Know the caller before more than a little of the body is read.
+
+    Where the body alone decides what is answered before a reservation, what is served here among
+    it, the caller is always known first.
+
+    Raises:
+        DeniedError: There is no key, or it was unknown a moment ago or is so now.
+    """
+    parts = parts_of(request)
+    if not parts.settings.require_keys:
+        return
+    caller = caller_of(request)
+    if caller.key_digest is None:
+        raise DeniedError(NO_API_KEY, code=ErrorCode.INVALID_API_KEY)
+    refusal = parts.identities.refusal(caller.key_digest, caller.address)
+    if refusal is not None:
+        raise _again(refusal)
+    # Nothing is reserved for a handshake, though it may say that it has a body.
+    has_body = request.method in _METHODS_WITH_BODY and _has_small_body(request)
+    # Code of other packages runs for nobody who is not known.
+    is_reserved_first = path in _RESERVED_FIRST and has_body and not parts.hooks
+    if not is_reserved_first and parts.identities.find(caller.key_digest, scope_of(path)) is None:
+        await _identify(request, path)
+
+
+async def _answer_once(
+    request: Request, path: str, key: str, endpoint: Callable[..., Coroutine[Any, Any, Response]]
+) -> Response:
+    """Answer a request with an `Idempotency-Key`; who asks is known before its body is read."""
+    role: KeyRole = "user"
+    where = f"{request.method} {request.scope['path']}"
+    durable: DurableClaim | None = None
+    if ROUTE_RULES[path].access is Access.ADMIN:
+        # Never another administrator's: the answer may hold the secret of a new key.
+        role, owner = "admin", f"key {request.state.granted.key_id}"
+        caller, presented = caller_of(request), presented_key(request)
+        if presented is not None:
+            actor = Actor(
+                key_id=request.state.granted.key_id,
+                address=caller.address,
+                key_digest=caller.key_digest,
+            )
+            durable = DurableClaim(request, actor, f"{owner}\0{where}\0{key}", presented)
+    else:
+        identity = parts_of(request).identities.find(caller_of(request).key_digest, scope_of(path))
+        owner = (await _identify(request, path)).tenant if identity is None else identity.tenant
+    state: dict[str, Any] = request.scope["state"]
+    asked: list[Authorize] = []
+    state["caller"] = replace(caller_of(request), asked=asked)
+
+    async def judge(kept: KeptAnswer) -> None:
+        """By what the key may do now: the route, and the model and all else that was asked for."""
+        for like in kept.asked or (None,):
+            await _identify(request, path, role=role, like=like)
+
+    return await answered_once(
+        request,
+        Replay(table_of(request), owner, key, where, durable),
+        lambda: endpoint(request, **request.path_params),
+        judge,
+        asked,
+    )
+
+
+async def _guard_user(request: Request, path: str) -> None:
+    request.state.granted = await _identify(request, path)
+
+
+async def _guard_counted(request: Request, path: str) -> None:
+    request.state.granted = await _identify(request, path, is_counted=True)
+
+
+async def _guard_admin(request: Request, path: str) -> None:
+    request.state.granted = await _identify(request, path, role="admin")
+
+
+async def _guard_local(request: Request, path: str) -> None:
+    """Let everybody on this machine in, but no web page that a browser here shows.
+
+    Raises:
+        DeniedError: Elsewhere, or under a foreign name, there is no good key.
+        ForbiddenOriginError: The request has a foreign `Host` or `Origin`, and no key at all.
+    """
+    parts = parts_of(request)
+    if is_loopback(parts.settings.host):
+        foreign = parts.host_guard.refusal(request.headers)
+        if foreign is None:
+            return
+        if presented_key(request) is None:
+            raise foreign
+    await _guard_user(request, path)
+
+
+_GUARDS: dict[Access, Callable[[Request, str], Coroutine[Any, Any, None]] | None] = {
+    Access.OPEN: None,
+    Access.LOCAL: _guard_local,
+    Access.USER: _guard_user,
+    Access.COUNTED: _guard_counted,
+    Access.METERED: _guard_metered,
+    Access.ADMIN: _guard_admin,
+}
+
+
+async def _identify(
+    request: Request,
+    endpoint: str,
+    *,
+    role: KeyRole = "user",
+    is_counted: bool = False,
+    like: Authorize | None = None,
+    question_id: str = "",
+) -> Granted:
+    """Ask the auth worker who a caller is, and whether it may use a route; that reserves nothing.
+
+    Args:
+        request: Of the caller.
+        endpoint: The template of its route.
+        role: That it needs.
+        is_counted: Whether it counts as a request.
+        like: What was granted before, of whose model and kind this is.
+        question_id: Instead of the request's own id, where others may ask by that meanwhile.
+
+    Raises:
+        DeniedError: Nobody who may use this.
+        WorkerUnavailableError: Nobody answers, so nobody gets in.
+    """
+    parts, caller = parts_of(request), caller_of(request)
+    if parts.settings.require_keys:
+        refusal = parts.identities.refusal(caller.key_digest, caller.address)
+        if refusal is not None and caller.key_digest is not None:
+            raise _again(refusal)
+    try:
+        granted = await parts.auth.authorize(
+            bridge.authorize(
+                question_id or request.state.request_id,
+                key_digest=caller.key_digest,
+                endpoint=endpoint,
+                address=caller.address,
+                wait_s=parts.auth.timeout_s,
+                trace_id=caller.trace_id,
+                role=role,
+                scope=scope_of(endpoint),
+                is_token=bool(caller.token),
+                is_metered=is_counted,
+                model="" if like is None else like.model,
+                asked_tokens=0 if like is None else like.asked_tokens,
+                is_streaming=like is not None and like.is_streaming,
+                uses_tools=like is not None and like.uses_tools,
+            ),
+            caller.token,
+        )
+    except DeniedError as error:
+        request.state.log.key_id = error.key_id
+        if role == "user" or error.code is ErrorCode.INVALID_API_KEY:
+            parts.identities.note_denied(caller.key_digest, error, caller.address)
+        raise
+    request.state.log.key_id = granted.key_id
+    parts.identities.note_granted(caller.key_digest, granted, scope_of(endpoint))
+    return granted
+
+
+def _again(refusal: DeniedError) -> DeniedError:
+    """The same refusal for another request; one that was raised knows the frames of the first."""
+    return DeniedError(refusal.message, code=refusal.code, retry_after_s=refusal.retry_after_s)
+
+
+def _check_kind_of_body(request: Request) -> None:
+    """Take plain JSON only.
+
+    Without keys the type is asked for: a web page may send any other one without a preflight.
+
+    Raises:
+        InvalidRequestError: The body is compressed, or of another type.
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise InvalidRequestError(
+            f"The Content-Encoding {encoding[:64]!r} is not supported; send the body as plain JSON."
+        )
+    if request.scope["path"] in _FORMS:
+        return  # the route says what it takes; a page's `Origin` was looked at before
+    if not parts_of(request).settings.require_keys:
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type != "application/json":
+            raise InvalidRequestError("The Content-Type must be application/json.")
+
+
+def _has_small_body(request: Request) -> bool:
+    """Whether the body is on its way with the head, or nearly so, whoever sends it."""
+    if "expect" in request.headers:
+        return False  # it comes when we ask for it
+    length = request.headers.get("content-length", "")
+    return (
+        length.isascii() and length.isdecimal() and len(length) < 9 and int(length) <= SMALL_BYTES
+    )
+
+
+def caller_of(request: Request) -> Caller:
+    """Digest of the presented key, the client's address, and its own id for the request."""
+    state: dict[str, Any] = request.scope["state"]
+    caller: Caller | None = state.get("caller")
+    if caller is None:
+        key, client = presented_key(request), request.scope.get("client")
+        caller = state["caller"] = Caller(
+            None if key is None else hashlib.sha256(key.encode()).digest(),
+            "" if client is None else client[0],
+            state["trace_id"],
+            key if key is not None and is_token(key) else "",
+            end_user_of(request.headers.getlist, parts_of(request).settings.end_user_headers),
+            trace=None if (trace := state.get("trace")) is None else trace.context,
+        )
+    return caller
+
+
+def is_token(presented: str) -> bool:
+    """Whether what was presented has the form of a JSON Web Token.
+
+    That is three parts, of which the first is a JSON object in base64url.
+    """
+    return presented.startswith("eyJ") and presented.count(".") == 2
+
+
+def presented_key(request: Request) -> str | None:
+    """The key of `Authorization: Bearer` or of `X-API-Key`; None when neither was sent.
+
+    Raises:
+        DeniedError: Several were sent that differ: which one counts must be nobody's guess.
+    """
+    keys = {_bearer(value) for value in request.headers.getlist("authorization")}
+    keys.update(request.headers.getlist("x-api-key"))
+    keys.discard("")
+    if len(keys) > 1:
+        raise DeniedError(
+            "Several API keys that differ were sent in `Authorization` and `X-API-Key`; send one.",
+            code=ErrorCode.INVALID_API_KEY,
+        )
+    return keys.pop() if keys else None
+
+
+def _bearer(authorization: str) -> str:
+    scheme, _, credentials = authorization.partition(" ")
+    # Another scheme is no key of ours; taken whole, it is unknown to the auth worker.
+    return credentials.strip() if scheme.lower() == "bearer" else authorization
+
+
+async def tenant_of(request: Request, path: str) -> str:
+    """Whose things a request may see; asked of the auth worker unless it was a moment ago.
+
+    Args:
+        request: Of the caller.
+        path: The template of its route.
+
+    Raises:
+        DeniedError: Nobody who may use this.
+        WorkerUnavailableError: Nobody answers, so nobody gets in.
+    """
+    granted: Granted | None = getattr(request.state, "granted", None)
+    if granted is not None:
+        return granted.tenant
+    known = parts_of(request).identities.find(caller_of(request).key_digest, scope_of(path))
+    return (await _identify(request, path)).tenant if known is None else known.tenant
+
+
+async def key_id_of(request: Request, path: str) -> str:
+    """Whose key a request came with; empty where none is asked for and nobody knows.
+
+    Asked of the auth worker unless it was a moment ago: a body may take a minute to come, and a
+    WebSocket is open for an hour.
+
+    Args:
+        request: Of the caller.
+        path: The template of its route.
+
+    Raises:
+        DeniedError: Nobody who may use this.
+        WorkerUnavailableError: Nobody answers, so nobody gets in.
+    """
+    parts, digest = parts_of(request), caller_of(request).key_digest
+    if not parts.settings.require_keys:
+        return parts.identities.key_id(digest)
+    known = parts.identities.find(digest, scope_of(path))
+    return (await _identify(request, path)).key_id if known is None else known.key_id
+
+
+async def check_still_allowed(request: Request, tenant: str) -> None:
+    """See that whoever reads something for long may still do so; a silent auth worker ends nobody.
+
+    Raises:
+        DeniedError: Its key has ended, or may not use the route or see this tenant any more.
+    """
+    # What a request began in the background asks for its own grant by the request's id.
+    question_id = f"{request.state.request_id}:still_allowed"
+    path = request.scope["route"].path
+    try:
+        granted = await _identify(request, path, question_id=question_id)
+    except WorkerUnavailableError:
+        return
+    if granted.tenant != tenant:
+        raise DeniedError("This key may not read this any more.", code=ErrorCode.PERMISSION_DENIED)
+
+
+async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:
+    """What the body of a request says; parsing ends when its client leaves.
+
+    Raises:
+        InvalidRequestError: It is wrong.
+        ClientDisconnectedError: The client disconnected.
+        GatewayError: It is too large, or too much is under way.
+    """
+    return (await body_and_parsed(request, kind))[1]
+
+
+async def body_and_parsed(request: Request, kind: BodyKind[ResultT]) -> tuple[bytes, ResultT]:
+    """The same, with the body itself, for a route that has to parse it again."""
+    parts, caller = parts_of(request), caller_of(request)
+    identify = partial(key_id_of, request, request.scope["route"].path)
+    with parts.bodies.place(caller.name) as place:
+        body = await _read(request, place)
+        body = await shown_to_hooks(kind, body, request, caller, request.state.log, identify)
+        return body, await parsed(request, body, kind)
+
+
+async def parsed(request: Request, body: bytes, kind: BodyKind[ResultT]) -> ResultT:
+    """What bytes say; as `parsed_body` does it with a request's own body, which has been read."""
+    parsing = parts_of(request).bodies.parse(body, caller_of(request).name, kind)
+    if len(body) < OFF_LOOP_BYTES:
+        return await parsing
+    task = asyncio.get_running_loop().create_task(parsing)
+    stop = watch(request.scope, request.receive, partial(_cancel, task))
+    try:
+        await asyncio.wait((task,))
+    finally:
+        stop()
+        task.cancel()
+    if task.cancelled():
+        raise ClientDisconnectedError("The client disconnected.")
+    return task.result()
+
+
+def _cancel(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
+
+
+async def read_body(request: Request) -> bytes:
+    """The body of a request, within the bounds of its caller."""
+    with parts_of(request).bodies.place(caller_of(request).name) as place:
+        return await _read(request, place)
+
+
+async def _read(request: Request, place: BodyPlace) -> bytes:
+    state = request.scope["state"]
+    state["has_read_body"] = False
+    body = await parts_of(request).bodies.read(request.receive, place)
+    state["has_read_body"] = True
+    if (replay := replay_of(request)) is not None:
+        await replay.on_body(body)
+    return body
+
+
+def leaves_body_unread(request: Request) -> bool:
+    """Whether a body that is large, or late, is on its way: the connection had better end."""
+    has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
+    has_read: bool | None = getattr(request.state, "has_read_body", None)
+    if not has_body or has_read:
+        return False
+    return has_read is not None or not _has_small_body(request)

@@ -1,0 +1,352 @@
+"""/v1/responses over a WebSocket: one response after another, and the last one remembered."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+import orjson
+from fastapi import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.errors import ClientDisconnectedError, GatewayError, InvalidRequestError
+from gateway.http.access.guard import caller_of, key_id_of, tenant_of
+from gateway.http.access.hooking import shown_to_hooks
+from gateway.http.answers.hosted_answering import hosted_turns
+from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.responses import Answering
+from gateway.http.bodies.parsed_bodies import (
+    SocketBody,
+)
+from gateway.http.bodies.parsers import (
+    CONTINUED_SOCKET,
+    SOCKET,
+)
+from gateway.http.connections.websocket import CloseCode, Upgrade, WebSocket
+from gateway.http.errors.error_table import ERROR_TABLE
+from gateway.http.openresponses.convert import AskedResponse
+from gateway.http.openresponses.render import ToldEvent
+from gateway.http.openresponses.stored_items import joined
+from gateway.http.parts import parts_of
+from gateway.http.response_turns.hosted_turns import HostedTurns
+from gateway.http.response_turns.response_shape import ResponseShape, body_of
+from gateway.http.response_turns.stored_turns import LocalTurn, ReadContext, StoredTurn, shortened
+from gateway.request.jobs.job import RESPONSES_ENDPOINT
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.lifecycle.request import Request
+from gateway.telemetry.access_log import AccessRecord
+from gateway.telemetry.request_trace import RequestTraces
+from protocol.wire.messages import Usage
+
+MAX_OPEN_S: Final = 3600.0
+"""As OpenAI's server does, so that clients know it: they connect again."""
+SWITCHING: Final = 101
+_logger = logging.getLogger("penstock.gateway.http")
+
+
+class SocketAnswer(Response):
+    """The answer to a handshake: everything that is said on the connection from then on.
+
+    Args:
+        request: Of the handshake.
+        upgrade: Of the connection.
+    """
+
+    def __init__(self, request: HttpRequest, upgrade: Upgrade) -> None:
+        super().__init__(status_code=SWITCHING)
+        self._request = request
+        self._upgrade = upgrade
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Talk until one side ends it."""
+        state = self._request.state
+        record: AccessRecord = state.log
+        record.route, record.status = RESPONSES_ENDPOINT, SWITCHING
+        parts = parts_of(self._request)
+        parts.metrics.on_http_answer(RESPONSES_ENDPOINT, SWITCHING)
+        headers = {
+            b"x-request-id": (state.trace_id or state.request_id).encode("ascii"),
+            b"x-penstock-request-id": state.request_id.encode("ascii"),
+        }
+        socket = self._upgrade.accept(headers, parts.settings.max_body_bytes)
+        try:
+            await ResponseSocket(self._request, socket, parts.clock).talk()
+        except ClientDisconnectedError:
+            pass
+        except Exception:
+            _logger.exception("request %s: a WebSocket failed", state.request_id)
+            socket.close(CloseCode.INTERNAL_ERROR, "Internal server error.")
+        finally:
+            socket.close(CloseCode.GOING_AWAY)
+
+
+class ResponseSocket:
+    """What is said on one WebSocket.
+
+    Args:
+        request: Of the handshake.
+        socket: Open.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, request: HttpRequest, socket: WebSocket, clock: Callable[[], float]) -> None:
+        self._request = request
+        self._socket = socket
+        self._clock = clock
+        self._parts = parts_of(request)
+        settings = self._parts.settings
+        self._traces = RequestTraces(settings.trace_ratio, settings.trace_clients)
+        self._last: LocalTurn | None = None
+        self._num_turns = 0
+
+    async def talk(self) -> None:
+        """Answer one message after another until the client leaves, or for an hour."""
+        try:
+            async with asyncio.timeout(MAX_OPEN_S) as limit:
+                while (message := await self._socket.receive()) is not None:
+                    if self._parts.requests.is_draining:
+                        self._socket.close(CloseCode.GOING_AWAY, "This server is shutting down.")
+                        return
+                    due = limit.when()
+                    limit.reschedule(None)  # a response is not cut off by it
+                    await self._answer(message)
+                    limit.reschedule(due)
+        except TimeoutError:
+            await self._refuse(
+                InvalidRequestError(
+                    f"A connection is open for {MAX_OPEN_S / 60:g} minutes at most; connect again."
+                ),
+                code="websocket_connection_limit_reached",
+            )
+            self._socket.close(CloseCode.GOING_AWAY, "Connect again.")
+
+    async def _answer(self, message: bytes) -> None:
+        """One message of the client; whatever is wrong with it, the connection goes on."""
+        self._num_turns += 1
+        state = self._request.state
+        turn_id = f"{state.request_id}x{self._num_turns}"
+        record = AccessRecord(
+            turn_id,
+            state.trace_id,
+            "WEBSOCKET",
+            self._clock(),
+            address=state.log.address,
+            route=RESPONSES_ENDPOINT,
+            status=200,
+        )
+        previous: str | None = None
+        # Of its own, however long the connection is open.
+        trace = self._traces.begin(self._request.scope["headers"])
+        caller = replace(caller_of(self._request), trace=None if trace is None else trace.context)
+        state.caller = caller
+        try:
+            identify = partial(key_id_of, self._request, RESPONSES_ENDPOINT)
+            bodies = self._parts.bodies
+            with bodies.place(caller.name) as place:
+                await bodies.hold(message, place)
+                message = await shown_to_hooks(
+                    SOCKET, message, self._request, caller, record, identify
+                )
+                body = await bodies.parse(message, caller.name, SOCKET)
+            if body.type == "response.processed":
+                return  # Codex says so; nothing follows from it
+            if body.type != "response.create" or body.asked is None:
+                raise InvalidRequestError(
+                    f"Invalid `type`: `{body.type[:100]}` is not known; say `response.create`.",
+                    param="type",
+                )
+            previous = body.asked.refs.previous_id
+            await self._respond(message, body, body.asked, turn_id, record)
+        except ClientDisconnectedError:
+            raise
+        except GatewayError as error:
+            await self._end_turn(error, previous, record)
+        except Exception:
+            # A bug that one message has met is nothing to the next one.
+            _logger.exception("request %s: a message of a WebSocket failed", turn_id)
+            await self._end_turn(GatewayError("Internal server error."), previous, record)
+        finally:
+            now = self._clock()
+            self._parts.access_log.write(record, now)
+            if trace is not None:
+                trace.tell(record, now)
+
+    async def _end_turn(
+        self, error: GatewayError, previous: str | None, record: AccessRecord
+    ) -> None:
+        """Tell of what a message has failed with."""
+        record.error_code, record.status = str(error.code), ERROR_TABLE[error.code].status
+        if self._last is not None and previous == self._last.response_id:
+            self._last = None  # as OpenAI's does: it isn't continued from there again
+        await self._refuse(error)
+
+    async def _respond(
+        self,
+        message: bytes,
+        body: SocketBody,
+        asked: AskedResponse,
+        turn_id: str,
+        record: AccessRecord,
+    ) -> None:
+        turn = StoredTurn(self._parts.store, f"resp_{turn_id}", local=self._last)
+        context = ReadContext(message, b"[]", {})
+        try:
+            if not asked.refs.is_empty:
+                # Who calls may have changed since the handshake.
+                self._request.state.granted = None
+                turn.tenant = await tenant_of(self._request, RESPONSES_ENDPOINT)
+                context = await turn.read(message, asked.refs)
+                asked = await self._reparsed(context.frame())
+            ignored_headers(body_of(asked).ignored, strict=self._parts.settings.strict_fields)
+            if not body.generates:
+                await self._prepare_only(asked, turn, context)
+            else:
+                await self._generate(asked, turn, context, record)
+        finally:
+            turn.close()
+
+    async def _generate(
+        self,
+        asked: AskedResponse,
+        turn: StoredTurn,
+        context: ReadContext,
+        record: AccessRecord,
+    ) -> None:
+        while True:
+            try:
+                final_items = await self._make(asked, turn, context, record)
+            except GatewayError as error:
+                asked = await shortened(asked, context, error, self._reparsed)
+            else:
+                break
+        if final_items is not None:
+            self._remember(turn, asked, context, final_items)
+
+    async def _make(
+        self,
+        asked: AskedResponse,
+        turn: StoredTurn,
+        context: ReadContext,
+        record: AccessRecord,
+    ) -> bytes | None:
+        """Generate and tell; the output, or None when it failed after it had begun.
+
+        Raises:
+            GatewayError: It failed before anything of it was told.
+        """
+        request: Request | HostedTurns
+        work: GenerationWork | HostedTurns
+        if body_of(asked).hosted.servers:
+            self._request.state.granted = None
+            turn.tenant = await tenant_of(self._request, RESPONSES_ENDPOINT)
+            request = work = hosted_turns(
+                self._request, asked, turn, context, record.request_id, self._reparsed
+            )
+            shape = ResponseShape(asked, turn, self._parts.wall_clock, request.tools)
+        else:
+            request, work = self._parts.requests.generation(
+                body_of(asked).job, caller_of(self._request), record.request_id
+            )
+            shape = ResponseShape(asked, turn, self._parts.wall_clock)
+        self._socket.on_lost(request.on_client_gone)
+        try:
+            await request.start()
+            found = await work.next_events(None)
+            events = shape.events(request)
+            try:
+                while found is not None:
+                    await self._tell(events.render(found))
+                    found = await work.next_events(None)
+                last = events.finish(work.usage())
+                await shape.keep(request)
+                output = None if events.final is None else events.final.output
+            except ClientDisconnectedError:
+                raise
+            except GatewayError as error:
+                record.error_code = str(error.code)
+                last, output = events.fail(error), None
+                if request.keeps_failure:
+                    with contextlib.suppress(GatewayError):
+                        await shape.keep(request)
+            await self._tell(last)
+            if output is None:
+                self._last = None
+            return output
+        finally:
+            self._socket.on_lost(None)
+            request.end("aborted")
+            self._note(record, request)
+
+    def _note(self, record: AccessRecord, request: Answering) -> None:
+        usage = request.usage()
+        if request.identity is not None:
+            record.key_id = request.identity.key_id
+        record.model, record.outcome = request.model, request.outcome or ""
+        record.first_output_s = request.first_output_s
+        record.prompt_tokens = usage.prompt_tokens
+        record.completion_tokens = usage.completion_tokens
+        record.cached_tokens = usage.cached_tokens
+        request.release()
+
+    async def _prepare_only(
+        self, asked: AskedResponse, turn: StoredTurn, context: ReadContext
+    ) -> None:
+        """`generate: false`: the input is remembered, and an empty response names it.
+
+        Raises:
+            InvalidRequestError: It has become more than is remembered.
+        """
+        items = joined((context.items, asked.input_json.encode()))
+        max_bytes = self._parts.settings.store_max_context_bytes
+        if len(items) > max_bytes:
+            raise InvalidRequestError(
+                f"Invalid `input`: with what it goes on from it has {len(items)} bytes, and"
+                f" {max_bytes} are remembered (PENSTOCK_STORE_MAX_CONTEXT_BYTES); compact it or"
+                " begin again.",
+                param="input",
+            )
+        shape = ResponseShape(asked, turn, self._parts.wall_clock)
+        events = shape.prepared(turn.response_id)
+        await self._tell(events.render([]))
+        await self._tell(events.finish(Usage()))
+        self._last = LocalTurn(turn.response_id, items, is_stored=False)
+
+    def _remember(
+        self, turn: StoredTurn, asked: AskedResponse, context: ReadContext, output: bytes
+    ) -> None:
+        """What the next response may go on from, unless it has become too much."""
+        items = joined((context.items, asked.input_json.encode(), output))
+        is_small = len(items) <= self._parts.settings.store_max_context_bytes
+        is_free = asked.refs.conversation_id is None
+        self._last = (
+            LocalTurn(turn.response_id, items, is_stored=asked.is_stored)
+            if is_small and is_free
+            else None
+        )
+
+    async def _reparsed(self, frame: bytes) -> AskedResponse:
+        body = await self._parts.bodies.parse(
+            frame, caller_of(self._request).name, CONTINUED_SOCKET
+        )
+        assert body.asked is not None, "it was one before"
+        return body.asked
+
+    async def _tell(self, events: list[ToldEvent]) -> None:
+        for event in events:
+            await self._socket.send(event.body)
+
+    async def _refuse(self, error: GatewayError, code: str = "") -> None:
+        row = ERROR_TABLE[error.code]
+        told = {
+            "type": row.type,
+            "code": code or row.code,
+            "message": error.message,
+            "param": error.param,
+        }
+        await self._socket.send(
+            orjson.dumps({"type": "error", "status": row.status, "error": told})
+        )

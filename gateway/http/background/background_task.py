@@ -1,0 +1,82 @@
+"""What a background response is made from, as the store keeps it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.http.openresponses.convert import AskedResponse
+from gateway.http.openresponses.render import FinalResponse, ResponseEvents, ToldEvent
+from gateway.http.openresponses.stored_items import base_of
+from gateway.http.response_turns.response_shape import body_of, item_maker, response_head
+from gateway.http.response_turns.stored_turns import ReadContext
+from gateway.request.callers.caller import Caller
+from gateway.storage.records import EventPiece
+from protocol.runtime.tracing import context_of
+from protocol.wire import codec
+
+
+@dataclass(frozen=True, slots=True)
+class BackgroundTask:
+    """What a job has to know; written to the store as it stands.
+
+    Attributes:
+        asked: With its body.
+        key_digest: SHA-256 of the caller's key; None without one.
+        created: Unix seconds.
+        context: For a request that is parsed again: because its oldest items may be left out, or
+            because this server runs its tools. None for any other.
+        traceparent: Where in a trace it belongs; empty where it isn't traced.
+    """
+
+    asked: AskedResponse
+    key_digest: bytes | None
+    address: str
+    trace_id: str
+    end_user: str
+    created: int
+    context: ReadContext | None
+    traceparent: str = ""
+
+    def caller(self) -> Caller:
+        """Who asked."""
+        return Caller(
+            self.key_digest,
+            self.address,
+            self.trace_id,
+            end_user=self.end_user,
+            trace=context_of(self.traceparent),
+        )
+
+
+_decoder: Final[codec.Decoder[BackgroundTask]] = codec.Decoder(BackgroundTask)
+
+
+def encoded(task: BackgroundTask) -> bytes:
+    """A task for the store."""
+    return codec.encode_value(task)
+
+
+def decoded(task: bytes) -> BackgroundTask:
+    """A task of the store.
+
+    Raises:
+        DecodeError: It is none.
+    """
+    return _decoder.decode(task)
+
+
+def begun(
+    response_id: str, asked: AskedResponse, created: int, wall_clock: Callable[[], float]
+) -> tuple[FinalResponse, EventPiece]:
+    """What a response says while it is queued, and the events that say so."""
+    events = ResponseEvents(
+        response_head(response_id, created, body_of(asked), wall_clock),
+        item_maker(base_of(response_id), body_of(asked)),
+    )
+    return events.running("queued"), piece_of(events.queued())
+
+
+def piece_of(events: Sequence[ToldEvent]) -> EventPiece:
+    """Events as the store keeps them."""
+    body = b"[" + b",".join(event.body for event in events) + b"]"
+    return EventPiece(events[0].number, events[-1].number, body)

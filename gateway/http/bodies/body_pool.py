@@ -1,0 +1,187 @@
+"""The processes that parse large bodies: started when they are needed, ended when nothing comes."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from gateway.errors import GatewayError, InvalidRequestError, OverloadedError
+from gateway.http.bodies.body_process import FAILURE, LENGTH_BYTES, RESULT, ParseTask, Refusal
+from gateway.http.bodies.parsers import KINDS, BodyKind, ParseContext
+from gateway.http.bodies.turns import Turns
+from protocol.wire import codec
+
+IDLE_S = 60.0
+"""A process without work for so long is ended; its memory is worth more."""
+PARSE_TIMEOUT_S = 60.0
+_COMMAND = (sys.executable, "-m", "gateway.http.bodies.body_process")
+_PIPE_BYTES = 256 * 1024
+_logger = logging.getLogger("penstock.gateway.http")
+
+ResultT = TypeVar("ResultT")
+_refusal_decoder: codec.Decoder[Refusal] = codec.Decoder(Refusal)
+
+
+class BodyPool:
+    """Parses bodies in processes of their own, callers in turn.
+
+    Args:
+        environment: Of the processes.
+        max_processes: Bodies that are parsed at a time; one a caller.
+        command: Starts a process.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        *,
+        max_processes: int = 2,
+        command: Sequence[str] = _COMMAND,
+    ) -> None:
+        self._environment = dict(environment)
+        self._command = command
+        self._turns = Turns(max_processes, 1)
+        self._idle: list[asyncio.subprocess.Process] = []
+        self._busy: set[asyncio.subprocess.Process] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        # Made at the start: each takes milliseconds.
+        self._decoders: dict[str, codec.Decoder[Any]] = {
+            kind.name: codec.Decoder(kind.result) for kind in KINDS.values()
+        }
+
+    async def parse(
+        self, body: bytes, caller: bytes, kind: BodyKind[ResultT], context: ParseContext
+    ) -> ResultT:
+        """What a body says. A call that is cancelled ends the process that worked on it.
+
+        Raises:
+            InvalidRequestError: The body is wrong.
+            OverloadedError: The process was killed, or took too long.
+            GatewayError: A bug of ours; the process goes on unless it was ended by it.
+            DeniedError: Too many bodies of the caller wait.
+        """
+        task = codec.encode_value(ParseTask(kind.name, context))
+        await self._turns.take(caller)
+        try:
+            frame = await self._ask(task, body)
+        finally:
+            self._turns.give(caller)
+        if frame[:1] == RESULT:
+            result: ResultT = self._decoders[kind.name].decode(memoryview(frame)[1:])
+            return result
+        if frame[:1] == FAILURE:
+            where = frame[1:].decode("utf-8", "replace")
+            _logger.error("a bug ended the parsing of a body of the kind %s:\n%s", kind.name, where)
+            raise GatewayError("Internal server error.")
+        refusal = _refusal_decoder.decode(memoryview(frame)[1:])
+        raise InvalidRequestError(refusal.message, code=refusal.code, param=refusal.param)
+
+    async def close(self) -> None:
+        """End all processes."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for process in (*self._idle, *self._busy):
+            await _end(process)
+        self._idle.clear()
+
+    async def _ask(self, task: bytes, body: bytes) -> bytes:
+        while True:
+            process, is_new = await self._process()
+            try:
+                return await self._ask_one(process, task, body)
+            except (ConnectionError, asyncio.IncompleteReadError) as error:
+                code = process.returncode or 0
+                if code > 0:
+                    raise GatewayError("Internal server error.") from error
+                if is_new:
+                    raise _could_not_parse() from error
+                # It was killed while it was idle: nothing is wrong with this body.
+            except TimeoutError as error:
+                raise _could_not_parse() from error
+
+    async def _ask_one(
+        self, process: asyncio.subprocess.Process, task: bytes, body: bytes
+    ) -> bytes:
+        self._busy.add(process)
+        is_well = False
+        try:
+            async with asyncio.timeout(PARSE_TIMEOUT_S):
+                frame = await _exchange(process, task, body)
+            is_well = True
+            return frame
+        except (TimeoutError, ConnectionError, asyncio.IncompleteReadError) as error:
+            await _end(process)
+            _logger.error(
+                "a process that parses bodies ended with %s (%s)",
+                process.returncode,
+                type(error).__name__,
+            )
+            raise
+        finally:
+            self._busy.discard(process)
+            if is_well:
+                self._idle.append(process)
+                self._plan_end()
+            else:
+                await _end(process)
+
+    async def _process(self) -> tuple[asyncio.subprocess.Process, bool]:
+        """An idle one that lives, else a new one; whether it is new."""
+        while self._idle:
+            process = self._idle.pop()
+            if process.returncode is None:
+                return process, False
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=self._environment,
+                limit=_PIPE_BYTES,
+                start_new_session=True,  # Ctrl-C is for the gateway, which lets requests finish
+            )
+        except OSError as error:
+            _logger.error("cannot start a process that parses bodies: %s", error.strerror)
+            raise _could_not_parse() from error
+        return process, True
+
+    def _plan_end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(IDLE_S, self._end_idle)
+
+    def _end_idle(self) -> None:
+        idle, self._idle = self._idle, []
+        for process in idle:
+            if process.stdin is not None:
+                process.stdin.close()  # its end of input
+
+
+def _could_not_parse() -> OverloadedError:
+    return OverloadedError("The request body could not be parsed; please try again later.")
+
+
+async def _exchange(process: asyncio.subprocess.Process, task: bytes, body: bytes) -> bytes:
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None, "it was started with pipes"
+    assert stdout is not None, "it was started with pipes"
+    for frame in (task, body):
+        stdin.write(len(frame).to_bytes(LENGTH_BYTES, "big"))
+        view = memoryview(frame)
+        for start in range(0, len(frame), _PIPE_BYTES):
+            stdin.write(view[start : start + _PIPE_BYTES])
+            await stdin.drain()
+    length = int.from_bytes(await stdout.readexactly(LENGTH_BYTES), "big")
+    return await stdout.readexactly(length)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            # Its own `kill` may reap a process that has just died, and asyncio would not learn how.
+            os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()

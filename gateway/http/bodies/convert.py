@@ -1,0 +1,306 @@
+"""From a checked HTTP body to what is asked of the wire: the only place that knows both."""
+
+import random
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from gateway import bridge
+from gateway.errors import InvalidRequestError
+from gateway.http.schemas.body import dump_json
+from gateway.http.schemas.chat import ChatRequest
+from gateway.http.schemas.completion import CompletionRequest
+from gateway.http.schemas.functions import names_functions
+from gateway.http.schemas.messages import clean_messages, clean_tools, custom_names, tool_name
+from gateway.http.schemas.sampling import GenerationRequest
+from gateway.http.schemas.tokenize import TokenizeRequest
+from gateway.http.schemas.tool_choice import choice_mode
+from gateway.request.callers.end_users import named_end_user
+from gateway.request.jobs.answer_options import PLAIN_ANSWER, AnswerOptions
+from gateway.request.jobs.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT, GenerationJob
+from protocol.wire.messages import Prepare, SamplingDefaults, SamplingParams
+
+SEED_BITS = 63
+_SEED_MASK = (1 << SEED_BITS) - 1
+
+MAX_MIDDLE_MARKERS = 3
+"""Tokens that tell a model what stands before and behind the text that it fills in."""
+NEUTRAL_DEFAULTS = SamplingDefaults()
+"""For a model that recommends nothing, or that nobody serves."""
+
+
+_seeds = random.Random(secrets.randbits(256))  # noqa: S311  # seeds are no secrets
+
+
+def random_seed() -> int:
+    """A seed for a request that brought none."""
+    return _seeds.getrandbits(SEED_BITS)
+
+
+def chat_job(
+    request: ChatRequest,
+    raw: dict[str, Any],
+    defaults: SamplingDefaults = NEUTRAL_DEFAULTS,
+    make_seed: Callable[[], int] = random_seed,
+) -> GenerationJob:
+    """A chat request for the wire.
+
+    Args:
+        request: The checked request.
+        raw: The JSON object it came from; messages travel as the client wrote them.
+        defaults: The model's own, for parameters that the client left out.
+        make_seed: Gives the seed when the client gave none.
+
+    Raises:
+        InvalidRequestError: A part is nested too deep to be written again.
+    """
+    messages_json = dump_json(clean_messages(raw["messages"]), "messages")
+    may_call = bool(request.tools) and request.tool_choice != "none"
+    tools = _callable_tools(request, raw["tools"]) if may_call else []
+    tools_json = dump_json(clean_tools(tools), "tools") if may_call else None
+    enforced = clean_tools(tools, with_strict=True) if may_call else None
+    kwargs = _template_kwargs(request)
+    continues = bool(request.continue_final_message)
+    adds_prompt = request.add_generation_prompt
+    wanted = request.wanted_content
+    budget = request.thinking_token_budget
+    options = _options(
+        request,
+        shows_reasoning=request.include_reasoning is not False,
+        names_functions=names_functions(raw),
+        custom_tools=custom_names(request.tools),
+    )
+    kwargs_json = _kwargs_json(request, kwargs) if kwargs else None
+    prepare = bridge.prompt(
+        "chat",
+        messages_json=messages_json,
+        tools_json=tools_json,
+        template_kwargs_json=kwargs_json,
+        add_generation_prompt=not continues if adds_prompt is None else adds_prompt,
+        continue_final_message=continues,
+        max_tokens=request.output_limit,
+        truncate_prompt_tokens=request.truncate_prompt_tokens,
+        chat_template=request.chat_template,
+        cache_salt=request.cache_salt or "",
+    )
+    return GenerationJob(
+        endpoint=CHAT_ENDPOINT,
+        model=request.model,
+        prepares=(prepare,),
+        sampling=_sampling(request, options, request.output_limit, defaults, make_seed),
+        max_tokens=request.output_limit,
+        prompt_bytes=_bound(
+            sum(len((text or "").encode()) for text in (messages_json, tools_json, kwargs_json)),
+            request,
+        ),
+        tools_json=tools_json,
+        enforced_tools_json=dump_json(enforced, "tools") if enforced is not None else None,
+        tool_choice=choice_mode(request.tool_choice) if may_call else "none",
+        tool_name=request.named_tool or "",
+        response_grammar=None if wanted is None else wanted.grammar,
+        grammar_param="tools" if wanted is None else wanted.param,
+        parallel_tool_calls=request.parallel_tool_calls is not False,
+        parse_reasoning=True,
+        wants_reasoning=request.reasoning_effort not in (None, "none"),
+        thinking=_thinking(kwargs),
+        reasoning_effort=_effort(kwargs),
+        thinking_budget=budget,
+        demands_budget=budget is not None and budget >= 0,
+        options=options,
+        end_user=named_end_user(request.safety_identifier, request.user),
+        is_background=(request.priority or 0) > 0,
+    )
+
+
+def completion_job(
+    request: CompletionRequest,
+    defaults: SamplingDefaults = NEUTRAL_DEFAULTS,
+    make_seed: Callable[[], int] = random_seed,
+) -> GenerationJob:
+    """A completion request for the wire; the arguments are those of `chat_job`."""
+    prompts = request.prompts
+    adds_special_tokens = request.add_special_tokens is not False
+    options = replace(_options(request), echoes=bool(request.echo))
+    wanted = request.wanted_content
+    max_tokens = request.output_limit or 1
+    prepares = tuple(
+        bridge.prompt(
+            "completion",
+            text=prompt if isinstance(prompt, str) else None,
+            token_ids=None if isinstance(prompt, str) else tuple(prompt),
+            add_special_tokens=adds_special_tokens,
+            max_tokens=max_tokens,
+            truncate_prompt_tokens=request.truncate_prompt_tokens,
+            # The log probabilities of a prompt leave out its first token, its echo doesn't.
+            return_tokens=options.echoes and options.num_top_logprobs is not None,
+            suffix=request.suffix or None,
+            cache_salt=request.cache_salt or "",
+        )
+        for prompt in prompts
+    )
+    return GenerationJob(
+        endpoint=COMPLETION_ENDPOINT,
+        model=request.model,
+        prepares=prepares,
+        sampling=_sampling(request, options, max_tokens, defaults, make_seed),
+        max_tokens=max_tokens,
+        # A token of text has at least one byte; ids are tokens already.
+        prompt_bytes=sum(
+            _bound(len(prompt.encode()) if isinstance(prompt, str) else len(prompt), request)
+            + (len(request.suffix.encode()) + MAX_MIDDLE_MARKERS if request.suffix else 0)
+            for prompt in prompts
+        ),
+        response_grammar=None if wanted is None else wanted.grammar,
+        grammar_param="prompt" if wanted is None else wanted.param,
+        discards_output=request.output_limit == 0,
+        options=options,
+        end_user=named_end_user(request.safety_identifier, request.user),
+        is_background=(request.priority or 0) > 0,
+    )
+
+
+def _callable_tools(request: ChatRequest, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    allowed = request.allowed_tools
+    if allowed is None:
+        return tools
+    return [tool for tool in tools if tool_name(tool) in allowed]
+
+
+def tokenize_question(request: TokenizeRequest, raw: dict[str, Any]) -> Prepare:
+    """A tokenisation for the wire.
+
+    Args:
+        request: The checked request.
+        raw: The JSON object it came from; messages travel as the client wrote them.
+
+    Raises:
+        InvalidRequestError: A part is nested too deep to be written again.
+    """
+    messages, tools, kwargs = raw.get("messages"), raw.get("tools"), request.chat_template_kwargs
+    continues = bool(request.continue_final_message)
+    adds_prompt = request.add_generation_prompt
+    return bridge.prompt(
+        "count",
+        messages_json=dump_json(clean_messages(messages), "messages") if messages else None,
+        tools_json=dump_json(clean_tools(tools), "tools") if tools else None,
+        template_kwargs_json=dump_json(kwargs, "chat_template_kwargs") if kwargs else None,
+        text=request.prompt,
+        add_generation_prompt=not continues if adds_prompt is None else adds_prompt,
+        continue_final_message=continues,
+        add_special_tokens=request.add_special_tokens is not False,
+        return_tokens=bool(request.return_token_strs),
+        chat_template=request.chat_template,
+    )
+
+
+def _options(
+    request: GenerationRequest,
+    *,
+    shows_reasoning: bool = PLAIN_ANSWER.shows_reasoning,
+    names_functions: bool = False,
+    custom_tools: frozenset[str] = frozenset(),
+) -> AnswerOptions:
+    return AnswerOptions(
+        num_choices=request.num_generated,
+        num_answers=request.n or 1,
+        num_top_logprobs=request.num_top_logprobs,
+        num_wanted_logprobs=len(request.logprob_token_ids or ()),
+        num_prompt_logprobs=request.prompt_logprobs,
+        is_streaming=bool(request.stream),
+        shows_token_ids=bool(request.return_token_ids),
+        shows_budget_warnings=bool(request.include_budget_warnings),
+        shows_timings=bool(request.include_timings),
+        names_token_ids=bool(request.return_tokens_as_token_ids),
+        include_usage=request.include_usage,
+        continuous_usage=request.continuous_usage,
+        shows_reasoning=shows_reasoning,
+        names_functions=names_functions,
+        custom_tools=custom_tools,
+    )
+
+
+def _bound(num_bytes: int, request: GenerationRequest) -> int:
+    """The most tokens that a prompt of so many bytes can have left."""
+    kept = request.truncate_prompt_tokens
+    return num_bytes if kept is None or kept < 0 else min(num_bytes, kept)
+
+
+def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
+    kwargs = dict(request.chat_template_kwargs or {})
+    if request.reasoning_effort is not None:
+        # Templates know one or the other; both say the same.
+        kwargs.setdefault("reasoning_effort", request.reasoning_effort)
+        kwargs.setdefault("enable_thinking", request.reasoning_effort not in ("none", "minimal"))
+    if request.verbosity not in (None, "medium"):
+        kwargs.setdefault("verbosity", request.verbosity)
+    if request.documents:
+        kwargs["documents"] = request.documents
+    return kwargs
+
+
+def _kwargs_json(request: ChatRequest, kwargs: dict[str, Any]) -> str:
+    try:
+        return dump_json(kwargs, "chat_template_kwargs")
+    except InvalidRequestError:
+        dump_json([request.documents], "documents")  # which are among them
+        raise
+
+
+def _thinking(kwargs: dict[str, Any]) -> bool | None:
+    """What the arguments of the template say about reasoning, in the words that templates know."""
+    for name in ("enable_thinking", "thinking"):
+        if isinstance(kwargs.get(name), bool):
+            return bool(kwargs[name])
+    return None
+
+
+def _effort(kwargs: dict[str, Any]) -> str:
+    """The effort that a request asks for, for whichever template it says so."""
+    effort = kwargs.get("reasoning_effort")
+    return effort if isinstance(effort, str) else ""
+
+
+def _sampling(
+    request: GenerationRequest,
+    options: AnswerOptions,
+    max_tokens: int | None,
+    defaults: SamplingDefaults,
+    make_seed: Callable[[], int],
+) -> SamplingParams:
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
+    allowed = request.allowed_token_ids
+    return SamplingParams(
+        temperature=_first(request.temperature, defaults.temperature, 1.0),
+        # Other servers write -1 for "all".
+        top_k=max(0, int(_first(request.top_k, defaults.top_k, 0))),
+        top_p=_first(request.top_p, defaults.top_p, 1.0),
+        min_p=_first(request.min_p, defaults.min_p, 0.0),
+        presence_penalty=_first(request.presence_penalty, None, 0.0),
+        frequency_penalty=_first(request.frequency_penalty, None, 0.0),
+        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+        seed=make_seed() if request.seed is None else request.seed & _SEED_MASK,
+        max_tokens=max_tokens,
+        min_tokens=request.min_tokens or 0,
+        stop=stop,
+        stop_token_ids=tuple(request.stop_token_ids or ()),
+        ignore_eos=bool(request.ignore_eos),
+        skip_special_tokens=request.skip_special_tokens is not False,
+        include_stop_str_in_output=bool(request.include_stop_str_in_output),
+        logit_bias=tuple(
+            (int(token_id), float(bias)) for token_id, bias in (request.logit_bias or {}).items()
+        ),
+        allowed_token_ids=None if allowed is None else tuple(allowed),
+        bad_words=tuple(request.bad_words or ()),
+        logprobs=options.engine_logprobs,
+        prompt_logprobs=options.engine_prompt_logprobs,
+        # The same token twice would say the same twice.
+        logprob_token_ids=tuple(dict.fromkeys(request.logprob_token_ids or ())),
+    )
+
+
+def _first(requested: float | None, recommended: float | None, neutral: float) -> float:
+    """What the client said, else what the model recommends, else what changes nothing."""
+    if requested is not None:
+        return float(requested)
+    return neutral if recommended is None else float(recommended)

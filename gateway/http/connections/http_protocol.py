@@ -1,0 +1,462 @@
+"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on a head's size and time."""
+
+import asyncio
+import contextlib
+import select
+import socket
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, cast
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from gateway.http.connections.disconnect import EXTENSION, Disconnects
+from gateway.http.connections.limits import ConnectionLimits
+from gateway.http.connections.websocket import EXTENSION as WEBSOCKET
+from gateway.http.connections.websocket import CloseCode, WebSocket, accept_key
+from gateway.http.errors.error_table import ERROR_TABLE, HEAD_TOO_LARGE, ErrorRow, error_body
+from protocol.errors import ErrorCode
+
+MAX_HEAD_BYTES = 64 * 1024
+"""Request line and headers; what one read brings beyond it is let through."""
+HEAD_TIMEOUT_S = 60.0
+_THIS_MACHINE = "127.0.0.1"
+_LINGER_S = 1.0
+_UNREAD_S = 0.1
+_LINGER_BYTES = 1024 * 1024
+"""Of a body that nobody reads, so much is taken in after the answer."""
+_OVERLOADED = ERROR_TABLE[ErrorCode.OVERLOADED]
+_NOT_FORWARDED = frozenset({b"upgrade", b"connection", b"http2-settings"})
+
+
+class BoundedHttpProtocol(HttpToolsProtocol):
+    """uvicorn's httptools protocol, closed where a hostile or an odd client could hurt.
+
+    It is long because each callback of httptools and of the transport is a method.
+
+    - A head has a bound and a time to arrive; httptools would gather one until memory ends.
+    - Trailers are dropped; uvicorn would add them to headers that have been checked already.
+    - An `Upgrade` is ignored, as RFC 9110 §7.8 allows (Java's client asks for h2c by default);
+      httptools would take the body for another protocol.
+    - A client of HTTP/1.0 gets answers that end with the connection, not chunks.
+    - What is no HTTP gets OpenAI's error shape, and never lands within a running answer.
+    - A client that leaves ends its running request also when another one waits behind it, and
+      whoever asked for it (`Disconnects`) is told at once.
+    - Connections have bounds, in all and by address.
+    - An answer to a request whose body nobody read is followed by the end of the connection only
+      after the client had a moment to read it.
+
+    Args:
+        limits: The bounds of connections.
+        args: As uvicorn's protocol takes them.
+        kwargs: Likewise.
+    """
+
+    def __init__(self, *args: Any, limits: ConnectionLimits | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.address = ""
+        self._limits = limits
+        self._is_admitted = False
+        self._num_lingering_bytes = 0
+        self._disconnects: list[tuple[RequestResponseCycle, Disconnects]] = []
+        self._is_in_head = False
+        self._is_refused = False
+        self._num_head_bytes = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._cycles: list[RequestResponseCycle] = []
+        self._upgrade: WebSocketUpgrade | None = None
+
+    # What the connection reports.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has come."""
+        super().connection_made(transport)
+        if transport.get_extra_info("socket").family == socket.AF_UNIX:
+            # Somebody on this machine, perhaps a proxy that is trusted.
+            self.client = (_THIS_MACHINE, 0)
+        # What an answer is written to; its end may have to wait for the client.
+        self._answer_transport = LingeringTransport(transport, self)
+        self.address = self.client[0] if self.client else ""
+        if self._limits is not None:
+            self._is_admitted = self._limits.admit(self)
+            if not self._is_admitted:
+                self._refuse("Too many connections; please try again later.", _OVERLOADED)
+                return
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client disconnected."""
+        self._stop_head_timer()
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+        if self._is_admitted and self._limits is not None:
+            self._is_admitted = False
+            self._limits.leave(self)
+        disconnects, self._disconnects = self._disconnects, []
+        for cycle, disconnect in disconnects:
+            if not cycle.response_complete:
+                disconnect.fire()
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+            cycle.body = bytearray()
+        self._cycles = []
+        self._answer_transport.let_go()
+        if self._upgrade is not None:
+            self._upgrade.lost()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """More of a request, or of the messages of a WebSocket."""
+        if self._upgrade is not None and self._upgrade.feed(data):
+            return
+        if self._is_refused:
+            self._num_lingering_bytes += len(data)
+            if self._num_lingering_bytes > _LINGER_BYTES:
+                self.transport.close()
+            return
+        self._unset_keepalive_if_required()
+        self._num_head_bytes += len(data)
+        try:
+            self.parser.feed_data(data)
+            is_between = self.cycle is None or self.cycle.response_complete
+            if (self._is_in_head or is_between) and self._head_timer is None:
+                self._start_head_timer()  # most heads come whole; empty lines are no head
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self.send_400_response("The request is not valid HTTP/1.1.")
+        else:
+            if self._num_head_bytes > MAX_HEAD_BYTES:
+                self._refuse(
+                    f"The request's headers are over the limit of {MAX_HEAD_BYTES} bytes.",
+                    HEAD_TOO_LARGE,
+                )
+
+    # What the parser reports.
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        super().on_message_begin()
+        self._is_in_head = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer."""
+        if self._is_in_head:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is there: the request starts."""
+        self._is_in_head = False
+        self._num_head_bytes = 0
+        self._stop_head_timer()
+        if self.parser.should_upgrade():
+            return  # `data_received` goes on from here
+        disconnect = Disconnects()
+        extensions: dict[str, Any] = {EXTENSION: disconnect}
+        if self._upgrade is not None:
+            extensions[WEBSOCKET] = self._upgrade
+        self.scope["extensions"] = extensions
+        if self._limits is not None:
+            self._limits.on_busy(self)
+        super().on_headers_complete()
+        self.cycle.transport = cast("asyncio.Transport", self._answer_transport)
+        if self.scope["http_version"] == "1.0":
+            self.cycle.chunked_encoding = False
+            self.cycle.expected_content_length = _AnyLength()
+        self._disconnects = [one for one in self._disconnects if not one[0].response_complete]
+        self._disconnects.append((self.cycle, disconnect))
+        self._cycles = [one for one in self._cycles if not one.response_complete]
+        self._cycles.append(self.cycle)
+        if self.pipeline:
+            self._watch_unread()
+
+    def on_body(self, body: bytes) -> None:
+        """More of a body, which has bounds of its own."""
+        self._num_head_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The last byte of a request."""
+        self._num_head_bytes = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+            if not self.pipeline:
+                # A last piece that was large has stopped the reading, and nobody would see the
+                # client leave any more.
+                self.flow.resume_reading()
+
+    def on_response_complete(self) -> None:
+        """An answer is out."""
+        for cycle in self._cycles:
+            if cycle.response_complete:
+                cycle.body = bytearray()  # what nobody read
+        super().on_response_complete()
+        # A pipelined request has just begun where there was one.
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if self._is_admitted and self._limits is not None and is_idle:
+            self._limits.on_idle(self)
+
+    def close_idle(self) -> None:
+        """Make room for a newcomer: no request is under way here."""
+        self._stop_head_timer()
+        self.transport.close()
+        if self._is_admitted and self._limits is not None:
+            self._is_admitted = False
+            self._limits.leave(self)
+
+    def shutdown(self) -> None:
+        """This server stops."""
+        if self._upgrade is not None and self._upgrade.is_accepted:
+            self._upgrade.close()
+            return
+        super().shutdown()
+
+    def set_idle(self, *, is_idle: bool) -> None:
+        """Whether the WebSocket here waits for its client."""
+        if self._is_admitted and self._limits is not None:
+            if is_idle:
+                self._limits.on_idle(self)
+            else:
+                self._limits.on_busy(self)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP."""
+        self._refuse(msg, ERROR_TABLE[ErrorCode.INVALID_REQUEST])
+
+    # Small parts.
+
+    def _refuse(self, message: str, row: ErrorRow) -> None:
+        """Answer with an error and close; or only close, after the answers that are due."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            if not cycle.more_body or cycle.response_started:
+                cycle.keep_alive = False
+                self.flow.pause_reading()
+                self._watch_unread()
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        body = error_body(message, row)
+        retry = "retry-after: 1\r\n" if row.status == HTTPStatus.SERVICE_UNAVAILABLE else ""
+        head = (
+            f"HTTP/1.1 {row.status} {HTTPStatus(row.status).phrase}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"connection: close\r\n{retry}\r\n"
+        )
+        self.transport.write(head.encode("ascii") + body)
+        self.linger()
+
+    def linger(self) -> None:
+        """Close once the client had a moment to read.
+
+        Closing with unread data would reset the connection, and the client would see that instead
+        of the answer (RFC 9112 §9.6).
+        """
+        self._is_refused = True
+        self._stop_head_timer()
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(_LINGER_S, self.transport.close)
+
+    @property
+    def has_unread_body(self) -> bool:
+        """Whether the request that is answered has sent, or will send, what nobody reads."""
+        return self.cycle is not None and self.cycle.more_body
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read the request again as the plain HTTP/1.1 that it is as well."""
+        method: bytes = self.parser.get_method()
+        if method == b"CONNECT":
+            self.send_400_response("This server is not a proxy.")
+            return
+        is_free = self.cycle is None or self.cycle.response_complete
+        if method == b"GET" and is_free and not rest:
+            self._upgrade = WebSocketUpgrade.of(self, self.headers)
+        head = [method, b" ", self.url, b" HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            if name == b"connection" and b"close" in value.lower():
+                head.append(b"connection: close\r\n")
+            if name not in _NOT_FORWARDED:
+                head += (name, b": ", value, b"\r\n")
+        self.parser = httptools.HttpRequestParser(self)
+        with contextlib.suppress(AttributeError):  # httptools before 0.6.3
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.data_received(b"".join(head) + b"\r\n" + rest)
+
+    def _watch_unread(self) -> None:
+        """Look now and then whether the client has left, while nothing is read from it."""
+        if self._unread_timer is None:
+            self._unread_timer = self.loop.call_later(_UNREAD_S, self._on_unread)
+
+    def _on_unread(self) -> None:
+        self._unread_timer = None
+        if self.transport.is_closing() or not self.flow.read_paused:
+            return
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), select.POLLRDHUP)
+        if poll.poll(0):
+            self.transport.abort()
+        else:
+            self._watch_unread()
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_late_head)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _on_late_head(self) -> None:
+        if any(not cycle.response_complete for cycle in self._cycles):
+            self._start_head_timer()  # a pipelined head may wait for its turn
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+
+class WebSocketUpgrade:
+    """A request that would become a WebSocket, and the connection of the one that it became.
+
+    The route decides; unless it accepts, the request is answered as the plain GET that it is too.
+
+    Args:
+        protocol: Of the connection.
+        key: Of the handshake, answered.
+    """
+
+    def __init__(self, protocol: BoundedHttpProtocol, key: bytes) -> None:
+        self._protocol = protocol
+        self._key = key
+        self._socket: WebSocket | None = None
+
+    @classmethod
+    def of(
+        cls, protocol: BoundedHttpProtocol, headers: list[tuple[bytes, bytes]]
+    ) -> "WebSocketUpgrade | None":
+        """The upgrade that headers ask for; None when they ask for another one, or wrongly."""
+        found = dict(headers)
+        key = accept_key(found.get(b"sec-websocket-key", b""))
+        is_asked = found.get(b"upgrade", b"").lower() == b"websocket"
+        if not is_asked or key is None or found.get(b"sec-websocket-version") != b"13":
+            return None
+        return cls(protocol, key)
+
+    def accept(self, headers: Mapping[bytes, bytes], max_bytes: int) -> WebSocket:
+        """Answer the handshake."""
+        protocol = self._protocol
+        lines = [b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n"]
+        lines.append(b"connection: Upgrade\r\nsec-websocket-accept: %b\r\n" % self._key)
+        lines += [b"%b: %b\r\n" % pair for pair in headers.items()]
+        protocol.transport.write(b"".join(lines) + b"\r\n")
+        self._socket = WebSocket(self, max_bytes)
+        # Nothing of the request is left to be answered.
+        protocol.cycle.response_started = protocol.cycle.response_complete = True
+        protocol.flow.resume_reading()
+        return self._socket
+
+    def feed(self, data: bytes) -> bool:
+        """Bytes of the client; whether they were those of a WebSocket."""
+        if self._socket is None:
+            return False
+        self._socket.feed(data)
+        return True
+
+    def lost(self) -> None:
+        """The connection has ended."""
+        if self._socket is not None:
+            self._socket.lost()
+
+    # What the WebSocket needs.
+
+    def write(self, data: bytes) -> None:
+        """Send bytes."""
+        if not self._protocol.transport.is_closing():
+            self._protocol.transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the client has taken enough."""
+        await self._protocol.flow.drain()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether more is queued than should be."""
+        return self._protocol.flow.write_paused
+
+    def pause(self) -> None:
+        """Read nothing for now."""
+        self._protocol.flow.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        self._protocol.flow.resume_reading()
+
+    def set_idle(self, *, is_idle: bool) -> None:
+        """Whether it may be closed for another client."""
+        self._protocol.set_idle(is_idle=is_idle)
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether it is a WebSocket now."""
+        return self._socket is not None
+
+    def close(self) -> None:
+        """End it, at once."""
+        if self._socket is not None:
+            self._socket.close(CloseCode.GOING_AWAY, "This server is shutting down.")
+        self._protocol.transport.close()
+
+
+class _AnyLength(int):
+    """The length of an answer that ends with its connection; uvicorn counts down from it.
+
+    An old client gets no chunks (RFC 9112 §6.1), which uvicorn would send to it.
+    """
+
+    def __lt__(self, _other: object) -> bool:
+        return False
+
+    def __sub__(self, _other: object) -> "_AnyLength":
+        return self
+
+    def __ne__(self, _other: object) -> bool:
+        return False
+
+    def __eq__(self, _other: object) -> bool:
+        return True
+
+    __hash__ = int.__hash__
+
+
+class LingeringTransport:
+    """A connection's transport whose `close`, as uvicorn calls it after an answer, may linger.
+
+    Args:
+        transport: The real one.
+        protocol: Knows whether a body was left unread.
+    """
+
+    def __init__(self, transport: asyncio.Transport, protocol: BoundedHttpProtocol) -> None:
+        self._transport = transport
+        self._protocol: BoundedHttpProtocol | None = protocol
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+
+    def close(self) -> None:
+        """Close, after a moment where the client may still be sending."""
+        protocol = self._protocol
+        if protocol is None or self._transport.is_closing() or not protocol.has_unread_body:
+            self._transport.close()
+        else:
+            protocol.linger()
+
+    def let_go(self) -> None:
+        """The connection is gone: two that know each other would wait for the collector."""
+        self._protocol = None

@@ -1,0 +1,79 @@
+"""Bodies in pieces: what counts as held, and whose time is whose."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from starlette.types import Message, Receive
+
+from gateway.errors import DeniedError, InvalidRequestError, OverloadedError
+from gateway.http.bodies import reading as module
+from gateway.http.bodies.body_pool import BodyPool
+from gateway.http.bodies.parsers import ParseContext
+from gateway.http.bodies.reading import BODY_TIMEOUT_S, PLACE_TIMEOUT_S, SMALL_BYTES, Bodies
+from tests.fakes.virtual_time import VirtualTimeLoop
+
+PIECE = SMALL_BYTES + 1
+
+
+LOOP = VirtualTimeLoop
+
+
+def bodies_of(max_by_caller: int = 1) -> Bodies:
+    return Bodies(1 << 20, max_by_caller, BodyPool({}), ParseContext({}))
+
+
+def pieces(*pauses_s: float, size: int = PIECE) -> Receive:
+    """One piece after each pause."""
+
+    async def come() -> AsyncIterator[Message]:
+        for number, pause_s in enumerate(pauses_s, 1):
+            await asyncio.sleep(pause_s)
+            more = number < len(pauses_s)
+            yield {"type": "http.request", "body": b"x" * size, "more_body": more}
+
+    iterator = come()
+    return iterator.__anext__
+
+
+async def read(bodies: Bodies, receive: Receive, held_s: float = 0.0) -> int:
+    with bodies.place(b"caller") as place:
+        body = await bodies.read(receive, place)
+        await asyncio.sleep(held_s)  # it is parsed
+        return len(body)
+
+
+async def test_a_body_of_which_nothing_comes_ends() -> None:
+    with pytest.raises(InvalidRequestError, match="did not arrive"):
+        await read(bodies_of(), pieces(BODY_TIMEOUT_S + 1, size=1))
+    assert asyncio.get_running_loop().time() == BODY_TIMEOUT_S
+
+
+async def test_the_wait_for_a_place_is_not_the_bodys_time() -> None:
+    bodies, slow = bodies_of(), BODY_TIMEOUT_S * 0.4
+    lengths = await asyncio.gather(*(read(bodies, pieces(0.0, slow, slow)) for _ in range(2)))
+    assert lengths == [3 * PIECE] * 2
+
+
+async def test_a_place_that_does_not_come_is_the_callers_own_limit() -> None:
+    bodies = bodies_of()
+    first = asyncio.create_task(read(bodies, pieces(0.0, 0.0), held_s=2 * PLACE_TIMEOUT_S))
+    await asyncio.sleep(0.1)
+    with pytest.raises(DeniedError, match="Too many large requests of yours"):
+        await read(bodies, pieces(0.0, 0.0))
+    await first
+
+
+async def test_a_body_is_counted_until_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_HELD_BODIES", 1)
+    bodies = bodies_of(max_by_caller=100)
+    size = 1 << 18
+    held = [
+        asyncio.create_task(read(bodies, pieces(0.0, 0.0, size=size), held_s=10.0))
+        for _ in range(2)
+    ]
+    await asyncio.sleep(1.0)
+    with pytest.raises(OverloadedError):
+        await read(bodies, pieces(0.0, 0.0, size=size))
+    assert await asyncio.gather(*held) == [2 * size] * 2
+    assert await read(bodies, pieces(0.0, 0.0, size=size)) == 2 * size

@@ -1,0 +1,93 @@
+"""Processes that parse bodies: some can't be started, some die while they are idle."""
+
+import asyncio
+import os
+import signal
+import sys
+
+import orjson
+import pytest
+
+from gateway.errors import GatewayError, InvalidRequestError, OverloadedError
+from gateway.http.bodies.body_pool import BodyPool
+from gateway.http.bodies.parsers import CHAT, COMPLETION, RESPONSES, ParseContext
+from protocol.runtime.child_environment import child_environment
+
+MESSAGES = [{"role": "user", "content": "x" * 300_000}]
+BODY = orjson.dumps({"model": "m", "messages": MESSAGES})
+
+
+async def parse(pool: BodyPool) -> object:
+    return await pool.parse(BODY, b"caller", CHAT, ParseContext({}))
+
+
+async def test_without_a_process_it_is_an_overload() -> None:
+    pool = BodyPool(child_environment(os.environ), command=("/nonexistent",))
+    with pytest.raises(OverloadedError):
+        await parse(pool)
+
+
+async def test_a_process_that_was_killed_while_it_was_idle_is_nothing_to_the_next_body() -> None:
+    pool = BodyPool(child_environment(os.environ))
+    try:
+        await parse(pool)
+        os.killpg(pool._idle[0].pid, signal.SIGKILL)
+        # Before asyncio has learnt of it.
+        assert pool._idle[0].returncode is None
+        await parse(pool)
+    finally:
+        await pool.close()
+
+
+async def test_a_new_process_that_dies_is_an_overload_and_not_tried_for_ever() -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    pool = BodyPool(child_environment(os.environ), command=(sys.executable, "-c", code))
+    async with asyncio.timeout(60):
+        with pytest.raises(OverloadedError):
+            await parse(pool)
+
+
+WITH_A_BUG = """
+import sys
+from dataclasses import replace
+from gateway.http.bodies import body_process
+
+def bug(body, context):
+    raise TypeError("what the body says")
+
+kinds = dict(body_process.KINDS)
+kinds["completion"] = replace(kinds["completion"], parse=bug)
+body_process.KINDS = kinds
+sys.exit(body_process.main())
+"""
+
+
+async def test_a_bug_that_one_body_meets_is_nothing_to_the_next(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pool = BodyPool(child_environment(os.environ), command=(sys.executable, "-c", WITH_A_BUG))
+    try:
+        await parse(pool)
+        process = pool._idle[0]
+        with pytest.raises(GatewayError, match="Internal server error"):
+            await pool.parse(BODY, b"caller", COMPLETION, ParseContext({}))
+        await parse(pool)
+        assert pool._idle == [process]
+    finally:
+        await pool.close()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "TypeError" in line
+    assert "in bug" in line
+    assert "what the body says" not in line  # a body belongs into no log
+
+
+async def test_a_large_body_with_an_odd_type_is_wrong_as_a_small_one_is() -> None:
+    pool = BodyPool(child_environment(os.environ))
+    body = orjson.dumps({"model": "m", "input": [{"type": [], "text": "x" * 300_000}]})
+    try:
+        with pytest.raises(InvalidRequestError) as caught:
+            await pool.parse(body, b"caller", RESPONSES, ParseContext({}))
+        assert caught.value.param == "input[0].type"
+        assert len(pool._idle) == 1
+    finally:
+        await pool.close()

@@ -1,0 +1,172 @@
+"""Who callers were a moment ago: for how long, for how many, and when it is forgotten."""
+
+import pytest
+
+from gateway.errors import DeniedError
+from gateway.request.callers import identity as module
+from gateway.request.callers.caller import Caller
+from gateway.request.callers.identity import BAD_S, GOOD_S, LIMITED_S, Identity, IdentityTable
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Granted, Scope
+
+SCOPE: Scope = "chat.completions"
+
+STRANGER = DeniedError("who?", code=ErrorCode.INVALID_API_KEY)
+LIMITED = DeniedError("slower", code=ErrorCode.RATE_LIMIT_EXCEEDED)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def is_strangers(error: DeniedError | None) -> bool:
+    """Whether it says what `STRANGER` says, without the frames that it went through."""
+    return (
+        error is not None
+        and error is not STRANGER
+        and (error.message, error.code) == (STRANGER.message, STRANGER.code)
+    )
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def table(clock: Clock) -> IdentityTable:
+    return IdentityTable(clock)
+
+
+def granted(tenant: str = "t") -> Granted:
+    return Granted(request_id="r", lease_id="", tenant=tenant, key_id="k", role="user", priority=3)
+
+
+def test_nobody_is_known_to_begin_with(table: IdentityTable) -> None:
+    assert table.find(b"a", SCOPE) is None
+    assert table.may_begin(b"a", SCOPE) is None
+    assert table.refusal(b"a") is None
+
+
+@pytest.mark.parametrize("digest", [b"a", None])
+def test_a_good_key_is_known_for_ten_seconds(
+    table: IdentityTable, clock: Clock, digest: bytes | None
+) -> None:
+    identity = table.note_granted(digest, granted(), SCOPE)
+    assert identity == Identity("t", 3, "k")
+    clock.now += GOOD_S - 0.1
+    assert table.find(digest, SCOPE) is identity
+    assert table.may_begin(digest, SCOPE) is identity
+    clock.now += 0.1
+    assert table.find(digest, SCOPE) is None
+    assert table.may_begin(digest, SCOPE) is None
+
+
+def test_each_grant_makes_a_key_known_anew_without_another_copy(
+    table: IdentityTable, clock: Clock
+) -> None:
+    first = table.note_granted(b"a", granted(), SCOPE)
+    clock.now += GOOD_S - 1
+    assert table.note_granted(b"a", granted(), SCOPE) is first
+    clock.now += GOOD_S - 1
+    assert table.find(b"a", SCOPE) is first
+    changed = table.note_granted(b"a", granted("u"), SCOPE)
+    assert changed.tenant == "u"
+    assert table.find(b"a", SCOPE) is changed
+
+
+def test_an_unknown_key_is_refused_for_two_seconds(table: IdentityTable, clock: Clock) -> None:
+    table.note_denied(b"a", STRANGER)
+    clock.now += BAD_S - 0.1
+    assert is_strangers(table.refusal(b"a"))
+    assert table.refusal(b"b") is None
+    clock.now += 0.1
+    assert table.refusal(b"a") is None
+
+
+def test_a_key_that_was_revoked_is_good_no_more(table: IdentityTable) -> None:
+    table.note_granted(b"a", granted(), SCOPE)
+    table.note_denied(b"a", STRANGER)
+    assert table.find(b"a", SCOPE) is None
+    assert is_strangers(table.refusal(b"a"))
+    table.note_granted(b"a", granted(), SCOPE)
+    assert table.refusal(b"a") is None
+
+
+def test_who_was_limited_begins_nothing_for_five_seconds(
+    table: IdentityTable, clock: Clock
+) -> None:
+    identity = table.note_granted(b"a", granted(), SCOPE)
+    table.note_granted(b"b", granted(), SCOPE)
+    table.note_denied(b"a", LIMITED)
+    assert table.refusal(b"a") is None
+    assert table.find(b"a", SCOPE) is identity
+    assert table.may_begin(b"b", SCOPE) is not None
+    clock.now += LIMITED_S - 0.1
+    assert table.may_begin(b"a", SCOPE) is None
+    clock.now += 0.1
+    assert table.may_begin(b"a", SCOPE) is identity
+
+
+def test_a_grant_lifts_the_caution_at_once(table: IdentityTable) -> None:
+    table.note_granted(b"a", granted(), SCOPE)
+    table.note_denied(b"a", LIMITED)
+    table.note_granted(b"a", granted(), SCOPE)
+    assert table.may_begin(b"a", SCOPE) is not None
+
+
+def test_the_table_is_bounded_and_the_oldest_goes_first(
+    table: IdentityTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_GOOD", 2)
+    monkeypatch.setattr(module, "MAX_BAD", 2)
+    for digest in (b"a", b"b", b"a", b"c"):
+        table.note_granted(digest, granted(), SCOPE)
+    assert [table.find(digest, SCOPE) is not None for digest in (b"a", b"b", b"c")] == [
+        True,
+        False,
+        True,
+    ]
+    for digest in (b"x", b"y", b"x", b"z"):
+        table.note_denied(digest, STRANGER)
+    refused = [table.refusal(digest) is not None for digest in (b"x", b"y", b"z")]
+    assert refused == [True, False, True]
+
+
+def test_the_table_of_limited_callers_is_bounded_and_the_oldest_goes_first(
+    table: IdentityTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One who was limited again kept its old place, and was forgotten before the others."""
+    monkeypatch.setattr(module, "MAX_GOOD", 2)
+    for digest in (b"a", b"c"):
+        table.note_granted(digest, granted(), SCOPE)
+    for digest in (b"a", b"b", b"a", b"c"):
+        table.note_denied(digest, LIMITED)
+    assert [table.may_begin(digest, SCOPE) for digest in (b"a", b"c")] == [None, None]
+
+
+def test_after_a_change_of_keys_nothing_is_known(table: IdentityTable) -> None:
+    table.note_granted(b"a", granted(), SCOPE)
+    table.note_denied(b"b", STRANGER)
+    table.clear()
+    assert table.find(b"a", SCOPE) is None
+    assert table.refusal(b"b") is None
+
+
+def test_a_caller_without_a_key_is_bounded_by_its_address() -> None:
+    assert Caller(b"digest", "192.0.2.1").name == b"digest"
+    assert Caller(None, "192.0.2.1").name == b"192.0.2.1"
+
+
+def test_a_caller_is_known_only_for_what_it_was_let_in_for() -> None:
+    table = IdentityTable(clock=lambda: 0.0)
+    first = table.note_granted(b"a", granted(), "chat.completions")
+    assert table.find(b"a", "tokenize") is None
+    assert table.may_begin(b"a", "tokenize") is None
+    both = table.note_granted(b"a", granted(), "tokenize")
+    assert both == first  # what was begun for it may go on
+    assert table.find(b"a", "tokenize") is both
+    assert table.find(b"a", "chat.completions") is both
