@@ -59,7 +59,7 @@ from protocol.wire.worker import Worker, WorkerSettings
 
 EXPIRY_INTERVAL_S = 1.0
 THREAD_SWITCH_INTERVAL_S = 0.0005
-"""A decision must not wait Python's default 5 ms for the commit thread to let go of the GIL."""
+"""A decision must not wait Python's default 5 ms for the commit thread to release the GIL."""
 
 SETTLEMENT_PATIENCE_S = 5.0
 """Beyond the drain of a gateway that was told to stop together with this process."""

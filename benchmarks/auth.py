@@ -92,7 +92,7 @@ def stored_key(limit: int | None) -> StoredKey:
 
 
 def limits_of_four() -> tuple[Limit, ...]:
-    """Requests and tokens a minute and money a month, of the key, its user, its team, the house."""
+    """Requests and tokens a minute and money a month, of key, user, team and deployment."""
     minute, month = Window("minute"), Window("calendar_month", "Europe/Berlin")
     holders: tuple[tuple[Holder, str], ...] = (
         ("key", "key_benchmark"),

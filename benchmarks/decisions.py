@@ -1,8 +1,8 @@
 """What questions over one beginning cost, beside the computing of that beginning.
 
 `python -m benchmarks.decisions` asks the bundled model, in this process and without HTTP, and
-prints a table for docs/performance.md. Each round computes the beginning anew, then scores the
-questions on its blocks, so both share the machine's moods; the figures are medians of the rounds.
+prints a table for docs/performance.md. Each round computes the beginning again, then scores the
+questions on its blocks, so both share the machine's load; the figures are medians of the rounds.
 """
 
 import argparse

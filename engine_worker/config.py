@@ -72,9 +72,9 @@ class ModelSettings:
             "PENSTOCK_PREFIX_CACHE",
             True,
             meaning=(
-                "computed prompts and answers stay in free KV blocks, so that the next request of "
-                "the same tenant with the same beginning needn't compute it again; false shares a "
-                "prompt only among the choices (`n`) of one request"
+                "computed prompts and answers stay in free KV blocks for later requests of the "
+                "same tenant with the same beginning; false shares a prompt only among the choices "
+                "(`n`) of one request"
             ),
         )
     )
@@ -84,10 +84,9 @@ class ModelSettings:
             SpeculationMode.AUTO,
             tuple(SpeculationMode),
             meaning=(
-                "answers whose text repeats draft their next tokens from it (prompt lookup), and "
-                "several draft tokens are computed in one step: `auto` where that makes more "
-                "tokens a second by what steps and drafts turned out to be, `off`, or `always` "
-                "(for tests). The tokens are the same as without"
+                "whether answers whose text repeats draft their next tokens from it (prompt "
+                "lookup): `auto` where that makes more tokens a second, `always` is for tests. "
+                "The tokens are the same as without"
             ),
         )
     )
@@ -104,8 +103,8 @@ class ModelSettings:
             False,
             meaning=(
                 "text in messages, tools and tool results of chats that spells a special token "
-                "(`</s>`) becomes that token; false leaves it text, so that nobody can forge "
-                "the end of a message. Raw prompts of `/v1/completions` always may hold them"
+                "(`</s>`) becomes that token; false leaves it text, which can't forge the end of "
+                "a message. Raw prompts may hold them"
             ),
         )
     )
@@ -115,10 +114,9 @@ class ModelSettings:
             "auto",
             ("auto", NO_POOLING, "mean", "cls", "last", "max", "weightedmean", "mean_sqrt_len"),
             meaning=(
-                "how token vectors become an embedding: `mean`, `cls` (the first), `last`, `max`, "
-                "`weightedmean` (later ones more), `mean_sqrt_len`, or `none`; auto takes what the "
-                "model folder says; of decoders whose folder says nothing the bundled model pools "
-                "by `mean`, others make none"
+                "how token vectors become an embedding (`cls` is the first one); auto takes what "
+                "the model folder says; of decoders whose folder says nothing the bundled model "
+                "pools by `mean`, others make none"
             ),
         )
     )
@@ -129,9 +127,9 @@ class ModelSettings:
             "auto",
             ("auto", "plain", QWEN3_RERANKER),
             meaning=(
-                "how a chat model is asked whether a document answers a query: `qwen3-reranker` in"
-                " the words that those models were trained with, `plain` in the server's own; auto"
-                " takes the former for a Qwen3 model whose name or folder says `reranker`"
+                "the words in which a chat model is asked whether a document answers a query: "
+                "the server's (`plain`) or those of Qwen3's rerankers; auto takes the latter for "
+                "a Qwen3 model whose name or folder says `reranker`"
             ),
         )
     )

@@ -14,7 +14,7 @@ PenstockError
     │   ├── KvMemoryError              the KV cache's memory holds not even one whole request
     │   └── TokenizerLoadError         the tokenizer's files are missing or broken
     ├── NativeUnavailableError         there are no native kernels here: XLA computes instead
-    ├── PackedFileError                a file of packed weights can't be used: it is made anew
+    ├── PackedFileError                a file of packed weights can't be used: it is made again
     ├── ProfileError                   a profile can't be recorded now
     ├── HelperLostError                a process beside the engine's doesn't start, or was killed
     └── RequestError                   one request can't be served; the others go on

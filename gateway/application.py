@@ -381,7 +381,7 @@ class Application:
         self.sessions.fail_all(ShuttingDownError())
 
     async def close(self) -> None:
-        """Settle what can be settled, write down the rest, and let go of everything."""
+        """Settle what can be settled, write down the rest, and release everything."""
         if self.auth.is_ready:
             await _wait_for(lambda: len(self.outbox) == 0, _FLUSH_PATIENCE_S)
         self._housekeeping.stop()

@@ -591,7 +591,7 @@ class GatewaySettings(EdgeSettings):
             meaning=(
                 "what becomes of a client's `traceparent`: `link` begins a trace of the server's "
                 "own and links to the client's, `parent` goes on with the client's, which belongs "
-                "to servers whose clients are trusted, `ignore` leaves it aside"
+                "to servers whose clients are trusted, `ignore` ignores it"
             ),
         )
     )

@@ -204,7 +204,7 @@ class ToolPluginsError(GatewayError):
 
 
 class RequestInProgressError(GatewayError):
-    """The request with this `Idempotency-Key` is still running; its answer can be had later."""
+    """The request with this `Idempotency-Key` is still running; its answer comes later."""
 
     code = ErrorCode.REQUEST_IN_PROGRESS
 

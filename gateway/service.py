@@ -40,7 +40,7 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
 
     def on_signal(number: int) -> None:
         # Ctrl-C reaches the whole process group and the supervisor's SIGTERM follows it, so only
-        # the same signal again means that somebody lost patience.
+        # the same signal again means that somebody wants it to end now.
         (at_once if number in received else stop).set()
         received.add(number)
 

@@ -347,7 +347,7 @@ def _download(model: ModelChoice, name: HubName, settings: ServeSettings) -> Pat
 def _snapshot(source: str, revision: str | None, patterns: list[str]) -> Path:
     """Download what fits, all of one commit.
 
-    By the revision's own name: a cache that knows only the commit is asked for it in vain later.
+    By the revision's own name: a cache that knows only the commit does not find it later.
     """
     from huggingface_hub import snapshot_download
 

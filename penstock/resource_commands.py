@@ -53,7 +53,7 @@ _WINDOW: Final = (
     Field("is_hard", "--hard/--soft", bool, "Refuse requests beyond it, or only warn."),
     Field("thresholds", "--warn-at", list[int], "Warn from this percentage on; repeat it."),
     Field("rolls_over", "--roll-over/--no-roll-over", bool, "Add what is left to the next window."),
-    Field("auto_renews", "--renew/--once", bool, "Begin anew when a window ends, or end with it."),
+    Field("auto_renews", "--renew/--once", bool, "Start over when a window ends, or end with it."),
 )
 _LIMIT_AMOUNT: Final = Field("amount", "--amount", int, "How much; 0 lets nothing through.")
 _BUDGET_AMOUNT: Final = Field(

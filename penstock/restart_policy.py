@@ -1,6 +1,6 @@
 """When a process that died is started again, and what is said about it; pure, time is injected.
 
-A process is started again for ever, ever more slowly, because most causes pass: a full disk is
+A process is started again forever, ever more slowly, because most causes pass: a full disk is
 emptied, a lock is released, memory becomes free. Only an exit code that stands for wrong settings
 ends that, since another start would read the same settings.
 """
@@ -22,7 +22,7 @@ MAX_DELAY_S: Final = 30.0
 SETTLED_S: Final = 5.0
 REMINDER_S: Final = 60.0
 _FIRST_DELAY_S: Final = 0.25
-_MAX_DOUBLINGS: Final = 16  # 2.0**n overflows when it is counted for ever.
+_MAX_DOUBLINGS: Final = 16  # 2.0**n overflows when it is counted forever.
 
 
 def may_pass(status: int) -> bool:

@@ -1,4 +1,4 @@
-"""`penstock serve`: check, fetch, start, show, look after, end."""
+"""`penstock serve`: check, fetch, start, show, supervise, end."""
 
 import logging
 import os
@@ -104,7 +104,7 @@ def running_server(
         is_private: The server has nothing to wait for but itself, such as a place as a standby.
 
     Yields:
-        The server's URL, None when a stop was requested first, and who looks after the processes:
+        The server's URL, None when a stop was requested first, and the supervisor of the processes:
         its `poll` is to be called several times a second.
 
     Raises:

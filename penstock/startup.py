@@ -130,7 +130,7 @@ def wait_until_ready(
     console: Console,
     watch: StartWatch,
 ) -> str | None:
-    """Look after the processes and show progress until the server can serve.
+    """Supervise the processes and show progress until the server can serve.
 
     Args:
         poll: The supervisor's look at its children.

@@ -286,7 +286,7 @@ class Supervisor:
         logger.info("%s started, pid %s", spec.name, child.process.pid)
 
     def poll(self) -> None:
-        """Look after the children once: note deaths, start again what is due.
+        """Check the children once: note deaths, start again what is due.
 
         Raises:
             CommandError: A process can't start before the server was ever ready, or none of a kind
@@ -317,7 +317,7 @@ class Supervisor:
     def _start_again(self, child: Child, now: float) -> None:
         try:
             self._start(child)
-        except OSError as error:  # No memory or no process id to be had now.
+        except OSError as error:  # No memory or no process id is free now.
             child.policy.started(now)
             self._plan_start(child, now, f"could not be started: {error.strerror}")
 
@@ -351,7 +351,7 @@ class Supervisor:
                 raise CommandError(f"No {module} is left to serve; see the errors above.")
 
     def run(self) -> None:
-        """Look after the children until a signal asks to stop.
+        """Supervise the children until a signal asks to stop.
 
         Raises:
             CommandError: As `poll`.
@@ -377,7 +377,7 @@ class Supervisor:
             return
         patience = deadline
         while process.poll() is None and self._clock() < patience:
-            if len(self._signals) > 1:  # A second Ctrl-C: no more patience.
+            if len(self._signals) > 1:  # A second Ctrl-C: they are killed soon.
                 patience = min(patience, self._clock() + _KILL_GRACE_S)
                 del self._signals[1:]
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -30,7 +30,7 @@ ORPHAN_USAGE_VERSION = ProtocolVersion(1, 1)
 
 SURFACE_VERSION = ProtocolVersion(1, 1)
 """Since when engines take `Detokenize`, the texts of tokens in `Prepare`, and tokens that are
-biased, allowed or forbidden; an older one would leave them aside."""
+biased, allowed or forbidden; an older one would ignore them."""
 
 CANCEL_VERSION = ProtocolVersion(1, 2)
 """Since when engines take `Cancel`."""
@@ -43,11 +43,11 @@ CLEAR_CACHE_VERSION = ProtocolVersion(1, 4)
 
 PRINCIPALS_VERSION = ProtocolVersion(1, 3)
 """Since when auth workers take scopes, and every command on keys and the audit log but the three
-of 1.0; an older one would let rules aside."""
+of 1.0; an older one would ignore rules."""
 
 PEOPLE_VERSION = ProtocolVersion(1, 4)
 """Since when auth workers know users, teams, limits, budgets and prices, and a key's part in them;
-an older one would let them aside."""
+an older one would ignore them."""
 
 MINUTES_VERSION = ProtocolVersion(1, 5)
 """Since when auth workers tell usage by the minute."""
@@ -61,5 +61,5 @@ engines that offer `prompt_names` take a `prompt_name` of `Embed`."""
 
 EXTRAS_VERSION = ProtocolVersion(1, 5)
 """Since when engines end reasoning by `Generate.thought`, which parsers tell in `ParseOpened`, and
-take `chat_template`, `suffix`, `cache_salt` and `logprob_token_ids`; an older one would leave them
-aside."""
+take `chat_template`, `suffix`, `cache_salt` and `logprob_token_ids`; an older one would ignore
+them."""

@@ -1,4 +1,5 @@
-"""Fixtures for every test: a clean environment and short socket folders; and how tests are dealt out."""
+"""Fixtures for every test: a clean environment and short socket folders; and how tests are dealt
+out."""
 
 import gc
 import os
@@ -64,7 +65,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Thousands of tests and all that they import are there to stay: no collection looks at them."""
+    """Thousands of tests and all that they import are there to stay: no collection looks at
+    them."""
     gc.collect()
     gc.freeze()
 

@@ -1,4 +1,4 @@
-"""Parses one text without any server: `python -m toolparser_worker.parse_text --format NAME < TEXT`."""
+"""Parses a text without a server: `python -m toolparser_worker.parse_text --format NAME < TEXT`."""
 
 import argparse
 import json

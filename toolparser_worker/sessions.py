@@ -1,6 +1,5 @@
 """The requests that are being parsed: opened, fed, expired, bounded in number."""
 
-import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
@@ -14,7 +13,13 @@ from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat, 
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 from toolparser_worker.metrics import FormatCounts
-from toolparser_worker.tools import MAX_TOOLS_BYTES, Tools, ToolsTable, check_choice
+from toolparser_worker.tools import (
+    MAX_TOOLS_BYTES,
+    Tools,
+    ToolsTable,
+    check_choice,
+    read_tools,
+)
 
 MAX_CHOICES = 1024
 """The most choices that one request may have."""
@@ -170,7 +175,7 @@ def _thought(
 def _wish(opening: OpenParse, *, has_tools: bool) -> Wish:
     listed = opening.tools_json if has_tools else None
     return Wish(
-        tools=json.loads(listed) if listed is not None else (),
+        tools=read_tools(listed) if listed is not None else (),
         tool_choice=opening.tool_choice,
         tool_name=opening.tool_name,
         parallel_tool_calls=opening.parallel_tool_calls,
@@ -211,7 +216,7 @@ class SessionStore:
         return iter(tuple(self._sessions))
 
     def open(self, key: SessionKey, opening: OpenParse) -> Session:
-        """Begins a session; one of the same key begins anew.
+        """Begins a session; one of the same key begins again.
 
         Raises:
             ParserError: The opening is wrong, or there are too many sessions.

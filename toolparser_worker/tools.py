@@ -7,6 +7,7 @@ from typing import Any
 
 from protocol.wire.messages import ToolChoiceMode
 from toolparser_worker.errors import InvalidToolsError, TooManySessionsError
+from toolparser_worker.machine.coercion import ExactFloat
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 from toolparser_worker.schema_check import SchemaError, check_parameters
 
@@ -95,9 +96,19 @@ def check_choice(tools: Tools, tool_choice: ToolChoiceMode, tool_name: str) -> N
         )
 
 
+def read_tools(tools_json: str) -> Any:
+    """The value of a JSON text of tools, whose numbers keep their digits.
+
+    Raises:
+        ValueError: It is no JSON, or has an integer of more digits than Python reads.
+        RecursionError: It nests too deep.
+    """
+    return json.loads(tools_json, parse_float=ExactFloat)
+
+
 def _parse(tools_json: str) -> list[dict[str, Any]]:
     try:
-        tools = json.loads(tools_json)
+        tools = read_tools(tools_json)
     except (ValueError, RecursionError) as error:
         raise InvalidToolsError(f"tools is not valid JSON: {error}.", param="tools") from error
     if not isinstance(tools, list):

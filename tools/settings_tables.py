@@ -68,7 +68,7 @@ def render(settings: Iterable[Setting[Any]], *, with_options: bool) -> str:
 
 
 def rewritten(page: str) -> str:
-    """The page with each of its tables made anew.
+    """The page with each of its tables made again.
 
     Raises:
         KeyError: It has a table that no settings belong to.

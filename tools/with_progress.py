@@ -2,7 +2,7 @@
 
     python tools/with_progress.py "Installing packages" COMMAND ...
 
-On a terminal this is one line that is drawn anew, with the time so far and the last line that the
+On a terminal this is one line that is drawn again, with the time so far and the last line that the
 command wrote. Elsewhere it is a line after two seconds and then every fifteen. What the command
 writes is shown when it fails; of one that succeeds only its warnings. The exit status is the
 command's. Python's own modules suffice: nothing is installed yet when this runs.
@@ -35,7 +35,7 @@ class Progress:
     Args:
         title: What it does.
         out: Where to write.
-        is_terminal: Whether a line can be drawn anew there.
+        is_terminal: Whether a line can be drawn again there.
         columns: Of the terminal.
         clock: Monotonic seconds.
     """

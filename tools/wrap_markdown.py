@@ -29,7 +29,7 @@ def _is_verbatim(line: str) -> bool:
 
 
 def _wrapped(block: list[str]) -> list[str]:
-    """One paragraph or list item, filled anew; as it is where a line would begin something else."""
+    """One paragraph or list item, filled again; as it is where a line would begin another."""
     item = _ITEM.match(block[0])
     first = item[0] if item else re.match(r"\s*", block[0])[0]  # type: ignore[index]
     later = " " * len(first)

@@ -188,7 +188,7 @@ class Administration:
             self._check_not_last(key, None, "delete")
             self._keys.remove(key.key_id)
             return DropKey(key.key_id, entry)
-        # What is so already keeps its time, and is written all the same: while the disk was stuck
+        # What is so already keeps its time, and is written anyway: while the disk was stuck
         # it may have come into memory alone. The store puts on record only what changes a row.
         values: dict[str, Any]
         if command.action == "revoke":

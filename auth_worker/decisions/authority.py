@@ -201,7 +201,7 @@ class Authority:
         return meter
 
     def close(self) -> None:
-        """This process ends in good order: let go of what slices keep back beyond open leases."""
+        """This process ends cleanly: release what slices keep back beyond open leases."""
         self._meters.release_slices()
 
     def _decide(self, command: Authorize) -> Granted | Denied | Postponed:

@@ -72,7 +72,7 @@ class _Cause:
     """One limit without room.
 
     Attributes:
-        wait_s: How long it keeps the request out; infinite = for ever, or until somebody acts.
+        wait_s: How long it keeps the request out; infinite = forever, or until somebody acts.
         is_in_flight: Only running requests hold what is left.
     """
 
@@ -249,7 +249,7 @@ def _moment(wall_s: float) -> str:
 
 
 def money(micros: int) -> str:
-    """An amount in the house's one currency, to the cent where that is exact."""
+    """An amount in the deployment's one currency, to the cent where that is exact."""
     sign, whole = ("-" if micros < 0 else ""), abs(micros)
     units, rest = divmod(whole, MICROS_PER_UNIT)
     digits = f"{rest:06d}"

@@ -21,7 +21,7 @@ from auth_worker.records.limit_usage import CounterRow, DropCounters, SaveCounte
 from auth_worker.records.operations import Operation
 
 MAX_PLANS_A_KEY: Final = 4096
-"""Callers choose routes and end users; beyond so many plans they are made anew."""
+"""Callers choose routes and end users; beyond so many plans they are made again."""
 MAX_SPANS: Final = 1024
 """Calendars in as many time zones, and custom windows, as are remembered."""
 SWEPT_A_TURN: Final = 256
@@ -39,7 +39,7 @@ _OWN_LIMITS: Final[tuple[tuple[str, Measure], ...]] = (
 
 
 class _Others:
-    """The limits of a user, a team and the house, which all keys of both are under.
+    """The limits of a user, a team and the deployment, which all keys of both are under.
 
     Attributes:
         version: Of the limits.
@@ -176,7 +176,7 @@ class MeterTable:
     def admit(self, key: StoredKey, end_user: str) -> Refusal | None:
         """Make sure that an end user can be counted; why he can't, when there are too many.
 
-        Whoever is counted already goes on. For a new name those are let go of that nothing counts
+        Whoever is counted already goes on. For a new name those are released that nothing counts
         for any more; a name of which something was used, or runs, keeps its place.
         """
         if not end_user:
@@ -248,7 +248,7 @@ class MeterTable:
                     meter.hold_unknown(until_s)
 
     def release_slices(self) -> None:
-        """This process ends in good order: nothing beyond what is held needs to be kept back."""
+        """This process ends cleanly: nothing beyond what is held needs to be kept back."""
         for windows in self._windows.values():
             for meter in windows.values():
                 if meter.limit.is_hard and meter.granted:
@@ -256,7 +256,7 @@ class MeterTable:
                     self._emit(SaveCounter(row_of(meter)))
 
     def sweep(self) -> None:
-        """Let go of some of what no limit needs any more; to be called about every second.
+        """Release some of what no limit needs any more; to be called about every second.
 
         Those of end users are looked at all the time, in turn, and those of limits that are gone
         until nothing counts in them any more; the rest, however many they are, isn't looked at.

@@ -16,7 +16,7 @@ SLOTS_A_SPAN: Final = 60
 """A window of a minute has slots of a second, one of an hour of a minute, one of a day of 24."""
 SLICE_SHARE: Final = 16
 SLICE_REQUESTS: Final = 16
-"""A slice is a sixteenth of the amount, or enough for sixteen requests like the one at hand."""
+"""A slice is a sixteenth of the amount, or enough for sixteen requests like the current one."""
 
 
 class Slot:
@@ -42,7 +42,7 @@ class Meter:
         due_s: From when on (monotonic) `refresh` has something to do.
         low: Below so much room a slice should be asked for; see `FixedMeter`.
         warn_at: From so much used on, answers warn; infinite where nothing is to be said.
-        is_gone: Whether it was let go of; another one counts in its place, if any.
+        is_gone: Whether it was released; another one counts in its place, if any.
     """
 
     __slots__ = (
@@ -78,7 +78,7 @@ class Meter:
         self.warn_at = _warn_at(limit, amount)
 
     def refresh(self, now_s: float) -> None:
-        """Let go of what no longer counts."""
+        """Release what no longer counts."""
 
     def refresh_due(self, now_s: float) -> None:
         """The same, if there is anything to do."""

@@ -423,7 +423,7 @@ class OpenLeases:
     def settle(self, command: Settle) -> BookUsage:
         """Release a lease; what to book for it.
 
-        A lease that isn't open is booked all the same, on the key and model that its id names: it
+        A lease that isn't open is booked anyway, on the key and model that its id names: it
         was settled before (the ledger then changes nothing), it expired (the ledger corrects it),
         or a kill forgot it. An id that is none of ours is booked on no key, so that the gateway's
         outbox can't get stuck and the tokens can still be seen.

@@ -97,7 +97,7 @@ class Plan:
 
     @property
     def is_stale(self) -> bool:
-        """Whether a meter of its end user was let go of, so that it is to be made anew."""
+        """Whether a meter of its end user was released, so that it is to be made again."""
         return any(meter.is_gone for meter in self._named)
 
     def reserve(self, now_s: float, needs: Needs) -> Sequence[Short]:

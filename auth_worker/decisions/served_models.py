@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 MAX_SERVED: Final = 4096
-"""Far more than a house serves at a time; beyond it the one that answered longest ago goes."""
+"""Far more than a deployment serves at a time; beyond it the one that answered longest ago goes."""
 
 
 class ServedModels:

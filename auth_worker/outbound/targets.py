@@ -67,7 +67,7 @@ class TargetGuard:
     """Resolves a host once and says which addresses of it may be connected to.
 
     Args:
-        listed: Internal networks that are allowed all the same.
+        listed: Internal networks that are allowed anyway.
         resolve: Asks the name service.
     """
 

@@ -255,7 +255,7 @@ def _check_limit(
     require(
         bool(settings.holder_id) is (settings.holder != "house"),
         "holder_id",
-        "is the id of a key, a user or a team (for end users of a key or team); the house has none",
+        "is the id of a key, a user or a team (for end users of a key or team); `house` has none",
     )
     window, is_calendar = settings.window, settings.window in _CALENDAR
     if settings.measure == "parallel":

@@ -468,7 +468,7 @@ class KeyDirectory:
 
 
 def is_lasting_admin(key: StoredKey) -> bool:
-    """Whether a key alone keeps the house from being locked: it makes keys, always, anywhere."""
+    """Whether a key alone keeps administration possible: it makes keys, always, anywhere."""
     return may_last(key) and key.is_of_admin and key.is_active(0.0) and ADMINISTERING in key.scopes
 
 

@@ -6,7 +6,7 @@ from auth_worker.principals.limit_rules import Holder, Limit
 
 
 class LimitDirectory:
-    """The limits of this house; administration changes it once a change is durable.
+    """The limits of this deployment; administration changes it once a change is durable.
 
     Attributes:
         version: Grows with each change, so that whoever derives something from limits sees it.

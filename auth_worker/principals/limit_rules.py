@@ -28,7 +28,7 @@ SLIDING_S: Final[dict[WindowKind, float]] = {"minute": 60.0, "hour": 3600.0, "da
 """The windows that slide; what they hold frees little by little."""
 
 MICROS_PER_UNIT: Final = 1_000_000
-"""Micro-units of one unit of the house's currency."""
+"""Micro-units of one unit of the deployment's currency."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ class Limit:
 
     Attributes:
         limit_id: `lim_…`, or `bud_…` where the measure is money.
-        holder_id: The id of a key, user or team; empty for the house. For end users the key or
+        holder_id: The id of a key, user or team; empty for the deployment. For end users the key or
             team whose every end user gets a limit of its own by this template.
-        amount: Of money in micro-units of the house's currency (1 USD = 1,000,000).
+        amount: Of money in micro-units of the deployment's currency (1 USD = 1,000,000).
         models: Globs; None = all models.
         endpoints: Globs; None = all endpoints.
         is_hard: Whether requests are refused beyond it; otherwise it only warns.

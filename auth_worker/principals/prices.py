@@ -14,7 +14,7 @@ _WILDCARDS: Final = frozenset("*?[")
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """One version of the price of some models, in micro-units of the house's currency.
+    """One version of the price of some models, in micro-units of the deployment's currency.
 
     Attributes:
         models: A model's own name, or a glob of such; `*` is the price of everything that

@@ -1,7 +1,7 @@
 """Signed checkpoints of the audit log: who changes the database can't sign that the log is whole.
 
 The chain of hashes alone shows changes in its middle; whoever may write to the database could cut
-off its end, or its beginning, and chain anew. A checkpoint says under a key that is not in the
+off its end, or its beginning, and chain again. A checkpoint says under a key that is not in the
 database which entry stood where.
 """
 

@@ -1,4 +1,4 @@
-"""Sends webhooks what the audit log takes up: in order, again until it is taken, never for ever.
+"""Sends webhooks what the audit log takes up: in order, again until it is taken, never forever.
 
 The queue is the audit log itself, with a place in it for each webhook: what was committed is sent,
 also after a restart, at least once. A target that hangs costs one of a few threads for some seconds

@@ -100,5 +100,5 @@ class Database(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the database; once more does nothing."""
+        """Release the database; once more does nothing."""
         ...

@@ -37,7 +37,7 @@ def mark(database: Path) -> None:
 
 
 def check_presence(database: Path) -> None:
-    """Refuse to begin anew where there was a database.
+    """Refuse to make a new database where there was one.
 
     Raises:
         StoreMissingError: There was one, and it is gone or empty.

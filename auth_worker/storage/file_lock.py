@@ -23,7 +23,7 @@ def take_lock(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Hold an exclusive lock on a file; the kernel lets go of it when the process ends.
+    """Hold an exclusive lock on a file; the kernel releases it when the process ends.
 
     Args:
         path: The file; made when it is missing. It holds the process id of its holder.

@@ -41,7 +41,7 @@ MIN_ADDED: Final = 128
 """So many at a time, the oldest first, or a part of all that wait, if that is more."""
 PART: Final = 32
 MAX_ROWS: Final = 1024
-"""With more rows than this, those that are left are written anew as few."""
+"""With more rows than this, those that are left are written again as few."""
 _SUMS_A_ROW: Final = 256
 _NUM_SUMMED: Final = 6
 

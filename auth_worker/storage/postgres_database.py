@@ -139,7 +139,7 @@ class PostgresDatabase:
         return self._clock_s() >= self._held_until_s - HELD_S + RENEWED_S
 
     def is_free(self) -> bool:
-        """Whether the database may be taken: it is new, was let go of, or its holder is gone.
+        """Whether the database may be taken: it is new, was released, or its holder is gone.
 
         Called again and again by whoever stands by.
 
@@ -301,7 +301,7 @@ class PostgresDatabase:
         """Cut a connection on which nothing comes back; the thread that waits then gets an error.
 
         A network that drops packets, or a proxy that keeps a connection to a server that is gone,
-        would hold it for ever.
+        would hold it forever.
         """
         while not self._closed.wait(_WATCH_INTERVAL_S):
             began_s = self._began_s

@@ -35,7 +35,7 @@ class Retention:
             90,
             minimum=0,
             meaning=(
-                "each request's line in the ledger is kept so long, and its sums by hour for ever; "
+                "each request's line in the ledger is kept so long, and its sums by hour forever; "
                 "0 keeps all lines"
             ),
         )

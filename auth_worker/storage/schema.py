@@ -41,7 +41,7 @@ authority = Table(
     Column("acquired_at", BigInteger, nullable=False),
     # Grows with each transaction of the holder: standing still, the holder is gone.
     Column("num_commits", BigInteger, nullable=False, server_default="0"),
-    Column("holder", String, nullable=False, server_default=""),  # empty: let go of in order
+    Column("holder", String, nullable=False, server_default=""),  # empty: released cleanly
     # Random, made with the epoch 1: epochs of two databases can't be compared.
     Column("database_id", String, nullable=False, server_default=""),
     CheckConstraint("id = 1", name="authority_is_one_row"),

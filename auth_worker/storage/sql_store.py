@@ -272,7 +272,7 @@ class SqlStore:
             self._on_checkpoint(done.checkpoint)
 
     def close(self) -> None:
-        """Let go of the database; once more does nothing."""
+        """Release the database; once more does nothing."""
         if not self._is_closed:
             self._is_closed = True
             self._database.release(self._epoch)

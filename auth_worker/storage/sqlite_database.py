@@ -43,7 +43,7 @@ class SqliteDatabase:
 
     Args:
         directory: Is made, with mode 0700, when it is missing.
-        lock_patience_s: How long to wait for another auth worker to let go of the database.
+        lock_patience_s: How long to wait for another auth worker to release the database.
 
     Attributes:
         path: The file.
@@ -144,7 +144,7 @@ class SqliteDatabase:
         """Nothing to do: the lock goes with `close`."""
 
     def close(self) -> None:
-        """Close the database, then let go of its lock; once more does nothing."""
+        """Close the database, then release its lock; once more does nothing."""
         if self._writing is not None:
             self._writing.close()
         self.engine.dispose()

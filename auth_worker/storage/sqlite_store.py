@@ -17,7 +17,7 @@ class SqliteStore(SqlStore):
     Args:
         directory: Is made, with mode 0700, when it is missing.
         clock: For the times of the epoch and the migrations.
-        lock_patience_s: How long to wait for another auth worker to let go of the database; one
+        lock_patience_s: How long to wait for another auth worker to release the database; one
             whose parent was killed may still be about to end.
         signer: As in `SqlStore`.
         on_checkpoint: As in `SqlStore`.

@@ -36,5 +36,5 @@ class Store(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of the database, so that another authority may take it."""
+        """Release the database, so that another authority may take it."""
         ...

@@ -2,7 +2,7 @@
 
 SQLite reads the log up to the first frame that doesn't check and silently passes over the rest
 (https://www.sqlite.org/fileformat2.html#the_write_ahead_log). That is right after a crash, which
-can spoil only what was not yet acknowledged; anything else loses commits without a word.
+can spoil only what was not yet acknowledged; anything else loses commits silently.
 """
 
 import struct
@@ -79,7 +79,7 @@ class _Frames:
         """What stands behind the last good frame and can't come from a crash.
 
         Each commit is on the disk before the next one begins, so a crash spoils the frames of one
-        commit at most; frames of before the log was last begun anew have a smaller first salt.
+        commit at most; frames of before the log was last begun again have a smaller first salt.
         """
         frame_bytes = _FRAME_HEADER_BYTES + self._page_bytes
         num_commits = 0

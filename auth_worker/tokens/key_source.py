@@ -24,7 +24,7 @@ def fetch_keys(rules: TokenRules, exchanger: Exchanger) -> KeySet:
     """The issuer's keys as they are published now (OpenID Connect Discovery 1.0 §4).
 
     Raises:
-        OutboundError: They can't be had.
+        OutboundError: They can't be fetched.
     """
     url = rules.jwks_url
     if not url:

@@ -48,7 +48,7 @@ class Counts:
     first_s: list[float] = field(default_factory=list)
 
     def reset(self) -> None:
-        """Begin anew; requests under way count when they end."""
+        """Begin again; requests under way count when they end."""
         self.num_answers = self.num_events = self.num_words = 0
         self.latencies_s.clear()
         self.first_s.clear()

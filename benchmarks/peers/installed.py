@@ -30,7 +30,7 @@ _LOG_TAIL_BYTES = 300
 
 
 class NotInstalledError(Exception):
-    """A peer can't be had here; the message says why."""
+    """A peer can't be installed here; the message says why."""
 
 
 class Peers:

@@ -46,7 +46,7 @@ PREFILL_AIM: Final = 1.25
 
 
 def make_sides(args: argparse.Namespace, home: Path) -> list[Side]:
-    """All sides that can be had here, not started yet."""
+    """All sides that can be installed here, not started yet."""
     folder = home / str(args.shape)
     write_checkpoint(folder, args.shape)
     peers = Peers(args.environments, args.jobs)

@@ -193,7 +193,7 @@ class _Reader:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(items) % 2:
             raise ValueError("items of no dictionary")
-        # A tuple of tuples, each twice in the next, would be hashed for ever, and so would large
+        # A tuple of tuples, each twice in the next, would be hashed forever, and so would large
         # numbers of one hash.
         if not all(map(_is_key, items[::2])):
             raise ValueError("a key that is neither a string nor a number")

@@ -314,7 +314,7 @@ class Engine:
         self._scoring.cancel(gateway_id, request_id)
 
     def forget_gateway(self, gateway_id: str) -> None:
-        """Drop all that a gateway wanted, without a word: nobody listens."""
+        """Drop all that a gateway wanted without an event: nobody listens."""
         self._scoring.forget_gateway(gateway_id)
         for output in self._choices.of_gateway(gateway_id):
             self._forget(output)
@@ -355,7 +355,7 @@ class Engine:
         return self._to_gateways.take()
 
     def close(self) -> None:
-        """End the helper process that grammars are tried in, if one was needed, and what compiles."""
+        """End the process that grammars are tried in, if one was needed, and what compiles."""
         self.grammars.close()
         self._runner.close()
 
@@ -451,7 +451,7 @@ class Engine:
             raise
 
     def _forget(self, output: ChoiceOutput) -> None:
-        """Let go of a choice without a word."""
+        """Release a choice without an event."""
         self._scheduler.finish(output.choice)
         if self._choices.get(output.choice.key) is output:
             self._choices.remove(output)

@@ -74,7 +74,7 @@ class EngineMetrics:
         )
         self._draft_tokens = counter(
             "penstock_engine_draft_tokens",
-            "Tokens of outputs that were drafted by prompt lookup, and of these those that were right.",
+            "Tokens of outputs that prompt lookup drafted, and those of them that were right.",
             ("kind",),
         )
         self._preemptions = counter(

@@ -345,7 +345,7 @@ class Scoring:
             number = self._num_opened[task.key]
             self._num_opened[task.key] += 1
             command = prompt_command(task, group, number)
-            # Before the prompt is taken: nobody would let go of it, were a pack not to be had.
+            # Before the prompt is taken: nobody would release it if a pack can't be made.
             packs = packs_of(group.questions, self._runner.score_limits)
             pack = next(packs)
             try:

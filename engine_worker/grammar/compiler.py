@@ -35,7 +35,7 @@ class CompiledGrammar:
 
     What is copied from one matcher shares the states of its lexer, and their limit. So outputs
     share a matcher only while their grammar needs few states, and only so many of them; the others
-    get one that is compiled anew.
+    get one that is compiled again.
 
     Args:
         result: What its trial said.

@@ -29,7 +29,7 @@ _STOP_TIMEOUT_S: Final = 5.0
 _BUSY_SHARE: Final = 0.5
 """Who computed for so much of its time has used it; who computed less was kept from it."""
 _MAX_TURNS: Final = 20
-"""How many times its time a process gets by the clock, on a machine that lets it compute little."""
+"""How many times its CPU time a process gets in wall-clock time, on a busy machine."""
 
 
 class GrammarTrial:

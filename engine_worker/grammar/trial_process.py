@@ -29,7 +29,7 @@ _WALK_TOKENS: Final = 400
 _WALK_S: Final = 0.25
 _NUM_WALKS: Final = 2
 _COMMON: Final = 64
-"""Of the tokens that may come next, how many a walk chooses between: the first, most common ones."""
+"""Of the tokens that may come next, how many a walk chooses from: the most common ones."""
 
 
 class Setup(msgspec.Struct, frozen=True):

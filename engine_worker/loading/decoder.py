@@ -413,7 +413,7 @@ def choose_for_settings(
 
     Raises:
         ModelLoadError: The folder can't be served.
-        ConfigurationError: What is asked for can't be had.
+        ConfigurationError: What is asked for isn't available.
     """
     spec = _load_spec(settings)
     wanted = replace(settings, dtype=dtype or settings.dtype, backend=backend or settings.backend)

@@ -2,7 +2,7 @@
 
 The folder holds `config.json`, the tokenizer's files, the chat templates, `generation_config.json`,
 and links to the GGUF files. It is kept in the cache of weights under a name made of the file's
-path and header, so that it is made once, and anew when the file changes.
+path and header, so that it is made once, and again when the file changes.
 """
 
 import atexit
@@ -37,7 +37,7 @@ from protocol.runtime.gguf_header import SUFFIX, model_name
 FOLDER: Final = "gguf"
 _VERSION: Final = 1
 _MADE_NAME: Final = re.compile(r"-[0-9a-f]{16}$")
-"""Of what is derived: another number makes all folders anew."""
+"""Of what is derived: another number makes all folders again."""
 _TOKENIZERS: Final = (TOKENIZER_JSON, TOKENIZER_MODEL, "vocab.json", "tekken.json")
 _SAMPLING: Final = {
     "temp": "temperature",

@@ -28,7 +28,7 @@ from engine_worker.errors import CheckpointError, PackedFileError
 
 SUFFIX = ".packed"
 _READING_VERSION = 2
-"""Of how files become numbers: another one makes all packed files anew."""
+"""Of how files become numbers: another one makes all packed files again."""
 _log = logging.getLogger("penstock.engine.weights")
 
 
@@ -65,7 +65,7 @@ def load_for_backend(
     except FileNotFoundError:
         pass
     except PackedFileError as error:
-        _log.warning("%s; the weights are packed anew", error)
+        _log.warning("%s; the weights are packed again", error)
     try:
         _write(path, key, folder, backend, progress, lora)
     except OSError as error:

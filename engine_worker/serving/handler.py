@@ -212,7 +212,7 @@ class EngineHandler:
         self._texts = texts
         if credit_policy is not None:
             self._credit_policy = credit_policy
-            # No step loop looks into the inbox; what came meanwhile would seem unfinished for ever.
+            # No step loop looks into the inbox; what came meanwhile would seem unfinished forever.
             self._generates = False
             self._num_taken = self._num_received
 

@@ -20,7 +20,7 @@ from protocol.wire.worker import Worker, WorkerSettings
 
 EXIT_FAILED = 1
 HANG_GRACE_S = 60.0
-"""Beyond the gateway's own patience; a program that compiles after all may need it."""
+"""Beyond the gateway's own timeout; a program that compiles after all may need it."""
 
 _log = logging.getLogger("penstock.engine")
 

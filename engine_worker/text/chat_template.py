@@ -41,7 +41,7 @@ _RESERVED_ARGUMENTS = frozenset(
     }
 )
 _NEEDED_IN_TEMPLATE = frozenset({"documents", "verbosity"})
-"""Arguments that a template which never reads them would leave aside in silence."""
+"""Arguments that a template which never reads them would ignore silently."""
 _EXAMINATION_COMPUTE_S = 2.0
 """Of one conversation of a few words, by which a template is examined."""
 MAX_REQUEST_TEMPLATES = 16

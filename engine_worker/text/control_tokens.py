@@ -75,7 +75,7 @@ class ControlTokens:
 
     Raises:
         TokenizerLoadError: The tokenizer can't be built with other names for its control tokens,
-            or they are so long, or so many, that to tell them apart would take for ever.
+            or they are so long, or so many, that to tell them apart would take forever.
     """
 
     def __init__(self, tokenizer: Tokenizer, template_sources: Collection[str]) -> None:

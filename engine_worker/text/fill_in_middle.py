@@ -1,7 +1,7 @@
 """Prompts for models that were trained to fill in the middle between two texts of code.
 
 The spellings are those of the models' own cards: Qwen2.5-Coder, CodeGemma and Granite; StarCoder2
-and its kin; Code Llama; DeepSeek-Coder; Codestral.
+and models like it; Code Llama; DeepSeek-Coder; Codestral.
 """
 
 from collections.abc import Callable, Sequence

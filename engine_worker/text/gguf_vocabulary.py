@@ -285,7 +285,7 @@ _KINDS: Final[dict[str, Callable[[_Vocabulary], tuple[Any, tuple[bool, bool]]]]]
     "gemma4": _spaced_bpe,
     "t5": _unigram,
 }
-"""From a vocabulary to its tokenizer, and whether texts begin and end with bos and eos by default."""
+"""From a vocabulary to its tokenizer, and whether texts get bos and eos by default."""
 
 
 _BYTE_KINDS: Final = ("gpt2", "gemma4")

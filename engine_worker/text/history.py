@@ -2,7 +2,7 @@
 
 Clients send what other models wrote: system messages in several places, arguments that were cut
 off, ids of another length, two messages of one role in turn. Templates refuse some of that, or
-leave it out without a word. What a template can take is found out when it is loaded, by rendering
+leave it out silently. What a template can take is found out when it is loaded, by rendering
 short conversations with it.
 """
 
@@ -32,8 +32,8 @@ class HistoryRules:
         developer: It has a role `developer`; otherwise those are system messages.
         null_content: It asks whether content is none; otherwise that is an empty text.
         argument_objects: Arguments of tool calls as objects, otherwise as JSON text.
-        system: A system message at the beginning; otherwise it is the user's, and goes before what follows of
-            the user's.
+        system: A system message at the beginning; otherwise it is the user's, and goes before what
+            follows of the user's.
         late_system: System messages later; otherwise their texts go into the first one.
         repeats: Messages of one role in turn; otherwise they become one.
         opening_answer: An assistant's message at the beginning; otherwise an empty one of the user

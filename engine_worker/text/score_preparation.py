@@ -45,7 +45,7 @@ class ScorePrompt:
 
     @property
     def num_tokens(self) -> int:
-        """What has to be computed, labels left aside."""
+        """What has to be computed, without labels."""
         return len(self.head) + sum(len(texts.token_ids) for texts in self.questions)
 
 

@@ -1,4 +1,4 @@
-"""Reads a SentencePiece `tokenizer.model` and makes the same tokenizer of the parts of `tokenizers`.
+"""Reads a SentencePiece `tokenizer.model` and makes the same tokenizer of parts of `tokenizers`.
 
 The file is one protocol buffer (`ModelProto` of
 https://github.com/google/sentencepiece/blob/master/src/sentencepiece_model.proto). The few fields

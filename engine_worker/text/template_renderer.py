@@ -100,7 +100,7 @@ class TemplateRenderer:
         return _text_of(answer[:1], answer[1:].decode("utf-8", "surrogatepass"), max_compute_s)
 
     def close(self) -> None:
-        """End the processes; another conversation starts them anew."""
+        """End the processes; another conversation starts them again."""
         for process in self._processes:
             process.end()
 

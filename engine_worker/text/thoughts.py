@@ -95,7 +95,7 @@ class ThoughtLimit:
         if not self.is_inside:
             self._was_forced = False
         elif self._was_forced and not self._forced:
-            # The marker is not in the text, though its tokens are: it would be written for ever.
+            # The marker is not in the text, though its tokens are: it would be written forever.
             self.is_inside = self._may_begin = False
         else:
             self._close_if_spent(is_whole=is_whole)

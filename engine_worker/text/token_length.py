@@ -1,4 +1,4 @@
-"""How much text one token can stand for, where that is certain: what a length says about a count."""
+"""How much text one token can stand for, where that is certain: what lengths say of counts."""
 
 import json
 from typing import Any, Final

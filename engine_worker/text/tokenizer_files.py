@@ -40,7 +40,7 @@ _ROLES: Final = (
     "cls_token",
     "mask_token",
 )
-# Of the classes in transformers, those that put `<s>` before, or `</s>` after, each text by default.
+# Classes in transformers that put `<s>` before, or `</s>` after, each text by default.
 _BEGINS_WITH_BOS: Final = frozenset(
     {
         "LlamaTokenizer",
@@ -260,7 +260,7 @@ def _add_missing_tokens(
         missing.append(token)
         listed[token.content] = token
         next_id += known_id is None
-    # All at once: each call makes the search for all of them anew.
+    # All at once: each call makes the search for all of them again.
     backend.add_tokens(missing)
     specials: list[AddedToken] = []
     for name, value in roles.items():

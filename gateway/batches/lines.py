@@ -10,6 +10,8 @@ from typing import Any, Final
 import orjson
 
 from gateway.batches.records import LineError
+from gateway.errors import InvalidRequestError
+from gateway.json_numbers import keep_digits
 
 MAX_LINES: Final = 50_000
 MAX_ERRORS: Final = 100
@@ -24,6 +26,7 @@ class BatchLine:
 
     Attributes:
         number: Of the line in the file, from 1.
+        body: For `orjson.dumps`, which writes the numbers in it with all their digits.
     """
 
     number: int
@@ -106,7 +109,11 @@ def parse(number: int, text: bytes, endpoint: str) -> BatchLine | LineError:
         if body.get(name):
             message = f"A batch can't use `{name}`; leave it out of `body`."
             return LineError("invalid_request", message, number, f"body.{name}")
-    return BatchLine(number, custom_id, body)
+    try:
+        keep_digits(text, value, ("body",))
+    except InvalidRequestError as error:
+        return LineError("invalid_request", error.message, number, "body")
+    return BatchLine(number, custom_id, value["body"])
 
 
 def check(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, list[LineError]]:

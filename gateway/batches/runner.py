@@ -176,7 +176,7 @@ class BatchRunner:
         try:
             return self._store.claim(batch.tenant, batch.id)
         except OSError as error:
-            # What was claimed beside it is worked on all the same.
+            # What was claimed beside it is worked on anyway.
             _logger.error("the batch %s can't be locked, and waits: %s", batch.id, error)
             return None
 
@@ -263,7 +263,7 @@ class BatchRunner:
         batch = claim.batch
         if batch.status == "validating" and not await self._validate(claim):
             return
-        # Outputs that were handed over before a kill must not be begun anew, empty.
+        # Outputs that were handed over before a kill must not be begun again, empty.
         is_over = batch.status == "finalizing"
         journal = await asyncio.to_thread(Journal, claim.folder, is_over=is_over)
         try:

@@ -137,7 +137,7 @@ class FairQueue(Generic[ItemT]):
 
     Among requests of one priority each tenant gets the same share of tokens, however many requests
     it has waiting. A more important priority goes first, but a request that waits ages: every
-    `AGING_S` seconds make up for one level, so that nobody waits for ever.
+    `AGING_S` seconds make up for one level, so that nobody waits forever.
     """
 
     def __init__(self) -> None:

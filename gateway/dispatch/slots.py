@@ -138,7 +138,7 @@ class Slot:
 
 
 Accepts = Callable[[EngineHandle], bool]
-"""Whether an engine can do a piece of work at all, credit aside: while weights are replaced,
+"""Whether an engine can do a piece of work at all, whatever its credit: while weights are replaced,
 engines of two fingerprints serve one model, and a prompt stays with the one that tokenised it."""
 
 

@@ -43,7 +43,7 @@ def acknowledged_line(lease_id: str) -> bytes:
 def parse_line(line: bytes) -> Settle | str | None:
     """A settlement, or the lease that was acknowledged; None for a line that is neither.
 
-    Fields that the line lacks have their default, fields that are not known are left aside, so
+    Fields that the line lacks have their default, unknown fields are ignored, so
     that versions can follow each other in both directions.
     """
     try:

@@ -112,7 +112,7 @@ class Outbox:
         self._window.resend_all()
 
     def resend_old(self) -> None:
-        """Send again what was lost, and look after the disk; called every second or so."""
+        """Send again what was lost, and check the disk; called every second or so."""
         self._window.resend_lost()
         if self._spool.is_trial_due or self._can_turn:
             self._plan_spill()

@@ -66,7 +66,7 @@ class Window:
         """Send again what is lost: sent long ago, and others have been acknowledged since.
 
         "Others" are any sent later; or none at all, when nothing was acknowledged for as long. So
-        a slow auth worker is not given everything twice, and one gap doesn't stay open for ever.
+        a slow auth worker is not given everything twice, and one gap doesn't stay open forever.
         """
         now = self._clock()
         is_stuck = now - self._acknowledged_at >= RESEND_AFTER_S

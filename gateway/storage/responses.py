@@ -129,7 +129,7 @@ def chain(
     if num_bytes > bounds.max_context_bytes:
         raise _wrong(
             f"what it goes on from has {num_bytes} bytes, and {bounds.max_context_bytes} are read"
-            " (PENSTOCK_STORE_MAX_CONTEXT_BYTES); compact it or begin anew."
+            " (PENSTOCK_STORE_MAX_CONTEXT_BYTES); compact it or start a new one."
         )
     turns: list[StoredResponse] = []
     for one in reversed(ids):

@@ -75,11 +75,11 @@ class Store:
         )
 
     def let_go(self, conversation_id: str, response_id: str) -> None:
-        """A response that was not made lets go of its conversation; this waits for nothing."""
+        """A response that was not made releases its conversation; this waits for nothing."""
         task = asyncio.get_running_loop().create_task(self._release(conversation_id, response_id))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(logs_failure(f"letting go of the conversation {conversation_id}"))
+        task.add_done_callback(logs_failure(f"releasing the conversation {conversation_id}"))
 
     async def _release(self, conversation_id: str, response_id: str) -> None:
         held = (conversation_id, response_id)
@@ -93,7 +93,7 @@ class Store:
             self._unreleased.discard(held)
 
     async def close(self) -> None:
-        """Let go of the database."""
+        """Release the database."""
         await self._database.close()
 
 
@@ -313,7 +313,7 @@ class ConversationStore:
         )
 
     async def end_turn(self, conversation_id: str, response_id: str) -> None:
-        """Let go of it; idempotent."""
+        """Release it; idempotent."""
         await self._database.run(
             lambda connection: conversations.end_turn(connection, conversation_id, response_id)
         )

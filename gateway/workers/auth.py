@@ -238,7 +238,7 @@ class AuthLink:
         Raises:
             RemoteFailureError: It can't be done.
             WorkerUnavailableError: Nobody answers, or an auth worker of an older release would
-                leave rules aside.
+                ignore rules.
         """
         peer = self._active()
         if peer is not None and peer.protocol_version < _needed_version(question):
@@ -390,7 +390,7 @@ class AuthLink:
 
 
 def _needed_version(question: AdminQuestion) -> ProtocolVersion:
-    """What an auth worker has to speak that leaves nothing of a command aside."""
+    """What an auth worker has to speak that ignores nothing of a command."""
     if isinstance(question, ReadUsage) and question.bucket == "minute":
         return MINUTES_VERSION
     if isinstance(question, ResourceQuestion | Report | ClaimAnswer | KeepAnswer):

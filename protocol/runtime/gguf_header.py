@@ -305,7 +305,7 @@ class _Reader:
         if version not in VERSIONS:
             swapped = version and not version & 0xFFFF
             what = "is for big-endian machines" if swapped else f"is GGUF of version {version}"
-            raise self._error(f"{what}; versions 2 and 3 are read: convert the model anew")
+            raise self._error(f"{what}; versions 2 and 3 are read: convert the model again")
         num_tensors, num_keys = self._numbers("Q", 2, "its counts")
         for count, most, least_bytes, what in (
             (num_tensors, MAX_TENSORS, 32, "tensors"),

@@ -200,7 +200,7 @@ INTERNAL_TARGETS = words(
     each=_network,
     meaning=(
         "addresses and networks (such as `10.0.0.0/8`) that are not public and that webhooks, a "
-        "token issuer's keys and MCP servers may be at all the same, also over plain http"
+        "token issuer's keys and MCP servers may be at nevertheless, also over plain http"
     ),
 )
 DRAIN_TIMEOUT_S = number(

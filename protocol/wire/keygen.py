@@ -38,7 +38,7 @@ def generate_keys_by_role(directory: Path) -> tuple[Path, ...]:
     """Make a folder for each owner that holds just what this one needs, for machines and volumes.
 
     `gateway/` gets its pair and every public key; `engine/`, `auth/` and `toolparser/` get their
-    own pair and `gateway.public`. Pairs that exist stay; public keys are copied anew, so that a
+    own pair and `gateway.public`. Pairs that exist stay; public keys are copied again, so that a
     role whose folder was emptied has new keys everywhere after another run.
 
     Args:

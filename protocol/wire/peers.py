@@ -121,7 +121,7 @@ class PeerEvent:
     Attributes:
         kind: `joined` with its first Ready; `ready` each time it begins to take work; `updated`
             for any other change of phase, progress of a phase, offer, credits or silence; `lost`
-            once and for ever: what it worked on must go elsewhere.
+            once and forever: what it worked on must go elsewhere.
         reason: For `lost`.
         message: For `lost`, a sentence for logs.
     """
@@ -181,7 +181,7 @@ class PeerTable:
     def on_message(self, identity: bytes, message: object, now: float) -> Outcome:
         """Take note of a message; `now` is in monotonic seconds.
 
-        Whoever was not introduced by a Ready is asked, by a Goodbye, to begin anew: a worker that
+        Whoever was not introduced by a Ready is asked, by a Goodbye, to begin again: a worker that
         was declared dead meanwhile drops what it had and announces itself.
         """
         if type(message) not in _ABOUT_THE_CONNECTION:
@@ -269,7 +269,7 @@ class PeerTable:
         peer = self._peers.get(identity)
         if peer is None or peer.instance_id != ready.instance_id:
             events.extend(
-                self._lose(other, "replaced", "it connected anew")
+                self._lose(other, "replaced", "it connected again")
                 for other in list(self._peers.values())
                 if other.instance_id == ready.instance_id or other.identity == identity
             )

@@ -252,7 +252,7 @@ class RoleServer(Generic[EventT]):
                 )
                 self._router.forget(peer.identity)
                 if event.reason in ("silent", "hung", "overflow"):
-                    # It may live on: it shall drop what it had and announce itself anew.
+                    # It may live on: it shall drop what it had and announce itself again.
                     goodbye = Goodbye(
                         reason=f"declared lost: {event.message}",
                         is_hung=peer.stuck_at is not None,

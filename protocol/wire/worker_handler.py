@@ -62,7 +62,7 @@ class WorkerSettings:
         handle_signals: Take over SIGTERM and SIGINT when started from the main thread.
         metrics_interval_s: Between two reports of the worker's metrics to each gateway.
         hang_grace_s: Told by a gateway that it hangs, the worker ends if it has made no progress so
-            much later, for its supervisor to start it anew; None never ends it.
+            much later, for its supervisor to start it again; None never ends it.
     """
 
     heartbeat_interval_s: float = 1.0

@@ -397,7 +397,7 @@ class WorkerLoop(Generic[CommandT]):
         if other is not None:
             _logger.info("%s and %s lead to one gateway", other.address, link.address)
             other.is_parked = True
-            # Not a loss that calls parked addresses back: three of them would take turns for ever.
+            # Not a loss that calls parked addresses back: three of them would take turns forever.
             other.gateway_id = None
             other.dealer.close()
             self._handler.on_gateway_lost(gateway_id)

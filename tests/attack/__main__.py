@@ -1,4 +1,5 @@
-"""`python -m tests.attack`: hostile clients at a deployment of this machine, and what they did to it."""
+"""`python -m tests.attack`: hostile clients at a deployment of this machine, and what they did to
+it."""
 
 import argparse
 import asyncio

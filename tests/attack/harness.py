@@ -1,4 +1,5 @@
-"""The deployment that is attacked: real processes, with scripted engines or with the bundled model."""
+"""The deployment that is attacked: real processes, with scripted engines or with the bundled
+model."""
 
 import sys
 from dataclasses import dataclass

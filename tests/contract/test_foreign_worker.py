@@ -1,4 +1,5 @@
-"""The worker printed in docs/protocol.md, with a plain MessagePack library, serves a real gateway."""
+"""The worker printed in docs/protocol.md, with a plain MessagePack library, serves a real
+gateway."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Every page of the repository: lines of at most 100 columns, and links that lead somewhere."""
+"""Every page of the repository: lines and rows that aren't too long, links that lead somewhere."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,8 @@ from tools.wrap_markdown import MAX_COLUMNS, pages
 
 ROOT = Path(__file__).parents[2]
 PAGES = pages()
+MAX_ROW_COLUMNS = 220
+"""A row can't be broken as a line can; what is longer hides its columns."""
 
 
 def name(page: Path) -> str:
@@ -48,6 +50,23 @@ def test_a_page_is_wrapped_at_100_columns(page: Path) -> None:
     assert too_long(page.read_text(encoding="utf-8")) == [], "`make format` wraps it"
 
 
+def too_wide(text: str) -> list[int]:
+    """Numbers of the table rows that ought to be a list, or say more below the table.
+
+    Code spans don't count: lists of routes and fields can't be said shorter.
+    """
+    return [
+        number
+        for number, line in enumerate(text.splitlines(), 1)
+        if line.lstrip().startswith("|") and len(re.sub(r"`[^`]*`", "", line)) > MAX_ROW_COLUMNS
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_row_of_a_page_is_much_wider_than_a_line(page: Path) -> None:
+    assert too_wide(page.read_text(encoding="utf-8")) == [], "make it a list, or say it below"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_list_of_a_page_explains_a_field_twice(page: Path) -> None:
     if page.name == "CHANGELOG.md":
@@ -78,4 +97,5 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_exist(page: Pat
 def test_what_the_rules_are_for_is_found() -> None:
     assert len(PAGES) > 40
     assert too_long(f"{'word ' * 21}\n| {'cell ' * 30} |\nhttps://example.org/{'a' * 100}") == [1]
+    assert too_wide(f"| {'word ' * 60} |\n| `{'/path' * 60}` |\n{'word ' * 60}") == [1]
     assert "log-fields" in anchors(ROOT / "docs" / "operations.md")

@@ -25,6 +25,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "gateway": (
         "gateway.errors",
+        "gateway.json_numbers",
         "gateway.edge_settings",
         "gateway.config",
         "gateway.bridge",
@@ -145,7 +146,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "engine_worker",
     ),
 }
-"""Folders, and single files where a folder has more than one floor; the last entry starts it all."""
+"""Folders, and single files where a folder has more than one floor; the last entry starts it
+all."""
 
 FILES = {
     path: path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in EVERY_FILE

@@ -64,7 +64,7 @@ REASONS = {
     "engine_worker/grammar/json_schema/reader.py SchemaReader": "a method a keyword",
     "engine_worker/text/tokenizer.py Tokenizer": "a question each, of a few lines",
     "gateway/config.py": "every setting of the gateway, declared once",
-    "gateway/http/background/background_responses.py": "what becomes of an attempt, each way a method",
+    "gateway/http/background/background_responses.py": "what becomes of an attempt, by its ways",
     "tests/fakes/block_oracle.py": "blocks of every kind, computed again in float64",
     "tests/fakes/fake_workers.py": "a scripted worker a role, and what they share",
     "tests/fakes/gguf_families.py": "a config of each family, and what the converter does to it",
@@ -84,7 +84,7 @@ REASONS = {
         "commands and the loop that carries them out, which share one harness"
     ),
     "tests/unit/gateway/request/kinds/test_questions.py": "every kind of question to an engine",
-    "tests/unit/gateway/storage/test_store.py": "what is kept, for whom, how much of it, and who may write",
+    "tests/unit/gateway/storage/test_store.py": "what is kept, for whom, how much, who may write",
     "tests/unit/gateway/workers/test_worker_links.py": "the three links, over one noted wire",
     "tests/unit/toolparser_worker/test_parser_handler.py": "every command, on one handler",
     "toolparser_worker/machine/call_states.py CallStates": "a method a state",

@@ -1,4 +1,5 @@
-"""A real deployment for the end-to-end tests: `penstock serve` with the bundled model, and its pids."""
+"""A real deployment for the end-to-end tests: `penstock serve` with the bundled model, and its
+pids."""
 
 import os
 import re
@@ -29,7 +30,8 @@ class Harness:
     clients: list[openai.OpenAI] = field(default_factory=list)
 
     def client(self, **options: object) -> Any:
-        """An unmodified `openai.OpenAI` without retries of its own; untyped, since bodies here are plain."""
+        """An unmodified `openai.OpenAI` without retries of its own; untyped, since bodies here are
+        plain."""
         settings = {"api_key": "any", "max_retries": 0, "timeout": 120.0, **options}
         client = openai.OpenAI(base_url=f"{self.url}/v1", **settings)  # type: ignore[arg-type]
         self.clients.append(client)

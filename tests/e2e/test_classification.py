@@ -154,11 +154,12 @@ def test_labels_have_the_probabilities_of_transformers(library: Library) -> None
 
 
 def test_what_a_model_does_not_do_is_refused_by_name(library: Library) -> None:
+    asked = {"role": "user", "content": "a"}
     for path, body in (
         ("/v1/rerank", {"model": "topics", "query": "a", "documents": ["a"]}),
         ("/v1/embeddings", {"model": "topics", "input": "a"}),
         ("/v1/rerank", {"model": "ranker", "query": "a", "documents": ["a"], "instruction": "x"}),
-        ("/v1/chat/completions", {"model": "topics", "messages": [{"role": "user", "content": "a"}]}),
+        ("/v1/chat/completions", {"model": "topics", "messages": [asked]}),
         ("/v1/classify", {"model": "topics", "input": [[999]]}),
     ):  # fmt: skip
         response = library.raw(path, **body)

@@ -230,7 +230,8 @@ def test_score_keeps_the_order_and_a_pair_has_one_score(harness: Harness) -> Non
 
 
 def test_a_key_without_the_scope_decides_nothing_and_reranks_nothing(harness: Harness) -> None:
-    """The shared deployment asks for no keys; the table of scopes is held by the auth worker's tests."""
+    """The shared deployment asks for no keys; the table of scopes is held by the auth worker's
+    tests."""
     answer = httpx.post(
         f"{harness.url}/v1/decisions", json={"model": "other"}, timeout=30, trust_env=False
     )

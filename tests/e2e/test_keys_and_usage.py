@@ -1,4 +1,5 @@
-"""A deployment that requires keys: the first admin key, user keys, limits, revocation, booked usage."""
+"""A deployment that requires keys: the first admin key, user keys, limits, revocation, booked
+usage."""
 
 from collections.abc import Iterator
 from pathlib import Path

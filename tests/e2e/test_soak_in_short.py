@@ -1,4 +1,5 @@
-"""The soak of `make soak`, in short: under load, engines, a parser and auth die and nobody notices."""
+"""The soak of `make soak`, in short: under load, engines, a parser and auth die and nobody
+notices."""
 
 import shutil
 import tempfile

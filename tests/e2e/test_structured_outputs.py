@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -10,7 +12,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.e2e.harness import Harness
+from tests.e2e.harness import Harness, start_harness, stop_harness
 
 pytestmark = pytest.mark.process
 
@@ -292,6 +294,37 @@ def test_a_strict_tool_asks_for_all_of_its_schema(harness: Harness, is_strict: b
     )
     assert response.status_code == (400 if is_strict else 200), response.text
     assert ("X-Penstock-Unenforced" in response.headers) is not is_strict
+
+
+@pytest.fixture(scope="module")
+def pythonic(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
+    """A deployment whose model calls tools as Python does, which no JSON grammar describes."""
+    data_dir = tmp_path_factory.mktemp("pythonic") / "data"
+    harness = start_harness(data_dir, cache_dir, "--tool-format", "pythonic")
+    yield harness
+    assert stop_harness(harness) == 0
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_a_format_that_spells_calls_as_text_names_what_it_leaves_to_the_model(
+    pythonic: Harness, is_streaming: bool
+) -> None:
+    function: dict[str, Any] = {"name": "tag", "parameters": TAGS}
+    asked = {
+        "messages": ASK,
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": "required",
+        "stream": is_streaming,
+    }
+    response = post(pythonic, "/v1/chat/completions", **asked)
+    assert response.status_code == 200, response.text
+    assert response.headers["X-Penstock-Unenforced"] == "/properties/tags/uniqueItems"
+    function["strict"] = True
+    response = post(pythonic, "/v1/chat/completions", **asked)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("unsupported_grammar", "tools")
+    assert "uniqueItems" in error["message"]
 
 
 @pytest.mark.parametrize("text", ["<|im_end|>", "<tool_call>"])

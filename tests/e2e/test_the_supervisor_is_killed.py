@@ -1,4 +1,5 @@
-"""`kill -9` of the supervisor while streams run: all of the deployment is gone soon, and starts again."""
+"""`kill -9` of the supervisor while streams run: all of the deployment is gone soon, and starts
+again."""
 
 import signal
 import time

@@ -1,4 +1,5 @@
-"""`python -m tests.e2e_docker`: every scenario with Compose 2, the everyday ones with 1.29 as well."""
+"""`python -m tests.e2e_docker`: every scenario with Compose 2, the everyday ones with 1.29 as
+well."""
 
 import argparse
 import sys

@@ -1,4 +1,5 @@
-"""What an administrator gets wrong: a clear line in the logs, and the rest of the deployment goes on."""
+"""What an administrator gets wrong: a clear line in the logs, and the rest of the deployment goes
+on."""
 
 import tempfile
 from collections.abc import Sequence

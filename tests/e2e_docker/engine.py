@@ -1,4 +1,5 @@
-"""A Docker engine to test with: the one that answers, else one installed, started and removed here."""
+"""A Docker engine to test with: the one that answers, else one installed, started and removed
+here."""
 
 import os
 import re
@@ -148,7 +149,7 @@ class DockerEngine:
             "penstock-setup", "cp", "-a", "/from/.", "/to",
         )  # fmt: skip
 
-    # ---- the engine --------------------------------------------------------------------------------
+    # ---- the engine --------------------
 
     def _find_or_install(self) -> None:
         if _answers({}):
@@ -211,7 +212,7 @@ class DockerEngine:
         if self._forward_policy is not None:
             run(["iptables", "--policy", "FORWARD", self._forward_policy], check=False)
 
-    # ---- compose and images --------------------------------------------------------------------------
+    # ---- compose and images --------------------
 
     def _add_compose_2(self) -> None:
         version = run(["docker", "compose", "version"], env=self.environment, check=False)
@@ -272,7 +273,8 @@ def _forward_policy() -> str | None:
 
 
 def _unpack_plugins(apt_dir: Path, plugins: Path) -> None:
-    """Download docker-compose and docker-buildx with a private apt configuration, and unpack them."""
+    """Download docker-compose and docker-buildx with a private apt configuration, and unpack
+    them."""
     for folder in ("lists/partial", "cache/archives/partial"):
         (apt_dir / folder).mkdir(parents=True, exist_ok=True)
     (apt_dir / "status").touch()

@@ -1,4 +1,5 @@
-"""Three engines, two parsers and two gateways behind nginx: what a death or a drain costs clients."""
+"""Three engines, two parsers and two gateways behind nginx: what a death or a drain costs
+clients."""
 
 import time
 from collections.abc import Sequence

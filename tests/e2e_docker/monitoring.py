@@ -1,4 +1,5 @@
-"""Prometheus beside the deployment: it scrapes with its own key, and every expression evaluates there."""
+"""Prometheus beside the deployment: it scrapes with its own key, and every expression evaluates
+there."""
 
 import json
 from collections.abc import Sequence

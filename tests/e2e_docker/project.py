@@ -196,5 +196,6 @@ class Project:
         return key
 
     def kill(self, container: str) -> None:
-        """SIGKILL the container's process, so that the restart policy applies, unlike `docker kill`."""
+        """SIGKILL the container's process, so that the restart policy applies, unlike `docker
+        kill`."""
         os.kill(int(self.inspect(container, "{{.State.Pid}}")), signal.SIGKILL)

@@ -16,7 +16,7 @@ _NEXT_DOCKERFILE = """
 FROM {image}
 USER root
 RUN file=$(python -c 'import protocol.version as v; print(v.__file__)') \\
- && sed -i 's/^PROTOCOL_VERSION = ProtocolVersion(1, .*/PROTOCOL_VERSION = ProtocolVersion(1, 99)/' \\
+ && sed -i 's/^\\(PROTOCOL_VERSION = ProtocolVersion(1, \\).*/\\199)/' \\
       "$file" && grep -q '(1, 99)' "$file"
 USER 10001:10001
 """

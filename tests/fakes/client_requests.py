@@ -60,7 +60,9 @@ def claude_code_turn(model: str, billing: str, **fields: Any) -> dict[str, Any]:
         "system": [
             {
                 "type": "text",
-                "text": f"x-anthropic-billing-header: cc_version=2.1.278.{billing}; cc_entrypoint=cli;",
+                "text": (
+                    f"x-anthropic-billing-header: cc_version=2.1.278.{billing}; cc_entrypoint=cli;"
+                ),
             },
             {"type": "text", "text": "You are an agent of the command line."},
             {"type": "text", "text": "Answer in one line.", "cache_control": EPHEMERAL},

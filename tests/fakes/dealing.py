@@ -14,7 +14,8 @@ TOGETHER = {
     "tests/e2e/test_soak_in_short.py": "servers that die",
     "tests/e2e/test_the_supervisor_is_killed.py": "servers that die",
     "tests/e2e/test_when_something_dies.py": "servers that die",
-    # One deployment serves most of these, and one cache of compiled programs is warm for the others.
+    # One deployment serves most of these, and one cache of compiled programs is warm for the
+    # others.
     "tests/e2e/": "tests/e2e",
     # The runners of tests/unit/engine_worker/conftest.py, compiled once.
     "tests/unit/engine_worker/compute/runner/test_full_sampler.py": "shared runners",

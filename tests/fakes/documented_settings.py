@@ -1,4 +1,5 @@
-"""The settings that docs/operations.md names, for tests of files that give settings to processes."""
+"""The settings that docs/operations.md names, for tests of files that give settings to
+processes."""
 
 import re
 from pathlib import Path

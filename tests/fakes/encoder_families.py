@@ -1,4 +1,5 @@
-"""Small encoders of every family with its special features switched on, as transformers has them."""
+"""Small encoders of every family with its special features switched on, as transformers has
+them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

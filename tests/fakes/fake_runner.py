@@ -73,7 +73,8 @@ class DeterministicFakeRunner:
 
     A token is read back through the block table, so that wrong blocks, freed blocks and wrong
     positions give wrong tokens, as they would in a real cache. It also keeps what a device has
-    counted for penalties in each slot, and checks before it samples that this is every token so far.
+    counted for penalties in each slot, and checks before it samples that this is every token so
+    far.
 
     Args:
         next_token: From all tokens of a request to its next one.
@@ -215,7 +216,8 @@ class DeterministicFakeRunner:
         return more
 
     def _check_draft(self, row: RowWork, seen: list[int]) -> list[int]:
-        """The tokens after the first one, up to a wrong draft token; wrong ones stay in the cache."""
+        """The tokens after the first one, up to a wrong draft token; wrong ones stay in the
+        cache."""
         more: list[int] = []
         for drafted in row.draft_token_ids:
             if drafted != seen[-1]:
@@ -343,7 +345,8 @@ class DeterministicFakeRunner:
         return int(self._caches[group][block_id, position % self._block_size])
 
     def _seen(self, row: RowWork) -> list[int]:
-        """All tokens up to the row's last, as far as they can be read; the rest as they were told."""
+        """All tokens up to the row's last, as far as they can be read; the rest as they were
+        told."""
         end = row.start + len(row.token_ids)
         seen = self._counted[row.slot][:end]
         if self._groups[0].reach is None:

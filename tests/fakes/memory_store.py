@@ -1,4 +1,5 @@
-"""What a database holds, in memory: groups are committed when the test says so, a kill loses them."""
+"""What a database holds, in memory: groups are committed when the test says so, a kill loses
+them."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace

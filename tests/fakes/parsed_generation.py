@@ -23,7 +23,8 @@ def content(text: str, start: int = 0) -> ParseEvent:
 
 
 class Parsed:
-    """A generation whose text passes a parser, and the engine and the parsers that the test plays."""
+    """A generation whose text passes a parser, and the engine and the parsers that the test
+    plays."""
 
     def __init__(self, **job: Any) -> None:
         self.parts = Parts()

@@ -1,4 +1,5 @@
-"""A PostgreSQL server of its own for tests: in a folder, on a Unix socket, gone with the process."""
+"""A PostgreSQL server of its own for tests: in a folder, on a Unix socket, gone with the
+process."""
 
 import os
 import pwd
@@ -107,7 +108,8 @@ class PostgresServer:
                 return
 
     def certify(self) -> Path:
-        """Make a certificate of 127.0.0.1 that signs itself, and talk TLS from the next start on."""
+        """Make a certificate of 127.0.0.1 that signs itself, and talk TLS from the next start
+        on."""
         certificate, key = self._data / "server.crt", self._data / "server.key"
         made = subprocess.run(
             [

@@ -1,4 +1,5 @@
-"""The states of a decoder with recurrent layers, as hashes, where the device keeps them (ADR 50)."""
+"""The states of a decoder with recurrent layers, as hashes, where the device keeps them (ADR
+50)."""
 
 from collections.abc import Sequence
 from functools import reduce

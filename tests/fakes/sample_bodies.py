@@ -1,4 +1,5 @@
-"""Valid bodies of every kind, each with all that its kind may hold; and what stands where in them."""
+"""Valid bodies of every kind, each with all that its kind may hold; and what stands where in
+them."""
 
 from collections.abc import Iterator
 from typing import Any, Final
@@ -513,7 +514,9 @@ LEVELS: Final = 1000
 """As deep as JSON is read, or nearly so: deeper than it is written, or shown by `str`."""
 DEEP_LIST: Final = orjson.Fragment(b"[" * LEVELS + b"]" * LEVELS)
 DEEP_OBJECT: Final = orjson.Fragment(b'{"type":' * LEVELS + b"1" + b"}" * LEVELS)
+LONG_NUMBERS: Final = (orjson.Fragment(b"1" * 25), orjson.Fragment(b"0.1000000000000000055"))
+"""That no float holds."""
 ODD: Final[list[Any]] = [
-    *(None, True, -1, 2**64 - 1, 1.5, "", "x"),
+    *(None, True, -1, 2**64 - 1, 1.5, "", "x", *LONG_NUMBERS),
     *([], [[]], [{}], [None], {}, {"": []}, {"type": {}}, DEEP_LIST),
 ]

@@ -1,4 +1,5 @@
-"""Tokenizers in the shapes of well-known models, trained on a few texts, and texts of every kind."""
+"""Tokenizers in the shapes of well-known models, trained on a few texts, and texts of every
+kind."""
 
 import random
 from collections.abc import Callable

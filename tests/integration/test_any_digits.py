@@ -10,7 +10,10 @@ from tests.fakes.running_gateway import running_gateway
 
 MANY = b"9" * 5000
 END = b"Connection: close\r\n\r\n"
-GET = b"GET %b HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer psk-a\r\nConnection: close\r\n\r\n"
+GET = (
+    b"GET %b HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer psk-a\r\n"
+    b"Connection: close\r\n\r\n"
+)
 
 HEADS = {
     "content_length": post(b"", b"").split(b"Content-Length")[0] + b"Content-Length: %b\r\n" % MANY,

@@ -1,4 +1,5 @@
-"""docs/auth.md: its table is the code's, and its examples run against a gateway and an auth worker."""
+"""docs/auth.md: its table is the code's, and its examples run against a gateway and an auth
+worker."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""Three auth workers on one PostgreSQL database: one is active, and nothing is granted twice or lost."""
+"""Three auth workers on one PostgreSQL database: one is active, and nothing is granted twice or
+lost."""
 
 import asyncio
 import signal

@@ -1,4 +1,5 @@
-"""The real auth worker process over ipc: kill -9 loses nothing acknowledged, one owner, clean ends."""
+"""The real auth worker process over ipc: kill -9 loses nothing acknowledged, one owner, clean
+ends."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""Real processes that were given wrong keys or a shared folder: clear lines, nothing half-started."""
+"""Real processes that were given wrong keys or a shared folder: clear lines, nothing
+half-started."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""Experts are read alike from a tensor for each and from one for all, as transformers saves them."""
+"""Experts are read alike from a tensor for each and from one for all, as transformers saves
+them."""
 
 import json
 from pathlib import Path

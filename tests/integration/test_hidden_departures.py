@@ -1,4 +1,5 @@
-"""Clients that leave where nothing is read from them, and connections in the middle of a pipeline."""
+"""Clients that leave where nothing is read from them, and connections in the middle of a
+pipeline."""
 
 import asyncio
 from pathlib import Path

@@ -426,3 +426,25 @@ async def test_hooks_that_never_return_keep_no_thread_of_the_gateway() -> None:
     finally:
         release.set()
         await runner.stop()
+
+
+async def test_a_hook_sees_numbers_and_a_body_that_none_changes_keeps_their_digits(
+    socket_dir: Path, install: Install, tmp_path: Path
+) -> None:
+    (tmp_path / "counting_hook.py").write_text(NOTING)
+    install("counting = counting_hook:Noting")
+    number = "123456789012345678901234567890"
+    asked = {"model": "demo", "messages": MESSAGES, "guided_json": {"const": "number"}}
+    body = json.dumps(asked).replace('"number"', number)
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine()
+        answer = await gateway.client.post(
+            "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == 200, answer.text
+        (seen,) = importlib.import_module("counting_hook").seen
+        assert seen["guided_json"] == {"const": float(number)}
+        grammar = engine.of(Generate)[-1].grammar
+    assert grammar is not None
+    assert number in grammar.source

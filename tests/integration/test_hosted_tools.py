@@ -1,4 +1,5 @@
-"""Responses whose tools this server runs: MCP servers that are real processes, and its own tools."""
+"""Responses whose tools this server runs: MCP servers that are real processes, and its own
+tools."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""Requests over limits while clients leave and processes are killed: `tests/soak/limits.py` in short."""
+"""Requests over limits while clients leave and processes are killed: `tests/soak/limits.py` in
+short."""
 
 from pathlib import Path
 

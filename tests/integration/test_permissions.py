@@ -1,4 +1,5 @@
-"""Every route, role and scope over HTTP, decided by a real authority: nobody gets past the table."""
+"""Every route, role and scope over HTTP, decided by a real authority: nobody gets past the
+table."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""The real engine's scheduler and texts behind a real gateway, step by step: cuts, hangs, giants."""
+"""The real engine's scheduler and texts behind a real gateway, step by step: cuts, hangs,
+giants."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,5 @@
-"""/v1/responses over a WebSocket: turns, what a connection remembers, and clients that misbehave."""
+"""/v1/responses over a WebSocket: turns, what a connection remembers, and clients that
+misbehave."""
 
 import asyncio
 import base64

@@ -1,4 +1,5 @@
-"""`penstock run-batch` as a process that is killed: nothing that was answered is lost or asked again."""
+"""`penstock run-batch` as a process that is killed: nothing that was answered is lost or asked
+again."""
 
 import json
 import subprocess

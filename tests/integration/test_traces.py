@@ -1,4 +1,5 @@
-"""Traces of requests: what a collector gets, what crosses the wire, and collectors that are away."""
+"""Traces of requests: what a collector gets, what crosses the wire, and collectors that are
+away."""
 
 import asyncio
 import json
@@ -250,7 +251,8 @@ def test_a_process_ends_though_its_collector_hangs(monkeypatch: pytest.MonkeyPat
 def test_nothing_of_the_sdk_is_imported_while_traces_are_off() -> None:
     program = (
         "import sys, gateway.application, engine_worker.serving.service, toolparser_worker.handler,"
-        " auth_worker.service; assert not [one for one in sys.modules if 'opentelemetry.sdk' in one]"
+        " auth_worker.service;"
+        " assert not [one for one in sys.modules if 'opentelemetry.sdk' in one]"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2])
 

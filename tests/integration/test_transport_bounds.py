@@ -1,4 +1,4 @@
-"""Memory stays under a stated bound: random frames by the hundred thousand, peers that stop reading.
+"""Memory stays under a stated bound: random frames by the hundred thousand, peers that don't read.
 
 `FUZZ_FRAMES=1000000` sends a million frames instead.
 """

@@ -38,7 +38,8 @@ ItemT = TypeVar("ItemT")
 
 
 class RawWorker:
-    """A DEALER that reads when it is told to, frame by frame, with the plain MessagePack library."""
+    """A DEALER that reads when it is told to, frame by frame, with the plain MessagePack
+    library."""
 
     def __init__(self, endpoint: Endpoint, version: ProtocolVersion) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -54,7 +55,8 @@ class RawWorker:
         self._socket.send(frame)
 
     def frames_until(self, request_id: str) -> list[list[dict[str, Any]]]:
-        """The messages of each frame but heartbeats, up to the frame with this request's message."""
+        """The messages of each frame but heartbeats, up to the frame with this request's
+        message."""
         frames: list[list[dict[str, Any]]] = []
         while not frames or request_id not in {message.get("request_id") for message in frames[-1]}:
             assert self._socket.poll(10_000)

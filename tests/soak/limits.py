@@ -187,9 +187,9 @@ class Figures:
             f"{self.statuses.total()} requests ({told}; 0 is a broken connection, -1 a client that"
             f" left); kills: {kills}; limits of a team"
             f" looked at {self.num_looks} times: budget and quota never overspent, at most"
-            f" {self.parallel_over} more at a time than its limit; {self.num_rows} rows of the ledger hold"
-            f" {self.prompt_tokens} prompt and {self.completion_tokens} completion tokens, as the"
-            " engine counted"
+            f" {self.parallel_over} more at a time than its limit; {self.num_rows} rows of the"
+            f" ledger hold {self.prompt_tokens} prompt and {self.completion_tokens} completion"
+            " tokens, as the engine counted"
         )
 
 

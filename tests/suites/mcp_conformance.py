@@ -44,7 +44,9 @@ REASONS: Final[Mapping[str, Mapping[str, str]]] = {
         r"tools-call-(image|audio|embedded-resource|mixed-content)": _TEXT_ONLY,
         r"tools-call-(sampling|elicitation)|elicitation-.*": _NO_REQUESTS,
         # What a server without such tools fulfils all the same has to stay so.
-        r"input-required-result-(?!missing-input|unsupported|ignore-extra|validate).*": _NO_REQUESTS,
+        r"input-required-result-(?!missing-input|unsupported|ignore-extra|validate).*": (
+            _NO_REQUESTS
+        ),
         r"tools-call-with-(progress|logging)|logging-set-level": _NO_STREAMS,
         r"resources-.*": _NO_RESOURCES,
         r"prompts-.*": _NO_PROMPTS,

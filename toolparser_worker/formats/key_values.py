@@ -1,4 +1,4 @@
-"""Calls as a name and pairs of `<arg_key>` and `<arg_value>` elements (GLM and its kin)."""
+"""Calls as a name and pairs of `<arg_key>` and `<arg_value>` elements (GLM and models like it)."""
 
 from toolparser_worker.machine.declarations import ParameterBody, ToolFormat
 

@@ -18,7 +18,10 @@ HARMONY = MessageFraming(
     rendered_content="<|channel|>final<|message|>",
     routes=(
         Route(
-            header=r".*?to=(?:assistant|(?:python|browser|container)(?:\.[^ \t\n\r<]*)?)(?:[ \t\n\r<].*)",
+            header=(
+                r".*?to=(?:assistant|(?:python|browser|container)(?:\.[^ \t\n\r<]*)?)"
+                r"(?:[ \t\n\r<].*)"
+            ),
             to="dropped",
         ),
         Route(header=r".*?to=(?:functions\.)?(?P<name>[^ \t\n\r<]+).*", to="arguments"),

@@ -1,4 +1,4 @@
-"""Calls as `<function=NAME>` with `<parameter=KEY>` elements (Qwen 3 Coder and its kin)."""
+"""Calls as `<function=NAME>` with `<parameter=KEY>` elements (Qwen 3 Coder and models like it)."""
 
 from toolparser_worker.machine.declarations import ParameterBody, ToolFormat
 

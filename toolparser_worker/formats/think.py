@@ -1,4 +1,4 @@
-"""Reasoning between `<think>` tags, as most open reasoning models write it, and its kin."""
+"""Reasoning between `<think>` tags, as most open reasoning models write it, and formats like it."""
 
 from toolparser_worker.machine.declarations import ReasoningFormat, begins
 

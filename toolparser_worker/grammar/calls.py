@@ -18,6 +18,7 @@ from toolparser_worker.grammar.values import (
     free_members,
     held_members,
 )
+from toolparser_worker.machine.coercion import written
 from toolparser_worker.machine.declarations import (
     BracedBody,
     CallBody,
@@ -257,8 +258,8 @@ class _ParameterValues:
     def parameter(self, key: str, schema: Any, is_needed: bool) -> str:
         """An expression for one parameter."""
         escaped = key
-        for written, meant in reversed(self._body.unescapes):
-            escaped = escaped.replace(meant, written)
+        for spelt, meant in reversed(self._body.unescapes):
+            escaped = escaped.replace(meant, spelt)
         check_key(escaped, '<>"')
         forms = " | ".join(
             self._form(form, quoted(escaped)) for form in self._reader.whole_forms(schema)
@@ -302,7 +303,7 @@ class _ParameterValues:
                     raise UnsupportedToolsError(f"{value[:100]!r} can't be written as it is.")
             return f"({' | '.join(quoted(value) for value in form.values)})"
         if form.values:
-            return f"({' | '.join(quoted(json.dumps(value)) for value in form.values)})"
+            return f"({' | '.join(quoted(written(value)) for value in form.values)})"
         if form.type in ("number", "integer"):
             terminal = number_terminal(form)
             if terminal is not None:

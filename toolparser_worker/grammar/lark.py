@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from protocol.wire.messages import Grammar
+from toolparser_worker.machine.coercion import written
 
 MAX_UNENFORCED: Final = 32
 """As many as the header names."""
@@ -95,9 +96,9 @@ class LarkWriter:
         return name
 
     def json(self, schema: dict[str, Any], style: dict[str, Any] | None = None) -> str:
-        """An expression for the JSON values of a schema, in the style of most templates or another."""
+        """An expression for the JSON values of a schema, in a style or that of most templates."""
         options = self._options() | (style or {})
-        return f"%json {json.dumps({**schema, **options}, ensure_ascii=False)}"
+        return f"%json {written({**schema, **options})}"
 
     def json_text(self, source: str) -> str:
         """The same for the text of a schema, an object, which is handed on as it is written."""

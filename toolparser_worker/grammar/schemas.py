@@ -112,7 +112,7 @@ class SchemaReader:
         raise UnsupportedToolsError("a schema refers to itself without end.")
 
     def json_schema(self, form: Form) -> dict[str, Any]:
-        """A form's schema that stands alone, with the definitions of the root and its place there."""
+        """A form's schema by itself, with the definitions of the root and its place there."""
         schema = form.schema
         definitions = {
             key: self._root[key] for key in ("$schema", "$defs", "definitions") if key in self._root
@@ -138,7 +138,7 @@ class SchemaReader:
         return found
 
     def whole_forms(self, schema: Any) -> list[Form]:
-        """The same where what is no text is written as JSON: the engine holds such a schema whole."""
+        """The same where what is no text is written as JSON, which the engine holds whole."""
         placed = self._placed(schema)
         declared = placed.schema.get("type")
         is_whole = not {"enum", "const", "$ref"} & placed.schema.keys()

@@ -26,7 +26,10 @@ _FORMATS: Final = {
     "time": _TIME,
     "date-time": f"{_DATE}T{_TIME}",
     "duration": r"P([0-9]{1,4}D(T[0-9]{1,4}H)?|T[0-9]{1,4}[HMS]|[0-9]{1,4}[WMY])",
-    "email": rf"[A-Za-z0-9_+-]{{1,30}}(\.[A-Za-z0-9_+-]{{1,30}}){{0,2}}@{_LABEL}(\.{_LABEL}){{1,3}}",
+    "email": (
+        r"[A-Za-z0-9_+-]{1,30}(\.[A-Za-z0-9_+-]{1,30}){0,2}"
+        rf"@{_LABEL}(\.{_LABEL}){{1,3}}"
+    ),
     "hostname": rf"{_LABEL}(\.{_LABEL}){{0,3}}",
     "ipv4": rf"{_OCTET}(\.{_OCTET}){{3}}",
     "ipv6": f"({_HEX}{{1,4}}:){{7}}{_HEX}{{1,4}}",

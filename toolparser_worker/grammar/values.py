@@ -23,6 +23,7 @@ from toolparser_worker.grammar.schemas import (
     SchemaReader,
 )
 from toolparser_worker.grammar.terminals import number_terminal, text_terminals
+from toolparser_worker.machine.coercion import ExactFloat, written
 
 _NAME: Final = "/[A-Za-z_][A-Za-z0-9_]{0,39}/"
 _JSON_SCALARS: Final = frozenset({"integer", "number", "boolean", "null"})
@@ -86,7 +87,7 @@ class ValueRules(ABC):
             if form.type in ("array", "object"):
                 self._reader.leave_out(form.places, "enum", "it lists lists or objects")
                 return self._form(Form(form.type, {"type": form.type}))
-            return " | ".join(quoted(json.dumps(value)) for value in form.values)
+            return " | ".join(quoted(written(value)) for value in form.values)
         if form.type in ("boolean", "null"):
             self._reader.hold(form)
         if form.type == "boolean":
@@ -478,4 +479,4 @@ def python_text(value: Any) -> str:
         return f"{{{', '.join(f'{key!r}: {python_text(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(python_text, value))}]"
-    return repr(value)
+    return value.text if isinstance(value, ExactFloat) else repr(value)

@@ -1,4 +1,4 @@
-"""Follows the JSON that a model gives as a call's arguments, and makes an object of it if it can."""
+"""Follows the JSON of a call's arguments, and makes an object of it if it can."""
 
 import enum
 import json

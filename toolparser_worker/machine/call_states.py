@@ -76,7 +76,7 @@ class CallStates(MachineCore):
         return MOVED, stop
 
     def _block_markers(self) -> tuple[str, ...]:
-        """What may come next in a block, white space aside."""
+        """What may come next in a block beside white space."""
         tools = self._tools
         if not self._list_state:
             opening = (LIST_START,) if tools.listed != "never" else ()

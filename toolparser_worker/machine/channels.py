@@ -15,7 +15,7 @@ OpenBlock = Literal["none", "before", "after"]
 
 
 class Channel(enum.Enum):
-    """Where plain text goes; `CALLS` drops it but looks for calls, `OUTSIDE` is between messages."""
+    """Where plain text goes; `CALLS` drops all but calls, `OUTSIDE` is between messages."""
 
     CONTENT = enum.auto()
     REASONING = enum.auto()

@@ -67,6 +67,15 @@ class Number:
         self.text = text
 
 
+class ExactFloat(float):
+    """A float of a schema that `written` writes with the digits it was read with."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
 def schema_types(schema: Schema) -> frozenset[str]:
     """The JSON types that a schema names anywhere at its top; empty when it names none."""
     found: set[str] = set()
@@ -126,18 +135,30 @@ def read_value(
 
 
 def written(value: Any) -> str:
-    """The JSON of a value, with the digits of its numbers as they were.
-
-    Raises:
-        RecursionError: It nests too deep.
-    """
-    if isinstance(value, Number):
-        return value.text
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{quoted(key)}: {written(item)}' for key, item in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(written, value))}]"
-    return quoted(value) if isinstance(value, str) else json.dumps(value)
+    """The JSON of a value however deep it nests, with the digits of its numbers as they were."""
+    found: list[str] = []
+    waiting = [value]  # the next one last; text that is written already is a `Number`
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Number | ExactFloat):
+            found.append(one.text)
+        elif isinstance(one, str):
+            found.append(quoted(one))
+        elif isinstance(one, dict | list):
+            start, end = "{}" if isinstance(one, dict) else "[]"
+            members = (
+                [(f"{quoted(key)}: ", item) for key, item in one.items()]
+                if isinstance(one, dict)
+                else [("", item) for item in one]
+            )
+            found.append(start)
+            waiting.append(Number(end))
+            for index in reversed(range(len(members))):
+                key, item = members[index]
+                waiting += (item, Number(f", {key}" if index else key))
+        else:
+            found.append(json.dumps(one))
+    return "".join(found)
 
 
 def loaded(text: str) -> Any:

@@ -23,7 +23,7 @@ from toolparser_worker.machine.tool_schemas import ToolSchemas
 _IN_STRING = plain_text(NEEDS_ESCAPE)
 _ARGUMENT_KEYS = frozenset({"arguments", "parameters", "args"})
 _SAYS_NOTHING = frozenset({"id", "call_id", "tool_call_id", "index", "type"})
-"""Members beside name and arguments that may be left out without a word."""
+"""Members beside name and arguments that may be left out uncounted."""
 
 
 class _Role(enum.Enum):

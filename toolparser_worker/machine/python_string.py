@@ -76,7 +76,7 @@ class PythonStringDecoder:
         return DONE, stop, ""
 
     def _is_end(self, ends: re.Pattern[str], text: str, stop: int, *, final: bool) -> Step:
-        """Whether a quote before `stop` ends the string: `MOVED` when it is one of its characters."""
+        """Whether a quote before `stop` ends the string: `MOVED` when it belongs to it."""
         rest = text[stop : stop + _LOOKAHEAD_CHARS]
         if ends.match(rest + "x") is not None:
             return DONE

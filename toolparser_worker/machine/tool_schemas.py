@@ -60,7 +60,7 @@ class ToolSchemas:
 
 
 def alternatives(schema: Schema) -> Iterator[Mapping[str, Any]]:
-    """A schema and what it combines with `anyOf` and its kin, each once."""
+    """A schema and what it combines with `anyOf` and the like, each once."""
     waiting, seen = [schema], set[int]()
     while waiting:
         part = waiting.pop()

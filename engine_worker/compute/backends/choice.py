@@ -56,8 +56,8 @@ def choose_backend(
             multiply them so; XLA's are dequantised.
 
     Raises:
-        ConfigurationError: The native backend, or a type that only it has, is asked for and can't
-            be had; says why.
+        ConfigurationError: The native backend, or a type that only it has, is asked for and isn't
+            available; says why.
     """
     reason = "as asked for"
     if requested is not BackendName.XLA:

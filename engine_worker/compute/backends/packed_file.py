@@ -11,7 +11,7 @@ the model; they are no protection from people who may write to the folder, whose
 A file is written under another name and renamed when it is complete; whoever writes it holds a lock
 on it, so that the next one can tell what a process that was killed has left. One that was cut
 short, whose numbers aren't those that were written, that another version wrote or that belongs to
-other weights is refused with its reason, and made anew.
+other weights is refused with its reason, and made again.
 """
 
 import fcntl

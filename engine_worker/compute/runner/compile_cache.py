@@ -72,7 +72,7 @@ def _configure(name: str, value: bool | float | str) -> None:
 
 
 class CacheLookups:
-    """What this thread found in the persistent cache, and what it compiled anew.
+    """What this thread found in the persistent cache, and what it compiled again.
 
     Only this thread's: others compile at the same time.
 

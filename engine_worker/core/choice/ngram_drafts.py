@@ -2,8 +2,8 @@
 
 The draft goes on where the longest of the last `NGRAM_SIZES` tokens stood most recently (Saxena,
 "Prompt Lookup Decoding", 2023). A draft that nobody computes costs nothing but the look-up, so each
-token of an output is held against it. How many draft tokens in a row were right, and how often another
-one was after so many, says what a draft is worth before any is computed.
+token of an output is held against it. How many draft tokens in a row were right, and how often
+another one was after so many, says what a draft is worth before any is computed.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class NgramIndex:
         # Position of the first of `_tokens`, and the one at which the young generation began.
         self._base = 0
         self._young_start = 0
-        # By the hash of an n-gram, the position after it; another n-gram's only costs a draft token.
+        # By the hash of an n-gram, the position after it; a collision only costs a draft token.
         self._young: dict[int, int] = {}
         self._old: dict[int, int] = {}
         self._source = 0
@@ -95,7 +95,7 @@ class NgramIndex:
 
 
 class HitRate:
-    """The running share of right draft tokens; the first ones weigh more, as there are no others."""
+    """The running share of right draft tokens; the first ones weigh more."""
 
     def __init__(self) -> None:
         self.share = _FIRST_RATE

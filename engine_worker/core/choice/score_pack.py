@@ -1,4 +1,4 @@
-"""Questions that are scored after one beginning, as rows of tokens that a runner computes at once."""
+"""Questions that are scored after one beginning, as rows of tokens of one computation."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Turns the rows of a schedule into work: one token a row, or several by look-ahead or by a draft."""
+"""Turns the rows of a schedule into work: one token a row, or several by look-ahead or drafts."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,11 +1,11 @@
 """Decides which rows of a step draft their next tokens, by what drafts and steps turned out to be.
 
-A draft token is computed in the same step as the one before it, in a row of its own, and
-counts when it equals what is drawn there. That pays when the larger program costs less than the
-tokens are worth, so both are measured while serving: the share of right draft tokens by choice
+A draft token is computed in the same step as the one before it, in a row of its own, and counts
+when it equals what is drawn there. That pays when the larger program costs less than the tokens are
+worth, so both are measured while serving: the share of right draft tokens by choice
 (`ngram_drafts`), and the time of a step by the size of its program, with drafts and without. The
-program taken is the one with the most tokens expected per second. Because drafts are judged whether or
-not they are computed, text that never repeats costs no step anything.
+program taken is the one with the most tokens expected per second. Because drafts are judged whether
+or not they are computed, text that never repeats costs no step anything.
 
 Both are estimates, and on a busy machine the time of a step says little. So what drafts really
 brought is added up (`Account`), and when they lost more than they may, there are none until plain
@@ -44,11 +44,11 @@ _MAX_JUMP: Final = 2.0
 _OPTIMISM: Final = 0.5
 """Of the time that a larger program should take longer, what is expected before it was tried."""
 _ALLOWED_LOSS: Final = 0.004
-"""Of the time of plain steps that drafts may lose for good, some of it to find out whether they pay."""
+"""Of the time of plain steps that drafts may lose, some of it to find out whether they pay."""
 _FIRST_CREDIT: Final = 0.8
 """Plain steps that drafts may lose before they have gained any."""
 _MIN_CREDIT: Final = -0.5
-"""What machines and texts were like is worth another look after that much was made up for."""
+"""After so much was made up for, it is measured again what machines and texts are like."""
 _MAX_CREDIT: Final = 4.0
 """Of what they have gained, how many plain steps they may lose again."""
 
@@ -151,8 +151,8 @@ class StepTimes:
             chances: For each draft token the chance that it counts, and its row; best first.
 
         Returns:
-            Its rows, which draft tokens may fill; None when plain steps are better, or how long they
-            take isn't known yet.
+            Its rows, which draft tokens may fill; None when plain steps are better, or when how
+            long they take isn't known yet.
         """
         sizes = [size for size in self.sizes if size >= num_rows]
         plain = self._plain.get(sizes[0])

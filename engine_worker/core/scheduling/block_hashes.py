@@ -1,4 +1,4 @@
-"""Names the contents of KV blocks: hashes chained from a salt, so that equal names mean equal text."""
+"""Names the contents of KV blocks by hashes chained from a salt; equal names mean equal text."""
 
 from array import array
 from collections.abc import Sequence

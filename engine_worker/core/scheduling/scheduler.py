@@ -4,14 +4,14 @@ Each step has a budget of prompt tokens. Choices that decode take one token each
 a prompt gets on as fast whoever decodes; a step has at most the budget and one token for each slot.
 The budget goes to chunks of prompts, first those that were begun, then new ones, each in order of
 rank. Where a grammar forced several tokens of an output, all but the first of them count, too; the
-first doesn't, so that no prompt brings an output to a stop. When KV blocks run out, the choice that comes last in that order is preempted: its blocks are released, though they
-stay cached until somebody needs them, and what is lost of its tokens, output included, is computed
-again later.
+first doesn't, so that no prompt brings an output to a stop. When KV blocks run out, the choice that
+comes last in that order is preempted: its blocks are released, though they stay cached until
+somebody needs them, and what is lost of its tokens, output included, is computed again later.
 
-Blocks come from the pools of one or two cache groups (`CacheGroup`). What a choice of n tokens needs
-of a group whose layers see all tokens is known when it is admitted, and taken then. Of a group
-behind a window it gets what the window and its next chunk fill, and as it gets on it frees as many
-blocks behind the window as it takes before it.
+Blocks come from the pools of one or two cache groups (`CacheGroup`). What a choice of n tokens
+needs of a group whose layers see all tokens is known when it is admitted, and taken then. Of a
+group behind a window it gets what the window and its next chunk fill, and as it gets on it frees as
+many blocks behind the window as it takes before it.
 
 A choice's rank is the step in which it came plus `AGING_STEPS` for each level of priority. So a
 choice is overtaken only by more important ones that come within that many steps after it, and
@@ -305,8 +305,9 @@ class Scheduler:
         """Move the first choice that can run into a slot, if there is room for it.
 
         All blocks of its known tokens are taken at once, behind a window as many as it needs at a
-        time, so that prompts that were begun hardly ever wait for each other's blocks. A choice that waits for another one's block lets the next
-        one go first; one that lacks room does not, or it might wait for ever.
+        time, so that prompts that were begun hardly ever wait for each other's blocks. A choice
+        that waits for another one's block lets the next one go first; one that lacks room does not,
+        or it might wait forever.
         """
         while self._waiting.num_ready > 0 and self._free_a_slot():
             choice = self._waiting.pop()

@@ -82,7 +82,7 @@ class TurnQueue(Generic[ItemT]):
         return None
 
     def put_back(self, tenant: str, item: ItemT) -> None:
-        """An item that was taken isn't finished: it is its tenant's first at the tenant's next turn.
+        """An item that was taken isn't finished: it is first at its tenant's next turn.
 
         It takes no place: what was let in once is never refused.
         """

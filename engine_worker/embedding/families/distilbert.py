@@ -24,7 +24,7 @@ def _read(config: Mapping[str, Any]) -> EncoderSpec:
         max_tokens=num_positions,
         activation=activation_of(fields, "activation", "gelu"),
         norm_eps=1e-12,
-        # Sinusoidal ones (`sinusoidal_pos_embds`) stand in the checkpoint all the same.
+        # Sinusoidal ones (`sinusoidal_pos_embds`) stand in the checkpoint anyway.
         num_positions=num_positions,
     )
 

@@ -16,7 +16,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Terminal:
-    """What a terminal with this body matches; a body is one lexeme, its parts can be intersected."""
+    """What a terminal with this body matches; a body is one lexeme of parts to intersect."""
 
     body: str
 

@@ -21,7 +21,7 @@ from gateway.http.bodies.parsers import (
     BodyKind,
 )
 from gateway.http.parts import parts_of
-from gateway.http.schemas.body import load_json_object
+from gateway.http.schemas.body import load_plain_json_object
 from gateway.request.callers.caller import Caller
 from gateway.telemetry.access_log import AccessRecord
 
@@ -179,7 +179,7 @@ def _blank(value: Any) -> Any:
 
 def _loaded(body: bytes, secrets: BodySecrets) -> tuple[dict[str, Any], bytes]:
     """A body's object as hooks see it, and how it reads as long as nobody changes it."""
-    value = load_json_object(body)
+    value = load_plain_json_object(body)
     try:
         before = orjson.dumps(value)
     except orjson.JSONEncodeError as error:

@@ -33,7 +33,7 @@ MAX_RUNNING_S: Final = 60.0
 _MAYBE_DONE: Final = frozenset(
     {ErrorCode.WORKER_UNAVAILABLE, ErrorCode.WORKER_LOST, ErrorCode.INTERNAL_ERROR}
 )
-"""Failures after which a change may have been made all the same."""
+"""Failures after which a change may have been made anyway."""
 
 _logger = logging.getLogger("penstock.gateway.auth")
 
@@ -90,7 +90,7 @@ class DurableClaim:
         return KeptAnswer(status, headers, body.encode())
 
     async def end(self, answer: KeptAnswer | None, error: BaseException | None) -> None:
-        """Keep what came of it; of what was refused nothing came, so that it may begin anew."""
+        """Keep what came of it; of what was refused nothing came, so that it may begin again."""
         if not self.is_claimed:
             return
         sealed = b""

@@ -16,7 +16,7 @@ def warning_headers(warnings: Sequence[LimitWarning]) -> dict[str, str]:
     """The header; without warnings there is none.
 
     Each warning is an item with parameters as in RFC 9651: the id of the limit, its name, whose it
-    is, what was used of which amount, and in how many seconds it begins anew.
+    is, what was used of which amount, and in how many seconds it begins again.
     """
     if not warnings:
         return {}

@@ -306,7 +306,7 @@ class ResponseSocket:
             raise InvalidRequestError(
                 f"Invalid `input`: with what it goes on from it has {len(items)} bytes, and"
                 f" {max_bytes} are remembered (PENSTOCK_STORE_MAX_CONTEXT_BYTES); compact it or"
-                " begin anew.",
+                " begin again.",
                 param="input",
             )
         shape = ResponseShape(asked, turn, self._parts.wall_clock)

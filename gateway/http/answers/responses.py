@@ -131,7 +131,7 @@ async def run_to_end(http_request: HttpRequest, request: Request) -> None:
 
 
 def note(record: AccessRecord, request: Answering) -> None:
-    """Put what a request came to into its line of the access log, and let go of it."""
+    """Put what a request came to into its line of the access log, and release it."""
     if request.identity is not None:
         record.key_id = request.identity.key_id
     usage = request.usage()

@@ -48,7 +48,7 @@ class MessageHead:
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
-    """Anthropic's usage: cached tokens stand beside those that were read anew."""
+    """Anthropic's usage: cached tokens stand beside those that were computed."""
     return {
         "input_tokens": usage.prompt_tokens - usage.cached_tokens,
         "cache_creation_input_tokens": 0,

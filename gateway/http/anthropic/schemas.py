@@ -127,7 +127,7 @@ class CountTokensRequest(RequestModel):
 
     @property
     def thinks(self) -> bool:
-        """Whether reasoning is switched on; without a word of the client it is not."""
+        """Whether reasoning is switched on; where the client says nothing it is not."""
         return self.thinking is not None and self.thinking.type != "disabled"
 
     @property

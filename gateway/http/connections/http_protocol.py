@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on a head and on its patience."""
+"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on a head's size and time."""
 
 import asyncio
 import contextlib

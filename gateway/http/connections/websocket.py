@@ -319,7 +319,7 @@ class WebSocket:
             self.close(CloseCode.NORMAL)
 
     def _ping(self) -> None:
-        """Whoever answers nothing for a whole interval has left without a word."""
+        """Whoever answers nothing for a whole interval has left silently."""
         if not self._is_answered:
             self._connection.close()
             return

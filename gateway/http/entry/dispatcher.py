@@ -80,7 +80,7 @@ def _answered(method: str) -> tuple[str, ...]:
 
 
 def _forget_frames(error: BaseException | None) -> None:
-    """Let go of the frames that an answered error went through.
+    """Release the frames that an answered error went through.
 
     Whoever still knows the error, a future in one of those frames for instance, would keep them
     alive in a circle, and with them a body of megabytes until the garbage collector comes.

@@ -75,7 +75,7 @@ HEAD_TOO_LARGE: Final = ErrorRow(431, _REQUEST, "headers_too_large")
 
 DEFAULT_RETRY_AFTER_S: Final = 2.0
 MAX_RETRY_AFTER_S: Final = 60
-"""OpenAI's SDKs leave a longer wait aside and come back after half a second."""
+"""OpenAI's SDKs ignore a longer wait and come back after half a second."""
 
 
 def error_body(

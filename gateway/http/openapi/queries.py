@@ -254,7 +254,7 @@ QUERIES: Final[dict[str, list[Parameter]]] = {
     "/v1/organizations/rate_limits": [*_RATES_PAGE, _text("model", "Only this model.")],
     "/v1/organizations/workspaces/{workspace_id}/rate_limits": [
         *_RATES_PAGE,
-        _text("include_inherited", "Also what the house limits.", ("true", "false")),
+        _text("include_inherited", "Also what the deployment limits.", ("true", "false")),
     ],
     "/v1/organizations/spend_limits/effective": [
         *_ACCOUNTS_PAGE,

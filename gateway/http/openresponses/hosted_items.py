@@ -203,7 +203,7 @@ def earlier_turns(events: Sequence[dict[str, Any]]) -> tuple[Earlier, int]:
     """What of an attempt is over, and how many of its events tell of that.
 
     A call is told to be running before it runs, and all of its turn before that. So whatever comes
-    before such an event is over, and what comes behind the last one will be made anew.
+    before such an event is over, and what comes behind the last one will be made again.
 
     Args:
         events: Of an attempt, in order.

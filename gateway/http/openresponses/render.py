@@ -17,6 +17,7 @@ from gateway.http.openresponses.events import (
 from gateway.http.openresponses.hosted_items import ListItem
 from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.items import Item
+from gateway.json_numbers import keep_digits
 from gateway.request.delivery.events import ChoiceFinished
 from protocol.errors import PenstockError
 from protocol.wire.messages import Usage
@@ -125,6 +126,7 @@ class _Response:
     def __init__(self, head: ResponseHead) -> None:
         self._head = head
         self._echo: dict[str, Any] = orjson.loads(head.echo_json)
+        keep_digits(head.echo_json.encode(), self._echo, ("text", "tools"))
         self.items: list[Item] = []
         self.is_cut = False
 
@@ -274,7 +276,7 @@ class ResponseEvents:
 
     @property
     def first_of_end(self) -> int:
-        """The number of the first event of `finish`; what comes from there on may be told anew."""
+        """The number of the first event of `finish`; what comes from there on may be told again."""
         return self._number if self._begin_of_end is None else self._begin_of_end
 
     def running(self, status: str = "in_progress") -> FinalResponse:

@@ -1,4 +1,4 @@
-"""Server-sent events from byte templates: only what changes is encoded anew for each event."""
+"""Server-sent events from byte templates: only what changes is encoded again for each event."""
 
 from collections.abc import Sequence
 from typing import Protocol

@@ -87,7 +87,7 @@ class ResponseShape:
             await self._turn.keep(identity.tenant, self._created, final, self._asked)
 
     def close(self) -> None:
-        """Let go of what is held."""
+        """Release what is held."""
         self._turn.close()
 
     def _head(self, request: Answering) -> ResponseHead:

@@ -160,7 +160,7 @@ class StoredTurn:
             # The store can't go back to what only a connection remembers.
             whole = joined((local.items, response.input))
             response = replace(response, previous_id=None, input=whole)
-        if final.status == "failed":  # its conversation stays as it was, and `close` lets go of it
+        if final.status == "failed":  # its conversation stays as it was, and `close` releases it
             await self._stored.responses.save(tenant, response, [])
             return
         await self._stored.responses.save(tenant, response, await added_items(response))
@@ -202,7 +202,7 @@ class StoredTurn:
             raise missing
         try:
             if holds:
-                # A store that answers too late may hold it all the same; `close` lets go of it.
+                # A store that answers too late may hold it anyway; `close` releases it.
                 self._held = conversation_id
                 items = await store.begin_turn(self._owner, conversation_id, self.response_id)
             else:

@@ -43,7 +43,7 @@ _GLOB: Final = frozenset("*?[")
 
 @router.get(f"{BASE}/rate_limits")
 async def list_organization_rate_limits(request: Request) -> Response:
-    """What everybody together may ask of each model, by the hard limits of the house."""
+    """What everybody together may ask of each model, by the hard limits of the deployment."""
     check_query(request, "group_type", "limit", "model", "page")
     limits = await _of_house(request)
     model = parts_of(request).names.served(query_text(request, "model"))
@@ -56,7 +56,7 @@ async def list_organization_rate_limits(request: Request) -> Response:
 
 @router.get(_RATES)
 async def list_workspace_rate_limits(request: Request, workspace_id: str) -> Response:
-    """What a workspace may ask of each model; with `include_inherited` also by the house."""
+    """What a workspace may ask of each model; with `include_inherited` also by the deployment."""
     check_query(request, "group_type", "include_inherited", "limit", "page")
     own = [settings for _, settings in await rate_resources(request, workspace_id)]
     of_house = await _of_house(request)

@@ -178,7 +178,7 @@ async def _rates(request: Request, project_id: str) -> Sequence[LimitSettings]:
 
 
 async def _budgets(request: Request, project_id: str, name: str) -> list[Resource]:
-    """The budgets of a project, or without one of the house, that were made here."""
+    """The budgets of a project, or without one of the deployment, that were made here."""
     if project_id:
         await one(request, "team", project_id)
     holder = "team" if project_id else "house"

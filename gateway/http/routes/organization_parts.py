@@ -33,7 +33,7 @@ MAX_PAGE: Final = 100
 
 
 def check_query(request: Request, *known: str) -> None:
-    """Refuse what would be left aside.
+    """Refuse what would be ignored.
 
     Raises:
         InvalidRequestError: The query names something that this server doesn't heed.

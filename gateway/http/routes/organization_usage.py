@@ -185,7 +185,7 @@ def asked_usage(
         width: Of the buckets.
         first_s: In the first of them, Unix seconds.
         end_s: Where the whole time ends.
-        limit: Buckets at most; None for as many as there are without a word.
+        limit: Buckets at most; None where the client says nothing.
         groups: See `AskedUsage`.
         filters: Likewise.
     """

@@ -19,10 +19,11 @@ from gateway.http.schemas.shapes import (
     given_fields,
     unknown_keys,
 )
+from gateway.json_numbers import keep_digits
 
 
 class RequestModel(BaseModel):
-    """The base of every request body: strict types, unknown fields left aside.
+    """The base of every request body: strict types, unknown fields ignored.
 
     Lists and objects stop at their first wrong member.
     """
@@ -68,15 +69,39 @@ _OBJECT = re.compile(r"dictionary(?: or instance of \w+)?")
 """What JSON calls an object, in pydantic's messages."""
 _OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
 
+_WITH_SCHEMAS = frozenset(
+    {
+        *("response_format", "guided_json", "structured_outputs", "text"),
+        *("output_config", "output_format", "tools", "functions", "arguments", "params"),
+        *("chat_template_kwargs", "documents"),
+    }
+)
+"""Fields with JSON schemas, arguments or what templates read: numbers that are only handed on."""
+_HANDED_ON = _WITH_SCHEMAS | {"messages"}
+
 BodyT = TypeVar("BodyT", bound=RequestModel)
 
 
 def load_json_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a request body.
+    """The JSON object in a request body, with every digit in schemas and arguments.
+
+    Numbers there that no float holds are `orjson.Fragment`s.
 
     Raises:
         InvalidRequestError: No JSON (NaN and Infinity are none), invalid UTF-8, nested too deep,
             too many lists and members, or not an object.
+    """
+    value = load_plain_json_object(body)
+    if not _WITH_SCHEMAS.isdisjoint(value):
+        keep_digits(body, value, _HANDED_ON)
+    return value
+
+
+def load_plain_json_object(body: bytes) -> dict[str, Any]:
+    """The same with nothing but JSON's types in it, where numbers of many digits are floats.
+
+    Raises:
+        InvalidRequestError: As `load_json_object`, but for numbers.
     """
     if _has_too_many_parts(body):
         raise InvalidRequestError(
@@ -240,9 +265,9 @@ def _refuse_non_finite(error: orjson.JSONDecodeError) -> None:
     name = _NAME_BEFORE_NUMBER.search(error.doc, max(0, error.pos - _MAX_LOOK_BACK), error.pos)
     if name is not None:
         param = name[1]
+        why = "NaN and Infinity are not JSON" if is_non_finite else "the number is beyond 1.8e308"
         raise InvalidRequestError(
-            f"Invalid `{param}`: NaN and Infinity are not JSON; send a finite number.",
-            param=param,
+            f"Invalid `{param}`: {why}; send a finite number.", param=param
         ) from error
 
 

@@ -51,7 +51,7 @@ EXTENSION_REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
 def refuse_fields(
     body: Mapping[str, Any], refused: Mapping[str, tuple[tuple[Any, ...], str]]
 ) -> None:
-    """Let no refused field pass in silence.
+    """Let no refused field pass silently.
 
     Raises:
         UnsupportedFieldError: A refused field has a value that would matter.

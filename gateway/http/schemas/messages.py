@@ -177,7 +177,7 @@ def custom_names(tools: list[Tool] | None) -> frozenset[str]:
 
 
 def refuse_message_fields(messages: Any) -> None:
-    """Let no documented field of a message pass in silence when it is not served.
+    """Let no documented field of a message pass silently when it is not served.
 
     Args:
         messages: As they came, unchecked.

@@ -75,6 +75,6 @@ def ranged(name: str) -> Any:
     lower = {"gt": bounds.minimum} if bounds.exclusive_minimum else {"ge": bounds.minimum}
     limits: dict[str, Any] = {**lower, "le": bounds.maximum}
     if name == "seed":
-        # JSON Schema tools lose such integers to floats; the model checks them all the same.
+        # JSON Schema tools lose such integers to floats; the model checks them anyway.
         limits = {"ge": int(bounds.minimum), "le": int(bounds.maximum)}
     return Field(default=None, **limits)

@@ -1,4 +1,4 @@
-"""What a client wants the content to be: `response_format` and its kin, as one grammar."""
+"""What a client wants the content to be: `response_format` and the like, as one grammar."""
 
 import re
 from dataclasses import dataclass
@@ -95,7 +95,7 @@ def _response_format(value: dict[str, Any], name: str) -> Grammar | None:
         return None
     if kind == "json_object":
         schema = value.get("schema")
-        # Not OpenAI's, but other servers take a schema here; leaving it aside would be worse.
+        # Not OpenAI's, but other servers take a schema here; ignoring it would be worse.
         if schema is not None:
             return _json(schema, f"{name}.schema")
         return Grammar(kind="json_object", source="")

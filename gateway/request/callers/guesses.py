@@ -11,7 +11,7 @@ from gateway.errors import DeniedError
 from protocol.errors import ErrorCode
 
 REFILL_S = 6.0
-"""Of each address another wrong key is heard every six seconds, ten a minute."""
+"""Of each address another wrong key is looked up every six seconds, ten a minute."""
 MAX_ADDRESSES = 16_384
 MAX_DIGESTS = 65_536
 _IPV6_PREFIX = 64
@@ -35,7 +35,7 @@ class GuessGuard:
     refused for what its address does: many may stand behind one.
 
     Args:
-        burst: Wrong keys of one address that are heard at once; 0 hears all.
+        burst: Wrong keys of one address that are looked up at once; 0 is no bound.
         clock: Monotonic seconds.
 
     Attributes:

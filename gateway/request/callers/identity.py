@@ -13,7 +13,7 @@ from protocol.wire.messages import Granted, Scope
 
 GOOD_S = 10.0
 """How long a key counts as known. It saves a question before the body; the reservation that follows
-is decided by the auth worker all the same, so a key that was revoked meanwhile gets nothing."""
+is decided by the auth worker anyway, so a key that was revoked meanwhile gets nothing."""
 BAD_S = 2.0
 """How long an unknown key is refused without asking again."""
 LIMITED_S = 5.0
@@ -54,7 +54,7 @@ class IdentityTable:
 
     Args:
         clock: Monotonic seconds.
-        max_wrong_keys: Wrong keys that are heard of one address; see `GuessGuard`.
+        max_wrong_keys: Wrong keys of one address that are looked up; see `GuessGuard`.
 
     Attributes:
         guesses: Slows down who tries one key after another.

@@ -194,7 +194,7 @@ class Launcher:
             error: How its attempt failed.
 
         Raises:
-            WorkerLostError: Its engine left in good order, and those that are there can't go on.
+            WorkerLostError: Its engine left cleanly, and those that are there can't go on.
         """
         _logger.info("request %s goes to another engine: %s", self._owner.request_id, error.code)
         if choice.pause_s:

@@ -7,7 +7,7 @@ from gateway.request.lifecycle.background import Background
 
 
 class LeaseWatch:
-    """Looks after the parts of one request's lease that its choices have.
+    """Renews and ends the parts of one request's lease that its choices have.
 
     An engine stops at the end of its part, so this is where a slow reader pushes back: while events
     of the request are unread, its choices get no more tokens, paid for or not.

@@ -47,7 +47,7 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
         InvalidRequestError: A prompt that can't fit, a token id that the model doesn't have, or
             more log probabilities than its engines report; `param` names the field.
         UnsupportedFieldError: Log probabilities, and its engines report none; or what an engine
-            of an older release would leave aside.
+            of an older release would ignore.
     """
     # An engine that tells nothing of what it can do refuses by itself.
     if offer.capabilities and "completions" not in offer.capabilities:

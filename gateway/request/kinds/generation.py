@@ -243,7 +243,7 @@ class GenerationWork:
             if self._parse is not None:
                 self._parse.close()
         finally:
-            self._queue.close(error)  # whatever raised above: its reader must not wait for ever
+            self._queue.close(error)  # whatever raised above: its reader must not wait forever
 
     def give_up(self) -> None:
         """No end came after an abort: what arrived counts."""

@@ -128,7 +128,7 @@ class ParseWork(SimpleWork):
         self._was_opened = False
 
     async def run(self) -> None:
-        """Parse; another parser begins anew when one is lost.
+        """Parse; another parser begins again when one is lost.
 
         Raises:
             GatewayError: No parser is there, or it refused.

@@ -289,7 +289,7 @@ class Request:
         self.background.close()
         try:
             self.work.abort(error)
-        except Exception:  # what it used is settled all the same
+        except Exception:  # what it used is settled anyway
             _logger.exception("request %s could not be stopped", self.request_id)
         if self.work.is_at_worker:
             loop = asyncio.get_running_loop()

@@ -123,7 +123,7 @@ class Work(Protocol):
         ...
 
     def abort(self, error: GatewayError | None) -> None:
-        """Stop at every worker and let go of everything; called once, when the request has ended.
+        """Stop at every worker and release everything; called once, when the request has ended.
 
         Args:
             error: Why, for who still reads; None after the regular end or when nobody does.

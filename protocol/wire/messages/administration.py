@@ -315,7 +315,7 @@ class KeepAnswer(Message, frozen=True, tag="keep_answer"):
     """What came of a request that was claimed.
 
     Attributes:
-        answer: Sealed by the gateway; empty when nothing came of it, so that it may begin anew.
+        answer: Sealed by the gateway; empty when nothing came of it, so that it may begin again.
     """
 
     request_id: str

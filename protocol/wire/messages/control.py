@@ -173,7 +173,7 @@ class Ready(Message, frozen=True, tag="ready"):
     and the offer of its role is there.
 
     Attributes:
-        incarnation: Random, of the process. It tells a worker that connects anew from another one
+        incarnation: Random, of the process. It tells a worker that connects again from another one
             that was given the same instance id.
     """
 
@@ -228,7 +228,7 @@ class Goodbye(Message, frozen=True, tag="goodbye"):
     Attributes:
         has_failed: The sender broke; what it worked on may have been the cause.
         is_hung: The receiver has work and makes no progress; if that lasts, it had better end and
-            be started anew.
+            be started again.
     """
 
     reason: str = ""

@@ -25,7 +25,7 @@ class LimitRefusal(Part, frozen=True):
         holder: `end_user`, `key`, `user`, `team` or `house`.
         measure: `requests`, `tokens`, `prompt_tokens`, `completion_tokens`, `money`, `parallel`.
         window: `minute`, `hour`, `day`, `calendar_day` … `calendar_year`, `custom`, `total`.
-        amount: What may be used; of money in micro-units of the house's currency, as all amounts.
+        amount: What may be used; of money in micro-units of the one currency, as all amounts.
         used: What counts as used.
         reserved: What running requests hold.
         asked: What this request needed.

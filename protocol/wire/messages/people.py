@@ -66,7 +66,7 @@ class LimitSettings(Part, frozen=True, tag="limit"):
     """What an administrator says about a limit, or about a budget, which is a limit of money.
 
     Attributes:
-        holder_id: Of the key, user or team; empty for the house. For end users the key or team each
+        holder_id: Of the key, user or team; empty for `house`. For end users the key or team each
             of whose end users gets this limit.
         amount: Of money in micro-units, 1 USD = 1,000,000.
         window: What the amount counts in: `minute`, `hour` and `day` slide.

@@ -1,4 +1,5 @@
-"""A disk that is full: one line in the log, nothing granted, nothing lost, and on as it has room."""
+"""A disk that is full: one line in the log, nothing granted, nothing lost, and on as it has
+room."""
 
 import threading
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
-"""Limits of every holder and window: who is refused by which, what a refusal says, what it costs."""
+"""Limits of every holder and window: who is refused by which, what a refusal says, what it
+costs."""
 
 from dataclasses import replace
 from datetime import UTC, datetime

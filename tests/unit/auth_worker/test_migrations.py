@@ -270,7 +270,8 @@ def test_a_step_that_fails_leaves_the_database_as_it_was(tmp_path: Path) -> None
     failing.write_text(
         f'"""It fails."""\nfrom alembic import op\nrevision = "{newest + 1:04}"\n'
         f'down_revision = "{newest:04}"\n\n'
-        'def upgrade():\n    op.execute("CREATE TABLE half (id INTEGER)")\n    raise OSError("no")\n'
+        'def upgrade():\n    op.execute("CREATE TABLE half (id INTEGER)")\n'
+        '    raise OSError("no")\n'
     )
     with pytest.raises(OSError, match="no"), writing(path) as connection:
         migrate(connection, now_s=5.0, folder=folder)

@@ -1,4 +1,5 @@
-"""What this process may ask of other servers: public addresses or listed ones, and no more of them."""
+"""What this process may ask of other servers: public addresses or listed ones, and no more of
+them."""
 
 import ipaddress
 import socket

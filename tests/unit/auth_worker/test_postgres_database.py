@@ -506,7 +506,8 @@ def test_tables_that_vanish_while_it_runs_end_it_with_one_line(
 
 def test_a_database_in_another_encoding_is_refused(postgres_server: PostgresServer) -> None:
     postgres_server.execute(
-        "CREATE DATABASE latin WITH ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        "CREATE DATABASE latin WITH ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"
+        " TEMPLATE template0"
     )
     database = PostgresDatabase(DatabaseUrl(postgres_server.url("latin"), "URL"))
     with pytest.raises(StoreError, match="WITH ENCODING 'UTF8'"):

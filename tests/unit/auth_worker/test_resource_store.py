@@ -1,4 +1,5 @@
-"""Users, teams, limits and prices in either database: written, read in pages, changed and dropped."""
+"""Users, teams, limits and prices in either database: written, read in pages, changed and
+dropped."""
 
 from typing import Any
 

@@ -57,7 +57,8 @@ def totals(store: SqlStore) -> list[tuple[object, ...]]:
         "SELECT CAST(sum(n) AS BIGINT), CAST(sum(p) AS BIGINT), CAST(sum(c) AS BIGINT) FROM ("
         " SELECT count(*) AS n, sum(prompt_tokens) AS p, sum(cost_micros) AS c FROM ledger"
         " WHERE outcome <> 'unused' UNION ALL"
-        " SELECT sum(num_requests), sum(prompt_tokens), sum(cost_micros) FROM ledger_hours) AS parts"
+        " SELECT sum(num_requests), sum(prompt_tokens), sum(cost_micros) FROM ledger_hours"
+        ") AS parts"
     )
     return rows(store, query)
 

@@ -1,4 +1,5 @@
-"""An issuer's keys: fetched off the deciding thread, kept while it is away, renewed when they rotate."""
+"""An issuer's keys: fetched off the deciding thread, kept while it is away, renewed when they
+rotate."""
 
 import hashlib
 from typing import Any

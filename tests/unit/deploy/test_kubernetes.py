@@ -209,8 +209,16 @@ def test_prometheus_has_a_key_and_finds_every_gateway() -> None:
     (relabeling,) = endpoint["relabelings"]
     assert (relabeling["targetLabel"], relabeling["replacement"]) == ("job", "penstock")
     loaded = yaml.safe_load(applied)
-    assert loaded["resources"] == ["podmonitor.yaml"]
+    assert loaded["resources"] == ["podmonitor.yaml", "prometheusrule.yaml"]
     assert loaded["namespace"] == kustomization()["namespace"]
+
+
+def test_the_operators_alerts_are_those_of_the_file() -> None:
+    (rule,) = yaml.safe_load_all((FOLDER / "metrics" / "prometheusrule.yaml").read_text())
+    assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    alerts = yaml.safe_load((FOLDER.parent / "monitoring" / "alerts.yml").read_text())
+    assert rule["spec"] == alerts
+    assert alerts["groups"]
 
 
 def test_the_autoscaler_asks_for_the_metric_that_the_rule_makes() -> None:

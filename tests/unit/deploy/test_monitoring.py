@@ -1,4 +1,5 @@
-"""Every expression of alerts and dashboard names metrics and labels that a gateway really exposes."""
+"""Every expression of alerts and dashboard names metrics and labels that a gateway really
+exposes."""
 
 import json
 import re

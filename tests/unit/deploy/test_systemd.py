@@ -1,4 +1,5 @@
-"""The systemd units: settings that exist, time to drain, the order of a stop, and what they may do."""
+"""The systemd units: settings that exist, time to drain, the order of a stop, and what they may
+do."""
 
 import importlib.util
 from pathlib import Path

@@ -60,7 +60,8 @@ GRAMMAR = Grammar(kind="regex", source="a+")
 ACTOR = Actor(key_id="a", address="192.0.2.1")
 SETTINGS = KeySettings(name="n", role="service", requests_per_minute=7)
 
-# What was built, and what it has to be: each value differs from every other one and from its default.
+# What was built, and what it has to be: each value differs from every other one and from its
+# default.
 BUILT: list[tuple[Any, Any]] = [
     (
         bridge.authorize(

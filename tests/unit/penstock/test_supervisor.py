@@ -1,4 +1,5 @@
-"""The supervisor with real child processes: restart, giving up, order and completeness of the end."""
+"""The supervisor with real child processes: restart, giving up, order and completeness of the
+end."""
 
 import os
 import signal

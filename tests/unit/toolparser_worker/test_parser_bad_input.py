@@ -1,4 +1,5 @@
-"""What no model should write and some do: depth, length and characters of every kind, in all formats."""
+"""What no model should write and some do: depth, length and characters of every kind, in all
+formats."""
 
 import json
 

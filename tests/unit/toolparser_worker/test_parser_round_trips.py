@@ -113,7 +113,9 @@ CASES = {
         json.dumps(
             {
                 "path": "a/b.py",
-                "content": "def f(x: int) -> str:\n\treturn f\"{x!r}\" if x < 3 and x > 1 else '\\n'",
+                "content": (
+                    "def f(x: int) -> str:\n\treturn f\"{x!r}\" if x < 3 and x > 1 else '\\n'"
+                ),
             }
         ),
         object_of(path=TEXT, content=TEXT),

@@ -85,7 +85,8 @@ def test_json_that_the_worker_writes_is_whole_even_when_the_text_is_cut_off() ->
 
 
 def test_arguments_in_a_string_are_unpacked() -> None:
-    text = '<tool_call>{"name": "f", "arguments": "{\\"text\\": \\"\\\\ud83d\\\\ude00\\"}"}</tool_call>'
+    arguments = '"{\\"text\\": \\"\\\\ud83d\\\\ude00\\"}"'
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>'
     for pieces in (text, list(text)):
         parsed = parse(pieces, TOOLS["granite4"])
         assert json.loads(parsed.calls[0].arguments) == {"text": "😀"}

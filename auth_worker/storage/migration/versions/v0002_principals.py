@@ -16,7 +16,7 @@ _AUDIT_COLUMNS = ("outcome", "address", "request_id")
 
 def upgrade() -> None:
     """Keys get everything that bounds them but two limits, and audit entries their outcomes."""
-    # SQLite can't change a constraint: the table is made anew, and its rows are copied.
+    # SQLite can't change a constraint: the table is made again, and its rows are copied.
     op.execute("ALTER TABLE keys RENAME TO keys_1")
     op.execute(_KEYS_2)
     op.execute(f"INSERT INTO keys ({_COPIED}) SELECT {_COPIED} FROM keys_1")  # noqa: S608

@@ -50,7 +50,7 @@ class DerivedTensor:
     Attributes:
         info: Its name, shape and type; `made_of` names what it takes the place of.
         compute: Reads these and makes it; raises `CheckpointError` naming the tensor.
-        blocks: The same without loss as integers; None where it can't be had so.
+        blocks: The same without loss as integers; None where there are none.
     """
 
     info: TensorInfo

@@ -1,5 +1,5 @@
-"""Without `--deterministic`: the demo model's bfloat16 logits stay close to exact ones, and a choice
-differs only where two tokens are closer than the error.
+"""Without `--deterministic`: the demo model's bfloat16 logits stay close to exact ones, and a
+choice differs only where two tokens are closer than the error.
 """
 
 from functools import cache

@@ -1,4 +1,5 @@
-"""Scores, choices and commands of the same names in any order: each has its one end, and a right one."""
+"""Scores, choices and commands of the same names in any order: each has its one end, and a right
+one."""
 
 from collections import Counter
 from typing import Any

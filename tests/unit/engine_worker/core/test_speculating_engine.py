@@ -21,7 +21,8 @@ PENALIZED = SamplingParams(temperature=0.5, presence_penalty=0.5, seed=2, max_to
 def answers(
     runner: JaxModelRunner, mode: SpeculationMode, samplings: list[SamplingParams], seed: int
 ) -> tuple[list[list[int]], dict[str, float]]:
-    """Token ids of requests that run together, and how many were drafted, how many of them right."""
+    """Token ids of requests that run together, and how many were drafted, how many of them
+    right."""
     metrics = EngineMetrics()
     engine = engine_on(runner, speculation=mode, metrics=metrics)
     rng = random.Random(seed)

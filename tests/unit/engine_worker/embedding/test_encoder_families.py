@@ -130,8 +130,8 @@ def test_a_classifier_has_as_many_labels_as_its_config_names() -> None:
         (of("roberta", max_position_embeddings=2), "max_position_embeddings"),
         (of("mpnet", relative_attention_num_buckets=64), "relative_attention_num_buckets"),
         (of("modernbert", layer_types=["full_attention"]), "layer_types"),
-        (of("modernbert", rope_parameters={
-            "full_attention": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}), "dynamic"),
+        (of("modernbert", rope_parameters={"full_attention": {
+            "rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}), "dynamic"),
         (of("modernbert", architectures=["ModernBertForSequenceClassification"],
             classifier_pooling="max"), "classifier_pooling"),
         ({**NOMIC, "num_experts": 8}, "nomic-embed-text-v2-moe"),

@@ -136,7 +136,10 @@ def test_a_lark_grammar_is_followed(demo_compiler: GrammarCompiler) -> None:
         assert text is None or re.fullmatch(r"[1-9][0-9]?(\+[1-9][0-9]?)*", text)
 
 
-MARKED = 'start: MARKER_0 value "MARKER_1" MARKER_1\nvalue[suffix=MARKER_1]: TEXT\nTEXT: /[a-z<>\\/_]{0,30}/\n'
+MARKED = (
+    'start: MARKER_0 value "MARKER_1" MARKER_1\nvalue[suffix=MARKER_1]: TEXT\n'
+    "TEXT: /[a-z<>\\/_]{0,30}/\n"
+)
 
 
 @pytest.mark.parametrize(

@@ -517,14 +517,30 @@ UNTOLD = "(?=a)\\p{L}b"
     ("schema", "place", "texts"),
     [
         ({"enum": ["ab", "b", 1], "pattern": UNTOLD, "maxLength": 2}, "/pattern", ['"ab"', '"b"']),
-        ({"const": {"x": ["é"]}, "properties": {"x": {"items": {"pattern": UNTOLD}}}}, "/properties/x/items/pattern", ['{"x": ["é"]}']),
+        (
+            {"const": {"x": ["é"]}, "properties": {"x": {"items": {"pattern": UNTOLD}}}},
+            "/properties/x/items/pattern",
+            ['{"x": ["é"]}'],
+        ),
         ({"const": ["a"], "contains": {"pattern": UNTOLD}}, "/contains/pattern", ['["a"]']),
         ({"enum": ["a", 1], "format": "regex"}, "/format", ['"a"', "1"]),
         ({"enum": ["12:00:60+01:00"], "format": "time"}, "/format", ['"12:00:60+01:00"']),
         ({"enum": ["xn--nxasmq6b"], "format": "hostname"}, "/format", ['"xn--nxasmq6b"']),
-        ({"const": {"a": 1}, "patternProperties": {UNTOLD: False}}, "/patternProperties", ['{"a": 1}']),
-        ({"propertyNames": {"enum": ["a"], "pattern": UNTOLD}, "type": "object"}, "/propertyNames/pattern", ['{"a": 1}', "{}"]),
-        ({"properties": {"a": {"type": "integer", "exclusiveMinimum": 10**70}}}, "/properties/a/exclusiveMinimum", ['{"a": 1}']),
+        (
+            {"const": {"a": 1}, "patternProperties": {UNTOLD: False}},
+            "/patternProperties",
+            ['{"a": 1}'],
+        ),
+        (
+            {"propertyNames": {"enum": ["a"], "pattern": UNTOLD}, "type": "object"},
+            "/propertyNames/pattern",
+            ['{"a": 1}', "{}"],
+        ),
+        (
+            {"properties": {"a": {"type": "integer", "exclusiveMinimum": 10**70}}},
+            "/properties/a/exclusiveMinimum",
+            ['{"a": 1}'],
+        ),
     ],
 )  # fmt: skip
 def test_what_can_not_be_told_of_a_listed_value_is_named_and_refused_under_strict(

@@ -1,4 +1,4 @@
-"""How values are written that a schema lets through: digits, control characters, order of members."""
+"""How values that a schema lets through are written: digits, control characters, members' order."""
 
 import json
 

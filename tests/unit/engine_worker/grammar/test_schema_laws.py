@@ -1,8 +1,8 @@
 """Random schemas, and what their grammars accept: judged by another validator.
 
 A text whose value is invalid is accepted only where a keyword is named as left to the model, and
-then only if the rest of the schema allows it. A valid value, as JSON is usually written, is accepted
-in some order of its members. `make fuzz` draws other schemas, and more of them.
+then only if the rest of the schema allows it. A valid value, as JSON is usually written, is
+accepted in some order of its members. `make fuzz` draws other schemas, and more of them.
 """
 
 import itertools

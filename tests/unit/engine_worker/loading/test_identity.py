@@ -85,7 +85,8 @@ def other_vocabulary(folder: Path) -> None:
 def test_another_tokenizer_at_its_own_path_is_another_model(
     folder: Path, tmp_path: Path, change: Callable[[Path], object]
 ) -> None:
-    """Only the model's folder counted: engines with other tokenizers resumed each other's streams."""
+    """Only the model's folder counted: engines with other tokenizers resumed each other's
+    streams."""
     beside = tmp_path / "tokenizer"
     write_tokenizer(beside)
     before = identity(folder, beside)

@@ -1,4 +1,4 @@
-"""Weights that a backend packs: packed once, mapped later, and packed anew when in doubt."""
+"""Weights that a backend packs: packed once, mapped later, and packed again when in doubt."""
 
 import logging
 from pathlib import Path
@@ -113,7 +113,7 @@ def test_a_file_cut_short_is_told_and_packed_anew(
         second, told = load(folder, cache_dir)
     assert told
     assert "cut short" in caplog.text
-    assert "packed anew" in caplog.text
+    assert "packed again" in caplog.text
     assert_same(second, first)
     assert load(folder, cache_dir)[1] == []
 

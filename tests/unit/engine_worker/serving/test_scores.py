@@ -1,4 +1,5 @@
-"""A Score's way through an engine: tokenised in a thread, computed in the step loop, answered once."""
+"""A Score's way through an engine: tokenised in a thread, computed in the step loop, answered
+once."""
 
 import json
 import threading

@@ -76,7 +76,8 @@ def test_tokenizer_json_decides_whatever_class_is_named(tmp_path: Path, class_na
 
 @cache
 def expected_of(shape: str) -> list[tuple[str, bool, list[int], str]]:
-    """What `tokenizers` makes of the file: text, with special tokens or without, ids, text again."""
+    """What `tokenizers` makes of the file: text, with special tokens or without, ids, text
+    again."""
     backend = Backend.from_str(file_of(shape))
     found = []
     for text in TEXTS:

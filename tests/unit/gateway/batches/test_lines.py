@@ -5,9 +5,11 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.batches.lines import MAX_ERRORS, MAX_LINES, BatchLine, check, parse, texts
+from gateway.batches.records import LineError
 
 CHAT = "/v1/chat/completions"
 
@@ -52,6 +54,21 @@ def test_a_wrong_line_is_told_with_its_number(
 ) -> None:
     _, errors = checked(tmp_path, line(1), b"", written)
     assert errors == [(code, 3, param)]
+
+
+def test_numbers_of_a_body_keep_every_digit() -> None:
+    body = '{"guided_json":{"const":123456789012345678901234567890},"seed":7}'
+    written = line().replace(b'{"model": "m"}', body.encode())
+    read = parse(1, written, CHAT)
+    assert isinstance(read, BatchLine)
+    assert orjson.dumps(read.body).decode() == body
+
+
+def test_a_body_with_long_numbers_that_nests_too_deep_is_a_wrong_line() -> None:
+    written = line().replace(b'"m"', b"[" * 1000 + b"9" * 30 + b"]" * 1000)
+    found = parse(3, written, CHAT)
+    assert isinstance(found, LineError)
+    assert (found.code, found.line, found.param) == ("invalid_request", 3, "body")
 
 
 def test_an_empty_file_and_one_that_is_too_long(tmp_path: Path) -> None:

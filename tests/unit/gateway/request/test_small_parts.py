@@ -1,4 +1,5 @@
-"""What the parts of a generation work out by themselves: sizes, sums, names, and prompts at a time."""
+"""What the parts of a generation work out by themselves: sizes, sums, names, and prompts at a
+time."""
 
 import asyncio
 from typing import Any

@@ -1,4 +1,5 @@
-"""What MCP's conformance suite asks of a client, without the suite: a server that plays each part."""
+"""What MCP's conformance suite asks of a client, without the suite: a server that plays each
+part."""
 
 import json
 import threading

@@ -25,6 +25,7 @@ from toolparser_worker.machine.machine import Machine
 from toolparser_worker.machine.render import render_calls
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 from toolparser_worker.sessions import SessionStore
+from toolparser_worker.tools import read_tools
 
 TOKENIZER = byte_level_tokenizer()
 FORMATS = {name: declared for name, declared in TOOLS.items() if declared is not None}
@@ -383,6 +384,21 @@ def test_what_a_format_can_not_express_is_refused_with_the_tool_and_the_reason(
     assert caught.value.param == "tools"
     assert "'do_it'" in caught.value.message
     assert reason in caught.value.message
+
+
+NUMBERS = "[123456789012345678901234567890, 0.1000000000000000055]"
+
+
+@pytest.mark.parametrize("name", ["hermes", "pythonic", "gemma4", "qwen3_coder", "minimax_m3"])
+def test_numbers_of_a_tool_keep_every_digit(name: str, compiler: GrammarCompiler) -> None:
+    """In formats that write JSON and in those that spell values as text."""
+    parameters = an_object(a={"enum": [1, 2]})
+    listed = json.dumps([a_tool("do_it", parameters, strict=True)]).replace("[1, 2]", NUMBERS)
+    wish = Wish(tools=read_tools(listed), tool_choice="required", parallel_tool_calls=False)
+    grammar = required(request_grammar(FORMATS[name], None, wish))
+    texts = {walk(compiler, grammar, seed) for seed in range(12)}
+    for number in NUMBERS[1:-1].split(", "):
+        assert any(number in text for text in texts)
 
 
 def test_alternatives_of_alternatives_are_counted_no_further_than_they_may_go() -> None:

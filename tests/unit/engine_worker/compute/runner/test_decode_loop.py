@@ -155,7 +155,8 @@ def test_drafts_count_as_far_as_they_are_what_single_steps_draw(
 ) -> None:
     requests, single = begun_and_single(runner)
     request, tokens = requests[index], single[index]
-    # Two draft tokens and the token before them take the program of three rows, as single steps did.
+    # Two draft tokens and the token before them take the program of three rows, as single steps
+    # did.
     draft = [token if i < num_right else (token + 1) % 64 for i, token in enumerate(tokens[1:3])]
     result = run_drafts(runner, [request], [draft])
     assert request.output == tokens[: 2 + num_right]

@@ -1,4 +1,5 @@
-"""A GGUF file as a checkpoint: the config and the tensors of the folder that it was written from."""
+"""A GGUF file as a checkpoint: the config and the tensors of the folder that it was written
+from."""
 
 import array
 import json

@@ -222,7 +222,8 @@ def test_steps_that_cost_too_much_are_hardly_tried() -> None:
         started.append(harness.clock.now)
         harness.add("again", max_tokens=600)
         harness.rest()
-    # Each size must be looked at now and then, and the largest takes as long as sixteen plain steps.
+    # Each size must be looked at now and then, and the largest takes as long as sixteen plain
+    # steps.
     assert drafting.counted()["drafted"] > 0
     assert drafting.clock.now - started[0] < 1.1 * (plain.clock.now - started[1])
 

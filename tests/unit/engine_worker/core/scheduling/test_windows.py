@@ -214,7 +214,8 @@ def answers(groups: tuple[CacheGroup, ...], **options: Any) -> tuple[dict[str, A
 def test_answers_are_those_of_a_cache_that_keeps_all_blocks(
     groups: tuple[CacheGroup, ...], options: dict[str, Any]
 ) -> None:
-    """Chunks, decodes, look-ahead, drafts, prefix hits, preemption and resume; each read is checked."""
+    """Chunks, decodes, look-ahead, drafts, prefix hits, preemption and resume; each read is
+    checked."""
     expected, _ = answers((CacheGroup(200),), **options)
     found, engine = answers(groups, **options)
     assert {name: one.token_ids for name, one in found.items()} == {

@@ -388,6 +388,14 @@ def test_a_number_that_is_none_is_named_by_what_stands_before_it(
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("text", "why"), [("1e400", "beyond 1.8e308"), ("NaN", "NaN and Infinity are not JSON")]
+)
+def test_a_number_that_is_too_large_is_told_as_that(text: str, why: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"Invalid `const`: .*{why}"):
+        parse_chat_body(f'{{"guided_json": {{"const": {text}}}}}'.encode())
+
+
 def test_null_means_the_default() -> None:
     body = chat_body(temperature=None, n=None, stop=None, tools=None, stream=None, max_tokens=None)
     request, _, ignored = parse_chat_body(body)

@@ -1,4 +1,4 @@
-"""How long reasoning may be: what the client says, what its effort stands for, and who can end it."""
+"""How long reasoning may be: what the client says, what an effort stands for, who can end it."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Choices within what is paid for and what their reader takes: when they are extended, and when cut."""
+"""Choices within what is paid for and what their reader takes: when they are extended, and when
+cut."""
 
 import asyncio
 

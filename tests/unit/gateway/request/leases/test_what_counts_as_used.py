@@ -1,4 +1,5 @@
-"""What a request that failed, was refused or was left counts as: used, or as if it had never been."""
+"""What a request that failed, was refused or was left counts as: used, or as if it had never
+been."""
 
 import asyncio
 

@@ -1,4 +1,5 @@
-"""A generation's text on its way through a parser, and through the next one when the first is lost."""
+"""A generation's text on its way through a parser, and through the next one when the first is
+lost."""
 
 from dataclasses import replace
 from typing import Any

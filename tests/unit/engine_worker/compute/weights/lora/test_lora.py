@@ -1,4 +1,5 @@
-"""LoRA adapters, held to the weights that PEFT itself merges; `write_golden.py` has made the files."""
+"""LoRA adapters, held to the weights that PEFT itself merges; `write_golden.py` has made the
+files."""
 
 import json
 import shutil

@@ -1,0 +1,119 @@
+"""Numbers that no float holds reach the workers with every digit, in schemas and in arguments."""
+
+from typing import Any, Final
+
+import orjson
+import pytest
+
+from gateway.errors import InvalidRequestError
+from gateway.http.bodies.parsers import (
+    CHAT,
+    COMPLETION,
+    EXECUTE,
+    MESSAGES,
+    RESPONSES,
+    SOCKET,
+    BodyKind,
+)
+from tests.fakes.sample_bodies import CONTEXT
+
+INTEGER: Final = b"123456789012345678901234567890"
+FRACTION: Final = b"0.1000000000000000055"
+SCHEMA: Final = {
+    "type": "object",
+    "properties": {"a": {"enum": [orjson.Fragment(INTEGER), orjson.Fragment(FRACTION)]}},
+}
+WRITTEN: Final = orjson.dumps(SCHEMA).decode()
+FUNCTION: Final = {"name": "f", "parameters": SCHEMA, "strict": True}
+NAMED: Final = {"name": "s", "schema": SCHEMA}
+ASK: Final = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9}
+PROMPT: Final = {"model": "m", "prompt": "x"}
+INPUT: Final = {"model": "m", "input": "x"}
+
+
+def parsed(kind: BodyKind[Any], body: dict[str, Any]) -> Any:
+    found = kind.parse(orjson.dumps(body), CONTEXT)
+    return found.asked.body if kind is SOCKET else getattr(found, "body", found)
+
+
+CONTENT: Final = [
+    (CHAT, ASK, {"response_format": {"type": "json_schema", "json_schema": NAMED}}),
+    (CHAT, ASK, {"response_format": {"type": "json_object", "schema": SCHEMA}}),
+    (CHAT, ASK, {"guided_json": SCHEMA}),
+    (COMPLETION, PROMPT, {"structured_outputs": {"json": SCHEMA}}),
+    (RESPONSES, INPUT, {"text": {"format": {"type": "json_schema", **NAMED}}}),
+    (
+        SOCKET,
+        INPUT | {"type": "response.create"},
+        {"text": {"format": {"type": "json_schema", **NAMED}}},
+    ),
+    (MESSAGES, ASK, {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}),
+    (MESSAGES, ASK, {"output_format": {"type": "json_schema", "schema": SCHEMA}}),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "fields"), CONTENT)
+def test_a_schema_of_the_content_keeps_every_digit(
+    kind: BodyKind[Any], body: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    grammar = parsed(kind, body | fields).job.response_grammar
+    assert grammar.source == WRITTEN
+
+
+TOOLS: Final = [
+    (CHAT, ASK, {"tools": [{"type": "function", "function": FUNCTION}]}),
+    (CHAT, ASK, {"functions": [FUNCTION]}),
+    (RESPONSES, INPUT, {"tools": [{"type": "function", **FUNCTION}]}),
+    (MESSAGES, ASK, {"tools": [{"name": "f", "input_schema": SCHEMA, "strict": True}]}),
+]
+
+
+@pytest.mark.parametrize(("kind", "body", "fields"), TOOLS)
+def test_a_schema_of_a_tool_keeps_every_digit(
+    kind: BodyKind[Any], body: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    assert WRITTEN in parsed(kind, body | fields).job.tools_json
+
+
+def test_an_answer_repeats_the_schemas_with_every_digit() -> None:
+    fields = {"tools": [{"type": "function", **FUNCTION}]}
+    assert WRITTEN in parsed(RESPONSES, INPUT | fields).echo_json
+
+
+def test_arguments_of_a_history_keep_every_digit() -> None:
+    call = {"type": "tool_use", "id": "t", "name": "f", "input": {"a": orjson.Fragment(INTEGER)}}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": "x"}
+    turns = [
+        *ASK["messages"],  # type: ignore[misc]
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [result]},
+    ]
+    body = ASK | {"messages": turns, "tools": [{"name": "f", "input_schema": SCHEMA}]}
+    (prepare,) = parsed(MESSAGES, body).job.prepares
+    assert INTEGER.decode() in prepare.messages_json
+
+
+@pytest.mark.parametrize("field", ["chat_template_kwargs", "documents"])
+def test_what_templates_read_keeps_every_digit(field: str) -> None:
+    value = {"title": orjson.Fragment(INTEGER)}
+    body = ASK | {field: value if field == "chat_template_kwargs" else [value]}
+    (prepare,) = parsed(CHAT, body).job.prepares
+    assert INTEGER.decode() in prepare.template_kwargs_json
+
+
+def test_arguments_of_a_tool_keep_every_digit() -> None:
+    body = {"name": "f", "arguments": {"a": orjson.Fragment(INTEGER)}}
+    assert parsed(EXECUTE, body).arguments_json == f'{{"a":{INTEGER.decode()}}}'
+
+
+@pytest.mark.parametrize(
+    ("field", "param"), [("max_tokens", "max_tokens"), ("temperature", None), ("n", "n")]
+)
+def test_a_number_that_is_read_here_is_an_ordinary_one(field: str, param: str | None) -> None:
+    body = ASK | {"guided_json": SCHEMA, field: orjson.Fragment(b"1.0000000000000000001")}
+    if param is None:
+        assert parsed(CHAT, body).job.response_grammar.source == WRITTEN
+        return
+    with pytest.raises(InvalidRequestError) as caught:
+        parsed(CHAT, body)
+    assert caught.value.param == param

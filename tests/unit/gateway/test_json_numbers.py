@@ -1,0 +1,58 @@
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.errors import InvalidRequestError
+from gateway.json_numbers import keep_digits
+
+LONG = [
+    "123456789012345678901234567890",
+    "18446744073709551616",
+    "-9223372036854775809",
+    "0.1000000000000000055",
+    "12345678901234567.25e3",
+    "9007199254740993.0",
+    "-1e-400",
+    "4.940656458412465E-324",
+    "1e-99999999999999999999",
+]
+SHORT = ["18446744073709551615", "-9223372036854775808", "0.30000000000000004", "1e22", "0.5", "7"]
+
+
+def kept(text: str, *names: str) -> Any:
+    value = orjson.loads(text)
+    keep_digits(text.encode(), value, names)
+    return value
+
+
+@pytest.mark.parametrize("number", LONG)
+def test_a_number_that_no_float_holds_is_written_as_it_was_read(number: str) -> None:
+    for text in (f'{{"a":{number}}}', f'{{"a":[{{"b":[1.5,{number},"x"]}},null]}}'):
+        assert orjson.dumps(kept(text, "a")).decode() == text
+
+
+@pytest.mark.parametrize("number", SHORT)
+def test_a_number_that_a_float_or_64_bits_hold_is_one(number: str) -> None:
+    value = kept(f'{{"a":[{number},"{"9" * 30}"]}}', "a")
+    assert value["a"][0] == orjson.loads(number)
+    assert type(value["a"][0]) is type(orjson.loads(number))
+    assert value["a"][1] == "9" * 30
+
+
+def test_members_that_are_not_named_hold_numbers_only() -> None:
+    value = kept(f'{{"a":{"9" * 30},"b":[{"9" * 30}]}}', "a", "c")
+    assert isinstance(value["a"], orjson.Fragment)
+    assert value["b"] == [1e30]
+
+
+def test_an_integer_keeps_as_many_digits_as_are_read_at_all() -> None:
+    assert orjson.dumps(kept(f'{{"a":{"1" * 309}}}', "a")).decode() == f'{{"a":{"1" * 309}}}'
+    with pytest.raises(orjson.JSONDecodeError, match="infinity"):
+        kept(f'{{"a":{"1" * 310}}}', "a")
+
+
+def test_what_nests_deeper_than_pythons_parser_goes_is_the_clients_error() -> None:
+    text = f'{{"a":{"[" * 1020}{"9" * 30}{"]" * 1020}}}'
+    with pytest.raises(InvalidRequestError, match="nested too deep"):
+        kept(text, "a")
