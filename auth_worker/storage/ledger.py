@@ -15,6 +15,7 @@ from sqlalchemy import (
 )
 
 from auth_worker.principals.prices import Price, PriceTable, cost
+from auth_worker.records.lease_names import LeaseName
 from auth_worker.records.limit_usage import Booked, amounts_of
 from auth_worker.records.operations import BookUsage, LeaseRow
 from auth_worker.records.settled_money import Replaced, has_price, row_digest
@@ -200,11 +201,13 @@ def _book_one_by_one(
 def _priced(corrected: BookUsage, before: BookUsage, prices: Callable[[], PriceTable]) -> BookUsage:
     """A corrected row at the price of its grant; it never costs less for want of a price.
 
-    Whoever settles late may know neither when the lease was granted nor whose it was.
+    Whoever settles late may know neither when the lease was granted nor whose it was. A row without
+    tokens may name no model: the lease still does.
     """
     if corrected.outcome == "unused":
         return corrected
-    is_same_model = corrected.model == before.model
+    lease = LeaseName.parse(before.lease_id)
+    is_same_model = corrected.model == (before.model or ("" if lease is None else lease.model))
     version = (before.price_id, before.price_version)
     if is_same_model and version == (corrected.price_id, corrected.price_version):
         return corrected
