@@ -296,7 +296,8 @@ class AuthService:
             clock=clock,
             call_soon=self._call_soon,
         )
-        self._ledger_thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
+        self._reports_thread = ThreadPoolExecutor(1, thread_name_prefix="reports")
+        self._lists_thread = ThreadPoolExecutor(1, thread_name_prefix="lists")
         self._handler = AuthHandler(
             authority=authority,
             administration=Administration(authority.keys, clock=clock, new_key_id=new_key_id),
@@ -310,7 +311,13 @@ class AuthService:
                 targets=targets,
             ),
             committer=self._committer,
-            ledger=LedgerDesk(store.database.reading, self._ledger_thread, self._call_soon, clock),
+            ledger=LedgerDesk(
+                store.database.reading,
+                self._reports_thread,
+                self._lists_thread,
+                self._call_soon,
+                clock,
+            ),
             clock=clock,
             send=self._send,
             age_s=worker.command_age_s,
@@ -350,7 +357,8 @@ class AuthService:
         if self._checker is not None:
             self._checker.stop()
         self._webhook_threads.shutdown(wait=False, cancel_futures=True)
-        self._ledger_thread.shutdown(wait=False, cancel_futures=True)
+        self._reports_thread.shutdown(wait=False, cancel_futures=True)
+        self._lists_thread.shutdown(wait=False, cancel_futures=True)
         self._audit_check.stop()
         self._authority.close()
         if not self._committer.close(self._settings.drain_timeout_s):
