@@ -3,13 +3,16 @@
 `python -m benchmarks.auth [--requests 20000] [--rounds 3] [--directory DIR]` prints one table; the
 directory decides which disk is measured. What is computed in memory is told per second of CPU time,
 so that a machine with other work shows it too; everything is measured in each round in turn, and
-the median is shown. Bare round trips over ZeroMQ of as many bytes are the floor of a question.
+the median is shown. Bare round trips over ZeroMQ of as many bytes are the floor of a question, and
+rows of a ledger in transactions of 64, by SQLite alone, that of a settlement. What stands in for a
+gateway runs on a gateway's event loop. Over the wire all keys were used before.
 """
 
 import argparse
 import asyncio
 import gc
 import os
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -19,7 +22,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import uvloop
 from sqlalchemy import Table, insert
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.schema import CreateTable
 
 from auth_worker.clock import SystemClock
 from auth_worker.decisions.authority import Authority, Rules
@@ -41,7 +47,7 @@ from protocol.wire.peers import Peer, PeerEvent
 from protocol.wire.role_server import RoleServer
 
 SECRET = "psk-benchmark"  # noqa: S105 - a made-up key for a throw-away database
-PYTHON_THREADS = ("main", "commit", "worker-io", "ticker")
+PYTHON_THREADS = ("main", "worker-io", "commit", "ticker")
 """Of an auth worker, in the order in which they begin; the system knows them all as python."""
 NUM_KEYS = 10_000
 MANY_KEYS = 100_000
@@ -52,6 +58,9 @@ LIMIT_COLUMNS = (
 )
 DIGEST = digest_of(SECRET)
 KINDS = ("no limits", "2 limits of the key", "12 limits of four holders")
+BARE = "bare round trip over ipc, 1 at a time"
+AUTHORIZE = "over ipc: decision, 1 at a time"
+GROUP = 64
 Row = tuple[str, float, str]
 
 
@@ -175,9 +184,46 @@ def measure_bare(num_requests: int) -> Row:
     p50_s, p99_s = waits_s[len(waits_s) // 2], waits_s[len(waits_s) * 99 // 100]
     details = f"p50 {p50_s * 1e6:.0f} us, p99 {p99_s * 1e6:.0f} us"
     return (
-        "bare round trip over ipc, 1 at a time",
+        BARE,
         len(waits_s) / sum(waits_s),
         details,
+    )
+
+
+def measure_bare_commits(num_requests: int, directory: Path) -> Row:
+    """The floor of a settlement: rows of the ledger, 64 a durable transaction, nothing else."""
+    directory.mkdir()
+    connection = sqlite3.connect(directory / "bare.sqlite3", isolation_level=None)
+    for pragma in ("journal_mode=WAL", "synchronous=FULL"):
+        connection.execute(f"PRAGMA {pragma}")
+    connection.execute(str(CreateTable(schema.ledger).compile(dialect=sqlite.dialect())))
+    marks = ", ".join("?" * len(BookUsage._fields))
+    begin = time.perf_counter()
+    for first in range(0, num_requests, GROUP):
+        connection.execute("BEGIN IMMEDIATE")
+        rows = [booking_of(number, 0) for number in range(first, first + GROUP)]
+        connection.executemany(f"INSERT INTO ledger VALUES ({marks})", rows)  # noqa: S608 - ours
+        connection.execute("COMMIT")
+    elapsed_s = time.perf_counter() - begin
+    connection.close()
+    num_rows = -(-num_requests // GROUP) * GROUP
+    return (f"SQLite alone, {GROUP} rows a transaction", num_rows / elapsed_s, "")
+
+
+def booking_of(number: int, now_ms: int) -> BookUsage:
+    """What a settlement of `key_benchmark` writes."""
+    return BookUsage(
+        lease_id=f"lease:000001:{number:010x}:key_benchmark:penstock-demo",
+        request_id=f"req-{number}",
+        key_id="key_benchmark",
+        model="penstock-demo",
+        prompt_tokens=400,
+        completion_tokens=300,
+        cached_tokens=0,
+        reasoning_tokens=0,
+        outcome="finished",
+        granted_at_ms=now_ms,
+        settled_at_ms=now_ms,
     )
 
 
@@ -198,20 +244,7 @@ def measure_commits(num_requests: int, directory: Path, num_in_flight: int) -> R
     begin = time.perf_counter()
     for number in range(num_requests):
         free.acquire()
-        booking = BookUsage(
-            lease_id=f"lease:000001:{number:010x}:key_benchmark:penstock-demo",
-            request_id=f"req-{number}",
-            key_id="key_benchmark",
-            model="penstock-demo",
-            prompt_tokens=400,
-            completion_tokens=300,
-            cached_tokens=0,
-            reasoning_tokens=0,
-            outcome="finished",
-            granted_at_ms=now_ms,
-            settled_at_ms=now_ms,
-        )
-        committer.submit(booking, lambda result: None)
+        committer.submit(booking_of(number, now_ms), lambda result: None)
     assert committer.close(60.0)
     elapsed_s = time.perf_counter() - begin
     assert not lost
@@ -425,8 +458,9 @@ async def measure_wire(num_requests: int, directory: Path) -> list[Row]:
         client.peer = await asyncio.wait_for(client.ready.get(), 30)
         client.worker_pid = worker.pid
         few = max(1, num_requests // 10)
+        await client.measure("", NUM_KEYS, 256, settles=True)  # so that every key was used
         return [
-            await client.measure("over ipc: decision, 1 at a time", few, 1, settles=False),
+            await client.measure(AUTHORIZE, few, 1, settles=False),
             await client.measure(
                 "over ipc: decision, 64 at a time", num_requests, 64, settles=False
             ),
@@ -460,10 +494,17 @@ def measure_all(num_requests: int, directory: Path) -> list[Row]:
             measure_commits(num_requests, directory / str(waiting), waiting)
             for waiting in (64, 1024)
         ),
+        measure_bare_commits(num_requests, directory / "bare"),
         measure_start(directory / "many"),
         measure_bare(max(1, num_requests // 10)),
-        *asyncio.run(measure_wire(num_requests, directory)),
+        *uvloop.run(measure_wire(num_requests, directory)),
     ]
+
+
+def p50_us(rows: Sequence[Row], label: str) -> float:
+    """The median wait of a row that tells it."""
+    (details,) = (details for name, _, details in rows if name == label)
+    return float(details.removeprefix("p50 ").split()[0])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -482,6 +523,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"|{'-' * 58}|{'-' * 11}:|{'-' * 30}|")
     for label, rate, details in rows:
         print(f"| {label:<56} | {rate:>10,.0f} | {details:<28} |")
+    ratios = sorted(p50_us(row, AUTHORIZE) / p50_us(row, BARE) for row in rounds)
+    listed = ", ".join(f"{ratio:.1f}" for ratio in ratios)
+    print(f"p50 of a decision over ipc, by a bare round trip of its round: {listed}")
 
 
 if __name__ == "__main__":

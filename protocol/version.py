@@ -52,6 +52,10 @@ an older one would ignore them."""
 MINUTES_VERSION = ProtocolVersion(1, 5)
 """Since when auth workers tell usage by the minute."""
 
+AUDIT_LISTS_VERSION = ProtocolVersion(1, 5)
+"""Since when auth workers take filters of the audit log with several values; an older one would
+leave them aside."""
+
 SCORE_VERSION = ProtocolVersion(1, 4)
 """Since when engines take `Score`; those that do say `scores` among their capabilities."""
 

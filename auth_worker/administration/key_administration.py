@@ -7,6 +7,7 @@ from typing import Any
 from auth_worker.administration.actors import acting_key, check_page, check_reach, entry_of
 from auth_worker.clock import Clock
 from auth_worker.errors import InvalidCommandError, KeyNotFoundError
+from auth_worker.principals.checks import check_length
 from auth_worker.principals.key_definition import (
     MAX_OVERLAP_S,
     audited,
@@ -236,10 +237,12 @@ class Administration:
 
         Raises:
             ActorNotAllowedError: Who asks may not read it.
-            InvalidCommandError: The limit is out of range.
+            InvalidCommandError: The limit is out of range, or a filter has too many values.
         """
         self._actor(command.reader, "admin.audit")
         check_page(command.limit)
+        for name in ("actors", "actions", "subjects"):
+            check_length(name, getattr(command, name))
         return ReadAuditRows(
             command.limit,
             key_id=command.key_id,
@@ -250,6 +253,9 @@ class Administration:
             until_ms=command.until_ms,
             after_seq=command.after_seq,
             oldest_first=command.oldest_first,
+            actors=command.actors,
+            actions=command.actions,
+            subjects=command.subjects,
         )
 
     def _actor(self, actor: Actor, scope: Scope) -> StoredKey:

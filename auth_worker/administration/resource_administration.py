@@ -172,13 +172,15 @@ class ResourceAdministration:
             case LimitSettings():
                 limit = limit_of(newest.resource_id, newest.settings, newest.created_at)
                 self._limits.put(limit)
-            case PriceSettings():
+            case PriceSettings(valid_from=valid_from):
+                now_ms = int(self._clock.wall_s() * 1000)
                 self._prices.put(
                     price_of(
                         newest.resource_id,
                         newest.version,
                         newest.settings,
-                        valid_from_ms=(newest.settings.valid_from or newest.created_at) * 1000,
+                        # What was granted until now was granted at the price of before.
+                        valid_from_ms=max((valid_from or newest.created_at) * 1000, now_ms),
                         is_ended=newest.is_ended,
                     )
                 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from auth_worker.clock import Clock
-from auth_worker.decisions.leases import MAX_LEASE_ID_CHARS, Lease
+from auth_worker.decisions.leases import Lease
 from auth_worker.decisions.limit_refusals import Refusal
 from auth_worker.decisions.limit_warnings import LimitEvent, event_of, warning_of
 from auth_worker.decisions.meter_table import MeterTable
@@ -21,6 +21,7 @@ from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.prices import PriceTable
 from auth_worker.principals.roles import OF_OLD_GATEWAYS
 from auth_worker.principals.tokens import TOKEN_ID_PREFIX
+from auth_worker.records.lease_names import MAX_LEASE_ID_CHARS
 from auth_worker.records.operations import (
     AppendAudit,
     AuditAction,

@@ -4,12 +4,13 @@ from collections import OrderedDict
 from typing import Final, NamedTuple
 
 from auth_worker.clock import Clock
-from auth_worker.decisions.leases import Lease, LeaseName
+from auth_worker.decisions.leases import Lease
 from auth_worker.decisions.meter_table import MeterTable
 from auth_worker.decisions.plans import NOTHING, Needs, Plan, difference, needs_of
 from auth_worker.decisions.served_models import ServedModels
 from auth_worker.principals.keys import ANONYMOUS, ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.prices import Price, PriceTable, cost
+from auth_worker.records.lease_names import LeaseName
 from auth_worker.records.limit_usage import Booked, amounts_of
 from auth_worker.records.operations import BookUsage, Outcome, Result
 from protocol.wire.messages import Settle
@@ -73,6 +74,8 @@ class Bookings:
         """The settlement of a lease that is open, counted at once."""
         if command.is_unused:
             return self._of_unused(lease, command)
+        if command.has_begun:
+            self._served.note(command.model or lease.model)
         if lease.is_forgotten:
             self._find_limits(lease, command)
         if command.model not in ("", lease.model):
@@ -117,6 +120,8 @@ class Bookings:
         is_of_another = command.model not in ("", model)
         model = command.model or model
         is_used = not command.is_unused
+        if command.has_begun:
+            self._served.note(model)
         key = self._key(key_id)
         expired = self._expired.get(command.lease_id, _Expired(None, now_ms))
         price = None if is_of_another else expired.price
@@ -140,7 +145,7 @@ class Bookings:
             request_id=command.request_id,
             key_id=key_id,
             model=self._served.booked(
-                model, (command.prompt_tokens + command.completion_tokens) * is_used
+                model, (command.prompt_tokens + command.completion_tokens) * is_used, price
             ),
             prompt_tokens=command.prompt_tokens * is_used,
             completion_tokens=command.completion_tokens * is_used,
@@ -286,7 +291,7 @@ class Bookings:
             lease.lease_id,
             request_id,
             lease.key_id,
-            self._served.booked(lease.model, prompt_tokens + completion_tokens),
+            self._served.booked(lease.model, prompt_tokens + completion_tokens, price),
             prompt_tokens,
             completion_tokens,
             cached_tokens,

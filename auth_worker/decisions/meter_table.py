@@ -390,6 +390,8 @@ class MeterTable:
         )
 
     def _open_slot(self, meter: SlidingMeter, begins_s: float) -> int:
+        if meter.is_gone:
+            return 0  # what ran when its limit was removed: nobody would close the slot
         age_s = self._clock.monotonic_s() - begins_s
         row = CounterRow(
             self._take_counter(),

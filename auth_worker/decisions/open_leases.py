@@ -8,13 +8,7 @@ from typing import Final
 
 from auth_worker.clock import Clock
 from auth_worker.decisions.bookings import Bookings
-from auth_worker.decisions.leases import (
-    MAX_LEASE_ID_CHARS,
-    Lease,
-    LeaseName,
-    LeaseTable,
-    lease_id_of,
-)
+from auth_worker.decisions.leases import Lease, LeaseTable
 from auth_worker.decisions.limit_refusals import Refusal, refuse, refuse_parallel
 from auth_worker.decisions.meter_table import MeterTable
 from auth_worker.decisions.meters import FixedMeter
@@ -24,6 +18,7 @@ from auth_worker.decisions.served_models import ServedModels
 from auth_worker.decisions.slices import Commit, Postponed, Slices
 from auth_worker.principals.keys import ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.prices import PriceTable, highest_cost
+from auth_worker.records.lease_names import MAX_LEASE_ID_CHARS, LeaseName, lease_id_of
 from auth_worker.records.operations import (
     BookUsage,
     LeaseRow,

@@ -89,14 +89,22 @@ def amounts_of(booking: Charged) -> list[tuple[int, int]]:
     """By how much a booking moves which counters."""
     if not booking.charges or booking.outcome == "unused":
         return []
+    used = (1, booking.prompt_tokens, booking.completion_tokens, booking.cost_micros)
+    return amounts_by(booking.charges, *used)
+
+
+def amounts_by(
+    charges: str, num_requests: int, prompt_tokens: int, completion_tokens: int, cost_micros: int
+) -> list[tuple[int, int]]:
+    """By how much bookings of the same charges move which counters, by their sums."""
     by_letter = {
-        "r": 1,
-        "t": booking.prompt_tokens + booking.completion_tokens,
-        "p": booking.prompt_tokens,
-        "c": booking.completion_tokens,
-        "m": booking.cost_micros,
+        "r": num_requests,
+        "t": prompt_tokens + completion_tokens,
+        "p": prompt_tokens,
+        "c": completion_tokens,
+        "m": cost_micros,
     }
-    return [(counter_id, by_letter[letter]) for counter_id, letter in charges_of(booking.charges)]
+    return [(counter_id, by_letter[letter]) for counter_id, letter in charges_of(charges)]
 
 
 def charge_text(charges: Iterable[tuple[int, str]]) -> str:

@@ -378,6 +378,9 @@ class ReadAuditRows:
     until_ms: int | None = None
     after_seq: int | None = None
     oldest_first: bool = False
+    actors: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
     but_for: str = ""
     """An action that is left out, oldest first; see `AuditRows.through_seq`."""
 

@@ -13,6 +13,7 @@ from auth_worker.records.stored_names import storable
 
 SETTLED: Final[AuditAction] = "money_settled"
 FOLDED: Final[AuditAction] = "ledger_folded"
+_ROW: Final = "\0".join(["%s"] * (len(BookUsage._fields) - 1))
 MAX_NAMED: Final = 16
 """Keys, users and teams whose sums an entry names, each; the others' are together under ''."""
 
@@ -38,7 +39,7 @@ def has_price(booking: BookUsage) -> bool:
 
 def row_digest(booking: BookUsage) -> bytes:
     """What an entry commits to of one row: all of it but the number of the entry."""
-    text = "\0".join(map(str, booking[:-1]))
+    text = _ROW % booking[:-1]
     if text.count("\0") != len(booking) - 2:
         # As the database holds it, and so that no two rows read alike.
         text = "\0".join(storable(str(value)) for value in booking[:-1])

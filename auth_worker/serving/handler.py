@@ -138,6 +138,7 @@ class AuthHandler:
                 emit=committer.submit,
             )
         self.is_draining = False
+        self._has_more_to_expire = False
         self._num_due = 0
         self._settling: set[tuple[str, str]] = set()
         self._noting: set[tuple[str, str, str]] = set()
@@ -208,7 +209,8 @@ class AuthHandler:
         them and the next there is time for decisions.
         """
         num_expired = self._authority.expire(EXPIRED_A_TURN)
-        if num_expired == EXPIRED_A_TURN:
+        self._has_more_to_expire = num_expired == EXPIRED_A_TURN
+        if self._has_more_to_expire:
             self._call_soon(self.expire)
         self.metrics.on_expired(num_expired)
         if num_expired:
@@ -354,9 +356,12 @@ class AuthHandler:
             self.commit(operation, on_done)
 
     def _read_beside(self, wanted: Beside, on_done: OnDone) -> None:
-        """Read what may be long beside the writer, as of every operation before it."""
-        if isinstance(wanted, ReadUsageRows) and wanted.bucket == "minute":
-            self._read(wanted, on_done)  # of the ledger, whatever the totals have
+        """Read what may be long beside the writer, as of every operation before it.
+
+        Leases that are due are charged by then, however many turns that takes.
+        """
+        if self._has_more_to_expire:
+            self._call_soon(self._read_beside, wanted, on_done)
             return
 
         def on_added(result: Result) -> None:
@@ -365,7 +370,11 @@ class AuthHandler:
             else:
                 self._read(wanted, on_done)
 
-        self.commit(Flush() if isinstance(wanted, ReadAuditRows) else AddSums(wanted), on_added)
+        before: Operation = Flush()
+        of_minutes = isinstance(wanted, ReadUsageRows) and wanted.bucket == "minute"
+        if not isinstance(wanted, ReadAuditRows) and not of_minutes:
+            before = AddSums(wanted)
+        self.commit(before, on_added)
 
     def _read(self, wanted: Beside, on_done: OnDone) -> None:
         def on_read(result: Result) -> None:

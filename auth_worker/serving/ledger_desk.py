@@ -27,7 +27,7 @@ from auth_worker.storage.usage_table import read_minutes, read_usage
 TIMEOUT_S: Final = 4.0
 """For one page; gateways wait a little longer by default (`PENSTOCK_AUTH_TIMEOUT_S`)."""
 MAX_WAITING: Final = 16
-"""With so many questions in hand, further ones are refused."""
+"""With so many questions in hand for usage, or for lists, further ones are refused."""
 
 _logger = logging.getLogger("penstock.auth")
 
@@ -43,9 +43,12 @@ class Reading(Protocol):
 class LedgerDesk:
     """Reads usage, keys and the audit log, a page after another; nobody else waits for it.
 
+    Sums of usage may take seconds, so lists of keys and of the audit log don't wait for them.
+
     Args:
         reading: Opens a connection beside the one that writes.
-        executor: Runs the reading; with one thread.
+        reports: Runs the reading of usage; with one thread.
+        lists: Runs all other reading; with another one.
         call_soon: Runs a function in the I/O thread.
         clock: For what a key's status is now.
     """
@@ -53,36 +56,39 @@ class LedgerDesk:
     def __init__(
         self,
         reading: Reading,
-        executor: Executor,
+        reports: Executor,
+        lists: Executor,
         call_soon: Callable[..., object],
         clock: Clock,
     ) -> None:
         self._clock = clock
         self._reading = reading
-        self._executor = executor
+        self._reports = reports
+        self._lists = lists
         self._call_soon = call_soon
-        self._num_waiting = 0
+        self._num_waiting = {reports: 0, lists: 0}
 
     def read(self, wanted: Beside, on_done: OnDone) -> None:
         """Call back in the I/O thread with a page, or with why there is none."""
-        if self._num_waiting >= MAX_WAITING:
+        executor = self._reports if isinstance(wanted, ReadUsageRows) else self._lists
+        if self._num_waiting[executor] >= MAX_WAITING:
             on_done(
                 ReportUnavailableError(
-                    f"{MAX_WAITING} questions for usage, keys or the audit log wait already. Try"
-                    " again soon."
+                    f"{MAX_WAITING} questions for usage, or for keys and the audit log, wait"
+                    " already. Try again soon."
                 )
             )
             return
-        self._num_waiting += 1
-        self._executor.submit(self._run, wanted, on_done)
+        self._num_waiting[executor] += 1
+        executor.submit(self._run, executor, wanted, on_done)
 
-    def _run(self, wanted: Beside, on_done: OnDone) -> None:
+    def _run(self, executor: Executor, wanted: Beside, on_done: OnDone) -> None:
         try:
             result = self._page(wanted)
         except Exception:
             _logger.exception("usage, keys or the audit log could not be read")
             result = AuthError("The auth worker could not complete this operation.")
-        self._call_soon(self._done, on_done, result)
+        self._call_soon(self._done, executor, on_done, result)
 
     def _page(self, wanted: Beside) -> Result:
         try:
@@ -104,6 +110,6 @@ class LedgerDesk:
                 " the hour or in fewer groups, or try again later."
             )
 
-    def _done(self, on_done: OnDone, result: Result) -> None:
-        self._num_waiting -= 1
+    def _done(self, executor: Executor, on_done: OnDone, result: Result) -> None:
+        self._num_waiting[executor] -= 1
         on_done(result)

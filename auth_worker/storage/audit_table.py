@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, union_all
 
 from auth_worker.records.audit_chain import ChainedEntry
 from auth_worker.records.operations import AuditRows, ReadAuditRows
@@ -45,14 +45,7 @@ def read_page(connection: Connection, wanted: ReadAuditRows) -> AuditRows:
 def _page(
     connection: Connection, wanted: ReadAuditRows, *conditions: ColumnElement[bool]
 ) -> AuditRows:
-    order = _columns.seq.asc() if wanted.oldest_first else _columns.seq.desc()
-    statement = (
-        select(schema.audit_log)
-        .where(*_conditions(wanted), *conditions)
-        .order_by(order)
-        .limit(wanted.limit + 1)
-    )
-    rows = connection.execute(statement).all()
+    rows = connection.execute(_merged(wanted, [*_conditions(wanted), *conditions])).all()
     entries = tuple(
         AuditRecord(
             seq=row.seq,
@@ -70,6 +63,37 @@ def _page(
         for row in rows[: wanted.limit]
     )
     return AuditRows(entries, has_more=len(rows) > wanted.limit)
+
+
+def _merged(wanted: ReadAuditRows, conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
+    """The page by the index of the first filter with several values, if there is one.
+
+    A page of each value, which an index has in order, holds every entry of the page of all of them.
+    Otherwise a database sorts all entries of all values, or reads the whole log.
+    """
+    filters = (
+        (_columns.subject, wanted.subjects),
+        (_columns.actor_key_id, wanted.actors),
+        (_columns.action, wanted.actions),
+    )
+    given = [(column, sorted(set(values))) for column, values in filters if values]
+    if not given:
+        return _in_order(select(schema.audit_log).where(*conditions), wanted)
+    (first, values), *others = given
+    conditions = [*conditions, *(column.in_(values) for column, values in others)]
+    pages = [
+        _in_order(select(schema.audit_log).where(first == value, *conditions), wanted).subquery()
+        for value in values
+    ]
+    merged = union_all(*(select(page) for page in pages)).subquery()
+    return _in_order(select(merged), wanted)
+
+
+def _in_order(statement: Select[Any], wanted: ReadAuditRows) -> Select[Any]:
+    seq = statement.selected_columns.seq
+    return statement.order_by(seq.asc() if wanted.oldest_first else seq.desc()).limit(
+        wanted.limit + 1
+    )
 
 
 def read_chain(connection: Connection, after_seq: int, limit: int) -> list[ChainedEntry]:

@@ -15,16 +15,20 @@ from sqlalchemy import (
 )
 
 from auth_worker.principals.prices import Price, PriceTable, cost
-from auth_worker.records.limit_usage import Booked, amounts_of
+from auth_worker.records.lease_names import LeaseName
+from auth_worker.records.limit_usage import Booked, amounts_by, amounts_of
 from auth_worker.records.operations import BookUsage, LeaseRow
 from auth_worker.records.settled_money import Replaced, has_price, row_digest
 from auth_worker.records.stored_names import storable, stored_name
 from auth_worker.storage import schema
 from auth_worker.storage.bulk import BulkStatement, insert_rows, run
 from auth_worker.storage.limit_table import add_changes, count_use
-from auth_worker.storage.pending_sums import HourKey, Sums
+from auth_worker.storage.pending_sums import Sums
 
 _MAX_IDS_A_QUERY = 500
+
+Charged = dict[str, list[int]]
+"""Requests, prompt and completion tokens and money of the bookings that count in the same."""
 
 _ledger = schema.ledger.c
 
@@ -43,16 +47,16 @@ class Written(NamedTuple):
     """What a group of bookings came to.
 
     Attributes:
+        sums: What the totals are to grow by.
         later: By the index of each booking that wasn't the first of its lease: what it changed.
         money: The rows with a price, as they stand in the ledger now.
         replaced: What was there before in place of some of them.
-        sums: What the totals are to grow by.
     """
 
+    sums: Sums
     later: Mapping[int, Booked] = {}
     money: Sequence[BookUsage] = ()
     replaced: Sequence[Replaced] = ()
-    sums: Mapping[HourKey, list[int]] = {}
 
 
 def book_usage(
@@ -81,12 +85,12 @@ def book_usage(
         prices: All of them; a row that is corrected is priced as of its grant.
     """
     if not bookings:
-        return Written()
+        return Written({})
     sums: Sums = {}
-    counters: dict[int, int] = {}
+    charged: Charged = {}
     good: set[tuple[str, str, str]] = set()
     bookings = [
-        BookUsage(*booking[:-1], audit_seq) if has_price(booking) else booking
+        BookUsage._make((*booking[:-1], audit_seq)) if has_price(booking) else booking
         for booking in (_with_stored_names(booking, good) for booking in bookings)
     ]
     folded = {
@@ -96,13 +100,16 @@ def book_usage(
     }
     if not folded and _insert_if_all_are_new(connection, bookings):
         for booking in bookings:
-            _count(booking, sums, counters)
-        written = Written(money=[booking for booking in bookings if booking.audit_seq])
+            _count(booking, sums, charged)
+        written = Written(sums, money=[booking for booking in bookings if booking.audit_seq])
     else:
-        written = _book_one_by_one(connection, bookings, sums, counters, folded, audit_seq, prices)
-    if counters:
+        written = _book_one_by_one(connection, bookings, sums, charged, folded, audit_seq, prices)
+    if charged:
+        counters: dict[int, int] = {}
+        for charges, used in charged.items():
+            add_changes(counters, amounts_by(charges, *used))
         count_use(connection, counters)
-    return written._replace(sums=sums)
+    return written
 
 
 def _with_stored_names(booking: BookUsage, good: set[tuple[str, str, str]]) -> BookUsage:
@@ -142,7 +149,7 @@ def _book_one_by_one(
     connection: Connection,
     bookings: Sequence[BookUsage],
     sums: Sums,
-    counters: dict[int, int],
+    charged: Charged,
     folded: Set[str],
     audit_seq: int,
     prices: Callable[[], PriceTable],
@@ -159,7 +166,7 @@ def _book_one_by_one(
             continue
         if before is None:
             to_insert[booking.lease_id] = booked[booking.lease_id] = booking
-            _count(booking, sums, counters)
+            _count(booking, sums, charged)
             continue
         changes: dict[int, int] = {}
         if before.outcome == "expired" and (
@@ -186,25 +193,27 @@ def _book_one_by_one(
             add_changes(changes, amounts_of(corrected))
             target = to_insert if booking.lease_id in to_insert else to_update
             target[booking.lease_id] = booked[booking.lease_id] = corrected
-            _count(before, sums, counters, -1)
-            _count(corrected, sums, counters)
+            _count(before, sums, charged, -1)
+            _count(corrected, sums, charged)
         later[index] = Booked(tuple(changes.items()))
     if to_insert:
         _INSERT_BOOKINGS.execute(connection, list(to_insert.values()))
     if to_update:
         _correct_ledger(connection, to_update.values())
     money = [booking for booking in (*to_insert.values(), *to_update.values()) if booking.audit_seq]
-    return Written(later, money, list(replaced.values()))
+    return Written(sums, later, money, list(replaced.values()))
 
 
 def _priced(corrected: BookUsage, before: BookUsage, prices: Callable[[], PriceTable]) -> BookUsage:
     """A corrected row at the price of its grant; it never costs less for want of a price.
 
-    Whoever settles late may know neither when the lease was granted nor whose it was.
+    Whoever settles late may know neither when the lease was granted nor whose it was. A row without
+    tokens may name no model: the lease still does.
     """
     if corrected.outcome == "unused":
         return corrected
-    is_same_model = corrected.model == before.model
+    lease = LeaseName.parse(before.lease_id)
+    is_same_model = corrected.model == (before.model or ("" if lease is None else lease.model))
     version = (before.price_id, before.price_version)
     if is_same_model and version == (corrected.price_id, corrected.price_version):
         return corrected
@@ -253,15 +262,23 @@ def _correct_ledger(connection: Connection, bookings: Iterable[BookUsage]) -> No
     connection.execute(update(schema.ledger).where(_ledger.lease_id == bindparam("of_lease")), rows)
 
 
-def _count(booking: BookUsage, sums: Sums, counters: dict[int, int], sign: int = 1) -> None:
+def _count(booking: BookUsage, sums: Sums, charged: Charged, sign: int = 1) -> None:
     """Count a booking, or take it back with sign -1; an unused one counts nowhere."""
     if booking.outcome == "unused":
         return
+    prompt_tokens, completion_tokens = booking.prompt_tokens, booking.completion_tokens
+    cost_micros, used_ms = booking.cost_micros, booking.settled_at_ms
     if booking.charges:
-        add_changes(counters, amounts_of(booking), sign)
+        used = charged.get(booking.charges)
+        if used is None:
+            used = charged[booking.charges] = [0, 0, 0, 0]
+        used[0] += sign
+        used[1] += sign * prompt_tokens
+        used[2] += sign * completion_tokens
+        used[3] += sign * cost_micros
     hour_key = (
         booking.key_id,
-        booking.settled_at_ms // _MS_AN_HOUR,
+        used_ms // _MS_AN_HOUR,
         booking.model,
         booking.endpoint,
         booking.end_user,
@@ -272,13 +289,13 @@ def _count(booking: BookUsage, sums: Sums, counters: dict[int, int], sign: int =
     if total is None:
         total = sums[hour_key] = [0, 0, 0, 0, 0, 0, 0]
     total[0] += sign
-    total[1] += sign * booking.prompt_tokens
-    total[2] += sign * booking.completion_tokens
+    total[1] += sign * prompt_tokens
+    total[2] += sign * completion_tokens
     total[3] += sign * booking.cached_tokens
     total[4] += sign * booking.reasoning_tokens
-    total[5] += sign * booking.cost_micros
-    if booking.settled_at_ms > total[6]:
-        total[6] = booking.settled_at_ms
+    total[5] += sign * cost_micros
+    if used_ms > total[6]:
+        total[6] = used_ms
 
 
 def _save_leases(dialect: str, num_rows: int) -> Executable:

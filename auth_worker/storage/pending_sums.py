@@ -102,9 +102,15 @@ class SumsChange:
         self.last_seq = pending.last_seq
         self.added_at_ms = pending.added_at_ms
 
-    def add(self, sums: Mapping[HourKey, list[int]]) -> None:
-        """Let the sums of a group of settlements wait; before anything is added to the totals."""
-        add_sums(self.changes, sums)
+    def add(self, sums: Sums) -> None:
+        """Let the sums of a group of settlements wait; before anything is added to the totals.
+
+        They are its own from now on.
+        """
+        if self.changes or not sums:
+            add_sums(self.changes, sums)
+        else:
+            self.changes = sums
 
     def add_due(self, now_ms: int) -> None:
         """Add those to the totals that have waited longest, when it is time."""
@@ -205,12 +211,14 @@ def add_sums(sums: Sums, more: Mapping[HourKey, list[int]], sign: int = 1) -> No
     for key, total in more.items():
         known = sums.get(key)
         if known is None:
-            *summed, used_ms = total
-            sums[key] = [*(total[:_NUM_SUMMED] if sign > 0 else (-one for one in summed)), used_ms]
-            continue
+            if sign > 0:
+                sums[key] = list(total)
+                continue
+            known = sums[key] = [0] * _NUM_SUMMED + [total[_NUM_SUMMED]]
         for index in range(_NUM_SUMMED):
             known[index] += sign * total[index]
-        known[_NUM_SUMMED] = max(known[_NUM_SUMMED], total[_NUM_SUMMED])
+        if total[_NUM_SUMMED] > known[_NUM_SUMMED]:
+            known[_NUM_SUMMED] = total[_NUM_SUMMED]
 
 
 def _is_nothing(total: list[int]) -> bool:

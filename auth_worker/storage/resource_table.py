@@ -108,7 +108,9 @@ class ResourceTable:
             values |= {
                 "version": resource.version,
                 "is_ended": resource.is_ended,
-                "valid_from_ms": (resource.settings.valid_from or resource.created_at) * 1000,
+                "valid_from_ms": _begins_ms(
+                    resource.settings.valid_from or resource.created_at, operation.audit
+                ),
             }
         if operation.kind == "webhook":
             # It is told of what comes from now on.
@@ -270,10 +272,10 @@ class ResourceTable:
             entry: When it is said, and by whom.
         """
         at = entry.at_ms // 1000
-        valid_from = values.get("valid_from") or at
+        begins_ms = _begins_ms(values.get("valid_from") or at, entry)
         new = {name: value for name, value in values.items() if name != "valid_from"}
-        before = self._version_at(row, valid_from)
-        if row.valid_from_ms > valid_from * 1000 and not new.get("is_ended"):
+        before = self._version_at(row, begins_ms)
+        if row.valid_from_ms > begins_ms and not new.get("is_ended"):
             lost = [
                 name
                 for name in _PRICED
@@ -287,19 +289,19 @@ class ResourceTable:
             "is_ended": False,
             **new,
             "version": row.version + 1,
-            "valid_from_ms": valid_from * 1000,
+            "valid_from_ms": begins_ms,
             "created_at": at,
             "created_by": entry.actor_key_id,
         }
         self._connection.execute(insert(schema.prices).values(version))
         return self._one("price", row.price_id), entry
 
-    def _version_at(self, row: Row[Any], valid_from: int) -> Row[Any]:
+    def _version_at(self, row: Row[Any], at_ms: int) -> Row[Any]:
         """The version of a price that is in force at a moment; the newest where none is."""
         columns = schema.prices.c
         of_moment = (
             select(schema.prices)
-            .where(columns.price_id == row.price_id, columns.valid_from_ms <= valid_from * 1000)
+            .where(columns.price_id == row.price_id, columns.valid_from_ms <= at_ms)
             .order_by(columns.version.desc())
             .limit(1)
         )
@@ -466,6 +468,11 @@ def _json(value: Any) -> str:
 
 def _member(row: Row[Any]) -> Member:
     return Member(user_id=row.user_id, role=row.role, added_at=row.added_at)
+
+
+def _begins_ms(valid_from: int, entry: AuditEntry) -> int:
+    """When a version begins, in Unix milliseconds: not before it was said."""
+    return max(valid_from * 1000, entry.at_ms)
 
 
 def _before_announced(row: Row[Any], lost: Sequence[str]) -> InvalidCommandError:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from auth_worker.errors import StoreError, StoreLockedError, StoreUnavailableError
 from auth_worker.records.operations import Snapshot
 from auth_worker.storage.bulk import run
-from auth_worker.storage.postgres_database import PostgresDatabase
+from auth_worker.storage.postgres_database import LEASE_S, PostgresDatabase
 from auth_worker.storage.snapshot import read_snapshot
 from auth_worker.storage.sql_store import SqlStore
 
@@ -106,5 +106,6 @@ def stand_by(
             state = now
             _logger.info("%s", state)
             on_state(state)
-        sleep(POLL_S)
+        left_s = LEASE_S - database.silent_s
+        sleep(left_s if 0.0 < left_s < POLL_S else POLL_S)
     return None

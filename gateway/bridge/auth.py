@@ -113,6 +113,7 @@ def settle(
     endpoint: str = "",
     end_user: str = "",
     model: str = "",
+    has_begun: bool = False,
 ) -> Settle:
     """What a request really used; `is_unused` takes the grant back as if it had never been."""
     return Settle(
@@ -127,6 +128,7 @@ def settle(
         endpoint=endpoint,
         end_user=end_user,
         model=model,
+        has_begun=has_begun,
     )
 
 

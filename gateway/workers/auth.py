@@ -14,6 +14,7 @@ from gateway.workers.questions import QuestionTable
 from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
 from protocol.version import (
+    AUDIT_LISTS_VERSION,
     MINUTES_VERSION,
     ORPHAN_USAGE_VERSION,
     PEOPLE_VERSION,
@@ -393,6 +394,10 @@ def _needed_version(question: AdminQuestion) -> ProtocolVersion:
     """What an auth worker has to speak that ignores nothing of a command."""
     if isinstance(question, ReadUsage) and question.bucket == "minute":
         return MINUTES_VERSION
+    if isinstance(question, ReadAudit) and (
+        question.actors or question.actions or question.subjects
+    ):
+        return AUDIT_LISTS_VERSION
     if isinstance(question, ResourceQuestion | Report | ClaimAnswer | KeepAnswer):
         return PEOPLE_VERSION
     if isinstance(question, FindKeys) and (question.user_id or question.team_id):

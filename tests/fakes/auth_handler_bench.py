@@ -41,7 +41,8 @@ class AuthHandlerBench:
         clock: FakeClock | None = None,
         webhooks: dict[str, StoredWebhook] | None = None,
         targets: TargetGuard | None = None,
-        ledger_thread: Executor | None = None,
+        reports_thread: Executor | None = None,
+        lists_thread: Executor | None = None,
     ) -> None:
         self.clock = clock or FakeClock()
         self.store = SqliteStore(directory, clock=self.clock)
@@ -84,7 +85,8 @@ class AuthHandlerBench:
             committer=self.committer,
             ledger=LedgerDesk(
                 self.store.database.reading,
-                ledger_thread or AtOnce(),
+                reports_thread or AtOnce(),
+                lists_thread or AtOnce(),
                 lambda function, *args: function(*args),
                 self.clock,
             ),

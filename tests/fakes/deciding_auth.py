@@ -77,6 +77,7 @@ class DecidingAuth(FakeAuth):
             ledger=LedgerDesk(
                 self.store.database.reading,
                 AtOnce(),
+                AtOnce(),
                 lambda function, *args: function(*args),
                 clock,
             ),

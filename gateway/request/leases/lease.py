@@ -157,6 +157,7 @@ class RequestLease:
         outcome: Outcome,
         *,
         is_unused: bool = False,
+        has_begun: bool = False,
         earlier: tuple[str, ...] = (),
     ) -> None:
         """Settle what was really used, and give the rest back.
@@ -166,6 +167,7 @@ class RequestLease:
             usage: What was used.
             outcome: How the request ended.
             is_unused: Take the grant back as if it had never been.
+            has_begun: An engine was asked, so there is such a model.
             earlier: Leases of earlier attempts at the same request: it is booked on the first one,
                 for the model of this attempt, and the others are taken back.
         """
@@ -173,12 +175,22 @@ class RequestLease:
             return
         booked_on, *others = (*earlier, self.lease_id)
         model = self._model if earlier else ""
-        outbox.put(self._settlement(booked_on, usage, outcome, is_unused=is_unused, model=model))
+        booked = self._settlement(
+            booked_on, usage, outcome, is_unused=is_unused, has_begun=has_begun, model=model
+        )
+        outbox.put(booked)
         for lease_id in others:
             outbox.put(self._settlement(lease_id, Usage(), "aborted", is_unused=True))
 
     def _settlement(
-        self, lease_id: str, usage: Usage, outcome: Outcome, *, is_unused: bool, model: str = ""
+        self,
+        lease_id: str,
+        usage: Usage,
+        outcome: Outcome,
+        *,
+        is_unused: bool,
+        has_begun: bool = False,
+        model: str = "",
     ) -> Settle:
         return bridge.settle(
             lease_id,
@@ -189,6 +201,7 @@ class RequestLease:
             endpoint=self._endpoint,
             end_user=self._end_user,
             model=model,
+            has_begun=has_begun,
         )
 
 

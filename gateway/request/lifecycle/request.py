@@ -313,11 +313,19 @@ class Request:
             self._timer.cancel()
         self._sessions.discard(self)
         usage = self._usage = self.work.usage()
-        is_unused = self._outcome != "finished" and not self.work.has_begun and self._is_ours
+        has_begun = self.work.has_begun
+        is_unused = self._outcome != "finished" and not has_begun and self._is_ours
         if not self._is_put_off:
             earlier = () if self._takes is None else self._takes.earlier
             outbox = self.caller.errand or self._outbox
-            self.lease.settle(outbox, usage, self._outcome, is_unused=is_unused, earlier=earlier)
+            self.lease.settle(
+                outbox,
+                usage,
+                self._outcome,
+                is_unused=is_unused,
+                has_begun=has_begun,
+                earlier=earlier,
+            )
         self.work.observe(self._outcome, self._clock() - self._arrived_at)
         if self.trace is not None:
             self.trace.tell(

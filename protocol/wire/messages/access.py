@@ -182,6 +182,7 @@ class Settle(Message, frozen=True, tag="settle"):
         end_user: Likewise.
         model: That answered, where it isn't the one of the lease: it is booked, at its price and in
             its limits (since 1.5); empty for the lease's own.
+        has_begun: An engine was asked, so there is such a model (since 1.5).
     """
 
     lease_id: str
@@ -195,6 +196,7 @@ class Settle(Message, frozen=True, tag="settle"):
     endpoint: str = ""
     end_user: str = ""
     model: str = ""
+    has_begun: bool = False
 
 
 class Settled(Message, frozen=True, tag="settled"):

@@ -253,6 +253,9 @@ class ReadAudit(Message, frozen=True, tag="read_audit"):
         until_ms: Exclusive.
         after_seq: The last number of the page before; None = the first page.
         oldest_first: Otherwise newest first.
+        actors: One of these (since 1.5, as the next two); empty = any.
+        actions: Likewise.
+        subjects: What something was done to.
     """
 
     request_id: str
@@ -266,6 +269,9 @@ class ReadAudit(Message, frozen=True, tag="read_audit"):
     after_seq: int | None = None
     oldest_first: bool = False
     limit: int = 100
+    actors: tuple[str, ...] = ()
+    actions: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
 
 
 class AuditPage(Message, frozen=True, tag="audit_page"):

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 from msgspec import structs
+from sqlalchemy import event
 
 from auth_worker.auditing import verify_audit
 from auth_worker.auditing.audit_check import BATCH_ENTRIES, BackgroundCheck, CheckedLog, check_log
 from auth_worker.decisions.refusals import BURST, HOUSE_BURST, INTERVAL_S, MAX_CALLERS, RefusalLog
 from auth_worker.records.audit_chain import ChainCheck, ChainedEntry, chain, hash_of
 from auth_worker.records.operations import AppendAudit, AuditEntry, AuditRows, ReadAuditRows
+from auth_worker.storage.audit_table import read_page
 from auth_worker.storage.sqlite_database import reading_file
 from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.wire.messages import Actor, AuditPage, Denied, Failure, Granted, MakeKey, ReadAudit
@@ -187,6 +189,68 @@ def test_entries_are_found_by_key_actor_action_outcome_and_time(store: SqliteSto
     assert pages(store, after_seq=3) == [2, 1]
     assert pages(store, after_seq=2, oldest_first=True) == [3, 4]
     assert pages(store, key_id="key_1", outcome="done", after_seq=3) == [2]
+
+
+def test_entries_are_found_by_several_values_of_each_filter(store: SqliteStore) -> None:
+    store.apply(
+        [
+            AppendAudit(
+                entry(
+                    number,
+                    action=("key_created", "key_updated", "key_revoked")[number % 3],
+                    actor_key_id=f"key_{number % 2}",
+                    subject=f"key_{number % 5}",
+                )
+            )
+            for number in range(30)
+        ]
+    )
+
+    def wanted(**filters: Any) -> list[int]:
+        seqs = list[int]()
+        after, has_more = None, True
+        while has_more:
+            (page,) = store.apply([ReadAuditRows(limit=4, after_seq=after, **filters)])
+            assert isinstance(page, AuditRows)
+            seqs += [one.seq for one in page.entries]
+            after, has_more = seqs[-1] if seqs else None, page.has_more
+        return [seq - 2 for seq in seqs]  # the first entry is the epoch's
+
+    revoked = wanted(actions=("key_revoked", "key_created"))
+    assert revoked == [number for number in range(29, -1, -1) if number % 3 != 1]
+    assert wanted(actions=("key_revoked",), oldest_first=True) == list(range(2, 30, 3))
+    assert wanted(actors=("key_1", "key_0")) == list(range(29, -1, -1))
+    of_all = {"actions": ("key_created", "key_updated"), "actors": ("key_0", "key_9")}
+    assert wanted(**of_all, subjects=("key_2", "key_4", "key_2")) == [24, 22, 12, 4]
+    assert wanted(**of_all, subjects=("key_2", "key_4"), since_ms=START_MS + 12) == [24, 22, 12]
+    assert wanted(subjects=("key_9",)) == []
+
+
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({"actions": ("a", "b")}, "audit_by_action"),
+        ({"actors": ("a", "b"), "actions": ("a", "b")}, "audit_by_actor"),
+        ({"subjects": ("a", "b"), "actors": ("a", "b")}, "audit_by_subject"),
+    ],
+)
+def test_several_values_of_a_filter_are_read_in_the_order_of_an_index(
+    store: SqliteStore, filters: dict[str, Any], index: str
+) -> None:
+    plans = list[list[str]]()
+    with store.database.reading() as connection:
+
+        def explain(_conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            rows = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.append([row[3].partition(" (")[0] for row in rows])
+
+        event.listen(connection, "before_cursor_execute", explain)
+        read_page(connection, ReadAuditRows(limit=10, **filters))
+    (plan,) = plans
+    looks = [number for number, step in enumerate(plan) if "audit_log" in step]
+    assert [plan[number] for number in looks] == [f"SEARCH audit_log USING INDEX {index}"] * 2
+    # What follows a look is the page that it made: the entries of a value are not sorted.
+    assert all(plan[number + 1].startswith("SCAN") for number in looks)
 
 
 def test_pages_follow_one_another(store: SqliteStore) -> None:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auth_worker.decisions.authority import Rules
-from auth_worker.decisions.leases import LeaseName
 from auth_worker.principals.keys import digest_of
+from auth_worker.records.lease_names import LeaseName
 from auth_worker.records.operations import (
     AppendAudit,
     BookUsage,

@@ -20,17 +20,28 @@ from auth_worker.records.operations import (
 )
 from auth_worker.storage.sql_store import SqlStore
 from protocol.wire.messages import (
+    Actor,
     Granted,
     LeaseReport,
+    MakeResource,
     OrphanUsage,
     PriceSettings,
     Renew,
     Resource,
+    ResourcesFound,
     Settle,
     StreamUsage,
+    UpdateResource,
 )
 from tests.fakes.auth_handler_bench import AuthHandlerBench
-from tests.fakes.auth_parts import START_S, authority_bench, authorize, booking, stored_key
+from tests.fakes.auth_parts import (
+    START_S,
+    FakeClock,
+    authority_bench,
+    authorize,
+    booking,
+    stored_key,
+)
 from tests.fakes.auth_stores import rows
 from tests.fakes.limit_parts import HOUSE_PRICE, limit
 
@@ -62,7 +73,7 @@ def test_a_corrected_row_costs_what_it_cost_at_its_grant(store: SqlStore) -> Non
     price = Resource(
         resource_id="price_1", settings=settings, created_at=1, created_by="key_admin", version=1
     )
-    store.apply([AddResource("price", price, entry(START_S))])
+    store.apply([AddResource("price", price, entry(1))])
     dearer = {"completion": 9_000_000, "valid_from": int(START_S) + 60}
     store.apply([ChangeResourceRow("price", "price_1", dearer, entry(START_S))])
     of_first = {"price_id": "price_1", "price_version": 1}
@@ -77,6 +88,72 @@ def test_a_corrected_row_costs_what_it_cost_at_its_grant(store: SqlStore) -> Non
         == [(50, 1)] * 3
     )
     assert check_money(store.database.reading).trouble is None
+
+
+def test_a_row_without_a_model_costs_what_its_lease_cost_at_its_grant(store: SqlStore) -> None:
+    """It was booked without tokens, so nothing said yet that there is such a model."""
+    entry = AuditEntry(int(START_S * 1000), "key_admin", "price_updated", "price_1")
+    settings = PriceSettings(models="*", prompt=0, completion=1_000_000, request=3, valid_from=1)
+    price = Resource(
+        resource_id="price_1", settings=settings, created_at=1, created_by="key_admin", version=1
+    )
+    store.apply([AddResource("price", price, entry)])
+    dearer = {"completion": 9_000_000, "request": 9}
+    store.apply([ChangeResourceRow("price", "price_1", dearer, entry)])
+    expired = booking(
+        LEASE,
+        model="",
+        outcome="expired",
+        prompt_tokens=0,
+        completion_tokens=0,
+        cost_micros=3,
+        price_id="price_1",
+        price_version=1,
+    )
+    store.apply([expired])
+    late = {"completion_tokens": 50, "cost_micros": 459, "price_id": "price_1", "price_version": 2}
+    store.apply([booking(LEASE, **late)])
+    found = rows(store, "SELECT model, cost_micros, price_version FROM ledger")
+    assert found == [("demo", 53, 1)]
+    assert check_money(store.database.reading).trouble is None
+
+
+def test_a_price_holds_from_the_moment_that_it_is_said(tmp_path: Path) -> None:
+    """Not from the full second before, in which requests were let in at the price of before."""
+    clock = FakeClock()
+    bench = AuthHandlerBench(tmp_path, clock=clock)
+    actor = Actor(key_id="key_admin")
+    first = PriceSettings(models="*", prompt=0, completion=1_000_000)
+    assert (
+        bench.ask(MakeResource(request_id="r", actor=actor, kind="price", settings=first)) is None
+    )
+    (made,) = bench.write()
+    assert isinstance(made, ResourcesFound)
+    clock.advance(0.25)
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    clock.advance(0.5)
+    dearer = UpdateResource(
+        request_id="r",
+        actor=actor,
+        kind="price",
+        resource_id=made.resources[0].resource_id,
+        settings=structs.replace(first, completion=9_000_000),
+        fields=("completion",),
+    )
+    assert bench.ask(dearer) is None
+    bench.write()
+    assert bench.ask(settle_of(granted.lease_id)) is None
+    after = bench.ask(authorize())
+    assert isinstance(after, Granted)
+    assert bench.ask(settle_of(after.lease_id)) is None
+    bench.write()
+    costs = rows(bench.store, "SELECT price_version, cost_micros FROM ledger ORDER BY lease_id")
+    assert costs == [(1, 90), (2, 810)]
+    moments = rows(bench.store, "SELECT valid_from_ms FROM prices ORDER BY version")
+    start_ms = int(START_S * 1000)
+    assert moments == [(start_ms,), (start_ms + 750,)]
+    bench.store.close()
 
 
 def test_a_corrected_row_costs_no_less_for_want_of_a_price(store: SqlStore) -> None:

@@ -11,6 +11,7 @@ import pytest
 from auth_worker.principals.keys import KeyDirectory, StoredKey
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.tokens import TokenTable
+from auth_worker.records.limit_usage import SaveCounter
 from auth_worker.records.operations import AddKey, AuditEntry, BookUsage
 from auth_worker.serving.handler import EXPIRED_A_TURN
 from protocol.wire.messages import (
@@ -168,6 +169,22 @@ def test_what_counts_in_a_limit_that_is_gone_is_let_go_of_once_nothing_counts() 
     assert len(authority._meters) == 0
 
 
+def test_what_ran_when_its_limit_was_removed_opens_nothing_that_nobody_closes() -> None:
+    hour = limit("tokens", 1000, "hour", is_hard=False)
+    bench = authority_bench(stored_key(), limits=(hour,))
+    authority = bench.authority
+    granted = authority.authorize(authorize())
+    assert isinstance(granted, Granted)
+    authority.limits.remove(hour.limit_id)
+    authority.expire()
+    assert len(authority._meters) == 0
+    settle = Settle(lease_id=granted.lease_id, request_id="r", prompt_tokens=5, completion_tokens=0)
+    booking = authority.settle(settle)
+    assert isinstance(booking, BookUsage)
+    assert (booking.charges, authority._meters._of_slot) == ("", {})
+    assert not [one for one in bench.emitted if isinstance(one, SaveCounter)]
+
+
 def test_leases_that_expire_together_are_charged_some_at_a_time() -> None:
     bench = authority_bench(stored_key())
     for _ in range(5):
@@ -197,7 +214,7 @@ def test_every_lease_that_is_due_is_charged_before_the_next_second(tmp_path: Pat
 
 def test_pages_and_counts_of_keys_are_read_beside_the_commits(tmp_path: Path) -> None:
     thread = WhenTold()
-    bench = AuthHandlerBench(tmp_path, ledger_thread=thread)
+    bench = AuthHandlerBench(tmp_path, lists_thread=thread)
     for command, kind in (
         (FindKeys(request_id="r", actor=ADMIN, role="user"), KeysFound),
         (CountKeys(request_id="r", actor=ADMIN), KeysCounted),

@@ -46,7 +46,7 @@ from auth_worker.storage.postgres_database import (
     PostgresDatabase,
 )
 from auth_worker.storage.sql_store import SqlStore
-from auth_worker.storage.standby import ReadAhead, read_ahead, stand_by
+from auth_worker.storage.standby import POLL_S, ReadAhead, read_ahead, stand_by
 from protocol.errors import ConfigurationError
 from tests.fakes.auth_parts import FakeClock, booking, stored_key
 from tests.fakes.auth_stores import rows
@@ -224,6 +224,29 @@ def test_one_that_stands_by_takes_over_and_says_why_it_waited(
         )
         is None
     )
+
+
+def test_it_looks_again_the_moment_that_the_lease_is_over(
+    connect: OpenDatabase, clock: FakeClock
+) -> None:
+    take(connect())
+    clock.advance(1000.0)
+    began_s = clock.monotonic_s()
+
+    def sleep(seconds: float) -> None:
+        clock.advance(seconds if seconds < POLL_S else 0.9 * POLL_S)
+
+    taken = stand_by(
+        connect(),
+        open_store=open_store,
+        is_over=lambda: False,
+        sleep=sleep,
+        on_state=lambda _: None,
+        read=lambda: None,
+        clock_s=clock.monotonic_s,
+    )
+    assert taken is not None
+    assert clock.monotonic_s() - began_s == pytest.approx(LEASE_S)
 
 
 def stand_by_and_read(

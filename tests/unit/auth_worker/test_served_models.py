@@ -1,6 +1,7 @@
 """Names that callers make up fill neither tables nor memory; what is served keeps its name."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ def bench(tmp_path: Path) -> Iterator[AuthHandlerBench]:
     bench.store.close()
 
 
-def use(bench: AuthHandlerBench, model: str, num_tokens: int, outcome: str = "failed") -> None:
+def use(
+    bench: AuthHandlerBench,
+    model: str,
+    num_tokens: int,
+    outcome: str = "failed",
+    *,
+    has_begun: bool = False,
+) -> None:
     """One request from its grant to its durable settlement."""
     granted = bench.ask(authorize(model=model))
     assert isinstance(granted, Granted)
@@ -32,6 +40,7 @@ def use(bench: AuthHandlerBench, model: str, num_tokens: int, outcome: str = "fa
         prompt_tokens=num_tokens,
         completion_tokens=num_tokens,
         outcome="finished" if outcome == "finished" else "failed",
+        has_begun=has_begun,
     )
     assert bench.ask(settle) is None
     bench.write()
@@ -65,6 +74,48 @@ def test_what_was_served_keeps_its_name_also_when_a_request_fails(bench: AuthHan
     use(bench, "demo", 3, "finished")
     use(bench, "demo", 0)
     assert used(bench) == [("", 1), ("demo", 2)]
+
+
+def test_a_model_whose_engine_was_asked_keeps_its_name_without_tokens(
+    bench: AuthHandlerBench,
+) -> None:
+    use(bench, "demo", 0, has_begun=True)
+    use(bench, "made-up", 0)
+    assert used(bench) == [("", 2), ("demo", 1)]
+
+
+def test_a_late_settlement_names_a_model_whose_engine_was_asked(bench: AuthHandlerBench) -> None:
+    granted = bench.ask(authorize(model="demo"))
+    assert isinstance(granted, Granted)
+    bench.clock.advance(601)
+    bench.handler.expire()
+    bench.write()
+    assert rows(bench.store, "SELECT model FROM ledger") == [("",)]
+    settle = Settle(
+        lease_id=granted.lease_id,
+        request_id="req-1",
+        prompt_tokens=0,
+        completion_tokens=0,
+        outcome="failed",
+        has_begun=True,
+    )
+    assert bench.ask(settle) is None
+    bench.write()
+    assert rows(bench.store, "SELECT model FROM ledger") == [("demo",)]
+
+
+@pytest.mark.parametrize(("models", "booked"), [("demo", "demo"), ("demo*", ""), ("*", "")])
+def test_what_a_request_without_tokens_costs_is_told_of_a_model_that_has_its_own_price(
+    models: str, booked: str
+) -> None:
+    price = replace(HOUSE_PRICE, models=models, request=7)
+    bench = authority_bench(stored_key(), prices=(price,))
+    granted = bench.authority.authorize(authorize(model="demo"))
+    assert isinstance(granted, Granted)
+    settle = Settle(lease_id=granted.lease_id, request_id="r", prompt_tokens=0, completion_tokens=0)
+    booking = bench.authority.settle(settle)
+    assert isinstance(booking, BookUsage)
+    assert (booking.model, booking.cost_micros) == (booked, 7)
 
 
 def test_models_of_before_a_restart_are_known() -> None:

@@ -1,8 +1,9 @@
 """What was used and what is left: the sums, and who may read about whom."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sqlalchemy import Connection
 from auth_worker.errors import ReportUnavailableError, StoreUnavailableError
 from auth_worker.principals.keys import ANONYMOUS_KEY_ID
 from auth_worker.records.operations import Flush, ReadUsageRows, Result, UsagePage
+from auth_worker.serving.handler import EXPIRED_A_TURN
 from auth_worker.serving.ledger_desk import MAX_WAITING, TIMEOUT_S, LedgerDesk
 from auth_worker.storage.sql_store import SqlStore
 from auth_worker.storage.usage_table import read_minutes
@@ -24,6 +26,7 @@ from protocol.wire.messages import (
     FindKeys,
     Granted,
     KeySettings,
+    KeysFound,
     LimitSettings,
     Message,
     PriceSettings,
@@ -34,6 +37,7 @@ from protocol.wire.messages import (
     Standing,
     TeamSettings,
     UpdateKey,
+    UsageBucket,
     UsageFound,
     UsageRow,
     UserSettings,
@@ -150,7 +154,7 @@ def test_rows_come_in_pages(store: SqlStore) -> None:
 
 def test_minutes_are_read_beside_the_commits(tmp_path: Path) -> None:
     thread = WhenTold()
-    bench = AuthHandlerBench(tmp_path, ledger_thread=thread)
+    bench = AuthHandlerBench(tmp_path, reports_thread=thread)
     with closing(bench.store):
         by_minute = ReadUsage(
             request_id="minutes",
@@ -160,6 +164,7 @@ def test_minutes_are_read_beside_the_commits(tmp_path: Path) -> None:
             bucket="minute",
         )
         assert bench.ask(by_minute) is None
+        assert bench.write() == []
         assert (bench.handler.num_unfinished(), bench.committer.num_unanswered) == (1, 0)
         spend(bench, 1, 5, 6)  # is settled while the question waits
         bench.sent.clear()
@@ -180,7 +185,8 @@ def test_minutes_that_take_too_long_or_wait_in_numbers_are_refused(tmp_path: Pat
         assert timeout_s == TIMEOUT_S
         raise StoreUnavailableError("postgresql://secret.example: canceling statement")
 
-    desk = LedgerDesk(reading, thread, lambda function, *args: function(*args), FakeClock())
+    lists = WhenTold()
+    desk = LedgerDesk(reading, thread, lists, lambda function, *args: function(*args), FakeClock())
     for _ in range(MAX_WAITING + 1):
         desk.read(minutes, answers.append)
     (refused,) = answers
@@ -192,7 +198,50 @@ def test_minutes_that_take_too_long_or_wait_in_numbers_are_refused(tmp_path: Pat
     assert "less time" in late.message
     assert "secret" not in late.message
     desk.read(minutes, answers.append)
-    assert len(thread.jobs) == 1
+    assert (len(thread.jobs), len(lists.jobs)) == (1, 0)
+
+
+def test_lists_do_not_wait_for_reports(tmp_path: Path) -> None:
+    reports = WhenTold()
+    bench = AuthHandlerBench(tmp_path, reports_thread=reports)
+    with closing(bench.store):
+        usage = ReadUsage(request_id="r", reader=USER, since_s=NOW - 60, until_s=NOW + 60)
+        for _ in range(MAX_WAITING):
+            assert bench.ask(usage) is None
+        assert bench.write() == []
+        assert len(reports.jobs) == MAX_WAITING
+        for command, kind in (
+            (FindKeys(request_id="r", actor=Actor(key_id="key_admin")), KeysFound),
+            (ReadAudit(request_id="r", reader=ADMIN, limit=10), AuditPage),
+        ):
+            assert bench.ask(command) is None
+            (answer,) = bench.write()
+            assert isinstance(answer, kind)
+
+
+@pytest.mark.parametrize("bucket", ["", "hour", "minute"])
+def test_a_report_tells_of_every_lease_that_is_due(tmp_path: Path, bucket: UsageBucket) -> None:
+    """However many turns it takes to charge them, and with their charges committed."""
+    soon = list[Callable[[], object]]()
+    bench = AuthHandlerBench(tmp_path)
+    bench.handler._call_soon = lambda function, *args: soon.append(partial(function, *args))
+    bench.committer._max_backlog = 10 * EXPIRED_A_TURN
+    with closing(bench.store):
+        for _ in range(EXPIRED_A_TURN + 3):
+            assert isinstance(bench.ask(authorize()), Granted)
+        bench.clock.advance(601)
+        now = int(bench.clock.wall)
+        usage = ReadUsage(
+            request_id="r", reader=USER, since_s=now - 60, until_s=now + 60, bucket=bucket
+        )
+        assert bench.ask(usage) is None
+        answers = list(bench.write())
+        while soon:
+            soon.pop(0)()
+            answers += bench.write()
+        (answer,) = answers
+        assert isinstance(answer, UsageFound)
+        assert sum(row.num_requests for row in answer.rows) == EXPIRED_A_TURN + 3
 
 
 def test_a_statement_that_takes_too_long_is_ended(store: SqlStore) -> None:
@@ -435,7 +484,7 @@ def test_a_token_acts_by_what_it_says_itself(bench: AuthHandlerBench) -> None:
 )
 def test_what_may_be_long_is_read_beside_the_commits(tmp_path: Path, command: Any) -> None:
     thread = WhenTold()
-    bench = AuthHandlerBench(tmp_path, ledger_thread=thread)
+    bench = AuthHandlerBench(tmp_path, reports_thread=thread, lists_thread=thread)
     with closing(bench.store):
         spend(bench, 0, 3, 4)
         assert bench.ask(command) is None

@@ -17,6 +17,8 @@ from gateway.workers.questions import QuestionTable
 from protocol.errors import ErrorCode
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.messages import (
+    Actor,
+    AuditPage,
     AuthOffer,
     Authorize,
     CloseParse,
@@ -37,6 +39,7 @@ from protocol.wire.messages import (
     ParserOffer,
     Prepare,
     Prepared,
+    ReadAudit,
     Role,
     SamplingParams,
     Settle,
@@ -427,6 +430,17 @@ def test_an_auth_worker_that_is_too_old_gets_no_report() -> None:
     link = auth_link(wire)
     link.on_peer_ready(one)
     link.report_orphans(orphan_usage())
+    assert wire.sent == []
+
+
+async def test_a_filter_that_an_older_auth_worker_would_leave_aside_is_not_sent() -> None:
+    wire, one = Notes(), peer("auth", auth=AuthOffer(epoch=1))
+    one.protocol_version = ProtocolVersion(1, 4)
+    link = auth_link(wire)
+    link.on_peer_ready(one)
+    question = ReadAudit(request_id="r", reader=Actor(key_id="key_1"), actions=("key_created",))
+    with pytest.raises(WorkerUnavailableError, match="older release"):
+        await link.administer(question, AuditPage)
     assert wire.sent == []
 
 

@@ -70,7 +70,8 @@ async def test_a_model_that_is_not_there_counts_as_a_request() -> None:
     error = await started.error()
     assert isinstance(error, ModelNotFoundError)
     assert str(error) == ("The model `nope` does not exist here. Available models: `later`, `m`.")
-    assert [settle.is_unused for settle in parts.outbox.settles] == [False]
+    (settle,) = parts.outbox.settles
+    assert (settle.is_unused, settle.has_begun) == (False, False)
 
 
 async def test_an_unknown_model_tells_only_names_that_the_key_may_use() -> None:

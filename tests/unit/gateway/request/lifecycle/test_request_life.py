@@ -282,6 +282,7 @@ async def test_a_whole_life_goes_through_all_states_and_settles_once() -> None:
             cached_tokens=4,
             outcome="finished",
             endpoint="/v1/completions",
+            has_begun=True,
         )
     ]
     assert (parts.num_slots, len(parts.sessions)) == (0, 0)
