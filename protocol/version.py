@@ -54,7 +54,7 @@ MINUTES_VERSION = ProtocolVersion(1, 5)
 
 AUDIT_LISTS_VERSION = ProtocolVersion(1, 5)
 """Since when auth workers take filters of the audit log with several values; an older one would
-leave them aside."""
+ignore them."""
 
 SCORE_VERSION = ProtocolVersion(1, 4)
 """Since when engines take `Score`; those that do say `scores` among their capabilities."""
