@@ -5,8 +5,9 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ import uvicorn
 
 from gateway.config import GatewaySettings
 from gateway.http.app import build_app
+from gateway.http.arrival import Arrivals
 from gateway.http.connections import (
     ConnectionLimits,
     default_max_connections,
@@ -123,6 +125,16 @@ def _limits(settings: GatewaySettings) -> ConnectionLimits:
     return ConnectionLimits(in_all, by_address, settings.trusted_proxies)
 
 
+def _protocol(settings: GatewaySettings) -> Callable[..., asyncio.Protocol]:
+    """Makes the protocol of a new connection; without uvicorn's TLS, which has no bounds."""
+    context = None
+    if settings.tls_cert_file is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+    limits = _limits(settings)
+    return Arrivals(limits, context, partial(BoundedHttpProtocol, limits=limits))
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers, because draining is ours.
 
@@ -137,7 +149,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 build_app(parts),
-                http=cast("Any", partial(BoundedHttpProtocol, limits=_limits(parts.settings))),
+                http=cast("Any", _protocol(parts.settings)),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -147,8 +159,6 @@ class HttpServer(uvicorn.Server):
                 proxy_headers=bool(parts.settings.trusted_proxies),
                 forwarded_allow_ips=",".join(parts.settings.trusted_proxies),
                 timeout_keep_alive=cast("Any", parts.settings.keep_alive_s),
-                ssl_certfile=parts.settings.tls_cert_file,
-                ssl_keyfile=cast("Any", parts.settings.tls_key_file),
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )

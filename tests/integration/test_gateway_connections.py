@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.http import bodies, http_protocol
+from gateway.http import arrival, bodies, http_protocol
 from protocol.wire.messages import Abort, Generate
 from tests.fakes.raw_http import LIVE, answers, connected, error_code, post
 from tests.fakes.running_gateway import running_gateway
@@ -61,6 +61,7 @@ async def test_trailers_change_no_header(socket_dir: Path) -> None:
 async def test_a_head_that_does_not_arrive_ends_the_connection(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(arrival, "ARRIVAL_TIMEOUT_S", 0.02)
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.02)
     async with running_gateway(socket_dir) as gateway:
         async with connected(gateway) as silent:
