@@ -17,6 +17,7 @@ from gateway.errors import (
 )
 from gateway.http.body_pool import BodyPool
 from gateway.http.parsers import BodyKind, ParseContext
+from gateway.http.socket_buffers import SocketBuffers
 from gateway.http.turns import Turns
 from protocol.errors import ErrorCode
 
@@ -55,6 +56,10 @@ class Bodies:
             unread, so that a caller with slow bodies holds up only itself.
         pool: Parses large ones.
         context: What bodies are read against.
+
+    Attributes:
+        sockets: What WebSockets hold that is no body yet: of one caller, as much as its large
+            bodies may have.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Bodies:
         self._context = context
         self._max_held_bytes = _MAX_HELD_BODIES * max_body_bytes
         self._num_held_bytes = 0
+        self.sockets = SocketBuffers(max_per_caller * max_body_bytes)
 
     @contextmanager
     def place(self, caller: bytes) -> Iterator[BodyPlace]:

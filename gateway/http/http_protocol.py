@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from gateway.http.connections import ConnectionLimits
 from gateway.http.disconnect import EXTENSION, Disconnects
 from gateway.http.error_table import ERROR_TABLE, HEAD_TOO_LARGE, ErrorRow, error_body
+from gateway.http.socket_buffers import SocketBuffer
 from gateway.http.websocket import EXTENSION as WEBSOCKET
 from gateway.http.websocket import CloseCode, WebSocket, accept_key
 from protocol.errors import ErrorCode
@@ -346,14 +347,16 @@ class WebSocketUpgrade:
             return None
         return cls(protocol, key)
 
-    def accept(self, headers: Mapping[bytes, bytes], max_bytes: int) -> WebSocket:
+    def accept(
+        self, headers: Mapping[bytes, bytes], max_bytes: int, buffer: SocketBuffer
+    ) -> WebSocket:
         """Answer the handshake."""
         protocol = self._protocol
         lines = [b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n"]
         lines.append(b"connection: Upgrade\r\nsec-websocket-accept: %b\r\n" % self._key)
         lines += [b"%b: %b\r\n" % pair for pair in headers.items()]
         protocol.transport.write(b"".join(lines) + b"\r\n")
-        self._socket = WebSocket(self, max_bytes)
+        self._socket = WebSocket(self, max_bytes, buffer)
         # Nothing of the request is left to be answered.
         protocol.cycle.response_started = protocol.cycle.response_complete = True
         protocol.flow.resume_reading()
