@@ -7,11 +7,14 @@ import os
 import random
 import resource
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 from llguidance import LLMatcher, LLTokenizer
@@ -23,8 +26,13 @@ from engine_worker.grammar.source import lark_source
 from engine_worker.grammar.special_tokens import SpecialTokens
 from protocol.wire.messages import Grammar
 
+ResultT = TypeVar("ResultT")
 TOO_MUCH_MEMORY: Final = "The grammar is too complex: it takes too much memory to compile."
 _NICENESS: Final = 5
+_COSTLY_NICENESS: Final = 15
+_COSTLY_S: Final = 0.1
+"""Of CPU time; a grammar that takes more goes on with less priority: an ordinary one takes a few
+milliseconds, and wouldn't notice."""
 _WALK_TOKENS: Final = 400
 _WALK_S: Final = 0.25
 _NUM_WALKS: Final = 2
@@ -162,7 +170,37 @@ def serve(connection: Connection) -> None:
     connection.send_bytes(b"")
     while True:
         grammar = msgspec.json.decode(connection.recv_bytes(), type=Grammar)
-        connection.send_bytes(msgspec.json.encode(trial.check(grammar)))
+        answer = run_yielding(lambda: msgspec.json.encode(trial.check(grammar)))  # noqa: B023
+        connection.send_bytes(answer)
+
+
+def run_yielding(work: Callable[[], ResultT]) -> ResultT:
+    """Do something in a thread that loses priority when it turns out to take long.
+
+    Priority that a thread has lost is not to be had again, so each work has a thread of its own.
+
+    Raises:
+        Exception: What the work raises.
+    """
+    result: Future[ResultT] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - whoever waits for it must hear of it
+            result.set_exception(error)
+
+    thread = threading.Thread(target=run, name="grammar", daemon=True)
+    begun_s = time.process_time()
+    thread.start()
+    assert thread.native_id is not None, "it was started"
+    while not wait((result,), _COSTLY_S).done:
+        # Nothing else computes here. An expired thread's own clock must not be asked for.
+        if time.process_time() - begun_s >= _COSTLY_S:
+            with suppress(OSError):  # it has ended just now, or this system has no such priorities
+                os.setpriority(os.PRIO_PROCESS, thread.native_id, _COSTLY_NICENESS)
+            break
+    return result.result()
 
 
 if __name__ == "__main__":
