@@ -11,10 +11,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from concurrent.futures import Future, wait
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Final, TypeVar
+from typing import Final
 
 import msgspec
 from llguidance import LLMatcher, LLTokenizer
@@ -26,13 +25,14 @@ from engine_worker.grammar.source import lark_source
 from engine_worker.grammar.special_tokens import SpecialTokens
 from protocol.wire.messages import Grammar
 
-ResultT = TypeVar("ResultT")
 TOO_MUCH_MEMORY: Final = "The grammar is too complex: it takes too much memory to compile."
 _NICENESS: Final = 5
 _COSTLY_NICENESS: Final = 15
 _COSTLY_S: Final = 0.1
 """Of CPU time; a grammar that takes more goes on with less priority: an ordinary one takes a few
 milliseconds, and wouldn't notice."""
+_IDLE_LOOKS: Final = 20
+"""So often, each after `_COSTLY_S`, the process looks for work before it waits to be woken."""
 _WALK_TOKENS: Final = 400
 _WALK_S: Final = 0.25
 _NUM_WALKS: Final = 2
@@ -168,39 +168,89 @@ def serve(connection: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     trial = Trial(setup)
     connection.send_bytes(b"")
-    while True:
-        grammar = msgspec.json.decode(connection.recv_bytes(), type=Grammar)
-        answer = run_yielding(lambda: msgspec.json.encode(trial.check(grammar)))  # noqa: B023
-        connection.send_bytes(answer)
+    answer_all(
+        connection,
+        lambda message: msgspec.json.encode(
+            trial.check(msgspec.json.decode(message, type=Grammar))
+        ),
+    )
 
 
-def run_yielding(work: Callable[[], ResultT]) -> ResultT:
-    """Do something in a thread that loses priority when it turns out to take long.
+def answer_all(connection: Connection, answer: Callable[[bytes], bytes]) -> None:
+    """Answer message after message; what takes long loses priority.
 
-    Priority that a thread has lost is not to be had again, so each work has a thread of its own.
+    Priority that a thread has lost is not to be had again, so the next message has another thread.
 
     Raises:
-        Exception: What the work raises.
+        EOFError: The parent has closed the connection.
+        Exception: What `answer` raises.
     """
-    result: Future[ResultT] = Future()
+    while True:
+        _Answering(connection, answer).run()
 
-    def run() -> None:
+
+class _Answering:
+    """A thread that answers until a message was costly, and the main thread, which watches it.
+
+    Args:
+        connection: Read by this thread alone.
+        answer: From a message to its answer.
+    """
+
+    def __init__(self, connection: Connection, answer: Callable[[bytes], bytes]) -> None:
+        self._connection = connection
+        self._answer = answer
+        self._changed = threading.Condition()
+        self._begun_s: float | None = None
+        # Whether the main thread waits to be woken; it otherwise looks now and then, because to be
+        # woken by each message would cost that message the processor on a busy machine.
+        self._sleeps = False
+        self._is_lowered = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._answer_all, name="grammar", daemon=True)
+
+    def run(self) -> None:
+        """Until it has lost its priority."""
+        self._thread.start()
+        num_idle = 0
+        with self._changed:
+            while not self._is_lowered and self._error is None:
+                num_idle = num_idle + 1 if self._begun_s is None else 0
+                self._sleeps = num_idle > _IDLE_LOOKS
+                self._changed.wait(None if self._sleeps else _COSTLY_S)
+                if self._has_taken_long():
+                    self._lower()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _has_taken_long(self) -> bool:
+        # Nothing else computes in this process.
+        return self._begun_s is not None and time.process_time() - self._begun_s >= _COSTLY_S
+
+    def _lower(self) -> None:
+        self._is_lowered = True
+        assert self._thread.native_id is not None, "it was started"
+        with suppress(OSError):  # this system has no priorities of threads
+            os.setpriority(os.PRIO_PROCESS, self._thread.native_id, _COSTLY_NICENESS)
+
+    def _answer_all(self) -> None:
         try:
-            result.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - whoever waits for it must hear of it
-            result.set_exception(error)
+            while not self._is_lowered:
+                message = self._connection.recv_bytes()
+                self._tell(time.process_time())
+                self._connection.send_bytes(self._answer(message))
+                self._tell(None)
+        except BaseException as error:  # noqa: BLE001 - it ends the process, in the main thread
+            with self._changed:
+                self._error = error
+                self._changed.notify()
 
-    thread = threading.Thread(target=run, name="grammar", daemon=True)
-    begun_s = time.process_time()
-    thread.start()
-    assert thread.native_id is not None, "it was started"
-    while not wait((result,), _COSTLY_S).done:
-        # Nothing else computes here. An expired thread's own clock must not be asked for.
-        if time.process_time() - begun_s >= _COSTLY_S:
-            with suppress(OSError):  # it has ended just now, or this system has no such priorities
-                os.setpriority(os.PRIO_PROCESS, thread.native_id, _COSTLY_NICENESS)
-            break
-    return result.result()
+    def _tell(self, begun_s: float | None) -> None:
+        with self._changed:
+            self._begun_s = begun_s
+            if self._sleeps:
+                self._changed.notify()
 
 
 if __name__ == "__main__":
