@@ -8,6 +8,7 @@ from engine_worker.config import EngineSettings
 from engine_worker.serving.service import EXIT_FAILED, run
 from protocol.errors import ConfigurationError
 from protocol.runtime import logs, tracing
+from protocol.runtime.allocator import trim_in_background
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.wire import worker_start
 
@@ -36,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tracing.setup("engine", environ, build=worker_start.build())
         endpoints, security = worker_start.dialled(environ, "engine", settings.key_dir)
         exit_with_parent(environ)
+        trim_in_background()
         # Tokenising runs in threads of ours; the tokenizer's own would only fight for the cores.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         # transformers runs without torch here on purpose; its advice to install it is noise.

@@ -49,7 +49,7 @@ from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.engines import EngineLink
 from gateway.workers.parsers import ParserLink
 from gateway.workers.wire import LinkHandler
-from protocol.runtime.allocator import HeapTrimmer
+from protocol.runtime.allocator import TRIM_INTERVAL_S, HeapTrimmer
 from protocol.runtime.child_environment import child_environment
 from protocol.wire import worker_start
 from protocol.wire.codec import (
@@ -68,7 +68,6 @@ EventT = TypeVar("EventT")
 _logger = logging.getLogger("penstock.gateway")
 
 RENEW_INTERVAL_S = 5.0
-TRIM_INTERVAL_S = 5.0
 LOOK_INTERVAL_S = 1.0
 SWEEP_INTERVAL_S = 60.0
 _TICK_S = 0.5
@@ -186,7 +185,7 @@ class Application:
         housekeeping.add("renewing leases", RENEW_INTERVAL_S, self._renew)
         housekeeping.add("resending settlements", _TICK_S, self.outbox.resend_old)
         housekeeping.add("measuring the event loop", _TICK_S, self._measure_lag)
-        housekeeping.add("giving back memory", TRIM_INTERVAL_S, self._trim)
+        housekeeping.add("giving back memory", TRIM_INTERVAL_S, self._trim, is_essential=False)
         return housekeeping
 
     def _make_requests(self) -> RequestFactory:
@@ -427,8 +426,10 @@ class Application:
         if reports:
             self.auth.renew(reports)
 
-    def _trim(self) -> None:
-        asyncio.get_running_loop().run_in_executor(None, self._trimmer.look)
+    def _trim(self) -> "asyncio.Future[None]":
+        looking = asyncio.get_running_loop().run_in_executor(None, self._trimmer.look)
+        looking.add_done_callback(logs_failure("giving back memory"))
+        return looking
 
     def _measure_lag(self) -> None:
         now = asyncio.get_running_loop().time()

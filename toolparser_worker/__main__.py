@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from protocol.errors import ConfigurationError
 from protocol.runtime import logs, tracing
-from protocol.runtime.allocator import return_large_blocks
+from protocol.runtime.allocator import return_large_blocks, trim_in_background
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.wire import codec, worker_start
 from protocol.wire.messages import Message, ParserCommand, ParserOffer
@@ -54,6 +54,7 @@ def _serve(settings: ParserSettings, environ: Mapping[str, str]) -> int:
     endpoints, security = worker_start.dialled(environ, "toolparser", settings.key_dir)
     exit_with_parent(environ)
     return_large_blocks()
+    trim_in_background()
 
     def send(gateway_id: str, message: Message) -> None:
         worker.send(gateway_id, message)

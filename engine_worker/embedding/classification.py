@@ -76,13 +76,17 @@ class Classifications:
         return rows
 
     def compute(
-        self, rows: Sequence[Row], is_wanted: Callable[[Sequence[int]], bool] | None = None
+        self,
+        rows: Sequence[Row],
+        is_wanted: Callable[[Sequence[int]], bool] | None = None,
+        on_done: Callable[[Sequence[int], Vectors], None] | None = None,
     ) -> Vectors:
         """Logits of rows, [N, labels] float32; see `RowPrograms.compute`."""
         return self._classifier.compute(
             [row.token_ids for row in rows],
             [row.type_ids or [0] * len(row) for row in rows],
             is_wanted=is_wanted,
+            on_done=on_done,
         )
 
     def answer(

@@ -27,7 +27,8 @@ _MAX_BATCH_INPUTS: Final = 256
 """Further requests join a batch until it has so many; a larger request takes several turns."""
 _MAX_BATCH_SIZE: Final = 64 * 1024
 """Of characters and token ids of a batch, beyond its first input: so others wait for a few tens of
-milliseconds of tokenising, and as little is done for a client that leaves meanwhile."""
+milliseconds of tokenising, and as little is done for a client that leaves meanwhile. Of the
+programs of a batch they wait for one."""
 _RETRY_AFTER_S: Final = 1.0
 
 TextCommand = Embed | Classify
@@ -56,9 +57,12 @@ class TextTask(Protocol):
         """Some inputs of a command in tokens; raises RequestError for what is wrong with one."""
 
     def compute(
-        self, rows: Sequence[Row], is_wanted: Callable[[Sequence[int]], bool] | None = None
+        self,
+        rows: Sequence[Row],
+        is_wanted: Callable[[Sequence[int]], bool],
+        on_done: Callable[[Sequence[int], Vectors], None],
     ) -> Vectors:
-        """One vector a row, [N, D] float32."""
+        """One vector a row, [N, D] float32, told program by program; see `RowPrograms.compute`."""
 
     def answer(
         self,
@@ -78,9 +82,10 @@ class _Item:
         deadline: Monotonic seconds.
         num_inputs: Of the command.
         sizes: Characters or token ids of each of them.
-        vectors: Of the inputs that are computed, from the first on.
-        num_tokens: Of each of these.
+        num_tokens: Of the inputs that are tokenised, from the first on.
         truncated: Those of them that were cut.
+        rows: Those of them that are not computed, by their place in the request.
+        vectors: Of those that are, likewise.
         num_begun_tokens: Of the inputs that a program ran for, also of a turn that isn't over.
     """
 
@@ -89,22 +94,27 @@ class _Item:
     deadline: float
     num_inputs: int
     sizes: Sequence[int]
-    vectors: list[Vectors] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     truncated: list[int] = field(default_factory=list)
+    rows: dict[int, Row] = field(default_factory=dict)
+    vectors: dict[int, Vectors] = field(default_factory=dict)
     num_begun_tokens: int = 0
 
     @property
     def num_left(self) -> int:
-        return self.num_inputs - len(self.num_tokens)
+        return self.num_inputs - len(self.vectors)
 
     def next_inputs(self, max_inputs: int, max_size: int) -> tuple[int, int]:
         """How many inputs are for one turn, one at least, and their size.
+
+        Those that another turn has left come first, all of them and alone.
 
         Args:
             max_inputs: Of them.
             max_size: Characters and token ids of them, where they are more than one.
         """
+        if self.rows:
+            return len(self.rows), sum(self.sizes[place] for place in self.rows)
         num_inputs = size = 0
         for input_size in islice(self.sizes, len(self.num_tokens), None):
             if num_inputs == max_inputs or (num_inputs and size + input_size > max_size):
@@ -114,8 +124,8 @@ class _Item:
         return max(1, num_inputs), size
 
 
-_Part = tuple[_Item, list[Row]]
-"""A request and its inputs that are computed in one batch."""
+_Turn = tuple[_Item, int]
+"""A request and how many of its inputs are worked on now."""
 
 
 class TextQueue:
@@ -239,9 +249,9 @@ class TextQueue:
             self._wanted = self._wanted.difference(dropped)
             return dropped
 
-    def _take(self, *, block: bool) -> list[tuple[_Item, int]]:
-        """What is worked on now, and how many inputs of each; by priority."""
-        turns: list[tuple[_Item, int]] = []
+    def _take(self, *, block: bool) -> list[_Turn]:
+        """What is worked on now, by priority, small requests before large ones."""
+        turns: list[tuple[_Turn, int]] = []
         num_free, size_left = _MAX_BATCH_INPUTS, _MAX_BATCH_SIZE
         with self._changed:
             while block and not self._waiting and not self._is_closed:
@@ -251,17 +261,18 @@ class TextQueue:
                 if item is None:
                     break
                 num_inputs, size = item.next_inputs(num_free, size_left)
-                turns.append((item, num_inputs))
+                turns.append(((item, num_inputs), size))
                 num_free -= num_inputs
                 size_left -= size
-        return sorted(turns, key=lambda turn: turn[0].command.priority)
+        turns.sort(key=lambda one: (one[0][0].command.priority, one[1]))
+        return [turn for turn, _ in turns]
 
-    def _answer(self, turns: Sequence[tuple[_Item, int]]) -> None:
-        parts: list[_Part] = []
+    def _answer(self, turns: Sequence[_Turn]) -> None:
+        items: list[_Item] = []
         for item, num_inputs in turns:
             with logs.about(item.command.request_id, item.command.trace_id):
                 try:
-                    parts.append((item, self._rows(item, num_inputs)))
+                    self._read(item, num_inputs)
                 except PenstockError as error:
                     self._fail(item, error.code, error.message, error.param)
                 except (SystemExit, KeyboardInterrupt):
@@ -269,63 +280,73 @@ class TextQueue:
                 except BaseException:  # noqa: BLE001 - as in `run_once`; only this one fails
                     _log.exception("the inputs of a request could not be tokenised")
                     self._fail_internally(item)
-        self._compute(parts)
-        for item, _ in parts:
-            with logs.about(item.command.request_id, item.command.trace_id):
-                self._go_on(item)
+                else:
+                    items.append(item)
+        self._compute(items)
+        for item in items:
+            self._put_back(item)
 
-    def _compute(self, parts: Sequence[_Part]) -> None:
+    def _compute(self, items: Sequence[_Item]) -> None:
         """Compute all as one batch; what raises is tried again request by request, once."""
-        parts = [part for part in parts if part[0] in self._wanted]
-        rows = [row for _, part_rows in parts for row in part_rows]
-        owners = [item for item, part_rows in parts for _ in part_rows]
-        if not rows:
+        items = [item for item in items if item in self._wanted]
+        places = [(item, place) for item in items for place in item.rows]
+        if not places:
             return
-        before = [item.num_begun_tokens for item, _ in parts]
+        rows = [item.rows[place] for item, place in places]
+        tenants = {item.command.tenant for item in items}
+        begun: set[int] = set()
+        num_done = 0
 
         def is_wanted(indexes: Sequence[int]) -> bool:
-            if not any(owners[index] in self._wanted for index in indexes):
+            if not any(places[index][0] in self._wanted for index in indexes):
                 return False
+            if num_done:
+                with self._changed:
+                    if self._waiting.has_others(tenants):
+                        return False  # a turn that they are in computes the rest
             self.num_batches += 1
+            begun.update(indexes)
             for index in indexes:
-                owners[index].num_begun_tokens += len(rows[index])
+                places[index][0].num_begun_tokens += len(rows[index])
             return True
 
+        def on_done(indexes: Sequence[int], vectors: Vectors) -> None:
+            nonlocal num_done
+            num_done += len(indexes)
+            begun.difference_update(indexes)
+            for index, vector in zip(indexes, vectors, strict=True):
+                item, place = places[index]
+                item.vectors[place] = vector
+                del item.rows[place]
+            # Nobody waits for what others have in the same batch.
+            for item in dict.fromkeys(places[index][0] for index in indexes):
+                if item.num_left == 0:
+                    self._send(item)
+
         try:
-            vectors = self._task.compute(rows, is_wanted)
+            self._task.compute(rows, is_wanted, on_done)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:  # noqa: BLE001 - whatever the compute side raises, others go on
-            if len(parts) > 1:
+            for index in begun:
+                places[index][0].num_begun_tokens -= len(rows[index])
+            if len(items) > 1:
                 _log.exception("a batch of %d texts failed: each request by itself", len(rows))
-                for part, num_tokens in zip(parts, before, strict=True):
-                    part[0].num_begun_tokens = num_tokens
-                    self._compute([part])
+                for item in items:
+                    self._compute([item])
             else:
-                item = parts[0][0]
-                with logs.about(item.command.request_id, item.command.trace_id):
+                with logs.about(items[0].command.request_id, items[0].command.trace_id):
                     _log.exception("%d texts could not be computed", len(rows))
-                self._fail_internally(item)
-            return
-        first = 0
-        for item, part_rows in parts:
-            item.vectors.append(vectors[first : first + len(part_rows)])
-            begin = len(item.num_tokens)
-            item.truncated += [begin + n for n, row in enumerate(part_rows) if row.is_cut]
-            item.num_tokens += map(len, part_rows)
-            first += len(part_rows)
+                self._fail_internally(items[0])
 
-    def _go_on(self, item: _Item) -> None:
-        """Answer a request that is computed; one that isn't waits for its tenant's next turn."""
-        if item.num_left == 0:
-            self._send(item)
-            return
+    def _put_back(self, item: _Item) -> None:
+        """A request that isn't computed wholly waits for its tenant's next turn."""
         with self._changed:
-            if item in self._wanted:
+            if item in self._wanted and item.num_left:
                 self._waiting.put_back(item.command.tenant, item)
 
-    def _rows(self, item: _Item, num_inputs: int) -> list[Row]:
-        """The next inputs of a request in tokens.
+    def _read(self, item: _Item, num_inputs: int) -> None:
+        """Tokenise the next inputs of a request, unless an earlier turn has left some.
 
         Raises:
             RequestError: One of them can't be computed.
@@ -337,10 +358,28 @@ class TextQueue:
             raise InvalidRequestError(
                 f"There are {item.num_inputs} inputs; at most {most} work.", param="input"
             )
-        return self._task.rows(item.command, len(item.num_tokens), num_inputs)
+        if item.rows:
+            return
+        first = len(item.num_tokens)
+        for place, row in enumerate(self._task.rows(item.command, first, num_inputs), first):
+            item.rows[place] = row
+            item.num_tokens.append(len(row))
+            if row.is_cut:
+                item.truncated.append(place)
 
     def _send(self, item: _Item) -> None:
-        vectors = np.concatenate(item.vectors)
+        """Answer a request that is computed; a bug of that is its own."""
+        with logs.about(item.command.request_id, item.command.trace_id):
+            try:
+                self._send_vectors(item)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException:  # noqa: BLE001 - as in `run_once`
+                _log.exception("the answer to a request could not be made")
+                self._fail_internally(item)
+
+    def _send_vectors(self, item: _Item) -> None:
+        vectors = np.stack([item.vectors[place] for place in range(item.num_inputs)])
         if not np.isfinite(vectors).all():
             _log.warning("the model computed no number (NaN) for a request")
             self._fail(item, ErrorCode.INTERNAL_ERROR, "The model computed no number (NaN).")

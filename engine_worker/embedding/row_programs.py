@@ -14,7 +14,10 @@ from engine_worker.embedding.models import EmbeddingModel
 
 _MIN_TOKENS: Final = 16
 _MAX_BATCH_TOKENS: Final = 2048
-"""Of one program; more gains nothing on a CPU."""
+"""Of one program."""
+_MAX_CPU_BATCH_TOKENS: Final = 512
+"""The same on a CPU, whose caches hold no more: a token then costs a tenth to a third less
+(docs/measurements/attack.md), and whoever comes meanwhile waits a quarter of the time."""
 _MAX_ROWS: Final = 32
 _FEW_ROWS: Final = 4
 _MAX_CLOSE_TOKENS: Final = 512
@@ -31,12 +34,16 @@ class BatchShape:
     num_tokens: int
 
 
-def batch_shapes(max_tokens: int) -> tuple[BatchShape, ...]:
+def batch_shapes(max_tokens: int, max_batch_tokens: int) -> tuple[BatchShape, ...]:
     """All program shapes, by length and then by rows.
 
     Lengths grow by a third or a half up to 512 tokens, so that little of a row is padding, and
     double from there on. Each has programs of one row, of a few and of many: a few texts shouldn't
     pay for the padding of many.
+
+    Args:
+        max_tokens: Of a row.
+        max_batch_tokens: Of a program, unless two rows have more.
     """
     lengths, length = [], _MIN_TOKENS
     while length < max_tokens:
@@ -47,7 +54,7 @@ def batch_shapes(max_tokens: int) -> tuple[BatchShape, ...]:
     lengths.append(max_tokens)
     shapes = []
     for length in lengths:
-        many = max(2, min(_MAX_ROWS, _MAX_BATCH_TOKENS // length))
+        many = max(2, min(_MAX_ROWS, max_batch_tokens // length))
         shapes += [BatchShape(rows, length) for rows in (1, _FEW_ROWS) if rows < many]
         shapes.append(BatchShape(many, length))
     return tuple(shapes)
@@ -94,7 +101,10 @@ class RowPrograms(ABC):
         self.width = width
         self.num_compiles = 0
         self._model = model
-        self._shapes = batch_shapes(max_tokens)
+        is_cpu = jax.default_backend() == "cpu"
+        self._shapes = batch_shapes(
+            max_tokens, _MAX_CPU_BATCH_TOKENS if is_cpu else _MAX_BATCH_TOKENS
+        )
         self._programs: dict[BatchShape, Any] = {}
 
     @abstractmethod
@@ -129,14 +139,16 @@ class RowPrograms(ABC):
         type_ids: Sequence[Sequence[int]] | None = None,
         *,
         is_wanted: Callable[[Sequence[int]], bool] | None = None,
+        on_done: Callable[[Sequence[int], Vectors], None] | None = None,
     ) -> Vectors:
         """One vector for each row.
 
         Args:
             rows: Token ids, 1 to `max_tokens` each.
             type_ids: For each row as many: 1 in the second text of a pair; None is all 0.
-            is_wanted: Asked before each program runs whether anybody still waits for one of the
-                rows of these indices; those of a program that didn't run are zeros.
+            is_wanted: Asked before each program runs whether it should, for the rows of these
+                indices; those of a program that didn't run are zeros.
+            on_done: Told the indices and vectors of each program that ran.
 
         Returns:
             [N, width] float32, in the order of the rows.
@@ -159,6 +171,8 @@ class RowPrograms(ABC):
                     [rows[index] for index in batch],
                     None if type_ids is None else [type_ids[index] for index in batch],
                 )
+                if on_done is not None:
+                    on_done(batch, vectors[batch])
         return vectors
 
     def _length_for(self, num_tokens: int) -> int:

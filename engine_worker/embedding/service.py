@@ -94,10 +94,14 @@ class Embeddings:
         return found
 
     def compute(
-        self, rows: Sequence[Row], is_wanted: Callable[[Sequence[int]], bool] | None = None
+        self,
+        rows: Sequence[Row],
+        is_wanted: Callable[[Sequence[int]], bool] | None = None,
+        on_done: Callable[[Sequence[int], Vectors], None] | None = None,
     ) -> Vectors:
         """Vectors of rows, [N, D] float32; see `RowPrograms.compute`."""
-        return self._embedder.compute([row.token_ids for row in rows], is_wanted=is_wanted)
+        token_ids = [row.token_ids for row in rows]
+        return self._embedder.compute(token_ids, is_wanted=is_wanted, on_done=on_done)
 
     def answer(
         self,

@@ -26,6 +26,8 @@ MAX_CACHED: Final = 64
 MAX_SHARED: Final = 32
 """Outputs that share the states of one matcher, one after the other or at a time."""
 TRIAL_TIMEOUT_S: Final = 5.0
+REST_S: Final = 10.0
+"""A grammar with which no output begins for so long, or twice that, keeps no states."""
 NUM_TRIALS: Final = 2
 """Grammars that are tried at a time."""
 
@@ -51,13 +53,25 @@ class CompiledGrammar:
         self._lock = threading.Lock()
         self._shared: LLMatcher | None = self._compile()
         self._num_outputs = 0
+        self._is_resting = False
 
     def start(self, *, jumps: bool) -> Constraint:
         """The state of a new output; see `Constraint`. May compile, so no step may wait for it."""
         with self._lock:
+            self._is_resting = False
             matcher = self._next_matcher()
         unenforced = self._result.unenforced
         return Constraint(matcher, self._vocabulary, jumps=jumps, unenforced=unenforced)
+
+    def rest(self) -> None:
+        """Let go of what outputs share, if none began since the last call; the next one compiles.
+
+        That takes milliseconds, and some have megabytes.
+        """
+        with self._lock:
+            if self._is_resting:
+                self._shared = None
+            self._is_resting = True
 
     def _next_matcher(self) -> LLMatcher:
         matcher, self._shared = self._shared, None
@@ -123,7 +137,8 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._vocabulary_lock = threading.Lock()
         self._vocabulary: GrammarVocabulary | None = None
-        self._is_closed = False
+        self._closing = threading.Event()
+        self._is_looked_after = False
         self._has_spare = False
         # Those whose process runs come first: another one takes a second to start.
         self._trials: queue.PriorityQueue[tuple[bool, int]] = queue.PriorityQueue()
@@ -149,6 +164,9 @@ class GrammarCompiler:
                     self._cache.popitem(last=False)
             else:
                 self._cache.move_to_end(grammar)
+            needs_care, self._is_looked_after = not self._is_looked_after, True
+        if needs_care:
+            threading.Thread(target=self._look_after, name="grammar-rest", daemon=True).start()
         if is_first:
             self._fulfil(future, grammar)
         return future.result()
@@ -164,9 +182,17 @@ class GrammarCompiler:
         """
         return self.compile(grammar).start(jumps=may_jump(sampling))
 
+    def rest(self) -> None:
+        """Let go of what no output needed since the last call."""
+        with self._lock:
+            futures = list(self._cache.values())
+        for future in futures:
+            if future.done() and future.exception() is None:
+                future.result().rest()
+
     def close(self) -> None:
         """End the trial processes: the idle ones now, the others after their grammar."""
-        self._is_closed = True
+        self._closing.set()
         idle: list[int] = []
         with suppress(queue.Empty):
             while True:
@@ -176,6 +202,10 @@ class GrammarCompiler:
             if trial is not None:
                 trial.close()
             self._trials.put((True, number))
+
+    def _look_after(self) -> None:
+        while not self._closing.wait(REST_S):
+            self.rest()
 
     def _fulfil(self, future: Future[CompiledGrammar], grammar: Grammar) -> None:
         started = self._clock()
@@ -220,10 +250,10 @@ class GrammarCompiler:
             try:
                 yield trial
             finally:
-                if not self._is_closed:
+                if not self._closing.is_set():
                     trial.start()
         finally:
-            if self._is_closed:
+            if self._closing.is_set():
                 trial.close()
             self._trials.put((not trial.is_alive, number))
 

@@ -5,8 +5,9 @@ import contextlib
 import errno
 import os
 import socket
+import ssl
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +22,7 @@ from gateway.http.connections.limits import (
     default_max_connections,
     raise_descriptor_limit,
 )
+from gateway.http.connections.limits.arrival import Arrivals
 from gateway.http.parts import HttpParts
 from protocol.errors import ConfigurationError
 
@@ -132,6 +134,16 @@ def _limits(settings: GatewaySettings) -> ConnectionLimits:
     return ConnectionLimits(in_all, by_address, settings.trusted_proxies)
 
 
+def _protocol(settings: GatewaySettings) -> Callable[..., asyncio.Protocol]:
+    """Makes the protocol of a new connection; without uvicorn's TLS, which has no bounds."""
+    context = None
+    if settings.tls_cert_file is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+    limits = _limits(settings)
+    return Arrivals(limits, context, partial(BoundedHttpProtocol, limits=limits))
+
+
 class HttpServer(uvicorn.Server):
     """uvicorn without its signal handlers, because draining is ours.
 
@@ -146,7 +158,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 build_app(parts),
-                http=cast("Any", partial(BoundedHttpProtocol, limits=_limits(parts.settings))),
+                http=cast("Any", _protocol(parts.settings)),
                 log_config=None,
                 access_log=False,
                 lifespan="off",
@@ -156,8 +168,6 @@ class HttpServer(uvicorn.Server):
                 proxy_headers=bool(parts.settings.trusted_proxies),
                 forwarded_allow_ips=",".join(parts.settings.trusted_proxies),
                 timeout_keep_alive=cast("Any", parts.settings.keep_alive_s),
-                ssl_certfile=parts.settings.tls_cert_file,
-                ssl_keyfile=cast("Any", parts.settings.tls_key_file),
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )

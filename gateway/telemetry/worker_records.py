@@ -1,6 +1,7 @@
 """How each worker has done lately: answers, how long they took, what failed last."""
 
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -40,7 +41,10 @@ class WorkerRecord:
     num_answered: int = 0
     num_failed: int = 0
     last_failure: tuple[ErrorCode, str, float] | None = None
-    _latencies_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_REMEMBERED))
+    # Numbers in place, of which the oldest is the next to go: objects that live so long, each made
+    # at another time, keep the memory around them from being given back.
+    _latencies_s: "array[float]" = field(default_factory=lambda: array("d"))
+    _num_latencies: int = 0
     _outcomes: deque[bool] = field(default_factory=lambda: deque(maxlen=NUM_REMEMBERED))
 
     def latency_s(self, share: float) -> float | None:
@@ -65,7 +69,11 @@ class WorkerRecord:
             return
         self.num_answered += 1
         if latency_s is not None:
-            self._latencies_s.append(latency_s)
+            if len(self._latencies_s) < NUM_REMEMBERED:
+                self._latencies_s.append(latency_s)
+            else:
+                self._latencies_s[self._num_latencies % NUM_REMEMBERED] = latency_s
+            self._num_latencies += 1
 
 
 class WorkerRecords:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from penstock.fake_engine.engine import FakeEngine, FakeEngineSettings
-from protocol.runtime.allocator import return_large_blocks
+from protocol.runtime.allocator import return_large_blocks, trim_in_background
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.runtime.shared_settings import KEY_DIR
 from protocol.wire import codec, worker_start
@@ -124,6 +124,7 @@ def run(settings: FakeEngineSettings, environ: Mapping[str, str]) -> int:
     endpoints, security = worker_start.dialled(environ, "engine", KEY_DIR.read(environ))
     exit_with_parent(environ)
     return_large_blocks()
+    trim_in_background()
     handler = _Handler(settings)
     worker: Worker[EngineCommand] = Worker(
         role="engine",

@@ -1,17 +1,25 @@
 """How C's allocator gives memory back, where it can be told: in glibc."""
 
 import ctypes
+import logging
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 LARGE_BLOCK_BYTES = 256 * 1024
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _TRIM_BYTES = 1024 * 1024
 ENOUGH_BYTES = 4 * 1024 * 1024
-"""A heap that has changed by more since it was trimmed is trimmed again."""
+"""A heap that has changed by more since it was trimmed is trimmed again; a large one by a share."""
+_ENOUGH_SHARE = 32
+"""A change of so small a part of what the process holds is none."""
+TRIM_INTERVAL_S = 5.0
+_logger = logging.getLogger("penstock.memory")
 _USERS_OWN = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
@@ -31,7 +39,7 @@ def return_large_blocks(environ: Mapping[str, str] = os.environ) -> bool:
     if any(name in environ for name in _USERS_OWN):
         return False
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        mallopt = _libc().mallopt
     except (AttributeError, OSError, TypeError):
         return False
     return bool(
@@ -85,15 +93,36 @@ class HeapTrimmer:
             return
         self._most_used = max(self._most_used, heap.used_bytes)
         was_busy = self._was_busy
+        enough = max(ENOUGH_BYTES, heap.resident_bytes // _ENOUGH_SHARE)
         self._was_busy = (
-            heap.resident_bytes > self._least_resident + ENOUGH_BYTES
-            or heap.used_bytes < self._most_used - ENOUGH_BYTES
+            heap.resident_bytes > self._least_resident + enough
+            or heap.used_bytes < self._most_used - enough
         )
         if self._was_busy or was_busy:
             self._trim()
             heap = self._measure() or heap
             self._least_resident, self._most_used = heap.resident_bytes, heap.used_bytes
         self._least_resident = min(self._least_resident, heap.resident_bytes)
+
+
+def trim_in_background(trimmer: HeapTrimmer | None = None) -> threading.Thread:
+    """Have a thread of this process look at its heap every few seconds, until the process ends.
+
+    What a look raises is logged, and the next one follows all the same.
+    """
+    used = trimmer or HeapTrimmer()
+    never = threading.Event()
+
+    def run() -> None:
+        while not never.wait(TRIM_INTERVAL_S):
+            try:
+                used.look()
+            except Exception:
+                _logger.exception("what the process holds could not be looked at")
+
+    thread = threading.Thread(target=run, name="heap", daemon=True)
+    thread.start()
+    return thread
 
 
 class _MallInfo(ctypes.Structure):
@@ -110,7 +139,7 @@ class _MallInfo(ctypes.Structure):
 
 def _measure() -> Heap | None:
     try:
-        mallinfo = ctypes.CDLL(None).mallinfo2
+        mallinfo = _libc().mallinfo2
         mallinfo.restype = _MallInfo
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
         used: int = mallinfo().uordblks
@@ -120,4 +149,10 @@ def _measure() -> Heap | None:
 
 
 def _malloc_trim() -> None:
-    ctypes.CDLL(None).malloc_trim(0)  # a library that can be measured has it
+    _libc().malloc_trim(0)  # a library that can be measured has it
+
+
+@cache
+def _libc() -> Any:
+    # Made once: each has a class of its own, which only the collector of garbage ends.
+    return ctypes.CDLL(None)

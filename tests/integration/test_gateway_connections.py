@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.http.bodies import reading as bodies
-from gateway.http.connections import http_protocol
+from gateway.http.connections.limits import arrival, http_protocol
 from protocol.wire.messages import Abort, Generate
 from tests.fakes.raw_http import LIVE, answers, connected, error_code, post
 from tests.fakes.running_gateway import running_gateway
@@ -62,6 +62,7 @@ async def test_trailers_change_no_header(socket_dir: Path) -> None:
 async def test_a_head_that_does_not_arrive_ends_the_connection(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(arrival, "ARRIVAL_TIMEOUT_S", 0.02)
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.02)
     async with running_gateway(socket_dir) as gateway:
         async with connected(gateway) as silent:
@@ -188,3 +189,45 @@ async def test_garbage_behind_a_request_does_not_land_in_its_answer(socket_dir: 
             ((status, answer),) = answers(await connection.until_closed())
             assert status == 200
             assert b'"content":"fine"' in answer
+
+
+async def test_of_many_pipelined_requests_few_are_parsed_ahead_and_all_are_answered(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[http_protocol.BoundedHttpProtocol] = []
+    most = 0
+    on_headers_complete = http_protocol.BoundedHttpProtocol.on_headers_complete
+
+    def watched(protocol: http_protocol.BoundedHttpProtocol) -> None:
+        nonlocal most
+        on_headers_complete(protocol)
+        made[:] = [protocol]
+        most = max(most, len(protocol.pipeline))
+
+    monkeypatch.setattr(http_protocol.BoundedHttpProtocol, "on_headers_complete", watched)
+    large = post(b'{"model": "none", "messages": "%b"}' % (b"x" * 100_000))
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine(text=None)
+        async with connected(gateway) as client:
+            requests = [post(), *[LIVE + b"\r\n"] * 2000, large, *[LIVE + b"\r\n"] * 100, post()]
+            client.writer.write(b"".join(requests))
+            await engine.until(lambda: len(engine.of(Generate)) == 1)
+            assert made[0].pipeline
+            engine.finish(engine.of(Generate)[0])
+            await engine.until(lambda: len(engine.of(Generate)) == 2)
+            # It began behind an answer; the time of an idle connection doesn't go on meanwhile.
+            assert made[0].timeout_keep_alive_task is None
+            engine.finish(engine.of(Generate)[1])
+            last = LIVE + b"Connection: close\r\n\r\n"
+            found = [status for status, _ in answers(await client.until_closed(last))]
+    assert found == [200] * 2001 + [400] + [200] * 102
+    assert 0 < most <= http_protocol._PIECE_BYTES // len(LIVE) + 1
+
+
+async def test_what_is_no_http_ends_a_pipeline_after_its_answers(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway, connected(gateway) as connection:
+        data = (LIVE + b"\r\n") * 300 + b"nonsense\r\n\r\n" + (LIVE + b"\r\n") * 300
+        found = [status for status, _ in answers(await connection.until_closed(data))]
+        assert found[:300] == [200] * 300
+        assert found[300:] in ([], [400])

@@ -5,12 +5,14 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import websockets
+from gateway.http.connections.limits.socket_buffers import SocketBuffer
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -188,6 +190,34 @@ async def test_a_large_message_waits_for_those_of_its_caller(socket_dir: Path) -
                 assert engine_of(gateway).of(Prepare)[1:] == []
             assert (await answering)[-1]["type"] == "response.completed"
         assert bodies._num_held_bytes == 0
+
+
+async def test_sockets_of_one_caller_hold_no_more_than_its_bodies_may(socket_dir: Path) -> None:
+    size, num_sockets = 1_000_000, 8
+    async with running_gateway(socket_dir, max_body_bytes=size, max_bodies_per_caller=1) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        sockets = gateway.application.bodies.sockets
+        most, hold = 0, sockets.hold
+
+        def seen(buffer: SocketBuffer, num_bytes: int) -> None:
+            nonlocal most
+            hold(buffer, num_bytes)
+            most = max(most, sum(one.num_bytes for one in sockets._callers.values()))
+
+        sockets.hold = seen  # type: ignore[method-assign]
+        async with AsyncExitStack() as stack:
+            opened_ones = [
+                await stack.enter_async_context(opened(gateway)) for _ in range(num_sockets)
+            ]
+            # Longer than any model's context, so each is refused as soon as it is read.
+            told = await asyncio.gather(
+                *(turn(socket, input="x" * (size - 1000)) for socket in opened_ones)
+            )
+        assert all(len(one) for one in told)
+        # The bound, the first one's message, and a read of the event loop each.
+        assert size <= most <= 2 * size + num_sockets * 2**18 + 10_000 < num_sockets * size
+        assert not sockets._callers
 
 
 @pytest.mark.parametrize(

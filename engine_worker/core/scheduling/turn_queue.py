@@ -1,7 +1,7 @@
 """A bounded queue that gives each tenant its turn: what waits for a thread beside the step loop."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -38,6 +38,10 @@ class TurnQueue(Generic[ItemT]):
 
     def __bool__(self) -> bool:
         return bool(self._lines)
+
+    def has_others(self, tenants: Container[str]) -> bool:
+        """Whether a tenant waits that is none of these."""
+        return any(tenant not in tenants for tenant in self._lines)
 
     def push(self, tenant: str, item: ItemT, num_places: int = 1) -> bool:
         """Take an item in, at the end of its tenant's line.

@@ -72,7 +72,8 @@ class SocketAnswer(Response):
             b"x-request-id": (state.trace_id or state.request_id).encode("ascii"),
             b"x-penstock-request-id": state.request_id.encode("ascii"),
         }
-        socket = self._upgrade.accept(headers, parts.settings.max_body_bytes)
+        buffer = parts.bodies.sockets.open(caller_of(self._request).name)
+        socket = self._upgrade.accept(headers, parts.settings.max_body_bytes, buffer)
         try:
             await ResponseSocket(self._request, socket, parts.clock).talk()
         except ClientDisconnectedError:
@@ -148,6 +149,7 @@ class ResponseSocket:
             bodies = self._parts.bodies
             with bodies.place(caller.name) as place:
                 await bodies.hold(message, place)
+                self._socket.let_go()
                 message = await shown_to_hooks(
                     SOCKET, message, self._request, caller, record, identify
                 )

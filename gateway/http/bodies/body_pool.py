@@ -18,6 +18,9 @@ from protocol.wire import codec
 IDLE_S = 60.0
 """A process without work for so long is ended; its memory is worth more."""
 PARSE_TIMEOUT_S = 60.0
+LEFT_GRACE_S = 1.0
+"""So long a process goes on with a body whose client has left, which most need no more of: to start
+another one takes over half a second of CPU."""
 _COMMAND = (sys.executable, "-m", "gateway.http.bodies.body_process")
 _PIPE_BYTES = 256 * 1024
 _logger = logging.getLogger("penstock.gateway.http")
@@ -47,6 +50,8 @@ class BodyPool:
         self._turns = Turns(max_processes, 1)
         self._idle: list[asyncio.subprocess.Process] = []
         self._busy: set[asyncio.subprocess.Process] = set()
+        # Bodies whose clients have left.
+        self._left: set[asyncio.Task[bytes]] = set()
         self._timer: asyncio.TimerHandle | None = None
         # Made at the start: each takes milliseconds.
         self._decoders: dict[str, codec.Decoder[Any]] = {
@@ -56,7 +61,10 @@ class BodyPool:
     async def parse(
         self, body: bytes, caller: bytes, kind: BodyKind[ResultT], context: ParseContext
     ) -> ResultT:
-        """What a body says. A call that is cancelled ends the process that worked on it.
+        """What a body says.
+
+        A call that is cancelled ends the process that worked on it, unless that is done within a
+        moment; until then it is the caller's turn.
 
         Raises:
             InvalidRequestError: The body is wrong.
@@ -66,10 +74,13 @@ class BodyPool:
         """
         task = codec.encode_value(ParseTask(kind.name, context))
         await self._turns.take(caller)
+        asking = asyncio.get_running_loop().create_task(self._ask(task, body))
+        asking.add_done_callback(lambda _: self._turns.give(caller))
         try:
-            frame = await self._ask(task, body)
-        finally:
-            self._turns.give(caller)
+            frame = await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            self._leave(asking)
+            raise
         if frame[:1] == RESULT:
             result: ResultT = self._decoders[kind.name].decode(memoryview(frame)[1:])
             return result
@@ -84,9 +95,25 @@ class BodyPool:
         """End all processes."""
         if self._timer is not None:
             self._timer.cancel()
+        for asking in self._left:
+            asking.cancel()
+        await asyncio.gather(*self._left, return_exceptions=True)
         for process in (*self._idle, *self._busy):
             await _end(process)
         self._idle.clear()
+
+    def _leave(self, asking: "asyncio.Task[bytes]") -> None:
+        """Nobody waits for an answer any more."""
+        timer = asyncio.get_running_loop().call_later(LEFT_GRACE_S, asking.cancel)
+
+        def on_done(done: "asyncio.Task[bytes]") -> None:
+            timer.cancel()
+            self._left.discard(done)
+            if not done.cancelled():
+                done.exception()  # it is nobody's any more
+
+        self._left.add(asking)
+        asking.add_done_callback(on_done)
 
     async def _ask(self, task: bytes, body: bytes) -> bytes:
         while True:

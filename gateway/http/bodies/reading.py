@@ -18,6 +18,7 @@ from gateway.errors import (
 from gateway.http.bodies.body_pool import BodyPool
 from gateway.http.bodies.parsers import BodyKind, ParseContext
 from gateway.http.bodies.turns import Turns
+from gateway.http.connections.limits.socket_buffers import SocketBuffers
 from protocol.errors import ErrorCode
 
 SMALL_BYTES = 64 * 1024
@@ -55,6 +56,10 @@ class Bodies:
             unread, so that a caller with slow bodies holds up only itself.
         pool: Parses large ones.
         context: What bodies are read against.
+
+    Attributes:
+        sockets: What WebSockets hold that is no body yet: of one caller, as much as its large
+            bodies may have.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Bodies:
         self._context = context
         self._max_held_bytes = _MAX_HELD_BODIES * max_body_bytes
         self._num_held_bytes = 0
+        self.sockets = SocketBuffers(max_per_caller * max_body_bytes)
 
     @contextmanager
     def place(self, caller: bytes) -> Iterator[BodyPlace]:

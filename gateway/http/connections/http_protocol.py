@@ -13,6 +13,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from gateway.http.connections.disconnect import EXTENSION, Disconnects
 from gateway.http.connections.limits import ConnectionLimits
+from gateway.http.connections.limits.answer_transport import AnyLength, LingeringTransport
+from gateway.http.connections.limits.socket_buffers import SocketBuffer
 from gateway.http.connections.websocket import EXTENSION as WEBSOCKET
 from gateway.http.connections.websocket import CloseCode, WebSocket, accept_key
 from gateway.http.errors.error_table import ERROR_TABLE, HEAD_TOO_LARGE, ErrorRow, error_body
@@ -26,6 +28,11 @@ _LINGER_S = 1.0
 _UNREAD_S = 0.1
 _LINGER_BYTES = 1024 * 1024
 """Of a body that nobody reads, so much is taken in after the answer."""
+_PIECE_BYTES = 1024
+"""A read is parsed in such pieces, and no further once a request waits for another one: 256 KB may
+hold ten thousand, each of which takes kilobytes once it is parsed."""
+_CHUNKED_PIECE_BYTES = 4096
+"""The same of a body that doesn't say how long it is; others are parsed at once."""
 _OVERLOADED = ERROR_TABLE[ErrorCode.OVERLOADED]
 _NOT_FORWARDED = frozenset({b"upgrade", b"connection", b"http2-settings"})
 
@@ -44,6 +51,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     - A client that leaves ends its running request also when another one waits behind it, and
       whoever asked for it (`Disconnects`) is told at once.
     - Connections have bounds, in all and by address.
+    - Of pipelined requests few are parsed at a time.
     - An answer to a request whose body nobody read is followed by the end of the connection only
       after the client had a moment to read it.
 
@@ -63,10 +71,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._is_in_head = False
         self._is_refused = False
         self._num_head_bytes = 0
+        self._num_body_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self._cycles: list[RequestResponseCycle] = []
         self._upgrade: WebSocketUpgrade | None = None
+        # What was read behind a request that waits.
+        self._unparsed = b""
 
     # What the connection reports.
 
@@ -104,6 +115,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 cycle.message_event.set()
             cycle.body = bytearray()
         self._cycles = []
+        self._unparsed = b""
         self._answer_transport.let_go()
         if self._upgrade is not None:
             self._upgrade.lost()
@@ -119,22 +131,53 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 self.transport.close()
             return
         self._unset_keepalive_if_required()
-        self._num_head_bytes += len(data)
+        self._unparsed += data
+        if not self.pipeline:
+            self._parse()
+
+    def _parse(self) -> None:
+        """Go on with what was read, until it is at its end or a request waits for another one."""
+        data, self._unparsed = self._unparsed, b""
+        start = 0
+        while start < len(data) and not self._is_refused and not self.transport.is_closing():
+            if self.pipeline:
+                self._unparsed = data[start:]
+                return
+            end = start + self._num_piece_bytes()
+            if not self._parse_piece(data[start:end], data, end):
+                return
+            start = end
+
+    def _num_piece_bytes(self) -> int:
+        """How much may be parsed without looking whether a request waits."""
+        if self._is_in_head or self.cycle is None or not self.cycle.more_body:
+            return _PIECE_BYTES
+        # The parser has refused whatever is no number of 64 bits.
+        headers = self.cycle.scope["headers"]
+        length = next((int(value) for name, value in headers if name == b"content-length"), 0)
+        left = length - self._num_body_bytes
+        return left if left > 0 else _CHUNKED_PIECE_BYTES
+
+    def _parse_piece(self, piece: bytes, data: bytes, end: int) -> bool:
+        """Parse `piece`, which ends at `end` of `data`; whether what follows it is still to be."""
+        self._num_head_bytes += len(piece)
         try:
-            self.parser.feed_data(data)
+            self.parser.feed_data(piece)
             is_between = self.cycle is None or self.cycle.response_complete
             if (self._is_in_head or is_between) and self._head_timer is None:
                 self._start_head_timer()  # most heads come whole; empty lines are no head
         except httptools.HttpParserUpgrade as upgrade:
-            self._ignore_upgrade(data[upgrade.args[0] :])
+            self._ignore_upgrade(piece[upgrade.args[0] :] + data[end:])
         except httptools.HttpParserError:
             self.send_400_response("The request is not valid HTTP/1.1.")
         else:
-            if self._num_head_bytes > MAX_HEAD_BYTES:
-                self._refuse(
-                    f"The request's headers are over the limit of {MAX_HEAD_BYTES} bytes.",
-                    HEAD_TOO_LARGE,
-                )
+            if self._num_head_bytes <= MAX_HEAD_BYTES:
+                return True
+            self._refuse(
+                f"The request's headers are over the limit of {MAX_HEAD_BYTES} bytes.",
+                HEAD_TOO_LARGE,
+            )
+        return False
 
     # What the parser reports.
 
@@ -142,6 +185,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         """The first byte of a request."""
         super().on_message_begin()
         self._is_in_head = True
+        self._num_body_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer."""
@@ -166,7 +210,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.cycle.transport = cast("asyncio.Transport", self._answer_transport)
         if self.scope["http_version"] == "1.0":
             self.cycle.chunked_encoding = False
-            self.cycle.expected_content_length = _AnyLength()
+            self.cycle.expected_content_length = AnyLength()
         self._disconnects = [one for one in self._disconnects if not one[0].response_complete]
         self._disconnects.append((self.cycle, disconnect))
         self._cycles = [one for one in self._cycles if not one.response_complete]
@@ -177,6 +221,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """More of a body, which has bounds of its own."""
         self._num_head_bytes = 0
+        self._num_body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -195,10 +240,20 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if cycle.response_complete:
                 cycle.body = bytearray()  # what nobody read
         super().on_response_complete()
+        if self._unparsed:
+            self.flow.pause_reading()
+            self.loop.call_soon(self._parse_on)
         # A pipelined request has just begun where there was one.
         is_idle = self.cycle is None or self.cycle.response_complete
         if self._is_admitted and self._limits is not None and is_idle:
             self._limits.on_idle(self)
+
+    def _parse_on(self) -> None:
+        if not self.pipeline:
+            self._unset_keepalive_if_required()
+            self._parse()
+            if not self.pipeline and not self.transport.is_closing():
+                self.flow.resume_reading()
 
     def close_idle(self) -> None:
         """Make room for a newcomer: no request is under way here."""
@@ -346,14 +401,16 @@ class WebSocketUpgrade:
             return None
         return cls(protocol, key)
 
-    def accept(self, headers: Mapping[bytes, bytes], max_bytes: int) -> WebSocket:
+    def accept(
+        self, headers: Mapping[bytes, bytes], max_bytes: int, buffer: SocketBuffer
+    ) -> WebSocket:
         """Answer the handshake."""
         protocol = self._protocol
         lines = [b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n"]
         lines.append(b"connection: Upgrade\r\nsec-websocket-accept: %b\r\n" % self._key)
         lines += [b"%b: %b\r\n" % pair for pair in headers.items()]
         protocol.transport.write(b"".join(lines) + b"\r\n")
-        self._socket = WebSocket(self, max_bytes)
+        self._socket = WebSocket(self, max_bytes, buffer)
         # Nothing of the request is left to be answered.
         protocol.cycle.response_started = protocol.cycle.response_complete = True
         protocol.flow.resume_reading()
@@ -409,54 +466,3 @@ class WebSocketUpgrade:
         if self._socket is not None:
             self._socket.close(CloseCode.GOING_AWAY, "This server is shutting down.")
         self._protocol.transport.close()
-
-
-class _AnyLength(int):
-    """The length of an answer that ends with its connection; uvicorn counts down from it.
-
-    An old client gets no chunks (RFC 9112 §6.1), which uvicorn would send to it.
-    """
-
-    def __lt__(self, _other: object) -> bool:
-        return False
-
-    def __sub__(self, _other: object) -> "_AnyLength":
-        return self
-
-    def __ne__(self, _other: object) -> bool:
-        return False
-
-    def __eq__(self, _other: object) -> bool:
-        return True
-
-    __hash__ = int.__hash__
-
-
-class LingeringTransport:
-    """A connection's transport whose `close`, as uvicorn calls it after an answer, may linger.
-
-    Args:
-        transport: The real one.
-        protocol: Knows whether a body was left unread.
-    """
-
-    def __init__(self, transport: asyncio.Transport, protocol: BoundedHttpProtocol) -> None:
-        self._transport = transport
-        self._protocol: BoundedHttpProtocol | None = protocol
-        self.write = transport.write
-        self.is_closing = transport.is_closing
-        self.get_extra_info = transport.get_extra_info
-        self.pause_reading = transport.pause_reading
-        self.resume_reading = transport.resume_reading
-
-    def close(self) -> None:
-        """Close, after a moment where the client may still be sending."""
-        protocol = self._protocol
-        if protocol is None or self._transport.is_closing() or not protocol.has_unread_body:
-            self._transport.close()
-        else:
-            protocol.linger()
-
-    def let_go(self) -> None:
-        """The connection is gone: two that know each other would wait for the collector."""
-        self._protocol = None

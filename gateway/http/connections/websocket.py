@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Final, Protocol
 
+from gateway.http.connections.limits.socket_buffers import SocketBuffer
+
 EXTENSION: Final = "penstock.websocket"
 """The ASGI extension by which this server's protocol offers an `Upgrade`."""
 PING_INTERVAL_S: Final = 30.0
@@ -98,6 +100,11 @@ class FrameReader:
         self._buffer = bytearray()
         self._message = bytearray()
         self._is_within = False
+
+    @property
+    def num_bytes(self) -> int:
+        """Of what is not whole yet."""
+        return len(self._buffer) + len(self._message)
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """Opcode and payload of each message that is whole now, and of each control frame.
@@ -197,12 +204,15 @@ class Connection(Protocol):
 class Upgrade(Protocol):
     """A request that would become a WebSocket."""
 
-    def accept(self, headers: Mapping[bytes, bytes], max_bytes: int) -> "WebSocket":
+    def accept(
+        self, headers: Mapping[bytes, bytes], max_bytes: int, buffer: SocketBuffer
+    ) -> "WebSocket":
         """Answer the handshake.
 
         Args:
             headers: More of them.
             max_bytes: Of a message.
+            buffer: Its part of what its caller's sockets may hold.
         """
         ...
 
@@ -213,13 +223,17 @@ class WebSocket:
     Args:
         connection: What it is on.
         max_bytes: Of a message.
+        buffer: Its part of what its caller's sockets may hold.
     """
 
-    def __init__(self, connection: Connection, max_bytes: int) -> None:
+    def __init__(self, connection: Connection, max_bytes: int, buffer: SocketBuffer) -> None:
         self._connection = connection
         self._reader = FrameReader(max_bytes)
         self._max_bytes = max_bytes
+        self._buffer = buffer
+        self._buffer.on_room = self._read_on
         self._num_waiting_bytes = 0
+        self._num_taken_bytes = 0
         self._messages: deque[bytes] = deque()
         self._arrived = asyncio.Event()
         self._on_lost: Callable[[], None] | None = None
@@ -233,7 +247,11 @@ class WebSocket:
     # For whoever talks over it.
 
     async def receive(self) -> bytes | None:
-        """The next message; None when there will be none."""
+        """The next message; None when there will be none.
+
+        It counts as held until `let_go`, or until the next one is asked for.
+        """
+        self.let_go()
         while not self._messages:
             if self._is_over:
                 return None
@@ -245,9 +263,16 @@ class WebSocket:
                 self._connection.set_idle(is_idle=False)
         message = self._messages.popleft()
         self._num_waiting_bytes -= len(message)
-        if not self._is_full:
-            self._connection.resume()
+        self._num_taken_bytes = len(message)
+        self._read_on()
         return message
+
+    def let_go(self) -> None:
+        """The message that was received last is gone, or counts elsewhere."""
+        if self._num_taken_bytes:
+            self._num_taken_bytes = 0
+            self._hold()
+            self._read_on()
 
     async def send(self, text: bytes) -> None:
         """Send a message; waits while the client takes nothing."""
@@ -283,6 +308,10 @@ class WebSocket:
                 self._take(opcode, payload)
         except WebSocketError as error:
             self.close(error.code, error.reason)
+            return
+        self._hold()
+        if self._is_full:
+            self._connection.pause()
 
     def lost(self) -> None:
         """The connection has ended."""
@@ -294,7 +323,16 @@ class WebSocket:
     @property
     def _is_full(self) -> bool:
         waits = len(self._messages)
-        return waits >= MAX_WAITING or self._num_waiting_bytes >= self._max_bytes
+        is_full = waits >= MAX_WAITING or self._num_waiting_bytes >= self._max_bytes
+        return is_full or self._buffer.is_full
+
+    def _hold(self) -> None:
+        num_bytes = self._reader.num_bytes + self._num_waiting_bytes + self._num_taken_bytes
+        self._buffer.hold(num_bytes)
+
+    def _read_on(self) -> None:
+        if not self._is_full:
+            self._connection.resume()
 
     def _take(self, opcode: int, payload: bytes) -> None:
         self._is_answered = True
@@ -307,8 +345,6 @@ class WebSocket:
             self._messages.append(payload)
             self._num_waiting_bytes += len(payload)
             self._arrived.set()
-            if self._is_full:
-                self._connection.pause()
         elif opcode == _Opcode.PING:
             self._num_pings += 1
             if self._num_pings > MAX_PINGS:
@@ -319,8 +355,11 @@ class WebSocket:
             self.close(CloseCode.NORMAL)
 
     def _ping(self) -> None:
-        """Whoever answers nothing for a whole interval has left silently."""
-        if not self._is_answered:
+        """Whoever answers nothing for a whole interval has left without a word.
+
+        Unless nothing is read from it, its answers included.
+        """
+        if not self._is_answered and not self._is_full:
             self._connection.close()
             return
         self._is_answered = False
@@ -329,6 +368,7 @@ class WebSocket:
 
     def _end(self) -> None:
         self._is_over = True
+        self._buffer.close()
         self._timer.cancel()
         self._arrived.set()
         callback, self._on_lost = self._on_lost, None

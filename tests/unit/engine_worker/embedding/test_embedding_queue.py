@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -244,6 +245,71 @@ def test_long_texts_of_a_tenant_delay_anothers_first_by_few_of_them(
     assert sum(begun) == 202
 
 
+class Programs:
+    """The programs that run for a lab: the rows of each, and what was answered before it."""
+
+    def __init__(self, lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rows: list[list[int]] = []
+        self.answered: list[list[str]] = []
+        self.on_run: Callable[[], None] = lambda: None
+        run = lab.embedder._run
+
+        def watched(shape: Any, rows: Any, type_ids: Any) -> Any:
+            self.rows.append([row[0] for row in rows])
+            self.answered.append(lab.answered())
+            self.on_run()
+            return run(shape, rows, type_ids)
+
+        monkeypatch.setattr(lab.embedder, "_run", watched)
+
+
+def test_a_small_request_doesnt_wait_for_a_large_one_in_its_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = Lab()
+    programs = Programs(lab, monkeypatch)
+    lab.submit("flood", "flood", token_ids=((2,),) * 100)
+    lab.submit("calm", "calm", token_ids=((7,),))
+    lab.queue.run_once()
+    assert programs.rows[0][0] == 7
+    assert programs.answered[:2] == [[], ["calm"]]
+    assert lab.answered() == ["calm", "flood"]
+
+
+def test_who_comes_while_a_batch_runs_waits_for_one_program_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = Lab()
+    programs = Programs(lab, monkeypatch)
+
+    def come() -> None:
+        programs.on_run = lambda: None
+        lab.submit("calm", "calm", token_ids=((7,),))
+
+    programs.on_run = come
+    rows = tuple((number,) for number in range(100, 200))
+    lab.submit("flood", "flood", token_ids=rows)
+    lab.queue.run_once()
+    assert len(programs.rows) == 1
+    lab.queue.run_once()
+    assert programs.rows[1][0] == 7
+    assert programs.answered[1:3] == [[], ["calm"]]
+    # Nothing is computed twice, and everything is where it was.
+    assert sorted(row for rows in programs.rows for row in rows) == [7, *range(100, 200)]
+    (flood,) = [m for _, m in lab.sent if isinstance(m, Embedded) and m.request_id == "flood"]
+    assert vectors(flood)[:, 1].tolist() == list(range(100, 200))
+
+
+def test_a_tenants_next_request_doesnt_cut_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab()
+    programs = Programs(lab, monkeypatch)
+    programs.on_run = lambda: lab.submit(f"next {len(programs.rows)}", "flood")
+    lab.submit("flood", "flood", token_ids=((1,),) * 100)
+    lab.queue.run_once()
+    assert sum(map(len, programs.rows)) == 100
+    assert lab.answered() == ["flood"]
+
+
 def test_a_request_of_several_turns_keeps_the_order_of_its_inputs() -> None:
     lab = Lab()
     rows = tuple((number % 1000 + 1,) * (1 + number % 3) for number in range(600))
@@ -386,7 +452,7 @@ def test_a_bug_of_the_thread_itself_fails_its_round_and_the_thread_goes_on(
     monkeypatch.setattr(lab, "send", send_and_tell)
     thread = threading.Thread(target=lab.queue.run, daemon=True)
     with monkeypatch.context() as patch:
-        patch.setattr(np, "concatenate", lambda arrays: arrays.no_such_attribute)
+        patch.setattr(lab.queue, "_compute", lambda items: items.no_such_attribute)
         lab.submit("bad")
         thread.start()
         assert answered.acquire(timeout=10)
@@ -450,14 +516,17 @@ def test_a_batch_that_raises_fails_its_requests_and_the_next_one_works(
 
 
 def test_no_program_is_larger_than_it_has_to_be() -> None:
-    shapes = batch_shapes(256)
+    shapes = batch_shapes(256, 2048)
     lengths = sorted({shape.num_tokens for shape in shapes})
     assert lengths == [16, 32, 48, 64, 96, 128, 192, 256]
     assert all(shape.num_rows * shape.num_tokens <= 2048 for shape in shapes)
     assert [shape.num_rows for shape in shapes if shape.num_tokens == 64] == [1, 4, 32]
-    assert {shape.num_tokens for shape in batch_shapes(10)} == {10}
+    small = batch_shapes(256, 512)
+    assert [shape.num_rows for shape in small if shape.num_tokens == 64] == [1, 4, 8]
+    assert [shape.num_rows for shape in small if shape.num_tokens == 256] == [1, 2]
+    assert {shape.num_tokens for shape in batch_shapes(10, 2048)} == {10}
     # Long ones are few: each is a program that takes long to compile.
-    assert {shape.num_tokens for shape in batch_shapes(8192) if shape.num_tokens > 600} == {
+    assert {shape.num_tokens for shape in batch_shapes(8192, 2048) if shape.num_tokens > 600} == {
         *(1024, 2048),
         *(4096, 8192),
     }

@@ -12,6 +12,7 @@ import pytest
 from llguidance import LLMatcher
 
 from engine_worker.errors import HelperLostError, UnsupportedGrammarError
+from engine_worker.grammar import compiler as compiler_module
 from engine_worker.grammar import trial, trial_process
 from engine_worker.grammar.compiler import MAX_CACHED, NUM_TRIALS, GrammarCompiler
 from engine_worker.grammar.constraint import MAX_TAKEN, Constraint
@@ -227,6 +228,38 @@ def test_the_cache_is_bounded_and_keeps_what_was_used_last(compiler: GrammarComp
     for number in range(MAX_CACHED):
         compiler.compile(Grammar(kind="choice", source=json.dumps([f"again {number}"])))
     assert compiler.compile(first) is not compiled
+
+
+def test_a_grammar_that_rests_keeps_no_states_and_can_be_used_again(
+    compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resting, used = (Grammar(kind="regex", source=source) for source in ("ab*", "cd*"))
+    masks = [compiler.start(one, SamplingParams()).mask().tolist() for one in (resting, used)]
+    compiler.rest()
+    assert compiler.compile(resting)._shared is not None
+    compiler.start(used, SamplingParams())
+    compiler.rest()
+    assert compiler.compile(resting)._shared is None
+    assert compiler.compile(used)._shared is not None
+    with monkeypatch.context() as patch:
+        patch.setattr(trial.GrammarTrial, "check", None)  # it is not tried again
+        again = [compiler.start(one, SamplingParams()).mask().tolist() for one in (resting, used)]
+    assert again == masks
+
+
+def test_what_rests_is_looked_for_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler_module, "REST_S", 0.001)
+    compiler = GrammarCompiler(TOKENIZER, TOKENIZER.num_tokens)
+    looks, before = threading.Semaphore(0), set(threading.enumerate())
+    monkeypatch.setattr(compiler, "rest", looks.release)
+    compiler.compile(Grammar(kind="regex", source="ab*"))
+    for _ in range(2):
+        assert looks.acquire(timeout=10)
+    started = set(threading.enumerate()) - before
+    (keeper,) = (thread for thread in started if thread.name == "grammar-rest")
+    compiler.close()
+    keeper.join(10)
+    assert not keeper.is_alive()
 
 
 def test_a_tokenizer_without_bytes_is_refused() -> None:

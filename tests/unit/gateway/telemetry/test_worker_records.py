@@ -37,3 +37,10 @@ def test_what_a_request_is_to_blame_for_is_an_answer(code: ErrorCode) -> None:
     record.note(0.5, failure(code), 1.0)
     assert (record.num_answered, record.success_rate) == (1, 1.0)
     assert record.last_failure is None
+
+
+def test_the_oldest_latency_is_the_next_to_go() -> None:
+    record = WorkerRecord()
+    for number in range(NUM_REMEMBERED + 3):
+        record.note(float(number), None, 0.0)
+    assert (record.latency_s(0.0), record.latency_s(1.0)) == (3.0, NUM_REMEMBERED + 2.0)

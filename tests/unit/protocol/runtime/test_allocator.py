@@ -3,10 +3,18 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from protocol.runtime.allocator import ENOUGH_BYTES, Heap, HeapTrimmer, return_large_blocks
+from protocol.runtime import allocator
+from protocol.runtime.allocator import (
+    ENOUGH_BYTES,
+    Heap,
+    HeapTrimmer,
+    return_large_blocks,
+    trim_in_background,
+)
 
 _PROGRAM = """
 import os
@@ -115,6 +123,39 @@ def test_where_the_heap_cannot_be_measured_nothing_is_trimmed() -> None:
     process = _Process()
     HeapTrimmer(lambda: None, process.trim).look()
     assert process.num_trims == 0
+
+
+def test_a_large_process_is_trimmed_for_a_change_that_is_large_to_it() -> None:
+    process = _Process()
+    process.resident *= 100
+    process.used *= 100
+    trimmer = trimmed_after_the_start(process)
+    process.resident += 10 * ENOUGH_BYTES
+    trimmer.look()
+    assert process.num_trims == 0
+    process.resident += 30 * ENOUGH_BYTES
+    trimmer.look()
+    assert process.num_trims == 1
+
+
+def test_what_a_look_raises_ends_no_further_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(allocator, "TRIM_INTERVAL_S", 0.0)
+    looks: list[None] = []
+    again = threading.Event()
+
+    class Trimmer(HeapTrimmer):
+        def look(self) -> None:
+            looks.append(None)
+            if len(looks) == 1:
+                raise OSError("no memory to measure")
+            again.set()
+            threading.Event().wait()  # the thread ends with the process
+
+    trim_in_background(Trimmer())
+    assert again.wait(10)
+    assert "no memory to measure" in caplog.text
 
 
 _SMALL_PIECES = """

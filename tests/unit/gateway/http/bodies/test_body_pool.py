@@ -4,11 +4,13 @@ import asyncio
 import os
 import signal
 import sys
+from typing import Any
 
 import orjson
 import pytest
 
 from gateway.errors import GatewayError, InvalidRequestError, OverloadedError
+from gateway.http.bodies import body_pool
 from gateway.http.bodies.body_pool import BodyPool
 from gateway.http.bodies.parsers import CHAT, COMPLETION, RESPONSES, ParseContext
 from protocol.runtime.child_environment import child_environment
@@ -79,6 +81,62 @@ async def test_a_bug_that_one_body_meets_is_nothing_to_the_next(
     assert "TypeError" in line
     assert "in bug" in line
     assert "what the body says" not in line  # a body belongs into no log
+
+
+async def left(pool: BodyPool) -> None:
+    """A body is being parsed, and its client leaves."""
+    begun, ask_one = asyncio.Event(), pool._ask_one
+
+    async def noticed(*args: Any) -> bytes:
+        begun.set()
+        return await ask_one(*args)
+
+    pool._ask_one = noticed  # type: ignore[method-assign,assignment]
+    parsing = asyncio.create_task(parse(pool))
+    await begun.wait()
+    parsing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await parsing
+
+
+async def test_a_body_whose_client_left_leaves_its_process_to_the_next() -> None:
+    pool = BodyPool(child_environment(os.environ))
+    try:
+        await parse(pool)
+        process = pool._idle[0]
+        await left(pool)
+        # It is the caller's turn for as long.
+        await parse(pool)
+        assert pool._idle == [process]
+        assert not pool._left
+    finally:
+        await pool.close()
+
+
+async def test_a_process_that_goes_on_for_a_client_that_left_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(body_pool, "LEFT_GRACE_S", 0.0)
+    code = "import sys; sys.stdin.buffer.read()"
+    pool = BodyPool(child_environment(os.environ), command=(sys.executable, "-c", code))
+    try:
+        await left(pool)
+        (asking,) = pool._left
+        await asyncio.wait((asking,))
+        assert not pool._idle
+        assert not pool._busy
+        assert not pool._left
+    finally:
+        await pool.close()
+
+
+async def test_a_body_whose_client_left_holds_up_no_end_of_the_pool() -> None:
+    code = "import sys; sys.stdin.buffer.read()"
+    pool = BodyPool(child_environment(os.environ), command=(sys.executable, "-c", code))
+    await left(pool)
+    await pool.close()
+    assert not pool._left
+    assert not pool._busy
 
 
 async def test_a_large_body_with_an_odd_type_is_wrong_as_a_small_one_is() -> None:

@@ -1,9 +1,13 @@
 """Frames of WebSockets: whole messages however they are cut, and nothing else ever raised."""
 
+import asyncio
+
 import pytest
+from gateway.http.connections.limits.socket_buffers import SocketBuffers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.http.connections import websocket
 from gateway.http.connections.websocket import (
     MAX_WAITING,
     CloseCode,
@@ -96,8 +100,13 @@ class Paused:
 
     is_full = False
     is_paused = False
+    is_closed = False
 
-    def write(self, data: bytes) -> None: ...
+    def __init__(self) -> None:
+        self.written: asyncio.Queue[bytes] = asyncio.Queue()
+
+    def write(self, data: bytes) -> None:
+        self.written.put_nowait(data)
 
     async def drain(self) -> None: ...
 
@@ -109,7 +118,13 @@ class Paused:
 
     def set_idle(self, *, is_idle: bool) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def socket_on(connection: Paused, buffers: SocketBuffers | None = None) -> WebSocket:
+    buffer = (buffers or SocketBuffers(100 * MAX_BYTES)).open(b"caller")
+    return WebSocket(connection, MAX_BYTES, buffer)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +132,7 @@ class Paused:
 )
 async def test_no_more_waits_than_one_message_may_have(length: int, most: int) -> None:
     connection = Paused()
-    socket = WebSocket(connection, MAX_BYTES)
+    socket = socket_on(connection)
     for number in range(1, most + 1):
         assert not connection.is_paused
         socket.feed(masked(1, b"x" * length))
@@ -125,4 +140,35 @@ async def test_no_more_waits_than_one_message_may_have(length: int, most: int) -
     for _ in range(most):
         assert await socket.receive() == b"x" * length
         assert not connection.is_paused
+    socket.lost()
+
+
+async def test_sockets_of_one_caller_wait_together_for_what_it_holds() -> None:
+    buffers = SocketBuffers(MAX_BYTES)
+    first, second = Paused(), Paused()
+    sockets = [socket_on(one, buffers) for one in (first, second)]
+    sockets[0].feed(masked(1, b"x" * 150))
+    # Not even its head is whole, but it is held.
+    sockets[1].feed(masked(1, b"y" * 150)[:-1])
+    assert (first.is_paused, second.is_paused) == (False, True)
+    assert await sockets[0].receive() == b"x" * 150
+    # It is still in somebody's hands.
+    assert (first.is_paused, second.is_paused) == (False, True)
+    sockets[0].let_go()
+    assert (first.is_paused, second.is_paused) == (False, False)
+    sockets[1].feed(masked(1, b"y" * 150)[-1:])
+    assert await sockets[1].receive() == b"y" * 150
+    for socket in sockets:
+        socket.lost()
+    assert not buffers._callers
+
+
+async def test_who_is_not_read_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "PING_INTERVAL_S", 0.0)
+    connection = Paused()
+    socket = socket_on(connection)
+    socket.feed(masked(1, b"x" * MAX_BYTES))
+    for _ in range(3):
+        assert await connection.written.get() == frame(9, b"")
+    assert not connection.is_closed
     socket.lost()
