@@ -64,7 +64,7 @@ class CompiledGrammar:
         return Constraint(matcher, self._vocabulary, jumps=jumps, unenforced=unenforced)
 
     def rest(self) -> None:
-        """Let go of what outputs share, if none began since the last call; the next one compiles.
+        """Release what outputs share, if none began since the last call; the next one compiles.
 
         That takes milliseconds, and some have megabytes.
         """
@@ -183,7 +183,7 @@ class GrammarCompiler:
         return self.compile(grammar).start(jumps=may_jump(sampling))
 
     def rest(self) -> None:
-        """Let go of what no output needed since the last call."""
+        """Release what no output needed since the last call."""
         with self._lock:
             futures = list(self._cache.values())
         for future in futures:

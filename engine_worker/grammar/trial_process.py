@@ -179,7 +179,7 @@ def serve(connection: Connection) -> None:
 def answer_all(connection: Connection, answer: Callable[[bytes], bytes]) -> None:
     """Answer message after message; what takes long loses priority.
 
-    Priority that a thread has lost is not to be had again, so the next message has another thread.
+    Priority that a thread has lost never comes back, so the next message has another thread.
 
     Raises:
         EOFError: The parent has closed the connection.

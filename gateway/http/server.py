@@ -16,13 +16,13 @@ import uvicorn
 
 from gateway.config import GatewaySettings
 from gateway.http.app import build_app
+from gateway.http.connections.arrival import Arrivals
 from gateway.http.connections.http_protocol import BoundedHttpProtocol
 from gateway.http.connections.limits import (
     ConnectionLimits,
     default_max_connections,
     raise_descriptor_limit,
 )
-from gateway.http.connections.limits.arrival import Arrivals
 from gateway.http.parts import HttpParts
 from protocol.errors import ConfigurationError
 

@@ -108,7 +108,7 @@ class HeapTrimmer:
 def trim_in_background(trimmer: HeapTrimmer | None = None) -> threading.Thread:
     """Have a thread of this process look at its heap every few seconds, until the process ends.
 
-    What a look raises is logged, and the next one follows all the same.
+    What a look raises is logged, and the next one follows nevertheless.
     """
     used = trimmer or HeapTrimmer()
     never = threading.Event()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.http.bodies import reading as bodies
-from gateway.http.connections.limits import arrival, http_protocol
+from gateway.http.connections import arrival, http_protocol
 from protocol.wire.messages import Abort, Generate
 from tests.fakes.raw_http import LIVE, answers, connected, error_code, post
 from tests.fakes.running_gateway import running_gateway

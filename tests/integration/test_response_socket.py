@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import websockets
-from gateway.http.connections.limits.socket_buffers import SocketBuffer
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gateway.http.answers import response_socket
 from gateway.http.bodies.parsers import SOCKET
 from gateway.http.connections import websocket
+from gateway.http.connections.socket_buffers import SocketBuffer
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Generate, Prepare
 from tests.fakes.fake_workers import FakeAuth, FakeEngine

@@ -18,7 +18,7 @@ from gateway.errors import (
 from gateway.http.bodies.body_pool import BodyPool
 from gateway.http.bodies.parsers import BodyKind, ParseContext
 from gateway.http.bodies.turns import Turns
-from gateway.http.connections.limits.socket_buffers import SocketBuffers
+from gateway.http.connections.socket_buffers import SocketBuffers
 from protocol.errors import ErrorCode
 
 SMALL_BYTES = 64 * 1024

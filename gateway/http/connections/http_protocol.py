@@ -11,10 +11,10 @@ from typing import Any, cast
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from gateway.http.connections.answer_transport import AnyLength, LingeringTransport
 from gateway.http.connections.disconnect import EXTENSION, Disconnects
 from gateway.http.connections.limits import ConnectionLimits
-from gateway.http.connections.limits.answer_transport import AnyLength, LingeringTransport
-from gateway.http.connections.limits.socket_buffers import SocketBuffer
+from gateway.http.connections.socket_buffers import SocketBuffer
 from gateway.http.connections.websocket import EXTENSION as WEBSOCKET
 from gateway.http.connections.websocket import CloseCode, WebSocket, accept_key
 from gateway.http.errors.error_table import ERROR_TABLE, HEAD_TOO_LARGE, ErrorRow, error_body

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import Final, Protocol
 
-from gateway.http.connections.limits.socket_buffers import SocketBuffer
+from gateway.http.connections.socket_buffers import SocketBuffer
 
 EXTENSION: Final = "penstock.websocket"
 """The ASGI extension by which this server's protocol offers an `Upgrade`."""
@@ -355,7 +355,7 @@ class WebSocket:
             self.close(CloseCode.NORMAL)
 
     def _ping(self) -> None:
-        """Whoever answers nothing for a whole interval has left without a word.
+        """Whoever answers nothing for a whole interval has left silently.
 
         Unless nothing is read from it, its answers included.
         """

@@ -3,9 +3,9 @@
 import asyncio
 from typing import Any
 
-from gateway.http.connections.limits.arrival import ARRIVAL_TIMEOUT_S, Arrivals
 from uvicorn.server import ServerState
 
+from gateway.http.connections.arrival import ARRIVAL_TIMEOUT_S, Arrivals
 from gateway.http.connections.limits import ConnectionLimits
 from tests.fakes.virtual_time import VirtualTimeLoop
 

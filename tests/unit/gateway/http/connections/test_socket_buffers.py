@@ -1,8 +1,9 @@
 """What a caller's WebSockets hold: bounded together, and one of them can always go on."""
 
-from gateway.http.connections.limits.socket_buffers import SocketBuffer, SocketBuffers
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gateway.http.connections.socket_buffers import SocketBuffer, SocketBuffers
 
 MAX_BYTES = 100
 

@@ -3,11 +3,11 @@
 import asyncio
 
 import pytest
-from gateway.http.connections.limits.socket_buffers import SocketBuffers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.http.connections import websocket
+from gateway.http.connections.socket_buffers import SocketBuffers
 from gateway.http.connections.websocket import (
     MAX_WAITING,
     CloseCode,
