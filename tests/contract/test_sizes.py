@@ -70,7 +70,7 @@ REASONS = {
     "tests/fakes/fake_workers.py": "a scripted worker a role, and what they share",
     "tests/fakes/gguf_families.py": "a config of each family, and what the converter does to it",
     "tests/fakes/sample_bodies.py": "a good body of every route",
-    "tests/unit/engine_worker/embedding/test_embedding_queue.py": "every turn of a queue, at one queue",
+    "tests/unit/engine_worker/embedding/test_embedding_queue.py": "every turn of a queue",
     "tests/integration/test_engine_failover.py": "every way of an engine to be lost",
     "tests/integration/test_hosted_tools.py": "every way of a call, at one deployment",
     "tests/integration/test_worker_life.py": "every step of a worker's life, over real sockets",

@@ -5,6 +5,6 @@ in another process, `parsers.py` has a function a kind of body, `convert.py` is 
 that knows body and wire; `multipart.py` and `uploads.py` read files.
 Others use `Bodies`, the kinds of `parsers.py` and the classes of `parsed_bodies.py`.
 May import `gateway.http.schemas`, `gateway.http.anthropic`, `gateway.http.openresponses`,
-`gateway.http.scoring`, `gateway.http.mcp`, `gateway.request`, `gateway.batches`,
-`gateway.bridge` and `gateway.errors`.
+`gateway.http.scoring`, `gateway.http.mcp`, `gateway.http.connections`, `gateway.request`,
+`gateway.batches`, `gateway.bridge` and `gateway.errors`.
 """
