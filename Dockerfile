@@ -68,13 +68,12 @@ COPY --from=auth-build /opt/venv /opt/venv
 ENV PENSTOCK_AUTH_ENDPOINT=tcp://gateway:5552 \
     PENSTOCK_KEY_DIR=/keys/auth \
     PENSTOCK_DATA_DIR=/var/lib/penstock \
-    PENSTOCK_ADMIN_KEY_FILE=/admin/admin.key \
     PENSTOCK_URL=http://gateway:8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=600s --retries=3 \
   CMD ["python", "-m", "protocol", "ready"]
 CMD ["python", "-m", "auth_worker"]
 
-# ---- gateway, with the command line that talks to it -------------------------------------------------
+# ---- gateway -------------------------------------------------------------------------------------------
 FROM builder AS gateway-build
 COPY requirements/gateway.txt requirements/
 RUN /opt/build/bin/pip --python /opt/venv/bin/python install --require-hashes -r requirements/gateway.txt
