@@ -5,7 +5,7 @@ struct TileInput {
   const void* x;            // The tile's rows, packed.
   const char* panel;
   int64_t inputs;           // Padded, see padded_inputs.
-  int64_t group_size;       // int4 and blocks: inputs of a scale.
+  int64_t group_size;       // Of blocks.
   const float* scales;      // All but floats: one for each row,
   const int32_t* sums;      // and the sum of the inputs of each row and group.
   BlockLayout blocks;
@@ -56,64 +56,6 @@ void int8_tile(const TileInput& in, float* out) {
   }
 }
 
-template <int kRows>
-void int4_tile(const TileInput& in, float* out) {
-  using Product = IntegerProduct<true>;
-  constexpr int kStep = 2 * kLanes;
-  const int64_t num_groups = in.inputs / in.group_size, num_words = in.group_size / 8;
-  const int64_t group_bytes = num_words * kRowBytes + kPanelOutputs * 2;
-  for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
-    const auto* x = static_cast<const uint32_t*>(in.x);
-    Vector totals[kRows][2] = {};
-    for (int64_t group = 0; group < num_groups; group++) {
-      const char* words = in.panel + group * group_bytes + first * kLaneBytes;
-      IntVector sums[kRows][2] = {};
-      for (int64_t word = 0; word < num_words; word++, words += kRowBytes) {
-        typename Product::Weight low[2], high[2];
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; v++) {
-          IntVector nibbles = load_as<IntVector>(words + v * (kLaneBytes * kLanes));
-          if (kRows <= kRowsThatWait) {
-            __builtin_prefetch(words + v * (kLaneBytes * kLanes) + kPrefetchBytes);
-          }
-          low[v] = Product::prepare(nibbles & 0x0f0f0f0f);
-          high[v] = Product::prepare((nibbles >> 4) & 0x0f0f0f0f);
-        }
-#pragma GCC unroll 16
-        for (int row = 0; row < kRows; row++) {
-          auto b = Product::broadcast(x + row);
-          Product::multiply_add(sums[row][0], low[0], b);
-          Product::multiply_add(sums[row][1], low[1], b);
-        }
-#pragma GCC unroll 16
-        for (int row = 0; row < kRows; row++) {
-          auto b = Product::broadcast(x + kRows + row);
-          Product::multiply_add(sums[row][0], high[0], b);
-          Product::multiply_add(sums[row][1], high[1], b);
-        }
-        x += 2 * kRows;
-      }
-      const char* scales = in.panel + group * group_bytes + num_words * kRowBytes + first * 2;
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; v++) {
-        Vector scale = from_bfloat16(load_as<HalfVector>(scales + v * kLanes * 2));
-#pragma GCC unroll 16
-        for (int row = 0; row < kRows; row++) {
-          // Weights are stored as w + 8.
-          IntVector sum = sums[row][v] - in.sums[row * num_groups + group] * 8;
-          totals[row][v] += __builtin_convertvector(sum, Vector) * scale;
-        }
-      }
-    }
-#pragma GCC unroll 16
-    for (int row = 0; row < kRows; row++) {
-      for (int v = 0; v < 2; v++) {
-        store(out + row * kPanelOutputs + first + v * kLanes, totals[row][v] * in.scales[row]);
-      }
-    }
-  }
-}
-
 #include "block_tile.h"
 
 constexpr int kMostRows = 14;
@@ -126,24 +68,20 @@ template <int... kRows>
 constexpr std::array<Tile, kMostRows + 1> int8_tiles(std::integer_sequence<int, kRows...>) {
   return {nullptr, int8_tile<kRows + 1>...};
 }
-template <int... kRows>
-constexpr std::array<Tile, kMostRows + 1> int4_tiles(std::integer_sequence<int, kRows...>) {
-  return {nullptr, int4_tile<kRows + 1>...};
-}
 
 struct TileTable {
   int max_rows;
   std::array<Tile, kMostRows + 1> tiles;  // by number of rows
 };
 
-// int4 keeps twice as many sums.
-constexpr int kMaxInt4Rows = (IntegerProduct<true>::kMaxRows + 1) / 2;
+// Blocks keep twice as many sums.
+constexpr int kMaxBlockTileRows = (IntegerProduct<true>::kMaxRows + 1) / 2;
 
 template <WeightType kType, bool kHasScales, bool kHasMinima, int... kRows>
 constexpr TileTable block_tiles(std::integer_sequence<int, kRows...>) {
-  return {kMaxInt4Rows, {nullptr, block_tile<kRows + 1, kType, kHasScales, kHasMinima>...}};
+  return {kMaxBlockTileRows, {nullptr, block_tile<kRows + 1, kType, kHasScales, kHasMinima>...}};
 }
-using BlockRows = std::make_integer_sequence<int, kMaxInt4Rows>;
+using BlockRows = std::make_integer_sequence<int, kMaxBlockTileRows>;
 
 template <WeightType kType>
 const TileTable& block_tile_table(const BlockLayout& blocks) {
@@ -165,19 +103,15 @@ inline const TileTable& tile_table(const Matrix& matrix) {
   static constexpr TileTable kInt8{
       IntegerProduct<false>::kMaxRows,
       int8_tiles(std::make_integer_sequence<int, IntegerProduct<false>::kMaxRows>())};
-  static constexpr TileTable kInt4{
-      kMaxInt4Rows, int4_tiles(std::make_integer_sequence<int, kMaxInt4Rows>())};
   static constexpr TileTable kFp4 = block_tiles<WeightType::kBlocksFp4, false, false>(BlockRows());
   switch (matrix.type) {
     case WeightType::kFloat32: return kFloat32;
     case WeightType::kBfloat16: return kBfloat16;
     case WeightType::kInt8: return kInt8;
-    case WeightType::kInt4: break;
     case WeightType::kBlocks8: return block_tile_table<WeightType::kBlocks8>(matrix.blocks);
     case WeightType::kBlocks4: return block_tile_table<WeightType::kBlocks4>(matrix.blocks);
-    case WeightType::kBlocksFp4: return kFp4;
+    default: return kFp4;
   }
-  return kInt4;
 }
 
 // ---- activations ----------------------------------------------------------------------------------
@@ -228,11 +162,7 @@ class Activations {
     switch (type_) {
       case WeightType::kFloat32: return put_floats<Float32Product>(row, values, 0, num_inputs_);
       case WeightType::kBfloat16: return put_floats<Bfloat16Product>(row, values, 0, num_inputs_);
-      case WeightType::kInt8:
-      case WeightType::kInt4:
-      case WeightType::kBlocks8:
-      case WeightType::kBlocks4:
-      case WeightType::kBlocksFp4: return put_integers(row, values);
+      default: return put_integers(row, values);
     }
   }
 
