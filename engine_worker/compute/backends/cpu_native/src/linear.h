@@ -114,6 +114,19 @@ inline const TileTable& tile_table(const Matrix& matrix) {
   }
 }
 
+// Rows of activations take a multiple of these. For AMX, the rows of a block stand side by side with
+// so many bytes of each.
+constexpr int64_t kRunBytes = 64;
+
+#if defined(__AMX_TILE__)
+#include "amx_tiles.h"
+#else
+class AmxTiles;
+constexpr bool kHasAmx = false;
+constexpr int64_t kMostBlockRows = kMostRows;
+inline bool takes_amx(const Matrix&, int64_t) { return false; }
+#endif
+
 // ---- activations ----------------------------------------------------------------------------------
 
 // Memory of packed rows.
@@ -121,16 +134,17 @@ struct ActivationMemory {
   Memory packed, scales, sums;
 
   bool reserve(int64_t num_rows, const Matrix& matrix) {
-    const int64_t inputs = matrix.padded();
     // Four bytes an input hold float32 and, on levels without bfloat16 products, its pairs.
-    return packed.reserve(num_rows * inputs * 4) && scales.reserve(num_rows * 4) &&
+    return packed.reserve(num_rows * round_up(matrix.padded() * 4, kRunBytes)) &&
+           scales.reserve(num_rows * 4) &&
            sums.reserve(num_rows * matrix.num_groups() * 4);
   }
 };
 
 // Rows in the type that a matrix is multiplied in. They stand in blocks of nearly equal size, at
-// most a tile; in a block the group of inputs is the outer index and the row the inner one. Each
-// thread has its own view of the one memory.
+// most a tile; in a block the group of inputs is the outer index and the row the inner one. For AMX
+// blocks are as large as they can be, and a run of 64 bytes takes the place of a group. Each thread
+// has its own view of the one memory.
 class Activations {
  public:
   // Behind `first` rows of others.
@@ -143,13 +157,17 @@ class Activations {
         group_size_(matrix.group_size),
         blocks_(matrix.blocks),
         num_groups_(matrix.num_groups()),
-        packed_(memory.packed.at<char>() + first * padded_ * input_bytes()),
+        row_bytes_(round_up(padded_ * input_bytes(), kRunBytes)),
+        is_for_amx_(takes_amx(matrix, num_rows)),
+        packed_(memory.packed.at<char>() + first * row_bytes_),
         scales_(memory.scales.at<float>() + first),
         sums_(memory.sums.at<int32_t>() + first * num_groups_),
-        num_blocks_(divide_up(num_rows, tile_table(matrix).max_rows)),
-        block_rows_(num_blocks_ > 0 ? divide_up(num_rows, num_blocks_) : 0) {}
+        num_blocks_(divide_up(num_rows, is_for_amx_ ? kMostBlockRows : tile_table(matrix).max_rows)),
+        block_rows_(is_for_amx_       ? std::min(num_rows, kMostBlockRows)
+                    : num_blocks_ > 0 ? divide_up(num_rows, num_blocks_)
+                                      : 0) {}
 
-  int64_t num_rows() const { return num_rows_; }
+  bool is_for_amx() const { return is_for_amx_; }
   int64_t num_blocks() const { return num_blocks_; }
   int64_t first_row(int64_t block) const { return block * block_rows_; }
   int64_t rows_of(int64_t block) const {
@@ -177,7 +195,7 @@ class Activations {
 
   TileInput tile(int64_t block, const char* panel) const {
     int64_t row = first_row(block);
-    return {packed_ + row * padded_ * input_bytes(),
+    return {packed_ + row * row_bytes_,
             panel,
             padded_,
             group_size_,
@@ -197,11 +215,28 @@ class Activations {
 
   template <class Product>
   void put_floats(int64_t row, const float* values, int64_t first, int64_t count) const {
-    int64_t block = row / block_rows_, stride = rows_of(block);
-    auto* to = reinterpret_cast<typename Product::Input*>(packed_) +
-               first_row(block) * (padded_ / Product::kInputs) +
+    if (is_for_amx_) return put_bfloat16_run(row, values, first, count);
+    const int64_t block = row / block_rows_, stride = rows_of(block);
+    auto* to = reinterpret_cast<typename Product::Input*>(packed_ + first_row(block) * row_bytes_) +
                first / Product::kInputs * stride + (row - first_row(block));
     Product::put(to, stride, values, count);
+  }
+
+  // For AMX; the last values are followed by zeros up to a whole run.
+  void put_bfloat16_run(int64_t row, const float* values, int64_t first, int64_t count) const {
+    const int64_t end = first + count;
+    const int64_t filled = end == num_inputs_ ? round_up(end, kRunBytes / 2) - first : count;
+    for (int64_t i = 0; i < filled; i += kLanes) {
+      const Vector x = i < count ? load_part(values + i, count - i) : Vector{};
+      const HalfVector bits = to_bfloat16(x);
+      std::memcpy(byte_of_run(row, (first + i) * 2), &bits, sizeof bits);
+    }
+  }
+
+  char* byte_of_run(int64_t row, int64_t byte) const {
+    const int64_t block = row / block_rows_, in_block = row - first_row(block);
+    return packed_ + first_row(block) * row_bytes_ +
+           (byte / kRunBytes * rows_of(block) + in_block) * kRunBytes + byte % kRunBytes;
   }
 
   // One scale for the whole row: the largest value becomes 127.
@@ -218,10 +253,11 @@ class Activations {
     // A row with NaN or infinity stays one without a number.
     scales_[row] = limit / 127.0f + sum_of(probe);
     const int64_t block = row / block_rows_, stride = rows_of(block);
-    uint32_t* to = reinterpret_cast<uint32_t*>(packed_) + first_row(block) * (padded_ / 4) +
+    uint32_t* to = reinterpret_cast<uint32_t*>(packed_ + first_row(block) * row_bytes_) +
                    (row - first_row(block));
     int32_t* sums = sums_ + row * num_groups_;
-    const int64_t group_inputs = num_groups_ == 1 ? padded_ : group_size_;
+    const int64_t whole = is_for_amx_ ? row_bytes_ : padded_;
+    const int64_t group_inputs = num_groups_ == 1 ? whole : group_size_;
     for (int64_t group = 0; group < num_groups_; group++) {
       IntVector sum{};
       const int64_t end = (group + 1) * group_inputs;
@@ -230,6 +266,10 @@ class Activations {
         IntVector rounded = round_to_integers(x * inverse);
         sum += rounded;
         const ByteVector bytes = __builtin_convertvector(rounded, ByteVector);
+        if (is_for_amx_) {
+          std::memcpy(byte_of_run(row, i), &bytes, sizeof bytes);
+          continue;
+        }
         uint32_t words[kLanes / 4];
         std::memcpy(words, &bytes, sizeof bytes);
         const int64_t num_words = std::min<int64_t>(kLanes, end - i) / 4;
@@ -248,7 +288,8 @@ class Activations {
   WeightType type_;
   int64_t num_rows_, num_inputs_, padded_, group_size_;
   BlockLayout blocks_;
-  int64_t num_groups_;
+  int64_t num_groups_, row_bytes_;
+  bool is_for_amx_;
   char* packed_;
   float* scales_;
   int32_t* sums_;
@@ -267,11 +308,18 @@ template <class Finish>
 void multiply_part(const Activations& x, const Matrix& matrix, const Part& part, Finish&& finish) {
   const TileTable& table = tile_table(matrix);
   const int64_t stride = matrix.panel_stride();
-  alignas(64) float out[kMostRows * kPanelOutputs];
+  alignas(64) float out[kMostBlockRows * kPanelOutputs];
+#if defined(__AMX_TILE__)
+  AmxTiles amx;
+#endif
   for (int64_t panel = part.first_panel; panel < part.end_panel; panel++) {
     for (int64_t block = part.first_block; block < part.end_block; block++) {
       const int64_t num_rows = x.rows_of(block);
-      table.tiles[num_rows](x.tile(block, matrix.data + panel * stride), out);
+      const TileInput input = x.tile(block, matrix.data + panel * stride);
+#if defined(__AMX_TILE__)
+      if (x.is_for_amx()) amx.multiply(matrix.type, input, num_rows, out);
+#endif
+      if (!x.is_for_amx()) table.tiles[num_rows](input, out);
       for (int64_t row = 0; row < num_rows; row++) {
         finish(x.first_row(block) + row, panel, out + row * kPanelOutputs);
       }
