@@ -43,8 +43,10 @@ _AVX512 = [
     "-mavx512vl",
     "-mprefer-vector-width=512",
 ]
+_AVX512_BF16 = [*_AVX512, "-mavx512vnni", "-mavx512bf16"]
 _X86_LEVELS = {
-    "avx512_bf16": [*_AVX512, "-mavx512vnni", "-mavx512bf16"],
+    "amx": [*_AVX512_BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
+    "avx512_bf16": _AVX512_BF16,
     "avx512_vnni": [*_AVX512, "-mavx512vnni"],
     "avx512": _AVX512,
     "avx2_vnni": [*_AVX2, "-mavxvnni"],

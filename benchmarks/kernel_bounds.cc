@@ -45,7 +45,41 @@ extern "C" double read_rate(const char* data, int64_t num_bytes, int num_threads
   return static_cast<double>(part * num_threads) / total;
 }
 
-// Multiplications and additions a second of bfloat16 (0) or bytes (1); 0 without the instruction.
+// Multiplications and additions a second of the tile registers, which the process may use already;
+// 0 without them.
+extern "C" double multiply_rate_of_amx(int is_bytes, int num_threads) {
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__)
+  const int64_t turns = 1'000'000;
+  double total = seconds(num_threads, [&](int) {
+    struct alignas(64) Config {
+      uint8_t palette = 1, start_row = 0, reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } config;
+    asm volatile("ldtilecfg %0" ::"m"(config));
+    for (int64_t turn = 0; turn < turns; turn++) {
+      if (is_bytes) {
+        _tile_dpbsud(0, 4, 6);
+        _tile_dpbsud(1, 4, 7);
+        _tile_dpbsud(2, 5, 6);
+        _tile_dpbsud(3, 5, 7);
+      } else {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    _tile_release();
+  });
+  const int64_t by_turn = 4 * 16 * 16 * (is_bytes ? 128 : 64);
+  return static_cast<double>(by_turn * turns * num_threads) / total;
+#else
+  return 0.0;
+#endif
+}
+
+// The same of vectors; bfloat16 (0) or bytes (1).
 extern "C" double multiply_rate(int is_bytes, int num_threads) {
   const int64_t turns = 20'000'000;
   int64_t by_turn = 0;

@@ -2,13 +2,18 @@
 
     python -m benchmarks.kernels                      # SmolLM2-135M, every type
     python -m benchmarks.kernels --shape Qwen2.5-0.5B --types bfloat16 int8 --rows 1 32 --rounds 7
-    python -m benchmarks.kernels --level avx2
+    python -m benchmarks.kernels --levels amx avx512_bf16 --rows 1 8 32
+    python -m benchmarks.kernels --levels amx avx512_bf16 --rows 128 512 --prompt
 
 Three calls of a decode step are timed apart: all MLP blocks, all attention blocks (over --context
 stored tokens) and the head. A call must read its weights, keys and values once, and multiply them
 by every row; it is bounded by the slower of the two, at the rates that the machine showed in the
 same round: memory read by as many threads, and products in registers. The bounds need a C++
-compiler and AVX512-BF16; without them times are printed alone. Times are medians over the rounds.
+compiler and AVX512-BF16; without them times are printed alone. Several levels take turns in every
+round, and each is compared with the last one. Times are medians over the rounds.
+
+Where others use the machine, waits of threads for each other are most of a time: --busy gives the
+least CPU time of a call on one thread, without bounds.
 """
 
 import argparse
@@ -18,7 +23,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +41,7 @@ from engine_worker.compute.backends.cpu_native.calls import (
     MlpConfig,
     Step,
 )
-from engine_worker.compute.backends.cpu_native.library import load
+from engine_worker.compute.backends.cpu_native.library import Library, load
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.spec import DecoderSpec, MlpSpec
 
@@ -61,6 +66,14 @@ class Timed:
     operations: int
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Seconds of a call, and of what bounds it."""
+
+    times: list[float]
+    limits: list[float]
+
+
 class Bounds:
     """Rates of the machine, by a small library that is compiled for it."""
 
@@ -77,17 +90,20 @@ class Bounds:
         if subprocess.run(command, check=False, capture_output=True).returncode:
             return
         self._library = ctypes.CDLL(str(target))
-        self._library.read_rate.restype = self._library.multiply_rate.restype = ctypes.c_double
+        for name in ("read_rate", "multiply_rate", "multiply_rate_of_amx"):
+            getattr(self._library, name).restype = ctypes.c_double
         self._data = np.ones(READ_BYTES, np.uint8)
 
-    def measure(self, weight_type: str) -> tuple[float, float]:
+    def rates(self, weight_type: str, level: str) -> tuple[float, float]:
         """Bytes read and operations done in a second; 0 where that can't be measured."""
         if self._library is None:
             return 0.0, 0.0
         address = ctypes.c_void_p(self._data.ctypes.data)
         read = self._library.read_rate(address, ctypes.c_int64(READ_BYTES), self._num_threads)
         is_bytes = weight_type in {"int8", "int4"}
-        return read, self._library.multiply_rate(int(is_bytes), self._num_threads)
+        by_tiles = level == "amx" and weight_type != "float32"
+        multiply = self._library.multiply_rate_of_amx if by_tiles else self._library.multiply_rate
+        return read, multiply(int(is_bytes), self._num_threads)
 
 
 class Model:
@@ -130,24 +146,25 @@ class Model:
         values = self._random.standard_normal((outputs, inputs), np.float32) * inputs**-0.5
         return jnp.asarray(packing.pack(values.astype(np.float32), self.weight_type, kind)[0])
 
-    def timed_calls(self, num_rows: int, context: int) -> list[Timed]:
-        """The calls of a step of some rows, each with `context` tokens stored."""
+    def timed_calls(self, num_rows: int, context: int, *, is_prompt: bool = False) -> list[Timed]:
+        """The calls of a step of some rows, each with `context` tokens stored.
+
+        With `is_prompt` the rows are neighbouring tokens of one prompt instead.
+        """
         spec, attention = self.spec, self.spec.layers[0].attention
-        blocks = -(-(context + 1) // BLOCK_SIZE)
+        num_requests, num_new = (1, num_rows) if is_prompt else (num_rows, 1)
+        blocks = -(-(context + num_new) // BLOCK_SIZE)
         key_shape, value_shape = calls.page_shapes(
-            num_rows * blocks + 1,
+            num_requests * blocks + 1,
             attention.num_kv_heads,
             attention.head_dim,
             BLOCK_SIZE,
             "bfloat16",
         )
         pages = [(jnp.zeros(*key_shape), jnp.zeros(*value_shape)) for _ in spec.layers]
-        ids = self._random.permutation(num_rows * blocks).reshape(num_rows, blocks)
-        step = Step(
-            jnp.full(num_rows, context, jnp.int32),
-            jnp.arange(num_rows, dtype=jnp.int32),
-            jnp.asarray(ids, jnp.int32),
-        )
+        ids = self._random.permutation(num_requests * blocks).reshape(num_requests, blocks)
+        index = jnp.arange(num_rows, dtype=jnp.int32)
+        step = Step(context + index % num_new, index // num_new, jnp.asarray(ids, jnp.int32))
         half = attention.head_dim // 2
         rope = (jnp.ones((num_rows, half)), jnp.zeros((num_rows, half)))
         x = jnp.asarray(self._random.standard_normal((num_rows, spec.hidden_size), np.float32))
@@ -220,43 +237,71 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--context", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--level")
+    parser.add_argument("--prompt", action="store_true", help="rows are tokens of one prompt")
+    parser.add_argument("--busy", action="store_true", help="least CPU time of one thread")
+    parser.add_argument("--levels", nargs="+", help="instruction levels; the best one by itself")
     arguments = parser.parse_args()
-    library = load(level=arguments.level)
-    bounds = Bounds(library.num_threads)
-    print(f"{arguments.shape}, {library.level}, {library.num_threads} threads")
-    print("| type | rows | call | ms | bound ms | share | GB/s | G/s |")
-    print("|---|---|---|---|---|---|---|---|")
+    library = load(num_threads=1 if arguments.busy else None)
+    levels = arguments.levels or [library.level]
+    bounds = None if arguments.busy else Bounds(library.num_threads)
+    print(f"{arguments.shape}, {library.num_threads} threads")
+    print("| type | rows | call | level | ms | times as fast | bound ms | share | GB/s | G/s |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     spec = decoder_spec(SHAPES[arguments.shape])
     for weight_type in arguments.types:
         model = Model(spec, weight_type)
         for num_rows in arguments.rows:
-            for timed in model.timed_calls(num_rows, arguments.context):
-                print_row(weight_type, num_rows, timed, bounds, arguments.rounds)
+            context = arguments.context
+            for timed in model.timed_calls(num_rows, context, is_prompt=arguments.prompt):
+                measured = measure(timed, library, levels, bounds, weight_type, arguments.rounds)
+                title = f"{weight_type} | {num_rows}"
+                print_rows(title, timed, measured, is_busy=arguments.busy)
 
 
-def print_row(
-    weight_type: str, num_rows: int, timed: Timed, bounds: Bounds, num_rounds: int
-) -> None:
-    """Times a call and its bounds in turn."""
-    timed.run()
-    times, limits = [], []
-    for _ in range(num_rounds):
-        read, multiply = bounds.measure(weight_type)
-        if read and multiply:
-            limits.append(max(timed.read_bytes / read, timed.operations / multiply))
-        for _ in range(3):
-            start = time.perf_counter()
+def measure(
+    timed: Timed,
+    library: Library,
+    levels: Sequence[str],
+    bounds: Bounds | None,
+    weight_type: str,
+    num_rounds: int,
+) -> dict[str, Measured]:
+    """A call at each level and its bounds, measured in turn; without bounds in CPU time."""
+    measured = {level: Measured([], []) for level in levels}
+    clock = time.perf_counter if bounds else time.process_time
+    for number in range(num_rounds + 1):
+        for level, found in measured.items():
+            library.choose_level(level)
             timed.run()
-            times.append(time.perf_counter() - start)
-    taken = statistics.median(times)
-    limit = statistics.median(limits) if limits else 0.0
-    bound = f"{limit * 1e3:.2f} | {limit / taken:.0%}" if limit else "– | –"
-    rates = f"{timed.read_bytes / taken / 1e9:.1f} | {timed.operations / taken / 1e9:.0f}"
-    print(
-        f"| {weight_type} | {num_rows} | {timed.name} | {taken * 1e3:.2f} | {bound} | {rates} |",
-        flush=True,
-    )
+            if number == 0:
+                continue  # What a level keeps between calls has its size now.
+            read, multiply = bounds.rates(weight_type, level) if bounds else (0.0, 0.0)
+            if read and multiply:
+                found.limits.append(max(timed.read_bytes / read, timed.operations / multiply))
+            for _ in range(3):
+                start = clock()
+                timed.run()
+                found.times.append(clock() - start)
+    return measured
+
+
+def print_rows(
+    title: str, timed: Timed, measured: Mapping[str, Measured], *, is_busy: bool
+) -> None:
+    """A line for each level."""
+    typical = min if is_busy else statistics.median
+    taken_by = {level: typical(found.times) for level, found in measured.items()}
+    reference = list(taken_by.values())[-1]
+    for level, taken in taken_by.items():
+        limits = measured[level].limits
+        limit = statistics.median(limits) if limits else 0.0
+        bound = f"{limit * 1e3:.2f} | {limit / taken:.0%}" if limit else "– | –"
+        rates = f"{timed.read_bytes / taken / 1e9:.1f} | {timed.operations / taken / 1e9:.0f}"
+        print(
+            f"| {title} | {timed.name} | {level} | {taken * 1e3:.2f} | {reference / taken:.2f} "
+            f"| {bound} | {rates} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

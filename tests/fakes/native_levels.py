@@ -2,4 +2,12 @@
 
 from typing import Final
 
-LEVELS: Final = ("avx512_bf16", "avx512_vnni", "avx512", "avx2_vnni", "avx2", "generic")
+LEVELS: Final = (
+    "amx",
+    "avx512_bf16",
+    "avx512_vnni",
+    "avx512",
+    "avx2_vnni",
+    "avx2",
+    "generic",
+)

@@ -8,9 +8,10 @@ build=build/sanitize
 cxx=${CXX:-g++}
 avx512="-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 declare -A levels=(
+  [amx]="$avx512 -mavx512vnni -mavx512bf16 -mamx-tile -mamx-bf16 -mamx-int8"
   [avx512_bf16]="$avx512 -mavx512vnni -mavx512bf16" [avx512]="$avx512" [avx2]="-mavx2 -mfma" [generic]=""
 )
-names=${PENSTOCK_KERNEL_LEVELS:-"avx512_bf16 avx512 avx2 generic"}
+names=${PENSTOCK_KERNEL_LEVELS:-"amx avx512_bf16 avx512 avx2 generic"}
 [ "$(uname -m)" = x86_64 ] || names=generic
 for sanitizer in address,undefined thread; do
   folder=$build/$sanitizer

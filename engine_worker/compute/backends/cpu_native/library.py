@@ -9,6 +9,7 @@ levels, of which it takes the best that the processor has. docs/kernels.md descr
 
 import ctypes
 import hashlib
+import logging
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Final
 
 import jax.ffi
 
+from engine_worker.compute.models.dtype import read_cpu_flags
 from engine_worker.errors import NativeUnavailableError
 from protocol.runtime.container_limits import num_usable_cores
 
@@ -29,6 +31,9 @@ _TARGETS: Final = (
     "penstock_likeliest",
     "penstock_embedding",
 )
+_AMX: Final = "amx"
+_AMX_FLAGS: Final = frozenset({"amx_tile", "amx_bf16", "amx_int8"})
+_log = logging.getLogger("penstock.engine.kernels")
 _lock = threading.Lock()
 _loaded: dict[Path, ctypes.CDLL] = {}
 _num_threads: dict[Path, int] = {}
@@ -94,13 +99,28 @@ def load(
         if path not in _num_threads:
             wanted = num_threads or num_usable_cores()
             _num_threads[path] = handle.penstock_start_threads(wanted)
+            _tell_why_no_amx(_library_of(handle, _num_threads[path]), read_cpu_flags())
         threads = _num_threads[path]
-    library = Library(
-        handle, tuple(handle.penstock_compiled_levels().decode().split()), num_threads=threads
-    )
+    library = _library_of(handle, threads)
     if level is not None:
         library.choose_level(level)
     return library
+
+
+def _library_of(handle: ctypes.CDLL, num_threads: int) -> Library:
+    return Library(handle, tuple(handle.penstock_compiled_levels().decode().split()), num_threads)
+
+
+def _tell_why_no_amx(library: Library, cpu_flags: frozenset[str]) -> None:
+    """Logs what a processor with AMX computes with instead, and why."""
+    if library.level == _AMX or not cpu_flags >= _AMX_FLAGS:
+        return
+    why = "the compiler that built them doesn't know it"
+    if _AMX in library.levels:
+        why = "the system doesn't let this process use it"
+    _log.warning(
+        "the native kernels compute with %s, though this processor has AMX: %s", library.level, why
+    )
 
 
 def _open(path: Path) -> ctypes.CDLL:

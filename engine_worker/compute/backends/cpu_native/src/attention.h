@@ -18,7 +18,9 @@ inline int64_t span_size(int64_t block_size) {
 }
 
 // Queries times heads that are computed together, so that they read a page once.
-constexpr int64_t kFoldedRows = 24;
+constexpr int64_t kFoldedRows = kHasAmx ? kMostBlockRows : 24;
+// Positions of a page that registers of AMX take at once.
+constexpr int64_t kRunPositions = kRunBytes / 2;
 
 // Neighbouring live tokens of one row at ascending positions.
 struct QuerySegment {
@@ -59,7 +61,7 @@ struct AttentionScratch {
   Memory queries, scores, state, span_state, page;
 
   bool reserve(int64_t folded_rows, int64_t head_dim, int64_t block_size) {
-    return queries.reserve(2 * folded_rows * head_dim * 4) &&
+    return queries.reserve(2 * folded_rows * round_up(head_dim, kRunPositions) * 4) &&
            scores.reserve(folded_rows * score_stride(block_size) * 4) &&
            state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
            span_state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
@@ -68,7 +70,7 @@ struct AttentionScratch {
 
   // A page is computed in whole steps, so the last one of a chunk may hang over.
   static int64_t score_stride(int64_t block_size) {
-    return round_up(chunk_size(block_size), kLanes) + 2 * kLanes;
+    return round_up(chunk_size(block_size), kLanes) + 3 * kLanes;
   }
 };
 
@@ -77,9 +79,13 @@ class Attention {
   using Product = CacheProduct<kType>;
   using Input = typename Product::Input;
   using Weight = typename Product::Weight;
-  static constexpr int kScoreRows = Product::kMaxRows < 12 ? Product::kMaxRows : 12;
+  // All rows or none, as for products of bfloat16 weights.
+  static constexpr bool kByAmx = kHasAmx && kType == CacheType::kBfloat16;
+  struct NoTiles {};
+  using Tiles = std::conditional_t<kByAmx, AmxTiles, NoTiles>;
+  static constexpr int kValueRows = Product::kMaxRows < 12 ? Product::kMaxRows : 12;
+  static constexpr int64_t kScoreRows = kByAmx ? kMostBlockRows : kValueRows;
   static constexpr int kScoreStep = 2 * kLanes;
-  static constexpr int kValueRows = kScoreRows;
   static constexpr int kValueVectors = 2;
 
   // Folded rows that read the same pages.
@@ -125,7 +131,7 @@ class Attention {
       end_ = std::max(end_, part.end);
     }
     if (tile.num_segments > 1) {
-      whole_ = part_of(tile.first, tile.count, q, q_stride, queries + num_folded_ * groups());
+      whole_ = part_of(tile.first, tile.count, q, q_stride, queries + num_folded_ * query_size());
       whole_.begin = begin_;
       whole_.end = tile.num_shared;
     }
@@ -211,6 +217,9 @@ class Attention {
   }
 
   int64_t groups() const { return dim_ / Product::kInputs; }
+  int64_t query_size() const {
+    return (kByAmx ? round_up(dim_, kRunPositions) : dim_) / Product::kInputs;
+  }
   int32_t token_of(int64_t row) const {
     return call_.live[static_cast<size_t>(tile_->first + row / heads_)];
   }
@@ -229,7 +238,7 @@ class Attention {
   }
 
   // Packs the queries of some tokens, scaled, in pieces of at most kScoreRows rows: the group of
-  // inputs is the outer index. `queries` and `q` are those of the tile.
+  // inputs, or the run for AMX, is the outer index. `queries` and `q` are those of the tile.
   Part part_of(int64_t first, int64_t count, const float* q, int64_t q_stride,
                Input* queries) const {
     Part part{};
@@ -239,16 +248,24 @@ class Attention {
     const int32_t token = token_of(part.row);
     part.end = call_.positions[token] + count;
     part.table = block_.tables + call_.rows[token] * call_.table_width;
-    queries += part.row * groups();
+    queries += part.row * query_size();
     part.queries = queries;
     float scaled[kMaxHeadDim];
     for (int64_t row = 0; row < part.num_rows; row++) {
       const int64_t head = kv_head_ * heads_ + row % heads_;
       const float* from = q + (part.row + row) / heads_ * q_stride + head * dim_;
       for (int64_t i = 0; i < dim_; i++) scaled[i] = from[i] * block_.scale;
-      const int64_t piece = row / kScoreRows * kScoreRows;
-      Product::put(queries + piece * groups() + (row - piece), rows_of_piece(part, piece), scaled,
-                   dim_);
+      const int64_t piece = row / kScoreRows * kScoreRows, rows = rows_of_piece(part, piece);
+      Input* to = queries + piece * query_size();
+      if constexpr (kByAmx) {
+        for (int64_t i = 0; i < round_up(dim_, kRunPositions); i += kLanes) {
+          const int64_t run = i / kRunPositions * rows + (row - piece);
+          Product::put_side_by_side(to + (run * kRunPositions + i % kRunPositions) / 2,
+                                    i < dim_ ? load_part(scaled + i, dim_ - i) : Vector{});
+        }
+      } else {
+        Product::put(to + (row - piece), rows, scaled, dim_);
+      }
     }
     return part;
   }
@@ -262,7 +279,15 @@ class Attention {
     for (int64_t row = part.row; row < part.row + part.num_rows; row++) {
       absorb(row, chunk, from, to, state);
     }
-    add_values(part, chunk, from, to, state.weighted);
+    if constexpr (kByAmx) {
+      for (int64_t piece = 0; piece < part.num_rows; piece += kScoreRows) {
+        for (int64_t first = 0; first < dim_; first += kPanelOutputs) {
+          add_by_amx(part, piece, first, chunk, from, to, state.weighted);
+        }
+      }
+    } else {
+      add_values(part, chunk, from, to, state.weighted);
+    }
   }
 
   float* scores_of(int64_t row) const { return scores_ + row * stride_; }
@@ -288,9 +313,15 @@ class Attention {
       }
       for (int64_t at = first / kScoreStep * kScoreStep; at < end; at += kScoreStep) {
         for (int64_t piece = 0; piece < part.num_rows; piece += kScoreRows) {
-          const auto score = kScoreFunctions[static_cast<size_t>(rows_of_piece(part, piece))];
-          score(part.queries + piece * groups(), keys + at * kLaneBytes, stride, groups(),
-                ahead + at * kLaneBytes, scores_of(part.row + piece) + page - chunk + at, stride_);
+          const Input* queries = part.queries + piece * query_size();
+          const int64_t rows = rows_of_piece(part, piece), place = at * kLaneBytes;
+          float* scores = scores_of(part.row + piece) + page - chunk + at;
+          if constexpr (kByAmx) {
+            score_by_amx(queries, rows, keys + place, stride, ahead + place, scores);
+          } else {
+            const auto score = kScoreFunctions[static_cast<size_t>(rows)];
+            score(queries, keys + place, stride, groups(), ahead + place, scores, stride_);
+          }
         }
       }
     }
@@ -306,6 +337,35 @@ class Attention {
     }
     return page_;
   }
+
+#if defined(__AMX_TILE__)
+  // Scores of a piece and 32 positions; `ahead` is asked for.
+  void score_by_amx(const Input* queries, int64_t num_rows, const char* keys, int64_t stride,
+                    const char* ahead, float* scores) {
+    amx_.begin(num_rows);
+    const char* x = reinterpret_cast<const char*>(queries);
+    for (int64_t group = 0; group < groups(); group += kTileRows) {
+      const int64_t left = groups() - group;
+      for (int64_t i = 0; i < kTileRows && num_rows <= kRowsThatWait; i++) {
+        __builtin_prefetch(ahead + (group + i) * stride, 0, 2);
+        __builtin_prefetch(ahead + (group + i) * stride + 64, 0, 2);
+      }
+      if (left >= kTileRows) {
+        amx_.add(x, kRunBytes, keys, stride);
+      } else {
+        alignas(64) char last[kStepBytes] = {};
+        for (int64_t i = 0; i < left; i++) {
+          std::memcpy(last + i * kRowBytes, keys + i * stride, static_cast<size_t>(kRowBytes));
+        }
+        finish_writes(last);
+        amx_.add(x, kRunBytes, last, kRowBytes);
+      }
+      x += num_rows * kRunBytes;
+      keys += kTileRows * stride;
+    }
+    amx_.store_sums(scores, stride_ * 4);
+  }
+#endif
 
   using ScoreFunction = void (*)(const Input*, const char*, int64_t, int64_t, const char*, float*,
                                  int64_t);
@@ -338,7 +398,12 @@ class Attention {
     Input* weights = weights_of(row);
     const int64_t low = std::max(first_seen(row), chunk) - chunk;
     const int64_t high = std::min(position_of(row) + 1, to) - chunk;
-    const int64_t begin = (from - chunk) / kLanes * kLanes, end = to - chunk;
+    int64_t begin = (from - chunk) / kLanes * kLanes, end = to - chunk;
+    if constexpr (kByAmx) {  // Weights of 0 up to whole runs of the pages.
+      const int64_t length = (to - 1) % page_size_ + 1;
+      begin = (from - from % page_size_ % kRunPositions - chunk) / kLanes * kLanes;
+      end += round_up(length, kRunPositions) - length;
+    }
     Vector largest = splat(kMasked);
     for (int64_t at = begin; at < end; at += kLanes) {
       Vector x = load(scores + at);
@@ -388,6 +453,50 @@ class Attention {
       }
     }
   }
+
+#if defined(__AMX_TILE__)
+  // For a piece and 32 of the head's width from `first` on.
+  void add_by_amx(const Part& part, int64_t piece, int64_t first, int64_t chunk, int64_t from,
+                  int64_t to, float* weighted) {
+    const int64_t row = part.row + piece, num_rows = rows_of_piece(part, piece);
+    const int64_t stride = dim_ * kLaneBytes, width = std::min(kPanelOutputs, dim_ - first);
+    amx_.begin(num_rows);
+    for (int64_t page = from / page_size_ * page_size_; page < to; page += page_size_) {
+      const int64_t begin = std::max(from, page) - page, end = std::min(to - page, page_size_);
+      const char* values = page_at(block_.values, part, page) + first * kLaneBytes;
+      for (int64_t at = begin - begin % kRunPositions; at < end; at += kRunPositions) {
+        const char* x = reinterpret_cast<const char*>(weights_of(row) + (page - chunk + at) / 2);
+        const char* from_pair = values + at / 2 * stride;
+        if (at >= begin && at + kRunPositions <= end && width == kPanelOutputs) {
+          amx_.add(x, stride_ * 4, from_pair, stride);
+          continue;
+        }
+        // Beside these positions and the page may lie anything.
+        alignas(64) BitVector pairs[kTileRows][2] = {};
+        for (int64_t pair = 0; pair < kTileRows; pair++) {
+          const int64_t position = at + 2 * pair;
+          if (position + 1 < begin || position >= end) continue;
+          std::memcpy(pairs[pair], from_pair + pair * stride, static_cast<size_t>(width * kLaneBytes));
+          for (BitVector& bits : pairs[pair]) {
+            if (position < begin) bits &= 0xffff0000u;
+            if (position + 1 == end) bits &= 0xffffu;
+          }
+        }
+        finish_writes(pairs);
+        amx_.add(x, stride_ * 4, reinterpret_cast<const char*>(pairs), kRowBytes);
+      }
+    }
+    alignas(64) float sums[kMostBlockRows * kPanelOutputs];
+    amx_.store_sums(sums);
+    for (int64_t r = 0; r < num_rows; r++) {
+      for (int64_t i = 0; i < width; i += kLanes) {
+        float* to_row = weighted + (row + r) * dim_ + first + i;
+        store_part(to_row, load_part(to_row, width - i) + load(sums + r * kPanelOutputs + i),
+                   width - i);
+      }
+    }
+  }
+#endif
 
   using ValueFunction = void (Attention::*)(const Part&, int64_t, int64_t, int64_t, int64_t,
                                             int64_t, float*);
@@ -471,4 +580,5 @@ class Attention {
   int64_t begin_ = 0, end_ = 0;  // of the positions that any query sees
   std::vector<Part> parts_;      // one for each segment
   Part whole_{};                 // all of them, where there are several
+  Tiles amx_;
 };

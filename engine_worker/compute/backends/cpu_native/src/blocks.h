@@ -480,17 +480,8 @@ inline float weight_at(const Matrix& matrix, const char* panel, int64_t lane, in
       const int64_t end = padded_inputs(matrix.type, matrix.inputs, 0) / 4 * kRowBytes;
       return static_cast<float>(byte - 128) * load_as<float>(panel + end + lane * 4);
     }
-    case WeightType::kInt4: break;
-    case WeightType::kBlocks8:
-    case WeightType::kBlocks4:
-    case WeightType::kBlocksFp4: return block_weight_at(matrix, panel, lane, input);
+    default: return block_weight_at(matrix, panel, lane, input);
   }
-  const int64_t size = matrix.group_size, words = size / 8 * kRowBytes;
-  const int64_t group = input / size * (words + kPanelOutputs * 2), within = input % size;
-  const auto byte = load_as<uint8_t>(lanes + group + within / 8 * kRowBytes + within % 4);
-  const int nibble = within % 8 < 4 ? byte & 15 : byte >> 4;
-  const auto scale = load_as<uint16_t>(panel + group + words + lane * 2);
-  return static_cast<float>(nibble - 8) * bits_as<float>(static_cast<uint32_t>(scale) << 16);
 }
 
 inline bool run_embedding(const EmbeddingCall& call) {

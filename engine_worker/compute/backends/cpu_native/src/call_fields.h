@@ -112,6 +112,9 @@ inline Format format_of(Fields& fields) {
   blocks.scale_type = static_cast<ScaleType>(fields.integer(0, 3, "scale type"));
   blocks.has_scales = fields.flag("scales of groups");
   blocks.has_minima = fields.flag("minima of groups");
+  if (format.type == WeightType::kInt4) {  // It lies as these do.
+    return {WeightType::kBlocks4, size, {size, ScaleType::kBfloat16}};
+  }
   if (!is_in_blocks(format.type)) return format;
   require(size > 0 && size % 16 == 0 && blocks.block_size > 0 && blocks.block_size % size == 0,
           "groups are no multiple of 16 inputs, or blocks no multiple of a group");

@@ -17,7 +17,8 @@ constexpr int64_t kRowBytes = kPanelOutputs * kLaneBytes;
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kMaxInt8Inputs = 65536;  // The sum of products then still fits 32 bits.
 
-// The last three are numbers in blocks, as checkpoints hold them: see BlockLayout.
+// The last three are numbers in blocks, as checkpoints hold them: see BlockLayout. int4 is packed as
+// blocks of four bits with one group each and a bfloat16 scale, and kernels see it as these.
 enum class WeightType : int64_t {
   kFloat32 = 0,
   kBfloat16 = 1,

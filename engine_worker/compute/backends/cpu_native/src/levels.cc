@@ -6,6 +6,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace penstock {
 
@@ -22,6 +26,22 @@ namespace {
 #define LEVEL(name) &name::kLevel,
 const Level* const kLevels[] = {PENSTOCK_LEVELS nullptr};
 #undef LEVEL
+
+#if defined(__x86_64__)
+// Whether the processor has AMX and the system lets this process use its registers, which it has to
+// be asked for (Documentation/arch/x86/xstate.rst of Linux).
+bool has_amx() {
+#if defined(__linux__) && defined(SYS_arch_prctl)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const unsigned wanted = 1u << 22 | 1u << 24 | 1u << 25;  // bf16, tiles, int8
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & wanted) != wanted) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 // Whether this processor, and the system on it, has what setup.py compiles a level for.
 bool is_supported(std::string_view level) {
@@ -40,8 +60,9 @@ bool is_supported(std::string_view level) {
   }
   if (level == "avx512") return true;
   if (!__builtin_cpu_supports("avx512vnni")) return false;
-  return level == "avx512_vnni" ||
-         (level == "avx512_bf16" && __builtin_cpu_supports("avx512bf16"));
+  if (level == "avx512_vnni") return true;
+  if (!__builtin_cpu_supports("avx512bf16")) return false;
+  return level == "avx512_bf16" || (level == "amx" && has_amx());
 #else
   return false;
 #endif

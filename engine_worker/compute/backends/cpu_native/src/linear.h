@@ -5,7 +5,7 @@ struct TileInput {
   const void* x;            // The tile's rows, packed.
   const char* panel;
   int64_t inputs;           // Padded, see padded_inputs.
-  int64_t group_size;       // int4 and blocks: inputs of a scale.
+  int64_t group_size;       // Of blocks.
   const float* scales;      // All but floats: one for each row,
   const int32_t* sums;      // and the sum of the inputs of each row and group.
   BlockLayout blocks;
@@ -56,64 +56,6 @@ void int8_tile(const TileInput& in, float* out) {
   }
 }
 
-template <int kRows>
-void int4_tile(const TileInput& in, float* out) {
-  using Product = IntegerProduct<true>;
-  constexpr int kStep = 2 * kLanes;
-  const int64_t num_groups = in.inputs / in.group_size, num_words = in.group_size / 8;
-  const int64_t group_bytes = num_words * kRowBytes + kPanelOutputs * 2;
-  for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
-    const auto* x = static_cast<const uint32_t*>(in.x);
-    Vector totals[kRows][2] = {};
-    for (int64_t group = 0; group < num_groups; group++) {
-      const char* words = in.panel + group * group_bytes + first * kLaneBytes;
-      IntVector sums[kRows][2] = {};
-      for (int64_t word = 0; word < num_words; word++, words += kRowBytes) {
-        typename Product::Weight low[2], high[2];
-#pragma GCC unroll 2
-        for (int v = 0; v < 2; v++) {
-          IntVector nibbles = load_as<IntVector>(words + v * (kLaneBytes * kLanes));
-          if (kRows <= kRowsThatWait) {
-            __builtin_prefetch(words + v * (kLaneBytes * kLanes) + kPrefetchBytes);
-          }
-          low[v] = Product::prepare(nibbles & 0x0f0f0f0f);
-          high[v] = Product::prepare((nibbles >> 4) & 0x0f0f0f0f);
-        }
-#pragma GCC unroll 16
-        for (int row = 0; row < kRows; row++) {
-          auto b = Product::broadcast(x + row);
-          Product::multiply_add(sums[row][0], low[0], b);
-          Product::multiply_add(sums[row][1], low[1], b);
-        }
-#pragma GCC unroll 16
-        for (int row = 0; row < kRows; row++) {
-          auto b = Product::broadcast(x + kRows + row);
-          Product::multiply_add(sums[row][0], high[0], b);
-          Product::multiply_add(sums[row][1], high[1], b);
-        }
-        x += 2 * kRows;
-      }
-      const char* scales = in.panel + group * group_bytes + num_words * kRowBytes + first * 2;
-#pragma GCC unroll 2
-      for (int v = 0; v < 2; v++) {
-        Vector scale = from_bfloat16(load_as<HalfVector>(scales + v * kLanes * 2));
-#pragma GCC unroll 16
-        for (int row = 0; row < kRows; row++) {
-          // Weights are stored as w + 8.
-          IntVector sum = sums[row][v] - in.sums[row * num_groups + group] * 8;
-          totals[row][v] += __builtin_convertvector(sum, Vector) * scale;
-        }
-      }
-    }
-#pragma GCC unroll 16
-    for (int row = 0; row < kRows; row++) {
-      for (int v = 0; v < 2; v++) {
-        store(out + row * kPanelOutputs + first + v * kLanes, totals[row][v] * in.scales[row]);
-      }
-    }
-  }
-}
-
 #include "block_tile.h"
 
 constexpr int kMostRows = 14;
@@ -126,24 +68,20 @@ template <int... kRows>
 constexpr std::array<Tile, kMostRows + 1> int8_tiles(std::integer_sequence<int, kRows...>) {
   return {nullptr, int8_tile<kRows + 1>...};
 }
-template <int... kRows>
-constexpr std::array<Tile, kMostRows + 1> int4_tiles(std::integer_sequence<int, kRows...>) {
-  return {nullptr, int4_tile<kRows + 1>...};
-}
 
 struct TileTable {
   int max_rows;
   std::array<Tile, kMostRows + 1> tiles;  // by number of rows
 };
 
-// int4 keeps twice as many sums.
-constexpr int kMaxInt4Rows = (IntegerProduct<true>::kMaxRows + 1) / 2;
+// Blocks keep twice as many sums.
+constexpr int kMaxBlockTileRows = (IntegerProduct<true>::kMaxRows + 1) / 2;
 
 template <WeightType kType, bool kHasScales, bool kHasMinima, int... kRows>
 constexpr TileTable block_tiles(std::integer_sequence<int, kRows...>) {
-  return {kMaxInt4Rows, {nullptr, block_tile<kRows + 1, kType, kHasScales, kHasMinima>...}};
+  return {kMaxBlockTileRows, {nullptr, block_tile<kRows + 1, kType, kHasScales, kHasMinima>...}};
 }
-using BlockRows = std::make_integer_sequence<int, kMaxInt4Rows>;
+using BlockRows = std::make_integer_sequence<int, kMaxBlockTileRows>;
 
 template <WeightType kType>
 const TileTable& block_tile_table(const BlockLayout& blocks) {
@@ -165,20 +103,29 @@ inline const TileTable& tile_table(const Matrix& matrix) {
   static constexpr TileTable kInt8{
       IntegerProduct<false>::kMaxRows,
       int8_tiles(std::make_integer_sequence<int, IntegerProduct<false>::kMaxRows>())};
-  static constexpr TileTable kInt4{
-      kMaxInt4Rows, int4_tiles(std::make_integer_sequence<int, kMaxInt4Rows>())};
   static constexpr TileTable kFp4 = block_tiles<WeightType::kBlocksFp4, false, false>(BlockRows());
   switch (matrix.type) {
     case WeightType::kFloat32: return kFloat32;
     case WeightType::kBfloat16: return kBfloat16;
     case WeightType::kInt8: return kInt8;
-    case WeightType::kInt4: break;
     case WeightType::kBlocks8: return block_tile_table<WeightType::kBlocks8>(matrix.blocks);
     case WeightType::kBlocks4: return block_tile_table<WeightType::kBlocks4>(matrix.blocks);
-    case WeightType::kBlocksFp4: return kFp4;
+    default: return kFp4;
   }
-  return kInt4;
 }
+
+// Rows of activations take a multiple of these. For AMX, the rows of a block stand side by side with
+// so many bytes of each.
+constexpr int64_t kRunBytes = 64;
+
+#if defined(__AMX_TILE__)
+#include "amx_tiles.h"
+#else
+class AmxTiles;
+constexpr bool kHasAmx = false;
+constexpr int64_t kMostBlockRows = kMostRows;
+inline bool takes_amx(const Matrix&, int64_t) { return false; }
+#endif
 
 // ---- activations ----------------------------------------------------------------------------------
 
@@ -187,16 +134,17 @@ struct ActivationMemory {
   Memory packed, scales, sums;
 
   bool reserve(int64_t num_rows, const Matrix& matrix) {
-    const int64_t inputs = matrix.padded();
     // Four bytes an input hold float32 and, on levels without bfloat16 products, its pairs.
-    return packed.reserve(num_rows * inputs * 4) && scales.reserve(num_rows * 4) &&
+    return packed.reserve(num_rows * round_up(matrix.padded() * 4, kRunBytes)) &&
+           scales.reserve(num_rows * 4) &&
            sums.reserve(num_rows * matrix.num_groups() * 4);
   }
 };
 
 // Rows in the type that a matrix is multiplied in. They stand in blocks of nearly equal size, at
-// most a tile; in a block the group of inputs is the outer index and the row the inner one. Each
-// thread has its own view of the one memory.
+// most a tile; in a block the group of inputs is the outer index and the row the inner one. For AMX
+// blocks are as large as they can be, and a run of 64 bytes takes the place of a group. Each thread
+// has its own view of the one memory.
 class Activations {
  public:
   // Behind `first` rows of others.
@@ -209,13 +157,17 @@ class Activations {
         group_size_(matrix.group_size),
         blocks_(matrix.blocks),
         num_groups_(matrix.num_groups()),
-        packed_(memory.packed.at<char>() + first * padded_ * input_bytes()),
+        row_bytes_(round_up(padded_ * input_bytes(), kRunBytes)),
+        is_for_amx_(takes_amx(matrix, num_rows)),
+        packed_(memory.packed.at<char>() + first * row_bytes_),
         scales_(memory.scales.at<float>() + first),
         sums_(memory.sums.at<int32_t>() + first * num_groups_),
-        num_blocks_(divide_up(num_rows, tile_table(matrix).max_rows)),
-        block_rows_(num_blocks_ > 0 ? divide_up(num_rows, num_blocks_) : 0) {}
+        num_blocks_(divide_up(num_rows, is_for_amx_ ? kMostBlockRows : tile_table(matrix).max_rows)),
+        block_rows_(is_for_amx_       ? std::min(num_rows, kMostBlockRows)
+                    : num_blocks_ > 0 ? divide_up(num_rows, num_blocks_)
+                                      : 0) {}
 
-  int64_t num_rows() const { return num_rows_; }
+  bool is_for_amx() const { return is_for_amx_; }
   int64_t num_blocks() const { return num_blocks_; }
   int64_t first_row(int64_t block) const { return block * block_rows_; }
   int64_t rows_of(int64_t block) const {
@@ -228,11 +180,7 @@ class Activations {
     switch (type_) {
       case WeightType::kFloat32: return put_floats<Float32Product>(row, values, 0, num_inputs_);
       case WeightType::kBfloat16: return put_floats<Bfloat16Product>(row, values, 0, num_inputs_);
-      case WeightType::kInt8:
-      case WeightType::kInt4:
-      case WeightType::kBlocks8:
-      case WeightType::kBlocks4:
-      case WeightType::kBlocksFp4: return put_integers(row, values);
+      default: return put_integers(row, values);
     }
   }
 
@@ -247,7 +195,7 @@ class Activations {
 
   TileInput tile(int64_t block, const char* panel) const {
     int64_t row = first_row(block);
-    return {packed_ + row * padded_ * input_bytes(),
+    return {packed_ + row * row_bytes_,
             panel,
             padded_,
             group_size_,
@@ -267,11 +215,28 @@ class Activations {
 
   template <class Product>
   void put_floats(int64_t row, const float* values, int64_t first, int64_t count) const {
-    int64_t block = row / block_rows_, stride = rows_of(block);
-    auto* to = reinterpret_cast<typename Product::Input*>(packed_) +
-               first_row(block) * (padded_ / Product::kInputs) +
+    if (is_for_amx_) return put_bfloat16_run(row, values, first, count);
+    const int64_t block = row / block_rows_, stride = rows_of(block);
+    auto* to = reinterpret_cast<typename Product::Input*>(packed_ + first_row(block) * row_bytes_) +
                first / Product::kInputs * stride + (row - first_row(block));
     Product::put(to, stride, values, count);
+  }
+
+  // For AMX; the last values are followed by zeros up to a whole run.
+  void put_bfloat16_run(int64_t row, const float* values, int64_t first, int64_t count) const {
+    const int64_t end = first + count;
+    const int64_t filled = end == num_inputs_ ? round_up(end, kRunBytes / 2) - first : count;
+    for (int64_t i = 0; i < filled; i += kLanes) {
+      const Vector x = i < count ? load_part(values + i, count - i) : Vector{};
+      const HalfVector bits = to_bfloat16(x);
+      std::memcpy(byte_of_run(row, (first + i) * 2), &bits, sizeof bits);
+    }
+  }
+
+  char* byte_of_run(int64_t row, int64_t byte) const {
+    const int64_t block = row / block_rows_, in_block = row - first_row(block);
+    return packed_ + first_row(block) * row_bytes_ +
+           (byte / kRunBytes * rows_of(block) + in_block) * kRunBytes + byte % kRunBytes;
   }
 
   // One scale for the whole row: the largest value becomes 127.
@@ -288,10 +253,11 @@ class Activations {
     // A row with NaN or infinity stays one without a number.
     scales_[row] = limit / 127.0f + sum_of(probe);
     const int64_t block = row / block_rows_, stride = rows_of(block);
-    uint32_t* to = reinterpret_cast<uint32_t*>(packed_) + first_row(block) * (padded_ / 4) +
+    uint32_t* to = reinterpret_cast<uint32_t*>(packed_ + first_row(block) * row_bytes_) +
                    (row - first_row(block));
     int32_t* sums = sums_ + row * num_groups_;
-    const int64_t group_inputs = num_groups_ == 1 ? padded_ : group_size_;
+    const int64_t whole = is_for_amx_ ? row_bytes_ : padded_;
+    const int64_t group_inputs = num_groups_ == 1 ? whole : group_size_;
     for (int64_t group = 0; group < num_groups_; group++) {
       IntVector sum{};
       const int64_t end = (group + 1) * group_inputs;
@@ -300,6 +266,10 @@ class Activations {
         IntVector rounded = round_to_integers(x * inverse);
         sum += rounded;
         const ByteVector bytes = __builtin_convertvector(rounded, ByteVector);
+        if (is_for_amx_) {
+          std::memcpy(byte_of_run(row, i), &bytes, sizeof bytes);
+          continue;
+        }
         uint32_t words[kLanes / 4];
         std::memcpy(words, &bytes, sizeof bytes);
         const int64_t num_words = std::min<int64_t>(kLanes, end - i) / 4;
@@ -318,7 +288,8 @@ class Activations {
   WeightType type_;
   int64_t num_rows_, num_inputs_, padded_, group_size_;
   BlockLayout blocks_;
-  int64_t num_groups_;
+  int64_t num_groups_, row_bytes_;
+  bool is_for_amx_;
   char* packed_;
   float* scales_;
   int32_t* sums_;
@@ -337,11 +308,18 @@ template <class Finish>
 void multiply_part(const Activations& x, const Matrix& matrix, const Part& part, Finish&& finish) {
   const TileTable& table = tile_table(matrix);
   const int64_t stride = matrix.panel_stride();
-  alignas(64) float out[kMostRows * kPanelOutputs];
+  alignas(64) float out[kMostBlockRows * kPanelOutputs];
+#if defined(__AMX_TILE__)
+  AmxTiles amx;
+#endif
   for (int64_t panel = part.first_panel; panel < part.end_panel; panel++) {
     for (int64_t block = part.first_block; block < part.end_block; block++) {
       const int64_t num_rows = x.rows_of(block);
-      table.tiles[num_rows](x.tile(block, matrix.data + panel * stride), out);
+      const TileInput input = x.tile(block, matrix.data + panel * stride);
+#if defined(__AMX_TILE__)
+      if (x.is_for_amx()) amx.multiply(matrix.type, input, num_rows, out);
+#endif
+      if (!x.is_for_amx()) table.tiles[num_rows](input, out);
       for (int64_t row = 0; row < num_rows; row++) {
         finish(x.first_row(block) + row, panel, out + row * kPanelOutputs);
       }

@@ -28,9 +28,19 @@ FORMATS += [
     BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True),
     BlockFormat(4, 16, 16, "float32", is_float=True),
 ]
+WIDE_GROUPS = [
+    BlockFormat(bits, 64, 64, dtype, has_minima=has_minima)
+    for bits, dtype, has_minima in (
+        (4, "bfloat16", False),
+        (8, "float16", True),
+        (4, "float32", True),
+    )
+]
+FORMATS += WIDE_GROUPS
 """Every tile, with every type of scales."""
 K4 = BlockFormat(4, 32, 256, has_scales=True, has_minima=True)
 K6 = BlockFormat(8, 16, 256, has_scales=True)
+FP4 = BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True)
 TOLERANCE = 1e-2
 """As of int8: an activation that was rounded the other way."""
 
@@ -39,13 +49,13 @@ def test_a_product_in_every_format_is_that_of_the_numbers(level: str) -> None:
     outputs, inputs = 75, 192
     random = np.random.default_rng(3)
     # Whole numbers with 127 among them are activations that nothing is lost of.
-    x = random.integers(-126, 127, (11, inputs)).astype(np.float32)
+    x = random.integers(-126, 127, (37, inputs)).astype(np.float32)
     x[:, 5] = 127
     for form in FORMATS:
         matrix = random_blocks(form, outputs, inputs)
         (packed,) = packing.pack_blocks(matrix, "table")
         expected = x.astype(np.float64) @ matrix.numbers().T.astype(np.float64)
-        for rows in (1, 11):
+        for rows in (1, 11, 37):
             found = calls.head(
                 jnp.asarray(x[:rows]), jnp.asarray(packed), outputs, "bfloat16", blocks=form
             )
@@ -95,7 +105,7 @@ def test_blocks_of_a_decoder_may_mix_formats_and_types(level: str, weight_type: 
         assert distance(np.asarray(found), mlp.oracle(problem.x)) < TOLERANCE
 
 
-@pytest.mark.parametrize("form", [K4, K6, BlockFormat(4, 32, 32), FORMATS[-2]])
+@pytest.mark.parametrize("form", [K4, K6, BlockFormat(4, 32, 32), FP4, *WIDE_GROUPS])
 def test_a_rows_bits_are_the_same_alone_and_in_any_company(
     kernels: Library, form: BlockFormat
 ) -> None:

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -119,6 +121,58 @@ def test_packing_keeps_every_weight_within_its_types_error(
     largest = np.abs(values).max(axis=1, keepdims=True)
     limits = {"float32": 0.0, "bfloat16": 2**-8, "int8": 0.51 / 127, "int4": 0.17}
     assert (error <= limits[weight_type] * largest).all()
+
+
+_WITH_A_SMALL_SIGNAL_STACK = """
+import ctypes, logging
+
+class Stack(ctypes.Structure):
+    _fields_ = [("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+logging.basicConfig(format="%(message)s")
+libc = ctypes.CDLL(None)
+memory = ctypes.create_string_buffer(6000)  # AVX-512's registers fit, AMX's 8 KiB don't
+stack = Stack(ctypes.addressof(memory), 0, 6000)
+assert libc.sigaltstack(ctypes.byref(stack), None) == 0
+from engine_worker.compute.backends.cpu_native.library import load
+print(load(num_threads=1).level)
+"""
+
+
+def test_where_the_system_refuses_amx_the_next_level_computes_and_the_log_says_so(
+    kernels: Library,
+) -> None:
+    """Linux refuses a process with a signal stack that the registers wouldn't fit on."""
+    if kernels.level != "amx":
+        pytest.skip("this processor, its system or the compiler has no AMX")
+    done = subprocess.run(
+        [sys.executable, "-c", _WITH_A_SMALL_SIGNAL_STACK],
+        check=True, capture_output=True, text=True, cwd=Path(__file__).parents[6],
+    )  # fmt: skip
+    assert done.stdout.strip() == kernels.levels[1]
+    assert "though this processor has AMX: the system doesn't let this process" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("levels", "level", "flags", "message"),
+    [
+        (("amx", "avx2"), "amx", {"amx_tile", "amx_bf16", "amx_int8"}, None),
+        (("avx2",), "avx2", {"amx_tile", "amx_int8"}, None),
+        (("amx", "avx2"), "avx2", {"amx_tile", "amx_bf16", "amx_int8"}, "system doesn't let"),
+        (("avx2",), "avx2", {"amx_tile", "amx_bf16", "amx_int8"}, "compiler that built them"),
+    ],
+)
+def test_the_log_says_why_a_processors_amx_is_not_used(
+    levels: tuple[str, ...],
+    level: str,
+    flags: set[str],
+    message: str | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    handle = SimpleNamespace(penstock_level=level.encode)
+    library._tell_why_no_amx(Library(cast("Any", handle), levels, 1), frozenset(flags))
+    assert bool(caplog.text) == (message is not None)
+    assert (message or "") in caplog.text
 
 
 _DIGEST_OF_A_STEP = """
