@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from gateway import service
 from gateway.config import GatewaySettings
-from gateway.http import arrival, server
+from gateway.http import server
+from gateway.http.connections import arrival
 from gateway.http.connections.limits import ConnectionLimits
 from gateway.http.server import bind_unix_socket, remove_socket, socket_mark
 from protocol.errors import ConfigurationError
