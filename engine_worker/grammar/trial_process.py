@@ -27,11 +27,11 @@ from protocol.wire.messages import Grammar
 
 TOO_MUCH_MEMORY: Final = "The grammar is too complex: it takes too much memory to compile."
 _NICENESS: Final = 5
-_COSTLY_NICENESS: Final = 15
-_COSTLY_S: Final = 0.1
-"""Of CPU time; a grammar that takes more goes on with less priority: an ordinary one takes a few
-milliseconds, and wouldn't notice."""
-_IDLE_LOOKS: Final = 20
+_COSTLY_NICENESS: Final = 10
+_COSTLY_S: Final = 0.3
+"""Of CPU time; a grammar that takes more goes on with less priority. An ordinary one takes a few
+milliseconds, a schema with hundreds of properties a sixth of a second."""
+_IDLE_LOOKS: Final = 10
 """So often, each after `_COSTLY_S`, the process looks for work before it waits to be woken."""
 _WALK_TOKENS: Final = 400
 _WALK_S: Final = 0.25

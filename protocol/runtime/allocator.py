@@ -16,7 +16,7 @@ _M_MMAP_THRESHOLD = -3
 _TRIM_BYTES = 1024 * 1024
 ENOUGH_BYTES = 4 * 1024 * 1024
 """A heap that has changed by more since it was trimmed is trimmed again; a large one by a share."""
-_ENOUGH_SHARE = 32
+_ENOUGH_SHARE = 64
 """A change of so small a part of what the process holds is none."""
 TRIM_INTERVAL_S = 5.0
 _logger = logging.getLogger("penstock.memory")

