@@ -16,7 +16,7 @@ _MIN_TOKENS: Final = 16
 _MAX_BATCH_TOKENS: Final = 2048
 """Of one program."""
 _MAX_CPU_BATCH_TOKENS: Final = 512
-"""The same on a CPU, whose caches hold no more: a token then costs a tenth to a third less
+"""The same on a CPU, whose caches hold no more: a token then costs 7 to 26 % less
 (docs/measurements/attack.md), and whoever comes meanwhile waits a quarter of the time."""
 _MAX_ROWS: Final = 32
 _FEW_ROWS: Final = 4
