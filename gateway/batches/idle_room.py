@@ -1,8 +1,9 @@
 """How many lines of batches the engines of a model could take now, beside everybody's requests."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Final
 
+from gateway.batches.lines import Wanted
 from gateway.dispatch.admission import Admission
 from gateway.request.jobs.model_names import ModelNames
 from gateway.workers.engine_directory import EngineDirectory
@@ -37,33 +38,36 @@ class IdleRoom:
         self._names = names
         self._takes_requests = takes_requests
 
-    def num_free(self, endpoint: str, name: Any) -> int | None:
-        """Requests that a model's engines could take beside what they have and what waits.
+    def num_free(self, endpoint: str, wanted: Wanted) -> int | None:
+        """Requests that the engines wanted could take beside what they have and what waits.
 
         What is no model's name is to be answered with that, as soon as anything is.
 
-        Args:
-            endpoint: Of the requests.
-            name: What their bodies name as the model.
-
         Returns:
-            None while no engine of the model is there.
+            None while no such engine is there, whatever else there is to do.
         """
         models = self._directory.models()
         is_there = self._directory.is_serving
+        model = self._choose(endpoint, wanted)
+        is_known = model in models or model in self._configured
+        if model is not None and is_known and not is_there(model):
+            return None
         if not (self._takes_requests() and any(map(is_there, models))):
             return 0
         if any(map(self._admission.num_waiting, models)):
             return 0
-        if not isinstance(name, str):
+        if model is None or not is_known:
             return 1
-        # As the routes choose it: nothing stands in for a model of embeddings.
-        names = self._names
-        model = names.served(name) if endpoint == _EMBEDDINGS else names.choose(name)
-        if not is_there(model):
-            return None if model in models or model in self._configured else 1
         room = 0
         for engine in self._directory.engines(model):
             slots = engine.offer.max_num_seqs or DEFAULT_SLOTS
             room += max(1, slots * 3 // 4) - engine.num_unfinished
         return room
+
+    def _choose(self, endpoint: str, wanted: Wanted) -> str | None:
+        """As the routes do: nothing stands in for a model of embeddings."""
+        if wanted.model is None:
+            return None
+        if endpoint == _EMBEDDINGS:
+            return self._names.served(wanted.model)
+        return self._names.choose(wanted.model, names_token_ids=wanted.names_token_ids)

@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -14,7 +14,7 @@ import orjson
 from gateway import bridge
 from gateway.batches import lines
 from gateway.batches.journal import FileKind, Journal
-from gateway.batches.lines import BatchLine
+from gateway.batches.lines import BatchLine, Place, Wanted
 from gateway.batches.records import LINE_PRIORITY, Batch
 from gateway.batches.store import Claim
 from gateway.request.callers.caller import Caller
@@ -50,7 +50,8 @@ _TOO_DEEP: Final = _refusal(
 )
 _FAILED: Final = _refusal(500, "server_error", "internal_error", "Internal server error.")
 
-_AWAY: Final = "away"
+_MAX_PASSED_OVER: Final = 64
+"""Models whose lines are passed over at a time: each is looked at before a line begins."""
 
 Ask = Callable[[str, bytes, Caller], Awaitable[LineAnswer]]
 """Has a route answer a body for somebody."""
@@ -120,9 +121,9 @@ class LineErrand:
             self.settle(bridge.as_unused(settle))
 
 
-NumFree = Callable[[str, Any], int | None]
-"""How many more requests of an endpoint to a model (what a body names as such) its engines could
-take now, beside everybody else's; None while none is there."""
+NumFree = Callable[[str, Wanted], int | None]
+"""How many more requests of an endpoint the engines wanted could take now, beside everybody else's;
+None while none is there."""
 
 
 class LineRoom:
@@ -164,9 +165,9 @@ class LineRoom:
         """Unix seconds."""
         return int(self._wall_clock())
 
-    def num_free(self, endpoint: str, model: Any) -> int | None:
-        """How many more lines may be under way; None while no engine of the model is there."""
-        found = self._num_free(endpoint, model)
+    def num_free(self, endpoint: str, wanted: Wanted) -> int | None:
+        """How many more lines may be under way; None while no engine wanted is there."""
+        found = self._num_free(endpoint, wanted)
         return None if found is None else min(found, self.max_lines - self.num_running)
 
     @property
@@ -188,8 +189,9 @@ class LineRoom:
 class LineRun:
     """The lines of one batch that have no answer yet.
 
-    They begin in the order of the input. Those whose model is away are passed over, and found by
-    another reading of the input once it is back: they take no place of those of other models.
+    The input is read once, and the lines of a model begin in its order. Those whose model is away
+    or busy are passed over, so that they take no place of those of other models; where they are is
+    kept, in some 130 bytes a line, and they are read again once the model has room.
 
     It is long because beginning, asking, waiting and ending are methods of a few lines.
 
@@ -212,8 +214,8 @@ class LineRun:
         self._claim = claim
         self._journal = journal
         self._running: set[asyncio.Task[None]] = set()
-        self._under_way: set[int] = set()  # their numbers
-        self._away: set[str] = set()  # models of lines that were passed over
+        self._unread: Iterator[BatchLine] | None = self._left()
+        self._passed_over: dict[Wanted, list[Place]] = {}  # heaps, none of them empty
         self._saved_at = room.clock()
         self._num_unsynced = 0
         self._failure: BaseException | None = None
@@ -227,22 +229,25 @@ class LineRun:
         """
         try:
             outcome = await self._begin_all()
-            while outcome == "completed" and (self._running or self._away):
-                await self._wait_for_lines()
-                if self._away:
-                    outcome = self._why_ended()
-                if outcome == "completed" and any(map(self._is_back, self._away)):
-                    outcome = await self._begin_all()
+            while outcome == "completed" and self._running:
+                await self._save()
+                await asyncio.wait(self._running, timeout=SAVE_INTERVAL_S)
+                outcome = await self._begin_all()
         finally:
             if self._running:
                 await asyncio.wait(self._running)
         if self._failure is not None:
             raise self._failure
-        if outcome in ("expired", "cancelled"):
+        if self._is_whole():
+            outcome = outcome and "completed"  # it ended with its last answer
+        elif outcome in ("expired", "cancelled"):
             await asyncio.to_thread(self._end_unbegun, outcome)
-        is_whole = len(self._journal.recovered.done) >= self._claim.batch.counts.total
         await self._save(is_due=True)
-        return outcome if is_whole else ""
+        return outcome if self._is_whole() else ""
+
+    def _is_whole(self) -> bool:
+        """Whether every line has an answer."""
+        return len(self._journal.recovered.done) >= self._claim.batch.counts.total
 
     def _left(self) -> Iterator[BatchLine]:
         batch, done = self._claim.batch, self._journal.recovered.done
@@ -250,39 +255,46 @@ class LineRun:
 
     async def _begin_all(self) -> str:
         """Begin the lines that are left; `completed`, or why no more may begin."""
-        self._away.clear()
-        left, done = self._left(), self._journal.recovered.done
-        while (line := await asyncio.to_thread(next, left, None)) is not None:
-            if line.number in self._under_way or line.number in done:
-                continue  # it was under way when it was read
-            outcome = await self._wait_for_room(line)
-            if outcome == "completed":
-                self._begin(line)
-            elif outcome != _AWAY:
+        room = self._room
+        while self._unread is not None or self._passed_over:
+            await self._save()
+            if (outcome := self._why_ended()) != "completed":
                 return outcome
+            has_place = len(self._running) < room.max_lines and room.num_running < room.max_lines
+            if not (has_place and await self._go_on()):
+                await room.pause(_PAUSE_S)
         return "completed"
 
-    async def _wait_for_room(self, line: BatchLine) -> str:
-        """`completed` once a line may begin; otherwise why it may not, or none may any more."""
-        room = self._room
-        while (outcome := self._why_ended()) == "completed":
-            if self._is_passed_over(line):
-                return _AWAY
-            if self._has_room(line) and len(self._running) < room.max_lines:
-                break
-            await self._save()
-            await room.pause(_PAUSE_S)
-        return outcome
-
-    async def _wait_for_lines(self) -> None:
-        """For those under way to end, or for a model that was away; a moment at most."""
-        await self._save()
-        if not self._running:
-            await self._room.pause(_FIRST_RETRY_S)
-        elif self._away:
-            await asyncio.wait(self._running, timeout=_FIRST_RETRY_S)
+    async def _go_on(self) -> bool:
+        """Take the next line that was passed over or not read yet; False when there is none."""
+        wanted = next(filter(self._has_room, self._passed_over), None)
+        if wanted is not None:
+            path, endpoint = self._claim.input_path, self._claim.batch.endpoint
+            line = await asyncio.to_thread(lines.at, path, endpoint, self._take(wanted))
+        elif self._unread is None or len(self._passed_over) >= _MAX_PASSED_OVER:
+            return False
+        elif (next_line := await asyncio.to_thread(next, self._unread, None)) is None:
+            self._unread = None
+            return True
         else:
-            await asyncio.wait(self._running, timeout=SAVE_INTERVAL_S)
+            line = next_line
+        # Now that it is read, other batches may have taken the room.
+        if self._has_room(line.wanted):
+            self._begin(line)
+        else:
+            self._pass_over(line)
+        return True
+
+    def _pass_over(self, line: BatchLine) -> None:
+        heappush(self._passed_over.setdefault(line.wanted, []), line.place)
+
+    def _take(self, wanted: Wanted) -> Place:
+        """The first place of the lines passed over that want this."""
+        places = self._passed_over[wanted]
+        place = heappop(places)
+        if not places:
+            del self._passed_over[wanted]
+        return place
 
     def _why_ended(self) -> str:
         """`completed` while lines may begin; otherwise why none may any more."""
@@ -292,33 +304,20 @@ class LineRun:
             return "cancelled"
         return "expired" if self._room.now() >= self._claim.batch.expires_at else "completed"
 
-    def _num_free(self, model: Any) -> int | None:
-        return self._room.num_free(self._claim.batch.endpoint, model)
+    def _num_free(self, wanted: Wanted) -> int | None:
+        return self._room.num_free(self._claim.batch.endpoint, wanted)
 
-    def _has_room(self, line: BatchLine) -> bool:
-        return (self._num_free(line.body.get("model")) or 0) > 0
-
-    def _is_back(self, model: str) -> bool:
-        return self._num_free(model) is not None
-
-    def _is_passed_over(self, line: BatchLine) -> bool:
-        """Whether no engine of its model is there, so that it is left for when one is."""
-        model = line.body.get("model")
-        if not isinstance(model, str) or self._is_back(model):
-            return False
-        self._away.add(model)
-        return True
+    def _has_room(self, wanted: Wanted) -> bool:
+        return (self._num_free(wanted) or 0) > 0
 
     def _begin(self, line: BatchLine) -> None:
         self._room.num_running += 1
         task = asyncio.get_running_loop().create_task(self._answer(line))
         self._running.add(task)
-        self._under_way.add(line.number)
-        task.add_done_callback(partial(self._on_done, line.number))
+        task.add_done_callback(self._on_done)
 
-    def _on_done(self, number: int, task: "asyncio.Task[None]") -> None:
+    def _on_done(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
-        self._under_way.discard(number)
         self._room.num_running -= 1
         if not task.cancelled() and task.exception() is not None:
             self._failure = task.exception()
@@ -380,17 +379,16 @@ class LineRun:
 
         Meanwhile its place is anybody's: a caller whose limits are used up would hold it for hours.
         """
-        room = self._room
+        room, wanted = self._room, line.wanted
         room.num_running -= 1
         try:
-            if not (self._is_ending() or self._is_passed_over(line)):
+            if not self._is_ending() and self._num_free(wanted) is not None:
                 await room.pause(pause_s)
-            is_late = room.now() >= self._claim.batch.expires_at
-            while not (self._is_ending() or self._is_passed_over(line)):
-                if is_late or self._has_room(line):
-                    return True
-                await room.pause(_FIRST_RETRY_S)
-                is_late = room.now() >= self._claim.batch.expires_at
+            if self._is_ending():
+                return False
+            if self._has_room(wanted) or room.now() >= self._claim.batch.expires_at:
+                return True
+            self._pass_over(line)
             return False
         finally:
             room.num_running += 1

@@ -5,7 +5,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -18,6 +18,32 @@ MAX_ERRORS: Final = 100
 """Wrong lines that are told of."""
 MAX_CUSTOM_ID_CHARACTERS: Final = 512
 _DIGEST_BYTES: Final = 8
+_OF_TOKEN_IDS: Final = ("logit_bias", "stop_token_ids", "allowed_token_ids", "logprob_token_ids")
+
+
+class Wanted(NamedTuple):
+    """Which engines can answer a line.
+
+    Attributes:
+        model: As the body names it; None where that is no name.
+        names_token_ids: Whether the body says something in token ids, as
+            `GenerationJob.names_token_ids` does of the request that is made of it.
+    """
+
+    model: str | None
+    names_token_ids: bool
+
+
+class Place(NamedTuple):
+    """Where a line of the input is.
+
+    Attributes:
+        number: Of the line in the file, from 1.
+        start: Its first byte.
+    """
+
+    number: int
+    start: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +51,27 @@ class BatchLine:
     """One request of the input.
 
     Attributes:
-        number: Of the line in the file, from 1.
+        place: In the file.
         body: For `orjson.dumps`, which writes the numbers in it with all their digits.
     """
 
-    number: int
+    place: Place
     custom_id: str
     body: dict[str, Any]
+
+    @property
+    def number(self) -> int:
+        """Of the line in the file, from 1."""
+        return self.place.number
+
+    @property
+    def wanted(self) -> Wanted:
+        """Which engines can answer it."""
+        model, prompt = self.body.get("model"), self.body.get("prompt")
+        # Ids of one prompt, or of several.
+        has_ids = isinstance(prompt, list) and any(isinstance(one, int | list) for one in prompt)
+        names_token_ids = has_ids or any(map(self.body.get, _OF_TOKEN_IDS))
+        return Wanted(model if isinstance(model, str) else None, names_token_ids)
 
 
 class ChangedInputError(Exception):
@@ -60,33 +100,51 @@ def left(path: Path, endpoint: str, done: AbstractSet[int]) -> Iterator[BatchLin
         ChangedInputError: A line is wrong.
         OSError: The file can't be read.
     """
-    for number, text in texts(path, path.stat().st_size):
-        if number not in done:
-            line = parse(number, text, endpoint)
-            if isinstance(line, LineError):
-                raise ChangedInputError(line)
-            yield line
+    for place, text in texts(path, path.stat().st_size):
+        if place.number not in done:
+            yield _checked(place, text, endpoint)
 
 
-def texts(path: Path, max_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """The lines of a file that aren't blank, with their numbers; one is in memory at a time.
+def at(path: Path, endpoint: str, place: Place) -> BatchLine:
+    """One line of an input that was checked.
+
+    Raises:
+        ChangedInputError: The line is wrong.
+        OSError: The file can't be read.
+    """
+    with path.open("rb") as file:
+        file.seek(place.start)
+        return _checked(place, file.readline(), endpoint)
+
+
+def _checked(place: Place, text: bytes, endpoint: str) -> BatchLine:
+    line = parse(place, text, endpoint)
+    if isinstance(line, LineError):
+        raise ChangedInputError(line)
+    return line
+
+
+def texts(path: Path, max_bytes: int) -> Iterator[tuple[Place, bytes]]:
+    """The lines of a file that aren't blank, with their places; one is in memory at a time.
 
     Raises:
         LineTooLongError: A line has more than so many bytes.
         OSError: The file can't be read.
     """
     with path.open("rb") as file:
-        number = 0
+        number = start = 0
         while text := file.readline(max_bytes + 2):
             number += 1
             if len(text.rstrip(b"\r\n")) > max_bytes:
                 raise LineTooLongError(number)
             if not text.isspace():
-                yield number, text
+                yield Place(number, start), text
+            start += len(text)
 
 
-def parse(number: int, text: bytes, endpoint: str) -> BatchLine | LineError:
+def parse(place: Place, text: bytes, endpoint: str) -> BatchLine | LineError:
     """One line, or what is wrong with it."""
+    number = place.number
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -113,7 +171,7 @@ def parse(number: int, text: bytes, endpoint: str) -> BatchLine | LineError:
         keep_digits(text, value, ("body",))
     except InvalidRequestError as error:
         return LineError("invalid_request", error.message, number, "body")
-    return BatchLine(number, custom_id, value["body"])
+    return BatchLine(place, custom_id, value["body"])
 
 
 def check(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, list[LineError]]:
@@ -121,13 +179,14 @@ def check(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, list[Lin
     num_lines, errors = 0, list[LineError]()
     seen: dict[bytes, int] = {}
     try:
-        for number, text in texts(path, max_line_bytes):
+        for place, text in texts(path, max_line_bytes):
+            number = place.number
             num_lines += 1
             if num_lines > MAX_LINES:
                 message = f"The file has more than {MAX_LINES} requests, which is the limit."
                 errors.append(LineError("too_many_requests", message, number))
                 break
-            line = parse(number, text, endpoint)
+            line = parse(place, text, endpoint)
             if isinstance(line, BatchLine):
                 digest = blake2b(line.custom_id.encode(), digest_size=_DIGEST_BYTES).digest()
                 first = seen.setdefault(digest, number)

@@ -12,8 +12,8 @@ from tests.fakes.running_gateway import RunningGateway, running_gateway
 CHAT = "/v1/chat/completions"
 
 
-def line(name: str, model: Any) -> bytes:
-    body = {"model": model, "messages": [{"role": "user", "content": "hi"}]}
+def line(name: str, model: Any, **fields: Any) -> bytes:
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}]} | fields
     return json.dumps({"custom_id": name, "method": "POST", "url": CHAT, "body": body}).encode()
 
 
@@ -48,6 +48,26 @@ async def test_a_model_that_is_away_holds_up_no_line_of_another_one(socket_dir: 
         other = await gateway.engine(model="other")
         batch = await counted(gateway, batch_id, completed=5, failed=2)
         assert len(other.of(Generate)) == 4
+
+
+async def test_lines_with_token_ids_wait_for_their_model_and_its_fallback_answers_the_others(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(
+        socket_dir,
+        models=("demo", "other"),
+        max_batch_requests=2,
+        model_fallbacks=("other=demo",),
+    ) as gateway:
+        await gateway.auth()
+        demo = await gateway.engine()
+        away = [line(f"a{number}", "other", logit_bias={"5": 1}) for number in range(3)]
+        batch_id = await begun(gateway, *away, line("b", "demo"), line("c", "other"))
+        batch = await counted(gateway, batch_id, completed=2)
+        assert (batch["status"], len(demo.of(Generate))) == ("in_progress", 2)
+        other = await gateway.engine(model="other")
+        await counted(gateway, batch_id, completed=5)
+        assert len(other.of(Generate)) == 3
 
 
 async def test_with_all_engines_away_nothing_is_begun(socket_dir: Path) -> None:

@@ -8,7 +8,17 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.batches.lines import MAX_ERRORS, MAX_LINES, BatchLine, check, parse, texts
+from gateway.batches.lines import (
+    MAX_ERRORS,
+    MAX_LINES,
+    BatchLine,
+    Place,
+    at,
+    check,
+    left,
+    parse,
+    texts,
+)
 from gateway.batches.records import LineError
 
 CHAT = "/v1/chat/completions"
@@ -59,14 +69,14 @@ def test_a_wrong_line_is_told_with_its_number(
 def test_numbers_of_a_body_keep_every_digit() -> None:
     body = '{"guided_json":{"const":123456789012345678901234567890},"seed":7}'
     written = line().replace(b'{"model": "m"}', body.encode())
-    read = parse(1, written, CHAT)
+    read = parse(Place(1, 0), written, CHAT)
     assert isinstance(read, BatchLine)
     assert orjson.dumps(read.body).decode() == body
 
 
 def test_a_body_with_long_numbers_that_nests_too_deep_is_a_wrong_line() -> None:
     written = line().replace(b'"m"', b"[" * 1000 + b"9" * 30 + b"]" * 1000)
-    found = parse(3, written, CHAT)
+    found = parse(Place(3, 0), written, CHAT)
     assert isinstance(found, LineError)
     assert (found.code, found.line, found.param) == ("invalid_request", 3, "body")
 
@@ -100,8 +110,47 @@ def test_one_line_is_in_memory_at_a_time(tmp_path: Path) -> None:
 def test_lines_keep_their_numbers(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     path.write_bytes(b"\n" + line(1) + b"\n\n" + line(2))
-    found = [parse(number, text, CHAT) for number, text in texts(path, 1000)]
+    found = [parse(place, text, CHAT) for place, text in texts(path, 1000)]
     assert [(one.number, one.custom_id) for one in found if isinstance(one, BatchLine)] == [
         (2, "c1"),
         (4, "c2"),
     ]
+
+
+def test_a_line_is_read_again_from_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\n" + line(1) + b"\r\n\n" + line(2, body={"user": "é"}) + b"\n" + line(3))
+    found = list(left(path, CHAT, {4}))
+    assert [one.custom_id for one in found] == ["c1", "c3"]
+    assert [at(path, CHAT, one.place) for one in left(path, CHAT, set())] == [
+        *left(path, CHAT, set())
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "names_token_ids"),
+    [
+        ({}, False),
+        ({"prompt": "text", "logit_bias": {}, "stop_token_ids": []}, False),
+        ({"prompt": ["text", "another"]}, False),
+        ({"prompt": [1, 2]}, True),
+        ({"prompt": [[1], [2]]}, True),
+        ({"prompt": ["text", [2]]}, True),
+        ({"logit_bias": {"5": 1}}, True),
+        ({"stop_token_ids": [5]}, True),
+        ({"allowed_token_ids": [5]}, True),
+        ({"logprob_token_ids": [5]}, True),
+    ],
+)
+def test_a_line_tells_whether_it_holds_token_ids(
+    body: dict[str, Any], *, names_token_ids: bool
+) -> None:
+    read = parse(Place(1, 0), line(body=body | {"model": "m"}), CHAT)
+    assert isinstance(read, BatchLine)
+    assert read.wanted == ("m", names_token_ids)
+
+
+def test_what_is_no_name_of_a_model_is_none() -> None:
+    read = parse(Place(1, 0), line(body={"model": 7}), CHAT)
+    assert isinstance(read, BatchLine)
+    assert read.wanted == (None, False)

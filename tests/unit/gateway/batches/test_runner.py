@@ -13,6 +13,7 @@ import pytest
 
 from gateway.batches.files import FileBounds, FileStore
 from gateway.batches.line_runs import LineAnswer
+from gateway.batches.lines import Wanted
 from gateway.batches.records import Batch
 from gateway.batches.runner import MAX_OPEN_A_TENANT, TURN_S, BatchRunner
 from gateway.batches.store import BatchStore
@@ -61,6 +62,7 @@ class Harness:
         self.ledger = Ledger()
         self.num_free = 4
         self.away: set[str | None] = set()  # models
+        self.busy: set[str | None] = set()
         self.asked: list[str] = []
         self.most_under_way = self.under_way = 0
         self.num_leases = 0
@@ -85,9 +87,11 @@ class Harness:
             clock=self.monotonic,
         )
 
-    def num_free_of(self, endpoint: str, model: str | None) -> int | None:
+    def num_free_of(self, endpoint: str, wanted: Wanted) -> int | None:
         assert endpoint == CHAT
-        return None if model in self.away else self.num_free - self.under_way
+        if wanted.model in self.away:
+            return None
+        return 0 if wanted.model in self.busy else self.num_free - self.under_way
 
     async def ask(self, path: str, body: bytes, caller: Caller) -> LineAnswer:
         custom_id = json.loads(body)["user"]

@@ -1,0 +1,68 @@
+"""Room for lines of batches: an absence comes first, and token ids fit one tokenizer."""
+
+import asyncio
+
+import pytest
+
+from gateway.batches.idle_room import IdleRoom
+from gateway.batches.lines import Wanted
+from gateway.dispatch.admission import Admission
+from tests.unit.gateway.request.jobs.test_model_names import Engines
+
+CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
+
+
+class Room:
+    """Engines of the model `a`; `b` is configured and away, with `a` as a fallback if wanted."""
+
+    def __init__(self, *, falls_back: bool = False) -> None:
+        self.engines = Engines()
+        self.engines.serve("a", tokenizer="{}", vocab_size=10)
+        self.takes_requests = True
+        directory = self.engines.directory
+        self.admission = Admission(directory.engines, 10)
+        fallbacks: dict[str, tuple[str, ...]] = {"b": ("a",)} if falls_back else {}
+        names = self.engines.names({"far": "b"}, fallbacks)
+        self.idle = IdleRoom(
+            ["a", "b"], directory, self.admission, names, lambda: self.takes_requests
+        )
+
+    def num_free(
+        self, model: str | None, *, names_token_ids: bool = False, endpoint: str = CHAT
+    ) -> int | None:
+        return self.idle.num_free(endpoint, Wanted(model, names_token_ids))
+
+
+@pytest.mark.parametrize("why", ["nobody", "waits", "draining"])
+async def test_a_model_that_is_away_is_not_back_because_somebody_waits(why: str) -> None:
+    room = Room()
+    waiting = None
+    if why == "waits":
+        waiting = asyncio.ensure_future(
+            room.admission.acquire(
+                "a", tenant="t", priority=1, tokens=1, accepts=lambda engine: False
+            )
+        )
+        await asyncio.sleep(0)
+        assert room.admission.num_waiting("a") == 1
+    room.takes_requests = why != "draining"
+    assert room.num_free("b") is None
+    assert room.num_free("far") is None
+    assert (room.num_free("a") or 0) > 0 if why == "nobody" else room.num_free("a") == 0
+    assert room.num_free("none") == room.num_free(None) == (1 if why == "nobody" else 0)
+    if waiting is not None:
+        waiting.cancel()
+
+
+def test_a_fallback_has_room_for_what_holds_no_ids_of_another_tokenizer() -> None:
+    room = Room(falls_back=True)
+    assert room.num_free("b") == room.num_free("a") != 0
+    assert room.num_free("b", names_token_ids=True) is None
+    assert room.num_free("b", endpoint=EMBEDDINGS) is None
+
+
+def test_with_all_engines_away_nobody_knows_which_names_are_models() -> None:
+    room = Room()
+    room.engines.stop("a")
+    assert room.num_free("a") is None
+    assert room.num_free("none") == room.num_free(None) == 0
