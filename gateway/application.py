@@ -6,6 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, TypeVar
 
 from gateway import bridge
@@ -150,10 +151,9 @@ class Application:
         )
         self.parsers = ParserLink(self.parser_server, self.worker_records)
         self._slot = DataSlot(settings.data_dir) if settings.share_data_dir else None
-        if self._slot is None:
-            adopt_slots(settings.data_dir)
         data_dir = settings.data_dir if self._slot is None else self._slot.folder
-        self.outbox = Outbox(data_dir, self.auth.settle, settings.max_outbox, clock)
+        adopt = None if self._slot is not None else partial(adopt_slots, data_dir)
+        self.outbox = Outbox(data_dir, self.auth.settle, settings.max_outbox, clock, adopt)
         self.toolbox = registered_toolbox(settings, os.environ)
         self.tool_servers = tool_servers(settings, os.environ, self.toolbox)
         self._body_pool = BodyPool(child_environment(os.environ))

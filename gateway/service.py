@@ -27,7 +27,7 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
         sock: Listening; one of a shared port only bound, it listens once this gateway can serve.
 
     Raises:
-        ConfigurationError: An endpoint, a folder or a key file can't be used.
+        ConfigurationError: An endpoint, a folder, a key file or the port can't be used.
     """
     loop = asyncio.get_running_loop()
     own_socket = None if settings.uds is None else socket_mark(settings.uds)
@@ -53,6 +53,8 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
             await _first(patience, stop.wait())
         serving = loop.create_task(server.serve(sockets=[sock]))
         await _first(serving, server.has_started.wait())
+        if serving.done():
+            await serving  # it could not listen
         # A Unix socket has no port.
         port = 0 if settings.uds is not None else sock.getsockname()[1]
         if settings.port_file is not None:
@@ -62,7 +64,8 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
         _logger.info("serving HTTP on %s", where)
         await _first(serving, stop.wait())
         if settings.share_port:
-            server.stop_listening()  # the other gateways of the port serve whoever comes now
+            # The other gateways of the port serve whoever comes now.
+            await server.stop_listening()
         drain = loop.create_task(application.drain(settings.drain_timeout_s))
         await _first(drain, at_once.wait())
         drain.cancel()

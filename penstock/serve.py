@@ -57,7 +57,8 @@ def _kept_port(settings: ServeSettings) -> Iterator[ServeSettings]:
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
-            # It never listens: connections go to the gateways.
+            # It never listens, since connections go to the gateways: so another process with
+            # SO_REUSEADDR can listen there before the first gateway does, which then says so.
             kept.bind((settings.host, settings.port))
         except OSError as error:
             raise CommandError(

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import select
 import socket
 import ssl
 import sys
@@ -171,15 +172,38 @@ class HttpServer(uvicorn.Server):
                 timeout_graceful_shutdown=_GRACE_S,
             )
         )
+        self._address = f"{parts.settings.host}:{parts.settings.port}"
         self.has_started = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
+        """Begin to answer.
+
+        Raises:
+            ConfigurationError: Somebody else listens on the port, which was bound as a shared one.
+        """
+        try:
+            for sock in sockets or ():
+                sock.listen(_BACKLOG)  # not left to uvloop, which only logs that it can't
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot listen on {self._address} (PENSTOCK_HOST, PENSTOCK_PORT): "
+                f"{error.strerror}."
+            ) from error
         await super().startup(sockets)
         self.has_started.set()
 
-    def stop_listening(self) -> None:
-        """Take no further connection; those that there are go on."""
+    async def stop_listening(self) -> None:
+        """Take no further connection; those that came go on."""
+        # The kernel resets what waits in the queue of a listener that is closed.
+        waiting = select.poll()
+        for server in self.servers:
+            for sock in server.sockets:
+                waiting.register(sock, select.POLLIN)
+        for _ in range(_BACKLOG):
+            has_more = bool(waiting.poll(0))
+            await asyncio.sleep(0)  # the loop accepts at least one, and sets up the last ones
+            if not has_more:
+                break
         for server in self.servers:
             server.close()
 

@@ -59,13 +59,12 @@ def adopt_slots(folder: Path) -> None:
     """Move what gateways that shared a data folder left to one that has it to itself now.
 
     Args:
-        folder: Its data folder; its outbox is not open yet.
+        folder: Its data folder, whose lock it has and whose backlog it has not read yet.
 
     Raises:
-        ConfigurationError: A folder can't be used.
+        OSError: A folder can't be used.
     """
-    with _named_errors(folder):
-        _adopt(folder, folder)
+    _adopt(folder, folder)
 
 
 @contextmanager

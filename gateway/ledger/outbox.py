@@ -31,6 +31,8 @@ class Outbox:
         send: Sends a Settle to the auth worker; False when none is there.
         max_entries: From here on `check_room` refuses new requests.
         clock: Monotonic seconds.
+        adopt: Moves what other gateways left into backlog files of this folder, may raise
+            OSError; called once the folder is locked.
 
     Raises:
         ConfigurationError: The files can't be used, or another gateway has them.
@@ -42,6 +44,7 @@ class Outbox:
         send: Callable[[Settle], bool],
         max_entries: int,
         clock: Callable[[], float] = time.monotonic,
+        adopt: Callable[[], None] | None = None,
     ) -> None:
         self._max_entries = max_entries
         self._window = Window(send, clock)
@@ -49,6 +52,8 @@ class Outbox:
         self._page: set[str] = set()
         self._spool = Spool(directory, clock)
         try:
+            if adopt is not None:
+                adopt()
             for settle in self._spool.load():
                 self._window.add(settle)
             self._backlog = Backlog(directory)

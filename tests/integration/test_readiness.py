@@ -3,17 +3,19 @@
 import asyncio
 import errno
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway import service
 from gateway.http.server import bind_socket
 from gateway.ledger import journal
 from protocol.errors import ConfigurationError
 from protocol.wire import worker_start
 from protocol.wire.messages import Generate
-from tests.fakes.running_gateway import RunningGateway, running_gateway
+from tests.fakes.running_gateway import RunningGateway, gateway_settings, running_gateway
 
 
 async def status_of(gateway: RunningGateway, path: str) -> tuple[int, dict[str, Any]]:
@@ -155,13 +157,48 @@ async def test_a_shared_port_takes_no_connection_before_somebody_listens() -> No
                 bind_socket("127.0.0.1", port)
 
 
+async def test_a_gateway_says_that_somebody_else_listens_on_its_shared_port(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "_SHARING_PATIENCE_S", 0.0)
+    with bind_socket("127.0.0.1", 0, is_shared=True) as sock, socket.socket() as other:
+        port = sock.getsockname()[1]
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        port_file = socket_dir / "port"
+        settings = gateway_settings(
+            socket_dir, host="127.0.0.1", port=port, port_file=port_file, share_port=True
+        )
+        with pytest.raises(ConfigurationError, match=f"Cannot listen on 127.0.0.1:{port}"):
+            await service.serve(settings, sock)
+        assert not port_file.exists()
+
+
 async def test_a_server_that_stops_listening_goes_on_with_the_connections_it_has(
     socket_dir: Path,
 ) -> None:
     async with running_gateway(socket_dir) as gateway:
         assert (await gateway.client.get("/live")).status_code == 200
         url = gateway.client.base_url
-        gateway.server.stop_listening()
+        await gateway.server.stop_listening()
         with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(url.host, url.port)
         assert (await gateway.client.get("/live")).status_code == 200
+
+
+async def test_connections_that_wait_are_taken_before_a_server_stops_listening(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        url = gateway.client.base_url
+        # The loop stands still meanwhile, so all of them are in the listener's queue.
+        waiting = [socket.create_connection((url.host, url.port)) for _ in range(40)]
+        for each in waiting:
+            each.setblocking(False)
+        await gateway.server.stop_listening()
+        for each in waiting:
+            reader, writer = await asyncio.open_connection(sock=each)
+            writer.write(b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+            writer.close()

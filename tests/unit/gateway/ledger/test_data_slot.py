@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.application import Application
 from gateway.ledger import data_slot
 from gateway.ledger.data_slot import DataSlot, adopt_slots
 from gateway.ledger.journal import (
@@ -16,6 +17,7 @@ from gateway.ledger.journal import (
 )
 from protocol.errors import ConfigurationError
 from tests.fakes.outbox_parts import Post, settle
+from tests.fakes.running_gateway import gateway_settings
 
 
 def test_each_gateway_gets_its_own_folder(tmp_path: Path) -> None:
@@ -178,6 +180,18 @@ def test_several_gateways_take_over_what_one_alone_left_and_the_other_way_round(
     adopt_slots(tmp_path)
     contents = [path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl"))]
     assert contents == [b"alone\n", b"second\n"]
+
+
+async def test_a_gateway_on_a_folder_in_use_takes_nothing_over(socket_dir: Path) -> None:
+    settings = gateway_settings(socket_dir)
+    running = Journal(settings.data_dir)
+    left = settings.data_dir / "gateway-1"
+    left.mkdir()
+    (left / FILE_NAME).write_bytes(b"x\n")
+    with pytest.raises(ConfigurationError, match="another gateway uses"):
+        Application(settings)
+    assert (names(left), names(settings.data_dir)) == ({FILE_NAME}, {FILE_NAME})
+    running.close()
 
 
 def test_the_outbox_of_a_gateway_that_runs_alone_is_left_to_it(tmp_path: Path) -> None:
