@@ -483,7 +483,8 @@ inline float weight_at(const Matrix& matrix, const char* panel, int64_t lane, in
     case WeightType::kInt4: break;
     case WeightType::kBlocks8:
     case WeightType::kBlocks4:
-    case WeightType::kBlocksFp4: return block_weight_at(matrix, panel, lane, input);
+    case WeightType::kBlocksFp4:
+    case WeightType::kBlocksIq4: return block_weight_at(matrix, panel, lane, input);
   }
   const int64_t size = matrix.group_size, words = size / 8 * kRowBytes;
   const int64_t group = input / size * (words + kPanelOutputs * 2), within = input % size;

@@ -168,6 +168,9 @@ inline const TileTable& tile_table(const Matrix& matrix) {
   static constexpr TileTable kInt4{
       kMaxInt4Rows, int4_tiles(std::make_integer_sequence<int, kMaxInt4Rows>())};
   static constexpr TileTable kFp4 = block_tiles<WeightType::kBlocksFp4, false, false>(BlockRows());
+  static constexpr TileTable kIq4 = block_tiles<WeightType::kBlocksIq4, false, false>(BlockRows());
+  static constexpr TileTable kIq4Scales =
+      block_tiles<WeightType::kBlocksIq4, true, false>(BlockRows());
   switch (matrix.type) {
     case WeightType::kFloat32: return kFloat32;
     case WeightType::kBfloat16: return kBfloat16;
@@ -176,6 +179,7 @@ inline const TileTable& tile_table(const Matrix& matrix) {
     case WeightType::kBlocks8: return block_tile_table<WeightType::kBlocks8>(matrix.blocks);
     case WeightType::kBlocks4: return block_tile_table<WeightType::kBlocks4>(matrix.blocks);
     case WeightType::kBlocksFp4: return kFp4;
+    case WeightType::kBlocksIq4: return matrix.blocks.has_scales ? kIq4Scales : kIq4;
   }
   return kInt4;
 }
@@ -232,7 +236,8 @@ class Activations {
       case WeightType::kInt4:
       case WeightType::kBlocks8:
       case WeightType::kBlocks4:
-      case WeightType::kBlocksFp4: return put_integers(row, values);
+      case WeightType::kBlocksFp4:
+      case WeightType::kBlocksIq4: return put_integers(row, values);
     }
   }
 
