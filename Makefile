@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := protocol gateway engine_worker auth_worker toolparser_worker penstock tests tools benchmarks examples
 
-.PHONY: help serve test parity check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants suites conformance lock sbom sanitize
+.PHONY: help serve test parity parity-table check format formats settings wheel wheel-check demo-eval bench bench-gateway fuzz soak attack e2e-docker clean mutants suites conformance lock sbom sanitize
 
 help:
 	@echo "make serve [ARGS=...]  install and serve the bundled model     make test   install and run the tests"
@@ -55,6 +55,11 @@ test: $(VENV)/.test
 parity: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 tests/integration/test_model_parity.py \
 		tests/integration/test_encoder_parity.py $(ARGS)
+
+# The same families in every type of weights; half an hour and more, goes on where it was stopped.
+# ARGS='--report docs/measurements/parity.md --machine "two cores of …"' writes the page.
+parity-table: $(VENV)/.test
+	$(BIN)/python -m tests.parity $(ARGS)
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)

@@ -2,6 +2,7 @@
 
     python -m benchmarks.recurrent             # some minutes
     python -m benchmarks.recurrent --rounds 3 --prompts 512 --shape mamba-2
+    python -m benchmarks.recurrent --no-prefill
 
 Two runners share the weights: the programs of one compute recurrent layers as they are defined, one
 token after the other. Rounds take turns; a table has the medians of time, and of CPU time, which
@@ -9,7 +10,8 @@ says more where other processes share the cores. Weights are random; three recur
 of attention are enough, since all groups of layers cost the same.
 
 A decode step reads all weights but the table of embeddings, and each row's states and keys, and
-writes the states: `bytes / bandwidth` bounds it.
+writes the states: `bytes / bandwidth` bounds it, and the bounds of its parts add up to that. It is
+timed as it is served: what the native kernels cover runs on them, the rest on XLA.
 """
 
 import argparse
@@ -22,9 +24,12 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.shapes import LLAMA
 from benchmarks.steps import measure_bandwidth, median_s, progress, row_blocks
+from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.compute.backends.choice import BackendName, choose_backend, describe
 from engine_worker.compute.backends.kv_layout import BlockShapes
 from engine_worker.compute.models.decoder import DecoderWeights, declare, random_weights
 from engine_worker.compute.models.hf_config import decoder_spec
@@ -90,7 +95,18 @@ def token_by_token() -> AbstractContextManager[object]:
     return mock.patch.object(Recurrence, "__call__", compute)
 
 
-def make_runner(weights: DecoderWeights, prompts: Sequence[int]) -> JaxModelRunner:
+def as_served(weights: DecoderWeights) -> PackedDecoder:
+    """Weights packed for the backend that `auto` takes."""
+    choice = choose_backend(BackendName.AUTO, weights.graph, "bfloat16", block_size=BLOCK_SIZE)
+    backend = choice.backend
+    values = [np.asarray(leaf) for leaf in weights.leaves]
+    leaves: list[jax.Array] = []
+    for weight in backend.packing.weights:
+        leaves += map(jnp.asarray, weight.pack([values[index] for index in weight.sources]))
+    return PackedDecoder(backend, tuple(leaves))
+
+
+def make_runner(weights: DecoderWeights | PackedDecoder, prompts: Sequence[int]) -> JaxModelRunner:
     """A runner with room for a prompt, and for some short rows."""
     longest = max((*prompts, CONTEXT)) + 1
     return JaxModelRunner.create(
@@ -155,7 +171,9 @@ def bound_bytes(runner: JaxModelRunner, weights: DecoderWeights, num_rows: int) 
 
 def time_decodes(weights: DecoderWeights, name: str, rounds: int, bandwidth: float) -> None:
     """One line for each number of rows."""
-    runner = make_runner(weights, ())
+    decoder = as_served(weights)
+    progress(f"{name}: {describe(decoder.backend)}")
+    runner = make_runner(decoder, ())
     blocks = row_blocks(runner, max(BATCHES))
     for num_rows in BATCHES:
         progress(f"{name}: decode, {num_rows} rows")
@@ -180,16 +198,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--prompts", type=int, nargs="+", default=[512, 1024])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-decode", action="store_true", help="only prompts")
+    parser.add_argument("--no-prefill", action="store_true", help="only decode")
     options = parser.parse_args(arguments)
     prepare_backend(None)
     models = {
         name: random_weights(declare(decoder_spec(HYBRIDS[name]), jnp.bfloat16), seed=0)
         for name in ([options.shape] if options.shape else HYBRIDS)
     }
-    print("| layers | prompt | by token, ms | chunks, ms | ratio | CPU by token | chunks | ratio |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name, weights in models.items():
-        compare_prefill(weights, name, options.prompts, options.rounds)
+    if not options.no_prefill:
+        print("| layers | prompt | by token, ms | chunks, ms | ratio | CPU | chunks | ratio |")
+        print("|---|---|---|---|---|---|---|---|")
+        for name, weights in models.items():
+            compare_prefill(weights, name, options.prompts, options.rounds)
     if options.no_decode:
         return
     bandwidth = measure_bandwidth()

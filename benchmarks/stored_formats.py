@@ -1,7 +1,7 @@
 """Times MLP blocks whose matrices stay as a checkpoint keeps them, beside the other types.
 
     python -m benchmarks.stored_formats                       # one and eight rows, sixty rounds
-    python -m benchmarks.stored_formats --rows 1 --rounds 20
+    python -m benchmarks.stored_formats --rows 1 --rounds 20 --formats Q8_0 IQ4_NL
 
 All formats take turns in every round, so that what else the machine does meets all of them. Weights
 are random, and each layer has its own copy: they come from memory. Ratios are of medians, bfloat16
@@ -31,7 +31,9 @@ FORMATS: Final[dict[str, str | BlockFormat]] = {
     "Q4_0": BlockFormat(4, 32, 32),
     "Q4_K": BlockFormat(4, 32, 256, has_scales=True, has_minima=True),
     "Q6_K": BlockFormat(8, 16, 256, has_scales=True),
-    "MXFP4": BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True),
+    "MXFP4": BlockFormat(4, 32, 32, "float8_e8m0fnu", codes="fp4"),
+    "IQ4_NL": BlockFormat(4, 32, 32, codes="iq4"),
+    "IQ4_XS": BlockFormat(4, 32, 256, has_scales=True, codes="iq4"),
     "AWQ, groups of 128": BlockFormat(4, 128, 128, has_minima=True),
 }
 
@@ -111,9 +113,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=60)
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     options = parser.parse_args()
     library = load()
-    models = {name: layers_of(form) for name, form in FORMATS.items()}
+    # Ratios are to bfloat16.
+    names = dict.fromkeys(["bfloat16", *options.formats])
+    models = {name: layers_of(FORMATS[name]) for name in names}
     print(f"{library.level}, {library.num_threads} threads")
     for num_rows in options.rows:
         found = measure(num_rows, options.rounds, models)

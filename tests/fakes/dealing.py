@@ -6,7 +6,7 @@ from tests.fakes.order import is_small_unit
 
 TOGETHER = {
     # Servers of their own, many of them killed: as long as all that share one.
-    "tests/e2e/test_a_recurrent_model.py": "servers that die",
+    "tests/e2e/test_recurrent_and_windowed_models.py": "servers that die",
     "tests/e2e/test_background_survives.py": "servers that die",
     "tests/e2e/test_batches.py": "servers that die",
     "tests/e2e/test_classification.py": "servers that die",

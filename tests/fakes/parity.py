@@ -46,12 +46,8 @@ class Reference:
 
 def make_reference(folder: Path, case: FamilyCase) -> Reference:
     """Saves a random model of a case to a folder and computes with it."""
-    config = getattr(transformers, case.config)(**case.values)
-    generator = torch.Generator().manual_seed(7)
-    model = random_model(config, case, generator)
-    prompt = torch.randint(3, SIZES["vocab_size"], (1, NUM_PROMPT_TOKENS), generator=generator)
+    model, prompt, logits = computed_model(case, NUM_PROMPT_TOKENS)
     with torch.no_grad():
-        logits = model(prompt).logits[0].numpy()
         # Without ids that end an output, all of it is made.
         model.generation_config.eos_token_id = None
         output = model.generate(
@@ -60,13 +56,29 @@ def make_reference(folder: Path, case: FamilyCase) -> Reference:
             max_new_tokens=NUM_GREEDY_TOKENS,
             do_sample=False,
         )
-    model.save_pretrained(folder)
-    if case.wrapped_as:
-        wrap_text_model(folder, case)
+    save_model(folder, case, model)
     continuation = output[0, NUM_PROMPT_TOKENS:].tolist()
     assert len(set(continuation)) >= MIN_DISTINCT_TOKENS, "an output that repeats shows little"
     token_ids = prompt[0].numpy().astype(np.int32)
     return Reference(folder, token_ids, logits, continuation, case.why_logits_only)
+
+
+def computed_model(case: FamilyCase, num_tokens: int) -> tuple[Any, torch.Tensor, Logits]:
+    """A random model of a case, random tokens [1, num_tokens], and their logits [num_tokens, V]."""
+    config = getattr(transformers, case.config)(**case.values)
+    generator = torch.Generator().manual_seed(7)
+    model = random_model(config, case, generator)
+    token_ids = torch.randint(3, SIZES["vocab_size"], (1, num_tokens), generator=generator)
+    with torch.no_grad():
+        logits: Logits = model(token_ids).logits[0].numpy()
+    return model, token_ids, logits
+
+
+def save_model(folder: Path, case: FamilyCase, model: Any) -> None:
+    """Saves a model of a case to a folder."""
+    model.save_pretrained(folder)
+    if case.wrapped_as:
+        wrap_text_model(folder, case)
 
 
 def wrap_text_model(folder: Path, case: FamilyCase) -> None:

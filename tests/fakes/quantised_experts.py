@@ -1,4 +1,4 @@
-"""Small decoders with experts as AWQ, GPTQ, compressed-tensors and MXFP4 keep them.
+"""Decoders as AWQ, GPTQ, compressed-tensors and MXFP4 keep them.
 
 Packed here by the formats' definitions; `tests/unit/engine_worker/compute/weights/quantized/` holds
 what is read of such files to the packages that write them.
@@ -28,9 +28,9 @@ def _words(rows: Matrix, order: tuple[int, ...] = _IN_ORDER) -> Matrix:
     return words.view(np.int32)
 
 
-def _with_zeros(weight: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+def _with_zeros(weight: Matrix, group: int) -> tuple[Matrix, Matrix, Matrix]:
     """Integers [out, in] from 0 to 15, zeros [out, G] from 1, and scales [out, G]."""
-    groups = weight.reshape(len(weight), -1, GROUP)
+    groups = weight.reshape(len(weight), -1, group)
     low, high = groups.min(-1).clip(None, 0), groups.max(-1).clip(0, None)
     scales = ((high - low) / 14).astype(np.float16)
     zeros = np.rint(-low / scales).clip(1, 15)
@@ -38,8 +38,8 @@ def _with_zeros(weight: Matrix) -> tuple[Matrix, Matrix, Matrix]:
     return integers.clip(0, 15).reshape(weight.shape).astype(np.uint8), zeros, scales
 
 
-def _awq(weight: Matrix) -> Tensors:
-    integers, zeros, scales = _with_zeros(weight)
+def _awq(weight: Matrix, group: int) -> Tensors:
+    integers, zeros, scales = _with_zeros(weight, group)
     return {
         "qweight": _words(integers.T, _AWQ_ORDER),
         "qzeros": _words(zeros.T, _AWQ_ORDER),
@@ -47,8 +47,8 @@ def _awq(weight: Matrix) -> Tensors:
     }
 
 
-def _gptq(weight: Matrix) -> Tensors:
-    integers, zeros, scales = _with_zeros(weight)
+def _gptq(weight: Matrix, group: int) -> Tensors:
+    integers, zeros, scales = _with_zeros(weight, group)
     return {
         "qweight": np.ascontiguousarray(_words(integers).T),
         "qzeros": _words(zeros.T - 1),
@@ -56,8 +56,8 @@ def _gptq(weight: Matrix) -> Tensors:
     }
 
 
-def _packed(weight: Matrix) -> Tensors:
-    groups = weight.reshape(len(weight), -1, GROUP)
+def _packed(weight: Matrix, group: int) -> Tensors:
+    groups = weight.reshape(len(weight), -1, group)
     scales = (np.abs(groups).max(-1) / 7).astype(np.float32)
     integers = np.rint(groups / scales[..., None]).clip(-8, 7) + 8
     return {
@@ -67,14 +67,14 @@ def _packed(weight: Matrix) -> Tensors:
     }
 
 
-def _int8(weight: Matrix) -> Tensors:
+def _int8(weight: Matrix, _: int) -> Tensors:
     scales = (np.abs(weight).max(-1, keepdims=True) / 127).astype(np.float32)
     return {"weight": np.rint(weight / scales).astype(np.int8), "weight_scale": scales}
 
 
-_METHODS: dict[str, tuple[dict[str, Any], Callable[[Matrix], Tensors]]] = {
-    "awq": ({"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}, _awq),
-    "gptq": ({"quant_method": "gptq", "bits": 4, "group_size": GROUP, "desc_act": False}, _gptq),
+_METHODS: dict[str, tuple[dict[str, Any], Callable[[Matrix, int], Tensors]]] = {
+    "awq": ({"quant_method": "awq", "bits": 4, "version": "gemm"}, _awq),
+    "gptq": ({"quant_method": "gptq", "bits": 4, "desc_act": False}, _gptq),
     "w4a16": ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, _packed),
     "w8a8": ({"quant_method": "compressed-tensors", "format": "int-quantized"}, _int8),
 }
@@ -87,16 +87,22 @@ def write_quantised(folder: Path, config: dict[str, Any], method: str) -> Tensor
     Returns:
         What was written.
     """
-    stated, pack = _METHODS[method]
-    tensors: Tensors = {}
-    for name, values in random_tensors(config, scale=SCALE).items():
-        if name.endswith("_proj.weight"):
-            module = name.removesuffix(".weight")
-            tensors |= {f"{module}.{part}": packed for part, packed in pack(values).items()}
-        else:
-            tensors[name] = values
+    stated, tensors = quantised(random_tensors(config, scale=SCALE), method)
     folder.mkdir(exist_ok=True)
     return write_checkpoint(folder, {**config, "quantization_config": stated}, tensors)
+
+
+def quantised(tensors: Tensors, method: str, group: int = GROUP) -> tuple[dict[str, Any], Tensors]:
+    """What a config says of a method, and tensors whose projections are in it."""
+    stated, pack = _METHODS[method]
+    found: Tensors = {}
+    for name, values in tensors.items():
+        if name.endswith("_proj.weight"):
+            module = name.removesuffix(".weight")
+            found |= {f"{module}.{part}": packed for part, packed in pack(values, group).items()}
+        else:
+            found[name] = values
+    return ({"group_size": group} if "bits" in stated else {}) | stated, found
 
 
 def write_mxfp4(folder: Path, config: dict[str, Any]) -> Tensors:

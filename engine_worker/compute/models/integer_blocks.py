@@ -3,9 +3,10 @@
 Each block of a row has a scale and maybe a scale of its minima; each group of a block may have a
 whole scale and a whole minimum. A number is `scale * group_scale * integer - minimum_scale *
 minimum`. GGUF's blocks, AWQ, GPTQ and compressed-tensors are all of this kind, so nothing is lost
-when they are written so. Those of MXFP4 are a scale times floats of four bits. Parts of different
-formats of integers become one matrix by cutting blocks and groups into smaller ones and by widening
-integers, which loses nothing either.
+when they are written so. Those of MXFP4 are a scale times floats of four bits, and those of GGUF's
+IQ4 types are codes of four bits for integers of eight. Parts of different formats of integers
+become one matrix by cutting blocks and groups into smaller ones and by widening integers, which
+loses nothing either.
 """
 
 import math
@@ -28,6 +29,12 @@ FP4_VALUES: Final = np.array(
     np.float32,
 )
 """Of E2M1, by code (OCP Microscaling Formats 1.0, 5.3.3)."""
+IQ4_VALUES: Final = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int16
+)
+"""Of GGUF's IQ4_NL and IQ4_XS, by code (ggml, `kvalues_iq4nl` of `ggml-common.h`)."""
+CODES: Final[dict[str, npt.NDArray[Any]]] = {"fp4": FP4_VALUES, "iq4": IQ4_VALUES}
+"""What codes of four bits stand for."""
 _FOUR, _EIGHT = 4, 8
 
 Bytes = npt.NDArray[np.uint8]
@@ -46,7 +53,8 @@ class BlockFormat:
         has_scales: Groups have whole scales.
         has_minima: Groups have whole minima. Integers of 4 bits are then 0 to 15, else -8 to 7;
             those of 8 bits are always -128 to 127.
-        is_float: The numbers are codes of `FP4_VALUES`; groups have neither scales nor minima.
+        codes: The numbers are codes of this one of `CODES`; empty where they are none. Groups of
+            fp4 have neither scales nor minima, those of iq4 no minima.
     """
 
     bits: int
@@ -55,12 +63,12 @@ class BlockFormat:
     scale_dtype: str = "float16"
     has_scales: bool = False
     has_minima: bool = False
-    is_float: bool = False
+    codes: str = ""
 
     @property
     def zero(self) -> int:
         """What stands for 0 in `BlockMatrix.integers`."""
-        if self.is_float:
+        if self.codes:
             return 0
         if self.bits == _EIGHT:
             return 128
@@ -73,13 +81,13 @@ class BlockFormat:
 
     @property
     def numbers_type(self) -> str:
-        """`int8`, `int4` or `fp4`."""
-        return "fp4" if self.is_float else f"int{self.bits}"
+        """`int8`, `int4`, `fp4` or `iq4`."""
+        return self.codes or f"int{self.bits}"
 
     @property
     def key(self) -> str:
         """One word that differs between formats."""
-        flags = "s" * self.has_scales + "m" * self.has_minima + "f" * self.is_float
+        flags = "s" * self.has_scales + "m" * self.has_minima + self.codes[:1]
         return f"{self.bits}.{self.group_size}.{self.block_size}.{self.scale_dtype}{flags}"
 
 
@@ -128,8 +136,8 @@ class BlockMatrix:
         """What the matrix stands for, [out, in] float32."""
         form = self.format
         outputs, inputs = self.integers.shape
-        if form.is_float:
-            values = FP4_VALUES[self.integers]
+        if form.codes:
+            values = CODES[form.codes][self.integers].astype(np.float32)
         else:
             values = self.integers.astype(np.float32) - np.float32(form.zero)
         values = values.reshape(outputs, -1, form.group_size)
@@ -148,10 +156,17 @@ def common_format(formats: Sequence[BlockFormat]) -> BlockFormat | None:
     first = formats[0]
     if all(form == first for form in formats):
         return first
-    if len({form.scale_dtype for form in formats}) > 1 or any(form.is_float for form in formats):
+    if len({form.scale_dtype for form in formats}) > 1 or any(
+        form.codes == "fp4" for form in formats
+    ):
         return None
     has_minima = any(form.has_minima for form in formats)
-    is_four = all(form.bits == _FOUR and form.has_minima == has_minima for form in formats)
+    # Codes stay codes where all are; beside integers they become those that they stand for.
+    codes = first.codes if all(form.codes == first.codes for form in formats) else ""
+    is_four = all(
+        form.bits == _FOUR and form.has_minima == has_minima and form.codes == codes
+        for form in formats
+    )
     group_size = math.gcd(*(form.group_size for form in formats))
     block_size = math.gcd(*(form.block_size for form in formats))
     has_scales = any(form.has_scales for form in formats)
@@ -162,6 +177,7 @@ def common_format(formats: Sequence[BlockFormat]) -> BlockFormat | None:
         first.scale_dtype,
         has_scales,
         has_minima,
+        codes,
     )
 
 
@@ -195,7 +211,9 @@ def _widened(part: BlockMatrix, form: BlockFormat) -> BlockMatrix:
     if old == form:
         return part
     integers = part.integers
-    if form.zero != old.zero:
+    if form.codes != old.codes:
+        integers = (CODES[old.codes][integers] + form.zero).astype(np.uint8)
+    elif form.zero != old.zero:
         integers = integers + np.uint8(form.zero - old.zero)
     shape = (integers.shape[0], integers.shape[1] // form.group_size)
     group_scales = minima = minimum_scales = None

@@ -48,6 +48,8 @@ XLA: Final = "xla"
 MATRIX_AXES: Final = 2
 _KEPT_FULL: Final = (
     ".router.weight",
+    ".q_norm.weight",
+    ".k_norm.weight",
     ".alt_up.prediction.weight",
     ".alt_up.correction.weight",
 )
@@ -181,7 +183,7 @@ def is_quantizable(parameter: Parameter) -> bool:
     """Whether a declared weight is a matrix that bears fewer bits.
 
     A router does not: it is small, and what it chooses would change with them. Nor does what is no
-    matrix, such as the biases of all experts.
+    matrix, such as the biases of all experts, and norms that have a weight for each head.
     """
     is_matrix = len(parameter.shape) == MATRIX_AXES and parameter.path.endswith(".weight")
     return is_matrix and not parameter.path.endswith(_KEPT_FULL)

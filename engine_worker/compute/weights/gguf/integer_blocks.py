@@ -9,7 +9,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from engine_worker.compute.models.integer_blocks import SCALE_DTYPES, BlockFormat, BlockMatrix
+from engine_worker.compute.models.integer_blocks import (
+    SCALE_DTYPES,
+    BlockFormat,
+    BlockMatrix,
+)
 from engine_worker.compute.weights.gguf.blocks import NUMBERS_AT_A_TIME, in_parallel
 from engine_worker.errors import CheckpointError
 from protocol.runtime.gguf_header import BLOCK_TYPES, GgufTensor
@@ -25,15 +29,12 @@ FORMATS: Final = {
     "Q4_K": BlockFormat(4, 32, 256, has_scales=True, has_minima=True),
     "Q5_K": BlockFormat(8, 32, 256, has_scales=True, has_minima=True),
     "Q6_K": BlockFormat(8, 16, 256, has_scales=True),
-    "IQ4_NL": BlockFormat(8, 32, 32),
-    "IQ4_XS": BlockFormat(8, 32, 256, has_scales=True),
-    "MXFP4": BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True),
+    "IQ4_NL": BlockFormat(4, 32, 32, codes="iq4"),
+    "IQ4_XS": BlockFormat(4, 32, 256, has_scales=True, codes="iq4"),
+    "MXFP4": BlockFormat(4, 32, 32, "float8_e8m0fnu", codes="fp4"),
 }
 """Types that are read without loss, and how."""
 _SIZES: Final = {name: (numbers, size) for name, numbers, size in BLOCK_TYPES.values()}
-_IQ4_VALUES: Final = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int16
-)
 
 Bytes = npt.NDArray[np.uint8]
 Parts = tuple[npt.NDArray[Any], ...]
@@ -190,7 +191,7 @@ def _q6_k(blocks: Bytes) -> Parts:
 
 
 def _iq4_nl(blocks: Bytes) -> Parts:
-    return (_IQ4_VALUES[_nibbles(blocks[:, 2:])] + 128).astype(np.uint8), _halves(blocks, 0)
+    return _nibbles(blocks[:, 2:]), _halves(blocks, 0)
 
 
 def _iq4_xs(blocks: Bytes) -> Parts:
@@ -200,7 +201,7 @@ def _iq4_xs(blocks: Bytes) -> Parts:
     scales = (low | (((high >> shifts) & 3) << 4)).astype(np.int16) - 32
     runs = blocks[:, 8:].reshape(-1, 8, 16)
     codes = np.concatenate([runs & 15, runs >> 4], axis=2).reshape(len(blocks), -1)
-    return (_IQ4_VALUES[codes] + 128).astype(np.uint8), _halves(blocks, 0), scales
+    return codes, _halves(blocks, 0), scales
 
 
 def _mxfp4(blocks: Bytes) -> Parts:

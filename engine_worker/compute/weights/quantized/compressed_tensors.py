@@ -292,7 +292,7 @@ def _fp4_module(stored: StoredTensors, module: str, packed: TensorInfo) -> Deriv
     groups = scale.shape[1]
     is_power = overall is None and scale.dtype != "F8_E4M3"
     scale_dtype = "float8_e8m0fnu" if is_power else "float32"
-    form = BlockFormat(4, inputs // groups, inputs // groups, scale_dtype, is_float=True)
+    form = BlockFormat(4, inputs // groups, inputs // groups, scale_dtype, codes="fp4")
 
     def read_blocks(read: ReadTensor) -> BlockMatrix:
         scales = read_scales(read).astype(SCALE_DTYPES[scale_dtype])

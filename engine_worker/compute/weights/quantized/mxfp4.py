@@ -34,7 +34,7 @@ BLOCK_VALUES: Final = 32
 """Numbers that share a scale."""
 _BLOCK_BYTES: Final = BLOCK_VALUES // 2
 _NOT_A_NUMBER: Final = 255
-MXFP4: Final = BlockFormat(4, BLOCK_VALUES, BLOCK_VALUES, "float8_e8m0fnu", is_float=True)
+MXFP4: Final = BlockFormat(4, BLOCK_VALUES, BLOCK_VALUES, "float8_e8m0fnu", codes="fp4")
 _CHUNK_BYTES: Final = 2**22
 
 

@@ -59,6 +59,7 @@ MORE = (
     ("qwen3", "Q6_K"),
     ("gpt_oss", "Q5_K"),
     ("gpt_oss", "MXFP4"),
+    ("qwen3", "IQ4_XS"),
 )
 PROMPT = [int(x) for x in np.random.default_rng(4).integers(0, 64, 20)]
 
@@ -166,7 +167,15 @@ def test_experts_in_blocks_give_the_dequantised_models_logits_and_64_greedy_toke
 
 
 @pytest.mark.parametrize(
-    ("kind", "most"), [("Q8_0", 1.0), ("Q4_0", 1.0), ("MXFP4", 1.0), ("Q4_K", 1.03)]
+    ("kind", "most"),
+    [
+        ("Q8_0", 1.0),
+        ("Q4_0", 1.0),
+        ("MXFP4", 1.0),
+        ("Q4_K", 1.03),
+        ("IQ4_NL", 1.0),
+        ("IQ4_XS", 1.02),
+    ],
 )
 def test_experts_take_the_memory_of_their_file(tmp_path: Path, kind: str, most: float) -> None:
     path = write_stored(tmp_path, QWEN3, kind)

@@ -34,16 +34,23 @@ inline Vector from_e8m0(IntVector bytes) {
   return bits_as<Vector>(exponents == 0 ? exponents + 0x00400000u : exponents << 23);
 }
 
-// Of four codes of E2M1 in each lane, bytes 0 to 15: kDoubledFp4 plus 12, which is never negative.
-inline IntVector from_fp4(IntVector codes) {
+#if defined(__AVX2__)
+// Of four codes in each lane, bytes 0 to 15, what the table has.
+inline IntVector look_up(__m128i table, IntVector codes) {
 #if defined(__AVX512BW__)
-  const __m128i table = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
   return bits_as<IntVector>(
       _mm512_shuffle_epi8(_mm512_maskz_broadcast_i32x4(0xffff, table), bits_as<__m512i>(codes)));
-#elif defined(__AVX2__)
-  const __m128i table = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+#else
   return bits_as<IntVector>(
       _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), bits_as<__m256i>(codes)));
+#endif
+}
+#endif
+
+// Of four codes of E2M1 in each lane: kDoubledFp4 plus 12, which is never negative.
+inline IntVector from_fp4(IntVector codes) {
+#if defined(__AVX2__)
+  return look_up(_mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0), codes);
 #else
   // Four bytes at once: no step takes one byte above 255 or below 0.
   const BitVector bits = bits_as<BitVector>(codes), magnitude = bits & 0x07070707u;
@@ -53,6 +60,28 @@ inline IntVector from_fp4(IntVector codes) {
   const BitVector is_negative = ((bits >> 3) & 0x01010101u) * 0xffu;
   return bits_as<IntVector>(number + 0x0c0c0c0cu - ((number & is_negative) << 1));
 #endif
+}
+
+// Of four codes of kIq4 in each lane: the numbers plus 128, as bytes.
+inline IntVector from_iq4(IntVector codes) {
+#if defined(__AVX2__)
+  return look_up(_mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59,
+                               -39, -15),
+                 codes);
+#else
+  uint8_t bytes[sizeof codes];
+  std::memcpy(bytes, &codes, sizeof codes);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(kIq4[byte] + 128);
+  return load_as<IntVector>(bytes);
+#endif
+}
+
+// Of four numbers of 4 bits in each lane: what is multiplied for them.
+template <WeightType kType>
+inline IntVector from_four_bits(IntVector numbers) {
+  if (kType == WeightType::kBlocksFp4) return from_fp4(numbers);
+  if (kType == WeightType::kBlocksIq4) return from_iq4(numbers);
+  return numbers;
 }
 
 inline Vector load_scales(const char* from, ScaleType type, int64_t first) {
@@ -69,8 +98,8 @@ inline Vector load_scales(const char* from, ScaleType type, int64_t first) {
 template <int kRows, WeightType kType, bool kHasScales, bool kHasMinima>
 void block_tile(const TileInput& in, float* out) {
   constexpr bool kIsFp4 = kType == WeightType::kBlocksFp4;
-  constexpr bool kIsFour = kIsFp4 || kType == WeightType::kBlocks4;
-  using Product = IntegerProduct<kIsFour>;
+  constexpr bool kIsFour = kType != WeightType::kBlocks8;
+  using Product = IntegerProduct<kIsFour && kType != WeightType::kBlocksIq4>;
   constexpr int kStep = 2 * kLanes;
   constexpr int32_t kZero =
       BlockLayout{0, ScaleType::kFloat16, kHasScales, kHasMinima}.zero(kType);
@@ -107,8 +136,8 @@ void block_tile(const TileInput& in, float* out) {
                 __builtin_prefetch(words + v * (kLaneBytes * kLanes) + kPrefetchBytes);
               }
               IntVector first_four = nibbles & 0x0f0f0f0f, last = (nibbles >> 4) & 0x0f0f0f0f;
-              low[v] = Product::prepare(kIsFp4 ? from_fp4(first_four) : first_four);
-              high[v] = Product::prepare(kIsFp4 ? from_fp4(last) : last);
+              low[v] = Product::prepare(from_four_bits<kType>(first_four));
+              high[v] = Product::prepare(from_four_bits<kType>(last));
             }
 #pragma GCC unroll 16
             for (int row = 0; row < kRows; row++) {
@@ -194,7 +223,13 @@ inline float block_weight_at(const Matrix& matrix, const char* panel, int64_t la
   const auto byte = load_as<uint8_t>(block + within / in_word * kRowBytes + lane * kLaneBytes +
                                      within % 4);
   int whole = !is_four ? byte : within % 8 < 4 ? byte & 15 : byte >> 4;
-  whole = is_fp4 ? kDoubledFp4[whole] : whole - layout.zero(matrix.type);
+  if (is_fp4) {
+    whole = kDoubledFp4[whole];
+  } else if (matrix.type == WeightType::kBlocksIq4) {
+    whole = kIq4[whole];
+  } else {
+    whole -= layout.zero(matrix.type);
+  }
   const char* bytes = block + layout.words_bytes(matrix.type) + group * kPanelOutputs + lane;
   if (layout.has_scales) whole *= load_as<int8_t>(bytes);
   const char* floats = block + layout.words_bytes(matrix.type) +

@@ -103,7 +103,7 @@ inline Matrix matrix_at(const CallFrame& frame, int64_t index, const char* name,
 // In the order of `_format_fields` in calls.py.
 inline Format format_of(Fields& fields) {
   Format format{};
-  format.type = static_cast<WeightType>(fields.integer(0, 6, "weight type"));
+  format.type = static_cast<WeightType>(fields.integer(0, 7, "weight type"));
   const int64_t size = format.group_size = fields.integer(0, kMaxBlockInputs, "group size");
   require(format.type != WeightType::kInt4 || size == 32 || size == 64 || size == 128,
           "the group size of int4 is not 32, 64 or 128");
@@ -122,6 +122,8 @@ inline Format format_of(Fields& fields) {
           "a block has more than one group without scales, or more than 256 inputs with them");
   require(format.type != WeightType::kBlocksFp4 || !(blocks.has_scales || blocks.has_minima),
           "blocks of fp4 have neither scales nor minima of groups");
+  require(format.type != WeightType::kBlocksIq4 || !blocks.has_minima,
+          "blocks of iq4 have no minima of groups");
   return format;
 }
 

@@ -17,7 +17,7 @@ constexpr int64_t kRowBytes = kPanelOutputs * kLaneBytes;
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kMaxInt8Inputs = 65536;  // The sum of products then still fits 32 bits.
 
-// The last three are numbers in blocks, as checkpoints hold them: see BlockLayout. int4 is packed as
+// The last four are numbers in blocks, as checkpoints hold them: see BlockLayout. int4 is packed as
 // blocks of four bits with one group each and a bfloat16 scale, and kernels see it as these.
 enum class WeightType : int64_t {
   kFloat32 = 0,
@@ -26,7 +26,8 @@ enum class WeightType : int64_t {
   kInt4 = 3,
   kBlocks8 = 4,
   kBlocks4 = 5,
-  kBlocksFp4 = 6
+  kBlocksFp4 = 6,
+  kBlocksIq4 = 7
 };
 // kE8m0: an exponent of two with a bias of 127 (OCP Microscaling Formats 1.0, 5.4.1).
 enum class ScaleType : int64_t { kFloat16 = 0, kBfloat16 = 1, kFloat32 = 2, kE8m0 = 3 };
@@ -47,16 +48,20 @@ inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 inline bool is_in_blocks(WeightType type) {
   return type == WeightType::kBlocks8 || type == WeightType::kBlocks4 ||
-         type == WeightType::kBlocksFp4;
+         type == WeightType::kBlocksFp4 || type == WeightType::kBlocksIq4;
 }
 
 // Twice the numbers of E2M1, by code (OCP Microscaling Formats 1.0, 5.3.3).
 constexpr int kDoubledFp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+// The numbers of GGUF's IQ4_NL and IQ4_XS, by code (ggml-common.h, kvalues_iq4nl).
+constexpr int kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                          1,    13,   25,  38,  53,  69,  89,  113};
 
 // Each block of an output's inputs has a scale d and, with minima, a scale e of these; each group of
 // a block may have a whole scale s and a whole minimum m. A weight is d * s * (w - zero) - e * m. In
 // a panel, behind the words of a block: s and m of every group, [32] int8 each, then [32] d and e.
-// kBlocksFp4 has codes of E2M1 and one group a block: a weight is d * the number.
+// kBlocksFp4 has codes of E2M1 and one group a block: a weight is d * the number. kBlocksIq4 has
+// codes of kIq4 and no minima: a weight is d * s * the number.
 struct BlockLayout {
   int64_t block_size = 0;  // Inputs, a multiple of the group's.
   ScaleType scale_type = ScaleType::kFloat16;
@@ -76,6 +81,7 @@ struct BlockLayout {
   // What is multiplied for 0.
   constexpr int zero(WeightType type) const {
     return type == WeightType::kBlocks8     ? 128
+           : type == WeightType::kBlocksIq4 ? 128
            : type == WeightType::kBlocksFp4 ? 12
            : has_minima                     ? 0
                                             : 8;
@@ -92,7 +98,8 @@ inline int64_t padded_inputs(WeightType type, int64_t inputs, int64_t group_size
     case WeightType::kInt4: return round_up(inputs, group_size);
     case WeightType::kBlocks8:
     case WeightType::kBlocks4:
-    case WeightType::kBlocksFp4: return round_up(inputs, blocks.block_size);
+    case WeightType::kBlocksFp4:
+    case WeightType::kBlocksIq4: return round_up(inputs, blocks.block_size);
   }
   return 0;
 }
@@ -116,6 +123,7 @@ inline int64_t panel_bytes(WeightType type, int64_t inputs, int64_t group_size,
     case WeightType::kBlocks8:
     case WeightType::kBlocks4:
     case WeightType::kBlocksFp4:
+    case WeightType::kBlocksIq4:
       return padded / blocks.block_size * blocks.num_bytes(type, group_size);
   }
   return 0;

@@ -15,7 +15,7 @@ namespace penstock {
 namespace {
 
 // Raised with every change of a call, an attribute or a packed layout; library.py asks for it.
-constexpr int32_t kInterfaceVersion = 6;
+constexpr int32_t kInterfaceVersion = 7;
 
 enum class PackStatus : int32_t { kOk = 0, kNotFinite = 1, kBadShape = 2 };
 
@@ -121,7 +121,8 @@ class Packer {
         case WeightType::kInt4: pack_int4(output, to, lane); break;
         case WeightType::kBlocks8:
         case WeightType::kBlocks4:
-        case WeightType::kBlocksFp4: break;  // never made of floats
+        case WeightType::kBlocksFp4:
+        case WeightType::kBlocksIq4: break;  // never made of floats
       }
     }
   }
@@ -310,7 +311,7 @@ PENSTOCK_EXPORT int32_t penstock_pack_blocks(const void* integers, const void* s
   const auto bad_shape = static_cast<int32_t>(PackStatus::kBadShape);
   if (outputs <= 0 || inputs <= 0 || group_size <= 0 || group_size % 16 != 0 || block_size <= 0 ||
       block_size % group_size != 0 || inputs % block_size != 0 || scale_type < 0 ||
-      scale_type > 3 || weight_type < 4 || weight_type > 6 || (is_gate_up != 0 && outputs % 2 != 0) ||
+      scale_type > 3 || weight_type < 4 || weight_type > 7 || (is_gate_up != 0 && outputs % 2 != 0) ||
       (minima == nullptr) != (minima_floats == nullptr)) {
     return bad_shape;
   }
@@ -318,6 +319,7 @@ PENSTOCK_EXPORT int32_t penstock_pack_blocks(const void* integers, const void* s
                            minima != nullptr};
   const auto type = static_cast<WeightType>(weight_type);
   if (type == WeightType::kBlocksFp4 && (scales != nullptr || minima != nullptr)) return bad_shape;
+  if (type == WeightType::kBlocksIq4 && minima != nullptr) return bad_shape;
   const Matrix matrix{nullptr, outputs, inputs, type, group_size, layout};
   const int64_t num_panels = num_panels_of(outputs, is_gate_up != 0), size = matrix.panel_stride();
   if (to_bytes != num_panels * size) return bad_shape;

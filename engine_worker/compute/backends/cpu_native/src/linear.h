@@ -104,12 +104,16 @@ inline const TileTable& tile_table(const Matrix& matrix) {
       IntegerProduct<false>::kMaxRows,
       int8_tiles(std::make_integer_sequence<int, IntegerProduct<false>::kMaxRows>())};
   static constexpr TileTable kFp4 = block_tiles<WeightType::kBlocksFp4, false, false>(BlockRows());
+  static constexpr TileTable kIq4 = block_tiles<WeightType::kBlocksIq4, false, false>(BlockRows());
+  static constexpr TileTable kIq4Scales =
+      block_tiles<WeightType::kBlocksIq4, true, false>(BlockRows());
   switch (matrix.type) {
     case WeightType::kFloat32: return kFloat32;
     case WeightType::kBfloat16: return kBfloat16;
     case WeightType::kInt8: return kInt8;
     case WeightType::kBlocks8: return block_tile_table<WeightType::kBlocks8>(matrix.blocks);
     case WeightType::kBlocks4: return block_tile_table<WeightType::kBlocks4>(matrix.blocks);
+    case WeightType::kBlocksIq4: return matrix.blocks.has_scales ? kIq4Scales : kIq4;
     default: return kFp4;
   }
 }

@@ -1,15 +1,18 @@
 """int8 matrices: what they stand for, their products, and a decoder made of them."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from engine_worker.compute.models.quantized import QuantizedMatrix, quantize, quantized_matmul
+from engine_worker.compute.models.spec import AttentionSpec, LayerSpec, QkNorm
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from tests.fakes.packed_decoder import packed
 from tests.fakes.runner_requests import RunnerRequest, generate
-from tests.fakes.tiny_decoder import GreedyReference, tiny_weights
+from tests.fakes.tiny_decoder import GreedyReference, tiny_spec, tiny_weights
 
 GENERATOR = np.random.default_rng(0)
 
@@ -73,3 +76,18 @@ def test_a_decoder_in_int8_chooses_near_the_best_tokens_and_keeps_its_cache_in_b
         assert row.max() - row[token_id] < 0.5 * row.std()
     # Half of bfloat16, and the scales.
     assert decoder.size_bytes < 0.6 * 2 * decoder.backend.graph.num_parameters
+
+
+def test_norms_with_a_weight_for_each_head_are_no_matrices() -> None:
+    def normed(layer: LayerSpec) -> LayerSpec:
+        assert isinstance(layer.mixer, AttentionSpec)
+        return replace(layer, mixer=replace(layer.mixer, qk_norm=QkNorm.EACH_HEAD))
+
+    spec = tiny_spec()
+    spec = replace(spec, layers=tuple(map(normed, spec.layers)))
+    decoder = packed(tiny_weights(spec=spec), "xla", "int8")
+    runner = JaxModelRunner.create(
+        decoder, num_blocks=20, max_model_len=32, block_size=8, max_num_seqs=1
+    )
+    request = RunnerRequest(0, [3, 1, 4, 1, 5, 9], list(range(4)))
+    assert len(generate(runner, request, 3)) == 3

@@ -89,7 +89,7 @@ def test_a_scale_that_is_no_number_names_the_tensor(name: str) -> None:
             read_blocks(broken.reshape(-1), tensor_of(name, (3, 256), broken))
 
 
-INTEGERS = sorted(name for name, form in FORMATS.items() if not form.is_float)
+INTEGERS = sorted(name for name, form in FORMATS.items() if form.codes != "fp4")
 
 
 @pytest.mark.parametrize(("first", "second"), list(combinations(INTEGERS, 2)))
@@ -100,8 +100,14 @@ def test_matrices_of_two_formats_become_one_without_loss(first: str, second: str
         parts.append(read_blocks(blocks.reshape(-1), tensor_of(name, (2, 256), blocks)))
     form = common_format([part.format for part in parts])
     assert form is not None
+    assert form.bits == 8 or {parts[0].format.codes, parts[1].format.codes} in ({""}, {"iq4"})
     expected = np.concatenate([part.numbers() for part in parts])
     np.testing.assert_array_equal(joined(parts, form).numbers(), expected)
+
+
+def test_iq4_of_both_kinds_stays_in_four_bits() -> None:
+    form = common_format([FORMATS["IQ4_NL"], FORMATS["IQ4_XS"]])
+    assert form == BlockFormat(4, 32, 32, has_scales=True, codes="iq4")
 
 
 def test_formats_with_scales_of_different_types_are_not_joined() -> None:
@@ -126,8 +132,8 @@ KEPT = {
     "gptq_3_bits": BlockFormat(4, 32, 32, has_minima=True),
     "gptq_4_bits": BlockFormat(4, 32, 32, has_minima=True),
     "gptq_8_bits": BlockFormat(8, 32, 32, has_minima=True),
-    "mxfp4": BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True),
-    "nvfp4": BlockFormat(4, 16, 16, "float32", is_float=True),
+    "mxfp4": BlockFormat(4, 32, 32, "float8_e8m0fnu", codes="fp4"),
+    "nvfp4": BlockFormat(4, 16, 16, "float32", codes="fp4"),
     "int8_by_row": BlockFormat(8, 128, 128, "float32"),
     "int8_zero_points": BlockFormat(8, 128, 128, "float32", has_minima=True),
     "pack_2_bits": BlockFormat(4, 128, 128, "float32"),

@@ -19,7 +19,7 @@ from tests.fakes.block_oracle import TOLERANCE, ExpertsProblem, distance
 
 K4 = BlockFormat(4, 32, 64, has_scales=True, has_minima=True)
 Q8 = BlockFormat(8, 32, 32)
-FP4 = BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True)
+FP4 = BlockFormat(4, 32, 32, "float8_e8m0fnu", codes="fp4")
 
 
 def config_of(weight_type: str = "bfloat16", **changes: Any) -> MlpConfig:

@@ -24,9 +24,13 @@ FORMATS = [
         strict=False,
     )
 ]
+MXFP4 = BlockFormat(4, 32, 32, "float8_e8m0fnu", codes="fp4")
+IQ4_XS = BlockFormat(4, 32, 256, has_scales=True, codes="iq4")
 FORMATS += [
-    BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True),
-    BlockFormat(4, 16, 16, "float32", is_float=True),
+    MXFP4,
+    BlockFormat(4, 16, 16, "float32", codes="fp4"),
+    BlockFormat(4, 32, 32, codes="iq4"),
+    BlockFormat(4, 16, 64, "bfloat16", has_scales=True, codes="iq4"),
 ]
 WIDE_GROUPS = [
     BlockFormat(bits, 64, 64, dtype, has_minima=has_minima)
@@ -105,7 +109,7 @@ def test_blocks_of_a_decoder_may_mix_formats_and_types(level: str, weight_type: 
         assert distance(np.asarray(found), mlp.oracle(problem.x)) < TOLERANCE
 
 
-@pytest.mark.parametrize("form", [K4, K6, BlockFormat(4, 32, 32), FP4, *WIDE_GROUPS])
+@pytest.mark.parametrize("form", [K4, K6, BlockFormat(4, 32, 32), MXFP4, IQ4_XS, *WIDE_GROUPS])
 def test_a_rows_bits_are_the_same_alone_and_in_any_company(
     kernels: Library, form: BlockFormat
 ) -> None:
@@ -174,7 +178,8 @@ def test_what_no_kernel_multiplies_is_refused(kernels: Library) -> None:
         (BlockFormat(8, 32, 64), "more than one group without scales"),
         (BlockFormat(8, 32, 512, has_scales=True), "more than 256 inputs"),
         (BlockFormat(8, 16, 16), "head is"),
-        (BlockFormat(4, 32, 32, has_minima=True, is_float=True), "neither scales nor minima"),
+        (BlockFormat(4, 32, 32, has_minima=True, codes="fp4"), "neither scales nor minima"),
+        (BlockFormat(4, 32, 32, has_minima=True, codes="iq4"), "no minima of groups"),
     ],
 )
 def test_the_border_refuses_formats_that_are_none(

@@ -1,0 +1,196 @@
+"""Times how long weights take to load beside reading their file once.
+
+    python -m benchmarks.load                          # SmolLM2-135M's shape, random, bfloat16
+    python -m benchmarks.load --shape Qwen2.5-0.5B --dtype int8 --rounds 3
+    python -m benchmarks.load --model path/to/model-Q4_K_M.gguf
+
+A first start hashes the checkpoint and packs it into a file, a later one maps that file and reads
+it once to find damage; both read with nothing of the file in memory (the kernel is asked to drop
+it, as before the plain read) and once more with all of it there, of which the CPU time is shown,
+too. Medians of rounds in turn. Python and jax are loaded already, and nothing is compiled.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from benchmarks.shapes import SHAPES
+from benchmarks.steps import progress
+from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.runner.compile_cache import prepare_backend
+from engine_worker.compute.weights import file_digests
+from engine_worker.compute.weights.sources import weight_sources
+from engine_worker.config import DTYPES, ModelSettings
+from engine_worker.loading.decoder import choose_for_settings
+from engine_worker.loading.gguf_folder import with_model_folder
+from engine_worker.loading.weights import SUFFIX, load_for_backend
+
+_PIECE_BYTES = 16 * 2**20
+
+
+def write_checkpoint(folder: Path, shape: str) -> None:
+    """Random weights of a shape, in bfloat16."""
+    config = SHAPES[shape]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    random = np.random.default_rng(0)
+    sources = weight_sources(declare(decoder_spec(config), jnp.bfloat16))
+    tensors = {
+        source.name: (random.standard_normal(source.shape, np.float32) * 0.02).astype(jnp.bfloat16)
+        for parts in sources
+        for source in parts
+    }
+    save_file(tensors, folder / "model.safetensors")
+
+
+def forget(files: Sequence[Path]) -> None:
+    """Asks the kernel to drop what it holds of some files."""
+    for file in files:
+        with file.open("rb") as stream:
+            os.fsync(stream.fileno())
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_once(files: Sequence[Path]) -> None:
+    """Reads files from end to end, into one buffer."""
+    buffer = bytearray(_PIECE_BYTES)
+    for file in files:
+        with file.open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):
+                pass
+
+
+class Loads:
+    """Starts of one model, as an engine makes them.
+
+    Args:
+        settings: Of the model.
+        cache: An empty folder for packed weights.
+    """
+
+    def __init__(self, settings: ModelSettings, cache: Path) -> None:
+        self._settings, self._cache = settings, cache
+        self._backend = choose_for_settings(settings)
+        self.label = f"{self._backend.weight_type} on {self._backend.name}"
+        weights = [*settings.path.glob("*.safetensors"), *settings.path.glob("*.gguf")]
+        self.checkpoint = [file.resolve() for file in weights]
+
+    @property
+    def packed(self) -> list[Path]:
+        """Files that a first start wrote."""
+        return list(self._cache.glob(f"*{SUFFIX}"))
+
+    def first(self) -> None:
+        """Of a model that was never loaded."""
+        shutil.rmtree(self._cache, ignore_errors=True)
+        file_digests._known.clear()
+        self._load()
+
+    def later(self) -> None:
+        """Of a model that was packed; hashes of its files are kept."""
+        self._load()
+
+    def _load(self) -> None:
+        decoder = load_for_backend(
+            self._settings.path, self._backend, self._cache, lambda done, what: None
+        )
+        for leaf in decoder.leaves:
+            leaf.block_until_ready()
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Medians, in seconds: with files dropped, with them in memory, and the CPU's of the latter."""
+
+    cold: float
+    warm: float
+    cpu: float
+
+
+def times_of(
+    calls: dict[str, tuple[Callable[[], None], Callable[[], Sequence[Path]]]], rounds: int
+) -> dict[str, Times]:
+    """Times of calls with what they read, in turn."""
+    found: dict[str, list[Times]] = {name: [] for name in calls}
+    for index in range(rounds):
+        progress(f"round {index + 1} of {rounds}")
+        for name, (call, files) in calls.items():
+            forget(files())
+            started = time.perf_counter()
+            call()
+            cold = time.perf_counter() - started
+            started, cpu_started = time.perf_counter(), time.process_time()
+            call()
+            warm, cpu = time.perf_counter() - started, time.process_time() - cpu_started
+            found[name].append(Times(cold, warm, cpu))
+    return {
+        name: Times(
+            statistics.median(one.cold for one in times),
+            statistics.median(one.warm for one in times),
+            statistics.median(one.cpu for one in times),
+        )
+        for name, times in found.items()
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line and runs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--shape", choices=tuple(SHAPES), default="SmolLM2-135M")
+    parser.add_argument("--model", type=Path, help="a folder or GGUF file instead")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    prepare_backend(None)
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as place:
+        folder = options.model.expanduser().absolute() if options.model else Path(place) / "model"
+        if not options.model:
+            progress(f"writing {options.shape}")
+            folder.mkdir()
+            write_checkpoint(folder, options.shape)
+        cache = Path(place) / "cache"
+        settings = ModelSettings(
+            path=folder, name="model", dtype=options.dtype, weights_cache_dir=cache
+        )
+        loads = Loads(with_model_folder(settings), cache)
+        loads.first()
+        print(
+            f"{loads.label}; checkpoint, and packed: {_mib(loads.checkpoint)}, "
+            f"{_mib(loads.packed)} MiB\n"
+        )
+        times = times_of(
+            {
+                "read": (lambda: read_once(loads.checkpoint), lambda: loads.checkpoint),
+                "first": (loads.first, lambda: loads.checkpoint),
+                "read packed": (lambda: read_once(loads.packed), lambda: loads.packed),
+                "later": (loads.later, lambda: loads.packed),
+            },
+            options.rounds,
+        )
+    print("| start | | reads the file | loads | ratio |\n|---|---|---|---|---|")
+    for name, read in (("first", "read"), ("later", "read packed")):
+        for kind in ("cold", "warm", "cpu"):
+            file_s, load_s = getattr(times[read], kind), getattr(times[name], kind)
+            print(
+                f"| {name} | {kind} | {file_s * 1e3:.0f} ms | {load_s * 1e3:.0f} ms"
+                f" | {load_s / file_s:.2f} |"
+            )
+
+
+def _mib(files: Sequence[Path]) -> str:
+    return f"{sum(file.stat().st_size for file in files) / 2**20:.0f}"
+
+
+if __name__ == "__main__":
+    main()
