@@ -186,8 +186,8 @@ class EdgeTriggeredReader:
         """The frames of the next message; None when there is none.
 
         Most wake-ups find one message or none. To look takes a third of the time of the exception
-        that reading without effect ends in, and is as good at finding a swallowed signal; of many messages
-        each would be looked for without effect.
+        that reading without one ends in, and is as good at finding a swallowed signal; of many
+        messages each would be looked for without need.
         """
         if num_before < 2 and not self._has_input():
             return None

@@ -1,4 +1,4 @@
-"""Models whose layers don't keep every token, served like others: cached prompts, killed engines."""
+"""Models whose layers don't keep every token, served like others: cached prompts, kills."""
 
 import json
 import os
