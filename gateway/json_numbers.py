@@ -1,10 +1,12 @@
 """Numbers of a client's JSON that no float holds, kept with all their digits.
 
 `orjson` makes a float of an integer beyond 64 bits and of any fraction. A number in a schema or in
-the arguments of a call is only handed on, so it stays the text that it was.
+the arguments of a call is only handed on, so it stays the text that it was: an `orjson.Fragment`,
+which `orjson.dumps` writes as it is.
 """
 
 import json
+import re
 from collections.abc import Collection
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
@@ -15,17 +17,56 @@ from gateway.errors import InvalidRequestError
 
 _DIGITS: Final = bytes.maketrans(b"123456789.E", b"0000000000e")
 # Fifteen digits survive in a float; from 1e-308 on it loses digits however few there are.
-_LONG: Final = b"0" * 16
+_MAX_SHORT: Final = 16
+_LONG: Final = b"0" * _MAX_SHORT
 _TINY: Final = b"e-000"
+_NO_LONG_NUMBERS: Final = re.compile(
+    rb"""(?: [^"\d]*+
+             (?: "(?: [^"\\]++ | \\. )*+"              # a string, whatever digits it holds
+               | [\d.]{1,15}+ (?! [\d.] | [eE]-\d{3} )  # a number that a float holds
+             )
+         )*+ [^"\d]*+""",
+    re.DOTALL | re.VERBOSE,
+)
 _MIN_INTEGER: Final = -(2**63)
 _MAX_INTEGER: Final = 2**64 - 1
+
+
+def has_long_numbers(text: bytes) -> bool:
+    """Whether JSON may have numbers that no float holds: 16 digits, or an exponent below -99.
+
+    Digits within strings are none; what is no JSON may count as if it had some.
+    """
+    shape = text.translate(_DIGITS)
+    if _LONG not in shape and _TINY not in shape:
+        return False
+    return _NO_LONG_NUMBERS.fullmatch(text) is None
+
+
+def loads(text: bytes | str) -> Any:
+    """What `orjson.loads` reads, with fragments for the numbers that it would change.
+
+    JSON that nests deeper than Python's parser goes has floats.
+
+    Raises:
+        orjson.JSONDecodeError: It is no JSON.
+    """
+    value = orjson.loads(text)
+    encoded = text.encode() if isinstance(text, str) else text
+    if not has_long_numbers(encoded):
+        return value
+    try:
+        whole = [_exact(encoded)]
+    except RecursionError:
+        return value
+    _write_long_integers(whole)
+    return whole[0]
 
 
 def keep_digits(text: bytes, value: dict[str, Any], names: Collection[str]) -> None:
     """Put numbers with all their digits into members of an object that `orjson` has read.
 
-    A number that `orjson` changed becomes an `orjson.Fragment`, which `orjson.dumps` writes as it
-    is. Texts without long numbers are only looked through.
+    Texts without long numbers are only looked through.
 
     Args:
         text: What was read, valid JSON.
@@ -36,12 +77,10 @@ def keep_digits(text: bytes, value: dict[str, Any], names: Collection[str]) -> N
         InvalidRequestError: `text` nests deeper than Python's parser goes.
     """
     present = [name for name in names if name in value]
-    if not present or not _may_have_long_numbers(text):
+    if not present or not has_long_numbers(text):
         return
     try:
-        # Only floats cost a call of ours each; `int` is what the parser uses itself, and `orjson`
-        # has refused integers of more than 309 digits.
-        exact = json.loads(text.decode(), parse_float=_exact_float)
+        exact = _exact(text)
     except RecursionError as error:
         raise InvalidRequestError("The request body is nested too deep.") from error
     found = {name: exact[name] for name in present}
@@ -49,16 +88,22 @@ def keep_digits(text: bytes, value: dict[str, Any], names: Collection[str]) -> N
     value.update(found)
 
 
-def _may_have_long_numbers(text: bytes) -> bool:
-    """Whether digits stand so close that a number, in a string or not, may be a long one."""
-    shape = text.translate(_DIGITS)
-    return _LONG in shape or _TINY in shape
+def _exact(text: bytes) -> Any:
+    # Only floats cost a call of ours each; `int` is what the parser uses itself, and `orjson`
+    # has refused integers of more than 309 digits.
+    return json.loads(text.decode(), parse_float=_exact_float)
 
 
 def _exact_float(text: str) -> float | orjson.Fragment:
     number = float(text)
+    # Nearly all are short, or written as Python does; decimals cost ten times as much.
+    if len(text) <= _MAX_SHORT and "e" not in text and "E" not in text:
+        return number
+    written = repr(number)
+    if written == text:
+        return number
     try:
-        is_exact = Decimal(text) == Decimal(repr(number))
+        is_exact = Decimal(text) == Decimal(written)
     except InvalidOperation:  # its exponent has twenty digits
         is_exact = False
     return number if is_exact else orjson.Fragment(text.encode())

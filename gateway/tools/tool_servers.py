@@ -10,6 +10,7 @@ import orjson
 
 from gateway.config import OWN_TOOLS_LABEL, GatewaySettings
 from gateway.errors import InvalidRequestError, ToolNotFoundError
+from gateway.json_numbers import loads
 from gateway.tools.toolbox import ToolBox, ToolResult
 from protocol.runtime.child_environment import child_environment
 
@@ -180,7 +181,7 @@ class _OwnRunner:
 
     async def execute(self, name: str, arguments_json: str) -> ToolResult:
         """List tools or call one."""
-        asked = orjson.loads(arguments_json)
+        asked = loads(arguments_json)
         if name == LIST_TOOLS:
             return ToolResult({"tools": await self._listed(asked)})
         try:

@@ -30,7 +30,7 @@ from gateway.http.access.replaying import (
 )
 from gateway.http.access.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
 from gateway.http.bodies.parsers import BodyKind
-from gateway.http.bodies.reading import OFF_LOOP_BYTES, SMALL_BYTES, BodyPlace
+from gateway.http.bodies.reading import LONG_NUMBERS_BYTES, SMALL_BYTES, BodyPlace
 from gateway.http.connections.disconnect import watch
 from gateway.http.parts import parts_of
 from gateway.request.callers.caller import Caller
@@ -453,7 +453,7 @@ async def body_and_parsed(request: Request, kind: BodyKind[ResultT]) -> tuple[by
 async def parsed(request: Request, body: bytes, kind: BodyKind[ResultT]) -> ResultT:
     """What bytes say; as `parsed_body` does it with a request's own body, which has been read."""
     parsing = parts_of(request).bodies.parse(body, caller_of(request).name, kind)
-    if len(body) < OFF_LOOP_BYTES:
+    if len(body) < LONG_NUMBERS_BYTES:  # it never leaves this process
         return await parsing
     task = asyncio.get_running_loop().create_task(parsing)
     stop = watch(request.scope, request.receive, partial(_cancel, task))

@@ -13,7 +13,7 @@ import orjson
 
 from gateway.errors import DeniedError, GatewayError, ShuttingDownError
 from gateway.housekeeping import logs_failure
-from gateway.http.background.background_task import BackgroundTask, decoded, piece_of
+from gateway.http.background.background_task import BackgroundTask, decoded, piece_of, told_events
 from gateway.http.background.background_trace import TracedTask, traced
 from gateway.http.openresponses.conversation import EMPTY
 from gateway.http.openresponses.convert import AskedResponse
@@ -23,8 +23,9 @@ from gateway.http.openresponses.render import AlreadyTold, ResponseEvents, ToldE
 from gateway.http.openresponses.stored_items import base_of
 from gateway.http.response_turns.hosted_turns import HostedTurns
 from gateway.http.response_turns.response_shape import body_of, item_maker, response_head
-from gateway.http.response_turns.stored_turns import added_items, as_stored, shortened
+from gateway.http.response_turns.stored_turns import added_items, as_stored, off_loop, shortened
 from gateway.http.response_turns.turn_makers import BackgroundTurns, turn_id
+from gateway.json_numbers import loads
 from gateway.request.factory import RequestFactory
 from gateway.request.jobs.job import GenerationJob
 from gateway.request.kinds.generation import GenerationWork
@@ -281,7 +282,7 @@ class _Take:
         """End the job as failed, whatever was wrong with it."""
         response = await self._owner.store.responses.find(self._job.tenant, self._job.response_id)
         failed = {
-            **orjson.loads(response.body),
+            **await off_loop(len(response.body), lambda: loads(response.body)),
             "status": "failed",
             "error": {
                 "code": "server_error",
@@ -514,7 +515,7 @@ class _Take:
             if not pieces:
                 break
             for piece in pieces:
-                found += orjson.loads(piece.body)
+                found += await told_events(piece)
             number = pieces[-1].last
         return found
 

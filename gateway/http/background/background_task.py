@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from gateway.http.openresponses.convert import AskedResponse
 from gateway.http.openresponses.render import FinalResponse, ResponseEvents, ToldEvent
 from gateway.http.openresponses.stored_items import base_of
 from gateway.http.response_turns.response_shape import body_of, item_maker, response_head
-from gateway.http.response_turns.stored_turns import ReadContext
+from gateway.http.response_turns.stored_turns import ReadContext, off_loop
+from gateway.json_numbers import loads
 from gateway.request.callers.caller import Caller
 from gateway.storage.records import EventPiece
 from protocol.runtime.tracing import context_of
@@ -74,6 +75,12 @@ def begun(
         item_maker(base_of(response_id), body_of(asked)),
     )
     return events.running("queued"), piece_of(events.queued())
+
+
+async def told_events(piece: EventPiece) -> list[dict[str, Any]]:
+    """The events of what the store keeps."""
+    events: list[dict[str, Any]] = await off_loop(len(piece.body), lambda: loads(piece.body))
+    return events
 
 
 def piece_of(events: Sequence[ToldEvent]) -> EventPiece:

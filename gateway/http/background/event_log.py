@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from gateway.errors import GatewayError
 from gateway.http.background.background_responses import BackgroundResponses
+from gateway.http.background.background_task import told_events
 from gateway.http.connections.disconnect import watch
 from gateway.http.errors.error_table import ERROR_TABLE
 from gateway.http.openresponses.render import DONE, PING, ToldEvent
@@ -101,7 +102,7 @@ class EventLogResponse(Response):
             )
             if found:
                 silent_s = 0.0
-                events = [event for piece in found for event in orjson.loads(piece.body)]
+                events = [event for piece in found for event in await told_events(piece)]
                 yield b"".join(
                     ToldEvent(event["type"], 0, orjson.dumps(event)).as_sse()
                     for event in events

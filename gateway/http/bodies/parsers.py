@@ -382,12 +382,12 @@ def _mcp(body: bytes, _context: ParseContext) -> McpMessage:
 
 
 def _arguments_json(arguments: dict[str, Any] | str) -> str:
-    """Arguments as the text of a JSON object.
+    """Arguments as the text of a JSON object without line breaks.
 
     Raises:
         InvalidRequestError: Their text is no JSON object.
     """
-    value = arguments
+    value: Any = arguments
     if isinstance(value, str):
         try:
             value = orjson.loads(value or "{}")
@@ -397,7 +397,10 @@ def _arguments_json(arguments: dict[str, Any] | str) -> str:
             ) from error
     if not isinstance(value, dict):
         raise InvalidRequestError("`arguments` must be a JSON object.", param="arguments")
-    return dump_json(value, "arguments")
+    written = dump_json(value, "arguments")
+    # A text stays what it is, and so do its numbers; in JSON no string holds a line break.
+    given = arguments if isinstance(arguments, str) else ""
+    return given.replace("\n", " ").replace("\r", " ") or written
 
 
 CHAT: Final = BodyKind("chat", _chat, GenerationBody)

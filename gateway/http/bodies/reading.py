@@ -19,12 +19,15 @@ from gateway.http.bodies.body_pool import BodyPool
 from gateway.http.bodies.parsers import BodyKind, ParseContext
 from gateway.http.bodies.turns import Turns
 from gateway.http.connections.socket_buffers import SocketBuffers
+from gateway.json_numbers import has_long_numbers
 from protocol.errors import ErrorCode
 
 SMALL_BYTES = 64 * 1024
 """A body up to this needs no place: it is read with the head, or nearly so."""
 OFF_LOOP_BYTES = 256 * 1024
 """A body from this size on is parsed in a process of its own."""
+LONG_NUMBERS_BYTES = 16 * 1024
+"""So is one from this size on that has long numbers, which take a second, slower parse."""
 BODY_TIMEOUT_S = 120.0
 PLACE_TIMEOUT_S = 120.0
 """How long a large body waits, unread, for its caller's others."""
@@ -132,16 +135,18 @@ class Bodies:
             self._count(place, len(message))
 
     async def parse(self, body: bytes, caller: bytes, kind: BodyKind[ResultT]) -> ResultT:
-        """What a body says; a large one is parsed beside the loop, in turn.
+        """What a body says; one that takes long is parsed beside the loop, in turn.
 
         Raises:
             InvalidRequestError: It is wrong.
-            OverloadedError: A large one could not be parsed.
-            DeniedError: Too many large ones of the caller wait.
+            OverloadedError: Such a one could not be parsed.
+            DeniedError: Too many of them wait for the caller.
         """
-        if len(body) < OFF_LOOP_BYTES:
-            return kind.parse(body, self._context)
-        return await self._pool.parse(body, caller, kind, self._context)
+        if len(body) >= OFF_LOOP_BYTES or (
+            len(body) >= LONG_NUMBERS_BYTES and has_long_numbers(body)
+        ):
+            return await self._pool.parse(body, caller, kind, self._context)
+        return kind.parse(body, self._context)
 
     async def _read_on(
         self, message: Message, receive: Receive, place: BodyPlace, limit: asyncio.Timeout

@@ -17,7 +17,6 @@ from gateway.http.openresponses.events import (
 from gateway.http.openresponses.hosted_items import ListItem
 from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.items import Item
-from gateway.json_numbers import keep_digits
 from gateway.request.delivery.events import ChoiceFinished
 from protocol.errors import PenstockError
 from protocol.wire.messages import Usage
@@ -79,7 +78,7 @@ class ResponseHead:
     Attributes:
         id: `resp_…`.
         created: Unix seconds.
-        echo_json: What it repeats of the request.
+        echo_json: What it repeats of the request, a JSON object with members.
         clock: Unix seconds, for the end.
         first_number: Of its first event here; what came before was told elsewhere.
         told: What an earlier attempt has told already; None where there was none.
@@ -125,8 +124,6 @@ class _Response:
 
     def __init__(self, head: ResponseHead) -> None:
         self._head = head
-        self._echo: dict[str, Any] = orjson.loads(head.echo_json)
-        keep_digits(head.echo_json.encode(), self._echo, ("text", "tools"))
         self.items: list[Item] = []
         self.is_cut = False
 
@@ -151,20 +148,20 @@ class _Response:
         """What it came to."""
         items = [item.as_object(self.item_status(item)) for item in self.items]
         output = orjson.dumps(items)
-        told = self.as_object(status, usage, error, orjson.Fragment(output))
-        return FinalResponse(status, orjson.dumps(told), output)
+        body = self.body(status, usage, error, orjson.Fragment(output))
+        return FinalResponse(status, body, output)
 
-    def as_object(
+    def body(
         self,
         status: str,
         usage: Usage | None = None,
         error: PenstockError | None = None,
         output: Any = (),
-    ) -> dict[str, Any]:
-        """The whole object."""
+    ) -> bytes:
+        """The whole object, JSON."""
         head = self._head
         reason = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        return {
+        own = {
             "id": head.id,
             "object": "response",
             "created_at": head.created,
@@ -175,8 +172,9 @@ class _Response:
             "incomplete_details": reason,
             "output": output,
             "usage": None if usage is None else usage_object(usage),
-            **self._echo,
         }
+        # What is repeated is no more than copied: it may be large, and have numbers of many digits.
+        return orjson.dumps(own)[:-1] + b"," + head.echo_json.encode()[1:]
 
 
 class ResponseCollector:
@@ -281,13 +279,13 @@ class ResponseEvents:
 
     def running(self, status: str = "in_progress") -> FinalResponse:
         """What the response is before its end."""
-        return FinalResponse(status, orjson.dumps(self._response.as_object(status)), b"[]")
+        return FinalResponse(status, self._response.body(status), b"[]")
 
     def queued(self) -> list[ToldEvent]:
         """The events of a response that waits."""
         told: list[ToldEvent] = []
         for name in ("created", "queued"):
-            response = self._response.as_object("queued")
+            response = orjson.Fragment(self._response.body("queued"))
             self._tell(told, {"type": f"response.{name}", "response": response})
         return told
 
@@ -363,7 +361,7 @@ class ResponseEvents:
         self._has_begun = True
         names = ("created", "in_progress") if not self._first_number else ("in_progress",)
         for name in names:
-            response = self._response.as_object("in_progress")
+            response = orjson.Fragment(self._response.body("in_progress"))
             self._tell(told, {"type": f"response.{name}", "response": response})
 
     def _end(self, told: list[ToldEvent], final: FinalResponse) -> None:

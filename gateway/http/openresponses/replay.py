@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 
 from gateway.http.openresponses.render import ToldEvent
+from gateway.json_numbers import loads
 
 Event = dict[str, Any]
 
@@ -16,7 +17,7 @@ def replayed(body: bytes) -> list[ToldEvent]:
     Args:
         body: The response object, JSON.
     """
-    response: Event = orjson.loads(body)
+    response: Event = loads(body)
     return [
         ToldEvent(event["type"], number, orjson.dumps({**event, "sequence_number": number}))
         for number, event in enumerate(_events(response))

@@ -8,7 +8,8 @@ import orjson
 
 from gateway.errors import InvalidRequestError
 from gateway.http.openresponses.hosted import Progress
-from gateway.http.schemas.body import dump_json, load_json_object
+from gateway.http.schemas.body import dump_json, load_plain_json_object
+from gateway.json_numbers import keep_digits
 from gateway.storage.records import is_id
 
 Item = dict[str, Any]
@@ -189,7 +190,8 @@ class Context:
         self.num_left_out = 0
         self.num_bytes = 0
         self.num_before = 0
-        value = load_json_object(context) if context else {}
+        value = load_plain_json_object(context) if context else {}
+        keep_digits(context, value, ("items", "references", "progress"))
         self._items: list[Item] = value.get("items", [])
         self._references: dict[str, Item] = value.get("references", {})
         self._most: int | None = value.get("most")

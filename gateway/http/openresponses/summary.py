@@ -8,6 +8,7 @@ import orjson
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.render import usage_object
 from gateway.http.openresponses.stored_items import with_ids
+from gateway.json_numbers import loads
 from gateway.request.delivery.events import ContentText, GenerationEvent
 from protocol.wire.messages import Usage
 
@@ -24,7 +25,7 @@ class SummaryCollector:
     def __init__(self, request_id: str, created: int, kept_json: str) -> None:
         self._request_id = request_id
         self._created = created
-        self._kept: list[dict[str, Any]] = orjson.loads(kept_json)
+        self._kept: list[dict[str, Any]] = loads(kept_json)
         self._pieces: list[str] = []
 
     def add(self, events: Sequence[GenerationEvent]) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 
+from gateway.json_numbers import loads
+
 
 def arguments_object(text: str) -> dict[str, Any] | None:
     """The object; no text is an empty one. None for anything else, such as JSON that was cut.
@@ -12,7 +14,7 @@ def arguments_object(text: str) -> dict[str, Any] | None:
     A lone surrogate, which a model can write as an escape, is U+FFFD.
     """
     try:
-        value = orjson.loads(text or "{}")
+        value = loads(text or "{}")
     except orjson.JSONDecodeError:
         value = _with_replacements(text)
     return value if isinstance(value, dict) else None
@@ -25,6 +27,6 @@ def _with_replacements(text: str) -> Any:
     try:
         spelt = json.dumps(json.loads(text), ensure_ascii=False)
         # Half a pair of surrogates is a character in JSON's grammar, but in no encoding.
-        return orjson.loads(spelt.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+        return loads(spelt.encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
     except (ValueError, RecursionError):
         return None

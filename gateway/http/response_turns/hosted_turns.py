@@ -9,8 +9,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
-import orjson
-
 from gateway import bridge
 from gateway.bridge import Outcome
 from gateway.errors import ClientDisconnectedError, GatewayError
@@ -29,9 +27,10 @@ from gateway.http.openresponses.render import ResponseCollector
 from gateway.http.openresponses.stored_items import base_of
 from gateway.http.render.call_arguments import arguments_object
 from gateway.http.response_turns.response_shape import body_of, item_maker, response_head
-from gateway.http.response_turns.stored_turns import ReadContext, shorter_context
+from gateway.http.response_turns.stored_turns import ReadContext, off_loop, shorter_context
 from gateway.http.response_turns.tool_asking import ToolAsker
 from gateway.http.response_turns.turn_makers import TurnMaker
+from gateway.json_numbers import loads
 from gateway.request.callers.caller import Caller
 from gateway.request.callers.identity import Identity
 from gateway.request.delivery.events import ChoiceFinished, ToolCallArguments, ToolCallStarted
@@ -291,7 +290,8 @@ class HostedTurns:
         return (events,)
 
     async def _start(self) -> None:
-        known: dict[str, Any] = orjson.loads(self._wanted.lists_json)
+        lists = self._wanted.lists_json
+        known: dict[str, Any] = await off_loop(len(lists), lambda: loads(lists))
         for item in self._earlier.items:
             if item["type"] == "mcp_list_tools":
                 known[item["server_label"]] = known_list(item)

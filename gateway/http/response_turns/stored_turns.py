@@ -26,12 +26,14 @@ from gateway.http.openresponses.stored_items import (
     joined,
     with_ids,
 )
+from gateway.json_numbers import loads
 from gateway.storage.records import ConversationItem, StoredResponse, is_id
 from gateway.storage.store import Store
 from protocol.errors import ErrorCode
 
 ResultT = TypeVar("ResultT")
-OFF_LOOP_BYTES: Final = 256 * 1024
+OFF_LOOP_BYTES: Final = 16 * 1024
+"""Beyond it JSON is read in a thread: long numbers take a second, slower parse."""
 _SHRINKS_TO: Final = 0.7
 """What is left of a context that was too long, each time."""
 
@@ -246,7 +248,7 @@ class StoredTurn:
         except StoredNotFoundError:
             pass
         else:
-            return await _off_loop(response.num_bytes, lambda: _picked(response, base, wanted))
+            return await off_loop(response.num_bytes, lambda: _picked(response, base, wanted))
         found: dict[str, bytes] = {}
         for name in wanted:
             with suppress(StoredNotFoundError):
@@ -256,12 +258,12 @@ class StoredTurn:
 
 
 def _picked(response: StoredResponse, base: str, wanted: list[str]) -> dict[str, bytes]:
-    output: list[dict[str, Any]] = orjson.loads(response.output)
-    items = (*output, *with_ids(orjson.loads(response.input), base))
+    output: list[dict[str, Any]] = loads(response.output)
+    items = (*output, *with_ids(loads(response.input), base))
     return {item["id"]: orjson.dumps(item) for item in items if item["id"] in wanted}
 
 
-async def _off_loop(num_bytes: int, work: Callable[[], ResultT]) -> ResultT:
+async def off_loop(num_bytes: int, work: Callable[[], ResultT]) -> ResultT:
     """Do something with JSON; beside the loop where it is much."""
     return await asyncio.to_thread(work) if num_bytes > OFF_LOOP_BYTES else work()
 
@@ -293,24 +295,24 @@ async def added_items(response: StoredResponse) -> list[ConversationItem]:
     """What a response adds to its conversation, if it has one: its input, then its output."""
     if response.conversation_id is None:
         return []
-    return await _off_loop(response.num_bytes, lambda: _added_items(response))
+    return await off_loop(response.num_bytes, lambda: _added_items(response))
 
 
 async def told_again(response: StoredResponse) -> list[ToldEvent]:
     """The events of a response that is over."""
-    return await _off_loop(response.num_bytes, lambda: replayed(response.body))
+    return await off_loop(response.num_bytes, lambda: replayed(response.body))
 
 
 async def shown_input(response: StoredResponse) -> list[dict[str, Any]]:
     """The input items of a response, with ids."""
 
     def show() -> list[dict[str, Any]]:
-        return list(with_ids(orjson.loads(response.input), base_of(response.id)))
+        return list(with_ids(loads(response.input), base_of(response.id)))
 
-    return await _off_loop(response.num_bytes, show)
+    return await off_loop(response.num_bytes, show)
 
 
 def _added_items(response: StoredResponse) -> list[ConversationItem]:
-    items = with_ids(orjson.loads(response.input), base_of(response.id))
-    output: list[dict[str, Any]] = orjson.loads(response.output)
+    items = with_ids(loads(response.input), base_of(response.id))
+    output: list[dict[str, Any]] = loads(response.output)
     return [ConversationItem(item["id"], orjson.dumps(item)) for item in (*items, *output)]

@@ -1,5 +1,6 @@
 """/v1/conversations: lists of items that responses go on from and add to."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
@@ -26,7 +27,9 @@ from gateway.http.openresponses.schemas import (
 from gateway.http.openresponses.stored_items import base_of, with_ids
 from gateway.http.parts import parts_of
 from gateway.http.query import id_of_path, list_query
+from gateway.http.response_turns.stored_turns import off_loop
 from gateway.http.routes.responses import page_object
+from gateway.json_numbers import loads
 from gateway.storage.records import Conversation, ConversationItem
 from gateway.storage.store import ConversationStore
 
@@ -52,7 +55,7 @@ async def create_conversation(request: Request) -> Response:
     parts, request_id = parts_of(request), request.state.request_id
     created_ms = int(parts.wall_clock()) * 1000
     made = Conversation(f"conv_{request_id}", created_ms, body.metadata_json.encode())
-    await store.create(tenant, made, _items(body, made.id, request_id))
+    await store.create(tenant, made, await _items(body, made.id, request_id))
     return _json(_shown(made), headers)
 
 
@@ -87,9 +90,9 @@ async def add_items(request: Request, conversation_id: str) -> Response:
     tenant, store = await _store_of(request)
     body = await parsed_body(request, CONVERSATION_ITEMS)
     headers = _headers(request, body)
-    items = _items(body, _id(conversation_id), request.state.request_id)
+    items = await _items(body, _id(conversation_id), request.state.request_id)
     await store.append(tenant, conversation_id, items)
-    return _json(page_object([orjson.loads(one.body) for one in items], has_more=False), headers)
+    return _json(_page(items, has_more=False), headers)
 
 
 @router.get(_ITEMS)
@@ -104,8 +107,7 @@ async def list_items(request: Request, conversation_id: str) -> Response:
         query.limit,
         is_ascending=query.is_ascending,
     )
-    items = [orjson.loads(item.body) for item in page.items]
-    return _json(page_object(items, has_more=page.has_more))
+    return _json(_page(page.items, has_more=page.has_more))
 
 
 @router.get(_ITEM)
@@ -128,12 +130,17 @@ def _id(conversation_id: str) -> str:
     return id_of_path("conversation", conversation_id)
 
 
-def _items(body: ConversationBody, conversation_id: str, request_id: str) -> list[ConversationItem]:
+async def _items(
+    body: ConversationBody, conversation_id: str, request_id: str
+) -> list[ConversationItem]:
     base = f"{base_of(conversation_id)}_{request_id}"
-    return [
-        ConversationItem(item["id"], orjson.dumps(item))
-        for item in with_ids(orjson.loads(body.items_json), base)
-    ]
+    items = await off_loop(len(body.items_json), lambda: loads(body.items_json))
+    return [ConversationItem(one["id"], orjson.dumps(one)) for one in with_ids(items, base)]
+
+
+def _page(items: Sequence[ConversationItem], *, has_more: bool) -> dict[str, Any]:
+    bodies = [orjson.Fragment(item.body) for item in items]
+    return page_object(bodies, [item.id for item in items], has_more=has_more)
 
 
 def _shown(conversation: Conversation) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """/v1/responses and the routes below it: OpenAI's newer API."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -62,6 +63,7 @@ from gateway.http.response_turns.stored_turns import (
     told_again,
 )
 from gateway.http.response_turns.tool_asking import EXECUTE_ENDPOINT
+from gateway.json_numbers import loads
 from gateway.request.jobs.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
 from gateway.request.kinds.generation import GenerationWork
 from gateway.request.lifecycle.request import Request
@@ -315,22 +317,30 @@ async def list_input_items(request: HttpRequest, response_id: str) -> Response:
         if query.after not in ids:
             raise StoredNotFoundError("item", query.after, param="after")
         items = items[ids.index(query.after) + 1 :]
-    return _json(page_object(items[: query.limit], has_more=len(items) > query.limit))
+    shown = items[: query.limit]
+    ids = [item["id"] for item in shown]
+    return _json(page_object(shown, ids, has_more=len(items) > query.limit))
 
 
-def page_object(items: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
-    """A page of items."""
+def page_object(items: Sequence[Any], ids: Sequence[str], *, has_more: bool) -> dict[str, Any]:
+    """A page of items.
+
+    Args:
+        items: Of the page, for `orjson`.
+        ids: Theirs.
+        has_more: Whether more follow.
+    """
     return {
         "object": "list",
         "data": items,
-        "first_id": items[0]["id"] if items else None,
-        "last_id": items[-1]["id"] if items else None,
+        "first_id": ids[0] if ids else None,
+        "last_id": ids[-1] if ids else None,
         "has_more": has_more,
     }
 
 
 def _cancelled(response: StoredResponse, number: int) -> Cancellation:
-    told = {**orjson.loads(response.body), "status": "cancelled"}
+    told = {**loads(response.body), "status": "cancelled"}
     event = {"type": "response.incomplete", "response": told, "sequence_number": number}
     return Cancellation(orjson.dumps(told), orjson.dumps([event]))
 

@@ -69,15 +69,14 @@ _OBJECT = re.compile(r"dictionary(?: or instance of \w+)?")
 """What JSON calls an object, in pydantic's messages."""
 _OUT_OF_RANGE = frozenset({"greater_than", "greater_than_equal", "less_than", "less_than_equal"})
 
-_WITH_SCHEMAS = frozenset(
+_HANDED_ON = frozenset(
     {
         *("response_format", "guided_json", "structured_outputs", "text"),
         *("output_config", "output_format", "tools", "functions", "arguments", "params"),
-        *("chat_template_kwargs", "documents"),
+        *("chat_template_kwargs", "documents", "messages", "input", "items"),
     }
 )
 """Fields with JSON schemas, arguments or what templates read: numbers that are only handed on."""
-_HANDED_ON = _WITH_SCHEMAS | {"messages"}
 
 BodyT = TypeVar("BodyT", bound=RequestModel)
 
@@ -92,8 +91,7 @@ def load_json_object(body: bytes) -> dict[str, Any]:
             too many lists and members, or not an object.
     """
     value = load_plain_json_object(body)
-    if not _WITH_SCHEMAS.isdisjoint(value):
-        keep_digits(body, value, _HANDED_ON)
+    keep_digits(body, value, _HANDED_ON)
     return value
 
 

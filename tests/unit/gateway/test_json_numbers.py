@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from gateway.errors import InvalidRequestError
-from gateway.json_numbers import keep_digits
+from gateway.json_numbers import has_long_numbers, keep_digits, loads
 
 LONG = [
     "123456789012345678901234567890",
@@ -56,3 +56,41 @@ def test_what_nests_deeper_than_pythons_parser_goes_is_the_clients_error() -> No
     text = f'{{"a":{"[" * 1020}{"9" * 30}{"]" * 1020}}}'
     with pytest.raises(InvalidRequestError, match="nested too deep"):
         kept(text, "a")
+
+
+def test_digits_within_strings_start_no_second_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    def parsed_again(*_: object, **__: object) -> None:
+        raise AssertionError("parsed again")
+
+    monkeypatch.setattr("gateway.json_numbers.json.loads", parsed_again)
+    text = r'{"a":[1.5,-0.25e3,"1234567890123456","\\\"12345678901234567890","1e-400"],"2e-400":7}'
+    assert kept(text, "a") == orjson.loads(text)
+    with pytest.raises(AssertionError, match="parsed again"):
+        kept(text.replace("7", "1e-400"), "a")
+
+
+def test_short_floats_and_those_that_python_writes_are_not_compared_as_decimals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compared(_: object) -> None:
+        raise AssertionError("compared")
+
+    monkeypatch.setattr("gateway.json_numbers.Decimal", compared)
+    text = f'{{"a":[1.5,-0.1234567890123,0.30000000000000004,1.5e-07,{"9" * 30}]}}'
+    assert orjson.dumps(kept(text, "a")).decode() == text.replace("1.5e-07", "1.5e-7")
+    with pytest.raises(AssertionError, match="compared"):
+        kept('{"a":0.1000000000000000055}', "a")
+
+
+@pytest.mark.parametrize("number", LONG)
+def test_long_numbers_are_seen_wherever_they_stand(number: str) -> None:
+    for text in (number, f"[{number}]", f'{{"a\\\\":"\\"",\n"b": {number} }}'):
+        assert has_long_numbers(text.encode())
+        assert orjson.dumps(loads(text)).decode() == "".join(text.split())
+
+
+def test_what_nests_deeper_than_pythons_parser_goes_has_floats() -> None:
+    value = loads(f"{'[' * 1020}{'9' * 30}{']' * 1020}")
+    while isinstance(value, list):
+        (value,) = value
+    assert value == 1e30

@@ -9,8 +9,14 @@ from starlette.types import Message, Receive
 from gateway.errors import DeniedError, InvalidRequestError, OverloadedError
 from gateway.http.bodies import reading as module
 from gateway.http.bodies.body_pool import BodyPool
-from gateway.http.bodies.parsers import ParseContext
-from gateway.http.bodies.reading import BODY_TIMEOUT_S, PLACE_TIMEOUT_S, SMALL_BYTES, Bodies
+from gateway.http.bodies.parsers import CHAT, ParseContext
+from gateway.http.bodies.reading import (
+    BODY_TIMEOUT_S,
+    LONG_NUMBERS_BYTES,
+    PLACE_TIMEOUT_S,
+    SMALL_BYTES,
+    Bodies,
+)
 from tests.fakes.virtual_time import VirtualTimeLoop
 
 PIECE = SMALL_BYTES + 1
@@ -77,3 +83,28 @@ async def test_a_body_is_counted_until_it_is_parsed(monkeypatch: pytest.MonkeyPa
         await read(bodies, pieces(0.0, 0.0, size=size))
     assert await asyncio.gather(*held) == [2 * size] * 2
     assert await read(bodies, pieces(0.0, 0.0, size=size)) == 2 * size
+
+
+@pytest.mark.parametrize(
+    ("number", "num_bytes", "is_apart"),
+    [
+        (b"12345678901234567890123", LONG_NUMBERS_BYTES, True),
+        (b"12345678901234567890123", LONG_NUMBERS_BYTES - 1, False),
+        (b'"12345678901234567890123"', LONG_NUMBERS_BYTES, False),
+        (b"1.5", LONG_NUMBERS_BYTES, False),
+    ],
+)
+async def test_a_body_with_long_numbers_is_parsed_in_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, number: bytes, num_bytes: int, is_apart: bool
+) -> None:
+    bodies, apart = bodies_of(), list[bytes]()
+
+    async def parse(body: bytes, *_: object) -> None:
+        apart.append(body)
+
+    monkeypatch.setattr(bodies._pool, "parse", parse)
+    head = b'{"model":"m","messages":[{"role":"user","content":"x"}],"x":' + number
+    body = head + b" " * (num_bytes - len(head) - 1) + b"}"
+    assert len(body) == num_bytes
+    await bodies.parse(body, b"caller", CHAT)
+    assert apart == ([body] if is_apart else [])

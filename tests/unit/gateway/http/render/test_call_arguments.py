@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.http.anthropic.conversation import tool_input
@@ -25,3 +26,15 @@ from gateway.http.render.call_arguments import arguments_object
 def test_half_a_surrogate_pair_does_not_empty_the_arguments(text: str, value: Any) -> None:
     assert arguments_object(text) == value
     assert tool_input(text) == (value or {})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"id":12345678901234567890123,"x":0.1000000000000000055}',
+        '{"id":12345678901234567890123,"x":"\\ud83d"}',
+    ],
+)
+def test_a_call_keeps_every_digit(text: str) -> None:
+    shown = text.replace("\\ud83d", "\ufffd")
+    assert orjson.dumps(tool_input(text)).decode() == shown

@@ -9,12 +9,15 @@ from gateway.errors import InvalidRequestError
 from gateway.http.bodies.parsers import (
     CHAT,
     COMPLETION,
+    CONTINUED_RESPONSES,
+    CONVERSATION,
     EXECUTE,
     MESSAGES,
     RESPONSES,
     SOCKET,
     BodyKind,
 )
+from gateway.http.openresponses.stored_items import framed
 from tests.fakes.sample_bodies import CONTEXT
 
 INTEGER: Final = b"123456789012345678901234567890"
@@ -88,9 +91,43 @@ def test_arguments_of_a_history_keep_every_digit() -> None:
         {"role": "assistant", "content": [call]},
         {"role": "user", "content": [result]},
     ]
-    body = ASK | {"messages": turns, "tools": [{"name": "f", "input_schema": SCHEMA}]}
-    (prepare,) = parsed(MESSAGES, body).job.prepares
+    (prepare,) = parsed(MESSAGES, ASK | {"messages": turns}).job.prepares
     assert INTEGER.decode() in prepare.messages_json
+
+
+def test_arguments_of_a_chats_history_keep_every_digit() -> None:
+    function = {"name": "f", "arguments": {"a": orjson.Fragment(INTEGER)}}
+    call = {"id": "c", "type": "function", "function": function}
+    turns = [
+        *ASK["messages"],  # type: ignore[misc]
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "x"},
+    ]
+    (prepare,) = parsed(CHAT, ASK | {"messages": turns}).job.prepares
+    assert INTEGER.decode() in prepare.messages_json
+
+
+LISTED: Final = {
+    "type": "mcp_list_tools",
+    "server_label": "s",
+    "tools": [{"name": "f", "input_schema": SCHEMA}],
+}
+
+
+def test_a_list_of_tools_in_the_input_keeps_every_digit() -> None:
+    input_items = [LISTED, {"role": "user", "content": "x"}]
+    found = RESPONSES.parse(orjson.dumps(INPUT | {"input": input_items}), CONTEXT)
+    assert WRITTEN in found.input_json
+
+
+def test_stored_items_keep_every_digit() -> None:
+    assert WRITTEN in parsed(CONVERSATION, {"items": [LISTED]}).items_json
+    tool = {"type": "mcp", "server_label": "s", "require_approval": "never"}
+    body = orjson.dumps(INPUT | {"previous_response_id": "resp_1", "tools": [tool]})
+    context = framed(body, orjson.dumps([LISTED]), {}, None)
+    found = CONTINUED_RESPONSES.parse(context, CONTEXT).body
+    assert found is not None
+    assert WRITTEN in found.hosted.lists_json
 
 
 @pytest.mark.parametrize("field", ["chat_template_kwargs", "documents"])
@@ -104,6 +141,9 @@ def test_what_templates_read_keeps_every_digit(field: str) -> None:
 def test_arguments_of_a_tool_keep_every_digit() -> None:
     body = {"name": "f", "arguments": {"a": orjson.Fragment(INTEGER)}}
     assert parsed(EXECUTE, body).arguments_json == f'{{"a":{INTEGER.decode()}}}'
+    text = f'{{\n"a":{FRACTION.decode()}}}'
+    body = {"name": "f", "arguments": text}
+    assert parsed(EXECUTE, body).arguments_json == text.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
