@@ -44,7 +44,6 @@ FORMATS += WIDE_GROUPS
 """Every tile, with every type of scales."""
 K4 = BlockFormat(4, 32, 256, has_scales=True, has_minima=True)
 K6 = BlockFormat(8, 16, 256, has_scales=True)
-FP4 = BlockFormat(4, 32, 32, "float8_e8m0fnu", is_float=True)
 TOLERANCE = 1e-2
 """As of int8: an activation that was rounded the other way."""
 
