@@ -78,7 +78,7 @@ URL = text(
     "PENSTOCK_URL",
     "http://127.0.0.1:8000",
     option="--url",
-    meaning="the server that `chat`, `keys`, `audit`, `profile` and `ping` talk to",
+    meaning="the running server that a command talks to",
 )
 API_KEY = text(
     "PENSTOCK_API_KEY", None, meaning="the key of `penstock chat` and `penstock run-batch`"

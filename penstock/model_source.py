@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 from penstock.config import ModelChoice, ServeSettings
@@ -359,7 +360,6 @@ def _hub_errors(source: str, revision: str | None) -> Iterator[None]:
     """Errors of the hub's library as one clear line each."""
     from huggingface_hub.errors import (
         GatedRepoError,
-        HfHubHTTPError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -376,7 +376,7 @@ def _hub_errors(source: str, revision: str | None) -> Iterator[None]:
         raise ModelError(
             f"{source} is no local folder and no hub model; private ones need HF_TOKEN."
         ) from None
-    except (HfHubHTTPError, OSError) as error:
+    except (httpx.HTTPError, OSError) as error:
         raise ModelError(
             f"{source} is not a local folder and the hub can't be reached: {type(error).__name__}. "
             "Give the path of a local checkpoint folder."

@@ -218,11 +218,18 @@ def announce(url: str, settings: ServeSettings, console: Console) -> None:
         say(f"Penstock serves {names} on the Unix socket {settings.uds}.")
         return
     say(f"Penstock serves {names} at {url}/v1  (docs: {url}/docs)")
-    if key_file.exists():
+    has_key_file = key_file.exists()
+    if has_key_file:
         say(f"Admin key: in {key_file}, where `penstock keys` finds it.")
     header = ""
     if settings.require_keys:
-        say(f"API keys are required; this makes one: {keys_command(url, settings)}")
+        way = "this" if has_key_file else "with the admin key, this"
+        if not has_key_file:
+            say(
+                f"Admin key: not in {key_file}; `penstock keys` needs it in PENSTOCK_ADMIN_KEY or "
+                "--key-file. Where it is lost, docs/runbook.md says how to get another."
+            )
+        say(f"API keys are required; {way} makes one: {keys_command(url, settings)}")
         header = " -H 'Authorization: Bearer YOUR_KEY'"
     else:
         say("No API key is needed from this machine.")

@@ -271,7 +271,9 @@ async def test_a_hook_that_fails_fails_one_request_and_tells_nothing(socket_dir:
         assert "psk-secret" not in broken.text
         assert (await gateway.client.get("/v1/hooks/faulty/object")).status_code == 500
         assert (await gateway.client.get("/v1/hooks/faulty/other")).status_code == 404
-        assert (await gateway.client.get("/v1/hooks/nobody/x")).status_code == 404
+        nobody = await gateway.client.get("/v1/hooks/nobody/x/y")
+        assert nobody.status_code == 404
+        assert "No hook `nobody` of this server answers 'x/y'." in nobody.text
 
 
 @pytest.mark.usefixtures("faulty")

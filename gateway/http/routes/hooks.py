@@ -45,7 +45,7 @@ async def _answer(request: Request, name: str, path: str, body: bytes) -> Respon
     answer = await parts_of(request).hooks.answer(name, call)
     if answer is None:
         row = ERROR_TABLE[ErrorCode.NOT_FOUND]
-        content = error_body(f"No hook of this server answers {call.path[:200]!r}.", row)
+        content = error_body(f"No hook `{name[:200]}` of this server answers {path[:200]!r}.", row)
         return Response(content, row.status, media_type="application/json")
     try:
         is_raw = isinstance(answer.body, bytes | str)

@@ -9,6 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from penstock.cli import app
+from penstock.config import URL
 
 BRACKETED = re.compile(r"\[[^\[\]\s]+\]")
 
@@ -44,6 +45,18 @@ def test_the_faults_on_request_are_in_the_help() -> None:
     shown = help_of("fake-engine")
     for word in ("[[crash]]", "[[hang]]", "[[fail]]", "[[crash@5]]"):
         assert word in shown
+
+
+def test_the_address_of_a_server_is_said_to_be_of_every_command_that_takes_it() -> None:
+    takers = {
+        path.split()[0]
+        for path, command in ALL.items()
+        for one in command.params
+        if URL.name in (one.envvar or ())
+    }
+    assert {"keys", "usage", "budgets", "prices", "webhooks", "chat"} <= takers
+    named = set(re.findall(r"`([a-z-]+)`", URL.meaning))
+    assert named in (set(), takers)
 
 
 @pytest.mark.parametrize("path", ALL)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from engine_worker.compute.models.quantization import QuantMethod
@@ -209,6 +210,27 @@ def test_a_download_that_was_interrupted_is_not_taken_for_a_model(tmp_path: Path
 def test_an_id_that_is_not_cached_is_refused_offline() -> None:
     with pytest.raises(ModelError, match="not in the local cache and HF_HUB_OFFLINE"):
         resolve_model(ModelChoice("m", "nobody/nothing"), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "error", [httpx.ConnectError("Name or service not known"), httpx.ConnectTimeout("timed out")]
+)
+@pytest.mark.parametrize("source", ["nobody/nothing", "hf:nobody/nothing-GGUF:Q8_0"])
+def test_a_hub_that_is_out_of_reach_is_one_clear_line(
+    error: httpx.TransportError, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", ask)
+    with pytest.raises(ModelError) as refused:
+        resolve_model(ModelChoice("m", source), SETTINGS)
+    repo = source.removeprefix("hf:").removesuffix(":Q8_0")
+    assert refused.value.message == (
+        f"{repo} is not a local folder and the hub can't be reached: {type(error).__name__}. "
+        "Give the path of a local checkpoint folder."
+    )
 
 
 def test_the_demo_model_needs_no_folder() -> None:

@@ -109,6 +109,21 @@ def test_the_admin_key_stays_in_its_file_and_only_its_path_is_printed(
     assert (tmp_path / "admin.key").read_text(encoding="utf-8") == "psk-secret\n"
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_where_the_admin_key_is_missing_the_start_says_what_keys_are_made_with(
+    tmp_path: Path, is_there: bool
+) -> None:
+    settings = build_settings({"data_dir": str(tmp_path), "auth": True}, {"HOME": "/home/someone"})
+    if is_there:
+        (tmp_path / "admin.key").write_text("psk-secret\n", encoding="utf-8")
+    where, out = console()
+    announce("http://127.0.0.1:1", settings, where)
+    missing = f"Admin key: not in {tmp_path / 'admin.key'}; `penstock keys` needs it in"
+    assert (missing in out.getvalue()) != is_there
+    assert ("required; this makes one: " in out.getvalue()) == is_there
+    assert ("required; with the admin key, this makes one: " in out.getvalue()) != is_there
+
+
 def test_a_command_that_is_not_on_the_path_is_told_as_it_was_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
