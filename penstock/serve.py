@@ -1,6 +1,5 @@
 """`penstock serve`: check, fetch, start, show, supervise, end."""
 
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -89,7 +88,6 @@ def serve(settings: ServeSettings, console: Console) -> int:
         if url is not None:
             announce(url, settings, console)
             supervisor.run()
-        logging.getLogger("penstock.serve").info("stopping")
     return 0
 
 

@@ -33,6 +33,9 @@ SECRETS_OF_GATEWAY = ("PENSTOCK_STORE_URL",)
 
 _POLL_S = 0.1
 _KILL_GRACE_S = 2.0
+"""After a second signal: for telling clients, writing down what was used and saying goodbye."""
+_SIGNAL_INTERVAL_S = 0.3
+"""Two signals of a kind become one while the first is pending, so the second one comes later."""
 _ENDING_SHARE = 0.4
 _MAX_ENDING_S = 10.0
 """Of the drain time, at most so much is kept for what comes after: ending the rest with a clear
@@ -361,28 +364,43 @@ class Supervisor:
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
-        """End every process in order within `drain_timeout_s`, then kill what is left."""
+        """End every process in order within `drain_timeout_s`, then kill what is left.
+
+        After a second signal to this process none of them waits for what runs.
+        """
+        if self.stop_requested:
+            # A warning, because others aren't shown by default, and silence invites a `kill -9`.
+            logger.warning(
+                "stopping: running requests have %g s to finish, and all ends within %g s; a "
+                "second Ctrl-C or SIGTERM ends it at once",
+                children_drain_timeout_s(self._drain_timeout_s), self._drain_timeout_s,
+            )  # fmt: skip
         deadline = self._clock() + self._drain_timeout_s
         for order in sorted({child.spec.stop_order for child in self.children}):
             group = [child for child in self.children if child.spec.stop_order == order]
-            for child in group:
-                if child.is_alive and child.process is not None:
-                    child.process.send_signal(signal.SIGTERM)
-            for child in group:
-                self._await_exit(child, deadline)
+            _terminate(group)
+            self._await_exits(group, deadline)
 
-    def _await_exit(self, child: Child, deadline: float) -> None:
-        process = child.process
-        if process is None:
-            return
-        patience = deadline
-        while process.poll() is None and self._clock() < patience:
-            if len(self._signals) > 1:  # A second Ctrl-C: they are killed soon.
-                patience = min(patience, self._clock() + _KILL_GRACE_S)
-                del self._signals[1:]
+    def _await_exits(self, group: Sequence[Child], deadline: float) -> None:
+        """Wait for processes that were told to end; kill those that don't in time."""
+        hurry_at = self._clock() + _SIGNAL_INTERVAL_S
+        is_hurried = False
+        while (alive := [child for child in group if child.is_alive]) and self._clock() < deadline:
+            if len(self._signals) > 1 and not is_hurried and self._clock() >= hurry_at:
+                is_hurried = True
+                _terminate(alive)  # to them, too, a second one means: at once
+                deadline = min(deadline, self._clock() + _KILL_GRACE_S)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_POLL_S)
-        if process.poll() is None:
-            logger.warning("%s did not end in time and is killed", child.spec.name)
-            process.kill()
-            process.wait()
+                assert alive[0].process is not None  # noqa: S101
+                alive[0].process.wait(_POLL_S)
+        for child in group:
+            if child.process is not None and child.is_alive:
+                logger.warning("%s did not end in time and is killed", child.spec.name)
+                child.process.kill()
+                child.process.wait()
+
+
+def _terminate(children: Sequence[Child]) -> None:
+    for child in children:
+        if child.process is not None and child.is_alive:
+            child.process.send_signal(signal.SIGTERM)

@@ -1,7 +1,8 @@
 """A process for supervisor tests: writes its pid, then obeys FAKE_CHILD.
 
 `run` waits for SIGTERM, `stubborn` doesn't heed it, `exit CODE` ends at once; `need PATH` writes
-"here" and runs if the file is there and fails for now if not, as with a full disk.
+"here" and runs if the file is there and fails for now if not, as with a full disk; `drain` writes
+"draining" at the first SIGTERM and ends at the second.
 """
 
 import os
@@ -27,6 +28,11 @@ def main() -> int:
         with Path(os.environ["FAKE_CHILD_FILE"]).open("a", encoding="ascii") as file:
             file.write("here\n")
     stopped.wait(60)
+    if behaviour == "drain":
+        stopped.clear()
+        with Path(os.environ["FAKE_CHILD_FILE"]).open("a", encoding="ascii") as file:
+            file.write("draining\n")
+        stopped.wait(60)
     with Path(os.environ["FAKE_CHILD_FILE"]).open("a", encoding="ascii") as file:
         file.write("stopped\n")
     return 0

@@ -88,6 +88,29 @@ async def test_a_rate_limit_is_429_with_its_figures(socket_dir: Path) -> None:
         }
 
 
+async def test_a_refusal_tells_the_limit_in_the_words_of_the_api_that_was_asked(
+    socket_dir: Path,
+) -> None:
+    async with harness(socket_dir, limit("requests", 1, "hour", "house")) as here:
+        await here.chat()
+        body = {"model": "demo", "messages": MESSAGES, "max_tokens": 10}
+        refused = {
+            path: await here.gateway.client.post(path, json=body, headers=AUTHORIZATION)
+            for path in ("/v1/chat/completions", "/v1/messages")
+        }
+        for path, family in (
+            ("/v1/chat/completions", "x-ratelimit-"),
+            ("/v1/messages", "anthropic-ratelimit-"),
+        ):
+            answer = refused[path]
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "60")
+            told = {name for name in answer.headers if "ratelimit" in name}
+            assert told == {
+                name for name in told if name.startswith(family) and "requests" in name
+            }, path
+            assert len(told) == 3, told
+
+
 async def test_a_quota_is_429_that_is_not_worth_a_retry(socket_dir: Path) -> None:
     async with harness(socket_dir, limit("requests", 1, "calendar_month", "house")) as here:
         await here.chat()

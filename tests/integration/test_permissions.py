@@ -53,16 +53,18 @@ def key_of(secret: str, **settings: Any) -> StoredKey:
     )
 
 
-async def real_auth(gateway: RunningGateway, *keys: StoredKey) -> FakeAuth:
+async def real_auth(
+    gateway: RunningGateway, *keys: StoredKey, allow_anonymous: bool = False
+) -> FakeAuth:
     """An auth worker that decides by an authority with these keys."""
     authority = Authority(
         epoch=1,
         snapshot=Snapshot(keys=keys, leases=(), recent=()),
-        rules=Rules(),
+        rules=Rules(allow_anonymous=allow_anonymous),
         clock=FakeClock(),
         emit=lambda operation: None,
     )
-    auth = await gateway.auth(allow_anonymous=False)
+    auth = await gateway.auth(allow_anonymous=allow_anonymous)
     answer = auth.answer
 
     def decide(command: AuthCommand) -> None:
@@ -119,6 +121,29 @@ async def test_every_route_is_open_to_just_the_roles_and_scopes_of_the_table(
                     assert response.status_code != 401, where
             walked.add(template)
         assert walked == {path for path, rule in ROUTE_RULES.items() if rule.scope is not None}
+
+
+async def test_where_no_key_is_needed_callers_may_do_what_role_service_may(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        keys = [key_of(f"psk-{role}", role=role) for role in ROLES]
+        await real_auth(gateway, *keys, allow_anonymous=True)
+        for method, template in routes(gateway):
+            # The administrative APIs of OpenAI and Anthropic are an administrator's as a whole.
+            is_closed = ROUTE_RULES[template].scope not in ROLE_SCOPES["service"]
+            is_closed |= template.startswith("/v1/organization")
+            for headers in ({}, {"X-API-Key": "psk-unknown"}):
+                response = await call(gateway.client, method, template, headers)
+                where = (method, template, headers, response.status_code, response.text)
+                assert (response.status_code == 401) is is_closed, where
+                assert response.status_code != 403, where
+        # A key that is known is judged by its role.
+        for path in ("/v1/admin/workers", "/v1/providers/status"):
+            for role, status in (("user", 403), ("readonly", 200), ("service", 200)):
+                headers = {"X-API-Key": f"psk-{role}"}
+                response = await gateway.client.get(path, headers=headers)
+                assert response.status_code == status, (path, role, response.text)
 
 
 async def test_a_key_sees_only_the_models_that_it_may_use(socket_dir: Path) -> None:

@@ -1,11 +1,11 @@
 """In whose words a request's errors are told: OpenAI's, Anthropic's or JSON-RPC's, by its path."""
 
 import time
+from functools import partial
 
 import orjson
 from starlette.types import Scope
 
-from gateway.errors import GatewayError
 from gateway.http.anthropic import errors as anthropic
 from gateway.http.anthropic.models import VERSION_HEADER
 from gateway.http.errors.error_table import ERROR_TABLE, ErrorRow, error_body, render_error
@@ -43,13 +43,13 @@ def error_answer(
 
 def raised_answer(scope: Scope, error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
     """Status, body and extra headers of an error that was raised."""
-    status, body, headers = render_error(error)
     if is_anthropic(scope):
-        status = anthropic.status_of(ERROR_TABLE[error.code])
+        tell_limits = partial(anthropic.limit_headers, now=time.time())
+        headers = render_error(error, tell_limits)[2]
         body = anthropic.render_error_object(error, _request_id(scope))
-        if isinstance(error, GatewayError) and error.limits is not None:
-            headers |= anthropic.limit_headers(error.limits, time.time())
-    elif scope["path"] == MCP_PATH:
+        return anthropic.status_of(ERROR_TABLE[error.code]), body, headers
+    status, body, headers = render_error(error)
+    if scope["path"] == MCP_PATH:
         body = _as_mcp(scope, status, body)
     return status, body, headers
 

@@ -1,6 +1,7 @@
 """One table from error code to HTTP status, and the one place that writes OpenAI's error body."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -112,13 +113,20 @@ def limit_fields(limit: LimitRefusal) -> dict[str, Any]:
     }
 
 
-def render_error(error: PenstockError) -> tuple[int, bytes, dict[str, str]]:
-    """Status, body and extra headers of an error."""
+def render_error(
+    error: PenstockError, tell_limits: Callable[[LimitState], dict[str, str]] | None = None
+) -> tuple[int, bytes, dict[str, str]]:
+    """Status, body and extra headers of an error.
+
+    Args:
+        error: What was raised.
+        tell_limits: In the words of the API that was asked; None is OpenAI's.
+    """
     row = ERROR_TABLE[error.code]
     headers: dict[str, str] = {}
     retry_after_s = error.retry_after_s if isinstance(error, GatewayError) else None
     if isinstance(error, GatewayError) and error.limits is not None:
-        headers.update(limit_headers(error.limits))
+        headers.update((tell_limits or limit_headers)(error.limits))
     # The auth worker names no time when even an idle key could not be granted so much.
     is_over_limit_alone = row.status in (402, 429) and retry_after_s is None
     if row.status == 401:

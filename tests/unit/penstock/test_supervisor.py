@@ -3,6 +3,7 @@ end."""
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -212,6 +213,32 @@ def test_a_signal_asks_the_deployment_to_stop(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         harness.run()
         assert harness.stop_requested
+
+
+def test_a_second_signal_reaches_what_drains_and_what_stops_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, later = child(tmp_path, "a", "drain", 0), child(tmp_path, "b", "drain", 1)
+
+    def interrupt() -> None:
+        eventually(lambda: "draining" in lines(tmp_path / "a"))
+        os.kill(os.getpid(), signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
+    with supervise(first, later, run_dir=tmp_path / "run", drain_timeout_s=60.0) as harness:
+        eventually(lambda: len(lines(tmp_path / "a")) == len(lines(tmp_path / "b")) == 1)
+        os.kill(os.getpid(), signal.SIGINT)
+        harness.run()
+        interrupting.start()
+    interrupting.join()
+    for name in ("a", "b"):
+        assert lines(tmp_path / name)[1:] == ["draining", "stopped"]
+    assert [one.process.returncode for one in harness.children if one.process] == [0, 0]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [
+        "stopping: running requests have 50 s to finish, and all ends within 60 s; a second Ctrl-C"
+        " or SIGTERM ends it at once"
+    ]
 
 
 def settings_of(**arguments: object) -> ServeSettings:
