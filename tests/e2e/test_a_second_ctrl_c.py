@@ -30,7 +30,7 @@ def used(harness: Harness) -> int:
     outbox = (harness.data_dir / "gateway-outbox.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in outbox.splitlines()]
     kept = [line["settle"]["completion_tokens"] for line in lines if "settle" in line]
-    return max([tokens for (tokens,) in booked] + kept)
+    return int(max([tokens for (tokens,) in booked] + kept))
 
 
 def test_clients_are_told_and_what_was_used_is_kept(tmp_path: Path, cache_dir: Path) -> None:
