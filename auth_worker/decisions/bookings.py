@@ -88,10 +88,15 @@ class Bookings:
             reasoning_tokens=command.reasoning_tokens,
             outcome=command.outcome,
             request_id=command.request_id,
+            has_begun=command.has_begun,
         )
 
     def of_expired(self, lease: Lease) -> BookUsage:
-        """The last report of a lease that nobody settled, counted at once."""
+        """The last report of a lease that nobody settled, counted at once.
+
+        Nobody has said that nothing was computed, so it costs the price of a request until somebody
+        does.
+        """
         booking = self._counted(
             lease,
             lease.reported_prompt_tokens,
@@ -238,6 +243,7 @@ class Bookings:
         reasoning_tokens: int,
         outcome: Outcome,
         request_id: str,
+        has_begun: bool = True,
     ) -> BookUsage:
         if lease.price is None:
             lease.price = self._prices.price_of(lease.model, lease.granted_at_ms)
@@ -250,6 +256,7 @@ class Bookings:
                 cached_tokens=cached_tokens,
                 reasoning_tokens=reasoning_tokens,
                 endpoint=lease.endpoint,
+                has_begun=has_begun,
             )
         plan = lease.plan
         if plan is not None:
@@ -327,4 +334,5 @@ def _cost(price: Price | None, command: Settle, endpoint: str) -> int:
         cached_tokens=command.cached_tokens,
         reasoning_tokens=command.reasoning_tokens,
         endpoint=endpoint,
+        has_begun=command.has_begun,
     )

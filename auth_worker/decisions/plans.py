@@ -1,5 +1,6 @@
 """The meters that one request concerns, and what it takes from all of them or from none; pure."""
 
+import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -318,7 +319,10 @@ def difference(after: Needs, before: Needs) -> Needs:
 def _tightest(
     meters: tuple[Meter, ...], now_s: float, wall_s: float
 ) -> tuple[int | None, int | None, float | None]:
-    """Amount, rest and seconds until it is whole again, of the meter with the least room."""
+    """Amount, rest and seconds until it is whole again, of the meter with the least room.
+
+    There are no such seconds where a window never ends.
+    """
     tightest: Meter | None = None
     least = 0
     for meter in meters:
@@ -329,4 +333,5 @@ def _tightest(
             tightest, least = meter, free
     if tightest is None:
         return (None, None, None)
-    return (tightest.amount, max(0, least), tightest.reset_s(now_s, wall_s))
+    reset_s = tightest.reset_s(now_s, wall_s)
+    return (tightest.amount, max(0, least), None if math.isinf(reset_s) else reset_s)

@@ -25,7 +25,7 @@ class Price:
         completion: Completion tokens that are no reasoning.
         reasoning: Completion tokens that are.
         embedding: Tokens that were embedded.
-        request: One request, whatever its tokens.
+        request: One request for which something was computed, whatever its tokens.
         is_ended: From `valid_from_ms` on there is no price.
     """
 
@@ -111,6 +111,7 @@ def cost(
     cached_tokens: int = 0,
     reasoning_tokens: int = 0,
     endpoint: str = "",
+    has_begun: bool = True,
 ) -> int:
     """What one request costs in micro-units, rounded once, half up.
 
@@ -121,7 +122,10 @@ def cost(
         cached_tokens: Of the prompt.
         reasoning_tokens: Of the completion.
         endpoint: The route template; embedding has a price of its own.
+        has_begun: A worker began to compute; without that, and without tokens, it is free.
     """
+    if not (has_begun or prompt_tokens or completion_tokens):
+        return 0
     if endpoint == EMBEDDINGS_ENDPOINT:
         total = prompt_tokens * price.embedding
     else:

@@ -231,6 +231,8 @@ def _priced(corrected: BookUsage, before: BookUsage, prices: Callable[[], PriceT
             cached_tokens=corrected.cached_tokens,
             reasoning_tokens=corrected.reasoning_tokens,
             endpoint=corrected.endpoint,
+            # A row doesn't say whether a worker began: without, it costs nothing at any price.
+            has_begun=corrected.cost_micros > 0 or not has_price(corrected),
         )
         return corrected._replace(
             cost_micros=amount, price_id=price.price_id, price_version=price.version

@@ -14,9 +14,12 @@ import pytest
 
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.people import StoredTeam, StoredUser
-from protocol.wire.messages import Authorize, Settle
+from auth_worker.principals.prices import Price
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Authorize, Failure, Settle
 from tests.fakes.auth_parts import USER_SECRET, stored_key
 from tests.fakes.deciding_auth import DecidingAuth, deciding_auth
+from tests.fakes.fake_workers import FakeEngine
 from tests.fakes.limit_parts import HOUSE_PRICE, limit
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
 
@@ -52,9 +55,11 @@ class Harness:
 
 
 @asynccontextmanager
-async def harness(tmp_path: Path, *limits: Limit, **settings: Any) -> AsyncIterator[Harness]:
+async def harness(
+    tmp_path: Path, *limits: Limit, price: Price = PRICE, **settings: Any
+) -> AsyncIterator[Harness]:
     async with running_gateway(tmp_path, require_keys=True, **settings) as gateway:
-        auth = DecidingAuth(tmp_path, KEY, limits=limits, prices=(PRICE,), users=USERS, teams=TEAMS)
+        auth = DecidingAuth(tmp_path, KEY, limits=limits, prices=(price,), users=USERS, teams=TEAMS)
         await deciding_auth(gateway, auth)
         await gateway.engine(text=TEN_TOKENS, max_requests=256)
         yield Harness(gateway, auth)
@@ -132,6 +137,36 @@ async def test_a_spent_budget_is_402_that_is_not_worth_a_retry(socket_dir: Path)
         assert (error["limit"]["used"], error["limit_source"]) == (100_000, "used")
         small = await here.chat(max_tokens=5)
         assert small.status_code == 200
+
+
+async def test_refused_requests_spend_nothing_of_a_budget_whatever_a_request_costs(
+    socket_dir: Path,
+) -> None:
+    """$9 a request of $20: three names that nobody serves, a prompt that is too long and a
+    grammar that the engine doesn't know leave room for two answers."""
+    nine = replace(HOUSE_PRICE, prompt=0, cached_prompt=0, completion=0, request=9_000_000)
+    budget = limit("money", 20_000_000, "calendar_month", "team", "team_1")
+    requests = limit("requests", 100, "total", "team", "team_1")
+    async with harness(socket_dir, budget, requests, price=nine) as here:
+        engine = here.gateway.workers[1]
+        assert isinstance(engine, FakeEngine)
+        for _ in range(3):
+            assert (await here.chat(model="nosuch")).status_code == 404
+        code = ErrorCode.CONTEXT_LENGTH_EXCEEDED
+        engine.prepare_failure = Failure(request_id="", code=code, message="too long")
+        assert (await here.chat()).status_code == 400
+        engine.prepare_failure = None
+        engine.generate_failure = ErrorCode.UNSUPPORTED_GRAMMAR
+        assert (await here.chat()).status_code == 400
+        engine.generate_failure = None
+        await here.settled(5)
+        for number in (6, 7):
+            assert (await here.chat()).status_code == 200
+            await here.settled(number)
+        assert (await here.chat()).status_code == 402
+        snapshot = here.auth.store.load(recent_since_ms=0)
+        used = {row.limit_id: row.used for row in snapshot.counters}
+        assert used == {budget.limit_id: 18_000_000, requests.limit_id: 7}
 
 
 async def test_what_only_running_requests_hold_is_402_with_retry_after(socket_dir: Path) -> None:

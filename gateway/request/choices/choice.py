@@ -123,6 +123,7 @@ class EngineChoice:
         self.lease_tokens = lease_tokens
         self.suspicion = suspicion
         self.was_started = False
+        self._was_started_before = False
         self.is_lease_final = False
         self.is_extending = False
         self.is_done = False
@@ -211,6 +212,7 @@ class EngineChoice:
             deadline_s: Seconds that the request has left.
         """
         plan = self.plan
+        self._was_started_before = self.was_started
         self._slot = slot
         self._usage = None
         self._num_cached_tokens = 0
@@ -325,6 +327,8 @@ class EngineChoice:
         """The current attempt failed."""
         if failure is not None and failure.usage is not None:
             self._usage = failure.usage
+        elif failure is not None and not self.has_output:
+            self.was_started = self._was_started_before  # whoever refuses has computed nothing
         error = self.suspicion.on_failure(error, self._slot)
         self._free_slot()
         if self._is_aborted:

@@ -167,7 +167,8 @@ class RequestLease:
             usage: What was used.
             outcome: How the request ended.
             is_unused: Take the grant back as if it had never been.
-            has_begun: An engine was asked, so there is such a model.
+            has_begun: A worker began to compute for it, now or at an earlier attempt: it costs the
+                price of a request, and there is such a model.
             earlier: Leases of earlier attempts at the same request: it is booked on the first one,
                 for the model of this attempt, and the others are taken back.
         """

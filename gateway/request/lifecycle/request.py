@@ -323,7 +323,7 @@ class Request:
                 usage,
                 self._outcome,
                 is_unused=is_unused,
-                has_begun=has_begun,
+                has_begun=has_begun or bool(earlier),  # what was put off had begun
                 earlier=earlier,
             )
         self.work.observe(self._outcome, self._clock() - self._arrived_at)

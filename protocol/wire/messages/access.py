@@ -182,7 +182,8 @@ class Settle(Message, frozen=True, tag="settle"):
         end_user: Likewise.
         model: That answered, where it isn't the one of the lease: it is booked, at its price and in
             its limits (since 1.5); empty for the lease's own.
-        has_begun: An engine was asked, so there is such a model (since 1.5).
+        has_begun: A worker began to compute, so that it costs the price of a request even without
+            tokens, and there is such a model (since 1.5).
     """
 
     lease_id: str

@@ -9,7 +9,9 @@ from auth_worker.decisions.meters import SLOTS_A_SPAN, SlidingMeter
 from auth_worker.decisions.plans import Plan, needs_of
 from auth_worker.principals.limit_rules import SLIDING_S, WindowKind
 from protocol.errors import ErrorCode
-from tests.fakes.limit_parts import meter, parallel, plan
+from protocol.wire.messages import Granted
+from tests.fakes.auth_parts import authority_bench, authorize, stored_key
+from tests.fakes.limit_parts import limit, meter, parallel, plan
 
 SPANS: tuple[WindowKind, ...] = ("minute", "hour", "day")
 PROPORTION = st.floats(0.0, 0.34, allow_nan=False)
@@ -96,6 +98,18 @@ def test_concurrent_reservations_cannot_overspend() -> None:
     limits = plan(window)
     assert sum(reserve(limits, 0.0, 100) is None for _ in range(50)) == 10
     assert (window.held, limits.state(0.0, 0.0).remaining_tokens) == (1000, 0)
+
+
+def test_a_window_that_never_ends_has_no_time_at_which_it_is_whole_again() -> None:
+    """It was infinity, from which a gateway made a 500 of each answer."""
+    never = (limit("requests", 5, "total"), limit("tokens", 100, "total"))
+    for one in never:
+        bench = authority_bench(stored_key(), limits=(one,))
+        granted = bench.authority.authorize(authorize())
+        assert isinstance(granted, Granted)
+        state = granted.limits
+        assert (state.limit_requests or state.limit_tokens) == one.amount
+        assert (state.reset_requests_s, state.reset_tokens_s) == (None, None)
 
 
 def test_a_settlement_gives_back_what_was_not_used() -> None:

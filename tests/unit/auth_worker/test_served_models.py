@@ -110,11 +110,10 @@ def test_what_a_request_without_tokens_costs_is_told_of_a_model_that_has_its_own
 ) -> None:
     price = replace(HOUSE_PRICE, models=models, request=7)
     bench = authority_bench(stored_key(), prices=(price,))
-    granted = bench.authority.authorize(authorize(model="demo"))
-    assert isinstance(granted, Granted)
-    settle = Settle(lease_id=granted.lease_id, request_id="r", prompt_tokens=0, completion_tokens=0)
-    booking = bench.authority.settle(settle)
-    assert isinstance(booking, BookUsage)
+    assert isinstance(bench.authority.authorize(authorize(model="demo")), Granted)
+    bench.clock.advance(601)
+    bench.authority.expire()
+    (booking,) = (one for one in bench.emitted if isinstance(one, BookUsage))
     assert (booking.model, booking.cost_micros) == (booked, 7)
 
 

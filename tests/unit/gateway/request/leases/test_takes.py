@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from gateway.errors import GatewayError, OverloadedError, ShuttingDownError
+from gateway.errors import GatewayError, InvalidRequestError, OverloadedError, ShuttingDownError
 from gateway.request.leases.takes import Takes
+from protocol.errors import ErrorCode
 from protocol.wire.messages import Generate, Prepare, Settle, Usage
 from tests.fakes.request_parts import CALLER, Generation, Parts, generation_job
 from tests.fakes.virtual_time import idle
@@ -66,6 +67,15 @@ async def test_a_later_attempt_is_booked_on_the_first_lease_and_takes_back_the_o
         ("lease-2", 0, True),
         ("lease-3", 0, True),
     ]
+
+
+async def test_a_refusal_of_a_later_attempt_says_that_an_earlier_one_had_begun() -> None:
+    attempt = Attempt("lease-1")
+    started = await attempt.run("lease-2")
+    started.request.fail(InvalidRequestError("no"))
+    await attempt.parts.fail(attempt.engine, "r", ErrorCode.INVALID_REQUEST, choice=0, attempt=1)
+    settles = attempt.parts.outbox.settles
+    assert [(one.is_unused, one.has_begun) for one in settles] == [(False, True), (True, False)]
 
 
 async def test_what_is_put_off_settles_nothing() -> None:

@@ -147,6 +147,52 @@ async def test_an_engine_that_is_lost_before_it_was_asked_has_begun_nothing() ->
     assert (settle.is_unused, settle.prompt_tokens, settle.outcome) == (True, 0, "failed")
 
 
+async def test_a_choice_that_its_engine_refuses_counts_as_a_request_without_tokens() -> None:
+    """It was charged its prompt, although the engine's answer was that it hadn't begun."""
+    parts = Parts()
+    one = parts.engine()
+    await parts.running()
+    await parts.fail(one, "r", ErrorCode.UNSUPPORTED_GRAMMAR, choice=0, attempt=1)
+    (settle,) = parts.outbox.settles
+    assert (settle.is_unused, settle.has_begun, settle.prompt_tokens) == (False, False, 0)
+
+
+async def test_a_choice_that_fails_with_its_usage_or_after_output_had_begun() -> None:
+    for usage, num_tokens in ((Usage(prompt_tokens=5), 0), (None, 1)):
+        parts = Parts()
+        one = parts.engine()
+        await parts.running()
+        if num_tokens:
+            await parts.output(one, num_tokens)
+        await parts.fail(one, "r", ErrorCode.INVALID_REQUEST, choice=0, attempt=1, usage=usage)
+        (settle,) = parts.outbox.settles
+        assert (settle.has_begun, settle.prompt_tokens) == (True, 5)
+        assert settle.completion_tokens == num_tokens
+
+
+async def test_a_choice_that_was_lost_once_and_then_refused_had_begun() -> None:
+    parts = Parts()
+    one, two = parts.engine("a"), parts.engine("b")
+    await parts.running()
+    first = next(engine for engine in (one, two) if parts.handle(engine).num_requests)
+    parts.lose(first)
+    await asyncio.sleep(1.0)
+    second = two if first is one else one
+    await parts.fail(second, "r", ErrorCode.INVALID_REQUEST, choice=0, attempt=2)
+    (settle,) = parts.outbox.settles
+    assert (settle.has_begun, settle.prompt_tokens) == (True, 5)
+
+
+async def test_a_client_that_leaves_after_the_start_has_had_something_begun() -> None:
+    parts = Parts()
+    one = parts.engine()
+    started = await parts.running()
+    started.request.on_client_gone()
+    await parts.finish(one, "abort", Usage(prompt_tokens=5))
+    (settle,) = parts.outbox.settles
+    assert (settle.is_unused, settle.has_begun, settle.prompt_tokens) == (False, True, 5)
+
+
 async def test_a_bug_of_ours_ends_the_request_in_words_and_settles_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
