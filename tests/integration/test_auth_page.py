@@ -29,7 +29,12 @@ PYTHON_EXAMPLE = "\n".join(
         *re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL),
     ]
 )
-WAIT_S = 600.0  # sixty commands, each a process, on a machine that others use as well
+README_PRICE = "penstock prices create '*' --prompt 0.5 --completion 1.5"
+WHAT_IS_LEFT = """
+penstock prices list --json | jq -c 'map(select(.is_ended | not) | .models)'
+echo "$PENSTOCK_DATA_DIR"
+"""
+WAIT_S = 600.0  # seventy commands, each a process, on a machine that others use as well
 
 
 def test_the_table_of_roles_is_the_one_of_the_code() -> None:
@@ -65,12 +70,14 @@ def test_every_field_and_action_is_on_the_page() -> None:
 
 
 @pytest.mark.process
+@pytest.mark.timeout(WAIT_S + 60.0)
 async def test_the_examples_run_in_order(socket_dir: Path, tmp_path: Path) -> None:
     for tool in ("bash", "curl", "jq"):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
     data_dir = tmp_path / "data"
-    script = "\n".join(re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+    examples = re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    script = "\n".join((README_PRICE, *examples, WHAT_IS_LEFT))
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
     (bin_dir / "penstock").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m penstock "$@"\n')
@@ -94,7 +101,7 @@ async def test_the_examples_run_in_order(socket_dir: Path, tmp_path: Path) -> No
                 ),
                 timeout_s=30.0,
             )
-            await gateway.engine()
+            await gateway.engine(model="penstock-demo")
             done = await asyncio.to_thread(
                 subprocess.run,
                 ["bash", "-euxo", "pipefail", "-c", script],
@@ -124,6 +131,8 @@ async def test_the_examples_run_in_order(socket_dir: Path, tmp_path: Path) -> No
         refused = json.loads((tmp_path / "refused.json").read_text(encoding="utf-8"))["error"]
         assert (set(refused), set(refused["limit"])) == (set(error), set(error["limit"]))
         assert "is revoked" in done.stdout
+        # The shell goes on with the folder of the server, and without the prices of the examples.
+        assert done.stdout.endswith(f'["*"]\n{data_dir}\n')
         assert "audit log hold" in done.stdout
         # Nothing that is kept holds a secret.
         log = (tmp_path / "audit.jsonl").read_text(encoding="utf-8")
