@@ -153,6 +153,7 @@ async def test_a_shared_port_takes_no_connection_before_somebody_listens() -> No
             second.listen()
             _, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.close()
+            await writer.wait_closed()
             with pytest.raises(ConfigurationError, match="Cannot listen"):
                 bind_socket("127.0.0.1", port)
 
@@ -202,3 +203,4 @@ async def test_connections_that_wait_are_taken_before_a_server_stops_listening(
             writer.write(b"GET /live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert (await reader.readline()).startswith(b"HTTP/1.1 200")
             writer.close()
+            await writer.wait_closed()

@@ -41,7 +41,13 @@ THREADS = {
     ("engine_worker/serving/handler.py", "profile"): "test_a_profiler_that_panics_is_answered",
     ("engine_worker/compute/runner/program_store.py", "compile"): "tests of the program store",
     ("engine_worker/grammar/compiler.py", "grammar-spare"): "it is tried again when needed",
+    ("engine_worker/grammar/compiler.py", "grammar-rest"): "it only drops what was compiled",
+    # In a process of its own.
+    ("engine_worker/grammar/trial_process.py", "grammar"): (
+        "test_what_the_work_raises_ends_the_process"
+    ),
     ("engine_worker/text/time_limit.py", "time-limit"): "it looks at clocks and raises nothing",
+    ("protocol/runtime/allocator.py", "heap"): "test_what_a_look_raises_ends_no_further_one",
     ("protocol/runtime/lifetime.py", "parent-watch"): "test_a_dead_thread_ends_the_process",
     ("protocol/wire/worker.py", "worker-io"): "test_an_io_thread_that_ends_is_a_failure",
     ("protocol/wire/worker.py", "resolver"): "test_host_names_are_asked_for_again",
