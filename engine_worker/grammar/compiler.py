@@ -1,5 +1,6 @@
 """Compiles grammars for one model, each once, within bounds of time and memory; any thread."""
 
+import logging
 import queue
 import threading
 import time
@@ -21,6 +22,7 @@ from engine_worker.grammar.vocabulary import GrammarVocabulary
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import Grammar, SamplingParams
 
+_log = logging.getLogger("penstock.engine")
 MAX_CACHED: Final = 64
 """Grammars that are kept compiled, refused ones included; the least recently used one goes."""
 MAX_SHARED: Final = 32
@@ -138,7 +140,7 @@ class GrammarCompiler:
         self._vocabulary_lock = threading.Lock()
         self._vocabulary: GrammarVocabulary | None = None
         self._closing = threading.Event()
-        self._is_looked_after = False
+        self._has_rest_thread = False
         self._has_spare = False
         # Those whose process runs come first: another one takes a second to start.
         self._trials: queue.PriorityQueue[tuple[bool, int]] = queue.PriorityQueue()
@@ -164,9 +166,9 @@ class GrammarCompiler:
                     self._cache.popitem(last=False)
             else:
                 self._cache.move_to_end(grammar)
-            needs_care, self._is_looked_after = not self._is_looked_after, True
-        if needs_care:
-            threading.Thread(target=self._look_after, name="grammar-rest", daemon=True).start()
+            needs_thread, self._has_rest_thread = not self._has_rest_thread, True
+        if needs_thread:
+            threading.Thread(target=self._rest_in_turns, name="grammar-rest", daemon=True).start()
         if is_first:
             self._fulfil(future, grammar)
         return future.result()
@@ -203,9 +205,12 @@ class GrammarCompiler:
                 trial.close()
             self._trials.put((True, number))
 
-    def _look_after(self) -> None:
+    def _rest_in_turns(self) -> None:
         while not self._closing.wait(REST_S):
-            self.rest()
+            try:
+                self.rest()
+            except BaseException:  # noqa: BLE001 - a panic of the native library is no Exception
+                _log.exception("compiled grammars could not release their states")
 
     def _fulfil(self, future: Future[CompiledGrammar], grammar: Grammar) -> None:
         started = self._clock()

@@ -247,11 +247,18 @@ def test_a_grammar_that_rests_keeps_no_states_and_can_be_used_again(
     assert again == masks
 
 
-def test_what_rests_is_looked_for_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_rests_is_looked_for_until_the_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(compiler_module, "REST_S", 0.001)
     compiler = GrammarCompiler(TOKENIZER, TOKENIZER.num_tokens)
     looks, before = threading.Semaphore(0), set(threading.enumerate())
-    monkeypatch.setattr(compiler, "rest", looks.release)
+
+    def rest() -> None:
+        looks.release()
+        raise BaseException("a panic")
+
+    monkeypatch.setattr(compiler, "rest", rest)
     compiler.compile(Grammar(kind="regex", source="ab*"))
     for _ in range(2):
         assert looks.acquire(timeout=10)
@@ -260,6 +267,7 @@ def test_what_rests_is_looked_for_until_the_end(monkeypatch: pytest.MonkeyPatch)
     compiler.close()
     keeper.join(10)
     assert not keeper.is_alive()
+    assert "could not release their states" in caplog.text
 
 
 def test_a_tokenizer_without_bytes_is_refused() -> None:

@@ -41,7 +41,9 @@ THREADS = {
     ("engine_worker/serving/handler.py", "profile"): "test_a_profiler_that_panics_is_answered",
     ("engine_worker/compute/runner/program_store.py", "compile"): "tests of the program store",
     ("engine_worker/grammar/compiler.py", "grammar-spare"): "it is tried again when needed",
-    ("engine_worker/grammar/compiler.py", "grammar-rest"): "it only drops what was compiled",
+    ("engine_worker/grammar/compiler.py", "grammar-rest"): (
+        "test_what_rests_is_looked_for_until_the_end"
+    ),
     # In a process of its own.
     ("engine_worker/grammar/trial_process.py", "grammar"): (
         "test_what_the_work_raises_ends_the_process"
