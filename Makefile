@@ -29,7 +29,7 @@ $(VENV)/.pip: requirements/build.txt
 KERNELS := setup.py $(wildcard engine_worker/compute/backends/cpu_native/src/*)
 
 $(VENV)/.serve: pyproject.toml $(KERNELS) requirements/serve.txt $(VENV)/.pip
-	@echo "Installing Penstock into $(VENV), once: one minute, several on a busy machine"
+	@echo "Installing Penstock into $(VENV), once: two minutes, several on a busy machine"
 	@$(SHOWN) "Installing packages" $(LOCKED) -r requirements/serve.txt
 	@PYTHONWARNINGS=ignore $(SHOWN) "Compiling the native kernels" \
 		$(BIN)/python -m pip install --verbose --no-deps --no-build-isolation --editable .
