@@ -80,6 +80,7 @@ class GenerationWork:
         self.job = job
         self.endpoint = job.endpoint
         self.model = job.model
+        self.is_served = False
         self.offer: EngineOffer | None = None
         self._pool = pool
         self._parsers = parsers
@@ -188,6 +189,7 @@ class GenerationWork:
         check_template(self.job.prepares[0], is_allowed=self._allows_templates)
         directory = self._pool.directory
         self.offer = find_offer(directory, self.model, self._configured_models)
+        self.is_served = True
         version = directory.version(self.model)
         check_served(self.job, self.offer, version)
         check_budget(self.job, self.offer, version)

@@ -129,6 +129,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         """
         directory = self._pool.directory
         self.offer = find_offer(directory, self.model, self._configured_models)
+        self.is_served = True
         self._question.check(self.offer, directory.version(self.model))
 
     async def prepare(self, admitted: Admitted) -> None:

@@ -75,6 +75,11 @@ class Work(Protocol):
         """Public name; empty for work without one."""
         ...
 
+    @property
+    def is_served(self) -> bool:
+        """Whether engines serve the model of that name, as far as `check` has come."""
+        ...
+
     def attach(self, owner: Owner) -> None:
         """Whose work it is."""
         ...
@@ -173,6 +178,7 @@ class SimpleWork:
     """
 
     owner: Owner
+    is_served = False
 
     def attach(self, owner: Owner) -> None:
         """Whose work it is."""

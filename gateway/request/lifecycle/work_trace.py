@@ -37,6 +37,11 @@ class TracedWork(Protocol):
         """Public name; empty for work without one."""
         ...
 
+    @property
+    def is_served(self) -> bool:
+        """Whether engines serve that model."""
+        ...
+
     def trace_attributes(self) -> Attributes:
         """What else is told of it."""
         ...
@@ -98,8 +103,8 @@ class WorkTrace:
             attributes["gen_ai.response.time_to_first_chunk"] = first_output_s
         if error:
             attributes["error.type"] = error
-        # Names are few: a model that counted tokens exists, one that a client made up doesn't.
-        name = f"{operation} {work.model}" if work.model and usage.prompt_tokens else operation
+        # Names of spans are few: those of models that exist, none that a client made up.
+        name = f"{operation} {work.model}" if work.is_served else operation
         tracing.tell(
             Span(name, self._place, self._parent_id, began_at, ended_at, attributes, error=error)
         )

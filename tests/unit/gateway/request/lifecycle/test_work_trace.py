@@ -21,8 +21,15 @@ USAGE = Usage(prompt_tokens=7, completion_tokens=5, cached_tokens=3, reasoning_t
 
 
 class DoneWork:
-    def __init__(self, endpoint: str = CHAT_ENDPOINT, model: str = "m", **said: Any) -> None:
-        self.endpoint, self.model = endpoint, model
+    def __init__(
+        self,
+        endpoint: str = CHAT_ENDPOINT,
+        model: str = "m",
+        *,
+        is_served: bool = True,
+        **said: Any,
+    ) -> None:
+        self.endpoint, self.model, self.is_served = endpoint, model, is_served
         self._said = said
 
     def trace_attributes(self) -> Attributes:
@@ -110,14 +117,14 @@ def test_a_span_is_named_by_its_operation_and_its_model(
     assert spans[0].name == name
 
 
-def test_a_model_that_counted_no_tokens_may_be_made_up_and_names_no_span(spans: list[Span]) -> None:
-    tell(WorkTrace(PARENT), DoneWork(model="made up"), Usage())
+def test_a_model_that_no_engine_serves_may_be_made_up_and_names_no_span(spans: list[Span]) -> None:
+    tell(WorkTrace(PARENT), DoneWork(model="made up", is_served=False))
     assert spans[0].name == "chat"
     assert spans[0].attributes["gen_ai.request.model"] == "made up"
 
 
 def test_work_without_a_model_names_none(spans: list[Span]) -> None:
-    tell(WorkTrace(PARENT), DoneWork("/v1/parse", model=""))
+    tell(WorkTrace(PARENT), DoneWork("/v1/parse", model="", is_served=False))
     assert spans[0].name == "/v1/parse"
     assert "gen_ai.request.model" not in spans[0].attributes
     assert "gen_ai.response.model" not in spans[0].attributes
