@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.source_trees import tree_of
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
 OURS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
@@ -31,7 +33,7 @@ def imported(tree: ast.Module) -> set[str]:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_an_example_says_what_to_install_and_into_which_python(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     text = ast.get_docstring(tree) or ""
     assert re.findall(r"(?<!\.venv/bin/)\bpip install", text) == []
     assert re.findall(r"(?<!\.venv/bin/)\b(?:python|penstock) (?=\S*[/.])", text) == []

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from tests.contract.test_imports import ROOT
+from tests.fakes.source_trees import tree_of
 
 _PAGE = ROOT / "docs/measurements/faults.md"
 _NAMED = re.compile(r"`(tests/[\w/]+\.py)`|`(test_\w+)")
@@ -14,7 +15,7 @@ _NAMED = re.compile(r"`(tests/[\w/]+\.py)`|`(test_\w+)")
 @cache
 def names_in(path: Path) -> frozenset[str]:
     """The names of a file's tests."""
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    nodes = ast.walk(tree_of(path))
     functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     return frozenset(node.name for node in nodes if isinstance(node, functions))
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.source_trees import tree_of
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("protocol", "gateway", "engine_worker", "auth_worker", "toolparser_worker", "penstock")
 PROCESS_ONLY = {
@@ -25,7 +27,7 @@ def imported_modules(path: Path) -> tuple[str, ...]:
 
 
 def _imported_modules(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -97,9 +99,5 @@ def test_only_one_module_knows_the_sdk_of_traces() -> None:
     for path in EVERY_FILE:
         if path != ROOT / "protocol" / "runtime" / "otlp.py":
             assert not any(one.startswith("opentelemetry") for one in imported_modules(path)), path
-        at_top = [
-            node.module
-            for node in ast.parse(path.read_text(encoding="utf-8")).body
-            if isinstance(node, ast.ImportFrom)
-        ]
+        at_top = [node.module for node in tree_of(path).body if isinstance(node, ast.ImportFrom)]
         assert "protocol.runtime.otlp" not in at_top, f"{path} imports it where traces are off"

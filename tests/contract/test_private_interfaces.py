@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.contract.test_dependency_groups import pyproject
+from tests.fakes.source_trees import tree_of
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("protocol", "gateway", "engine_worker", "auth_worker", "toolparser_worker", "penstock")
@@ -24,7 +25,7 @@ UNDOCUMENTED = {
 def imported(path: Path) -> set[str]:
     """Dotted names that a module imports from elsewhere."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

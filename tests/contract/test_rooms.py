@@ -13,6 +13,7 @@ import pytest
 
 from protocol.wire import messages
 from tests.contract.test_imports import EVERY_FILE, PACKAGES, ROOT, imported_modules
+from tests.fakes.source_trees import tree_of
 
 ROOMS: dict[str, tuple[str, ...]] = {
     "protocol": (
@@ -248,7 +249,7 @@ def test_what_others_use_of_a_room_is_there(package: str) -> None:
 
 def docstring_of(path: Path) -> str:
     """The docstring of a room's `__init__`."""
-    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return ast.get_docstring(tree_of(path)) or ""
 
 
 def is_place(name: str) -> bool:
@@ -284,7 +285,7 @@ def built_messages(source: str) -> Iterator[str]:
     What `replace` is given is not known from the source, so no use of it is allowed; under which
     name a class, its module or `replace` was imported makes no difference.
     """
-    tree = ast.parse(source)
+    tree = tree_of(source)
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

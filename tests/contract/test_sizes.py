@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 
 from tests.contract.test_imports import ROOT
+from tests.fakes.source_trees import tree_of
 
 PACKAGES = (
     "auth_worker",
@@ -119,7 +120,7 @@ def too_long_file(name: str, text: str) -> Iterator[tuple[str, str]]:
 def too_long_in(name: str, text: str) -> Iterator[tuple[str, str]]:
     """The same in one file, and its classes and functions."""
     yield from too_long_file(name, text)
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(tree_of(text)):
         if isinstance(node, ast.ClassDef):
             methods = [one for one in node.body if isinstance(one, _FUNCTIONS)]
             if len(methods) > MAX_METHODS and not _SAID.search(_words(node)):

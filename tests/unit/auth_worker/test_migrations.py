@@ -25,6 +25,7 @@ from auth_worker.storage.migrations import (
 )
 from auth_worker.storage.sqlite_store import DATABASE_NAME, SqliteStore
 from tests.fakes.auth_parts import FakeClock, admin_key, stored_key
+from tests.fakes.source_trees import tree_of
 
 VERSION_1 = """
 CREATE TABLE schema_version (
@@ -314,7 +315,7 @@ def test_versions_follow_one_another_and_import_nothing_that_goes_on_changing() 
     paths = sorted((FOLDER / "versions").glob("v*.py"))
     assert [int(path.name[1:5]) for path in paths] == list(range(1, newest_version() + 1))
     for number, path in enumerate(paths, start=1):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+        tree = tree_of(path)
         values = {
             node.targets[0].id: ast.literal_eval(node.value)
             for node in tree.body

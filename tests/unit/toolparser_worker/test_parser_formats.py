@@ -8,6 +8,7 @@ import pytest
 
 from protocol.errors import ErrorCode
 from tests.fakes.parsed_text import parse
+from tests.fakes.source_trees import tree_of
 from toolparser_worker import formats
 from toolparser_worker.errors import FormatPluginError, UnknownFormatError
 from toolparser_worker.formats import (
@@ -31,7 +32,7 @@ ALLOWED = (ast.Expr, ast.ImportFrom, ast.Assign)
 
 @pytest.mark.parametrize("path", DECLARATIONS, ids=lambda path: path.stem)
 def test_a_declaration_holds_data_and_no_code(path: Path) -> None:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     assert all(isinstance(node, ALLOWED) for node in tree.body)
     for node in ast.walk(tree):
         assert not isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef | ast.For | ast.If)

@@ -32,6 +32,7 @@ from protocol.wire.messages import (
     Profile,
     SamplingParams,
 )
+from tests.fakes.source_trees import tree_of
 
 ROOT = Path(__file__).parents[4]
 THREADS = {
@@ -77,7 +78,7 @@ class Panic(BaseException):
 
 def made_in(path: Path) -> Iterator[str]:
     """Names of the threads and pools that a file makes."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.Call):
             continue
         called = node.func.attr if isinstance(node.func, ast.Attribute) else ""

@@ -12,6 +12,7 @@ from gateway.http.anthropic import errors as anthropic_errors
 from gateway.http.entry import edge
 from gateway.http.errors import error_table
 from protocol.wire.messages import LimitState
+from tests.fakes.source_trees import tree_of
 
 ROOT: Final = Path(__file__).parents[5]
 NAME: Final = re.compile(
@@ -45,7 +46,7 @@ EVERY_LIMIT: Final = LimitState(
 
 def texts(path: Path) -> Iterator[str]:
     """The texts of a module that could be names of headers, but for its docstrings."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
             value = node.value
             text = value.decode("latin-1") if isinstance(value, bytes) else value
