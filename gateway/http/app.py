@@ -23,40 +23,7 @@ from gateway.http.errors.error_shape import error_answer, raised_answer
 from gateway.http.errors.error_table import ERROR_TABLE, METHOD_NOT_ALLOWED, ErrorRow
 from gateway.http.openapi.document import describe
 from gateway.http.parts import Api, HttpParts, parts_of
-from gateway.http.routes import (
-    admin,
-    anthropic_accounts,
-    anthropic_limits,
-    anthropic_members,
-    anthropic_organization,
-    anthropic_usage,
-    audit,
-    batches,
-    conversations,
-    docs,
-    embeddings,
-    files,
-    generate,
-    health,
-    hooks,
-    mcp,
-    messages,
-    models,
-    organization,
-    organization_audit,
-    organization_invites,
-    organization_limits,
-    organization_people,
-    organization_usage,
-    profile,
-    resources,
-    responses,
-    scoring,
-    tokenize,
-    tools,
-    usage,
-    workers,
-)
+from gateway.http.routes import ROUTERS
 from gateway.telemetry.access_log import AccessRecord
 from gateway.telemetry.request_trace import RequestTraces
 from protocol.errors import ErrorCode, PenstockError
@@ -72,16 +39,8 @@ def build_api(parts: HttpParts) -> Api:
     app = Api(docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.parts = parts
     app.state.methods = {}
-    for module in (
-        *(generate, responses, conversations, messages, embeddings, tokenize),
-        *(scoring, models, tools, mcp, hooks, health, usage, files, batches),
-        *(admin, resources, audit, profile, workers),
-        *(organization, organization_people, organization_invites),
-        *(organization_audit, organization_limits),
-        *(organization_usage, anthropic_organization, anthropic_members, anthropic_accounts),
-        *(anthropic_limits, anthropic_usage, docs),
-    ):
-        for route in module.router.routes:
+    for router in ROUTERS:
+        for route in router.routes:
             # The routers bring nothing but routes, which stand in the app as they are.
             app.router.routes.append(route)
             if isinstance(route, GuardedRoute):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 import gateway.http
-from gateway.http.schemas.body import RequestModel
+from gateway.http.schemas.base.body import RequestModel
 
 
 def _models() -> Iterator[type[RequestModel]]:

@@ -20,12 +20,12 @@ from gateway.http.openresponses.schemas import (
     InputTokensRequest,
     ResponsesRequest,
 )
-from gateway.http.schemas.body import validate
-from gateway.http.schemas.chat import ChatRequest
-from gateway.http.schemas.completion import CompletionRequest
-from gateway.http.schemas.embedding import EmbeddingRequest
-from gateway.http.schemas.keys import ChangeKeyRequest, CreateKeyRequest, RotateKeyRequest
-from gateway.http.schemas.organization import (
+from gateway.http.schemas.administration.keys import (
+    ChangeKeyRequest,
+    CreateKeyRequest,
+    RotateKeyRequest,
+)
+from gateway.http.schemas.administration.organization import (
     AccountKeyRequest,
     AccountMemberRequest,
     AccountOfWorkspaceRequest,
@@ -52,8 +52,8 @@ from gateway.http.schemas.organization import (
     WorkspaceRateLimitRequest,
     WorkspaceRequest,
 )
-from gateway.http.schemas.profile import ProfileRequest
-from gateway.http.schemas.resources import (
+from gateway.http.schemas.administration.profile import ProfileRequest
+from gateway.http.schemas.administration.resources import (
     ChangeLimitRequest,
     ChangePriceRequest,
     ChangeTeamRequest,
@@ -68,9 +68,13 @@ from gateway.http.schemas.resources import (
     RaiseBudgetRequest,
     SetMemberRequest,
 )
-from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
-from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
-from gateway.http.schemas.workers import ClearCacheRequest, DrainRequest
+from gateway.http.schemas.administration.workers import ClearCacheRequest, DrainRequest
+from gateway.http.schemas.base.body import validate
+from gateway.http.schemas.inference.chat import ChatRequest
+from gateway.http.schemas.inference.completion import CompletionRequest
+from gateway.http.schemas.inference.embedding import EmbeddingRequest
+from gateway.http.schemas.inference.tokenize import DetokenizeRequest, TokenizeRequest
+from gateway.http.schemas.inference.tools import ExecuteRequest, ParseRequest
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Prepare
 from tests.fakes.raw_http import LIVE, answers, connected, post

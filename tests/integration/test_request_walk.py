@@ -51,7 +51,7 @@ class Walk:
             return
         self._begun[id(frame)] = frame
         name = str(Path(code.co_filename).relative_to(GATEWAY))
-        self._is_on |= name == "http/routes/generate.py"
+        self._is_on |= name == "http/routes/inference/generate.py"
         if self._is_on:
             self.calls.append((name, self._length(code)))
         if self._is_on and code is Outbox.put.__code__:

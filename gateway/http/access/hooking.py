@@ -21,7 +21,7 @@ from gateway.http.bodies.parsers import (
     BodyKind,
 )
 from gateway.http.parts import parts_of
-from gateway.http.schemas.body import load_plain_json_object
+from gateway.http.schemas.base.body import load_plain_json_object
 from gateway.request.callers.caller import Caller
 from gateway.telemetry.access_log import AccessRecord
 

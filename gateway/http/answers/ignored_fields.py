@@ -6,7 +6,7 @@ And which keywords of its schemas are left to the model.
 from collections.abc import Sequence
 
 from gateway.errors import InvalidRequestError
-from gateway.http.schemas.shapes import MAX_LISTED_FIELDS
+from gateway.http.schemas.base.shapes import MAX_LISTED_FIELDS
 
 _MAX_LISTED_CHARACTERS = 2048
 """Clients and proxies refuse answers with headers of more than a few kilobytes."""

@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.render.call_arguments import arguments_object
-from gateway.http.schemas.body import dump_json
-from gateway.http.schemas.ranges import MAX_CONTENT_PARTS
+from gateway.http.schemas.base.body import dump_json
+from gateway.http.schemas.base.ranges import MAX_CONTENT_PARTS
 
 _BILLING: Final = "x-anthropic-billing-header:"
 """A line that Claude Code puts first; it changes with each request and would spoil the cache."""

@@ -14,9 +14,9 @@ from gateway.http.anthropic.conversation import (
 )
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.bodies.convert import chat_job
-from gateway.http.schemas.body import validate
-from gateway.http.schemas.chat import ChatRequest
-from gateway.http.schemas.tool_places import with_places
+from gateway.http.schemas.base.body import validate
+from gateway.http.schemas.inference.chat import ChatRequest
+from gateway.http.schemas.tools.tool_places import with_places
 from gateway.request.jobs.job import MESSAGES_ENDPOINT, GenerationJob
 from protocol.wire.messages import Prepare, SamplingDefaults
 

@@ -5,10 +5,15 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, field_validator
 
 from gateway.errors import UnsupportedFieldError
-from gateway.http.schemas.body import RequestModel, field_error, load_json_object, unknown_fields
-from gateway.http.schemas.body import validate as validated
-from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS
-from gateway.http.schemas.shapes import ByType, ListOf, fields, with_neutral
+from gateway.http.schemas.base.body import (
+    RequestModel,
+    field_error,
+    load_json_object,
+    unknown_fields,
+)
+from gateway.http.schemas.base.body import validate as validated
+from gateway.http.schemas.base.ranges import MAX_MESSAGES, MAX_TOOLS
+from gateway.http.schemas.base.shapes import ByType, ListOf, fields, with_neutral
 
 MAX_TOKENS: Final = 2**31 - 1
 HARMLESS_FIELDS: Final[dict[str, str]] = {

@@ -8,14 +8,19 @@ from typing import Any
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError
-from gateway.http.schemas.body import dump_json
-from gateway.http.schemas.chat import ChatRequest
-from gateway.http.schemas.completion import CompletionRequest
-from gateway.http.schemas.functions import names_functions
-from gateway.http.schemas.messages import clean_messages, clean_tools, custom_names, tool_name
-from gateway.http.schemas.sampling import GenerationRequest
-from gateway.http.schemas.tokenize import TokenizeRequest
-from gateway.http.schemas.tool_choice import choice_mode
+from gateway.http.schemas.base.body import dump_json
+from gateway.http.schemas.inference.chat import ChatRequest
+from gateway.http.schemas.inference.completion import CompletionRequest
+from gateway.http.schemas.inference.messages import (
+    clean_messages,
+    clean_tools,
+    custom_names,
+    tool_name,
+)
+from gateway.http.schemas.inference.sampling import GenerationRequest
+from gateway.http.schemas.inference.tokenize import TokenizeRequest
+from gateway.http.schemas.tools.functions import names_functions
+from gateway.http.schemas.tools.tool_choice import choice_mode
 from gateway.request.callers.end_users import named_end_user
 from gateway.request.jobs.answer_options import PLAIN_ANSWER, AnswerOptions
 from gateway.request.jobs.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT, GenerationJob

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from gateway.http.openresponses.convert import AskedResponse, Refs
-from gateway.http.schemas.embedding import EncodingFormat, InputType
+from gateway.http.schemas.inference.embedding import EncodingFormat, InputType
 from gateway.request.jobs.job import GenerationJob
 from protocol.wire.messages import Detokenize, Embed, Prepare
 

@@ -54,7 +54,7 @@ from gateway.http.openresponses.schemas import (
 )
 from gateway.http.openresponses.schemas import parse as parse_responses
 from gateway.http.openresponses.stored_items import Context
-from gateway.http.schemas.body import (
+from gateway.http.schemas.base.body import (
     RequestModel,
     dump_fields,
     dump_json,
@@ -64,17 +64,17 @@ from gateway.http.schemas.body import (
     unknown_fields,
     validate,
 )
-from gateway.http.schemas.chat import parse_chat_body
-from gateway.http.schemas.completion import parse_completion_body
-from gateway.http.schemas.embedding import (
+from gateway.http.schemas.base.ranges import MAX_TOKEN_IDS
+from gateway.http.schemas.inference.chat import parse_chat_body
+from gateway.http.schemas.inference.completion import parse_completion_body
+from gateway.http.schemas.inference.embedding import (
     parse_embedding_body,
     prompt_name_of,
 )
-from gateway.http.schemas.functions import in_words_of_functions
-from gateway.http.schemas.messages import clean_tools, custom_names
-from gateway.http.schemas.ranges import MAX_TOKEN_IDS
-from gateway.http.schemas.tokenize import parse_detokenize_body, parse_tokenize_body
-from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
+from gateway.http.schemas.inference.messages import clean_tools, custom_names
+from gateway.http.schemas.inference.tokenize import parse_detokenize_body, parse_tokenize_body
+from gateway.http.schemas.inference.tools import ExecuteRequest, ParseRequest
+from gateway.http.schemas.tools.functions import in_words_of_functions
 from gateway.http.scoring.classify import ClassifyBody, classify_body
 from gateway.http.scoring.convert import DecisionBody, decision_body, systemone_body
 from gateway.http.scoring.rerank import RerankBody, rerank_body, score_body

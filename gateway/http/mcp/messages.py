@@ -14,8 +14,8 @@ import orjson
 from pydantic import Field
 
 from gateway.errors import InvalidRequestError
-from gateway.http.schemas.body import RequestModel, dump_json, load_json_object, validate
-from gateway.http.schemas.ranges import MAX_TOOL_NAME_CHARACTERS
+from gateway.http.schemas.base.body import RequestModel, dump_json, load_json_object, validate
+from gateway.http.schemas.base.ranges import MAX_TOOL_NAME_CHARACTERS
 from gateway.tools.mcp_client import mirrored_parameters
 from protocol.wire import worker_start
 

@@ -7,7 +7,7 @@ import orjson
 from pydantic import Field
 
 from gateway.http.mcp.messages import McpMessage, result_answer
-from gateway.http.schemas.body import RequestModel
+from gateway.http.schemas.base.body import RequestModel
 from gateway.request.delivery.events import ChoiceFinished, ContentText, GenerationEvent
 from gateway.tools.toolbox import ToolCard, ToolResult
 from protocol.wire.messages import Usage

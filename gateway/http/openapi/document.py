@@ -20,12 +20,12 @@ from gateway.http.openresponses.schemas import (
     InputTokensRequest,
     ResponsesRequest,
 )
-from gateway.http.schemas.batches import BatchRequest
-from gateway.http.schemas.chat import ChatRequest
-from gateway.http.schemas.completion import CompletionRequest
-from gateway.http.schemas.embedding import EmbeddingRequest
-from gateway.http.schemas.keys import ChangeKeyRequest, CreateKeyRequest, RotateKeyRequest
-from gateway.http.schemas.organization import (
+from gateway.http.schemas.administration.keys import (
+    ChangeKeyRequest,
+    CreateKeyRequest,
+    RotateKeyRequest,
+)
+from gateway.http.schemas.administration.organization import (
     AccountKeyRequest,
     AdminKeyRequest,
     ChangeProjectKeyRequest,
@@ -42,8 +42,8 @@ from gateway.http.schemas.organization import (
     WorkspaceKeyRequest,
     WorkspaceRequest,
 )
-from gateway.http.schemas.profile import ProfileRequest
-from gateway.http.schemas.resources import (
+from gateway.http.schemas.administration.profile import ProfileRequest
+from gateway.http.schemas.administration.resources import (
     ChangeLimitRequest,
     ChangePriceRequest,
     ChangeTeamRequest,
@@ -58,9 +58,13 @@ from gateway.http.schemas.resources import (
     RaiseBudgetRequest,
     SetMemberRequest,
 )
-from gateway.http.schemas.tokenize import DetokenizeRequest, TokenizeRequest
-from gateway.http.schemas.tools import ExecuteRequest, ParseRequest
-from gateway.http.schemas.workers import ClearCacheRequest, DrainRequest
+from gateway.http.schemas.administration.workers import ClearCacheRequest, DrainRequest
+from gateway.http.schemas.inference.batches import BatchRequest
+from gateway.http.schemas.inference.chat import ChatRequest
+from gateway.http.schemas.inference.completion import CompletionRequest
+from gateway.http.schemas.inference.embedding import EmbeddingRequest
+from gateway.http.schemas.inference.tokenize import DetokenizeRequest, TokenizeRequest
+from gateway.http.schemas.inference.tools import ExecuteRequest, ParseRequest
 from gateway.http.scoring.classify import ClassifyRequest
 from gateway.http.scoring.decision_schemas import DecisionRequest, SystemoneRequest
 from gateway.http.scoring.rerank import RerankRequest, ScoreRequest

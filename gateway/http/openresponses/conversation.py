@@ -18,7 +18,7 @@ from gateway.http.openresponses.hosted import (
     seen_name,
 )
 from gateway.http.openresponses.stored_items import kind_of
-from gateway.http.schemas.ranges import MAX_CONTENT_PARTS
+from gateway.http.schemas.base.ranges import MAX_CONTENT_PARTS
 
 Item = dict[str, Any]
 EMPTY: Final[Mapping[str, HostedTool]] = MappingProxyType({})

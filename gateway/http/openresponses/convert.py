@@ -33,8 +33,8 @@ from gateway.http.openresponses.schemas import (
     ResponsesRequest,
 )
 from gateway.http.openresponses.stored_items import Context, Item, references_in, whole_items
-from gateway.http.schemas.body import dump_fields, dump_json, validate
-from gateway.http.schemas.chat import ChatRequest
+from gateway.http.schemas.base.body import dump_fields, dump_json, validate
+from gateway.http.schemas.inference.chat import ChatRequest
 from gateway.request.jobs.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
 from protocol.wire.messages import SamplingDefaults
 

@@ -12,8 +12,8 @@ from gateway.http.openresponses.error_words import in_their_words
 from gateway.http.openresponses.hosted import HostedPlan, HostedTool, known_lists
 from gateway.http.openresponses.schemas import InputTokensRequest
 from gateway.http.openresponses.stored_items import Context, whole_items
-from gateway.http.schemas.body import validate
-from gateway.http.schemas.chat import ChatRequest
+from gateway.http.schemas.base.body import validate
+from gateway.http.schemas.inference.chat import ChatRequest
 from protocol.wire.messages import Prepare
 
 _ANY_MODEL: Final = "*"

@@ -4,7 +4,7 @@ import re
 from typing import Final
 
 from gateway.errors import InvalidRequestError
-from gateway.http.schemas.tool_places import with_places
+from gateway.http.schemas.tools.tool_places import with_places
 
 _THEIR_WORDS: Final = (
     (re.compile(r"\btools\[(\d+)\]\.custom\.format\.grammar\b"), r"tools[\1].format"),

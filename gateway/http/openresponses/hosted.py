@@ -13,8 +13,8 @@ from typing import Any, Final
 import orjson
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.schemas.body import dump_json
-from gateway.http.schemas.ranges import MAX_TOOL_NAME_CHARACTERS
+from gateway.http.schemas.base.body import dump_json
+from gateway.http.schemas.base.ranges import MAX_TOOL_NAME_CHARACTERS
 from gateway.tools.tool_servers import NamedServer
 
 Item = dict[str, Any]

@@ -5,7 +5,7 @@ Of what an item was when it was made (`id`, `status`, `caller`, `phase` …) not
 
 from typing import Final
 
-from gateway.http.schemas.shapes import ByType, Fields, ListOf, Shape, fields, with_neutral
+from gateway.http.schemas.base.shapes import ByType, Fields, ListOf, Shape, fields, with_neutral
 
 _TEXT: Final = fields("type", "text", "annotations", "logprobs", "prompt_cache_breakpoint")
 _PARTS: Final = ListOf(

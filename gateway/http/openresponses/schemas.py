@@ -6,16 +6,16 @@ from pydantic import Field, field_validator, model_validator
 
 from gateway.errors import UnsupportedFieldError
 from gateway.http.openresponses.item_shapes import ITEM, TOOL, TOOL_CHOICE
-from gateway.http.schemas.body import (
+from gateway.http.schemas.base.body import (
     RequestModel,
     field_error,
     load_json_object,
     unknown_fields,
     validate,
 )
-from gateway.http.schemas.core_schemas import NullIsDefault
-from gateway.http.schemas.ranges import MAX_MESSAGES, MAX_TOOLS, ranged
-from gateway.http.schemas.shapes import ByType, ListOf, fields
+from gateway.http.schemas.base.core_schemas import NullIsDefault
+from gateway.http.schemas.base.ranges import MAX_MESSAGES, MAX_TOOLS, ranged
+from gateway.http.schemas.base.shapes import ByType, ListOf, fields
 from protocol.wire.sampling_ranges import MAX_INT32
 
 MAX_TEXT_CHARACTERS: Final = 10_485_760

@@ -8,7 +8,7 @@ import orjson
 
 from gateway.errors import InvalidRequestError
 from gateway.http.openresponses.hosted import Progress
-from gateway.http.schemas.body import dump_json, load_plain_json_object
+from gateway.http.schemas.base.body import dump_json, load_plain_json_object
 from gateway.json_numbers import keep_digits
 from gateway.storage.records import is_id
 

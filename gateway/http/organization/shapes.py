@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError
-from gateway.http.schemas.settings import MAX_LIMIT
+from gateway.http.schemas.administration.settings import MAX_LIMIT
 from protocol.wire.messages import (
     AuditRecord,
     KeyDetails,

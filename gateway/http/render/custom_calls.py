@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.http.schemas.custom_tools import INPUT
+from gateway.http.schemas.tools.custom_tools import INPUT
 from gateway.request.delivery.events import ToolCallArguments, ToolCallStarted
 
 _TOKENS: Final = ("{", f'"{INPUT}"', ":", '"')

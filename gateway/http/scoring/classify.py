@@ -11,15 +11,15 @@ from pydantic import Field, field_validator, model_validator
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError
-from gateway.http.schemas.body import (
+from gateway.http.schemas.base.body import (
     RequestModel,
     field_error,
     load_json_object,
     unknown_fields,
     validate,
 )
-from gateway.http.schemas.embedding import Input, input_of_one_kind
-from gateway.http.schemas.ranges import MAX_EMBEDDING_INPUTS, MAX_TOKEN_IDS, ranged
+from gateway.http.schemas.base.ranges import MAX_EMBEDDING_INPUTS, MAX_TOKEN_IDS, ranged
+from gateway.http.schemas.inference.embedding import Input, input_of_one_kind
 from gateway.http.scoring.probabilities import probabilities, shown
 from gateway.request.callers.end_users import named_end_user
 from protocol.wire.messages import Classified, Classify, EngineOffer, Usage

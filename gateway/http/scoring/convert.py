@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from gateway import bridge
-from gateway.http.schemas.body import dump_json, load_json_object, unknown_fields, validate
+from gateway.http.schemas.base.body import dump_json, load_json_object, unknown_fields, validate
 from gateway.http.scoring import wording
 from gateway.http.scoring.decision_schemas import (
     Call,

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Final, Literal
 import orjson
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from gateway.http.schemas.body import RequestModel, field_error
-from gateway.http.schemas.core_schemas import NullIsDefault
+from gateway.http.schemas.base.body import RequestModel, field_error
+from gateway.http.schemas.base.core_schemas import NullIsDefault
 
 MAX_QUESTIONS: Final = 400
 MAX_OPTIONS: Final = 255

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from gateway import bridge
 from gateway.errors import UnsupportedFieldError
-from gateway.http.schemas.body import (
+from gateway.http.schemas.base.body import (
     RequestModel,
     dump_json,
     field_error,
@@ -20,7 +20,7 @@ from gateway.http.schemas.body import (
     unknown_fields,
     validate,
 )
-from gateway.http.schemas.shapes import ListOf, fields
+from gateway.http.schemas.base.shapes import ListOf, fields
 from gateway.http.scoring import wording
 from gateway.http.scoring.classify import most_tokens, scores_of
 from gateway.http.scoring.convert import upper_bound

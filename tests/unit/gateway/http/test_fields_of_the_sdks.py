@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.http.schemas.embedding import EmbeddingRequest
+from gateway.http.schemas.inference.embedding import EmbeddingRequest
 
 DOCS = Path(__file__).parents[4] / "docs"
 OF_THE_PATH = {"conversation_id"}

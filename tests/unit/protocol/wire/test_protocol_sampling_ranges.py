@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gateway.http.schemas import ranges
+from gateway.http.schemas.base import ranges
 from protocol.wire.sampling_ranges import NUMBER_RANGES, WORDS, NumberRange
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from gateway.errors import InvalidRequestError
 from gateway.http.bodies.convert import chat_job, completion_job
-from gateway.http.schemas.chat import parse_chat_body
-from gateway.http.schemas.completion import parse_completion_body
+from gateway.http.schemas.inference.chat import parse_chat_body
+from gateway.http.schemas.inference.completion import parse_completion_body
 from gateway.request.jobs.job import GenerationJob
 from gateway.request.parsers.parsing import parse_opening
 from protocol.wire.messages import Credits, EngineOffer, SamplingDefaults

@@ -1,8 +1,6 @@
 """Whatever JSON stands wherever in a body: it is parsed, or it is the client's own error."""
 
-import importlib
 import os
-import pkgutil
 from contextlib import suppress
 from typing import Any, Final
 
@@ -13,10 +11,11 @@ from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequestError
 from gateway.http import routes
+from gateway.http.access.guard import GuardedRoute
 from gateway.http.bodies.parsers import KINDS
 from gateway.http.openapi.document import EXAMPLES
-from gateway.http.schemas.body import RequestModel, load_json_object, validate
-from gateway.http.schemas.settings import SettingsModel
+from gateway.http.schemas.administration.settings import SettingsModel
+from gateway.http.schemas.base.body import RequestModel, load_json_object, validate
 from protocol.wire import codec
 from tests.fakes.request_models import MODELS
 from tests.fakes.sample_bodies import (
@@ -86,16 +85,14 @@ def models_of_routes() -> dict[str, type[RequestModel]]:
     """The models of JSON bodies by the paths of their routes."""
     found: dict[str, type[RequestModel]] = {}
     by_name = {model.__name__: model for model in MODELS}
-    for module in pkgutil.iter_modules(routes.__path__):
-        router = getattr(
-            importlib.import_module(f"{routes.__name__}.{module.name}"), "router", None
-        )
-        for route in () if router is None else router.routes:
-            body = (getattr(route, "openapi_extra", None) or {}).get("requestBody")
+    for router in routes.ROUTERS:
+        for route in router.routes:
+            assert isinstance(route, GuardedRoute)
+            body = (route.openapi_extra or {}).get("requestBody")
             content = {} if body is None else body["content"]
             name = content.get("application/json", {}).get("schema", {}).get("$ref", "")
             if name:
-                found[f"{sorted(route.methods)[0]} {route.path}"] = by_name[name.split("/")[-1]]
+                found[f"{min(route.methods or ())} {route.path}"] = by_name[name.split("/")[-1]]
     return found
 
 

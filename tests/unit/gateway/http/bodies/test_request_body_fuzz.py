@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequestError
 from gateway.http.bodies.convert import chat_job, completion_job, tokenize_question
-from gateway.http.schemas.chat import ChatRequest, parse_chat_body
-from gateway.http.schemas.completion import CompletionRequest, parse_completion_body
-from gateway.http.schemas.fields import CHAT_REFUSED_FIELDS, EXTENSION_REFUSED_FIELDS
-from gateway.http.schemas.tokenize import (
+from gateway.http.schemas.base.fields import CHAT_REFUSED_FIELDS, EXTENSION_REFUSED_FIELDS
+from gateway.http.schemas.inference.chat import ChatRequest, parse_chat_body
+from gateway.http.schemas.inference.completion import CompletionRequest, parse_completion_body
+from gateway.http.schemas.inference.tokenize import (
     TokenizeRequest,
     parse_detokenize_body,
     parse_tokenize_body,

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.http.routes import embeddings
+from gateway.http.routes.inference import embeddings
 from protocol.wire.messages import Embedded
 
 VECTORS = ([0.5, -1.25], [1e-7, 3.0], [0.0, -0.0])

@@ -1,6 +1,6 @@
 """What a background response says once it is cancelled."""
 
-from gateway.http.routes.responses import _cancelled
+from gateway.http.routes.inference.responses import _cancelled
 from gateway.storage.records import StoredResponse
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from gateway.http.routes.files import FileResponse
+from gateway.http.routes.stored.files import FileResponse
 
 SCOPE: dict[str, Any] = {"type": "http", "asgi": {"version": "3.0"}, "method": "GET"}
 

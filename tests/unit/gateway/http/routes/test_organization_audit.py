@@ -10,7 +10,7 @@ from fastapi import Request
 
 from gateway.errors import InvalidRequestError
 from gateway.http.organization import shapes
-from gateway.http.routes import organization_audit
+from gateway.http.routes.organization import audit
 from protocol.wire.messages import Actor, AuditPage, AuditRecord, ReadAudit
 
 
@@ -59,9 +59,9 @@ async def page(monkeypatch: pytest.MonkeyPatch, log: Log, **query: Any) -> dict[
     }
     text = urlencode({names.get(name, name): value for name, value in query.items()}, doseq=True)
     scope = {"type": "http", "query_string": text.encode(), "state": {"request_id": "r"}}
-    monkeypatch.setattr(organization_audit, "parts_of", lambda _request: SimpleNamespace(auth=log))
-    monkeypatch.setattr(organization_audit, "actor_of", lambda _request: Actor(key_id="key_1"))
-    answer = await organization_audit.list_audit_logs(Request(scope))
+    monkeypatch.setattr(audit, "parts_of", lambda _request: SimpleNamespace(auth=log))
+    monkeypatch.setattr(audit, "actor_of", lambda _request: Actor(key_id="key_1"))
+    answer = await audit.list_audit_logs(Request(scope))
     found: dict[str, Any] = orjson.loads(answer.body)
     return found
 
@@ -101,7 +101,7 @@ async def test_pages_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 async def test_a_filter_has_a_bounded_number_of_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = [f"key_{number}" for number in range(organization_audit._MAX_VALUES + 1)]
+    values = [f"key_{number}" for number in range(audit._MAX_VALUES + 1)]
     with pytest.raises(InvalidRequestError) as refused:
         await page(monkeypatch, Log(1, {}), actors=values)
     assert refused.value.param == "actor_ids[]"

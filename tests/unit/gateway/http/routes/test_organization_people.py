@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from gateway.errors import GatewayError
-from gateway.http.routes import organization_people
-from gateway.http.schemas.organization import ServiceAccountRequest
+from gateway.http.routes.organization import people
+from gateway.http.schemas.administration.organization import ServiceAccountRequest
 from protocol.wire.messages import KeyDetails, KeySettings, Resource, UserSettings
 
 ACCOUNT = Resource(
@@ -35,13 +35,13 @@ class Auth:
         answers: dict[str, Any] = {"make": ACCOUNT, "make_key": (KEY, "psk-x"), "one": None}
         for name in ("one", "make", "set_member", "make_key", "delete"):
             self.at[name] = asyncio.Event()
-            monkeypatch.setattr(organization_people, name, self._step(name, answers.get(name)))
+            monkeypatch.setattr(people, name, self._step(name, answers.get(name)))
 
         async def body_of(*_: object) -> ServiceAccountRequest:
             return ServiceAccountRequest(name="bot")
 
-        monkeypatch.setattr(organization_people, "body_of", body_of)
-        monkeypatch.setattr(organization_people, "expiry", lambda *_: None)
+        monkeypatch.setattr(people, "body_of", body_of)
+        monkeypatch.setattr(people, "expiry", lambda *_: None)
 
     def _step(self, name: str, answer: Any) -> Any:
         async def step(*_: object) -> Any:
@@ -58,7 +58,7 @@ class Auth:
 
 def creating() -> "asyncio.Task[Any]":
     request: Any = object()
-    return asyncio.ensure_future(organization_people.create_service_account(request, "team_1"))
+    return asyncio.ensure_future(people.create_service_account(request, "team_1"))
 
 
 @pytest.mark.parametrize("held", ["make", "set_member", "make_key"])

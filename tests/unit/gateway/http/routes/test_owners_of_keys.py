@@ -9,7 +9,8 @@ import pytest
 from fastapi import Request, Response
 
 from gateway.errors import RemoteFailureError
-from gateway.http.routes import anthropic_organization, organization, organization_parts
+from gateway.http.routes.anthropic_organization import workspaces
+from gateway.http.routes.organization import parts, projects
 from protocol.errors import ErrorCode
 from protocol.wire.messages import KeyDetails, KeySettings, KeysFound, Resource, UserSettings
 
@@ -44,20 +45,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         found = tuple(key_of(number, user_id) for number, user_id in enumerate(USERS))
         return KeysFound(request_id="r", keys=found)
 
-    monkeypatch.setattr(organization_parts, "one", one)
-    monkeypatch.setattr(organization, "one", one)
-    for routes in (anthropic_organization, organization):
+    monkeypatch.setattr(parts, "one", one)
+    monkeypatch.setattr(projects, "one", one)
+    for routes in (workspaces, projects):
         monkeypatch.setattr(routes, "find_keys", find_keys)
     return counts
 
 
 async def of_anthropic(request: Request) -> tuple[Response, Callable[[Any], Any]]:
-    answer = await anthropic_organization.list_keys(request)
+    answer = await workspaces.list_keys(request)
     return answer, lambda key: (key["principal"] or {}).get("user_id")
 
 
 async def of_openai(request: Request) -> tuple[Response, Callable[[Any], Any]]:
-    answer = await organization.list_project_keys(request, "team_1")
+    answer = await projects.list_project_keys(request, "team_1")
     return answer, lambda key: key["owner"].get("user", {}).get("id")
 
 

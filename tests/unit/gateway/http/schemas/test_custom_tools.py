@@ -16,7 +16,7 @@ from gateway.http.render.answer import ChatCollector
 from gateway.http.render.common import AnswerHead
 from gateway.http.render.custom_calls import CustomInput, custom_input
 from gateway.http.render.stream import ChatStreamRenderer
-from gateway.http.schemas.chat import parse_chat_body
+from gateway.http.schemas.inference.chat import parse_chat_body
 from gateway.request.delivery.events import (
     ChoiceFinished,
     GenerationEvent,

@@ -12,8 +12,8 @@ from gateway.http.bodies.convert import chat_job
 from gateway.http.render.answer import ChatCollector
 from gateway.http.render.common import AnswerHead
 from gateway.http.render.stream import ChatStreamRenderer
-from gateway.http.schemas.chat import parse_chat_body
-from gateway.http.schemas.functions import places_of_functions, with_tools
+from gateway.http.schemas.inference.chat import parse_chat_body
+from gateway.http.schemas.tools.functions import places_of_functions, with_tools
 from gateway.request.delivery.events import (
     ChoiceFinished,
     GenerationEvent,

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http.schemas import lark_regex
-from gateway.http.schemas.lark_regex import MAX_DEPTH, LarkError, as_regex
+from gateway.http.schemas.tools import lark_regex
+from gateway.http.schemas.tools.lark_regex import MAX_DEPTH, LarkError, as_regex
 from tests.fakes.client_requests import APPLY_PATCH_LARK
 
 MOST = 10_000

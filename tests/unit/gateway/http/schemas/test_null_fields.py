@@ -6,10 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from gateway.http.mcp.messages import McpRequest
-from gateway.http.schemas import resources
-from gateway.http.schemas.body import RequestModel
-from gateway.http.schemas.keys import ChangeKeyRequest
-from gateway.http.schemas.messages import ChatMessage, clean_messages
+from gateway.http.schemas.administration import resources
+from gateway.http.schemas.administration.keys import ChangeKeyRequest
+from gateway.http.schemas.base.body import RequestModel
+from gateway.http.schemas.inference.messages import ChatMessage, clean_messages
 from tests.fakes.request_models import MODELS
 
 NEVER_NULL: Final[dict[type[RequestModel], frozenset[str]]] = {

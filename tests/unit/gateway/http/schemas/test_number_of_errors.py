@@ -6,7 +6,7 @@ from typing import Any, Final
 import pytest
 from pydantic import ValidationError
 
-from gateway.http.schemas.body import RequestModel
+from gateway.http.schemas.base.body import RequestModel
 from tests.fakes.request_models import MODELS
 
 NUM_MEMBERS: Final = 2000

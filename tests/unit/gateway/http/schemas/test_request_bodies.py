@@ -11,24 +11,24 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.schemas.body import (
+from gateway.http.schemas.administration.profile import ProfileRequest
+from gateway.http.schemas.base.body import (
     MAX_PARTS,
     load_json_object,
     validate,
 )
-from gateway.http.schemas.chat import ChatRequest, parse_chat_body
-from gateway.http.schemas.completion import CompletionRequest, parse_completion_body
-from gateway.http.schemas.embedding import parse_embedding_body
-from gateway.http.schemas.fields import (
+from gateway.http.schemas.base.fields import (
     CHAT_REFUSED_FIELDS,
     COMPLETION_REFUSED_FIELDS,
     HARMLESS_FIELDS,
 )
-from gateway.http.schemas.functions import FUNCTION_FIELDS
-from gateway.http.schemas.messages import REFUSED_MESSAGE_FIELDS, ChatMessage
-from gateway.http.schemas.profile import ProfileRequest
-from gateway.http.schemas.ranges import RANGES
-from gateway.http.schemas.shapes import MAX_LISTED_FIELDS
+from gateway.http.schemas.base.ranges import RANGES
+from gateway.http.schemas.base.shapes import MAX_LISTED_FIELDS
+from gateway.http.schemas.inference.chat import ChatRequest, parse_chat_body
+from gateway.http.schemas.inference.completion import CompletionRequest, parse_completion_body
+from gateway.http.schemas.inference.embedding import parse_embedding_body
+from gateway.http.schemas.inference.messages import REFUSED_MESSAGE_FIELDS, ChatMessage
+from gateway.http.schemas.tools.functions import FUNCTION_FIELDS
 
 USER = {"role": "user", "content": "hi"}
 

@@ -5,8 +5,8 @@ import pytest
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.bodies.convert import chat_job, completion_job
-from gateway.http.schemas.chat import parse_chat_body
-from gateway.http.schemas.completion import parse_completion_body
+from gateway.http.schemas.inference.chat import parse_chat_body
+from gateway.http.schemas.inference.completion import parse_completion_body
 from protocol.wire.messages import Grammar
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}

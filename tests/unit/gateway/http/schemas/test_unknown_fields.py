@@ -13,9 +13,9 @@ from gateway.errors import InvalidRequestError
 from gateway.http.bodies.parsers import COMPACT, KINDS
 from gateway.http.openresponses.item_shapes import ITEM, TOOL
 from gateway.http.openresponses.schemas import HARMLESS_FIELDS as RESPONSE_HARMLESS
-from gateway.http.schemas.body import known_only
-from gateway.http.schemas.messages import TextPart
-from gateway.http.schemas.organization import InviteRequest, SpendAlertRequest
+from gateway.http.schemas.administration.organization import InviteRequest, SpendAlertRequest
+from gateway.http.schemas.base.body import known_only
+from gateway.http.schemas.inference.messages import TextPart
 from tests.fakes.sample_bodies import (
     CONTEXT,
     SAMPLE_BODIES,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.bodies.parsers import CLASSIFY, EMBEDDING, RERANK, SCORE, BodyKind, ParseContext
-from gateway.http.schemas.embedding import EmbeddingRequest, prompt_name_of
+from gateway.http.schemas.inference.embedding import EmbeddingRequest, prompt_name_of
 from gateway.http.scoring.classify import (
     ClassifyBody,
     ClassifyRequest,

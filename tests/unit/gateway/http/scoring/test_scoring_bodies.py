@@ -9,7 +9,7 @@ import pytest
 from openai.types import decision_create_params
 
 from gateway.errors import InvalidRequestError
-from gateway.http.routes.scoring import _question
+from gateway.http.routes.inference.scoring import _question
 from gateway.http.scoring import render
 from gateway.http.scoring.convert import decision_body, systemone_body
 from gateway.http.scoring.decision_schemas import (

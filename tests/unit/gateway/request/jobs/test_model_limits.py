@@ -12,7 +12,7 @@ from gateway.errors import (
     WorkerUnavailableError,
 )
 from gateway.http.bodies.convert import completion_job
-from gateway.http.schemas.completion import parse_completion_body
+from gateway.http.schemas.inference.completion import parse_completion_body
 from gateway.request.jobs.answer_options import AnswerOptions
 from gateway.request.jobs.job import CHAT_ENDPOINT
 from gateway.request.jobs.model_limits import check_served, check_version, find_offer

@@ -3,7 +3,7 @@
 import orjson
 
 from gateway.http.bodies.convert import completion_job
-from gateway.http.schemas.completion import parse_completion_body
+from gateway.http.schemas.inference.completion import parse_completion_body
 from gateway.request.jobs.job import GenerationJob
 from gateway.request.leases.budget import TokenBudget
 from protocol.wire.messages import Credits, EngineOffer, Prepared

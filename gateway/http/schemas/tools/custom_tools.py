@@ -1,0 +1,127 @@
+"""OpenAI's `custom` tools, whose input is text: told to models as functions of one string.
+
+https://platform.openai.com/docs/guides/function-calling#custom-tools
+"""
+
+from typing import Annotated, Any, Final
+
+import orjson
+from pydantic import Field, field_validator
+
+from gateway.http.schemas.base.body import RequestModel, field_error
+from gateway.http.schemas.base.ranges import (
+    MAX_GRAMMAR_CHARACTERS,
+    MAX_LARK_CHARACTERS,
+    MAX_LARK_REGEX_CHARACTERS,
+    MAX_TOOL_NAME_CHARACTERS,
+)
+from gateway.http.schemas.base.shapes import ByType, fields
+from gateway.http.schemas.tools.lark_regex import LarkError, as_regex
+
+INPUT: Final = "input"
+"""The one argument of the function that a custom tool becomes."""
+_FOLLOWS: Final = f"`{INPUT}` has to follow this Lark grammar:"
+
+ToolName = Annotated[
+    str, Field(min_length=1, max_length=MAX_TOOL_NAME_CHARACTERS, pattern=r"^[A-Za-z0-9_.-]+$")
+]
+
+
+class CustomCall(RequestModel):
+    """The custom tool that an assistant message called."""
+
+    name: str
+    input: str
+
+
+class CustomDefinition(RequestModel):
+    """A tool whose input is text, free or held to a regular expression or a Lark grammar."""
+
+    shapes = {  # noqa: RUF012
+        "format": ByType(
+            {
+                "text": fields("type"),
+                "grammar": fields("type", grammar=fields("syntax", "definition")),
+            }
+        )
+    }
+
+    name: ToolName
+    description: str | None = None
+    format: dict[str, Any] | None = None
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _format_served(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise field_error("must be an object.")
+        if value.get("type") == "text":
+            return value
+        if value.get("type") != "grammar":
+            raise field_error("it must be `text` or `grammar`.", ".type")
+        grammar = value.get("grammar")
+        if not isinstance(grammar, dict):
+            raise field_error("must be an object.", ".grammar")
+        syntax = grammar.get("syntax")
+        if syntax not in ("regex", "lark"):
+            raise field_error("it must be `regex` or `lark`.", ".grammar.syntax")
+        definition = grammar.get("definition")
+        most = MAX_LARK_CHARACTERS if syntax == "lark" else MAX_GRAMMAR_CHARACTERS
+        if not isinstance(definition, str) or not 1 <= len(definition) <= most:
+            raise field_error(
+                f"must be a string of 1 to {most} characters.",
+                ".grammar.definition",
+            )
+        if syntax == "lark":
+            try:
+                as_regex(definition, MAX_LARK_REGEX_CHARACTERS)
+            except LarkError as error:
+                raise field_error(
+                    f"of Lark, what a regular expression can say is supported: {error}.",
+                    ".grammar.definition",
+                    unsupported=True,
+                ) from None
+        return value
+
+
+def function_of_tool(custom: dict[str, Any], *, is_enforced: bool) -> dict[str, Any]:
+    """The function that stands for a custom tool; with a grammar it is strict.
+
+    Args:
+        custom: Checked already.
+        is_enforced: As a parser gets it, who holds calls to it; else as the model reads it, to
+            whom a Lark grammar says more than the expression that is made of it.
+    """
+    text: dict[str, Any] = {"type": "string"}
+    description = custom.get("description")
+    wanted: dict[str, Any] = custom.get("format") or {"type": "text"}
+    is_held = wanted["type"] == "grammar"
+    if is_held:
+        definition = wanted["grammar"]["definition"]
+        is_lark = wanted["grammar"]["syntax"] == "lark"
+        if is_lark and not is_enforced:
+            description = f"{description or ''}\n{_FOLLOWS}\n{definition}".strip()
+        else:
+            pattern = as_regex(definition, MAX_LARK_REGEX_CHARACTERS) if is_lark else definition
+            text["pattern"] = f"^(?:{pattern})$"
+    function = {
+        "name": custom["name"],
+        "parameters": {
+            "type": "object",
+            "properties": {INPUT: text},
+            "required": [INPUT],
+            "additionalProperties": False,
+        },
+        "strict": is_held,
+    }
+    if description is not None:
+        function["description"] = description
+    return function
+
+
+def function_of_call(custom: dict[str, Any]) -> dict[str, Any]:
+    """The call of that function, as it stands in a history."""
+    arguments = orjson.dumps({INPUT: custom["input"]}).decode()
+    return {"name": custom["name"], "arguments": arguments}
