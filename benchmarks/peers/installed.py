@@ -86,7 +86,7 @@ class Peers:
         return programs
 
     def _unpack_llama_cpp(self, home: Path) -> None:
-        download = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-build-isolation"]
+        download = [sys.executable, "-m", "pip", "download", "--no-deps"]
         package = ["--no-binary", ":all:", "-d", str(home), "llama-cpp-python"]
         self._run("llama-cpp", [*download, *package])
         archive = next(home.glob("llama_cpp_python-*.tar.gz"))
