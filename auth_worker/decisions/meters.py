@@ -42,6 +42,7 @@ class Meter:
         amount: What may be used, with a raise and what was carried over.
         total: What was used and still counts.
         room: What may be granted: `amount` less `total` and what running requests hold.
+        uncommitted: What else is free, once a slice of it is durable; see `FixedMeter`.
         due_s: From when on (monotonic) `refresh` has something to do.
         low: Below so much room a slice should be asked for; see `FixedMeter`.
         warn_at: From so much used on, answers warn; infinite where nothing is to be said.
@@ -50,7 +51,7 @@ class Meter:
 
     __slots__ = (
         *("amount", "due_s", "end_user", "is_gone", "limit", "low", "room", "total"),
-        "warn_at",
+        *("uncommitted", "warn_at"),
     )
 
     def __init__(self, limit: Limit, end_user: str, amount: int) -> None:
@@ -59,6 +60,7 @@ class Meter:
         self.amount = amount
         self.total = 0
         self.room = amount
+        self.uncommitted = 0
         self.due_s = math.inf
         self.low: float = -math.inf
         self.warn_at = _warn_at(limit, amount)
@@ -71,8 +73,8 @@ class Meter:
 
     @property
     def free(self) -> int:
-        """What is neither used nor held."""
-        return self.room
+        """What is neither used nor held, whether its slice is committed or not."""
+        return self.room + self.uncommitted
 
     def change(self, limit: Limit, amount: int) -> None:
         """The limit was changed; what was counted stays."""
@@ -337,11 +339,6 @@ class FixedMeter(Meter):
         """What running requests hold, and what those of a killed process may have held."""
         return self._bound - self.total - self.room
 
-    @property
-    def free(self) -> int:
-        """What is neither used nor held, whether its slice is committed or not."""
-        return self.room + self.amount - self._bound
-
     def change(self, limit: Limit, amount: int) -> None:
         """See `Meter.change`."""
         before = self._bound
@@ -433,6 +430,7 @@ class FixedMeter(Meter):
             self._crossed.append(self)
 
     def _set_low(self, need: int) -> None:
+        self.uncommitted = self.amount - self._bound
         is_whole = not self.limit.is_hard or self.granted >= self.amount
         ahead = max(self.amount // SLICE_SHARE, SLICE_REQUESTS * need)
         self.low = -math.inf if is_whole else ahead // 2
