@@ -122,13 +122,14 @@ class Bookings:
         now_ms = int(self._clock.wall_s() * 1000)
         name = LeaseName.parse(command.lease_id)
         key_id, model = ("", "") if name is None else (name.key_id, name.model)
+        granted_at_ms = now_ms if name is None else name.granted_by(now_ms)
         is_of_another = command.model not in ("", model)
         model = command.model or model
         is_used = not command.is_unused
         if command.has_begun:
             self._served.note(model)
         key = self._key(key_id)
-        expired = self._expired.get(command.lease_id, _Expired(None, now_ms))
+        expired = self._expired.get(command.lease_id, _Expired(None, granted_at_ms))
         price = None if is_of_another else expired.price
         # A key that is gone, or a token that isn't known any more, doesn't make it free.
         price = price or self._prices.price_of(model, expired.granted_at_ms)
@@ -157,7 +158,7 @@ class Bookings:
             cached_tokens=command.cached_tokens * is_used,
             reasoning_tokens=command.reasoning_tokens * is_used,
             outcome=command.outcome if is_used else "unused",
-            granted_at_ms=None,
+            granted_at_ms=None if name is None or name.granted_at_ms is None else granted_at_ms,
             settled_at_ms=now_ms,
             user_id="" if key is None else key.user_id,
             team_id="" if key is None else key.team_id,

@@ -159,7 +159,7 @@ class OpenLeases:
             unfit = self._reserve(lease, plan, now_s, wall_s)
             if unfit is not None:
                 return unfit
-        lease.lease_id = self._new_lease_id(key, command.model)
+        lease.lease_id = self._new_lease_id(key, command.model, lease.granted_at_ms)
         self._open(lease)
         self._emit(SaveLease(lease.row()))
         return lease
@@ -220,7 +220,7 @@ class OpenLeases:
         now_ms = int(wall_s * 1000)
         self._emit(
             BookUsage(
-                lease_id=self._new_lease_id(key, command.model),
+                lease_id=self._new_lease_id(key, command.model, now_ms),
                 request_id=command.request_id,
                 key_id=key.key_id,
                 model=self._served.booked(command.model, 0),
@@ -258,7 +258,7 @@ class OpenLeases:
             request_id=request_id,
             key_id=name.key_id,
             model=name.model,
-            granted_at_ms=self._wall_ms(),
+            granted_at_ms=name.granted_by(self._wall_ms()),
             prompt_tokens=0,
             completion_tokens=0,
             reported_prompt_tokens=0,
@@ -452,9 +452,9 @@ class OpenLeases:
                 self._emit(booking)
         return num_expired
 
-    def _new_lease_id(self, key: StoredKey, model: str) -> str:
+    def _new_lease_id(self, key: StoredKey, model: str, granted_at_ms: int) -> str:
         self._num_granted += 1
-        return lease_id_of(self._epoch, self._num_granted, key.key_id, model)
+        return lease_id_of(self._epoch, self._num_granted, granted_at_ms, key.key_id, model)
 
     def _reopen(self, row: LeaseRow, counted_s: float | None = None) -> Lease:
         """Open a lease of an earlier epoch for a full new term, without asking for room."""

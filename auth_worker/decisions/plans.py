@@ -114,12 +114,23 @@ class Plan:
                 starter.refresh(now_s)
             if starter.room < 1 and starter.limit.is_hard:
                 return self._short(now_s, needs)
-        for meter, index in self._held:
+        held = self._held
+        for meter, index in held:
             if now_s >= meter.due_s:
                 meter.refresh(now_s)
-            if meter.room < needs[index] and (short := self._short(now_s, needs)):
-                return short
-        self.take(now_s, needs)
+            need = needs[index]
+            room = meter.room - need
+            if room < 0 < need:
+                for taken, of_taken in held:
+                    if taken is meter:
+                        break
+                    taken.room += needs[of_taken]
+                return self._short(now_s, needs)
+            meter.room = room
+            if room < meter.low:
+                self.thirsty = True
+        for starter in self._started:
+            starter.start(now_s)
         return ()
 
     def take(self, now_s: float, needs: Needs, *, starts: bool = True) -> None:
@@ -328,7 +339,7 @@ def _tightest(
     for meter in meters:
         if now_s >= meter.due_s:
             meter.refresh(now_s)
-        free = meter.free
+        free = meter.room + meter.uncommitted
         if tightest is None or free < least:
             tightest, least = meter, free
     if tightest is None:

@@ -1,5 +1,6 @@
 """What tokens and requests cost: versioned prices by model, and the sum of one request."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -52,6 +53,8 @@ class PriceTable:
     def __init__(self, prices: Iterable[Price] = ()) -> None:
         self._versions: dict[str, tuple[Price, ...]] = {}  # by price id, the newest first
         self._of_model: dict[str, tuple[tuple[Price, ...], ...]] = {}
+        # By model what was found last, and the Unix milliseconds from and to which it is so.
+        self._found: dict[str, tuple[Price | None, float, float]] = {}
         for price in prices:
             self.put(price)
 
@@ -69,6 +72,7 @@ class PriceTable:
             sorted([*others, price], key=lambda known: -known.version)
         )
         self._of_model.clear()
+        self._found.clear()
 
     def versions(self, price_id: str) -> tuple[Price, ...]:
         """All versions of a price, the newest first; the newest may begin later."""
@@ -83,6 +87,15 @@ class PriceTable:
 
     def price_of(self, model: str, at_ms: int) -> Price | None:
         """What a model costs at that Unix millisecond; None when nobody has said."""
+        found = self._found.get(model)
+        if found is None or not found[1] <= at_ms < found[2]:
+            found = self._look_up(model, at_ms)
+            if len(self._found) >= _MAX_CACHED_MODELS:
+                self._found.clear()  # callers choose the names
+            self._found[model] = found
+        return found[0]
+
+    def _look_up(self, model: str, at_ms: int) -> tuple[Price | None, float, float]:
         candidates = self._of_model.get(model)
         if candidates is None:
             candidates = tuple(
@@ -94,13 +107,16 @@ class PriceTable:
                 self._of_model.clear()  # callers choose the names
             self._of_model[model] = candidates
         best: Price | None = None
+        moments = [price.valid_from_ms for versions in candidates for price in versions]
+        since_ms = max((moment for moment in moments if moment <= at_ms), default=-math.inf)
+        until_ms = min((moment for moment in moments if moment > at_ms), default=math.inf)
         for versions in candidates:
             price = _valid(versions, at_ms)
             if price is None or not fnmatchcase(model, price.models):
                 continue
             if best is None or _closeness(price) > _closeness(best):
                 best = price
-        return best
+        return best, since_ms, until_ms
 
 
 def cost(

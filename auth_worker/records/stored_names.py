@@ -1,7 +1,9 @@
 """Names that callers choose, as every database can hold and index them."""
 
 import hashlib
+from collections.abc import Callable
 from functools import cache
+from operator import attrgetter
 from typing import Final, TypeVar
 
 from msgspec import Struct, structs
@@ -33,6 +35,9 @@ def stored_name(name: str) -> str:
 
 def with_stored_names(command: _Command) -> _Command:
     """A message with its names as they are stored, so that what is kept is found again by them."""
+    together = "".join(_reader_of(type(command))(command))
+    if together.isascii() and len(together) <= MAX_NAME_BYTES and "\0" not in together:
+        return command  # nearly all of them: none of the names is longer than all
     changes: dict[str, str] = {}
     for field in _names_of(type(command)):
         name = getattr(command, field)
@@ -40,6 +45,11 @@ def with_stored_names(command: _Command) -> _Command:
         if stored != name:
             changes[field] = stored
     return structs.replace(command, **changes) if changes else command
+
+
+@cache
+def _reader_of(command: type[Struct]) -> Callable[[Struct], tuple[str, ...]]:
+    return attrgetter(*_names_of(command))
 
 
 @cache

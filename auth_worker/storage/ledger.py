@@ -23,7 +23,7 @@ from auth_worker.records.stored_names import storable, stored_name
 from auth_worker.storage import schema
 from auth_worker.storage.bulk import BulkStatement, insert_rows, run
 from auth_worker.storage.limit_table import add_changes, count_use
-from auth_worker.storage.pending_sums import Sums
+from auth_worker.storage.pending_sums import Sums, add_total
 
 _MAX_IDS_A_QUERY = 500
 
@@ -93,11 +93,13 @@ def book_usage(
         BookUsage._make((*booking[:-1], audit_seq)) if has_price(booking) else booking
         for booking in (_with_stored_names(booking, good) for booking in bookings)
     ]
-    folded = {
-        booking.lease_id
-        for booking in bookings
-        if booking.lease_id <= folded_up_to and booking.lease_id not in saved_leases
-    }
+    folded: set[str] = set()
+    if folded_up_to >= min(booking.lease_id for booking in bookings):  # ids grow: seldom
+        folded = {
+            booking.lease_id
+            for booking in bookings
+            if booking.lease_id <= folded_up_to and booking.lease_id not in saved_leases
+        }
     if not folded and _insert_if_all_are_new(connection, bookings):
         for booking in bookings:
             _count(booking, sums, charged)
@@ -270,10 +272,11 @@ def _count(booking: BookUsage, sums: Sums, charged: Charged, sign: int = 1) -> N
         return
     prompt_tokens, completion_tokens = booking.prompt_tokens, booking.completion_tokens
     cost_micros, used_ms = booking.cost_micros, booking.settled_at_ms
-    if booking.charges:
-        used = charged.get(booking.charges)
+    charges = booking.charges
+    if charges:
+        used = charged.get(charges)
         if used is None:
-            used = charged[booking.charges] = [0, 0, 0, 0]
+            used = charged[charges] = [0, 0, 0, 0]
         used[0] += sign
         used[1] += sign * prompt_tokens
         used[2] += sign * completion_tokens
@@ -287,17 +290,18 @@ def _count(booking: BookUsage, sums: Sums, charged: Charged, sign: int = 1) -> N
         booking.user_id,
         booking.team_id,
     )
-    total = sums.get(hour_key)
-    if total is None:
-        total = sums[hour_key] = [0, 0, 0, 0, 0, 0, 0]
-    total[0] += sign
-    total[1] += sign * prompt_tokens
-    total[2] += sign * completion_tokens
-    total[3] += sign * booking.cached_tokens
-    total[4] += sign * booking.reasoning_tokens
-    total[5] += sign * cost_micros
-    if used_ms > total[6]:
-        total[6] = used_ms
+    counted = [
+        sign,
+        sign * prompt_tokens,
+        sign * completion_tokens,
+        sign * booking.cached_tokens,
+        sign * booking.reasoning_tokens,
+        sign * cost_micros,
+        used_ms,
+    ]
+    total = sums.setdefault(hour_key, counted)
+    if total is not counted:
+        add_total(total, counted)
 
 
 def _save_leases(dialect: str, num_rows: int) -> Executable:

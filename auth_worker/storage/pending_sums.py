@@ -65,9 +65,14 @@ class PendingSums:
         if change.leaves_nothing:
             self.sums.clear()
         else:
-            add_sums(self.sums, change.changes)
-            for key in change.changes:
-                if _is_nothing(self.sums[key]):
+            for key, total in change.changes.items():
+                known = self.sums.get(key)
+                if known is None:
+                    self.sums[key] = total
+                else:
+                    add_total(known, total)
+                    total = known
+                if _is_nothing(total):
                     del self.sums[key]
         self.num_rows, self.last_seq = change.num_rows, change.last_seq
         self.added_at_ms = change.added_at_ms
@@ -200,7 +205,11 @@ class SumsChange:
         rows = []
         for sums in parts:
             self.last_seq += 1
-            lines = [(*key, *total) for key, total in sums.items() if not _is_nothing(total)]
+            lines = [
+                (*key, *total)
+                for key, total in sums.items()
+                if total[0] or not _is_nothing(total)  # nearly always there is a request
+            ]
             rows.append((self.last_seq, msgspec.json.encode(lines).decode()))
         _INSERT.execute(self._connection, rows)
         self.num_rows += len(rows)
@@ -215,14 +224,19 @@ def add_sums(sums: Sums, more: Mapping[HourKey, list[int]], sign: int = 1) -> No
                 sums[key] = list(total)
                 continue
             known = sums[key] = [0] * _NUM_SUMMED + [total[_NUM_SUMMED]]
-        for index in range(_NUM_SUMMED):
-            known[index] += sign * total[index]
-        if total[_NUM_SUMMED] > known[_NUM_SUMMED]:
-            known[_NUM_SUMMED] = total[_NUM_SUMMED]
+        add_total(known, total, sign)
+
+
+def add_total(known: list[int], total: list[int], sign: int = 1) -> None:
+    """Add the sums of one key, or take them back with sign -1."""
+    for index in range(_NUM_SUMMED):
+        known[index] += sign * total[index]
+    if total[_NUM_SUMMED] > known[_NUM_SUMMED]:
+        known[_NUM_SUMMED] = total[_NUM_SUMMED]
 
 
 def _is_nothing(total: list[int]) -> bool:
-    return not total[0] and not any(total[:_NUM_SUMMED])  # nearly always there is a request
+    return not total[0] and not any(total[:_NUM_SUMMED])
 
 
 def stored_sums(sums: Mapping[HourKey, list[int]]) -> Sums:

@@ -68,6 +68,10 @@ CHECKPOINT_INTERVAL_MS: Final = 600_000
 """The last entry is signed after so many others, or with the first one after so long."""
 
 
+_Placed = tuple[int, Operation]
+"""An operation and its place in its group."""
+
+
 class _Done(NamedTuple):
     """What a transaction has done, for once it is known to have lasted."""
 
@@ -169,14 +173,13 @@ class SqlStore:
 
     def _carry_out(self, connection: Connection, operations: Sequence[Operation]) -> "_Done":
         table, resources = self._tables(connection)
-        saved, bookings, others = _lease_changes(operations)
+        saved, bookings, placed = _lease_changes(operations)
+        others = [operation for _, operation in placed]
         sums = SumsChange(connection, self._pending, add_to_totals)
         sums.add_before_changes(others)
         results: list[Result] = [None] * len(operations)
-        entries: list[AuditEntry] = []
-        if others:
-            results, entries = _change(table, resources, operations)
-            _answer(connection, operations, results)
+        entries = _change(table, resources, placed, results)
+        _answer(connection, placed, results)
         booked = {booking.lease_id for booking in bookings}
         forget_leases(connection, booked & self._saved_leases)
         save_leases(connection, saved.values())
@@ -197,13 +200,10 @@ class SqlStore:
         if written.money or written.replaced:
             # First, so that it has the number that the rows say.
             entries.insert(0, entry_of_money(written.money, written.replaced, self._wall_ms()))
-        folded_up_to = self._folded_up_to
-        if others:
-            folded_up_to = self._let_go(connection, operations, results, entries)
+        folded_up_to = self._let_go(connection, placed, results, entries)
         links = self._append_audit(connection, entries)
         checkpoint = self._sign(connection, others, links)
-        if others:
-            results = self._read(connection, operations, results)
+        self._read(connection, placed, results)
         if written.later:
             _place_bookings(operations, results, written.later)
         return _Done(
@@ -213,13 +213,13 @@ class SqlStore:
     def _let_go(
         self,
         connection: Connection,
-        operations: Sequence[Operation],
+        placed: Sequence[_Placed],
         results: list[Result],
         entries: list[AuditEntry],
     ) -> str:
         """Carry out what removes old rows; the greatest lease id that was folded."""
         has_folded = False
-        for index, operation in enumerate(operations):
+        for index, operation in placed:
             entry: AuditEntry | None = None
             if isinstance(operation, FoldLedger):
                 results[index], entry = retention.fold_ledger(
@@ -296,28 +296,22 @@ class SqlStore:
     def _read(
         self,
         connection: Connection,
-        operations: Sequence[Operation],
-        results: Sequence[Result],
-    ) -> list[Result]:
-        """The results, with those of what was to be read."""
+        placed: Sequence[_Placed],
+        results: list[Result],
+    ) -> None:
+        """Put the results of what was to be read where they belong."""
         table, resources = self._tables(connection)
-        read: list[Result] = []
-        for operation, result in zip(operations, results, strict=True):
-            if isinstance(operation, BookUsage | SaveLease):  # nearly all of them
-                read.append(result)
-            elif isinstance(operation, ReadKeys):
-                read.append(table.page(operation))
+        for index, operation in placed:
+            if isinstance(operation, ReadKeys):
+                results[index] = table.page(operation)
             elif isinstance(operation, CountKeyRows):
-                read.append(key_counts.count_keys(connection, self._clock.wall_s()))
+                results[index] = key_counts.count_keys(connection, self._clock.wall_s())
             elif isinstance(operation, ReadAuditRows):
-                read.append(audit_table.read_page(connection, operation))
+                results[index] = audit_table.read_page(connection, operation)
             elif isinstance(operation, ReadResources):
-                read.append(resources.page(operation))
+                results[index] = resources.page(operation)
             elif isinstance(operation, ReadUsageRows):
-                read.append(usage_table.read_usage(connection, operation))
-            else:
-                read.append(result)
-        return read
+                results[index] = usage_table.read_usage(connection, operation)
 
     def _head(self) -> tuple[int, bytes]:
         return self._audit_seq, self._audit_head
@@ -336,17 +330,17 @@ class SqlStore:
 
 
 def _change(
-    table: KeyTable, resources: ResourceTable, operations: Sequence[Operation]
-) -> tuple[list[Result], list[AuditEntry]]:
-    """The results, one an operation (None for those of other kinds), and what to put on record."""
-    results: list[Result] = []
+    table: KeyTable,
+    resources: ResourceTable,
+    placed: Sequence[_Placed],
+    results: list[Result],
+) -> list[AuditEntry]:
+    """Carry out changes in order, put their results where they belong; what goes on record."""
     entries: list[AuditEntry] = []
-    for operation in operations:
+    for index, operation in placed:
         result: Result = None
         entry: AuditEntry | None = None
-        if isinstance(operation, BookUsage | SaveLease):  # nearly all of them
-            pass
-        elif isinstance(operation, AddKey):
+        if isinstance(operation, AddKey):
             result, entry = table.add(operation)
         elif isinstance(operation, PutKey):
             result, entry = table.put(operation)
@@ -367,15 +361,15 @@ def _change(
             result, entry = resources.put_member(operation)
         elif isinstance(operation, AppendAudit):
             entry = operation.entry
-        results.append(result)
+        results[index] = result
         if entry is not None:
             entries.append(entry)
-    return results, entries
+    return entries
 
 
-def _answer(connection: Connection, operations: Sequence[Operation], results: list[Result]) -> None:
+def _answer(connection: Connection, placed: Sequence[_Placed], results: list[Result]) -> None:
     """Claim and keep answers, in order."""
-    for index, operation in enumerate(operations):
+    for index, operation in placed:
         if isinstance(operation, ClaimAnswerRow):
             results[index] = answer_table.claim(connection, operation)
         elif isinstance(operation, KeepAnswerRow):
@@ -384,23 +378,24 @@ def _answer(connection: Connection, operations: Sequence[Operation], results: li
 
 def _lease_changes(
     operations: Sequence[Operation],
-) -> tuple[dict[str, LeaseRow], list[BookUsage], list[Operation]]:
+) -> tuple[dict[str, LeaseRow], list[BookUsage], list[_Placed]]:
     """The leases to remember, as last given and not booked since, what is to be booked, the rest.
 
     The rest is seldom much: whatever looks for operations of a kind needn't look at all of them.
     """
     saved: dict[str, LeaseRow] = {}
     bookings: list[BookUsage] = []
-    others: list[Operation] = []
-    for operation in operations:
+    placed: list[_Placed] = []
+    for index, operation in enumerate(operations):
         if isinstance(operation, BookUsage):
             bookings.append(operation)
-            saved.pop(operation.lease_id, None)
+            if saved:
+                saved.pop(operation.lease_id, None)
         elif isinstance(operation, SaveLease):
             saved[operation.row.lease_id] = operation.row
         else:
-            others.append(operation)
-    return saved, bookings, others
+            placed.append((index, operation))
+    return saved, bookings, placed
 
 
 def _without_pending_sums(connection: Connection) -> PendingSums:

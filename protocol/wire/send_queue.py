@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
+from typing import cast, get_args
 
 from protocol.errors import PeerOverflowError
 from protocol.wire import codec
@@ -16,7 +17,8 @@ from protocol.wire.messages.scoring import Score
 Merge = Callable[[Message, Message], Message | None]
 """An earlier and a later queued message as one, or None when they must stay two."""
 
-_QUESTIONS = (Prepare, Detokenize, Embed, Score, Classify)
+_Question = Prepare | Detokenize | Embed | Score | Classify
+_QUESTIONS = frozenset(get_args(_Question))
 """What can be taken back while it is here: its answer is all that it is for."""
 
 
@@ -65,7 +67,9 @@ class SendQueue:
         can_merge = self.is_blocked and len(frame) < self._max_merged_bytes
         if can_merge and self._try_merge(message):
             return
-        request_id = message.request_id if isinstance(message, _QUESTIONS) else None
+        request_id: str | None = None
+        if type(message) in _QUESTIONS:  # several times as fast as to ask for an instance of one
+            request_id = cast(_Question, message).request_id
         if request_id is not None:
             self._questions.setdefault(request_id, []).append(self._next_number)
         self._entries[self._next_number] = (frame, request_id)

@@ -41,6 +41,7 @@ _logger = logging.getLogger("penstock.worker")
 
 EXIT_CLEAN = 0
 EXIT_FAILED = 1
+_OF_THE_CONNECTION: frozenset[type] = frozenset({Heartbeat, Goodbye, Drain, Refused, Pong})
 _DRAIN_CHECK_INTERVAL_S = 0.02
 STOP_LOOK_S = 1.0
 """Stopping all containers signals them one by one; gateways tell of their drain at once."""
@@ -340,7 +341,9 @@ class WorkerLoop(Generic[CommandT]):
                 link.send(message)
 
     def _on_message(self, link: WorkerLink[CommandT], message: CommandT) -> None:
-        if isinstance(message, Heartbeat):
+        if type(message) not in _OF_THE_CONNECTION:  # nearly all of them
+            self._on_command(link, message)
+        elif isinstance(message, Heartbeat):
             self._on_heartbeat(link, message)
         elif isinstance(message, Goodbye):
             _logger.info(
@@ -357,8 +360,6 @@ class WorkerLoop(Generic[CommandT]):
             self._on_refused(link, message)
         elif isinstance(message, Pong):
             link.age.note_pong(message.nonce)
-        else:
-            self._on_command(link, message)
 
     def _end_if_hung(self, counter: int) -> None:
         is_hung = self._handler.progress_counter() == counter and self._handler.load().num_running

@@ -9,8 +9,10 @@ from msgspec import structs
 from auth_worker.auditing.money_check import check_money
 from auth_worker.principals.limit_rules import WindowKind
 from auth_worker.principals.people import StoredTeam
+from auth_worker.records.lease_names import LeaseName
 from auth_worker.records.limit_usage import Booked, SaveCounter, amounts_of
 from auth_worker.records.operations import (
+    AddKey,
     AddResource,
     AuditEntry,
     BookUsage,
@@ -154,6 +156,59 @@ def test_a_price_holds_from_the_moment_that_it_is_said(tmp_path: Path) -> None:
     start_ms = int(START_S * 1000)
     assert moments == [(start_ms,), (start_ms + 750,)]
     bench.store.close()
+
+
+@pytest.mark.parametrize("what", ["open", "expired", "forgotten", "forgotten and reported"])
+def test_a_settlement_after_a_restart_costs_what_it_cost_when_it_was_let_in(
+    what: str, store: SqlStore
+) -> None:
+    """Whatever the process that granted it could still write down."""
+    entry = AuditEntry(int(START_S * 1000), "key_admin", "price_created", "price_1")
+    settings = PriceSettings(models="*", prompt=0, completion=1_000_000, valid_from=1)
+    price = Resource(
+        resource_id="price_1", settings=settings, created_at=1, created_by="key_admin", version=1
+    )
+    store.apply([AddResource("price", price, entry), AddKey(stored_key(), entry)])
+    clock = FakeClock()
+    first = authority_bench(snapshot=store.load(recent_since_ms=0), epoch=1, clock=clock)
+    granted = first.authority.authorize(authorize())
+    assert isinstance(granted, Granted)
+    if what == "expired":
+        clock.advance(601)
+        first.authority.expire()
+    if not what.startswith("forgotten"):
+        store.apply(first.emitted)
+    clock.advance(1)
+    dearer = {"completion": 9_000_000, "valid_from": int(clock.wall)}
+    store.apply([ChangeResourceRow("price", "price_1", dearer, entry)])
+    clock.advance(60)
+    second = authority_bench(snapshot=store.load(recent_since_ms=0), epoch=2, clock=clock)
+    if what == "forgotten and reported":
+        second.authority.renew(Renew(leases=(LeaseReport(granted.lease_id, 10, 40),)))
+    late = second.authority.settle(settle_of(granted.lease_id))
+    assert isinstance(late, BookUsage)
+    store.apply([late])
+    found = rows(store, "SELECT cost_micros, price_version, granted_at_ms FROM ledger")
+    assert found == [(90, 1, int(START_S * 1000))]
+    assert check_money(store.database.reading).trouble is None
+
+
+def test_a_lease_of_before_ids_told_the_moment_of_their_grant_costs_what_it_costs_now() -> None:
+    later = replace(HOUSE_PRICE, version=2, valid_from_ms=int(START_S * 1000) - 1, completion=5)
+    authority = authority_bench(prices=(HOUSE_PRICE, later)).authority
+    late = authority.settle(settle_of(LEASE))
+    assert isinstance(late, BookUsage)
+    assert (late.price_version, late.granted_at_ms) == (2, None)
+
+
+def test_a_grant_in_the_future_is_one_of_now() -> None:
+    """A clock was set back: no price that is only announced counts."""
+    later = replace(HOUSE_PRICE, version=2, valid_from_ms=int(START_S * 1000) + 1, completion=5)
+    authority = authority_bench(prices=(HOUSE_PRICE, later)).authority
+    name = LeaseName(1, 1, "key_user", "demo", int(START_S * 1000) + 9)
+    late = authority.settle(settle_of(str(name)))
+    assert isinstance(late, BookUsage)
+    assert (late.price_version, late.granted_at_ms) == (HOUSE_PRICE.version, int(START_S * 1000))
 
 
 def test_a_corrected_row_costs_no_less_for_want_of_a_price(store: SqlStore) -> None:

@@ -323,9 +323,11 @@ def test_a_request_of_several_turns_keeps_the_order_of_its_inputs() -> None:
 
 
 def test_a_wrong_input_of_a_later_turn_is_named_by_its_place() -> None:
+    """And nothing is said of the inputs before it, so their computation is charged to nobody."""
     lab = Lab()
     lab.submit("r", token_ids=(*((1,),) * 300, ()))
     lab.run()
+    assert lab.queue.num_batches > 0
     ((_, refused),) = lab.sent
     assert isinstance(refused, Failure)
     assert "Input 300 is empty" in refused.message
