@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.errors import UnsupportedFieldError
-from protocol.wire.messages import OpenParse
+from protocol.wire.messages import Generate, OpenParse
 from protocol.wire.peers import Peer
 from tests.fakes.request_parts import Parts, generation_job
 from tests.fakes.virtual_time import idle
@@ -28,6 +28,24 @@ async def test_the_weights_that_are_told_are_those_that_read_the_prompt() -> Non
     assert waiting.work.offer.fingerprint == "2"
     for one in (started, waiting):
         one.request.end("aborted")
+
+
+async def test_a_prompt_that_was_read_goes_on_at_its_engine_although_that_begins_to_drain() -> None:
+    parts = Parts()
+    old = parts.engine("old", fingerprint="1")
+    started = await parts.prepared_generation()
+    parts.engine("new", fingerprint="2")
+    old.phase = "draining"
+    parts.link.on_peer_updated(old)
+    await parts.prepare_next()
+    await started.task
+    assert [one for one, sent in parts.engine_wire.sent if isinstance(sent, Generate)] == [old]
+    await parts.finish(old)
+    assert [settle.outcome for settle in parts.outbox.settles] == ["finished"]
+    again = await parts.generation(request_id="again")
+    await parts.grant()
+    assert parts.engine_wire.sent[-1][0].instance_id == "new"
+    again.request.end("aborted")
 
 
 async def test_text_is_read_in_the_format_of_the_weights_that_said_it() -> None:
