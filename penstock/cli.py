@@ -219,6 +219,33 @@ def fetch(
 
 
 @app.command()
+def roll(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="NAME=PATH_OR_ID, a folder, a GGUF file or a Hugging Face id; NAME is served.",
+        ),
+    ],
+    revision: Annotated[str | None, option_of(REVISION)] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Give a model of a server on this machine other weights, without an interruption.
+
+    One after the other its engines are replaced by ones with the weights of MODEL, each once the
+    new one serves; so there must be memory for one more. All other settings stay.
+    """
+    from penstock.roll import roll as roll_weights
+
+    roll_weights(
+        model,
+        revision=revision,
+        data_dir=data_dir,
+        say=lambda line: typer.echo(visible_line(line)),
+    )
+
+
+@app.command()
 def keygen(
     directory: Annotated[Path, typer.Argument(help="Folder for the key files.")],
     by_role: Annotated[

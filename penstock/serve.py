@@ -12,6 +12,7 @@ from rich.console import Console
 from penstock.config import ServeSettings
 from penstock.errors import CommandError, UsageError
 from penstock.model_source import resolve_model
+from penstock.rollout_requests import RolloutRequests
 from penstock.start_watch import StartWatch
 from penstock.startup import announce, wait_until_ready
 from penstock.supervisor import Supervisor, common_environment, make_run_dir, process_specs
@@ -87,7 +88,8 @@ def serve(settings: ServeSettings, console: Console) -> int:
     with running_server(settings, console) as (url, supervisor):
         if url is not None:
             announce(url, settings, console)
-            supervisor.run()
+            with RolloutRequests(supervisor, settings) as rollouts:
+                supervisor.run(rollouts.poll)
     return 0
 
 

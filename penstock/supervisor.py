@@ -60,7 +60,11 @@ class ProcessSpec:
 
 
 class Child:
-    """One running (or waiting, or given-up) process."""
+    """One running (or waiting, or given-up) process.
+
+    Attributes:
+        is_kept: Whether it is started again when it dies; otherwise whoever says so follows it.
+    """
 
     def __init__(self, spec: ProcessSpec) -> None:
         self.spec = spec
@@ -69,6 +73,7 @@ class Child:
         self.restart_at: float | None = None
         self.last_cause = ""
         self.given_up = False
+        self.is_kept = True
 
     @property
     def is_alive(self) -> bool:
@@ -76,7 +81,7 @@ class Child:
         return self.process is not None and self.process.poll() is None
 
 
-def _describe(status: int) -> str:
+def describe(status: int) -> str:
     """An exit status in words; `subprocess` gives a signal as a negative one."""
     if status == -signal.SIGKILL:
         return "signal 9; the system kills processes when it runs out of memory"
@@ -219,6 +224,11 @@ class Supervisor:
         run_dir: Folder of the sockets; removed at the end.
         drain_timeout_s: All processes are gone this long after the stop began.
         clock: Monotonic seconds.
+
+    Attributes:
+        children: The processes.
+        run_dir: As given.
+        was_ready: Whether the server has served; set by whoever sees it.
     """
 
     def __init__(
@@ -231,7 +241,7 @@ class Supervisor:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._environment = dict(environment)
-        self._run_dir = run_dir
+        self.run_dir = run_dir
         self._drain_timeout_s = drain_timeout_s
         self._clock = clock
         self._signals: list[int] = []
@@ -246,7 +256,7 @@ class Supervisor:
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
         try:
             for child in self.children:
-                self._start(child)
+                self.start(child)
         except BaseException as error:
             self.__exit__(None, None, None)  # what was started already must not stay behind
             if isinstance(error, OSError):
@@ -263,7 +273,7 @@ class Supervisor:
         try:
             self.stop()
         finally:
-            shutil.rmtree(self._run_dir, ignore_errors=True)
+            shutil.rmtree(self.run_dir, ignore_errors=True)
             for number, handler in self._previous_handlers.items():
                 signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -275,7 +285,12 @@ class Supervisor:
     def _on_signal(self, number: int, frame: object) -> None:
         self._signals.append(number)
 
-    def _start(self, child: Child) -> None:
+    def start(self, child: Child) -> None:
+        """Start the process of a child; `poll` looks at it once it is among `children`.
+
+        Raises:
+            OSError: The system refuses.
+        """
         spec = child.spec
         # A session of its own: Ctrl-C reaches only the supervisor, which ends things in order.
         child.process = subprocess.Popen(  # noqa: S603
@@ -297,7 +312,7 @@ class Supervisor:
         """
         now = self._clock()
         for child in self.children:
-            if child.given_up:
+            if child.given_up or not child.is_kept:
                 continue
             if child.is_alive:
                 self._note_life(child, now)
@@ -319,7 +334,7 @@ class Supervisor:
 
     def _start_again(self, child: Child, now: float) -> None:
         try:
-            self._start(child)
+            self.start(child)
         except OSError as error:  # No memory or no process id is free now.
             child.policy.started(now)
             self._plan_start(child, now, f"could not be started: {error.strerror}")
@@ -327,7 +342,7 @@ class Supervisor:
     def _note_death(self, child: Child, now: float) -> None:
         assert child.process is not None  # noqa: S101
         status = child.process.returncode
-        how = _describe(status)
+        how = describe(status)
         name = child.spec.name
         if not self.was_ready and (status == EXIT_CANNOT_START or not may_pass(status)):
             raise CommandError(f"{name} could not start ({how}); its error is above.")
@@ -353,14 +368,18 @@ class Supervisor:
             if all(child.given_up for child in group):
                 raise CommandError(f"No {module} is left to serve; see the errors above.")
 
-    def run(self) -> None:
+    def run(self, also: Callable[[], None] = lambda: None) -> None:
         """Supervise the children until a signal asks to stop.
+
+        Args:
+            also: Called as often as they are looked at.
 
         Raises:
             CommandError: As `poll`.
         """
         while not self.stop_requested:
             self.poll()
+            also()
             time.sleep(_POLL_S)
 
     def stop(self) -> None:
@@ -378,7 +397,7 @@ class Supervisor:
         deadline = self._clock() + self._drain_timeout_s
         for order in sorted({child.spec.stop_order for child in self.children}):
             group = [child for child in self.children if child.spec.stop_order == order]
-            _terminate(group)
+            terminate(group)
             self._await_exits(group, deadline)
 
     def _await_exits(self, group: Sequence[Child], deadline: float) -> None:
@@ -388,7 +407,7 @@ class Supervisor:
         while (alive := [child for child in group if child.is_alive]) and self._clock() < deadline:
             if len(self._signals) > 1 and not is_hurried and self._clock() >= hurry_at:
                 is_hurried = True
-                _terminate(alive)  # to them, too, a second one means: at once
+                terminate(alive)  # to them, too, a second one means: at once
                 deadline = min(deadline, self._clock() + _KILL_GRACE_S)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 assert alive[0].process is not None  # noqa: S101
@@ -400,7 +419,8 @@ class Supervisor:
                 child.process.wait()
 
 
-def _terminate(children: Sequence[Child]) -> None:
+def terminate(children: Sequence[Child]) -> None:
+    """Tell the processes that run to end."""
     for child in children:
         if child.process is not None and child.is_alive:
             child.process.send_signal(signal.SIGTERM)

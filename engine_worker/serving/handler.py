@@ -25,6 +25,7 @@ from engine_worker.serving.acceptance_queue import (
     is_quick,
 )
 from engine_worker.serving.prepare_queue import NUM_THREADS, PrepareQueue, ScoreTokeniser
+from engine_worker.serving.promised import PromisedPrompts
 from engine_worker.text.preparation import PromptPreparer
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
@@ -47,6 +48,7 @@ from protocol.wire.messages import (
     Message,
     OrphanUsageNoted,
     Prepare,
+    Prepared,
     Profile,
     Profiled,
     Score,
@@ -160,6 +162,7 @@ class EngineHandler:
         self._threads = WatchedPool(NUM_THREADS, thread_name_prefix="prepare")
         self._costly_thread = WatchedPool(1, thread_name_prefix="prepare-long")
         self._prepares: PrepareQueue | None = None
+        self._promised = PromisedPrompts(clock)
         self._generates = True
         self._num_received = 0
         self._num_taken = 0
@@ -194,7 +197,7 @@ class EngineHandler:
         self._compile_queue = CompileQueue(grammars, self._on_compiled, self._clock)
         self._prepares = PrepareQueue(
             preparer.answer,
-            self._send,
+            self._send_prepared,
             execute=self._threads.submit,
             execute_costly=self._costly_thread.submit,
             clock=self._clock,
@@ -248,7 +251,7 @@ class EngineHandler:
         elif isinstance(command, ClearCache) and not self._generates:
             # A model that generates nothing keeps nothing of its prompts.
             self._send(gateway_id, CacheCleared(request_id=command.request_id, num_blocks=0))
-        elif isinstance(command, Generate) and (self._prepares is None or self.is_draining):
+        elif isinstance(command, Generate) and not self._may_begin(gateway_id, command):
             self._send(gateway_id, self._unavailable(command))
         elif isinstance(command, Generate) and command.grammar is not None:
             self._take_constrained(gateway_id, command)
@@ -271,6 +274,7 @@ class EngineHandler:
         """Abort all that the gateway wanted."""
         if self._prepares is not None:
             self._prepares.forget_gateway(gateway_id)
+        self._promised.forget_gateway(gateway_id)
         for waiting in self._choice_queues:
             waiting.forget_gateway(gateway_id)
         with self._scores_lock:
@@ -282,7 +286,7 @@ class EngineHandler:
             self._texts.forget_gateway(gateway_id)
 
     def on_drain(self, timeout_s: float) -> None:
-        """Refuse new work from now on; what runs goes on."""
+        """Refuse new work from now on; what runs goes on, and so does what was just prepared."""
         _log.info("draining, at most %.0f s", timeout_s)
         self.is_draining = True
 
@@ -291,7 +295,9 @@ class EngineHandler:
         # In this order: what leaves the first count is in the status before it does.
         num_pending = self._num_received + self._num_scores - self._num_taken
         num_prepares = 0 if self._prepares is None else self._prepares.num_unfinished
-        return num_pending + num_prepares + self.status.num_unfinished + self._num_texts
+        num_promised = self._promised.num_waiting if self.is_draining else 0
+        num_taken = num_pending + num_prepares + self.status.num_unfinished + self._num_texts
+        return num_taken + num_promised
 
     def load(self) -> Load:
         """The load after the last step, with the requests for whole texts.
@@ -442,6 +448,7 @@ class EngineHandler:
 
     def _cancel(self, gateway_id: str, command: Cancel) -> None:
         """Drop a question that nobody waits for; the loop is told only of a Score that it has."""
+        self._promised.cancel(gateway_id, command.request_id)
         if self._prepares is not None:
             self._prepares.cancel(gateway_id, command.request_id)
         if self._texts is not None:
@@ -475,6 +482,16 @@ class EngineHandler:
             message=reason,
             retry_after_s=_RETRY_AFTER_S,
         )
+
+    def _may_begin(self, gateway_id: str, command: Generate) -> bool:
+        is_promised = self._promised.take(gateway_id, command.request_id)
+        return self._prepares is not None and (is_promised or not self.is_draining)
+
+    def _send_prepared(self, gateway_id: str, message: Message) -> None:
+        """Runs in any thread."""
+        if isinstance(message, Prepared):
+            self._promised.on_answered(gateway_id, message.request_id)
+        self._send(gateway_id, message)
 
     def _send(self, gateway_id: str, message: Message) -> None:
         assert self._outlet is not None, "connect() comes before the first command"

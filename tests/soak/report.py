@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tests.soak.accounts import Account, render_accounts
 from tests.soak.chaos import Fault
 from tests.soak.traffic import Ledger
 
@@ -14,6 +15,7 @@ class Findings:
 
     Attributes:
         settled_completion_tokens: What auth has booked for the clients' key.
+        accounts: Cause → what was settled and what arrived, of the clients' keys.
         open_leases: Leases that nobody settled, after everything ended.
         growth: Process → memory after the calm phase over memory before it.
         num_calm_requests: Requests of that phase.
@@ -25,6 +27,7 @@ class Findings:
     faults: Sequence[Fault]
     settled_prompt_tokens: int = 0
     settled_completion_tokens: int = 0
+    accounts: Mapping[str, Account] = field(default_factory=dict)
     open_leases: int = 0
     growth: Mapping[str, float] = field(default_factory=dict)
     num_calm_requests: int = 0
@@ -87,6 +90,7 @@ def render(findings: Findings) -> str:
         )
     lines = ["| counted | figure |", "|---|---|"]
     lines += [f"| {name} | {figure} |" for name, figure in rows]
+    lines += ["", *render_accounts(findings.accounts)]
     lines += ["", *_fault_table(findings.faults)]
     for title, entries in (
         ("Failures", ledger.failures),

@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 
+from tests.soak.accounts import accounts, rows_of_keys
 from tests.soak.chaos import ALL_FAULTS, Chaos, FaultKind
 from tests.soak.processes import SoakHarness, free_port
 from tests.soak.report import Findings, render
@@ -107,8 +109,13 @@ async def _run(options: SoakOptions, harness: SoakHarness) -> Findings:
         options.say(f"failed: {failure}")
     await _await_settlements(harness)
     findings.open_leases = await _open_leases(options.directory / "data")
-    usage = await _usage(harness, "stayers")
-    findings.settled_prompt_tokens, findings.settled_completion_tokens = usage
+    booked = {group: await _booked(harness, group) for group in ("stayers", "leavers")}
+    findings.settled_prompt_tokens = booked["stayers"].prompt_tokens
+    findings.settled_completion_tokens = booked["stayers"].completion_tokens
+    findings.accounts = accounts(
+        rows_of_keys(options.directory / "data" / _DATABASE, (key.id for key in booked.values())),
+        crowd.ledger.seen,
+    )
     if options.num_calm_requests:
         await _stay_calm(options, harness, teacher, clients, findings)
     for client in (*clients, teacher):
@@ -135,15 +142,22 @@ async def _stay_calm(
     findings.growth = {name: after[name] / size for name, size in before.items()}
 
 
-async def _usage(harness: SoakHarness, name: str) -> tuple[int, int]:
-    """Prompt and output tokens booked for a key."""
+class _Booked(NamedTuple):
+    """A key, and the tokens that are booked for it."""
+
+    id: str
+    prompt_tokens: int
+    completion_tokens: int
+
+
+async def _booked(harness: SoakHarness, name: str) -> _Booked:
     async with httpx.AsyncClient(trust_env=False) as client:
         reply = await client.get(
             f"{harness.url}/v1/admin/keys", headers={"Authorization": f"Bearer {harness.admin_key}"}
         )
         reply.raise_for_status()
         (key,) = (key for key in reply.json()["data"] if key["name"] == name)
-        return key["total_prompt_tokens"], key["total_completion_tokens"]
+        return _Booked(key["id"], key["total_prompt_tokens"], key["total_completion_tokens"])
 
 
 async def _await_settlements(harness: SoakHarness) -> None:

@@ -12,8 +12,13 @@ from typing import Any, Literal
 
 import httpx
 
+from tests.soak.accounts import Seen
+
 MODEL = "penstock-demo"
 Ending = Literal["finished", "left", "refused", "gateway_lost", "failed"]
+
+_USAGE = {"include_usage": True, "continuous_usage_stats": True}
+"""Told beside every piece of the answer, so that what arrived is known when no end comes."""
 
 _WEATHER_TOOL = {
     "type": "function",
@@ -51,7 +56,7 @@ def _chat(name: str, text: str, leaves_after: int | None = None, **fields: Any) 
         "model": MODEL,
         "messages": [{"role": "user", "content": text}],
         "stream": True,
-        "stream_options": {"include_usage": True},
+        "stream_options": _USAGE,
         "seed": 11,
         **fields,
     }
@@ -92,7 +97,7 @@ def kinds(num_tokens: int) -> tuple[Kind, ...]:
                 "model": MODEL,
                 "prompt": "One, two, three,",
                 "stream": True,
-                "stream_options": {"include_usage": True},
+                "stream_options": _USAGE,
                 "temperature": 0.7,
                 "seed": 5,
                 **long,
@@ -147,6 +152,8 @@ class Answer:
         response_id: The server's id of it, without its prefix.
         event_times: Monotonic seconds of each event with output.
         num_done: `[DONE]` marks.
+        prompt_tokens: As the end of the stream tells; output likewise.
+        arrived_tokens: Output tokens that the last usage named which came, at the end or before.
         error: Of an error event, an error status or a broken socket.
     """
 
@@ -161,6 +168,7 @@ class Answer:
     ended_at: float = 0.0
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    arrived_tokens: int = 0
     error: str = ""
 
     @property
@@ -176,6 +184,7 @@ class Ledger:
     Attributes:
         wrong: What differed from the known text, a line each.
         delivered_prompt_tokens: Of requests whose usage the client knows; output likewise.
+        seen: Request id → what is known of the answer, for the accounts.
     """
 
     endings: Counter[str] = field(default_factory=Counter)
@@ -186,6 +195,7 @@ class Ledger:
     delivered_prompt_tokens: int = 0
     delivered_completion_tokens: int = 0
     num_unknown_usage: int = 0
+    seen: dict[str, Seen] = field(default_factory=dict)
 
     def take(self, answer: Answer, known: Mapping[str, Answer]) -> None:
         """Count and check one answer."""
@@ -203,7 +213,10 @@ class Ledger:
                 self.without_one_end.append(
                     f"{name}: {answer.num_done} [DONE], {answer.num_errors} errors, ends {ends}"
                 )
-        if answer.completion_tokens:
+        is_told = bool(answer.completion_tokens)
+        if answer.response_id:
+            self.seen[answer.response_id] = Seen(answer.ending, answer.arrived_tokens, is_told)
+        if is_told:
             self.delivered_prompt_tokens += answer.prompt_tokens
             self.delivered_completion_tokens += answer.completion_tokens
         elif answer.ending != "refused":
@@ -294,6 +307,8 @@ class Client:
                 answer.event_times.append(time.monotonic())
             usage = chunk.get("usage")
             if usage:
+                answer.arrived_tokens = usage["completion_tokens"]
+            if usage and not chunk["choices"]:
                 answer.prompt_tokens = usage["prompt_tokens"]
                 answer.completion_tokens = usage["completion_tokens"]
             leaves_after = answer.kind.leaves_after

@@ -54,6 +54,11 @@ class Launcher:
         pool: The engines.
         job: What is asked for.
         owner: The request.
+
+    Attributes:
+        offer: Of the engine that tokenised the prompts, whose like all choices stay with; None
+            before.
+        slot: For the first choice, until that takes it.
     """
 
     def __init__(self, pool: EnginePool, job: GenerationJob, owner: Owner) -> None:
@@ -66,7 +71,7 @@ class Launcher:
         self._asker = EngineAsker(pool.admission, self._suspicion, job.model)
         self._begun: tuple[Slot, PromptBatch] | None = None
         self._num_withdrawn = 0
-        self._offer: EngineOffer | None = None
+        self.offer: EngineOffer | None = None
         self.slot: Slot | None = None
 
     def begin(self, admitted: Admitted, tokens: int) -> None:
@@ -132,7 +137,7 @@ class Launcher:
             return await batch.wait()
 
         self.slot, prepared = await self._asker.ask(slot, ask)
-        self._offer = self.slot.engine.offer
+        self.offer = self.slot.engine.offer
         return prepared
 
     def release(self) -> None:
@@ -233,7 +238,7 @@ class Launcher:
 
     def _can_go_on(self, choice: EngineChoice, engine: EngineHandle) -> bool:
         """Whether an engine reads the prompt's tokens alike, and continues an output alike."""
-        begun, offer = self._offer, engine.offer
+        begun, offer = self.offer, engine.offer
         return begun is None or (
             offer.fingerprint == begun.fingerprint
             and (not choice.has_output or offer.resume_version == choice.resume_version)

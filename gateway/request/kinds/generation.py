@@ -187,19 +187,9 @@ class GenerationWork:
             GatewayError: No such model, or a parameter that it doesn't support.
         """
         check_template(self.job.prepares[0], is_allowed=self._allows_templates)
-        directory = self._pool.directory
-        self.offer = find_offer(directory, self.model, self._configured_models)
+        offer = find_offer(self._pool.directory, self.model, self._configured_models)
         self.is_served = True
-        version = directory.version(self.model)
-        check_served(self.job, self.offer, version)
-        check_budget(self.job, self.offer, version)
-        self._opening = parse_opening(
-            self.job,
-            self.offer,
-            self._owner.request_id,
-            self._owner.trace_id,
-            self._owner.traceparent,
-        )
+        self._go_by(offer)
 
     async def prepare(self, admitted: Admitted) -> tuple[int, int] | None:
         """Have the prompts tokenised; what the request then reserves.
@@ -213,6 +203,9 @@ class GenerationWork:
         self._budget.cap(admitted.max_completion_tokens)
         prepared = await self._launcher.prepare(admitted, self._budget.upper_bound(self.offer))
         self._prepared = prepared
+        served = self._launcher.offer
+        if served is not None and served.fingerprint != self.offer.fingerprint:
+            self._go_by(served)  # the other one of two that serve the model at the moment
         check_answer_size(
             self.job,
             lengths(prepared),
@@ -290,6 +283,20 @@ class GenerationWork:
         )
 
     # Small parts.
+
+    def _go_by(self, offer: EngineOffer) -> None:
+        """Take an offer as what the model can do, and how its text is to be read."""
+        self.offer = offer
+        version = self._pool.directory.version(self.model)
+        check_served(self.job, offer, version)
+        check_budget(self.job, offer, version)
+        self._opening = parse_opening(
+            self.job,
+            offer,
+            self._owner.request_id,
+            self._owner.trace_id,
+            self._owner.traceparent,
+        )
 
     def _may_fit(self, offer: EngineOffer) -> bool:
         try:

@@ -220,3 +220,14 @@ async def test_of_who_left_nothing_stays_anywhere() -> None:
     assert len(classes[0]._flows) + len(classes[0]._heap) < 100
     await left(stays)
     assert not classes
+
+
+async def test_work_that_began_ahead_of_its_grant_counts_in_the_rate_that_is_told() -> None:
+    desk = Desk(engine(max_requests=2))
+    for now in (0.0, 4.0):
+        desk.now = now
+        assert desk.admission.take_now("m", tenant="t", priority=0, tokens=10) is not None
+    waiting = [await desk.queued() for _ in range(3)]
+    desk.now = 8.0
+    assert desk.admission.retry_after_s("m") == 12.0
+    await left(*waiting)

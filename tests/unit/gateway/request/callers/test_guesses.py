@@ -122,3 +122,79 @@ def test_the_table_of_callers_says_so_before_anybody_is_asked() -> None:
     table.clear()
     assert table.refusal(b"c", "192.0.2.1") is not None
     assert table.refusal(b"good", "192.0.2.1") is None
+
+
+def test_the_pause_is_told_in_whole_seconds_of_what_is_left_of_it() -> None:
+    clock = Clock()
+    guard = GuessGuard(2, clock)
+    assert guess(guard, range(3)) == 2
+    for passed_s, retry_after_s in ((1.0, 5), (2.5, 3), (2.4, 1)):
+        clock.now += passed_s
+        error = guard.refusal(digest(9), "192.0.2.1")
+        assert error is not None
+        assert error.retry_after_s == retry_after_s
+        assert error.message == ("Too many wrong API keys came from this address; try again later.")
+    clock.now += 0.2
+    assert guard.refusal(digest(9), "192.0.2.1") is None
+
+
+def test_keys_that_were_looked_up_at_once_cost_no_more_than_the_burst() -> None:
+    """They were all asked about before the first answer came."""
+    clock = Clock()
+    guard = GuessGuard(3, clock)
+    for number in range(50):
+        guard.note_wrong(digest(number), "192.0.2.1")
+    clock.now += REFILL_S - 0.1
+    assert guard.refusal(digest(99), "192.0.2.1") is not None
+    clock.now += 0.1
+    assert guard.refusal(digest(99), "192.0.2.1") is None
+
+
+def test_an_address_is_as_free_as_before_after_a_burst_of_refills_and_no_freer() -> None:
+    clock = Clock()
+    guard = GuessGuard(3, clock)
+    assert guess(guard, range(10)) == 3
+    clock.now += 2 * REFILL_S
+    assert guess(guard, range(10, 20)) == 2
+    clock.now += 100 * REFILL_S
+    assert guess(guard, range(20, 30)) == 3
+
+
+def test_of_addresses_the_one_that_was_quiet_longest_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guesses, "MAX_ADDRESSES", 2)
+    guard = GuessGuard(1, Clock())
+    for number, address in enumerate(("192.0.2.1", "192.0.2.2", "192.0.2.1", "192.0.2.3")):
+        guard.note_wrong(digest(number), address)
+    refused = [guard.refusal(digest(9), f"192.0.2.{number}") is not None for number in (1, 2, 3)]
+    assert refused == [True, False, True]
+
+
+def test_of_keys_the_one_that_was_seen_longest_ago_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(guesses, "MAX_DIGESTS", 2)
+    guard = GuessGuard(1, Clock())
+    guard.note_wrong(b"x", "192.0.2.1")
+    for key in (b"a", b"b", b"a", b"c"):
+        guard.note_good(key)
+    heard = [guard.refusal(key, "192.0.2.1") is None for key in (b"a", b"b", b"c")]
+    assert heard == [True, False, True]
+
+
+def test_a_wrong_key_without_an_address_stays_what_it_was() -> None:
+    guard = GuessGuard(1, Clock())
+    guard.note_good(b"good")
+    guard.note_wrong(b"good", "")
+    guard.note_wrong(b"x", "192.0.2.1")
+    assert guard.refusal(b"good", "192.0.2.1") is None
+
+
+def test_a_guard_that_is_off_remembers_nothing() -> None:
+    guard = GuessGuard(0, Clock())
+    guard.note_good(b"good")
+    guard.note_wrong(b"bad", "192.0.2.1")
+    assert not guard._good
+    assert not guard._wrong
+    assert not guard._buckets

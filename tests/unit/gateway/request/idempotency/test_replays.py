@@ -114,3 +114,72 @@ def test_running_requests_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         kept.claim(name(3), b"f")
     kept.drop(name(0))
     assert kept.claim(name(3), b"f") is None
+
+
+def test_an_answer_counts_with_what_is_kept_beside_its_body() -> None:
+    kept = table()
+    put(kept, 1, size=100)
+    put(kept, 2, size=50)
+    assert kept.num_bytes == 100 + 512 + 50 + 512
+    assert (kept.claim(name(1), b"f"), kept.num_replayed) == (answer(b"x" * 100), 1)
+    assert (kept.claim(name(2), b"f"), kept.num_replayed) == (answer(b"x" * 50), 2)
+
+
+def test_bounds_of_bytes_are_reached_before_anything_is_forgotten() -> None:
+    # An eighth of all at most is one answer, a quarter a tenant's.
+    kept = table(8 * 1000)
+    assert put(kept, 1, size=1000 - 512)
+    assert not put(kept, 2, size=1001 - 512)
+    assert put(kept, 3, size=1000 - 512)
+    assert {one.key[-1] for one in kept._kept} == {1, 3}
+    assert put(kept, 4, size=0)
+    assert {one.key[-1] for one in kept._kept} == {3, 4}
+    for tenant in ("a", "b", "c"):
+        for number in (5, 6):
+            assert put(kept, number, tenant, size=1000 - 512)
+    assert kept.num_bytes == 7512
+    assert len(kept) == 8
+    assert put(kept, 7, "d", size=1000 - 512 - 12)
+    assert [one.key[-1] for one in kept._kept] == [4, 5, 6, 5, 6, 5, 6, 7]
+    assert kept.num_bytes == 512 + 6 * 1000 + 988
+
+
+def test_a_tenant_keeps_a_quarter_of_the_number_the_newest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replays, "MAX_KEPT", 8)
+    kept = table()
+    for number in range(5):
+        put(kept, number, "loud")
+    assert [one.key[-1] for one in kept._kept] == [3, 4]
+    for tenant in ("a", "b", "c", "d"):
+        for number in (10, 11):
+            put(kept, number, tenant)
+    # The oldest of all made room.
+    assert [one.tenant for one in kept._kept] == ["a", "a", "b", "b", "c", "c", "d", "d"]
+    assert set(kept._of_tenant) == {"a", "b", "c", "d"}
+
+
+def test_an_answer_is_forgotten_when_its_time_is_over_and_its_tenant_with_it() -> None:
+    clock = Clock()
+    kept = table(clock=clock)
+    put(kept, 1, "a")
+    clock.now += 30.0
+    put(kept, 2, "b")
+    clock.now += 30.0
+    assert kept.claim(name(9), b"f") is None
+    assert [one.tenant for one in kept._kept] == ["b"]
+    assert set(kept._of_tenant) == {"b"}
+    assert kept.num_bytes == 512
+
+
+def test_a_kept_answer_is_given_while_no_further_request_may_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replays, "MAX_RUNNING", 1)
+    kept = table()
+    put(kept, 1)
+    assert kept.claim(name(2), b"f") is None
+    assert kept.claim(name(1), b"f") == answer(b"")
+    with pytest.raises(OverloadedError, match="1 requests with an Idempotency-Key are running"):
+        kept.claim(name(3), b"f")
