@@ -22,6 +22,7 @@ class IdleRoom:
         admission: Who waits for them.
         names: What stands for a model.
         takes_requests: Whether this gateway does at all.
+        knows_all: Whether a name that no engine has announced is no model's.
     """
 
     def __init__(
@@ -31,17 +32,20 @@ class IdleRoom:
         admission: Admission,
         names: ModelNames,
         takes_requests: Callable[[], bool],
+        knows_all: Callable[[], bool],
     ) -> None:
         self._configured = configured
         self._directory = directory
         self._admission = admission
         self._names = names
         self._takes_requests = takes_requests
+        self._knows_all = knows_all
 
     def num_free(self, endpoint: str, wanted: Wanted) -> int | None:
         """Requests that the engines wanted could take beside what they have and what waits.
 
-        What is no model's name is to be answered with that, as soon as anything is.
+        What is no model's name is to be answered with that, as soon as anything is and every engine
+        has said what it serves: right after a gateway's start some haven't.
 
         Returns:
             None while no such engine is there, whatever else there is to do.
@@ -50,7 +54,7 @@ class IdleRoom:
         is_there = self._directory.is_serving
         model = self._choose(endpoint, wanted)
         is_known = model in models or model in self._configured
-        if model is not None and is_known and not is_there(model):
+        if model is not None and not is_there(model) and (is_known or not self._knows_all()):
             return None
         if not (self._takes_requests() and any(map(is_there, models))):
             return 0

@@ -18,13 +18,18 @@ class Room:
     def __init__(self, *, falls_back: bool = False) -> None:
         self.engines = Engines()
         self.engines.serve("a", tokenizer="{}", vocab_size=10)
-        self.takes_requests = True
+        self.takes_requests = self.knows_all = True
         directory = self.engines.directory
         self.admission = Admission(directory.engines, 10)
         fallbacks: dict[str, tuple[str, ...]] = {"b": ("a",)} if falls_back else {}
         names = self.engines.names({"far": "b"}, fallbacks)
         self.idle = IdleRoom(
-            ["a", "b"], directory, self.admission, names, lambda: self.takes_requests
+            ["a", "b"],
+            directory,
+            self.admission,
+            names,
+            lambda: self.takes_requests,
+            lambda: self.knows_all,
         )
 
     def num_free(
@@ -66,3 +71,16 @@ def test_with_all_engines_away_nobody_knows_which_names_are_models() -> None:
     room.engines.stop("a")
     assert room.num_free("a") is None
     assert room.num_free("none") == room.num_free(None) == 0
+
+
+def test_a_name_that_no_engine_has_announced_yet_may_be_a_models() -> None:
+    room = Room()
+    room.knows_all = False
+    assert room.num_free("none") is None
+    assert room.num_free("b") is None
+    assert room.num_free("a") == 6
+    assert room.num_free(None) == 1
+    room.knows_all = True
+    assert room.num_free("none") == 1
+    room.engines.serve("none")
+    assert room.num_free("none") == 6
