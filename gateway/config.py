@@ -104,6 +104,7 @@ class GatewaySettings(EdgeSettings):
     toolparser_endpoint: Endpoint
     host: str = setting(shared.HOST)
     port: int = setting(shared.PORT)
+    metrics_port: int = setting(shared.METRICS_PORT)
     port_file: Path | None = setting(
         file_path(
             "PENSTOCK_PORT_FILE",
@@ -652,6 +653,10 @@ class GatewaySettings(EdgeSettings):
             ConfigurationError: Others would be served without keys, or there is no such store.
         """
         self.check_edge(requires_keys=self.require_keys)
+        if self.metrics_port and self.metrics_port == self.port and self.uds is None:
+            raise ConfigurationError(
+                f"PENSTOCK_METRICS_PORT {self.metrics_port} is PENSTOCK_PORT, too; take another."
+            )
         if self.store_url not in ("", "none") and not self.store_url.startswith(STORE_SCHEMES):
             raise ConfigurationError(
                 "PENSTOCK_STORE_URL must be `none` or begin with one of "

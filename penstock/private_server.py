@@ -36,6 +36,7 @@ def private_settings(settings: ServeSettings, data_dir: Path) -> ServeSettings:
         settings,
         host="127.0.0.1",
         port=0,
+        metrics_port=0,
         num_gateways=1,
         uds=None,
         tls_cert_file=None,

@@ -121,6 +121,7 @@ def _gateways(settings: ServeSettings, run_dir: Path) -> list[ProcessSpec]:
     suffixes = _suffixes(settings)
     if len(suffixes) > 1:
         environment |= {"PENSTOCK_SHARE_PORT": "true", "PENSTOCK_SHARE_DATA_DIR": "true"}
+    ports = settings.metrics_ports or [0] * len(suffixes)
     return [
         ProcessSpec(
             f"gateway{suffix}",
@@ -128,6 +129,7 @@ def _gateways(settings: ServeSettings, run_dir: Path) -> list[ProcessSpec]:
             {
                 **environment,
                 "PENSTOCK_PORT_FILE": str(run_dir / f"port{suffix}"),
+                "PENSTOCK_METRICS_PORT": str(metrics_port),
                 **{
                     setting: f"ipc://{run_dir}/{role}{suffix}"
                     for role, setting in ENDPOINT_SETTINGS.items()
@@ -135,7 +137,7 @@ def _gateways(settings: ServeSettings, run_dir: Path) -> list[ProcessSpec]:
             },
             stop_order=0,
         )
-        for suffix in suffixes
+        for suffix, metrics_port in zip(suffixes, ports, strict=True)
     ]
 
 

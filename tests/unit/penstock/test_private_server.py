@@ -14,6 +14,7 @@ SET_BY_US = frozenset(
     f"PENSTOCK_{name}"
     for name in (
         *("HOST", "PORT", "PORT_FILE", "RUN_DIR", "PARENT_PID", "MODELS", "MODEL_PATH"),
+        "METRICS_PORT",
         *("MODEL_NAME", "REQUIRE_KEYS", "ALLOW_ANONYMOUS", "DATA_DIR", "CACHE_DIR", "TOOLS"),
         *("ENGINE_ENDPOINT", "AUTH_ENDPOINT", "TOOLPARSER_ENDPOINT"),
     )
