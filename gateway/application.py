@@ -268,6 +268,7 @@ class Application:
                 self.names,
                 lambda: self.auth.is_ready and not self.requests.is_draining,
                 self.announcements.are_complete,
+                settings.batch_share,
             ).num_free,
             max_lines=settings.max_batch_requests,
             max_line_bytes=settings.max_body_bytes,

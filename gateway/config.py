@@ -34,6 +34,13 @@ CLIENT_TRACES = ("link", "parent", "ignore")
 STORE_SCHEMES = ("sqlite:///", "postgresql://", "postgres://")
 _MAX_BODY_BYTES = MAX_MESSAGE_BYTES // 2
 """A body travels on in one message of the wire, where escapes and the tools add to it."""
+MAX_BODY_BYTES = size(
+    "PENSTOCK_MAX_BODY_BYTES",
+    10 * 1024 * 1024,
+    minimum=1024,
+    maximum=_MAX_BODY_BYTES,
+    meaning="longer bodies are a 413",
+)
 _REQUIRE_KEYS = switch(
     "PENSTOCK_REQUIRE_KEYS",
     True,
@@ -184,15 +191,7 @@ class GatewaySettings(EdgeSettings):
         )
     )
     key_dir: Path | None = setting(shared.KEY_DIR)
-    max_body_bytes: int = setting(
-        size(
-            "PENSTOCK_MAX_BODY_BYTES",
-            10 * 1024 * 1024,
-            minimum=1024,
-            maximum=_MAX_BODY_BYTES,
-            meaning="longer bodies are a 413",
-        )
-    )
+    max_body_bytes: int = setting(MAX_BODY_BYTES)
     max_bodies_per_caller: int = setting(
         whole_number(
             "PENSTOCK_MAX_BODIES_PER_CALLER",
@@ -572,6 +571,18 @@ class GatewaySettings(EdgeSettings):
             minimum=1,
             maximum=4096,
             meaning="lines of batches under way at a time, where the engines have room for them",
+        )
+    )
+    batch_share: float = setting(
+        number(
+            "PENSTOCK_BATCH_SHARE",
+            0.75,
+            minimum=0.01,
+            maximum=1,
+            meaning=(
+                "of the requests that an engine runs at a time, those that lines of batches may "
+                "be; the rest of its room waits for other requests"
+            ),
         )
     )
     strict_fields: bool = setting(shared.STRICT_FIELDS)

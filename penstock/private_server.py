@@ -1,5 +1,6 @@
 """What a server that a command starts for itself alone takes over from the shell's settings."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -25,12 +26,15 @@ KEPT: Final = frozenset(
 """Everything else is of a deployment: its database, its keys, its address, who may call."""
 
 
-def private_settings(settings: ServeSettings, data_dir: Path) -> ServeSettings:
+def private_settings(
+    settings: ServeSettings, data_dir: Path, given: Mapping[str, str]
+) -> ServeSettings:
     """Settings of a server that only this command calls, and that ends with it.
 
     Args:
         settings: Of the command.
         data_dir: Where it keeps what it has to.
+        given: Further settings of its processes.
     """
     return replace(
         settings,
@@ -43,5 +47,5 @@ def private_settings(settings: ServeSettings, data_dir: Path) -> ServeSettings:
         tls_key_file=None,
         require_keys=False,
         data_dir=data_dir,
-        child_environment=without_settings(settings.child_environment, kept=KEPT),
+        child_environment={**without_settings(settings.child_environment, kept=KEPT), **given},
     )

@@ -221,6 +221,9 @@ class Supervisor:
         run_dir: Folder of the sockets; removed at the end.
         drain_timeout_s: All processes are gone this long after the stop began.
         clock: Monotonic seconds.
+
+    Attributes:
+        signals: Those that asked it to stop; from the second one on nothing is waited for.
     """
 
     def __init__(
@@ -236,7 +239,7 @@ class Supervisor:
         self._run_dir = run_dir
         self._drain_timeout_s = drain_timeout_s
         self._clock = clock
-        self._signals: list[int] = []
+        self.signals: list[int] = []
         self._previous_handlers: dict[int, object] = {}
         self.children = [Child(spec) for spec in specs]
         self.was_ready = False
@@ -272,10 +275,10 @@ class Supervisor:
     @property
     def stop_requested(self) -> bool:
         """Whether SIGINT, SIGTERM or SIGHUP came."""
-        return bool(self._signals)
+        return bool(self.signals)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        self._signals.append(number)
+        self.signals.append(number)
 
     def _start(self, child: Child) -> None:
         spec = child.spec
@@ -388,7 +391,7 @@ class Supervisor:
         hurry_at = self._clock() + _SIGNAL_INTERVAL_S
         is_hurried = False
         while (alive := [child for child in group if child.is_alive]) and self._clock() < deadline:
-            if len(self._signals) > 1 and not is_hurried and self._clock() >= hurry_at:
+            if len(self.signals) > 1 and not is_hurried and self._clock() >= hurry_at:
                 is_hurried = True
                 _terminate(alive)  # to them, too, a second one means: at once
                 deadline = min(deadline, self._clock() + _KILL_GRACE_S)

@@ -14,7 +14,7 @@ _EMBEDDINGS: Final = "/v1/embeddings"
 
 
 class IdleRoom:
-    """What nobody else wants of the engines; a quarter of their room is left for whoever comes.
+    """What nobody else wants of the engines; a part of their room is left for whoever comes.
 
     Args:
         configured: Models that are served sooner or later.
@@ -23,6 +23,7 @@ class IdleRoom:
         names: What stands for a model.
         takes_requests: Whether this gateway does at all.
         knows_all: Whether a name that no engine has announced is no model's.
+        share: Of an engine's room, what lines may fill.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class IdleRoom:
         names: ModelNames,
         takes_requests: Callable[[], bool],
         knows_all: Callable[[], bool],
+        share: float,
     ) -> None:
         self._configured = configured
         self._directory = directory
@@ -40,6 +42,7 @@ class IdleRoom:
         self._names = names
         self._takes_requests = takes_requests
         self._knows_all = knows_all
+        self._share = share
 
     def num_free(self, endpoint: str, wanted: Wanted) -> int | None:
         """Requests that the engines wanted could take beside what they have and what waits.
@@ -65,7 +68,7 @@ class IdleRoom:
         room = 0
         for engine in self._directory.engines(model):
             slots = engine.offer.max_num_seqs or DEFAULT_SLOTS
-            room += max(1, slots * 3 // 4) - engine.num_unfinished
+            room += max(1, int(slots * self._share)) - engine.num_unfinished
         return room
 
     def _choose(self, endpoint: str, wanted: Wanted) -> str | None:

@@ -15,7 +15,7 @@ CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 class Room:
     """Engines of the model `a`; `b` is configured and away, with `a` as a fallback if wanted."""
 
-    def __init__(self, *, falls_back: bool = False) -> None:
+    def __init__(self, *, falls_back: bool = False, share: float = 0.75) -> None:
         self.engines = Engines()
         self.engines.serve("a", tokenizer="{}", vocab_size=10)
         self.takes_requests = self.knows_all = True
@@ -30,6 +30,7 @@ class Room:
             names,
             lambda: self.takes_requests,
             lambda: self.knows_all,
+            share,
         )
 
     def num_free(
@@ -84,3 +85,7 @@ def test_a_name_that_no_engine_has_announced_yet_may_be_a_models() -> None:
     assert room.num_free("none") == 1
     room.engines.serve("none")
     assert room.num_free("none") == 6
+
+
+def test_lines_may_fill_what_the_operator_gives_them_of_an_engine() -> None:
+    assert [Room(share=share).num_free("a") for share in (0.01, 0.5, 0.75, 1.0)] == [1, 4, 6, 8]
