@@ -1,6 +1,7 @@
 """`python -m gateway`: reads the settings, binds, and serves until it is told to stop."""
 
 import asyncio
+import contextlib
 import importlib
 import logging
 import os
@@ -36,8 +37,15 @@ def main() -> int:
             sock = bind_socket(settings.host, settings.port, is_shared=settings.share_port)
         else:
             sock = bind_unix_socket(settings.uds)
-        with sock, asyncio.Runner(loop_factory=_loop_factory()) as runner:
-            runner.run(serve(settings, sock))
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(sock)]
+            if settings.metrics_port:
+                metrics = bind_socket(
+                    settings.host, settings.metrics_port, setting="PENSTOCK_METRICS_PORT"
+                )
+                sockets.append(stack.enter_context(metrics))
+            runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
+            runner.run(serve(settings, *sockets))
     except ConfigurationError as error:
         _logger.error("%s", error.message)
         return 1

@@ -45,6 +45,7 @@ from gateway.telemetry.worker_metrics import WorkerMetricsCollector
 from gateway.telemetry.worker_records import WorkerRecords
 from gateway.tools.tool_servers import tool_servers
 from gateway.tools.toolbox import registered_toolbox
+from gateway.workers.announcements import Announcements
 from gateway.workers.auth import AuthLink, AuthNews
 from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.engines import EngineLink
@@ -162,6 +163,9 @@ class Application:
         self._trimmer = HeapTrimmer()
         self._housekeeping = self._make_housekeeping()
         self.names = ModelNames(settings.aliases, settings.fallbacks, self.directory)
+        self.announcements = Announcements(
+            settings.models, self.directory, self.peers, settings.worker_dead_s, clock
+        )
         self.requests = self._make_requests()
         self.bodies = Bodies(
             settings.max_body_bytes,
@@ -258,11 +262,13 @@ class Application:
             ask=Errands(lambda: self.parts.errand_app).ask,
             settle=self.outbox.put,
             num_free=IdleRoom(
-                settings.models,
+                (*settings.models, *self.names.configured),
                 self.directory,
                 self.admission,
                 self.names,
                 lambda: self.auth.is_ready and not self.requests.is_draining,
+                self.announcements.are_complete,
+                settings.batch_share,
             ).num_free,
             max_lines=settings.max_batch_requests,
             max_line_bytes=settings.max_body_bytes,

@@ -34,6 +34,13 @@ CLIENT_TRACES = ("link", "parent", "ignore")
 STORE_SCHEMES = ("sqlite:///", "postgresql://", "postgres://")
 _MAX_BODY_BYTES = MAX_MESSAGE_BYTES // 2
 """A body travels on in one message of the wire, where escapes and the tools add to it."""
+MAX_BODY_BYTES = size(
+    "PENSTOCK_MAX_BODY_BYTES",
+    10 * 1024 * 1024,
+    minimum=1024,
+    maximum=_MAX_BODY_BYTES,
+    meaning="longer bodies are a 413",
+)
 _REQUIRE_KEYS = switch(
     "PENSTOCK_REQUIRE_KEYS",
     True,
@@ -104,6 +111,7 @@ class GatewaySettings(EdgeSettings):
     toolparser_endpoint: Endpoint
     host: str = setting(shared.HOST)
     port: int = setting(shared.PORT)
+    metrics_port: int = setting(shared.METRICS_PORT)
     port_file: Path | None = setting(
         file_path(
             "PENSTOCK_PORT_FILE",
@@ -183,15 +191,7 @@ class GatewaySettings(EdgeSettings):
         )
     )
     key_dir: Path | None = setting(shared.KEY_DIR)
-    max_body_bytes: int = setting(
-        size(
-            "PENSTOCK_MAX_BODY_BYTES",
-            10 * 1024 * 1024,
-            minimum=1024,
-            maximum=_MAX_BODY_BYTES,
-            meaning="longer bodies are a 413",
-        )
-    )
+    max_body_bytes: int = setting(MAX_BODY_BYTES)
     max_bodies_per_caller: int = setting(
         whole_number(
             "PENSTOCK_MAX_BODIES_PER_CALLER",
@@ -573,6 +573,18 @@ class GatewaySettings(EdgeSettings):
             meaning="lines of batches under way at a time, where the engines have room for them",
         )
     )
+    batch_share: float = setting(
+        number(
+            "PENSTOCK_BATCH_SHARE",
+            0.75,
+            minimum=0.01,
+            maximum=1,
+            meaning=(
+                "of the requests that an engine runs at a time, those that lines of batches may "
+                "be; the rest of its room waits for other requests"
+            ),
+        )
+    )
     strict_fields: bool = setting(shared.STRICT_FIELDS)
     trace_ratio: float = setting(
         number(
@@ -652,6 +664,10 @@ class GatewaySettings(EdgeSettings):
             ConfigurationError: Others would be served without keys, or there is no such store.
         """
         self.check_edge(requires_keys=self.require_keys)
+        if self.metrics_port and self.metrics_port == self.port and self.uds is None:
+            raise ConfigurationError(
+                f"PENSTOCK_METRICS_PORT {self.metrics_port} is PENSTOCK_PORT, too; take another."
+            )
         if self.store_url not in ("", "none") and not self.store_url.startswith(STORE_SCHEMES):
             raise ConfigurationError(
                 "PENSTOCK_STORE_URL must be `none` or begin with one of "

@@ -5,6 +5,7 @@ PenstockError
 │   ├── InvalidRequestError      400: a field is wrong; `param` names it
 │   │   ├── UnsupportedFieldError    400: a documented field that is not served here
 │   │   └── PreviousResponseNotFoundError    400: there is no such response to go on from
+│   ├── NotOnThisPortError       404: the port has metrics and probes only
 │   ├── ForbiddenOriginError     403: Host or Origin is not on the allow-list
 │   ├── ModelNotFoundError       404: lists the models there are
 │   ├── StoredNotFoundError      404: no such response, conversation or item of this tenant
@@ -28,7 +29,7 @@ PenstockError
 └── ConfigurationError           (protocol) a setting that stops the start
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.messages import Denied, Failure, LimitRefusal, LimitState
@@ -175,6 +176,15 @@ class ToolNotFoundError(GatewayError):
         super().__init__(
             f"This server has no tool named `{name}`. Available tools: {there_are}.", param="name"
         )
+
+
+class NotOnThisPortError(GatewayError):
+    """The port of the metrics was asked for something else."""
+
+    code = ErrorCode.NOT_FOUND
+
+    def __init__(self, served: Iterable[str]) -> None:
+        super().__init__(f"This port (PENSTOCK_METRICS_PORT) serves only {', '.join(served)}.")
 
 
 class WorkerNotFoundError(GatewayError):

@@ -19,12 +19,13 @@ _SHARING_PATIENCE_S = 5.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
+async def serve(settings: GatewaySettings, sock: socket.socket, *further: socket.socket) -> None:
     """Serve until SIGTERM or SIGINT, then drain; the same signal again ends at once.
 
     Args:
         settings: Of this process.
         sock: Listening; one of a shared port only bound, it listens once this gateway can serve.
+        further: Listening, for metrics.
 
     Raises:
         ConfigurationError: An endpoint, a folder, a key file or the port can't be used.
@@ -51,7 +52,7 @@ async def serve(settings: GatewaySettings, sock: socket.socket) -> None:
             # Until then the other gateways of the port are a better choice.
             patience = loop.create_task(application.until_serving(_SHARING_PATIENCE_S))
             await _first(patience, stop.wait())
-        serving = loop.create_task(server.serve(sockets=[sock]))
+        serving = loop.create_task(server.serve(sockets=[sock, *further]))
         await _first(serving, server.has_started.wait())
         if serving.done():
             await serving  # it could not listen

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlencode
 
 import httpx
@@ -78,16 +78,20 @@ def all_pages(
 
 def error_of(response: httpx.Response) -> ServerError:
     """The server's own words about what went wrong, and a way out where the key is the matter."""
+    param = None
     try:
-        message = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        error = response.json()["error"]
+        message = error["message"]
+        param = error.get("param")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         message = response.text[:200] or response.reason_phrase
     hint = ""
     if response.status_code == httpx.codes.UNAUTHORIZED:
         is_admin = response.request.url.path.startswith("/v1/admin/")
         names = "PENSTOCK_ADMIN_KEY or --key-file" if is_admin else "PENSTOCK_API_KEY"
         hint = f" This command takes its key from {names}."
-    return ServerError(f"{response.status_code}: {message}{hint}")
+    status = response.status_code
+    return ServerError(f"{status}: {message}{hint}", status=status, param=param)
 
 
 def without_credentials(url: str) -> str:
@@ -157,6 +161,39 @@ class ApiClient:
             return None
         with self.reading():
             return response.json()
+
+    def upload(self, path: str, file: BinaryIO, fields: Mapping[str, str]) -> Any:
+        """The JSON answer to a form with a file, which is sent as it is read.
+
+        Raises:
+            ServerError: The server refused, or did not answer.
+        """
+        with self._reaching():
+            response = self._client.post(path, data=dict(fields), files={"file": file})
+        if response.is_error:
+            raise error_of(response)
+        with self.reading():
+            return response.json()
+
+    def lines(self, path: str) -> Iterator[bytes]:
+        """The lines of a text, each with its line feed; one is in memory at a time.
+
+        Raises:
+            ServerError: The server refused, or did not answer to the end.
+        """
+        with self._reaching(), self._client.stream("GET", path) as response:
+            if response.is_error:
+                response.read()
+                raise error_of(response)
+            rest = bytearray()
+            for piece in response.iter_bytes():
+                *whole, last = piece.split(b"\n")
+                for line in whole:
+                    yield bytes(rest) + line + b"\n"
+                    rest.clear()
+                rest += last
+            if rest:
+                yield bytes(rest) + b"\n"
 
     def stream_chat(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """The chunks of a streamed chat completion.

@@ -21,8 +21,9 @@ from penstock.errors import CommandError, UsageError
 SYNC_INTERVAL_S: Final = 5.0
 """A power cut costs at most the answers of so long."""
 
-_BEGINNING: Final = b'{"id": "'
-"""Of every line; an end of a file that begins otherwise was not written here."""
+_BEGINNINGS: Final = (b'{"id":"', b'{"id": "')
+"""Of every line, of this release and of earlier ones; an end of a file that begins otherwise was
+not written here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +79,26 @@ class BatchOutput:
         self._close()
 
     @property
+    def path(self) -> Path:
+        """Of the file, links followed."""
+        return self._path
+
+    @property
     def answered(self) -> set[str]:
         """The requests that have a good answer."""
         return {custom_id for custom_id, place in self._places.items() if place.is_good}
 
-    def append(self, answer: dict[str, Any]) -> None:
-        """Write one answer as a whole line; the operating system has it when this returns.
+    def append(self, line: bytes) -> None:
+        """Write one answer, a whole line; the operating system has it when this returns.
 
         Raises:
-            CommandError: It can't be written, such as for lack of room.
+            CommandError: It is none, or can't be written, such as for lack of room.
         """
+        answer = answer_in(line)
+        if answer is None:
+            raise CommandError("The server gave a line that is no answer of a batch.")
         if self._has_failed:  # A line after a half one would make two answers unreadable.
             raise CommandError(f"{self._path} could not be written.")
-        line = _encode(answer)
         rest = memoryview(line)
         try:
             while rest:
@@ -101,7 +109,7 @@ class BatchOutput:
         except OSError as error:
             self._has_failed = True
             raise self._failure("written", error) from error
-        self._note(answer["custom_id"], len(line), is_good=_is_good(answer))
+        self._note(answer["custom_id"], len(line), is_good=is_good(answer))
 
     def put_in_order(self, custom_ids: Iterable[str]) -> None:
         """Replace the file by one with an answer a request, in this order; then the others.
@@ -161,7 +169,7 @@ class BatchOutput:
         """Find what was answered, and drop a half last line."""
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             for number, line in enumerate(file, start=1):
-                answer = _decode(line)
+                answer = answer_in(line)
                 if answer is None and line.strip() and not _is_torn(line):
                     raise UsageError(
                         f"{self._path}:{number}: the file exists and is not the output of a batch; "
@@ -175,7 +183,7 @@ class BatchOutput:
                     if not line.endswith(b"\n"):
                         os.write(self._descriptor, b"\n")
                         line += b"\n"
-                    self._note(answer["custom_id"], len(line), is_good=_is_good(answer))
+                    self._note(answer["custom_id"], len(line), is_good=is_good(answer))
 
     def _note(self, custom_id: str, num_bytes: int, *, is_good: bool) -> None:
         old = self._places.get(custom_id)
@@ -195,14 +203,7 @@ class BatchOutput:
             self._descriptor = -1
 
 
-def _encode(answer: dict[str, Any]) -> bytes:
-    try:
-        return json.dumps(answer, ensure_ascii=False).encode() + b"\n"
-    except UnicodeEncodeError:  # Half of a surrogate pair has no UTF-8; its escape is ASCII.
-        return json.dumps(answer).encode() + b"\n"
-
-
-def _decode(line: bytes) -> dict[str, Any] | None:
+def answer_in(line: bytes) -> dict[str, Any] | None:
     """The answer that a line holds; None when it is none."""
     try:
         value = json.loads(line)
@@ -213,14 +214,15 @@ def _decode(line: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _is_good(answer: dict[str, Any]) -> bool:
+def is_good(answer: dict[str, Any]) -> bool:
+    """Whether an answer is one that need not be asked for again."""
     response = answer["response"]
     return isinstance(response, dict) and response.get("status_code") == 200
 
 
 def _is_torn(line: bytes) -> bool:
     """Whether a line is the beginning of one that was written here."""
-    if not (line.startswith(_BEGINNING) or _BEGINNING.startswith(line)):
+    if not any(line.startswith(one) or one.startswith(line) for one in _BEGINNINGS):
         return False
     try:
         json.loads(line)

@@ -284,12 +284,22 @@ def run_batch(
     url: Annotated[
         str | None, typer.Option("--url", help="A running server; without it one is started.")
     ] = None,
-    concurrency: Annotated[int, typer.Option("--concurrency", min=1, max=1024)] = 32,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            "--concurrency",
+            min=1,
+            max=1024,
+            help="Requests under way at a time, of the server that is started [32].",
+            show_default=False,
+        ),
+    ] = None,
     cache_dir: Annotated[str | None, option_of(CACHE_DIR)] = None,
 ) -> None:
     """Answer a file of requests in OpenAI's batch format; taken up again where it was cut off.
 
-    The key of a server named by --url comes from PENSTOCK_API_KEY.
+    It has the batches of a server (/v1/batches) do that. The key of one named by --url comes from
+    PENSTOCK_API_KEY.
     """
     from penstock.run_batch import run
 

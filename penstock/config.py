@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from penstock.errors import UsageError
 from penstock.gguf_source import HUB_PREFIX
@@ -74,6 +74,7 @@ REVISION = text(
     shown_default="the hub's default",
     meaning="branch, tag or commit of a hub model",
 )
+_MAX_PORT: Final = 65535
 URL = text(
     "PENSTOCK_URL",
     "http://127.0.0.1:8000",
@@ -113,6 +114,7 @@ class ServeSettings:
     models: tuple[ModelChoice, ...]
     host: str = setting(shared.HOST)
     port: int = setting(shared.PORT)
+    metrics_port: int = setting(shared.METRICS_PORT)
     uds: Path | None = setting(shared.UDS)
     tls_cert_file: Path | None = setting(shared.TLS_CERT_FILE)
     tls_key_file: Path | None = setting(shared.TLS_KEY_FILE)
@@ -135,6 +137,12 @@ class ServeSettings:
     log_level: str = setting(shared.LOG_LEVEL, default="warning")
     child_environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    @property
+    def metrics_ports(self) -> range:
+        """The port of each gateway's metrics; empty where there is none."""
+        first = self.metrics_port
+        return range(first, first + self.num_gateways) if first else range(0)
+
     def check(self) -> None:
         """What no setting can say alone.
 
@@ -145,6 +153,16 @@ class ServeSettings:
             raise UsageError(
                 "--gateways: several gateways share a port of Linux, no Unix socket and no port of "
                 "another system; leave --uds out, or serve with one gateway."
+            )
+        if self.metrics_ports and self.metrics_ports[-1] > _MAX_PORT:
+            raise UsageError(
+                f"--metrics-port: {self.num_gateways} gateways take so many ports from "
+                f"{self.metrics_port} on, and {_MAX_PORT} is the last one."
+            )
+        if self.port in self.metrics_ports and self.uds is None:
+            raise UsageError(
+                f"--metrics-port: the metrics of the gateways would be on {self.metrics_ports[0]} "
+                f"to {self.metrics_ports[-1]}, where --port is, too; take another one."
             )
         if not self.require_keys and not is_loopback(self.host):
             raise UsageError(

@@ -30,6 +30,16 @@ class ModelError(CommandError):
 
 
 class ServerError(CommandError):
-    """The server answered with an error, or not at all."""
+    """The server answered with an error, or not at all.
+
+    Args:
+        message: For people.
+        status: Of its answer; 0 where there was none.
+        param: What of the request is wrong, if the server says so.
+    """
 
     code = ErrorCode.WORKER_UNAVAILABLE
+
+    def __init__(self, message: str, *, status: int = 0, param: str | None = None) -> None:
+        super().__init__(message, param=param)
+        self.status = status

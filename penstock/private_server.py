@@ -1,5 +1,6 @@
 """What a server that a command starts for itself alone takes over from the shell's settings."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -25,22 +26,26 @@ KEPT: Final = frozenset(
 """Everything else is of a deployment: its database, its keys, its address, who may call."""
 
 
-def private_settings(settings: ServeSettings, data_dir: Path) -> ServeSettings:
+def private_settings(
+    settings: ServeSettings, data_dir: Path, given: Mapping[str, str]
+) -> ServeSettings:
     """Settings of a server that only this command calls, and that ends with it.
 
     Args:
         settings: Of the command.
         data_dir: Where it keeps what it has to.
+        given: Further settings of its processes.
     """
     return replace(
         settings,
         host="127.0.0.1",
         port=0,
+        metrics_port=0,
         num_gateways=1,
         uds=None,
         tls_cert_file=None,
         tls_key_file=None,
         require_keys=False,
         data_dir=data_dir,
-        child_environment=without_settings(settings.child_environment, kept=KEPT),
+        child_environment={**without_settings(settings.child_environment, kept=KEPT), **given},
     )

@@ -1,50 +1,50 @@
 """`penstock run-batch`: a file of requests in, a file of answers out, in OpenAI's batch format.
 
-Each line of the input is `{"custom_id", "method": "POST", "url": "/v1/chat/completions", "body"}`;
-each line of the output `{"id", "custom_id", "response": {"status_code", "request_id", "body"},
-"error"}` (https://platform.openai.com/docs/guides/batch). Answers are appended as they come, so
-that a run that was cut off continues where it ended, and put into the order of the input at the
-end.
+It is a client of a server's `/v1/files` and `/v1/batches`, which check the lines, answer them and
+write down what became of each; without `--url` the server is one of its own. So what a line may be,
+what its answer looks like, and that a kill loses nothing is said in one place, `gateway/batches`.
+
+A run that was cut off is taken up: its batches bear the mark of input and output, and their answers
+are fetched before anything is asked again.
 """
 
-import asyncio
+import hashlib
 import json
-import secrets
-from collections.abc import Callable, Iterator
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Final, TextIO
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, Final
 
-import httpx
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from penstock.api_client import server_root
-from penstock.batch_output import BatchOutput
+from penstock.api_client import ApiClient
+from penstock.batch_client import BatchClient
+from penstock.batch_input import BatchInput, InputLine, Part, parts_of, read_input, write_part
+from penstock.batch_output import BatchOutput, answer_in, is_good
 from penstock.config import ServeSettings
-from penstock.errors import CommandError, UsageError
+from penstock.errors import CommandError, ServerError, UsageError
 from penstock.private_server import private_settings
 from penstock.serve import running_server
-from penstock.supervisor import Supervisor
 
-PATHS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
-MAX_LINE_CHARACTERS: Final = 64 * 2**20
-_MAX_TRIES: Final = 6
-_FIRST_PAUSE_S: Final = 0.5
-_MAX_PAUSE_S: Final = 30.0
-_REQUEST_TIMEOUT_S: Final = 3600.0
+DEFAULT_CONCURRENCY: Final = 32
+_MAX_OPEN: Final = 4
+"""Batches of one caller that a gateway works on at a time."""
 _POLL_S: Final = 0.1
+_LOOK_S: Final = 0.5
+_ENDED: Final = ("failed", "completed", "expired", "cancelled")
+_NOT_RUN: Final = ("batch_cancelled", "batch_expired")
+"""Codes of lines that were not begun: no answers."""
 _COLUMNS: Final = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-
-
-@dataclass(frozen=True)
-class BatchLine:
-    """One request of the input."""
-
-    custom_id: str
-    path: str
-    body: dict[str, Any]
 
 
 @dataclass
@@ -57,55 +57,232 @@ class BatchCounts:
     failed: int = 0
 
 
-def read_batch(path: Path) -> list[BatchLine]:
-    """Read and check the whole input before anything is started.
+@dataclass(frozen=True)
+class Watch:
+    """What a run looks at while it waits.
+
+    Attributes:
+        poll: Called several times a second; raises where nothing is to be waited for any more.
+        is_stopping: Whether no more is to be begun.
+        sleep: Waits so many seconds.
+    """
+
+    poll: Callable[[], None]
+    is_stopping: Callable[[], bool]
+    sleep: Callable[[float], None] = time.sleep
+
+    def pause(self) -> None:
+        """Wait a moment."""
+        for _ in range(round(_LOOK_S / _POLL_S)):
+            self.poll()
+            self.sleep(_POLL_S)
+
+
+class BatchRun:
+    """Has the lines of an input answered that have no good answer yet.
+
+    Args:
+        source: The requests.
+        output: The answers; those of earlier runs are kept and not asked for again.
+        batches: Of the server.
+        watch: What is looked at meanwhile.
+        default_model: For bodies that name none.
+        on_progress: Called with how it stands.
+
+    Attributes:
+        counts: How it went.
+    """
+
+    def __init__(
+        self,
+        source: BatchInput,
+        output: BatchOutput,
+        batches: BatchClient,
+        watch: Watch,
+        *,
+        default_model: str | None,
+        on_progress: Callable[[BatchCounts], None],
+    ) -> None:
+        self._source = source
+        self._output = output
+        self._batches = batches
+        self._watch = watch
+        self._default_model = default_model
+        self._on_progress = on_progress
+        self._ids = {line.custom_id for line in source.lines}
+        self._good_before = frozenset(self._ids & output.answered)
+        self._answered: dict[str, bool] = {}  # in this run, and whether well
+        self._open: dict[str, Part | None] = {}  # without the part where another run sent it
+        self._labels = _labels(source, output.path, default_model)
+        self.counts = BatchCounts(total=len(source.lines), skipped=len(self._good_before))
+
+    def run(self) -> None:
+        """Until every line has an answer, or a stop is asked for.
+
+        Raises:
+            CommandError: A line is wrong, the server refused or is away, or an answer can't be
+                written.
+        """
+        self._take_up()
+        while not self._watch.is_stopping() and (missing := self._missing()):
+            before = len(self._answered)
+            self._finish(deque(parts_of(missing)))
+            if len(self._answered) == before:
+                break  # whoever waits longer gets no answers either
+
+    def _missing(self) -> list[InputLine]:
+        known = self._good_before | self._answered.keys()
+        return [line for line in self._source.lines if line.custom_id not in known]
+
+    def _take_up(self) -> None:
+        """Fetch what earlier runs left on the server, and end what is of another input."""
+        for batch in self._batches.known():
+            labels = batch.get("metadata") or {}
+            if labels.get("penstock_output") != self._labels["penstock_output"]:
+                continue
+            if labels.get("penstock_input") == self._labels["penstock_input"]:
+                self._open[str(batch.get("id"))] = None
+            elif batch.get("status") not in _ENDED:
+                self._batches.cancel(str(batch.get("id")))
+        self._finish(deque())
+
+    def _finish(self, waiting: deque[Part]) -> None:
+        """Run parts, some at a time, and take the answers of all batches that are open."""
+        failure: CommandError | None = None
+        is_cancelled = False
+        while waiting or self._open:
+            if self._watch.is_stopping() or failure is not None:
+                waiting.clear()
+                if not is_cancelled:
+                    is_cancelled = True
+                    self._cancel_open()
+            while waiting and len(self._open) < _MAX_OPEN and failure is None:
+                try:
+                    self._begin(waiting.popleft())
+                except UsageError as error:
+                    failure = error
+            failure = self._look() or failure
+            if self._open:
+                self._watch.pause()
+        if failure is not None:
+            raise failure
+
+    def _begin(self, part: Part) -> None:
+        with _file_of(self._source, part, self._output.path, self._default_model) as file:
+            try:
+                batch_id = self._batches.create(part.url, file, self._labels)
+            except ServerError as error:
+                if error.param != "endpoint":
+                    raise
+                where = f"{self._source.path}:{part.lines[0].number}"
+                raise UsageError(f"{where}: {error.message}") from error
+        self._open[batch_id] = part
+
+    def _look(self) -> CommandError | None:
+        """Take what has ended; why a batch could not be run, if one of this run couldn't."""
+        failure = None
+        num_under_way = [0, 0]
+        for batch_id, part in list(self._open.items()):
+            batch = self._batches.find(batch_id)
+            if batch["status"] not in _ENDED:
+                counts = batch.get("request_counts") or {}
+                num_under_way[0] += int(counts.get("completed") or 0)
+                num_under_way[1] += int(counts.get("failed") or 0)
+                continue
+            self._batches.take(batch, self._on_line)
+            del self._open[batch_id]
+            if batch["status"] == "failed" and part is not None:
+                failure = failure or _failure(batch, part, self._source.path)
+        num_good = sum(self._answered.values())
+        self.counts.succeeded, self.counts.failed = num_good, len(self._answered) - num_good
+        shown = BatchCounts(self.counts.total, self.counts.skipped)
+        shown.succeeded = self.counts.succeeded + num_under_way[0]
+        shown.failed = self.counts.failed + num_under_way[1]
+        self._on_progress(shown)
+        return failure
+
+    def _on_line(self, line: bytes) -> None:
+        answer = answer_in(line)
+        if answer is None:
+            raise ServerError("The server gave a line that is no answer of a batch.", status=400)
+        custom_id, error = answer["custom_id"], answer["error"]
+        is_run = not (isinstance(error, dict) and error.get("code") in _NOT_RUN)
+        if is_run and custom_id in self._ids and custom_id not in self._answered:
+            self._output.append(line)
+            self._answered[custom_id] = is_good(answer)
+
+    def _cancel_open(self) -> None:
+        for batch_id in self._open:
+            self._batches.cancel(batch_id)
+
+
+def _labels(source: BatchInput, output_path: Path, default_model: str | None) -> dict[str, str]:
+    """What the batches of a run are known by, also to a later one."""
+    place = f"{socket.gethostname()}\0{output_path}"
+    asked = f"{source.digest}\0{default_model or ''}"
+    return {
+        "penstock_output": hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest(),
+        "penstock_input": hashlib.sha256(asked.encode()).hexdigest(),
+    }
+
+
+@contextmanager
+def _file_of(
+    source: BatchInput, part: Part, output_path: Path, default_model: str | None
+) -> Iterator[BinaryIO]:
+    """A part as a file without a name, where the answers will lie as well.
 
     Raises:
-        UsageError: With the number of the line that is wrong.
+        CommandError: It can't be written.
     """
-    lines: list[BatchLine] = []
-    seen: dict[str, int] = {}
     try:
-        with path.open(encoding="utf-8") as file:
-            for number, text in _numbered(file):
-                line = _parse(text, f"{path}:{number}")
-                if line.custom_id in seen:
-                    first = seen[line.custom_id]
-                    raise UsageError(
-                        f"{path}:{number}: custom_id {line.custom_id!r} repeats line {first}."
-                    )
-                seen[line.custom_id] = number
-                lines.append(line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} can't be read: {error}.") from None
-    if not lines:
-        raise UsageError(f"{path} holds no request.")
-    return lines
+        file = TemporaryFile(dir=output_path.parent)  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise CommandError(f"{output_path.parent} takes no file: {error.strerror}.") from error
+    with file:
+        try:
+            write_part(source, part, file, default_model)
+        except OSError as error:
+            message = f"{output_path.parent} has no room for the requests: {error.strerror}."
+            raise CommandError(message) from error
+        yield file
 
 
-def _numbered(file: TextIO) -> Iterator[tuple[int, str]]:
-    for number, text in enumerate(file, start=1):
-        if text.strip():
-            yield number, text
+def _failure(batch: dict[str, Any], part: Part, path: Path) -> CommandError:
+    """Why a batch could not be run, in the server's words, with the line of the input."""
+    found = batch.get("errors")
+    errors = found.get("data") if isinstance(found, dict) else None
+    return _wrong_line(errors if isinstance(errors, list) else [], part, path)
 
 
-def _parse(text: str, where: str) -> BatchLine:
-    if len(text) > MAX_LINE_CHARACTERS:
-        raise UsageError(f"{where}: longer than {MAX_LINE_CHARACTERS} characters.")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where}: no JSON: {error}.") from None
-    if not isinstance(value, dict) or not isinstance(value.get("custom_id"), str):
-        raise UsageError(f"{where}: must be an object with a `custom_id`.")
-    if value.get("method") != "POST" or value.get("url") not in PATHS:
-        raise UsageError(f"{where}: `method` must be POST and `url` one of {', '.join(PATHS)}.")
-    body = value.get("body")
-    if not isinstance(body, dict):
-        raise UsageError(f"{where}: `body` must be an object.")
-    if body.get("stream"):
-        raise UsageError(f"{where}: a batch can't stream; leave `stream` out of `body`.")
-    return BatchLine(value["custom_id"], value["url"], body)
+def _wrong_line(errors: Iterable[Any], part: Part, path: Path) -> CommandError:
+    told = [one for one in errors if isinstance(one, dict)]
+    if not told:
+        return ServerError("The server could not run the batch, and doesn't say why.")
+    message, number = str(told[0].get("message")), told[0].get("line")
+    if not isinstance(number, int) or not 1 <= number <= len(part.lines):
+        return ServerError(message)
+    more = f" ({len(told) - 1} more lines are wrong, too)" if len(told) > 1 else ""
+    return UsageError(f"{path}:{part.lines[number - 1].number}: {message}{more}")
+
+
+def check_lines(source: BatchInput, parts: Iterable[Part], output_path: Path) -> None:
+    """Have lines checked by the code that the server checks them with, before it is started.
+
+    Raises:
+        UsageError: One is wrong.
+        CommandError: They can't be checked.
+    """
+    for part in parts:
+        with _file_of(source, part, output_path, None) as file:
+            command = [sys.executable, "-m", "gateway.batches.check", part.url]
+            done = subprocess.run(  # noqa: S603 - our own module
+                command, stdin=file, stdout=subprocess.PIPE, check=False
+            )
+        if done.returncode:
+            raise CommandError("The requests can't be checked.")
+        if errors := json.loads(done.stdout):
+            raise _wrong_line(errors, part, source.path)
 
 
 def run(
@@ -115,7 +292,7 @@ def run(
     url: str | None,
     settings: ServeSettings,
     api_key: str | None,
-    concurrency: int,
+    concurrency: int | None,
     console: Console,
 ) -> int:
     """Run a whole file, at a running server or at one that is started for it.
@@ -126,222 +303,138 @@ def run(
         url: A running server; None starts one of this machine with `settings`.
         settings: Of that server.
         api_key: Of the running server.
-        concurrency: Requests under way at a time.
+        concurrency: Requests under way at a time, of the server that is started.
         console: For progress.
 
     Returns:
         The exit code: 0 when every request has a good answer, 1 otherwise.
 
     Raises:
-        CommandError: The files are wrong, or the server can't be started.
+        CommandError: The files are wrong, the server can't be used, or it was told to stop.
     """
-    lines = read_batch(input_path)
+    if url is not None and concurrency is not None:
+        raise UsageError(
+            "--concurrency is of the server that is started here; the one of --url has its own "
+            "setting, PENSTOCK_MAX_BATCH_REQUESTS."
+        )
+    source = read_input(input_path)
+    folder = output_path.resolve()
+    folder = folder.with_name(f"{folder.name}.penstock-run")
     with BatchOutput(output_path) as output:
         # Whatever is wrong with the output is said before a model is loaded for nothing.
-        missing = {line.custom_id for line in lines} - output.answered
-        if not missing:
-            counts = BatchCounts(total=len(lines), skipped=len(lines))
-        elif url is not None:
-            counts = _run_with_bar(lines, output, url, api_key, None, concurrency, console, None)
-        else:
-            found = _run_at_own_server(lines, output, settings, concurrency, console)
-            if found is None:
-                return 1
-            counts = found
-        output.put_in_order(line.custom_id for line in lines)
+        left = [line for line in source.lines if line.custom_id not in output.answered]
+        counts: BatchCounts | None = BatchCounts(len(source.lines), len(source.lines))
+        if left and url is not None:
+            counts = _run_at(url, api_key, source, output, console)
+        elif left:
+            check_lines(source, parts_of(left), output.path)
+            counts = _run_at_own_server(
+                source, output, settings, folder, concurrency or DEFAULT_CONCURRENCY, console
+            )
+        if counts is None:
+            return 1
+        output.put_in_order(line.custom_id for line in source.lines if line.custom_id is not None)
+        shutil.rmtree(folder, ignore_errors=True)
+    return _told(counts, console)
+
+
+def _told(counts: BatchCounts, console: Console) -> int:
+    num_left = counts.total - counts.skipped - counts.succeeded - counts.failed
+    none = f", {num_left} have no answer" if num_left else ""
     console.print(
         f"{counts.succeeded} answered, {counts.failed} failed, "
-        f"{counts.skipped} were answered before",
+        f"{counts.skipped} were answered before{none}",
         highlight=False,
     )
     return 0 if counts.succeeded + counts.skipped == counts.total else 1
 
 
 def _run_at_own_server(
-    lines: list[BatchLine],
+    source: BatchInput,
     output: BatchOutput,
     settings: ServeSettings,
+    folder: Path,
     concurrency: int,
     console: Console,
 ) -> BatchCounts | None:
-    """Start a server for the batch; None when it was told to stop before it served."""
-    with TemporaryDirectory(prefix="penstock-batch-") as data_dir:
-        private = private_settings(settings, Path(data_dir))
-        with running_server(private, console, is_private=True) as (url, supervisor):
-            if url is None:
-                return None
-            model = settings.models[0].name if len(settings.models) == 1 else None
-            return _run_with_bar(lines, output, url, None, model, concurrency, console, supervisor)
+    """Start a server for the batch; None when it was told to stop before it served.
+
+    What the server has of the batch stays in its folder until the end, whatever kills it.
+    """
+    given = {
+        "PENSTOCK_MAX_BATCH_REQUESTS": str(concurrency),
+        # Nobody else asks it anything.
+        "PENSTOCK_BATCH_SHARE": "1",
+    }
+    private = private_settings(settings, folder, given)
+    with running_server(private, console, is_private=True) as (url, supervisor):
+        if url is None:
+            return None
+
+        def poll() -> None:
+            if len(supervisor.signals) > 1:
+                raise CommandError("Stopped at once; run the same command to continue.")
+            supervisor.poll()
+
+        watch = Watch(poll, lambda: supervisor.stop_requested)
+        model = settings.models[0].name if len(settings.models) == 1 else None
+        return _run_with_bar(url, None, model, source, output, watch, console)
+
+
+def _run_at(
+    url: str, api_key: str | None, source: BatchInput, output: BatchOutput, console: Console
+) -> BatchCounts:
+    received: list[int] = []
+
+    def on_signal(number: int, frame: object) -> None:
+        received.append(number)
+
+    def poll() -> None:
+        if len(received) > 1:
+            raise CommandError(
+                "Stopped at once; the server ends what it has begun, and the same command fetches "
+                "its answers and continues."
+            )
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        watch = Watch(poll, lambda: bool(received))
+        return _run_with_bar(url, api_key, None, source, output, watch, console)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run_with_bar(
-    lines: list[BatchLine],
-    output: BatchOutput,
     url: str,
     api_key: str | None,
     default_model: str | None,
-    concurrency: int,
+    source: BatchInput,
+    output: BatchOutput,
+    watch: Watch,
     console: Console,
-    supervisor: Supervisor | None,
 ) -> BatchCounts:
-    with Progress(*_COLUMNS, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("requests", total=len(lines))
+    with (
+        ApiClient(url, api_key) as client,
+        Progress(*_COLUMNS, console=console, disable=not console.is_terminal) as bar,
+    ):
+        task = bar.add_task("requests", total=len(source.lines))
 
         def show(counts: BatchCounts) -> None:
             bar.update(task, completed=counts.skipped + counts.succeeded + counts.failed)
 
-        async def work() -> BatchCounts:
-            batch = asyncio.create_task(
-                run_batch(
-                    lines,
-                    output,
-                    url=url,
-                    api_key=api_key,
-                    default_model=default_model,
-                    concurrency=concurrency,
-                    on_progress=show,
-                )
-            )
-            while not batch.done() and supervisor is not None and not supervisor.stop_requested:
-                supervisor.poll()
-                await asyncio.wait([batch], timeout=_POLL_S)
-            if supervisor is not None and supervisor.stop_requested:
-                batch.cancel()
-                raise CommandError("Stopped; run the same command to continue.")
-            return await batch
-
-        return asyncio.run(work())
-
-
-async def run_batch(
-    lines: list[BatchLine],
-    output: BatchOutput,
-    *,
-    url: str,
-    api_key: str | None,
-    default_model: str | None,
-    concurrency: int,
-    on_progress: Callable[[BatchCounts], None],
-    transport: httpx.AsyncBaseTransport | None = None,
-) -> BatchCounts:
-    """Send every request that has no answer yet, so many at a time.
-
-    Args:
-        lines: From `read_batch`.
-        output: Answers are appended as they come.
-        url: The server's root, with or without `/v1`.
-        api_key: Of the server.
-        default_model: For bodies that name none.
-        concurrency: Requests under way at a time.
-        on_progress: Called after each answer.
-        transport: For tests.
-
-    Returns:
-        How it went.
-
-    Raises:
-        CommandError: An answer can't be written, or the address or the key is malformed.
-    """
-    done = output.answered
-    counts = BatchCounts(total=len(lines), skipped=sum(line.custom_id in done for line in lines))
-    waiting = iter([line for line in lines if line.custom_id not in done])
-    async with _client(url, api_key, concurrency, transport) as client:
-
-        async def work() -> None:
-            for line in waiting:
-                body = line.body
-                if default_model is not None:
-                    body = {"model": default_model, **body}
-                answer = await _ask(client, line, body)
-                output.append(answer)
-                response = answer["response"]
-                if response is not None and response["status_code"] == 200:
-                    counts.succeeded += 1
-                else:
-                    counts.failed += 1
-                on_progress(counts)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(concurrency):
-                    group.create_task(work())
-        except ExceptionGroup as errors:
-            # Several may tell of the same file; a person needs one line.
-            for error in errors.exceptions:
-                if isinstance(error, CommandError):
-                    raise error from None
-            raise
-    return counts
-
-
-def _client(
-    url: str, api_key: str | None, concurrency: int, transport: httpx.AsyncBaseTransport | None
-) -> httpx.AsyncClient:
-    try:
-        return httpx.AsyncClient(
-            base_url=server_root(url),
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            timeout=httpx.Timeout(_REQUEST_TIMEOUT_S),
-            limits=httpx.Limits(max_connections=concurrency),
-            transport=transport,
-            trust_env=False,
+        run = BatchRun(
+            source,
+            output,
+            BatchClient(client, watch.pause),
+            watch,
+            default_model=default_model,
+            on_progress=show,
         )
-    except (httpx.InvalidURL, UnicodeEncodeError) as error:
-        what = "--url" if isinstance(error, httpx.InvalidURL) else "PENSTOCK_API_KEY"
-        raise UsageError(f"{what} is malformed.") from None
-
-
-async def _ask(client: httpx.AsyncClient, line: BatchLine, body: dict[str, Any]) -> dict[str, Any]:
-    """One request, again and again while the server is full or away."""
-    record: dict[str, Any] = {
-        "id": f"batch_req_{secrets.token_hex(12)}",
-        "custom_id": line.custom_id,
-        "response": None,
-        "error": None,
-    }
-    pause_s = _FIRST_PAUSE_S
-    for attempt in range(_MAX_TRIES):
-        is_last = attempt == _MAX_TRIES - 1
-        try:
-            # Escaped, so that half of a surrogate pair is the server's to refuse, as NaN is.
-            reply = await client.post(
-                line.path,
-                content=json.dumps(body),
-                headers={"content-type": "application/json"},
-            )
-        except httpx.RequestError as error:
-            if is_last:
-                message = f"{type(error).__name__}: {error}"
-                return {**record, "error": {"code": "connection_error", "message": message}}
-        else:
-            if is_last or not _is_worth_another_try(reply):
-                response = {
-                    "status_code": reply.status_code,
-                    "request_id": reply.headers.get("x-request-id", ""),
-                    "body": _body(reply),
-                }
-                return {**record, "response": response}
-            pause_s = max(pause_s, _retry_after_s(reply))
-        await asyncio.sleep(min(pause_s, _MAX_PAUSE_S))
-        pause_s *= 2
-    raise AssertionError("the last try returns")
-
-
-def _is_worth_another_try(reply: httpx.Response) -> bool:
-    return (
-        reply.status_code in (429, 503) and reply.headers.get("x-should-retry", "true") != "false"
-    )
-
-
-def _retry_after_s(reply: httpx.Response) -> float:
-    try:
-        return float(reply.headers.get("retry-after", 0))
-    except ValueError:
-        return 0.0
-
-
-def _body(reply: httpx.Response) -> Any:
-    try:
-        return reply.json()
-    except (ValueError, RecursionError):
-        return {"error": {"message": reply.text[:1000]}}
+        run.run()
+    counts = run.counts
+    if watch.is_stopping() and counts.skipped + counts.succeeded + counts.failed < counts.total:
+        _told(counts, console)
+        raise CommandError("Stopped; run the same command to continue.")
+    return counts

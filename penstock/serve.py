@@ -19,8 +19,13 @@ from penstock.supervisor import Supervisor, common_environment, make_run_dir, pr
 from protocol.runtime.logs import setup as setup_logs
 
 
-def require_free_port(host: str, port: int) -> None:
+def require_free_port(host: str, port: int, option: str = "--port") -> None:
     """Refuse an address that can't be bound, before anything is started.
+
+    Args:
+        host: Of this machine.
+        port: To be bound.
+        option: What says it.
 
     Raises:
         CommandError: The port is in use, or the address is not this machine's.
@@ -36,9 +41,10 @@ def require_free_port(host: str, port: int) -> None:
         try:
             probe.bind(address)
         except OSError as error:
+            hint = " (0 picks a free one)" if option == "--port" else ""
             raise CommandError(
                 f"{host}:{port} can't be bound: {error.strerror}. Stop what uses it or choose "
-                "another --port (0 picks a free one); a second server needs its own --data-dir."
+                f"another {option}{hint}; a second server needs its own --data-dir."
             ) from None
 
 
@@ -114,6 +120,8 @@ def running_server(
     setup_logs("penstock", settings.log_level)
     if settings.uds is None:
         require_free_port(settings.host, settings.port)
+    for port in settings.metrics_ports:
+        require_free_port(settings.host, port, "--metrics-port")
     _make_dir(settings.data_dir, "--data-dir")
     _make_dir(settings.cache_dir / "compile", "--cache-dir")
     folders = {model.name: resolve_model(model, settings) for model in settings.models}

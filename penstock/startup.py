@@ -209,6 +209,7 @@ def announce(url: str, settings: ServeSettings, console: Console) -> None:
     The key itself is not shown: `penstock keys` reads the file, and a terminal keeps what it shows.
     """
     key_file = settings.data_dir / "admin.key"
+    ports = ", ".join(str(port) for port in settings.metrics_ports)
     names = ", ".join(model.name for model in settings.models)
 
     def say(text: str) -> None:
@@ -218,6 +219,8 @@ def announce(url: str, settings: ServeSettings, console: Console) -> None:
         say(f"Penstock serves {names} on the Unix socket {settings.uds}.")
         return
     say(f"Penstock serves {names} at {url}/v1  (docs: {url}/docs)")
+    if ports:
+        say(f"Metrics, a port for each gateway: {ports}")
     has_key_file = key_file.exists()
     if has_key_file:
         say(f"Admin key: in {key_file}, where `penstock keys` finds it.")

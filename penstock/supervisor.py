@@ -126,6 +126,7 @@ def _gateways(settings: ServeSettings, run_dir: Path) -> list[ProcessSpec]:
     suffixes = _suffixes(settings)
     if len(suffixes) > 1:
         environment |= {"PENSTOCK_SHARE_PORT": "true", "PENSTOCK_SHARE_DATA_DIR": "true"}
+    ports = settings.metrics_ports or [0] * len(suffixes)
     return [
         ProcessSpec(
             f"gateway{suffix}",
@@ -133,6 +134,7 @@ def _gateways(settings: ServeSettings, run_dir: Path) -> list[ProcessSpec]:
             {
                 **environment,
                 "PENSTOCK_PORT_FILE": str(run_dir / f"port{suffix}"),
+                "PENSTOCK_METRICS_PORT": str(metrics_port),
                 **{
                     setting: f"ipc://{run_dir}/{role}{suffix}"
                     for role, setting in ENDPOINT_SETTINGS.items()
@@ -140,7 +142,7 @@ def _gateways(settings: ServeSettings, run_dir: Path) -> list[ProcessSpec]:
             },
             stop_order=0,
         )
-        for suffix in suffixes
+        for suffix, metrics_port in zip(suffixes, ports, strict=True)
     ]
 
 
@@ -229,6 +231,7 @@ class Supervisor:
         children: The processes.
         run_dir: As given.
         was_ready: Whether the server has served; set by whoever sees it.
+        signals: Those that asked it to stop; from the second one on nothing is waited for.
     """
 
     def __init__(
@@ -244,7 +247,7 @@ class Supervisor:
         self.run_dir = run_dir
         self._drain_timeout_s = drain_timeout_s
         self._clock = clock
-        self._signals: list[int] = []
+        self.signals: list[int] = []
         self._previous_handlers: dict[int, object] = {}
         self.children = [Child(spec) for spec in specs]
         self.was_ready = False
@@ -280,10 +283,10 @@ class Supervisor:
     @property
     def stop_requested(self) -> bool:
         """Whether SIGINT, SIGTERM or SIGHUP came."""
-        return bool(self._signals)
+        return bool(self.signals)
 
     def _on_signal(self, number: int, frame: object) -> None:
-        self._signals.append(number)
+        self.signals.append(number)
 
     def start(self, child: Child) -> None:
         """Start the process of a child; `poll` looks at it once it is among `children`.
@@ -405,7 +408,7 @@ class Supervisor:
         hurry_at = self._clock() + _SIGNAL_INTERVAL_S
         is_hurried = False
         while (alive := [child for child in group if child.is_alive]) and self._clock() < deadline:
-            if len(self._signals) > 1 and not is_hurried and self._clock() >= hurry_at:
+            if len(self.signals) > 1 and not is_hurried and self._clock() >= hurry_at:
                 is_hurried = True
                 terminate(alive)  # to them, too, a second one means: at once
                 deadline = min(deadline, self._clock() + _KILL_GRACE_S)

@@ -14,7 +14,7 @@ _EMBEDDINGS: Final = "/v1/embeddings"
 
 
 class IdleRoom:
-    """What nobody else wants of the engines; a quarter of their room is left for whoever comes.
+    """What nobody else wants of the engines; a part of their room is left for whoever comes.
 
     Args:
         configured: Models that are served sooner or later.
@@ -22,6 +22,8 @@ class IdleRoom:
         admission: Who waits for them.
         names: What stands for a model.
         takes_requests: Whether this gateway does at all.
+        knows_all: Whether a name that no engine has announced is no model's.
+        share: Of an engine's room, what lines may fill.
     """
 
     def __init__(
@@ -31,17 +33,22 @@ class IdleRoom:
         admission: Admission,
         names: ModelNames,
         takes_requests: Callable[[], bool],
+        knows_all: Callable[[], bool],
+        share: float,
     ) -> None:
         self._configured = configured
         self._directory = directory
         self._admission = admission
         self._names = names
         self._takes_requests = takes_requests
+        self._knows_all = knows_all
+        self._share = share
 
     def num_free(self, endpoint: str, wanted: Wanted) -> int | None:
         """Requests that the engines wanted could take beside what they have and what waits.
 
-        What is no model's name is to be answered with that, as soon as anything is.
+        What is no model's name is to be answered with that, as soon as anything is and every engine
+        has said what it serves: right after a gateway's start some haven't.
 
         Returns:
             None while no such engine is there, whatever else there is to do.
@@ -50,7 +57,7 @@ class IdleRoom:
         is_there = self._directory.is_serving
         model = self._choose(endpoint, wanted)
         is_known = model in models or model in self._configured
-        if model is not None and is_known and not is_there(model):
+        if model is not None and not is_there(model) and (is_known or not self._knows_all()):
             return None
         if not (self._takes_requests() and any(map(is_there, models))):
             return 0
@@ -61,7 +68,7 @@ class IdleRoom:
         room = 0
         for engine in self._directory.engines(model):
             slots = engine.offer.max_num_seqs or DEFAULT_SLOTS
-            room += max(1, slots * 3 // 4) - engine.num_unfinished
+            room += max(1, int(slots * self._share)) - engine.num_unfinished
         return room
 
     def _choose(self, endpoint: str, wanted: Wanted) -> str | None:

@@ -160,6 +160,7 @@ class LineRoom:
         self._num_free = num_free
         self._wall_clock = wall_clock
         self._is_stopping = asyncio.Event()
+        self._has_changed = asyncio.Event()
 
     def now(self) -> int:
         """Unix seconds."""
@@ -178,6 +179,20 @@ class LineRoom:
     def begin_to_stop(self) -> None:
         """Begin no more lines."""
         self._is_stopping.set()
+        self._has_changed.set()
+
+    def on_line_ended(self) -> None:
+        """A line of any batch is over, so that another one may have room."""
+        self.num_running -= 1
+        self._has_changed.set()
+
+    async def wait_for_room(self) -> None:
+        """Wait until a line is over, or it is time to look again."""
+        self._has_changed.clear()
+        if not self.is_stopping:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_PAUSE_S):
+                    await self._has_changed.wait()
 
     async def pause(self, duration_s: float) -> None:
         """Wait a while, or until no more lines are begun."""
@@ -231,8 +246,11 @@ class LineRun:
             outcome = await self._begin_all()
             while outcome == "completed" and self._running:
                 await self._save()
-                await asyncio.wait(self._running, timeout=SAVE_INTERVAL_S)
+                if self._running:  # they may have ended while the disk was waited for
+                    await asyncio.wait(self._running, timeout=SAVE_INTERVAL_S)
                 outcome = await self._begin_all()
+            if outcome == "cancelled":
+                await self._save(is_due=True)  # it is `cancelling` while the last lines run
         finally:
             if self._running:
                 await asyncio.wait(self._running)
@@ -262,7 +280,7 @@ class LineRun:
                 return outcome
             has_place = len(self._running) < room.max_lines and room.num_running < room.max_lines
             if not (has_place and await self._go_on()):
-                await room.pause(_PAUSE_S)
+                await room.wait_for_room()
         return "completed"
 
     async def _go_on(self) -> bool:
@@ -318,7 +336,7 @@ class LineRun:
 
     def _on_done(self, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
-        self._room.num_running -= 1
+        self._room.on_line_ended()
         if not task.cancelled() and task.exception() is not None:
             self._failure = task.exception()
 

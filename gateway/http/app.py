@@ -13,7 +13,7 @@ from gateway.errors import ClientDisconnectedError, DeniedError, ModelNotFoundEr
 from gateway.http.access.guard import GuardedRoute, caller_of, leaves_body_unread
 from gateway.http.bodies.multipart import MAX_FIELD_BYTES
 from gateway.http.entry.dispatcher import Dispatcher, ErrorHandler
-from gateway.http.entry.edge import CorsMiddleware, RootPathMiddleware
+from gateway.http.entry.edge import CorsMiddleware, MetricsPortMiddleware, RootPathMiddleware
 from gateway.http.entry.middleware import (
     BodySizeMiddleware,
     HostGuardMiddleware,
@@ -68,6 +68,8 @@ def build_app(parts: HttpParts) -> ASGIApp:
     app: ASGIApp = BodySizeMiddleware(dispatcher, settings.max_body_bytes, form_bytes)
     if not settings.require_keys:
         app = HostGuardMiddleware(app, parts.host_guard)
+    if settings.metrics_port:
+        app = MetricsPortMiddleware(app, settings.metrics_port)
     if settings.cors_origins:
         app = CorsMiddleware(app, settings.cors_origins)
     app = RequestScopeMiddleware(

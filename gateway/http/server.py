@@ -33,7 +33,9 @@ _UNREAD_TIMEOUT_MS = 300_000
 """A connection whose client takes nothing for so long is closed by the kernel, buffers and all."""
 
 
-def bind_socket(host: str, port: int, *, is_shared: bool = False) -> socket.socket:
+def bind_socket(
+    host: str, port: int, *, is_shared: bool = False, setting: str = "PENSTOCK_PORT"
+) -> socket.socket:
     """A listening socket.
 
     Args:
@@ -41,6 +43,7 @@ def bind_socket(host: str, port: int, *, is_shared: bool = False) -> socket.sock
         port: 0 for a free one.
         is_shared: Other gateways listen there as well; this one doesn't yet, so that connections
             go to those that serve.
+        setting: What says the port, for messages.
 
     Raises:
         ConfigurationError: The port is in use, or the address is not of this machine.
@@ -63,7 +66,7 @@ def bind_socket(host: str, port: int, *, is_shared: bool = False) -> socket.sock
     except OSError as error:
         sock.close()
         raise ConfigurationError(
-            f"Cannot listen on {host}:{port} (PENSTOCK_HOST, PENSTOCK_PORT): {error.strerror}."
+            f"Cannot listen on {host}:{port} (PENSTOCK_HOST, {setting}): {error.strerror}."
         ) from error
     return sock
 
@@ -173,6 +176,7 @@ class HttpServer(uvicorn.Server):
             )
         )
         self._address = f"{parts.settings.host}:{parts.settings.port}"
+        self._metrics_port = parts.settings.metrics_port
         self.has_started = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -193,10 +197,11 @@ class HttpServer(uvicorn.Server):
         self.has_started.set()
 
     async def stop_listening(self) -> None:
-        """Take no further connection; those that came go on."""
+        """Take no further connection but for metrics; those that came go on."""
+        closing = [server for server in self.servers if not self._is_for_metrics(server)]
         # The kernel resets what waits in the queue of a listener that is closed.
         waiting = select.poll()
-        for server in self.servers:
+        for server in closing:
             for sock in server.sockets:
                 waiting.register(sock, select.POLLIN)
         for _ in range(_BACKLOG):
@@ -204,8 +209,14 @@ class HttpServer(uvicorn.Server):
             await asyncio.sleep(0)  # the loop accepts at least one, and sets up the last ones
             if not has_more:
                 break
-        for server in self.servers:
+        for server in closing:
             server.close()
+
+    def _is_for_metrics(self, server: asyncio.Server) -> bool:
+        """Whether a listener is this gateway's own one: while it drains its figures are wanted."""
+        addresses = (sock.getsockname() for sock in server.sockets)
+        port = self._metrics_port
+        return bool(port) and any(isinstance(a, tuple) and a[1] == port for a in addresses)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

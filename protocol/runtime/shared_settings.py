@@ -85,6 +85,18 @@ PORT = whole_number(
     option="--port",
     meaning="port of the HTTP server; 0 takes a free one",
 )
+METRICS_PORT = whole_number(
+    "PENSTOCK_METRICS_PORT",
+    0,
+    minimum=0,
+    maximum=65535,
+    option="--metrics-port",
+    shown_default="0: none",
+    meaning=(
+        "a further port of `PENSTOCK_HOST` that is this gateway's alone, with `/metrics`, `/load`, "
+        "`/version` and the probes; of `--gateways N` the second one takes the next port, and so on"
+    ),
+)
 UDS = file_path(
     "PENSTOCK_UDS",
     None,

@@ -6,9 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.e2e.harness import Harness
+from tests.e2e.harness import Harness, eventually
 
 pytestmark = pytest.mark.process
 
@@ -85,3 +86,53 @@ def test_its_own_server_has_nothing_to_do_with_the_deployment_of_the_shell(
     assert done.returncode == 0, done.stderr
     assert json.loads(target.read_text("utf-8"))["response"]["status_code"] == 200
     assert not (tmp_path / "http.sock").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_its_own_server_killed_with_it_goes_on_with_what_it_had_written(
+    cache_dir: Path, tmp_path: Path
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [
+        {
+            "custom_id": f"c{number}",
+            "method": "POST",
+            "url": "/v1/completions",
+            "body": {"prompt": f"{number}, two,", "max_tokens": 200, "ignore_eos": True},
+        }
+        for number in range(40)
+    ]
+    source.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    command = [sys.executable, "-m", "penstock", "run-batch", str(source), str(target)]
+    command += ["--cache-dir", str(cache_dir), "--concurrency", "2"]
+
+    def written() -> list[bytes]:
+        """What the server has so far, but for a half line."""
+        found = (tmp_path / "out.jsonl.penstock-run").glob("batches/*/*/output.jsonl")
+        return [line for path in found for line in path.read_bytes().split(b"\n")[:-1]]
+
+    first = subprocess.Popen(command, stderr=subprocess.PIPE)
+    eventually(lambda: len(written()) >= 3, 150)
+    children = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.communicate()
+    psutil.wait_procs(children, timeout=60)
+    kept = written()
+    assert 3 <= len(kept) < 40
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "40 answered, 0 failed, 0 were answered before" in done.stderr
+    answers = target.read_bytes().splitlines()
+    assert [json.loads(answer)["custom_id"] for answer in answers] == [f"c{n}" for n in range(40)]
+    assert set(kept) <= set(answers)
+    assert not (tmp_path / "out.jsonl.penstock-run").exists()
+
+
+def test_a_wrong_line_is_said_before_a_server_is_started(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions"}
+    source.write_text(json.dumps(line | {"body": {"stream": True}}), encoding="utf-8")
+    command = [sys.executable, "-m", "penstock", "run-batch", str(source), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "in.jsonl:1: A batch can't use `stream`" in done.stderr

@@ -3,7 +3,9 @@
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,39 @@ BODY: dict[str, Any] = {
 }
 
 
+def free_pair() -> int:
+    """A free port whose successor is free, too."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            with suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return port
+
+
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
+def metrics_port() -> int:
+    return free_pair()
+
+
+@pytest.fixture(scope="module")
+def pair(
+    tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, metrics_port: int
+) -> Iterator[Harness]:
     harness = start_harness(
-        tmp_path_factory.mktemp("pair") / "data", cache_dir, "--gateways", "2", "--deterministic"
+        tmp_path_factory.mktemp("pair") / "data",
+        cache_dir,
+        *("--gateways", "2", "--metrics-port", str(metrics_port), "--deterministic"),
     )
     yield harness
     assert stop_harness(harness) == 0
 
 
-def answering_pid(harness: Harness) -> int:
+def answering_pid(url: str) -> int:
     """The gateway that takes a new connection; 0 while none does."""
     try:
-        text = httpx.get(f"{harness.url}/metrics", timeout=10, trust_env=False).text
+        text = httpx.get(f"{url}/metrics", timeout=10, trust_env=False).text
     except httpx.TransportError:
         return 0
     (pid,) = re.findall(r'^penstock_gateway_info\{.*pid="(\d+)".*\} 1\.0$', text, re.MULTILINE)
@@ -45,18 +67,43 @@ def wait_for_both(harness: Harness) -> set[int]:
     seen: set[int] = set()
 
     def has_both() -> bool:
-        seen.add(answering_pid(harness))
+        seen.add(answering_pid(harness.url))
         return {*harness.pids("gateway")} <= seen and len(harness.pids("gateway")) == 2
 
     eventually(has_both, 120)
     return {*harness.pids("gateway")}
 
 
+def test_each_gateway_is_scraped_at_a_port_of_its_own(pair: Harness, metrics_port: int) -> None:
+    both = wait_for_both(pair)
+    urls = [f"http://127.0.0.1:{port}" for port in (metrics_port, metrics_port + 1)]
+    pids = [answering_pid(url) for url in urls]
+    assert set(pids) == both
+    for url, pid in zip(urls, pids, strict=True):
+        assert {answering_pid(url) for _ in range(4)} == {pid}
+        assert httpx.get(f"{url}/ready", trust_env=False).status_code == 200
+        assert httpx.post(f"{url}/v1/chat/completions", json=BODY, trust_env=False).is_error
+
+    def num_answered() -> float:
+        texts = (httpx.get(f"{url}/metrics", trust_env=False).text for url in urls)
+        series = (
+            r'^penstock_gateway_http_requests_total\{.*chat/completions.*status="200".*\} (.*)$'
+        )
+        found = (re.findall(series, text, re.MULTILINE) for text in texts)
+        return sum(float(one) for each in found for one in each)
+
+    before = num_answered()
+    for _ in range(6):
+        # A connection each, of whichever gateway.
+        httpx.post(f"{pair.url}/v1/chat/completions", json=BODY, timeout=60, trust_env=False)
+    assert num_answered() == before + 6
+
+
 def test_one_port_is_served_by_both_and_by_the_one_that_is_left(pair: Harness) -> None:
     both = wait_for_both(pair)
     client = pair.client(max_retries=5)
     made = client.responses.create(model="penstock-demo", input="Hi", max_output_tokens=4)
-    killed = answering_pid(pair)
+    killed = answering_pid(pair.url)
     os.kill(killed, signal.SIGKILL)
     eventually(lambda: killed not in pair.pids("gateway"))
     (left,) = both - {killed}

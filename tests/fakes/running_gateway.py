@@ -1,6 +1,7 @@
 """A whole gateway in the test's event loop: real sockets, real uvicorn, scripted workers."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -120,8 +121,16 @@ class RunningGateway:
 
 
 @asynccontextmanager
-async def running_gateway(directory: Path, **changes: Any) -> AsyncIterator[RunningGateway]:
-    """Start a gateway, yield it, and take everything down again."""
+async def running_gateway(
+    directory: Path, *further: socket.socket, **changes: Any
+) -> AsyncIterator[RunningGateway]:
+    """Start a gateway, yield it, and take everything down again.
+
+    Args:
+        directory: For its sockets and data.
+        further: Listening sockets beside its own.
+        changes: Of its settings.
+    """
     settings = gateway_settings(directory, **changes)
     application = Application(settings)
     await application.hooks.start()
@@ -130,7 +139,7 @@ async def running_gateway(directory: Path, **changes: Any) -> AsyncIterator[Runn
     uds, has_tls = settings.uds, settings.tls_cert_file is not None
     with bind_socket(settings.host, 0) if uds is None else bind_unix_socket(uds) as sock:
         address = "localhost" if uds is not None else f"127.0.0.1:{sock.getsockname()[1]}"
-        serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]))
+        serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock, *further]))
         await server.has_started.wait()
         async with httpx.AsyncClient(
             base_url=f"http{'s' if has_tls else ''}://{address}",

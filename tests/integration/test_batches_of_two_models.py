@@ -37,7 +37,11 @@ async def counted(gateway: RunningGateway, batch_id: str, **counts: int) -> dict
 
 async def test_a_model_that_is_away_holds_up_no_line_of_another_one(socket_dir: Path) -> None:
     async with running_gateway(
-        socket_dir, models=("demo", "other"), max_batch_requests=2, model_aliases=("far=other",)
+        socket_dir,
+        models=("demo", "other"),
+        max_batch_requests=2,
+        model_aliases=("far=other",),
+        worker_dead_s=2.0,  # `none` is nobody's name after so long without `other`
     ) as gateway:
         await gateway.auth()
         await gateway.engine()
@@ -81,3 +85,32 @@ async def test_with_all_engines_away_nothing_is_begun(socket_dir: Path) -> None:
         await gateway.engine()
         batch = await counted(gateway, batch_id, completed=1)
         assert batch["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+
+
+async def test_after_a_start_a_line_waits_for_an_engine_that_has_not_announced_itself(
+    socket_dir: Path,
+) -> None:
+    """No model is configured, so only engines say which names are models."""
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine(model="demo")
+        batch_id = await begun(gateway, line("a", "other"), line("b", "demo"))
+        await counted(gateway, batch_id, completed=1)
+        other = await gateway.engine(model="other")
+        batch = await counted(gateway, batch_id, completed=2)
+        assert batch["request_counts"] == {"total": 2, "completed": 2, "failed": 0}
+        assert len(other.of(Generate)) == 1
+
+
+async def test_a_name_that_is_nobodys_once_all_have_come_is_answered_with_404(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, models=("demo",)) as gateway:
+        await gateway.auth()
+        await gateway.engine(model="demo")
+        batch_id = await begun(gateway, line("a", "none"))
+        batch = await counted(gateway, batch_id, failed=1)
+        while batch["status"] != "completed":
+            batch = await counted(gateway, batch_id, failed=1)
+        errors = await gateway.client.get(f"/v1/files/{batch['error_file_id']}/content")
+        assert json.loads(errors.text)["response"]["status_code"] == 404

@@ -20,7 +20,7 @@ from gateway.config import GatewaySettings
 from gateway.http import server
 from gateway.http.connections import arrival
 from gateway.http.connections.limits import ConnectionLimits
-from gateway.http.server import bind_unix_socket, remove_socket, socket_mark
+from gateway.http.server import bind_socket, bind_unix_socket, remove_socket, socket_mark
 from protocol.errors import ConfigurationError
 from tests.fakes.raw_http import connected
 from tests.fakes.running_gateway import RunningGateway, gateway_settings, running_gateway
@@ -151,6 +151,41 @@ async def test_a_connection_stays_open_as_long_as_the_setting_says(socket_dir: P
         async with asyncio.timeout(30):
             await reader.read()
         writer.close()
+
+
+async def test_a_port_of_metrics_serves_nothing_else_and_stays_while_a_gateway_drains(
+    socket_dir: Path,
+) -> None:
+    with bind_socket("127.0.0.1", 0, setting="PENSTOCK_METRICS_PORT") as own:
+        port = own.getsockname()[1]
+        async with (
+            running_gateway(socket_dir, own, metrics_port=port) as gateway,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as monitor,
+        ):
+            await gateway.auth()
+            figures = await monitor.get("/metrics")
+            assert f'gateway="{gateway.gateway_id}"' in figures.text
+            for path in ("/load", "/version", "/live", "/ping"):
+                assert (await monitor.get(path)).status_code == 200, path
+            for path in ("/v1/models", "/docs", "/metrics/x", "/"):
+                refused = await monitor.get(path)
+                assert refused.status_code == 404
+                assert "PENSTOCK_METRICS_PORT" in refused.json()["error"]["message"]
+            asked = await monitor.post("/v1/chat/completions", json={})
+            assert asked.status_code == 404
+            assert (await gateway.client.get("/v1/models")).status_code == 200
+            await gateway.server.stop_listening()
+            assert (await monitor.get("/metrics", headers={"Connection": "close"})).is_success
+            assert (await monitor.get("/metrics")).is_success
+            with pytest.raises(ConnectionRefusedError):
+                url = gateway.client.base_url
+                await asyncio.open_connection(url.host, url.port)
+
+
+def test_a_port_of_metrics_that_is_taken_is_named() -> None:
+    with bind_socket("127.0.0.1", 0) as own, pytest.raises(ConfigurationError) as raised:
+        bind_socket("127.0.0.1", own.getsockname()[1], setting="PENSTOCK_METRICS_PORT")
+    assert "PENSTOCK_METRICS_PORT" in raised.value.message
 
 
 @pytest.fixture

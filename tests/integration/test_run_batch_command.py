@@ -1,137 +1,166 @@
-"""`penstock run-batch` as a process that is killed: nothing that was answered is lost or asked
-again."""
+"""`penstock run-batch` as a process at a gateway: killed, told to stop, beside the API itself."""
 
+import asyncio
 import json
-import subprocess
+import signal
 import sys
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.batches.records import ENDED
+from protocol.wire.messages import Generate
+from tests.fakes.fake_workers import FakeEngine
+from tests.fakes.running_gateway import RunningGateway, running_gateway
+
 pytestmark = pytest.mark.process
-
-NUM_REQUESTS = 1000
-CONCURRENCY = 8
-
-
-class Server(ThreadingHTTPServer):
-    """Answers `num_free` requests and keeps the others waiting until it is opened."""
-
-    daemon_threads = True
-    request_queue_size = 128
-
-    def __init__(self, num_free: int) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.asked: Counter[str] = Counter()
-        self._lock = threading.Lock()
-        self._num_free = num_free
-        self._is_open = threading.Event()
-
-    def open(self) -> None:
-        self._is_open.set()
-
-    def note(self, name: str) -> None:
-        """Count a request; returns once it may be answered."""
-        with self._lock:
-            self.asked[name] += 1
-            self._num_free -= 1
-            is_free = self._num_free >= 0
-        if not is_free:
-            self._is_open.wait()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that was killed is no news."""
+CHAT = "/v1/chat/completions"
+NUM_LINES = 40
+NUM_FREE = 10
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
+def request_line(number: int, **body: Any) -> str:
+    messages = [{"role": "user", "content": f"q{number}"}]
+    body = {"model": "demo", "messages": messages, **body}
+    line = {"custom_id": f"c{number}", "method": "POST", "url": CHAT, "body": body}
+    return f"{json.dumps(line)}\n"
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.server.note(body["prompt"])
-        reply = json.dumps({"echo": body["prompt"]}).encode()
-        self.send_response(200)
-        self.send_header("content-length", str(len(reply)))
-        self.end_headers()
-        self.wfile.write(reply)
 
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
-        """Not in the tests' output."""
+async def start(gateway: RunningGateway, source: Path, target: Path) -> asyncio.subprocess.Process:
+    command = ["-m", "penstock", "run-batch", str(source), str(target)]
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        *(*command, "--url", str(gateway.client.base_url)),
+        stderr=asyncio.subprocess.PIPE,
+    )
+
+
+async def told(process: asyncio.subprocess.Process) -> tuple[int, str]:
+    async with asyncio.timeout(60):
+        _, text = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, text.decode()
+
+
+async def batches(gateway: RunningGateway) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (await gateway.client.get("/v1/batches")).json()["data"]
+    return found
+
+
+async def until(gateway: RunningGateway, fact: Callable[[list[dict[str, Any]]], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not fact(await batches(gateway)):  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.01)
+
+
+def hold(engine: FakeEngine) -> None:
+    """Let it answer so many lines, and keep the others waiting."""
+    engine.text, engine.script = None, [("ok",)] * NUM_FREE
+
+
+def go_on(engine: FakeEngine) -> None:
+    """Let it answer those that wait, and all that come."""
+    engine.text = ("ok",)
+    for generate in engine.of(Generate)[NUM_FREE:]:
+        engine.emit(generate, "ok")
+        engine.finish(generate)
+
+
+def ids_in(path: Path) -> list[str]:
+    return [json.loads(line)["custom_id"] for line in path.read_text("utf-8").splitlines()]
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
-    with Server(num_free=400) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.open()
-        server.shutdown()
-        thread.join()
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(map(request_line, range(NUM_LINES))), encoding="utf-8")
+    return path
 
 
-def start(source: Path, target: Path, server: Server) -> subprocess.Popen[str]:
-    url = f"http://127.0.0.1:{server.server_port}"
-    command = [sys.executable, "-m", "penstock", "run-batch", str(source), str(target)]
-    command += ["--url", url, "--concurrency", str(CONCURRENCY)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+async def test_killed_in_the_middle_it_takes_its_batch_up_and_nothing_is_asked_twice(
+    socket_dir: Path, tmp_path: Path, source: Path
+) -> None:
+    target = tmp_path / "out.jsonl"
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine()
+        hold(engine)
+        first = await start(gateway, source, target)
+        await until(gateway, lambda found: len(engine.of(Generate)) > NUM_FREE)
+        first.kill()
+        await first.communicate()
+        go_on(engine)
+        code, text = await told(await start(gateway, source, target))
+        assert code == 0, text
+        assert f"{NUM_LINES} answered, 0 failed, 0 were answered before" in text
+        assert ids_in(target) == [f"c{number}" for number in range(NUM_LINES)]
+        assert len(engine.of(Generate)) == NUM_LINES
+        assert len(await batches(gateway)) == 1
+        assert (await gateway.client.get("/v1/files")).json()["data"] == []
 
 
-def num_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+async def test_told_to_stop_it_cancels_and_the_next_run_asks_for_the_rest(
+    socket_dir: Path, tmp_path: Path, source: Path
+) -> None:
+    target = tmp_path / "out.jsonl"
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine()
+        hold(engine)
+        first = await start(gateway, source, target)
+        await until(gateway, lambda found: len(engine.of(Generate)) > NUM_FREE)
+        first.send_signal(signal.SIGINT)
+        await until(gateway, lambda found: found[0]["status"] in ("cancelling", *ENDED))
+        go_on(engine)
+        code, text = await told(first)
+        assert code == 1
+        assert "Stopped; run the same command to continue." in text
+        num_kept = len(ids_in(target))
+        assert NUM_FREE <= num_kept < NUM_LINES
+        code, text = await told(await start(gateway, source, target))
+        assert code == 0, text
+        assert f"{NUM_LINES - num_kept} answered, 0 failed, {num_kept} were answered" in text
+        assert ids_in(target) == [f"c{number}" for number in range(NUM_LINES)]
+        assert len(engine.of(Generate)) == NUM_LINES
 
 
-def test_killed_in_the_middle_it_goes_on_and_asks_only_what_was_in_flight_again(
-    tmp_path: Path, server: Server
+async def test_a_file_gives_the_same_lines_as_through_the_api(
+    socket_dir: Path, tmp_path: Path
 ) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    names = [f"q{number}" for number in range(NUM_REQUESTS)]
-    source.write_text(
-        "".join(
-            json.dumps(
-                {
-                    "custom_id": name,
-                    "method": "POST",
-                    "url": "/v1/completions",
-                    "body": {"prompt": name},
-                }
-            )
-            + "\n"
-            for name in names
-        ),
-        encoding="utf-8",
-    )
-    first = start(source, target, server)
-    for _ in range(6_000):
-        if num_lines(target) == 400 and sum(server.asked.values()) == 400 + CONCURRENCY:
-            break
-        time.sleep(0.01)
-    first.kill()
-    first.communicate()
-    assert num_lines(target) == 400
-    # What a kill in the middle of a write leaves.
-    with target.open("ab") as file:
-        file.write(b'{"id": "batch_req_00", "custom_id": "q9')
+    lines = [request_line(0), request_line(1, n=0), request_line(2, seed=2**53), "\n"]
+    lines.append(request_line(3, model="none"))
+    source.write_text("".join(lines), encoding="utf-8")
+    async with running_gateway(socket_dir, models=("demo",)) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        code, text = await told(await start(gateway, source, target))
+        assert code == 1, text
+        form: Any = {"file": ("in.jsonl", source.read_bytes()), "purpose": (None, "batch")}
+        uploaded = (await gateway.client.post("/v1/files", files=form)).json()
+        asked = {"input_file_id": uploaded["id"], "endpoint": CHAT, "completion_window": "24h"}
+        await gateway.client.post("/v1/batches", json=asked)
+        await until(gateway, lambda found: found[0]["status"] == "completed")
+        batch = (await batches(gateway))[0]
+        texts = [
+            (await gateway.client.get(f"/v1/files/{batch[name]}/content")).text
+            for name in ("output_file_id", "error_file_id")
+        ]
+    ours = [json.loads(line) for line in target.read_text("utf-8").splitlines()]
+    theirs = [json.loads(line) for line in "".join(texts).splitlines()]
+    by_id = {one["custom_id"]: comparable(one) for one in theirs}
+    assert [one["custom_id"] for one in ours] == ["c0", "c1", "c2", "c3"]
+    assert [comparable(one) for one in ours] == [by_id[one["custom_id"]] for one in ours]
+    assert [one["response"]["status_code"] for one in ours] == [200, 400, 200, 404]
 
-    server.open()
-    second = start(source, target, server)
-    _, told = second.communicate(timeout=120)
-    assert second.returncode == 0, told
-    assert "600 answered, 0 failed, 400 were answered before" in told
-    answers = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
-    assert [answer["custom_id"] for answer in answers] == names
-    assert all(a["response"]["body"] == {"echo": a["custom_id"]} for a in answers)
-    again = [name for name, count in server.asked.items() if count > 1]
-    assert len(again) == CONCURRENCY
-    assert max(server.asked.values()) == 2
 
-    third = start(source, target, server)
-    third.communicate(timeout=120)
-    assert third.returncode == 0
-    assert sum(server.asked.values()) == NUM_REQUESTS + CONCURRENCY
+def comparable(record: dict[str, Any]) -> dict[str, Any]:
+    """A line without the names and times that each request has of its own."""
+    assert set(record) == {"id", "custom_id", "response", "error"}
+    assert record.pop("id").startswith("batch_req_")
+    assert record["response"].pop("request_id")
+    for name in ("id", "created"):
+        record["response"]["body"].pop(name, None)
+    return record

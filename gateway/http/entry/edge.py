@@ -1,4 +1,4 @@
-"""What stands before all routes where it is set: a path of a proxy, and pages of other origins."""
+"""What stands before all routes where it is set: a proxy's path, other origins, a metrics port."""
 
 import re
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.edge_settings import ANY_ORIGIN
+from gateway.errors import NotOnThisPortError
+from gateway.http.entry.middleware import send_error
 
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 _MAX_AGE_S: Final = b"600"
@@ -25,6 +27,33 @@ _EXPOSED: Final = b", ".join(
         *(b"anthropic-ratelimit-tokens-remaining", b"anthropic-ratelimit-tokens-reset"),
     )
 )
+
+
+_OF_METRICS_PORT: Final = ("/metrics", "/load", "/version", "/live", "/ping", "/ready", "/health")
+
+
+class MetricsPortMiddleware:
+    """Serves nothing but what monitoring asks for on the port that is for that.
+
+    Whoever opens that port to the network of his monitoring opens nothing else there.
+
+    Args:
+        app: Behind it.
+        port: Of the metrics.
+    """
+
+    def __init__(self, app: ASGIApp, port: int) -> None:
+        self._app = app
+        self._port = port
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        server = scope.get("server")  # a Unix socket has a path and no port
+        is_there = server is not None and server[1] == self._port
+        if is_there and scope["type"] == "http" and scope["path"] not in _OF_METRICS_PORT:
+            await send_error(scope, send, NotOnThisPortError(_OF_METRICS_PORT))
+        else:
+            await self._app(scope, receive, send)
 
 
 class RootPathMiddleware:

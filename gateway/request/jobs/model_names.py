@@ -37,6 +37,11 @@ class ModelNames:
         self._fallbacks = fallbacks
         self._directory = directory
 
+    @property
+    def configured(self) -> frozenset[str]:
+        """The models that aliases stand for, and those that have fallbacks of their own."""
+        return frozenset(self.aliases.values()) | (self._fallbacks.keys() - {"*"})
+
     def served(self, name: str) -> str:
         """The model that a name stands for; itself, where it is no alias."""
         return self.aliases.get(name, name)

@@ -19,6 +19,10 @@ def answer(custom_id: str, status: int = 200) -> dict[str, Any]:
     }
 
 
+def line(custom_id: str, status: int = 200, **more: Any) -> bytes:
+    return f"{json.dumps(answer(custom_id, status) | more)}\n".encode()
+
+
 def text_of(answers: Iterable[dict[str, Any]]) -> str:
     return "".join(f"{json.dumps(one)}\n" for one in answers)
 
@@ -51,8 +55,18 @@ def test_at_every_cut_the_whole_lines_before_it_are_kept_and_the_next_one_is_rea
             expected = {"a"} if first - 1 <= cut < len(whole) - 1 else set()
             expected |= {"a", "b"} if cut >= len(whole) - 1 else set()
             assert output.answered == expected, cut
-            output.append(answer("c"))
+            output.append(line("c"))
         assert ids_in(path) == [*sorted(expected), "c"], cut
+
+
+def test_a_half_line_of_a_server_is_dropped_as_one_of_ours_is(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.write_bytes(line("a") + b'{"id":"batch_req_1","custom_id":"b","resp')
+    with BatchOutput(path) as output:
+        assert output.answered == {"a"}
+        with pytest.raises(CommandError, match="no answer of a batch"):
+            output.append(b'{"error":"no"}\n')
+    assert path.read_bytes() == line("a")
 
 
 def test_a_half_line_that_ends_inside_a_character_is_dropped(tmp_path: Path) -> None:
@@ -67,8 +81,10 @@ def test_a_half_line_that_ends_inside_a_character_is_dropped(tmp_path: Path) -> 
 def test_unusual_line_separators_in_an_answer_do_not_cut_it(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with BatchOutput(path) as output:
-        output.append({**answer("a"), "text": "\u2028 \x85 \x0b \ud800"})
-        output.append({**answer("b"), "text": "\u2028 \x85 \x0b"})
+        output.append(line("a", text="\u2028 \x85 \x0b \ud800"))
+        text = "\u2028 \x85 \x0b"
+        told = json.dumps(answer("b") | {"text": text}, ensure_ascii=False)
+        output.append(f"{told}\n".encode())
     with BatchOutput(path) as output:
         assert output.answered == {"a", "b"}
 
@@ -121,8 +137,8 @@ def test_the_end_is_in_the_order_of_the_input_with_the_last_answer_of_each(
     path.write_text(text_of([answer("x"), answer("b", 500), answer("a")]), "utf-8")
     path.chmod(0o640)
     with BatchOutput(path) as output:
-        output.append(answer("c", 503))
-        output.append(answer("b"))
+        output.append(line("c", 503))
+        output.append(line("b"))
         output.put_in_order(["a", "b", "missing", "c"])
     assert ids_in(path) == ["a", "b", "c", "x"]
     with BatchOutput(path) as output:
@@ -135,7 +151,7 @@ def test_a_file_in_order_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with BatchOutput(path) as output:
         for name in ("a", "b"):
-            output.append(answer(name))
+            output.append(line(name))
         inode = path.stat().st_ino
         output.put_in_order(["a", "b"])
     assert path.stat().st_ino == inode
@@ -152,7 +168,7 @@ def test_an_ordering_that_fails_leaves_every_answer(
 
     with BatchOutput(path) as output:
         for name in ("b", "a"):
-            output.append(answer(name))
+            output.append(line(name))
         with monkeypatch.context() as patch, pytest.raises(CommandError, match="can't be sorted"):
             patch.setattr(f"penstock.batch_output.os.{call}", fail)
             output.put_in_order(["a", "b"])
@@ -165,7 +181,7 @@ def test_a_link_stays_one_and_what_it_points_to_is_put_in_order(tmp_path: Path) 
     link.symlink_to(path)
     with BatchOutput(link) as output:
         for name in ("b", "a"):
-            output.append(answer(name))
+            output.append(line(name))
         output.put_in_order(["a", "b"])
     assert link.is_symlink()
     assert ids_in(path) == ["a", "b"]
@@ -186,13 +202,13 @@ def test_after_a_write_that_failed_half_way_no_line_follows_the_half_one(
         return written
 
     with BatchOutput(path) as output:
-        output.append(answer("a"))
+        output.append(line("a"))
         monkeypatch.setattr("penstock.batch_output.os.write", write_a_little)
         with pytest.raises(CommandError, match="No space left"):
-            output.append(answer("b"))
+            output.append(line("b"))
         monkeypatch.undo()
         with pytest.raises(CommandError):
-            output.append(answer("c"))
+            output.append(line("c"))
     with BatchOutput(path) as output:
         assert output.answered == {"a"}
     assert ids_in(path) == ["a"]
@@ -207,6 +223,6 @@ def test_answers_are_synced_now_and_then_and_at_the_end(
     with BatchOutput(tmp_path / "out", clock=lambda: now) as output:
         for _ in range(10):
             now += SYNC_INTERVAL_S / 4
-            output.append(answer("a"))
+            output.append(line("a"))
         assert len(synced) == 2
     assert len(synced) == 3

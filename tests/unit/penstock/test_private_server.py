@@ -14,6 +14,7 @@ SET_BY_US = frozenset(
     f"PENSTOCK_{name}"
     for name in (
         *("HOST", "PORT", "PORT_FILE", "RUN_DIR", "PARENT_PID", "MODELS", "MODEL_PATH"),
+        *("METRICS_PORT", "MAX_BATCH_REQUESTS", "BATCH_SHARE"),
         *("MODEL_NAME", "REQUIRE_KEYS", "ALLOW_ANONYMOUS", "DATA_DIR", "CACHE_DIR", "TOOLS"),
         *("ENGINE_ENDPOINT", "AUTH_ENDPOINT", "TOOLPARSER_ENDPOINT"),
     )
@@ -39,7 +40,7 @@ OF_A_DEPLOYMENT = frozenset(
         *("LEASE_DURATION_S", "LEASE_SLICE_TOKENS", "ROUTING", "MAX_QUEUE", "MAX_OUTBOX"),
         *("MAX_BODIES_PER_CALLER", "MAX_CONNECTIONS", "MAX_CONNECTIONS_PER_ADDRESS"),
         *("MAX_WRONG_KEYS", "REPLAY_AGE_S", "REPLAY_MEMORY", "MAX_BACKGROUND"),
-        *("MAX_BATCH_REQUESTS", "MAX_FILES", "MAX_FILES_BYTES", "MAX_FILE_AGE_S"),
+        *("MAX_FILES", "MAX_FILES_BYTES", "MAX_FILE_AGE_S"),
         *("MAX_FILE_BYTES", "STORE_MAX_AGE_S", "STORE_MAX_BYTES", "STORE_MAX_CONTEXT_BYTES"),
         *("STORE_MAX_QUEUED", "STORE_MAX_RESPONSES", "STORE_MAX_TENANT_BYTES"),
         *("PARSER_MAX_SESSIONS", "PARSER_MAX_TOOLS_BYTES", "PARSER_SESSION_TIMEOUT_S"),
@@ -62,13 +63,14 @@ def test_of_each_setting_it_is_said_whether_a_private_server_takes_it_over() -> 
 
 def test_no_setting_of_a_deployment_reaches_a_process_of_a_private_server(tmp_path: Path) -> None:
     settings = build_settings({"models": ["penstock-demo"]}, DEPLOYED)
-    private = private_settings(settings, tmp_path)
+    private = private_settings(settings, tmp_path, {"PENSTOCK_BATCH_SHARE": "1"})
     common = common_environment(private, tmp_path)
     for spec in process_specs(private, {"penstock-demo": None}, tmp_path):
         environment = {**common, **spec.environment}
         leaked = {name for name, value in environment.items() if value == "of the deployment"}
         assert leaked <= KEPT, spec.name
         assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+        assert environment["PENSTOCK_BATCH_SHARE"] == "1"
         assert environment["PENSTOCK_DATA_DIR"] == str(tmp_path)
         assert "MODEL_PATH" not in environment
 
@@ -76,7 +78,7 @@ def test_no_setting_of_a_deployment_reaches_a_process_of_a_private_server(tmp_pa
 @pytest.mark.parametrize("option", ["uds", "tls_cert_file", "tls_key_file"])
 def test_a_private_server_speaks_plain_http_on_loopback(option: str, tmp_path: Path) -> None:
     settings = build_settings({option: str(tmp_path / "x")}, {"HOME": "/home/someone"})
-    private = private_settings(settings, tmp_path)
+    private = private_settings(settings, tmp_path, {"PENSTOCK_BATCH_SHARE": "1"})
     assert getattr(private, option) is None
     assert (private.host, private.port, private.require_keys) == ("127.0.0.1", 0, False)
 

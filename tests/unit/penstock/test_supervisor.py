@@ -276,6 +276,21 @@ def test_several_gateways_share_a_port_and_have_sockets_of_their_own(tmp_path: P
     assert not any("PENSTOCK_ENGINE_ENDPOINT" in spec.environment for spec in others)
 
 
+def test_each_gateway_has_a_port_for_its_metrics(tmp_path: Path) -> None:
+    settings = settings_of(gateways=3, metrics_port=9100)
+    specs = process_specs(settings, {"x": None}, tmp_path)
+    ports = [s.environment["PENSTOCK_METRICS_PORT"] for s in specs if s.module == "gateway"]
+    assert ports == ["9100", "9101", "9102"]
+    alone = process_specs(settings_of(), {"x": None}, tmp_path)
+    assert [s.environment["PENSTOCK_METRICS_PORT"] for s in alone if s.module == "gateway"] == ["0"]
+
+
+@pytest.mark.parametrize("wrong", [{"metrics_port": 65535}, {"metrics_port": 7999}])
+def test_ports_of_metrics_that_cannot_be_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match="--metrics-port"):
+        settings_of(gateways=2, **wrong)
+
+
 def test_a_gateway_alone_shares_nothing(tmp_path: Path) -> None:
     specs = process_specs(settings_of(), {"x": None}, tmp_path)
     (gateway,) = (spec for spec in specs if spec.module == "gateway")

@@ -15,16 +15,22 @@ CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 class Room:
     """Engines of the model `a`; `b` is configured and away, with `a` as a fallback if wanted."""
 
-    def __init__(self, *, falls_back: bool = False) -> None:
+    def __init__(self, *, falls_back: bool = False, share: float = 0.75) -> None:
         self.engines = Engines()
         self.engines.serve("a", tokenizer="{}", vocab_size=10)
-        self.takes_requests = True
+        self.takes_requests = self.knows_all = True
         directory = self.engines.directory
         self.admission = Admission(directory.engines, 10)
         fallbacks: dict[str, tuple[str, ...]] = {"b": ("a",)} if falls_back else {}
         names = self.engines.names({"far": "b"}, fallbacks)
         self.idle = IdleRoom(
-            ["a", "b"], directory, self.admission, names, lambda: self.takes_requests
+            ["a", "b"],
+            directory,
+            self.admission,
+            names,
+            lambda: self.takes_requests,
+            lambda: self.knows_all,
+            share,
         )
 
     def num_free(
@@ -66,3 +72,20 @@ def test_with_all_engines_away_nobody_knows_which_names_are_models() -> None:
     room.engines.stop("a")
     assert room.num_free("a") is None
     assert room.num_free("none") == room.num_free(None) == 0
+
+
+def test_a_name_that_no_engine_has_announced_yet_may_be_a_models() -> None:
+    room = Room()
+    room.knows_all = False
+    assert room.num_free("none") is None
+    assert room.num_free("b") is None
+    assert room.num_free("a") == 6
+    assert room.num_free(None) == 1
+    room.knows_all = True
+    assert room.num_free("none") == 1
+    room.engines.serve("none")
+    assert room.num_free("none") == 6
+
+
+def test_lines_may_fill_what_the_operator_gives_them_of_an_engine() -> None:
+    assert [Room(share=share).num_free("a") for share in (0.01, 0.5, 0.75, 1.0)] == [1, 4, 6, 8]
