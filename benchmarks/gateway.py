@@ -2,6 +2,7 @@
 
     python -m benchmarks.gateway                          # about four minutes; `make bench-gateway`
     python -m benchmarks.gateway --only json-64 --profile # where the time of a gateway goes
+    python -m benchmarks.gateway --only json-64 --pin --gateways 2     # sharing a port
 
 A whole Penstock (gateway, auth worker with a real key, scripted engine without pauses, parser)
 takes turns with a FastAPI server of a pydantic body, raw ASGI under the same uvicorn, and bare
@@ -108,7 +109,8 @@ def load(client: Orders, server: Server, phase: Phase, seconds: float) -> Report
         leaves=phase.num_tokens == _ENDLESS,
         pids=list(pids.values()),
     )
-    return {**report, "processes": list(pids)}
+    # Several gateways are one in the figures.
+    return {**report, "processes": [name.partition("-")[0] for name in pids]}
 
 
 def rates(args: argparse.Namespace) -> dict[str, float]:
@@ -120,7 +122,13 @@ def measure_rounds(
     args: argparse.Namespace, phases: Sequence[Phase], processes: Processes, directory: Path
 ) -> Results:
     """Every phase against every side, in turn, `args.rounds` times."""
-    penstock = start_penstock(processes, directory / "p", num_tokens=NUM_TOKENS, models=rates(args))
+    penstock = start_penstock(
+        processes,
+        directory / "p",
+        num_tokens=NUM_TOKENS,
+        models=rates(args),
+        num_gateways=args.gateways,
+    )
     template = directory / "template.json"
     make_template(penstock, template, (NUM_TOKENS, _STREAM_TOKENS))
     peers = [start_peer(processes, kind, directory, template) for kind in PEERS]
@@ -247,14 +255,16 @@ def events_per_s(report: Report) -> float:
 def cpu_us(report: Report, unit: str) -> dict[str, float]:
     """Process → microseconds of CPU for an answer or a token; the client is one of them."""
     num_units = max(1, report[unit])
-    spent = dict(zip(report["processes"], report["cpu_s"], strict=True))
+    spent: dict[str, float] = {}
+    for name, seconds in zip(report["processes"], report["cpu_s"], strict=True):
+        spent[name] = spent.get(name, 0.0) + seconds
     if "client_cpu_s" in report:
         spent["client"] = report["client_cpu_s"]
     return {name: 1e6 * seconds / num_units for name, seconds in spent.items()}
 
 
 def server_cpu_us(unit: str) -> Callable[[Report], float]:
-    """CPU for a unit, of the process that takes the requests."""
+    """CPU for a unit, of the processes that take the requests."""
     return lambda report: next(iter(cpu_us(report, unit).values()))
 
 
@@ -422,6 +432,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     figures: dict[str, Any] = {"cores": cores.in_words}
     phases = [phase for phase in PHASES if args.only in (None, phase.name)]
     print(f"{args.rounds} rounds of {args.seconds:g} s; {os.cpu_count()} cores, {cores.in_words}")
+    print(f"gateways: {args.gateways}")
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         directory = Path(folder)
         if args.profile:
@@ -466,12 +477,17 @@ def main() -> None:
         choices=("pair", "split", "none"),
         help="pair: all on the same two cores; split: the server alone on the first of them",
     )
+    parser.add_argument(
+        "--gateways", type=int, default=1, help="that share the port; the CPU is all of theirs"
+    )
     parser.add_argument("--profile", action="store_true", help="the gateway under cProfile")
     parser.add_argument("--profile-file", type=Path, help="keep the profile's dump here")
     parser.add_argument("--json", type=Path, help="write the figures here")
     args = parser.parse_args()
-    if args.profile and args.only in ("memory", "start"):
-        parser.error("--profile needs a phase with requests")
+    if (args.profile or args.gateways != 1) and args.only in ("memory", "start"):
+        parser.error("--profile and --gateways need a phase with requests")
+    if args.gateways < 1 or (args.profile and args.gateways > 1):
+        parser.error("--gateways must be 1 or more, and 1 with --profile")
     # A SIGTERM shall end the children as well: the blocks above do it on the way out.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     figures = run(args)

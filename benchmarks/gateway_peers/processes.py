@@ -5,12 +5,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,7 +165,8 @@ class Server:
     """A server under load.
 
     Attributes:
-        pids: Kind of process → pid; the first takes the requests.
+        pids: Kind of process → pid; the first takes the requests. Further ones of its kind have a
+            number behind it: `gateway-1`.
         key: To send; empty where none is asked for.
         start_s: From the first process's start until requests are answered.
     """
@@ -205,30 +207,50 @@ def start_penstock(
     num_tokens: int,
     models: Mapping[str, float],
     gateway: Sequence[str] = ("gateway",),
+    num_gateways: int = 1,
 ) -> Server:
-    """Gateway, auth worker, parser, and a scripted engine for each model.
+    """Gateways, auth worker, parser, and a scripted engine for each model.
 
     Args:
         processes: Ends them.
         directory: For sockets and data; made here.
         num_tokens: Of an answer that ends by itself.
         models: Name → tokens/s of a stream; the first one's engine is told of in the figures.
-        gateway: The module that runs the gateway, and its options.
+        gateway: The module that runs a gateway, and its options.
+        num_gateways: Several share a port, as those of `penstock serve --gateways` do.
     """
     directory.mkdir(mode=0o700)
-    port_file = directory / "port"
+    suffixes = ["", *(f"-{number}" for number in range(1, num_gateways))]
     base = {
         "PENSTOCK_LOG_LEVEL": "error",
         "PENSTOCK_PARENT_PID": str(os.getpid()),
         "PENSTOCK_DATA_DIR": str(directory),
         "PENSTOCK_REQUIRE_KEYS": "true",
-        "PENSTOCK_PORT": "0",
-        "PENSTOCK_PORT_FILE": str(port_file),
         "PENSTOCK_MODELS": ",".join(models),
-        **{f"PENSTOCK_{role}_ENDPOINT": f"ipc://{directory}/{role.lower()}" for role in _ROLES},
     }
     started = time.perf_counter()
-    pids = {"gateway": processes.start(gateway, base, is_server=True).pid}
+    pids = {}
+    with _port_settings(num_gateways) as port_settings:
+        for suffix in suffixes:
+            own = {**base, **port_settings, **_endpoints(directory, [suffix])}
+            own["PENSTOCK_PORT_FILE"] = str(directory / f"port{suffix}")
+            pids[f"gateway{suffix}"] = processes.start(gateway, own, is_server=True).pid
+        base |= _endpoints(directory, suffixes)
+        _start_workers(processes, base, num_tokens, models, pids)
+        # A gateway writes its file once it listens.
+        ports = [_wait_for_port(directory / f"port{suffix}", "/health") for suffix in suffixes]
+    start_s = time.perf_counter() - started
+    made = _post(ports[0], "/v1/admin/keys", {"name": "benchmark"}, _ADMIN_KEY)
+    return Server("penstock", ports[0], pids, json.loads(made)["key"], start_s)
+
+
+def _start_workers(
+    processes: Processes,
+    base: Mapping[str, str],
+    num_tokens: int,
+    models: Mapping[str, float],
+    pids: dict[str, int],
+) -> None:
     auth = processes.start(("auth_worker",), {**base, "PENSTOCK_ADMIN_KEY": _ADMIN_KEY})
     pids["auth"] = auth.pid
     for name, rate in models.items():
@@ -238,10 +260,32 @@ def start_penstock(
         )
         pids[f"engine {name}"] = engine.pid
     processes.start(("toolparser_worker",), base)
-    port = _wait_for_port(port_file, "/health")
-    start_s = time.perf_counter() - started
-    made = _post(port, "/v1/admin/keys", {"name": "benchmark"}, _ADMIN_KEY)
-    return Server("penstock", port, pids, json.loads(made)["key"], start_s)
+
+
+def _endpoints(directory: Path, suffixes: Sequence[str]) -> dict[str, str]:
+    """Where gateways listen for workers, and where those dial."""
+    return {
+        f"PENSTOCK_{role}_ENDPOINT": ",".join(
+            f"ipc://{directory}/{role.lower()}{suffix}" for suffix in suffixes
+        )
+        for role in _ROLES
+    }
+
+
+@contextlib.contextmanager
+def _port_settings(num_gateways: int) -> Iterator[dict[str, str]]:
+    """A free port for one gateway, or for several, kept free for them until the block ends."""
+    if num_gateways == 1:
+        yield {"PENSTOCK_PORT": "0"}
+        return
+    with socket.socket() as keeper:  # which doesn't listen, so that no connection goes to it
+        keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        keeper.bind(("127.0.0.1", 0))
+        yield {
+            "PENSTOCK_PORT": str(keeper.getsockname()[1]),
+            "PENSTOCK_SHARE_PORT": "true",
+            "PENSTOCK_SHARE_DATA_DIR": "true",
+        }
 
 
 def start_peer(processes: Processes, kind: str, directory: Path, template: Path) -> Server:

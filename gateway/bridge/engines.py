@@ -158,7 +158,7 @@ def addressed(
     if traceparent and isinstance(sent, Prepare):
         sent = structs.replace(sent, traceparent=traceparent)
     # Prompts and tokens are read in turn by tenant alone.
-    has_priority = isinstance(sent, Embed | Score | Classify)
+    has_priority = isinstance(sent, (Embed, Score, Classify))
     return structs.replace(sent, priority=priority) if has_priority else sent
 
 

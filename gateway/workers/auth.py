@@ -101,6 +101,9 @@ AnswerT = TypeVar(
     AnswerKept,
 )
 
+_ANSWER = Granted | Adjusted | AdminAnswer
+"""Made once, not for each answer."""
+
 _logger = logging.getLogger("penstock.gateway.auth")
 _RETRY_AFTER_S = 2.0
 
@@ -306,7 +309,7 @@ class AuthLink:
         """An answer."""
         if isinstance(event, Settled):
             self._news.on_settled(event.lease_id)
-        elif isinstance(event, Granted | Adjusted | AdminAnswer):
+        elif isinstance(event, _ANSWER):
             if not self._questions.answer(event.request_id, peer, event) and isinstance(
                 event, Granted
             ):

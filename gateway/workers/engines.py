@@ -56,6 +56,7 @@ _BACK_OFF_CODES = frozenset(
 AnswerT = TypeVar(
     "AnswerT", Prepared, Detokenized, Embedded, Scored, Classified, Profiled, CacheCleared
 )
+_ANSWERS = (Prepared, Detokenized, Embedded, Scored, Classified, Profiled, CacheCleared)
 ChoiceKey = tuple[str, int]
 """A choice on the wire: the request id of its prompt, and its number there."""
 
@@ -218,10 +219,7 @@ class EngineLink:
         """A message about requests."""
         if isinstance(event, StepOutput):
             self._on_step_output(peer, event)
-        elif isinstance(
-            event,
-            Prepared | Detokenized | Embedded | Scored | Classified | Profiled | CacheCleared,
-        ):
+        elif isinstance(event, _ANSWERS):
             self._questions.answer(event.request_id, peer, event)
         elif isinstance(event, CachedBlocks):
             self._prefixes.on_cached_blocks(peer, event)

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from protocol.errors import ErrorCode
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.messages.base import Message
@@ -104,8 +106,9 @@ class Peer:
     @property
     def has_offer(self) -> bool:
         """Whether it said what it serves."""
-        offers = {"engine": self.engine, "auth": self.auth, "toolparser": self.parser}
-        return offers[self.role] is not None
+        if self.role == "engine":
+            return self.engine is not None
+        return (self.auth if self.role == "auth" else self.parser) is not None
 
     @property
     def takes_work(self) -> bool:
@@ -132,8 +135,7 @@ class PeerEvent:
     message: str = ""
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """What a message led to.
 
     Attributes:

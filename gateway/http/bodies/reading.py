@@ -18,6 +18,7 @@ from gateway.errors import (
 from gateway.http.bodies.body_pool import BodyPool
 from gateway.http.bodies.parsers import BodyKind, ParseContext
 from gateway.http.bodies.turns import Turns
+from gateway.http.connections.arrived_body import arrived_body
 from gateway.http.connections.socket_buffers import SocketBuffers
 from gateway.json_numbers import has_long_numbers
 from protocol.errors import ErrorCode
@@ -104,14 +105,14 @@ class Bodies:
             OverloadedError: All callers together send too much.
             ClientDisconnectedError: The client disconnected.
         """
+        arrived = arrived_body(receive)
+        if arrived is not None:
+            return self._bounded(arrived)
         try:
             async with asyncio.timeout(BODY_TIMEOUT_S) as limit:
                 message = await receive()
                 if message["type"] == "http.request" and not message.get("more_body", False):
-                    body: bytes = message.get("body", b"")
-                    if len(body) > self._max_body_bytes:
-                        raise self._too_large()
-                    return body
+                    return self._bounded(message.get("body", b""))
                 return await self._read_on(message, receive, place, limit)
         except TimeoutError:
             raise InvalidRequestError(
@@ -166,6 +167,11 @@ class Bodies:
             if not message.get("more_body", False):
                 return bytes(gathered)
             message = await receive()
+
+    def _bounded(self, body: bytes) -> bytes:
+        if len(body) > self._max_body_bytes:
+            raise self._too_large()
+        return body
 
     def _count(self, place: BodyPlace, num_bytes: int) -> None:
         self._num_held_bytes += num_bytes - place.num_bytes

@@ -41,6 +41,16 @@ class Identity:
     allowed_models: tuple[str, ...] | None = None
     team_allowed_models: tuple[str, ...] | None = None
 
+    def is_of(self, granted: Granted) -> bool:
+        """Whether a grant says the same of its caller."""
+        return (
+            self.tenant == granted.tenant
+            and self.priority == granted.priority
+            and self.key_id == granted.key_id
+            and self.allowed_models == granted.allowed_models
+            and self.team_allowed_models == granted.team_allowed_models
+        )
+
     def may_see(self, model: str) -> bool:
         """Whether a model's name, not an alias, fits the globs of the key and of its team."""
         return all(
@@ -108,19 +118,18 @@ class IdentityTable:
         self.guesses.note_good(key_digest)
         self._bad.pop(key_digest, None)
         self._limited.pop(key_digest, None)
-        _, known = self._good.pop(key_digest, (0.0, None))
-        identity = Identity(
-            granted.tenant,
-            granted.priority,
-            granted.key_id,
-            frozenset((scope,)),
-            granted.allowed_models,
-            granted.team_allowed_models,
-        )
-        if known == identity:
-            if scope not in known.scopes:
-                known = replace(known, scopes=known.scopes | identity.scopes)
-            identity = known
+        _, identity = self._good.pop(key_digest, (0.0, None))
+        if identity is None or not identity.is_of(granted):
+            identity = Identity(
+                granted.tenant,
+                granted.priority,
+                granted.key_id,
+                frozenset((scope,)),
+                granted.allowed_models,
+                granted.team_allowed_models,
+            )
+        elif scope not in identity.scopes:
+            identity = replace(identity, scopes=identity.scopes | {scope})
         self._good[key_digest] = (self._clock() + GOOD_S, identity)
         if len(self._good) > MAX_GOOD:
             self._good.popitem(last=False)

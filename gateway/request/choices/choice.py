@@ -1,7 +1,8 @@
 """One choice of a request, from engine to engine: its attempts, its output and its one end."""
 
-from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec import Struct
 
 from gateway import bridge
 from gateway.dispatch.admission import Admission
@@ -50,8 +51,7 @@ class ChoiceOwner(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class ChoicePlan:
+class ChoicePlan(Struct, frozen=True):
     """What every choice of one prompt has in common.
 
     Attributes:

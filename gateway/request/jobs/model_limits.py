@@ -67,15 +67,16 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
         "truncate_prompt_tokens": job.prepares[0].truncate_prompt_tokens,
         "echo": job.options.echoes,
     }
-    check_version(version, *(name for name, value in wanted.items() if value))
-    ids = {
-        "logit_bias": (token_id for token_id, _ in sampling.logit_bias),
-        "allowed_token_ids": sampling.allowed_token_ids or (),
-        "stop_token_ids": sampling.stop_token_ids,
-        "logprob_token_ids": sampling.logprob_token_ids,
-    }
-    for name, token_ids in ids.items():
-        check_token_ids(name, token_ids, offer.vocab_size)
+    check_version(version, *[name for name, value in wanted.items() if value])
+    if job.names_token_ids:
+        ids = {
+            "logit_bias": [token_id for token_id, _ in sampling.logit_bias],
+            "allowed_token_ids": sampling.allowed_token_ids or (),
+            "stop_token_ids": sampling.stop_token_ids,
+            "logprob_token_ids": sampling.logprob_token_ids,
+        }
+        for name, token_ids in ids.items():
+            check_token_ids(name, token_ids, offer.vocab_size)
     options = job.options
     in_chat = job.endpoint == CHAT_ENDPOINT and options.num_top_logprobs
     top_name = "top_logprobs" if in_chat else "logprobs"
@@ -103,7 +104,7 @@ def check_extras(prepare: Prepare, offer: EngineOffer, version: ProtocolVersion)
         "suffix": prepare.suffix,
         "cache_salt": prepare.cache_salt,
     }
-    check_version(version, *(name for name, value in wanted.items() if value), since=EXTRAS_VERSION)
+    check_version(version, *[name for name, value in wanted.items() if value], since=EXTRAS_VERSION)
     if prepare.suffix is not None and "fill_in_middle" not in offer.capabilities:
         raise UnsupportedFieldError(
             f"The model `{offer.model}` has no tokens for filling in the middle.", param="suffix"

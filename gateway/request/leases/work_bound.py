@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from msgspec import Struct
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+
+class Bound(Struct, frozen=True):
     """What a piece of work asks for, before anything is tokenised.
 
     Attributes:

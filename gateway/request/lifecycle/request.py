@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import IntEnum
 
 from gateway import bridge
@@ -70,6 +70,8 @@ class _Done(SimpleWork):
 
 
 _DONE = _Done()
+_UNTOLD = nullcontext()
+"""A step of a request that isn't traced."""
 
 
 class State(IntEnum):
@@ -176,17 +178,17 @@ class Request:
         """Where in a trace it belongs, for workers; empty when it isn't traced."""
         return "" if self.trace is None else self.trace.traceparent
 
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
+    def step(self, name: str) -> AbstractContextManager[None]:
         """What happens within is a step of the request's trace."""
-        if self.trace is None:
-            yield
-            return
+        return _UNTOLD if self.trace is None else self._told_step(self.trace, name)
+
+    @contextmanager
+    def _told_step(self, trace: WorkTrace, name: str) -> Iterator[None]:
         began_at = self._clock()
         try:
             yield
         finally:
-            self.trace.tell_step(name, began_at, self._clock())
+            trace.tell_step(name, began_at, self._clock())
 
     @property
     def limits(self) -> LimitState:
@@ -243,9 +245,7 @@ class Request:
         if self.outcome is not None:
             raise self._error or ClientDisconnectedError("The client disconnected.")
         self._starter = asyncio.current_task()
-        self._sessions.add(self)
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._timeout_s, self._on_deadline)
+        self._sessions.add_for(self, self._timeout_s, self._on_deadline)
         try:
             await self._start()
         except asyncio.CancelledError:
@@ -282,8 +282,6 @@ class Request:
         if self._takes is not None and error is not None:
             self._is_put_off = self._takes.is_put_off(error)
         self.state = State.ENDING
-        if self._timer is not None:
-            self._timer.cancel()
         if self._starter is not None and self._starter is not asyncio.current_task():
             self._starter.cancel()
         self.background.close()

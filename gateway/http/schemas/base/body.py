@@ -192,7 +192,7 @@ def _add_unknown(
     """Of what a model's fields hold; this is done for each message of a long conversation."""
     for name in model.holding_fields:
         inner = value.get(name)
-        if not isinstance(inner, dict | list) or len(found) >= MAX_LISTED_FIELDS:
+        if inner is None or not isinstance(inner, (dict, list)) or len(found) >= MAX_LISTED_FIELDS:
             continue
         shape = model.shapes.get(name)
         if shape is None:

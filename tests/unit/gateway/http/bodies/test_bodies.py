@@ -2,11 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import cast
 
 import pytest
 from starlette.types import Message, Receive
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from gateway.errors import DeniedError, InvalidRequestError, OverloadedError
+from gateway.errors import (
+    DeniedError,
+    InvalidRequestError,
+    OverloadedError,
+    RequestTooLargeError,
+)
 from gateway.http.bodies import reading as module
 from gateway.http.bodies.body_pool import BodyPool
 from gateway.http.bodies.parsers import CHAT, ParseContext
@@ -17,6 +24,7 @@ from gateway.http.bodies.reading import (
     SMALL_BYTES,
     Bodies,
 )
+from gateway.http.connections.arrived_body import arrived_body
 from tests.fakes.virtual_time import VirtualTimeLoop
 
 PIECE = SMALL_BYTES + 1
@@ -53,6 +61,34 @@ async def test_a_body_of_which_nothing_comes_ends() -> None:
     with pytest.raises(InvalidRequestError, match="did not arrive"):
         await read(bodies_of(), pieces(BODY_TIMEOUT_S + 1, size=1))
     assert asyncio.get_running_loop().time() == BODY_TIMEOUT_S
+
+
+class Arrived:
+    """A request at uvicorn, whose `receive` nobody has called."""
+
+    def __init__(self, body: bytes, *, more_body: bool = False, is_gone: bool = False) -> None:
+        self.cycle = object.__new__(RequestResponseCycle)
+        self.cycle.body, self.cycle.more_body = bytearray(body), more_body
+        self.cycle.disconnected = self.cycle.response_complete = is_gone
+        self.receive = cast(Receive, self.cycle.receive)
+
+
+async def test_a_body_that_has_come_is_taken_without_a_timer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asyncio, "timeout", None)
+    arrived = Arrived(b"x" * PIECE)
+    assert await read(bodies_of(), arrived.receive) == PIECE
+    assert arrived.cycle.body == b""
+    with pytest.raises(RequestTooLargeError):
+        await read(bodies_of(), Arrived(b"x" * (1 << 20) + b"x").receive)
+
+
+def test_a_body_that_is_late_or_whose_client_has_left_is_waited_for() -> None:
+    for late in (Arrived(b"x", more_body=True), Arrived(b"x", is_gone=True)):
+        assert arrived_body(late.receive) is None
+        assert late.cycle.body == b"x"
+    assert arrived_body(pieces(0.0)) is None
 
 
 async def test_the_wait_for_a_place_is_not_the_bodys_time() -> None:

@@ -140,6 +140,43 @@ def test_a_settled_request_is_reported_no_more() -> None:
     assert (len(table), table.lease_reports()) == (0, ())
 
 
+async def test_each_request_whose_time_is_over_is_told_once_and_no_settled_one() -> None:
+    table, loop = SessionTable(), asyncio.get_running_loop()
+    told: list[tuple[str, float]] = []
+    begun = loop.time()
+    times = {"a": 30.0, "b": 10.0, "c": 10.0, "d": 20.0, "e": 20.0}
+    sessions = {name: Session(name) for name in times}
+    for name, seconds in times.items():
+        table.add_for(
+            sessions[name],
+            seconds,
+            lambda name=name: told.append((name, loop.time() - begun)),  # type: ignore[misc]
+        )
+    table.discard(sessions["c"])
+    table.discard(sessions["e"])
+    await asyncio.sleep(100)
+    assert told == [("b", 10.0), ("d", 20.0), ("a", 30.0)]
+    table.add_for(sessions["c"], 5.0, lambda: told.append(("c", loop.time() - begun)))
+    await asyncio.sleep(100)
+    assert told[3:] == [("c", 105.0)]
+    assert len(table) == 4
+
+
+async def test_one_request_that_raises_keeps_no_other_one_from_its_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    table, told = SessionTable(), asyncio.Event()
+
+    def raises() -> None:
+        raise RuntimeError("a bug")
+
+    table.add_for(Session("broken"), 1.0, raises)
+    table.add_for(Session("good"), 1.0, told.set)
+    await told.wait()
+    assert caplog.messages == ["request broken could not be ended"]
+    caplog.clear()
+
+
 def event(number: int = 0) -> ContentText:
     return ContentText(0, str(number))
 

@@ -14,7 +14,7 @@ from gateway.errors import (
     WorkerUnavailableError,
 )
 from gateway.request.callers.identity import Identity
-from gateway.request.lifecycle.request import ABORT_PATIENCE_S, State
+from gateway.request.lifecycle.request import ABORT_PATIENCE_S, Request, State
 from protocol.wire.messages import (
     Abort,
     Authorize,
@@ -378,13 +378,17 @@ async def test_the_time_left_is_never_negative() -> None:
     await started.error()
 
 
-async def test_a_finished_request_has_no_timer_left() -> None:
+async def test_a_finished_request_is_not_told_that_its_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Request] = []
+    monkeypatch.setattr(Request, "_on_deadline", lambda request: told.append(request))
     parts = Parts(timeout_s=30.0)
     one = parts.engine()
-    started = await parts.running()
+    await parts.running()
     await parts.finish(one)
-    assert started.request._timer is not None
-    assert started.request._timer.cancelled()
+    await asyncio.sleep(100.0)
+    assert told == []
 
 
 async def test_a_start_that_was_ended_without_a_reason_says_that_nobody_is_left() -> None:
