@@ -47,6 +47,9 @@ _LOCK_TIMEOUT_S: Final = 2.0
 _IDLE_TIMEOUT_S: Final = 2.0
 """The server ends a transaction whose client says nothing for so long: it stands still, and its
 row lock would keep the next holder away."""
+_OPENING_IDLE_TIMEOUT_S: Final = 30.0
+"""The same while a store is opened: to load what makes or changes tables, and to do it, can take a
+busy machine longer between two statements, and would again each time that it is tried."""
 _LOCK_OF_OPENING: Final = 0x70656E73746F636B
 """One worker at a time makes tables or takes the database over: an advisory lock, `penstock`."""
 _WATCH_INTERVAL_S: Final = 1.0
@@ -94,6 +97,7 @@ class PostgresDatabase:
             its place is refused; None remembers nothing.
         holder: Who this is, for people.
         clock_s: Seconds that never jump.
+        idle_timeout_s: How long the server waits, amid a transaction, for the next statement.
 
     Attributes:
         url: As given.
@@ -108,9 +112,10 @@ class PostgresDatabase:
         marker: Path | None = None,
         holder: str | None = None,
         clock_s: Callable[[], float] = boot_time_s,
+        idle_timeout_s: float = _IDLE_TIMEOUT_S,
     ) -> None:
         self.url = url
-        self.engine = _engine(url)
+        self.engine = _engine(url, idle_timeout_s)
         self.database_id = ""
         self._marker = marker
         self._holder = holder or f"{socket.gethostname()}:{os.getpid()}"
@@ -180,6 +185,7 @@ class PostgresDatabase:
 
     def prepare(self, connection: Connection) -> None:
         """No other worker opens it at the same time, and it holds what it held before."""
+        run(connection, f"SET LOCAL {_idle_timeout(_OPENING_IDLE_TIMEOUT_S)}")
         run(connection, "SELECT pg_advisory_xact_lock(%s)", (_LOCK_OF_OPENING,))
         (encoding,) = run(connection, "SHOW server_encoding").fetchone()
         if encoding != "UTF8":
@@ -328,12 +334,11 @@ def reading_url(url: DatabaseUrl, *, timeout_s: float | None = None) -> Iterator
         StoreUnavailableError: A statement took longer, or the same may succeed later.
         StoreError: The database can't be read.
     """
-    engine = _engine(url, poolclass=NullPool)
+    # Who reads page by page pauses between them.
+    engine = _engine(url, 0.0, poolclass=NullPool)
     try:
         with engine.connect() as connection:
             run(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            # Who reads page by page pauses between them.
-            run(connection, "SET LOCAL idle_in_transaction_session_timeout = 0")
             if timeout_s is not None:
                 text = "SELECT set_config('statement_timeout', %s, true)"
                 run(connection, text, (f"{int(timeout_s * 1000)}ms",))
@@ -371,7 +376,11 @@ class _Text(StrDumperUnknown):
         return super().dump(storable(obj))
 
 
-def _engine(url: DatabaseUrl, **options: Any) -> Engine:
+def _idle_timeout(seconds: float) -> str:
+    return f"idle_in_transaction_session_timeout = '{int(seconds * 1000)}ms'"
+
+
+def _engine(url: DatabaseUrl, idle_timeout_s: float, **options: Any) -> Engine:
     if "poolclass" not in options:
         # One connection: there is one writer, and it reads in its own order.
         options |= {"pool_size": 1, "max_overflow": 0, "pool_timeout": 1.0}
@@ -396,7 +405,7 @@ def _engine(url: DatabaseUrl, **options: Any) -> Engine:
         was_automatic = dbapi_connection.autocommit
         dbapi_connection.autocommit = True
         with dbapi_connection.cursor() as cursor:
-            cursor.execute(f"SET idle_in_transaction_session_timeout = '{_IDLE_TIMEOUT_S}s'")
+            cursor.execute(f"SET {_idle_timeout(idle_timeout_s)}")
             cursor.execute(f"SET lock_timeout = '{_LOCK_TIMEOUT_S}s'")
             # A statement whose client is gone ends, too, where the server can tell (PostgreSQL 14).
             cursor.execute(

@@ -2,6 +2,8 @@
 
 import logging
 import re
+from functools import cache
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -46,14 +48,19 @@ def build_api(parts: HttpParts) -> Api:
             if isinstance(route, GuardedRoute):
                 known = app.state.methods.setdefault(route.path, (route.path_regex, set()))
                 known[1].update(route.answered_methods)
-    document = describe(
-        app,
-        requires_keys=parts.settings.require_keys,
-        is_local=is_loopback(parts.settings.host),
-        title=parts.settings.api_title,
-        root_path=parts.settings.root_path,
-    )
-    app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way
+
+    @cache
+    def document() -> dict[str, Any]:
+        # Only when it is asked for: it takes longer than all else of a gateway's start.
+        return describe(
+            app,
+            requires_keys=parts.settings.require_keys,
+            is_local=is_loopback(parts.settings.host),
+            title=parts.settings.api_title,
+            root_path=parts.settings.root_path,
+        )
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 

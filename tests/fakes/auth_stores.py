@@ -61,7 +61,12 @@ class StoreHarness:
         if self.kind == "sqlite":
             return SqliteDatabase(self.data_dir)
         self.data_dir.mkdir(exist_ok=True)
-        return PostgresDatabase(self.url, marker=self.data_dir / "created")
+        return PostgresDatabase(
+            self.url,
+            marker=self.data_dir / "created",
+            # A store leaves it to its committer to try again; a test on a busy machine does not.
+            idle_timeout_s=120.0,
+        )
 
     def open(self, **options: Any) -> SqlStore:
         """A store; one that was opened before must be closed."""

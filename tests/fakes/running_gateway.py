@@ -136,18 +136,17 @@ async def running_gateway(
     await application.hooks.start()
     application.start()
     server = HttpServer(application.parts)
-    uds, has_tls = settings.uds, settings.tls_cert_file is not None
+    uds, scheme = settings.uds, "http" if settings.tls_cert_file is None else "https"
     with bind_socket(settings.host, 0) if uds is None else bind_unix_socket(uds) as sock:
         address = "localhost" if uds is not None else f"127.0.0.1:{sock.getsockname()[1]}"
         serving = asyncio.get_running_loop().create_task(server.serve(sockets=[sock, *further]))
         await server.has_started.wait()
         async with httpx.AsyncClient(
-            base_url=f"http{'s' if has_tls else ''}://{address}",
+            base_url=f"{scheme}://{address}",
             timeout=30.0,
             trust_env=False,
-            transport=httpx.AsyncHTTPTransport(
-                uds=None if uds is None else str(uds), verify=not has_tls
-            ),
+            # A server's own certificate, where it has one.
+            transport=httpx.AsyncHTTPTransport(uds=None if uds is None else str(uds), verify=False),
         ) as client:
             gateway = RunningGateway(directory, application, server, client)
             try:

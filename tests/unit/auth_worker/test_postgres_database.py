@@ -35,6 +35,7 @@ from auth_worker.records.operations import (
     ReadKeys,
     Snapshot,
 )
+from auth_worker.storage import migrations
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.key_table import load_keys
 from auth_worker.storage.lease_keeper import LeaseKeeper
@@ -82,6 +83,7 @@ def connect(
                 marker=tmp_path / "created",
                 holder=f"worker-{len(made)}",
                 clock_s=clock.monotonic_s,
+                idle_timeout_s=120.0,
             )
         )
         return made[-1]
@@ -145,7 +147,7 @@ def test_reading_keeps_no_lease(connect: OpenDatabase, clock: FakeClock) -> None
     assert not database.holds()
 
 
-def until(fact: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def until(fact: Callable[[], bool], timeout_s: float = 60.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not fact():
         assert time.monotonic() < deadline
@@ -404,6 +406,48 @@ def test_a_server_that_stops_in_a_transaction_leaves_nothing_half_done(
     assert isinstance(page, KeyPage)
     assert page.records[0].total_requests == 2
     store.close()
+
+
+def test_a_transaction_that_stands_still_keeps_nobody_away(
+    postgres_server: PostgresServer, name: str, connect: OpenDatabase
+) -> None:
+    database = connect()
+    store = take(database)
+    of_store = (
+        "SELECT pid FROM pg_stat_activity"
+        f" WHERE datname = '{name}' AND application_name = 'penstock-auth'"
+    )
+    with pytest.raises(StoreUnavailableError), database.transaction() as connection:
+        assert database.hold(connection, store.epoch, store._num_commits + 1)
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '1ms'")
+        until(lambda: not postgres_server.execute(of_store))
+        connection.exec_driver_sql("DELETE FROM keys")
+    store.apply([booking("a")])
+
+
+def test_whoever_opens_a_store_may_pause_for_longer_than_a_holder(
+    postgres_server: PostgresServer, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    migrate = migrations.migrate
+
+    def show(connection: Connection) -> None:
+        query = "SHOW idle_in_transaction_session_timeout"
+        shown.append(connection.exec_driver_sql(query).scalar_one())
+
+    def show_and_migrate(connection: Connection, **options: Any) -> int:
+        show(connection)
+        return migrate(connection, **options)
+
+    monkeypatch.setattr(migrations, "migrate", show_and_migrate)
+    database = PostgresDatabase(DatabaseUrl(postgres_server.url(name), "URL"))
+    store = take(database)
+    with database.transaction() as connection:
+        show(connection)
+    with database.reading() as connection:
+        show(connection)
+    store.close()
+    assert shown == ["30s", "2s", "0"]
 
 
 def test_a_server_that_is_full_or_read_only_is_worth_another_try(

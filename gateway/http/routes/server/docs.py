@@ -1,5 +1,8 @@
 """The API's description: the OpenAPI document, and a page of it."""
 
+import asyncio
+from typing import Any
+
 import orjson
 from fastapi import APIRouter, Request, Response
 
@@ -12,15 +15,22 @@ router = APIRouter(route_class=GuardedRoute, include_in_schema=False)
 _PATH = "/openapi.json"
 
 
+async def _document(request: Request) -> dict[str, Any]:
+    """The OpenAPI document; the first time it takes a while, during which others are served."""
+    document: dict[str, Any] = await asyncio.to_thread(request.app.openapi)
+    return document
+
+
 @router.get(_PATH)
 async def openapi_document(request: Request) -> Response:
     """The OpenAPI document."""
-    return Response(orjson.dumps(request.app.openapi()), media_type="application/json")
+    return Response(orjson.dumps(await _document(request)), media_type="application/json")
 
 
 @router.get("/docs")
 async def page(request: Request) -> Response:
     """Read about the API in a browser; the page loads nothing from anywhere."""
     headers = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'"}
-    content = api_page(request.app.openapi(), parts_of(request).settings.root_path + _PATH)
+    document = await _document(request)
+    content = api_page(document, parts_of(request).settings.root_path + _PATH)
     return Response(content, headers=headers, media_type="text/html")
