@@ -57,7 +57,8 @@ parity: $(VENV)/.test
 		tests/integration/test_encoder_parity.py $(ARGS)
 
 # The same families in every type of weights; half an hour and more, goes on where it was stopped.
-# ARGS='--report docs/measurements/parity.md --machine "two cores of …"' writes the page.
+# ARGS='--report docs/measurements/parity.md --machine "two cores of …"' writes results into the page,
+# and --missing-in PAGE measures only what a page lacks.
 parity-table: $(VENV)/.test
 	$(BIN)/python -m tests.parity $(ARGS)
 

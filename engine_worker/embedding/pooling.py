@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from engine_worker.compute.models.config_fields import MAX_SIZE, ConfigFields
 from engine_worker.embedding.dense import DenseSpec, apply_dense, dense_spec
 from engine_worker.errors import ModelConfigError, UnsupportedFeatureError
+from engine_worker.text.bounded_file import read_bounded
 
 PoolingKind = Literal["mean", "cls", "last", "max", "weightedmean", "mean_sqrt_len"]
 POOLING_KINDS: Final[tuple[PoolingKind, ...]] = get_args(PoolingKind)
@@ -178,7 +179,7 @@ def _pooling_kind(path: Path, *, has_prompt: bool) -> PoolingKind:
 
 def _read(path: Path, kind: type[Any]) -> Any:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bounded(path))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelConfigError(f"{path}: cannot be read: {error}") from error
     if not isinstance(value, kind):

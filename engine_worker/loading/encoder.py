@@ -9,7 +9,7 @@ from typing import Any, Final
 from msgspec import structs
 
 from engine_worker.compute.backends.base import PackedDecoder
-from engine_worker.compute.models.config_fields import read_config
+from engine_worker.compute.models.config_fields import ConfigFields, read_config
 from engine_worker.compute.runner.compile_cache import prepare_backend
 from engine_worker.config import NO_POOLING, ModelSettings
 from engine_worker.core.choice.batch import ProgressCallback
@@ -81,7 +81,12 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
     config = read_config(settings.path)
     pooling = None if has_classifier(config) else _pooling_of(settings, config)
     # A tokenizer that can't be loaded is no reason to read all weights first.
-    tokenizer = Tokenizer.load(settings.tokenizer_path or settings.path, settings.path)
+    fields = ConfigFields(config)
+    tokenizer = Tokenizer.load(
+        settings.tokenizer_path or settings.path,
+        settings.path,
+        fields.size("vocab_size") if fields.present("vocab_size") else None,
+    )
     loaded = load_text_model(settings, lambda done, text: on_phase("loading", done, text))
     layers = () if pooling is None else load_layers(pooling)
     stated = tokenizer.max_length if pooling is None else pooling.max_tokens

@@ -5,6 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
+from engine_worker.text.bounded_file import read_bounded
+
 GENERATION_CONFIG: Final = "generation_config.json"
 
 _log = logging.getLogger("penstock.engine")
@@ -17,7 +19,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / GENERATION_CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_bounded(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engine_worker.errors import InvalidRequestError
+from engine_worker.errors import InvalidRequestError, TokenizerLoadError
 from engine_worker.text.detokenizer import (
     ByteDetokenizer,
     Detokenizer,
@@ -90,12 +90,19 @@ class Tokenizer:
             model_folder: Holds `generation_config.json` and `config.json`, which may name more
                 end-of-sequence ids; `folder` when None.
             vocab_size: How many ids the model has; an end of sequence that isn't one of them is
-                left out.
+                left out, and so may be tokens that were added to the words of the tokenizer.
 
         Raises:
-            TokenizerLoadError: The files are missing, broken, or of a kind without a fast form.
+            TokenizerLoadError: The files are missing, broken, of a kind without a fast form, or of
+                another model.
         """
         files = read_tokenizer(folder)
+        num_words = files.backend.get_vocab_size(with_added_tokens=False)
+        if vocab_size is not None and num_words > vocab_size:
+            raise TokenizerLoadError(
+                f"The tokenizer in {folder} has {num_words} words, but the model has {vocab_size}"
+                " ids: it is another model's. Use the tokenizer of this one (--tokenizer FOLDER)."
+            )
         found = eos_token_ids(model_folder or folder, vocab_size)
         stated = files.backend.token_to_id(files.special_tokens.get("eos_token", ""))
         if stated is not None and (vocab_size is None or stated < vocab_size):

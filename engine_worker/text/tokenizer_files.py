@@ -25,11 +25,13 @@ from tokenizers.processors import Sequence as PostProcessors
 from tokenizers.processors import TemplateProcessing
 
 from engine_worker.errors import TokenizerLoadError
+from engine_worker.text.bounded_file import MAX_TOKENIZER_BYTES, check_size, read_bounded
 from engine_worker.text.generation_config import read_generation_config
 from engine_worker.text.sentencepiece_model import is_sentencepiece, read_sentencepiece
 
 TOKENIZER_JSON: Final = "tokenizer.json"
 TOKENIZER_MODEL: Final = "tokenizer.model"
+TEKKEN_JSON: Final = "tekken.json"
 _CONFIG: Final = "tokenizer_config.json"
 _ROLES: Final = (
     "bos_token",
@@ -40,6 +42,8 @@ _ROLES: Final = (
     "cls_token",
     "mask_token",
 )
+# Mistral's own format has these in every file, and its own library begins each text with the first.
+_TEKKEN_ROLES: Final = {"bos_token": "<s>", "eos_token": "</s>"}
 # Classes in transformers that put `<s>` before, or `</s>` after, each text by default.
 _BEGINS_WITH_BOS: Final = frozenset(
     {
@@ -94,7 +98,7 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     class_name = class_name if isinstance(class_name, str) else ""
     roles = _roles(config, _read_object(folder / "special_tokens_map.json"))
     if (folder / TOKENIZER_JSON).is_file():
-        backend = guarded(folder, lambda: Backend.from_file(str(folder / TOKENIZER_JSON)))
+        backend = guarded(folder, lambda: _from_file(folder / TOKENIZER_JSON))
     elif is_sentencepiece(folder / TOKENIZER_MODEL):
         model = read_sentencepiece(folder / TOKENIZER_MODEL)
         is_legacy = config.get("legacy") is not False
@@ -106,6 +110,9 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     else:
         backend, class_roles = guarded(folder, lambda: _converted(folder))
         roles = {**class_roles, **roles}
+        if (folder / TEKKEN_JSON).is_file():
+            roles = {**_TEKKEN_ROLES, **roles}
+            config = {"add_bos_token": True, **config}
     _add_missing_tokens(folder, backend, config, roles)
     if class_name:
         roles = {**_class_roles(class_name, config, backend), **roles}
@@ -168,9 +175,14 @@ def _converted(folder: Path) -> tuple[Any, dict[str, Any]]:
     return backend, dict(loaded.special_tokens_map)
 
 
+def _from_file(path: Path) -> Any:
+    check_size(path, MAX_TOKENIZER_BYTES)
+    return Backend.from_file(str(path))
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_bounded(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
@@ -334,7 +346,7 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[str, s
     for name, path in paths.items():
         if path.is_file():
             try:
-                sources[name] = path.read_text(encoding="utf-8")
+                sources[name] = read_bounded(path)
             except (OSError, ValueError) as error:
                 raise TokenizerLoadError(f"{path} cannot be read: {error}") from error
     if set(sources) == {"default"}:

@@ -3,10 +3,12 @@
     python -m tests.parity                      # all cases, or those that a stopped run left
     python -m tests.parity 'qwen3*' --kinds xla:float32
     python -m tests.parity --report docs/measurements/parity.md --machine "two cores of …"
+    python -m tests.parity --missing-in docs/measurements/parity.md --report …
 
 One model and one type at a time, each of which is kept in a file as soon as it is there: a run that
 is stopped goes on where it was, unless the code of `engine_worker` or the tests' models changed
-meanwhile. A page says what wasn't measured.
+meanwhile. A page that is there keeps the rows that weren't measured again, each with its date, and
+says what was never measured.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -32,7 +34,7 @@ from tests.parity.measurement import (
     expected_of,
     record_of,
 )
-from tests.parity.page import page
+from tests.parity.page import Measured, page, read_page
 
 _ROOT: Final = Path(__file__).parents[2]
 _CODE: Final = (
@@ -40,7 +42,7 @@ _CODE: Final = (
     *(f"tests/fakes/{name}_families.py" for name in ("model", "dense", "expert")),
     *("tests/fakes/family_case.py", "tests/fakes/parity.py", "tests/parity/measurement.py"),
 )
-Found = dict[tuple[str, str, str], dict[str, Agreement]]
+Found = dict[tuple[str, str, str], Measured]
 
 
 class Results:
@@ -60,16 +62,18 @@ class Results:
             record = json.loads(line)
             if record["code"] == code:
                 key = record["case"], record["backend"], record["type"]
-                self.found[key] = agreements_of(record["ways"])
+                self.found[key] = Measured(agreements_of(record["ways"]), record["date"])
 
     def add(self, case: str, backend: str, weight_type: str, found: dict[str, Agreement]) -> None:
-        """Keeps one more."""
-        self.found[case, backend, weight_type] = found
+        """Keeps one more, of today."""
+        date = f"{datetime.now(UTC):%Y-%m-%d}"
+        self.found[case, backend, weight_type] = Measured(found, date)
         record = {
             "code": self._code,
             "case": case,
             "backend": backend,
             "type": weight_type,
+            "date": date,
             "ways": record_of(found),
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,10 +92,16 @@ def code_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def measure(cases: Sequence[str], kinds: Sequence[tuple[str, str]], results: Results) -> None:
-    """Measures what isn't there yet, with a line each."""
+def measure(
+    cases: Sequence[str],
+    kinds: Sequence[tuple[str, str]],
+    results: Results,
+    known: Collection[tuple[str, str, str]] = (),
+) -> None:
+    """Measures what is neither there yet nor known, with a line each."""
     for index, case in enumerate(cases):
-        missing = [kind for kind in kinds if (case, *kind) not in results.found]
+        keys = [(case, *kind) for kind in kinds]
+        missing = [key[1:] for key in keys if key not in results.found and key not in known]
         if not missing:
             continue
         expected = expected_of(CASES[case])
@@ -118,7 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = {f"{backend}:{weight_type}": (backend, weight_type) for backend, weight_type in KINDS}
     parser.add_argument("--kinds", nargs="+", choices=names, default=list(names))
     parser.add_argument("--results", type=Path, default=_ROOT / "build" / "parity.jsonl")
-    parser.add_argument("--report", type=Path, help="write the page of all results")
+    parser.add_argument("--missing-in", type=Path, help="measure only what this page hasn't")
+    parser.add_argument("--report", type=Path, help="write the page, or these results into it")
     parser.add_argument("--machine", default="machine not said", help="for the page")
     options = parser.parse_args(arguments)
     patterns = options.cases or ["*"]
@@ -126,18 +137,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not cases:
         parser.error(f"no case is called {', '.join(patterns)}")
     results = Results(options.results, code_digest())
-    measure(cases, [names[name] for name in options.kinds], results)
+    known = _results_in(options.missing_in)
+    measure(cases, [names[name] for name in options.kinds], results, known)
     if options.report is not None:
         text = page(
             list(CASES),
-            results.found,
-            date=f"{datetime.now(UTC):%Y-%m-%d}",
+            _results_in(options.report) | results.found,
             machine=options.machine,
             num_prompt=NUM_PROMPT,
             num_output=NUM_TOKENS - NUM_PROMPT,
         )
         options.report.write_text(text, encoding="utf-8")
     return 0
+
+
+def _results_in(path: Path | None) -> Found:
+    """Those of a page; none where there is no page."""
+    if path is None or not path.exists():
+        return {}
+    return read_page(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

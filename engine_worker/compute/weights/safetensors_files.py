@@ -24,11 +24,14 @@ from engine_worker.compute.weights.tensor_info import (
     TensorInfo,
 )
 from engine_worker.errors import CheckpointError
+from engine_worker.text.bounded_file import read_bounded
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-MAX_HEADER_BYTES = 100 * 2**20
-"""The bound that safetensors itself sets."""
+MAX_HEADER_BYTES = 16 * 2**20
+"""Enough for 130,000 tensors in one file; read, it takes many times as much memory."""
+MAX_INDEX_BYTES = 32 * 2**20
+_WAY_OUT = "download it again"
 _LENGTH_BYTES = 8
 _MAX_AXES = 64
 _SIZE_LIMIT = 2**48
@@ -79,7 +82,7 @@ class SafetensorsCheckpoint:
                     values: npt.NDArray[Any] = files[tensor.file].get_tensor(name)
                 except (SafetensorError, OSError) as error:
                     raise CheckpointError(
-                        f"{tensor.file}: tensor {name!r} cannot be read: {error}"
+                        f"{tensor.file}: tensor {name!r} cannot be read: {error}; {_WAY_OUT}"
                     ) from error
                 return values
 
@@ -103,7 +106,9 @@ def read_bytes(tensor: TensorInfo) -> npt.NDArray[np.uint8]:
             f"{tensor.file}: tensor {tensor.name!r} cannot be read: {error}"
         ) from error
     if len(values) != tensor.end - tensor.start:
-        raise CheckpointError(f"{tensor.file}: truncated: tensor {tensor.name!r} is cut short")
+        raise CheckpointError(
+            f"{tensor.file}: truncated: tensor {tensor.name!r} is cut short; {_WAY_OUT}"
+        )
     return values.reshape(*tensor.shape[:-1], -1) if tensor.shape else values.reshape(())
 
 
@@ -131,16 +136,20 @@ def _open(file: Path) -> Any:
     try:
         return safe_open(file, framework="np")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{file}: not a readable safetensors file: {error}; {_WAY_OUT}"
+        ) from error
 
 
 def _open_shards(index: Path) -> SafetensorsCheckpoint:
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
+        content = json.loads(read_bounded(index, MAX_INDEX_BYTES))
         weight_map = content["weight_map"]
         placed = {str(name): str(file) for name, file in weight_map.items()}
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: no readable index of shards: {error!r}") from error
+        raise CheckpointError(
+            f"{index}: no readable index of shards: {error!r}; {_WAY_OUT}"
+        ) from error
     files: dict[str, Path] = {}
     tensors: dict[str, TensorInfo] = {}
     for name in sorted(set(placed.values())):
@@ -150,7 +159,10 @@ def _open_shards(index: Path) -> SafetensorsCheckpoint:
         tensors |= read_header(files[name])
     for tensor, name in placed.items():
         if tensor not in tensors or tensors[tensor].file != files[name]:
-            raise CheckpointError(f"{files[name]}: tensor {tensor!r} is missing, but indexed there")
+            raise CheckpointError(
+                f"{files[name]}: tensor {tensor!r} is missing, but indexed there: these are files"
+                " of different models, or of different versions of one; download all of them again"
+            )
     return SafetensorsCheckpoint(index, tuple(files.values()), tensors)
 
 
@@ -172,14 +184,21 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             prefix = stream.read(_LENGTH_BYTES)
             header_bytes = struct.unpack("<Q", prefix)[0] if len(prefix) == _LENGTH_BYTES else 0
             if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
-                raise CheckpointError(f"{file}: not a safetensors file, or truncated in its header")
+                raise CheckpointError(
+                    f"{file}: not a safetensors file, truncated in its header, or with a header of"
+                    f" more than {MAX_HEADER_BYTES} bytes; {_WAY_OUT}"
+                )
             header = json.loads(stream.read(header_bytes))
     except FileNotFoundError:
-        raise CheckpointError(f"{file}: the file is missing") from None
+        raise CheckpointError(f"{file}: the file is missing; download it too") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from error
+        raise CheckpointError(
+            f"{file}: not a readable safetensors file: {error}; {_WAY_OUT}"
+        ) from error
     if not isinstance(header, dict):
-        raise CheckpointError(f"{file}: not a safetensors file: its header is no object")
+        raise CheckpointError(
+            f"{file}: not a safetensors file: its header is no object; {_WAY_OUT}"
+        )
     header.pop("__metadata__", None)
     data_start = _LENGTH_BYTES + header_bytes
     return {
@@ -203,19 +222,22 @@ def _tensor_info(
         if len(shape) > _MAX_AXES or not all(map(_is_size, (*shape, first, last))):
             raise ValueError("no sizes")
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: tensor {name!r} has a broken header entry") from error
+        raise CheckpointError(
+            f"{file}: tensor {name!r} has a broken header entry; {_WAY_OUT}"
+        ) from error
     if first > last:
-        raise CheckpointError(f"{file}: tensor {name!r} has a broken header entry")
+        raise CheckpointError(f"{file}: tensor {name!r} has a broken header entry; {_WAY_OUT}")
     start, end = data_start + first, data_start + last
     if end > file_bytes:
         raise CheckpointError(
-            f"{file}: truncated: tensor {name!r} needs {end} bytes of file, there are {file_bytes}"
+            f"{file}: truncated: tensor {name!r} needs {end} bytes of file, there are {file_bytes};"
+            f" {_WAY_OUT}"
         )
     if dtype in STORED_DTYPES:
         needed = int(np.prod(shape, dtype=object)) * STORED_DTYPES[dtype].itemsize
         if needed != end - start:
             raise CheckpointError(
                 f"{file}: tensor {name!r} of {dtype} {list(shape)} needs {needed} bytes, its "
-                f"entry holds {end - start}"
+                f"entry holds {end - start}; {_WAY_OUT}"
             )
     return TensorInfo(name, file, dtype, shape, start, end)

@@ -7,6 +7,7 @@ import pytest
 
 from tests.fakes.model_families import CASES
 from tests.fakes.packed_decoder import needs_native
+from tests.parity import __main__ as parity
 from tests.parity.__main__ import Results, main
 from tests.parity.measurement import (
     KINDS,
@@ -15,7 +16,7 @@ from tests.parity.measurement import (
     agreements,
     expected_of,
 )
-from tests.parity.page import page
+from tests.parity.page import Measured, page, read_page
 
 PAGE = Path(__file__).parents[3] / "docs" / "measurements" / "parity.md"
 CASE = "qwen2_with_windows"
@@ -57,27 +58,73 @@ def test_a_models_float32_logits_are_transformers_in_every_way() -> None:
     assert [one.num_tokens for one in found.values()] == [48, 48, 32, 24, 32]
 
 
-def some_results() -> dict[tuple[str, str, str], dict[str, Agreement]]:
+def some_results() -> dict[tuple[str, str, str], Measured]:
     values = {way: Agreement(47, 48, 0.0125) for way in WAYS}
-    return {("one", backend, weight_type): values for backend, weight_type in KINDS}
+    return {("one", *kind): Measured(values, "2026-11-29") for kind in KINDS}
 
 
 def test_shares_are_rounded_down_and_differences_are_the_largest() -> None:
     results = some_results()
-    results["one", "xla", "int8"] = {**results["one", "xla", "int8"], "cached": Agreement(1, 3, 2)}
-    text = page(["one"], results, date="", machine="", num_prompt=3, num_output=4)
+    others = results["one", "xla", "int8"].ways
+    ways = {**others, "cached": Agreement(1, 3, 2)}
+    results["one", "xla", "int8"] = Measured(ways, "2026-12-01")
+    text = page(["one"], results, machine="", num_prompt=3, num_output=4)
     assert "| `one` | 97 97 97 97 | 97 97 97 97 |" in text
     assert "| `one` | 97 97 97 | 97 97 97 | 97 97 97 | 97 97 33 | 97 97 97 |" in text
-    assert "| `one` | 0.013 | 0.013 | 0.013 | 0.013 |" in text
-    assert "| `one` | 0.013 | 0.013 | 2 |" in text
+    assert "| `one` | 0.013 | 0.013 | 0.013 | 0.013 | 2026-11-29 |" in text
+    assert "| `one` | 0.013 | 0.013 | 2 | 2026-12-01 |" in text
+
+
+def test_a_page_that_is_read_back_has_the_same_rows() -> None:
+    results = some_results()
+    del results["one", "cpu_native", "int8"]
+    results["one", "xla", "int8"] = Measured(results["one", "xla", "int8"].ways, "2026-12-01")
+    text = page(["one", "two"], results, machine="", num_prompt=3, num_output=4)
+    again = read_page(text)
+    assert again.keys() == results.keys()
+    assert page(["one", "two"], again, machine="", num_prompt=3, num_output=4) == text
+    # Those of the project's own page, too.
+    own = PAGE.read_text(encoding="utf-8")
+    rows = [line for line in own.splitlines() if line.startswith("| `")]
+    written = page(list(CASES), read_page(own), machine="", num_prompt=3, num_output=4)
+    assert [line for line in written.splitlines() if line.startswith("| `")] == rows
+
+
+def test_only_what_a_page_lacks_is_measured_and_the_rest_of_it_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [CASE, "qwen3"]
+    there = {(CASE, *kind): one for kind, one in zip(KINDS, some_results().values(), strict=True)}
+    del there[CASE, "xla", "int8"]
+    path = tmp_path / "page.md"
+    path.write_text(page(cases, there, machine="", num_prompt=3, num_output=4), encoding="utf-8")
+    measured = []
+
+    def compute(_: object, backend: str, weight_type: str) -> dict[str, Agreement]:
+        measured.append((backend, weight_type))
+        return {way: Agreement(1, 2, 0.5) for way in WAYS}
+
+    monkeypatch.setattr(parity, "expected_of", lambda _: None)
+    monkeypatch.setattr(parity, "agreements", compute)
+    monkeypatch.setattr(parity, "CASES", dict.fromkeys(cases))
+    results = ["--results", str(tmp_path / "results.jsonl")]
+    main([*cases[:1], "--missing-in", str(path), "--report", str(path), *results])
+    assert measured == [("xla", "int8")]
+    text = path.read_text(encoding="utf-8")
+    assert f"| `{CASE}` | 97 97 50 | 97 97 50 |" in text
+    assert f"| `{CASE}` | 97 97 97 97 | 97 97 97 97 |" in text
+    assert "Not measured: `qwen3`." in text
 
 
 def test_what_was_measured_is_found_again_unless_the_code_changed(tmp_path: Path) -> None:
     path = tmp_path / "there" / "results.jsonl"
     results = Results(path, "this code")
     for key, values in some_results().items():
-        results.add(*key, values)
-    assert Results(path, "this code").found == some_results()
+        results.add(*key, dict(values.ways))
+    assert Results(path, "this code").found == results.found
+    assert {key: one.ways for key, one in results.found.items()} == {
+        key: one.ways for key, one in some_results().items()
+    }
     assert Results(path, "another one").found == {}
 
 
@@ -86,9 +133,9 @@ def test_what_was_not_measured_is_named() -> None:
     del results["one", "cpu_native", "int8"]
     for _, weight_type in KINDS:
         results.pop(("one", "xla", weight_type), None)
-    text = page(["one", "two"], results, date="", machine="", num_prompt=3, num_output=4)
+    text = page(["one", "two"], results, machine="", num_prompt=3, num_output=4)
     assert "| `one` | 97 97 – 97 | 97 97 – 97 |" in text
-    assert "| `one` | 0.013 | 0.013 | – | 0.013 |" in text
+    assert "| `one` | 0.013 | 0.013 | – | 0.013 | 2026-11-29 |" in text
     assert "Not measured: `two`." in text
     assert "Not measured: `xla`." in text
 

@@ -1,5 +1,6 @@
 """A folder's own files decide how text becomes tokens, whatever class they name."""
 
+import base64
 import json
 import logging
 import sys
@@ -12,6 +13,7 @@ from tokenizers import Tokenizer as Backend
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from engine_worker.errors import TokenizerLoadError
+from engine_worker.text import tokenizer_files
 from engine_worker.text.sentencepiece_model import Piece, PieceType, SentencePieceModel
 from engine_worker.text.tokenizer import Tokenizer
 from engine_worker.text.tokenizer_files import _add_missing_tokens, read_tokenizer
@@ -291,6 +293,79 @@ def test_broken_advice_stops_nothing_but_a_broken_tokenizer_config_does(
     (tmp_path / "tokenizer_config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(TokenizerLoadError, match=r"tokenizer_config\.json"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_tekken_file_alone_gives_its_ids_and_begins_each_text(tmp_path: Path) -> None:
+    """Texts began without `<s>`, and outputs had no end unless `config.json` named one."""
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    words = [bytes([number]) for number in range(256)]
+    words += [b"he", b"ll", b"hell", b"hello", b" w", b" wo", b"rl", b"rld", b" world"]
+    config = {
+        "pattern": r"\p{L}+| ?[^\s\p{L}]+| \p{L}+|\s+",
+        "num_vocab_tokens": len(words),
+        "default_vocab_size": len(words) + len(special),
+        "default_num_special_tokens": len(special),
+        "version": "v3",
+    }
+    content = {
+        "config": config,
+        "vocab": [
+            {"rank": rank, "token_bytes": base64.b64encode(word).decode(), "token_str": None}
+            for rank, word in enumerate(words)
+        ],
+        "special_tokens": [
+            {"rank": rank, "token_str": text, "is_control": True}
+            for rank, text in enumerate(special)
+        ],
+    }
+    (tmp_path / "tekken.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "config.json").write_text('{"model_type": "mistral"}', encoding="utf-8")
+    tokenizer = Tokenizer.load(tmp_path)
+    shift = len(special)
+    expected = [3, shift + words.index(b"hello"), shift + words.index(b" world")]
+    assert tokenizer.encode("[INST]hello world", add_special_tokens=False) == expected
+    assert tokenizer.encode("[INST]hello world", add_special_tokens=True) == [1, *expected]
+    assert tokenizer.eos_token_ids == {2}
+
+
+def test_a_tokenizer_of_another_model_is_refused_with_both_numbers(tmp_path: Path) -> None:
+    """Its ids were those of no row, or of a wrong one."""
+    folder = folder_of(tmp_path, "digits")
+    num_words = Backend.from_file(str(folder / "tokenizer.json")).get_vocab_size(
+        with_added_tokens=False
+    )
+    assert Tokenizer.load(folder, vocab_size=num_words)
+    with pytest.raises(
+        TokenizerLoadError,
+        match=rf"{num_words} words, but the model has {num_words - 1} ids",
+    ):
+        Tokenizer.load(folder, vocab_size=num_words - 1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"],
+)
+def test_a_file_that_is_too_large_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = folder_of(tmp_path, "digits")
+    monkeypatch.setattr(tokenizer_files, "MAX_TOKENIZER_BYTES", 2**24)
+    with (folder / name).open("ab") as file:
+        file.truncate(2**24 + 1)
+    with pytest.raises(TokenizerLoadError, match=f"it has {2**24 + 1} bytes, and at most {2**24}"):
+        Tokenizer.load(folder)
+
+
+def test_advice_that_is_too_large_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = folder_of(tmp_path, "digits")
+    with (folder / "generation_config.json").open("wb") as file:
+        file.truncate(2**30)
+    with caplog.at_level(logging.WARNING):
+        Tokenizer.load(folder)
+    assert f"it has {2**30} bytes" in caplog.text
 
 
 def golden() -> dict[str, Any]:

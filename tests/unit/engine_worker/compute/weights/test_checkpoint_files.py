@@ -137,6 +137,19 @@ def test_a_broken_index_is_refused_naming_it(tmp_path: Path, content: str) -> No
         open_checkpoint(tmp_path)
 
 
+def test_an_index_or_header_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / INDEX).open("wb") as file:
+        file.truncate(2**34)
+    with pytest.raises(CheckpointError, match=f"{INDEX}.*it has {2**34} bytes, and at most"):
+        open_checkpoint(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", 2**25))
+    with path.open("ab") as file:
+        file.truncate(2**26)
+    with pytest.raises(CheckpointError, match="header of more than 16777216 bytes; download it"):
+        read_header(path)
+
+
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_shards=2)
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
