@@ -58,10 +58,12 @@ class Placement:
     Attributes:
         backend: `xla` or `cpu_native`.
         reason: Why the native backend doesn't compute it; empty where it does, or wasn't asked to.
+        has_native_products: XLA computes it but for the products with its matrices.
     """
 
     backend: str
     reason: str = ""
+    has_native_products: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

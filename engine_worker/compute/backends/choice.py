@@ -129,8 +129,10 @@ def identity_of(backend: Backend, *, deterministic: bool) -> str:
         backend: Of the engine.
         deterministic: Engines promise each other the same bits, so instructions count too.
     """
-    places = {kind: place.backend for kind, place in backend.placements.items()}
-    identity = ", ".join(f"{kind} {name}" for kind, name in places.items())
+    identity = ", ".join(
+        f"{kind} {place.backend}" + (" beside native products" * place.has_native_products)
+        for kind, place in backend.placements.items()
+    )
     if backend.stored_formats:
         # Activations are rounded for these, so that other numbers come out.
         keys = {f"{path} {form.key}" for path, form in backend.stored_formats.items()}

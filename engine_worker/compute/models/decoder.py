@@ -26,6 +26,7 @@ from engine_worker.compute.models.layers import (
     Block,
     Embedding,
     Head,
+    Linear,
     matmul,
     matrix_of,
     norm_of,
@@ -134,6 +135,7 @@ class DecoderGraph:
         spec: The decoder.
         dtype: Of every weight.
         parameters: One entry per leaf, in order.
+        linear_paths: Of the matrices of `Linear`s.
     """
 
     def __init__(self, spec: DecoderSpec, dtype: DTypeLike) -> None:
@@ -144,6 +146,11 @@ class DecoderGraph:
         self._graphdef, state = nnx.split(abstract)
         self._treedef = jax.tree_util.tree_structure(state)
         self.parameters = parameters_of(state)
+        self.linear_paths = frozenset(
+            ".".join((*map(str, path), "weight"))
+            for path, module in nnx.iter_modules(abstract)
+            if isinstance(module, Linear)
+        )
 
     @property
     def num_parameters(self) -> int:

@@ -15,6 +15,7 @@ turning the result round costs more.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -78,10 +79,25 @@ class Linear(Block):
         Returns:
             [T, out] float32.
         """
-        y = multiply(x, matrix_of(self.weight))
+        weight: Matrix | PackedMatrix = self.weight.get_value()
+        if isinstance(weight, PackedMatrix):
+            y = weight.product(x.astype(jnp.float32))
+        else:
+            y = multiply(x, weight)
         if self.bias is not None:
             y += self.bias[...].astype(jnp.float32)
         return y
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedMatrix:
+    """A matrix of a `Linear` that only its backend can read.
+
+    Attributes:
+        product: `x W^T` of [T, in] float32: [T, out] float32.
+    """
+
+    product: Callable[[jax.Array], jax.Array]
 
 
 Matrix = jax.Array | QuantizedMatrix

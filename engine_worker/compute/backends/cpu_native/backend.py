@@ -31,6 +31,7 @@ from engine_worker.compute.backends.cpu_native.experts import (
     NativeMoeProducts,
     full_width,
 )
+from engine_worker.compute.backends.cpu_native.products import NativeProducts, product_paths
 from engine_worker.compute.backends.kv_layout import (
     NO_RINGS,
     BlockShapes,
@@ -101,6 +102,9 @@ class CpuNativeBackend:
         block_size: Of the cache.
         stored: Matrices that the checkpoint keeps as integers in blocks, by path. Those that a
             kernel multiplies so stay as they are.
+
+    Attributes:
+        product_paths: Matrices that kernels multiply in blocks that XLA computes.
     """
 
     name = CPU_NATIVE
@@ -115,6 +119,7 @@ class CpuNativeBackend:
         self._graph = graph
         self._weight_type = weight_type
         self._reasons = _uncovered(graph.spec, weight_type, self._cache_type, block_size)
+        self.product_paths = product_paths(graph, weight_type, self.is_native)
         packing_ = _Packing(graph, weight_type, self, stored or {})
         self._packing = packing_.plan()
         self._stored = packing_.kept
@@ -149,8 +154,9 @@ class CpuNativeBackend:
 
     @property
     def min_rows(self) -> int:
-        is_all_native = all(reason is None for reason in self._reasons.values())
-        return 1 if is_all_native or self._weight_type == "float32" else 2
+        # XLA's part of a recurrent layer is float32, and one row is slow in other types only.
+        missing = {kind for (kind, _), reason in self._reasons.items() if reason is not None}
+        return 1 if missing <= {BlockKind.RECURRENT} or self._weight_type == "float32" else 2
 
     @property
     def is_batch_invariant(self) -> bool:
@@ -204,6 +210,10 @@ class CpuNativeBackend:
         if not missing:
             return Placement(CPU_NATIVE)
         if len(missing) == len(reasons):
+            part = f".{kind}."
+            if any(part in path for path in self.product_paths):
+                reason = f"{missing[0]}; the kernels multiply by its matrices"
+                return Placement(XLA, reason, has_native_products=True)
             return Placement(XLA, missing[0])
         return Placement(
             CPU_NATIVE, f"xla in {len(missing)} of {len(reasons)} layers: {missing[0]}"
@@ -268,6 +278,8 @@ class _Packing:
             self._matrix(_EMBEDDING, packing.MatrixKind.TABLE)
         if _HEAD in self._index and self._backend.is_native(BlockKind.HEAD):
             self._matrix(_HEAD, packing.MatrixKind.TABLE)
+        for path in sorted(self._backend.product_paths):
+            self._matrix(path, packing.MatrixKind.LINEAR)
         is_quantized = self._weight_type in QUANTIZED_TYPES
         for index, parameter in enumerate(self._graph.parameters):
             if parameter.path not in self._done:
@@ -278,7 +290,10 @@ class _Packing:
         kept = "".join(f" {path} {form.key}" for path, form in sorted(self.kept.items()))
         # Which matrices stay as they are is the checkpoint's; the name of its file stays short.
         stored = f" stored {hashlib.sha256(kept.encode()).hexdigest()[:8]}" if kept else ""
-        layout = f"{CPU_NATIVE} {self._weight_type}{group} {packing.LAYOUT_VERSION}{stored}"
+        products = " with products" if self._backend.product_paths else ""
+        layout = (
+            f"{CPU_NATIVE} {self._weight_type}{group} {packing.LAYOUT_VERSION}{products}{stored}"
+        )
         return PackingPlan(tuple(self._plan.values()), layout)
 
     def _mlp(self, prefix: str, mlp: MlpSpec | MoeSpec | None) -> None:
@@ -388,10 +403,21 @@ class CpuNativeBlocks:
         parts = iter(leaves)
         weights = [(weight.name, weight_of(weight, parts)) for weight in backend.packing.weights]
         self._weights: dict[str, Any] = dict(weights)
+        self._products = NativeProducts(
+            self._weights,
+            weight_type=backend.weight_type,
+            group_size=GROUP_SIZE,
+            stored=backend.stored_formats,
+        )
         # Modules get the weights of blocks that have no kernel, and nothing else.
         self._xla = XlaBlocks(
             backend.graph.bind(
-                [self._weights.get(parameter.path) for parameter in backend.graph.parameters]
+                [
+                    self._products.matrix(parameter)
+                    if parameter.path in backend.product_paths
+                    else self._weights.get(parameter.path)
+                    for parameter in backend.graph.parameters
+                ]
             )
         )
 
@@ -414,6 +440,7 @@ class CpuNativeBlocks:
     def layers(
         self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
     ) -> tuple[jax.Array, KvCache]:
+        self._products.is_token = step.is_token.reshape(-1)
         if self._backend.spec.alt_up is not None:
             # No block is native beside several residuals.
             return self._xla.layers(x, cache, step, ropes)

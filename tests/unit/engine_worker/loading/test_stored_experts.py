@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,7 +185,8 @@ def test_experts_take_the_memory_of_their_file(tmp_path: Path, kind: str, most: 
     assert stored <= resident_bytes(decoder, expert_paths(tmp_path)) <= most * stored
 
 
-def assert_read_as_dequantised(folder: Path) -> None:
+def assert_read_as_dequantised(folder: Path, weights: Iterable[str] | None = None) -> None:
+    """Some weights, or all experts."""
     backend, checkpoint = native_backend(folder), open_checkpoint(folder)
     parameters = backend.graph.parameters
     paths = [parameter.path for parameter in parameters]
@@ -195,10 +197,11 @@ def assert_read_as_dequantised(folder: Path) -> None:
         architecture="",
         is_ignorable=lambda _: False,
     ) as reader:
-        for path in expert_paths(folder):
+        for path in weights or expert_paths(folder):
             index = paths.index(path)
             kept = reader.read_blocks(index, backend.stored_formats[path])
-            np.testing.assert_array_equal([one.numbers() for one in kept], reader.read(index))
+            expected = reader.read(index).reshape(-1, *parameters[index].shape[-2:])
+            np.testing.assert_array_equal([one.numbers() for one in kept], expected)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -209,6 +212,24 @@ def test_each_expert_is_read_as_the_numbers_that_are_dequantised(
     """Also where the file has them joined, transposed or with the rows of halves in turn."""
     write_stored(tmp_path, CASES[name], kind)
     assert_read_as_dequantised(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arch", "architecture"),
+    [
+        ("glm4", "Glm4ForCausalLM"),
+        ("mistral3", "Ministral3ForCausalLM"),
+        pytest.param("ernie4_5", "Ernie4_5ForCausalLM", marks=pytest.mark.long),
+    ],
+)
+def test_matrices_of_blocks_without_a_kernel_stay_too(
+    tmp_path: Path, arch: str, architecture: str
+) -> None:
+    write_stored(tmp_path, case_of(arch, architecture), "Q4_0")
+    backend = native_backend(tmp_path)
+    assert len(backend.product_paths) == 4
+    assert backend.product_paths <= backend.stored_formats.keys()
+    assert_read_as_dequantised(tmp_path, backend.product_paths)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gpt_oss", "granite"])

@@ -276,19 +276,19 @@ def assert_same_bits_in_company(runner: JaxModelRunner, request: RunnerRequest) 
         np.testing.assert_array_equal(np.asarray(array)[blocks(0)[:4]], expected)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("weight_type", TYPES)
-def test_recurrent_layers_are_computed_by_xla_between_the_kernels(weight_type: str) -> None:
+@pytest.mark.parametrize("weight_type", types("bfloat16"))
+def test_recurrent_layers_are_computed_by_xla_but_for_their_products(weight_type: str) -> None:
     weights = tiny_weights(spec=tiny_hybrid_spec())
     decoder = packed(weights, "cpu_native", weight_type)
     places = decoder.backend.placements
     assert set(places) == set(BlockKind)
     assert places[BlockKind.RECURRENT].backend == "xla"
-    assert places[BlockKind.RECURRENT].reason == "recurrent layers have no kernel"
+    assert places[BlockKind.RECURRENT].has_native_products
+    assert "the kernels multiply by its matrices" in places[BlockKind.RECURRENT].reason
     assert {p.backend for kind, p in places.items() if kind is not BlockKind.RECURRENT} == {
         "cpu_native"
     }
-    assert decoder.backend.min_rows == (1 if weight_type == "float32" else 2)
+    assert decoder.backend.min_rows == 1
     runner = make_runner(decoder)
     token_ids = GreedyReference(weights, MAX_MODEL_LEN).continue_greedily(prompt_of(21), 20)
     # Random weights have many near ties; by chance hardly any token would agree.

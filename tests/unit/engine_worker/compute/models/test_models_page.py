@@ -11,7 +11,7 @@ import transformers
 from engine_worker.compute.backends.cpu_native import coverage
 from engine_worker.compute.models.families.registry import FAMILIES
 from engine_worker.compute.models.hf_config import decoder_spec
-from engine_worker.compute.models.spec import DecoderSpec, LayerSpec
+from engine_worker.compute.models.spec import DecoderSpec, LayerSpec, MoeSpec
 from engine_worker.text.format_detection import detect_formats
 from tests.fakes.model_families import CASES, FamilyCase
 
@@ -67,7 +67,10 @@ def architecture_of(case: FamilyCase) -> str:
 
 
 def native_blocks(specs: list[DecoderSpec]) -> str:
-    """`all`, or those that are computed natively in all types and layers of all cases."""
+    """`all`, or those that are computed natively in all types and layers of all cases.
+
+    Behind them, those of which only the products are.
+    """
     layers = [(spec, layer) for spec in specs for layer in spec.layers]
     is_hybrid = not all(layer.is_attention for _, layer in layers)
     blocks = (*BLOCKS, "recurrent") if is_hybrid else BLOCKS
@@ -81,7 +84,15 @@ def native_blocks(specs: list[DecoderSpec]) -> str:
             if _has(layer, block)
         )
     ]
-    return "all" if len(native) == len(blocks) else ", ".join(native)
+    if len(native) == len(blocks):
+        return "all"
+    multiplied = [
+        block
+        for block in blocks
+        if block not in native
+        and not (block == "mlp" and any(isinstance(layer.mlp, MoeSpec) for _, layer in layers))
+    ]
+    return "; products of ".join(", ".join(part) for part in (native, multiplied) if part)
 
 
 def _has(layer: LayerSpec, block: str) -> bool:
