@@ -177,6 +177,20 @@ async def test_a_client_that_leaves_after_a_large_last_piece_ends_its_request(
         await engine.until(lambda: len(engine.of(Abort)) == 1)
 
 
+async def test_a_client_that_leaves_after_a_large_body_in_one_piece_ends_its_request(
+    socket_dir: Path,
+) -> None:
+    text = "x" * 150_000  # beyond what uvicorn reads before it stops reading a connection
+    body = json.dumps({"model": "demo", "messages": [{"role": "user", "content": text}]}).encode()
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine(text=None)
+        async with connected(gateway) as connection:
+            connection.writer.write(post(body, length=len(body)))
+            await engine.until(lambda: len(engine.of(Generate)) == 1)
+        await engine.until(lambda: len(engine.of(Abort)) == 1)
+
+
 async def test_garbage_behind_a_request_does_not_land_in_its_answer(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()
