@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from typing import Any, Final, Protocol
@@ -26,9 +26,10 @@ _SIZE_OF_AN_INPUT: Final = 4096
 _MAX_BATCH_INPUTS: Final = 256
 """Further requests join a batch until it has so many; a larger request takes several turns."""
 _MAX_BATCH_SIZE: Final = 64 * 1024
-"""Of characters and token ids of a batch, beyond its first input: so others wait for a few tens of
-milliseconds of tokenising, and as little is done for a client that leaves meanwhile. Of the
-programs of a batch they wait for one."""
+"""Of characters and token ids of a batch, beyond its first input. Of the programs of a batch others
+wait for one at most."""
+_PIECE_SIZE: Final = 8 * 1024
+"""So much is tokenised before it is looked whether others wait: a few milliseconds."""
 _RETRY_AFTER_S: Final = 1.0
 
 TextCommand = Embed | Classify
@@ -115,6 +116,10 @@ class _Item:
         """
         if self.rows:
             return len(self.rows), sum(self.sizes[place] for place in self.rows)
+        return self.unread_inputs(max_inputs, max_size)
+
+    def unread_inputs(self, max_inputs: int, max_size: int) -> tuple[int, int]:
+        """The same of those that are not tokenised."""
         num_inputs = size = 0
         for input_size in islice(self.sizes, len(self.num_tokens), None):
             if num_inputs == max_inputs or (num_inputs and size + input_size > max_size):
@@ -256,7 +261,7 @@ class TextQueue:
         with self._changed:
             while block and not self._waiting and not self._is_closed:
                 self._changed.wait()
-            while num_free and size_left > 0 and not self._is_closed:
+            while num_free > 0 and size_left > 0 and not self._is_closed:
                 item = self._waiting.take()
                 if item is None:
                     break
@@ -269,10 +274,12 @@ class TextQueue:
 
     def _answer(self, turns: Sequence[_Turn]) -> None:
         items: list[_Item] = []
+        tenants = {item.command.tenant for item, _ in turns}
+        begun = {item for item, _ in turns if item.rows}
         for item, num_inputs in turns:
             with logs.about(item.command.request_id, item.command.trace_id):
                 try:
-                    self._read(item, num_inputs)
+                    self._read(item, num_inputs, tenants)
                 except PenstockError as error:
                     self._fail(item, error.code, error.message, error.param)
                 except (SystemExit, KeyboardInterrupt):
@@ -282,12 +289,17 @@ class TextQueue:
                     self._fail_internally(item)
                 else:
                     items.append(item)
-        self._compute(items)
+        self._compute(items, begun)
         for item in items:
             self._put_back(item)
 
-    def _compute(self, items: Sequence[_Item]) -> None:
-        """Compute all as one batch; what raises is tried again request by request, once."""
+    def _compute(self, items: Sequence[_Item], begun_before: Container[_Item]) -> None:
+        """Compute all as one batch; what raises is tried again request by request, once.
+
+        Args:
+            items: Each with the rows of its turn.
+            begun_before: Those with rows of an earlier turn, of which one program runs at least.
+        """
         items = [item for item in items if item in self._wanted]
         places = [(item, place) for item in items for place in item.rows]
         if not places:
@@ -300,10 +312,12 @@ class TextQueue:
         def is_wanted(indexes: Sequence[int]) -> bool:
             if not any(places[index][0] in self._wanted for index in indexes):
                 return False
-            if num_done:
-                with self._changed:
-                    if self._waiting.has_others(tenants):
-                        return False  # a turn that they are in computes the rest
+            may_wait = num_done or all(
+                item not in begun_before and item.num_left > len(item.rows)
+                for item in {places[index][0] for index in indexes}
+            )
+            if may_wait and self._is_waited_for(tenants):
+                return False  # a turn that they are in computes the rest
             self.num_batches += 1
             begun.update(indexes)
             for index in indexes:
@@ -333,7 +347,7 @@ class TextQueue:
             if len(items) > 1:
                 _log.exception("a batch of %d texts failed: each request by itself", len(rows))
                 for item in items:
-                    self._compute([item])
+                    self._compute([item], items)
             else:
                 with logs.about(items[0].command.request_id, items[0].command.trace_id):
                     _log.exception("%d texts could not be computed", len(rows))
@@ -345,8 +359,20 @@ class TextQueue:
             if item in self._wanted and item.num_left:
                 self._waiting.put_back(item.command.tenant, item)
 
-    def _read(self, item: _Item, num_inputs: int) -> None:
+    def _is_waited_for(self, tenants: Container[str]) -> bool:
+        """Whether others wait than the tenants of a batch."""
+        with self._changed:
+            return self._waiting.has_others(tenants)
+
+    def _read(self, item: _Item, num_inputs: int, tenants: Container[str]) -> None:
         """Tokenise the next inputs of a request, unless an earlier turn has left some.
+
+        It is stopped by others that come meanwhile.
+
+        Args:
+            item: The request.
+            num_inputs: One at least.
+            tenants: Of its batch.
 
         Raises:
             RequestError: One of them can't be computed.
@@ -360,12 +386,16 @@ class TextQueue:
             )
         if item.rows:
             return
-        first = len(item.num_tokens)
-        for place, row in enumerate(self._task.rows(item.command, first, num_inputs), first):
-            item.rows[place] = row
-            item.num_tokens.append(len(row))
-            if row.is_cut:
-                item.truncated.append(place)
+        end = len(item.num_tokens) + num_inputs
+        while (first := len(item.num_tokens)) < end:
+            count, _ = item.unread_inputs(end - first, _PIECE_SIZE)
+            for place, row in enumerate(self._task.rows(item.command, first, count), first):
+                item.rows[place] = row
+                item.num_tokens.append(len(row))
+                if row.is_cut:
+                    item.truncated.append(place)
+            if self._is_waited_for(tenants):
+                return
 
     def _send(self, item: _Item) -> None:
         """Answer a request that is computed; a bug of that is its own."""

@@ -18,6 +18,9 @@ _MAX_BATCH_TOKENS: Final = 2048
 _MAX_CPU_BATCH_TOKENS: Final = 512
 """The same on a CPU, whose caches hold no more: a token then costs 7 to 26 % less
 (docs/measurements/attack.md), and whoever comes meanwhile waits a quarter of the time."""
+_LONG_ROW_TOKENS: Final = 128
+_MAX_CPU_LONG_TOKENS: Final = 256
+"""The same of rows from that length on: there a token costs as much in a row alone."""
 _MAX_ROWS: Final = 32
 _FEW_ROWS: Final = 4
 _MAX_CLOSE_TOKENS: Final = 512
@@ -34,7 +37,9 @@ class BatchShape:
     num_tokens: int
 
 
-def batch_shapes(max_tokens: int, max_batch_tokens: int) -> tuple[BatchShape, ...]:
+def batch_shapes(
+    max_tokens: int, max_batch_tokens: int, max_long_tokens: int | None = None
+) -> tuple[BatchShape, ...]:
     """All program shapes, by length and then by rows.
 
     Lengths grow by a third or a half up to 512 tokens, so that little of a row is padding, and
@@ -44,6 +49,7 @@ def batch_shapes(max_tokens: int, max_batch_tokens: int) -> tuple[BatchShape, ..
     Args:
         max_tokens: Of a row.
         max_batch_tokens: Of a program, unless two rows have more.
+        max_long_tokens: Of a program of long rows, unless one row has more; None is no other bound.
     """
     lengths, length = [], _MIN_TOKENS
     while length < max_tokens:
@@ -54,7 +60,10 @@ def batch_shapes(max_tokens: int, max_batch_tokens: int) -> tuple[BatchShape, ..
     lengths.append(max_tokens)
     shapes = []
     for length in lengths:
-        many = max(2, min(_MAX_ROWS, max_batch_tokens // length))
+        if max_long_tokens is None or length < _LONG_ROW_TOKENS:
+            many = max(2, min(_MAX_ROWS, max_batch_tokens // length))
+        else:
+            many = max(1, max_long_tokens // length)
         shapes += [BatchShape(rows, length) for rows in (1, _FEW_ROWS) if rows < many]
         shapes.append(BatchShape(many, length))
     return tuple(shapes)
@@ -102,8 +111,10 @@ class RowPrograms(ABC):
         self.num_compiles = 0
         self._model = model
         is_cpu = jax.default_backend() == "cpu"
-        self._shapes = batch_shapes(
-            max_tokens, _MAX_CPU_BATCH_TOKENS if is_cpu else _MAX_BATCH_TOKENS
+        self._shapes = (
+            batch_shapes(max_tokens, _MAX_CPU_BATCH_TOKENS, _MAX_CPU_LONG_TOKENS)
+            if is_cpu
+            else batch_shapes(max_tokens, _MAX_BATCH_TOKENS)
         )
         self._programs: dict[BatchShape, Any] = {}
 

@@ -7,10 +7,8 @@ import os
 import random
 import resource
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Final
@@ -27,12 +25,6 @@ from protocol.wire.messages import Grammar
 
 TOO_MUCH_MEMORY: Final = "The grammar is too complex: it takes too much memory to compile."
 _NICENESS: Final = 5
-_COSTLY_NICENESS: Final = 10
-_COSTLY_S: Final = 0.3
-"""Of CPU time; a grammar that takes more goes on with less priority. An ordinary one takes a few
-milliseconds, a schema with hundreds of properties a sixth of a second."""
-_IDLE_LOOKS: Final = 10
-"""So often, each after `_COSTLY_S`, the process looks for work before it waits to be woken."""
 _WALK_TOKENS: Final = 400
 _WALK_S: Final = 0.25
 _NUM_WALKS: Final = 2
@@ -168,89 +160,9 @@ def serve(connection: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     trial = Trial(setup)
     connection.send_bytes(b"")
-    answer_all(
-        connection,
-        lambda message: msgspec.json.encode(
-            trial.check(msgspec.json.decode(message, type=Grammar))
-        ),
-    )
-
-
-def answer_all(connection: Connection, answer: Callable[[bytes], bytes]) -> None:
-    """Answer message after message; what takes long loses priority.
-
-    Priority that a thread has lost never comes back, so the next message has another thread.
-
-    Raises:
-        EOFError: The parent has closed the connection.
-        Exception: What `answer` raises.
-    """
     while True:
-        _Answering(connection, answer).run()
-
-
-class _Answering:
-    """A thread that answers until a message was costly, and the main thread, which watches it.
-
-    Args:
-        connection: Read by this thread alone.
-        answer: From a message to its answer.
-    """
-
-    def __init__(self, connection: Connection, answer: Callable[[bytes], bytes]) -> None:
-        self._connection = connection
-        self._answer = answer
-        self._changed = threading.Condition()
-        self._begun_s: float | None = None
-        # Whether the main thread waits to be woken; it otherwise looks now and then, because to be
-        # woken by each message would cost that message the processor on a busy machine.
-        self._sleeps = False
-        self._is_lowered = False
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._answer_all, name="grammar", daemon=True)
-
-    def run(self) -> None:
-        """Until it has lost its priority."""
-        self._thread.start()
-        num_idle = 0
-        with self._changed:
-            while not self._is_lowered and self._error is None:
-                num_idle = num_idle + 1 if self._begun_s is None else 0
-                self._sleeps = num_idle > _IDLE_LOOKS
-                self._changed.wait(None if self._sleeps else _COSTLY_S)
-                if self._has_taken_long():
-                    self._lower()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def _has_taken_long(self) -> bool:
-        # Nothing else computes in this process.
-        return self._begun_s is not None and time.process_time() - self._begun_s >= _COSTLY_S
-
-    def _lower(self) -> None:
-        self._is_lowered = True
-        assert self._thread.native_id is not None, "it was started"
-        with suppress(OSError):  # this system has no priorities of threads
-            os.setpriority(os.PRIO_PROCESS, self._thread.native_id, _COSTLY_NICENESS)
-
-    def _answer_all(self) -> None:
-        try:
-            while not self._is_lowered:
-                message = self._connection.recv_bytes()
-                self._tell(time.process_time())
-                self._connection.send_bytes(self._answer(message))
-                self._tell(None)
-        except BaseException as error:  # noqa: BLE001 - it ends the process, in the main thread
-            with self._changed:
-                self._error = error
-                self._changed.notify()
-
-    def _tell(self, begun_s: float | None) -> None:
-        with self._changed:
-            self._begun_s = begun_s
-            if self._sleeps:
-                self._changed.notify()
+        grammar = msgspec.json.decode(connection.recv_bytes(), type=Grammar)
+        connection.send_bytes(msgspec.json.encode(trial.check(grammar)))
 
 
 if __name__ == "__main__":

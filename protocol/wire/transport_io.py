@@ -17,6 +17,7 @@ _logger = logging.getLogger("penstock.transport")
 NOBLOCK = int(zmq.NOBLOCK)
 SNDMORE_NOBLOCK = int(zmq.SNDMORE | zmq.NOBLOCK)
 _EVENTS = int(zmq.EVENTS)
+_RCVMORE = int(zmq.RCVMORE)
 _POLLIN = int(zmq.POLLIN)
 
 
@@ -120,6 +121,8 @@ class EdgeTriggeredReader:
             find that no other one is there takes a process that slept as long as to send.
         on_drained: Called whenever nothing is left to read.
         max_messages: Read about so many in a row before other tasks of the loop run.
+        min_frames: Of each ZeroMQ message; to ask whether there is a further one takes as long as
+            to read it.
     """
 
     def __init__(
@@ -132,6 +135,7 @@ class EdgeTriggeredReader:
         on_first: Callable[[], None] = _nothing,
         on_drained: Callable[[], None] = _nothing,
         max_messages: int = 256,
+        min_frames: int = 1,
     ) -> None:
         self._socket = socket
         self._on_frames = on_frames
@@ -140,6 +144,7 @@ class EdgeTriggeredReader:
         self._on_first = on_first
         self._on_drained = on_drained
         self._max_messages = max_messages
+        self._min_frames = min_frames
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
         self._is_round_planned = False
@@ -191,10 +196,14 @@ class EdgeTriggeredReader:
         """
         if num_before < 2 and not self._has_input():
             return None
+        receive = self._socket.recv
         try:
-            return self._socket.recv_multipart(NOBLOCK)
+            frames = [receive(NOBLOCK) for _ in range(self._min_frames)]
         except zmq.Again:
             return None
+        while self._socket.getsockopt(_RCVMORE):
+            frames.append(receive(NOBLOCK))
+        return frames
 
     def _read(self) -> bool:
         """Send and read until nothing is left to do; False when it was enough for one turn."""

@@ -129,6 +129,7 @@ class Router(Generic[EventT]):
             retry=self._retry_blocked,
             flush=self._flush,
             max_messages=self._limits.max_messages_per_wakeup,
+            min_frames=2,  # the peer's identity stands before what it sent
         )
         try:
             bound = self._bind_socket()

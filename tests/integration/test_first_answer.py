@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
 import zmq
 
 from protocol.version import PROTOCOL_VERSION
@@ -53,10 +54,10 @@ async def test_a_wake_up_that_finds_one_message_reads_nothing_in_vain() -> None:
     num_in_vain = 0
 
     class Socket(zmq.Socket[bytes]):
-        def recv_multipart(self, *args: Any, **kwargs: Any) -> Any:
+        def recv(self, *args: Any, **kwargs: Any) -> Any:
             nonlocal num_in_vain
             try:
-                return super().recv_multipart(*args, **kwargs)
+                return super().recv(*args, **kwargs)
             except zmq.Again:
                 num_in_vain += 1
                 raise
@@ -84,6 +85,34 @@ async def test_a_wake_up_that_finds_one_message_reads_nothing_in_vain() -> None:
     await asyncio.wait_for(is_drained.wait(), 10)
     reader.stop()
     assert (seen, num_in_vain) == ([b"0", b"1", b"2"], 0)
+    sender.close(linger=0)
+    socket.close(linger=0)
+    context.term()
+
+
+@pytest.mark.parametrize("min_frames", [1, 2])
+async def test_messages_of_more_frames_than_expected_are_read_whole(min_frames: int) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    sender, socket = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    sender.bind("inproc://frames")
+    socket.connect("inproc://frames")
+    messages = [[b"a", b"b"], [b"c", b"d", b"e", b"f"], [b"g", b"h"]]
+    seen: list[list[bytes]] = []
+    has_all = asyncio.Event()
+
+    def on_frames(frames: list[bytes]) -> int:
+        seen.append(frames)
+        if len(seen) == len(messages):
+            has_all.set()
+        return 1
+
+    reader = EdgeTriggeredReader(socket, on_frames, min_frames=min_frames)
+    reader.start(asyncio.get_running_loop())
+    for message in messages:
+        sender.send_multipart(message)
+    await asyncio.wait_for(has_all.wait(), 10)
+    reader.stop()
+    assert seen == messages
     sender.close(linger=0)
     socket.close(linger=0)
     context.term()

@@ -237,8 +237,8 @@ def test_long_texts_of_a_tenant_delay_anothers_first_by_few_of_them(
     lab.queue.run_once()
     lab.submit("calm", "calm")
     lab.queue.run_once()
-    # 65,536 characters; the text that is longer by itself has a turn of its own.
-    assert begun[:2] == [13, 1]
+    # 65,536 characters, 8,192 at a time; the text that is longer by itself has a turn of its own.
+    assert begun[:8] == [1] * 8
     assert lab.answered() == ["one", "calm"]
     lab.run()
     assert lab.answered() == ["one", "calm", "flood"]
@@ -298,6 +298,53 @@ def test_who_comes_while_a_batch_runs_waits_for_one_program_of_it(
     assert sorted(row for rows in programs.rows for row in rows) == [7, *range(100, 200)]
     (flood,) = [m for _, m in lab.sent if isinstance(m, Embedded) and m.request_id == "flood"]
     assert vectors(flood)[:, 1].tolist() == list(range(100, 200))
+
+
+def test_who_comes_while_a_large_request_is_tokenised_waits_for_no_program_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lab = Lab()
+    programs = Programs(lab, monkeypatch)
+    read: list[int] = []
+    rows = lab.embeddings.rows
+
+    def reading(command: Embed, first: int, count: int) -> Any:
+        if command.request_id == "flood":
+            read.append(count)
+            if len(read) == 2:
+                lab.submit("calm", "calm")
+        return rows(command, first, count)
+
+    monkeypatch.setattr(lab.embeddings, "rows", reading)
+    texts = ("word " * 1000,) * 20
+    lab.submit("flood", "flood", texts=texts, truncate_prompt_tokens=-1)
+    lab.queue.run_once()
+    assert (len(read), programs.rows) == (2, [])
+    lab.queue.run_once()
+    assert lab.answered() == ["calm"]
+    # However often others come, each second turn computes something of it.
+    for number in range(2 * len(texts)):
+        lab.submit(f"calm {number}", "calm")
+        lab.queue.run_once()
+    lab.run()
+    assert lab.answered().count("flood") == 1
+    (flood,) = [m for _, m in lab.sent if isinstance(m, Embedded) and m.request_id == "flood"]
+    assert len(flood.num_tokens) == len(texts)
+
+
+def test_a_request_of_one_batch_is_computed_whoever_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab()
+    rows = lab.embeddings.rows
+
+    def reading(command: Embed, first: int, count: int) -> Any:
+        if command.request_id == "first":
+            lab.submit("second", "other")
+        return rows(command, first, count)
+
+    monkeypatch.setattr(lab.embeddings, "rows", reading)
+    lab.submit("first", "calm")
+    lab.queue.run_once()
+    assert lab.answered() == ["first"]
 
 
 def test_a_tenants_next_request_doesnt_cut_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -526,6 +573,10 @@ def test_no_program_is_larger_than_it_has_to_be() -> None:
     small = batch_shapes(256, 512)
     assert [shape.num_rows for shape in small if shape.num_tokens == 64] == [1, 4, 8]
     assert [shape.num_rows for shape in small if shape.num_tokens == 256] == [1, 2]
+    halved = batch_shapes(512, 512, 256)
+    rows = {length: [s.num_rows for s in halved if s.num_tokens == length] for length in lengths}
+    assert (rows[64], rows[96], rows[128]) == ([1, 4, 8], [1, 4, 5], [1, 2])
+    assert [shape.num_rows for shape in halved if shape.num_tokens > 128] == [1] * 4
     assert {shape.num_tokens for shape in batch_shapes(10, 2048)} == {10}
     # Long ones are few: each is a program that takes long to compile.
     assert {shape.num_tokens for shape in batch_shapes(8192, 2048) if shape.num_tokens > 600} == {

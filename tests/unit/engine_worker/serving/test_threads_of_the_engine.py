@@ -45,10 +45,6 @@ THREADS = {
     ("engine_worker/grammar/compiler.py", "grammar-rest"): (
         "test_what_rests_is_looked_for_until_the_end"
     ),
-    # In a process of its own.
-    ("engine_worker/grammar/trial_process.py", "grammar"): (
-        "test_what_the_work_raises_ends_the_process"
-    ),
     ("engine_worker/text/time_limit.py", "time-limit"): "it looks at clocks and raises nothing",
     ("protocol/runtime/allocator.py", "heap"): "test_what_a_look_raises_ends_no_further_one",
     ("protocol/runtime/lifetime.py", "parent-watch"): "test_a_dead_thread_ends_the_process",
