@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.soak.accounts import TOLD
 from tests.soak.chaos import FaultKind
 from tests.soak.run import SoakOptions, soak
 
 pytestmark = pytest.mark.process
 
+LEFT = "the stream ended before its usage: left"
 FAULTS = (
     FaultKind("engine", "kill"),
     FaultKind("toolparser", "kill"),
@@ -38,4 +40,8 @@ async def test_no_stream_fails_while_engines_parsers_and_auth_die_in_turn(cache_
     assert any(fault.kind.role == "engine" and fault.counts for fault in findings.faults), page
     assert findings.settled_completion_tokens == findings.ledger.delivered_completion_tokens
     assert findings.settled_prompt_tokens == findings.ledger.delivered_prompt_tokens
+    # Answer by answer, too; only what was under way to a client that left is charged and not told.
+    told = {cause: one for cause, one in findings.accounts.items() if cause != LEFT}
+    assert told[TOLD].settled == findings.settled_completion_tokens, page
+    assert not any(one.difference for one in told.values()), page
     shutil.rmtree(directory)

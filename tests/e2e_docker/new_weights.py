@@ -1,5 +1,6 @@
 """New weights under one name while old ones serve: docs/deployment.md's recipe under load."""
 
+import inspect
 import time
 from collections.abc import Sequence
 
@@ -8,28 +9,14 @@ from tests.e2e_docker.everyday import expect_nothing_left
 from tests.e2e_docker.load import StreamingLoad, learn
 from tests.e2e_docker.project import Project
 from tests.e2e_docker.upgrade import roll
+from tests.fakes.other_weights import make_other_weights
 
 # Engines must give the same text whoever runs beside whom, since the load compares texts.
 _SETTINGS = {"PENSTOCK_DETERMINISTIC": "true", "PENSTOCK_DRAIN_TIMEOUT_S": "20"}
 _FOLDER = "trained-on"
 _MAKE_NEW_WEIGHTS = f"""
-import json, pathlib, shutil
-from engine_worker.demo import demo_model_path
-folder = pathlib.Path("/models/{_FOLDER}")
-shutil.copytree(demo_model_path(), folder)
-(file,) = folder.glob("*.safetensors")
-data = bytearray(file.read_bytes())
-header_bytes = int.from_bytes(data[:8], "little")
-tensors = json.loads(data[8 : 8 + header_bytes])
-width = dict(F32=4, BF16=2, F16=2)
-# Each vector of a norm's weights backwards: another model, as sane as the old one.
-for name, tensor in tensors.items():
-    if name != "__metadata__" and len(tensor["shape"]) == 1:
-        start, end = (8 + header_bytes + offset for offset in tensor["data_offsets"])
-        size = width[tensor["dtype"]]
-        values = [data[at : at + size] for at in range(start, end, size)]
-        data[start:end] = b"".join(reversed(values))
-file.write_bytes(data)
+{inspect.getsource(make_other_weights)}
+make_other_weights("/models/{_FOLDER}")
 """
 
 

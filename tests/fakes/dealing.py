@@ -10,6 +10,7 @@ TOGETHER = {
     "tests/e2e/test_background_survives.py": "servers that die",
     "tests/e2e/test_batches.py": "servers that die",
     "tests/e2e/test_classification.py": "servers that die",
+    "tests/e2e/test_new_weights.py": "servers that die",
     "tests/e2e/test_several_gateways.py": "servers that die",
     "tests/e2e/test_soak_in_short.py": "servers that die",
     "tests/e2e/test_the_supervisor_is_killed.py": "servers that die",

@@ -144,6 +144,14 @@ def test_bounds_of_bytes_are_reached_before_anything_is_forgotten() -> None:
     assert kept.num_bytes == 512 + 6 * 1000 + 988
 
 
+def test_all_bytes_may_be_used() -> None:
+    kept = table(8 * 1000)
+    for tenant in ("a", "b", "c", "d"):
+        for number in (1, 2):
+            assert put(kept, number, tenant, size=1000 - 512)
+    assert (len(kept), kept.num_bytes) == (8, 8000)
+
+
 def test_a_tenant_keeps_a_quarter_of_the_number_the_newest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -86,6 +86,7 @@ async def test_what_is_put_off_settles_nothing() -> None:
     assert attempt.settled() == []
     started.request.take_back()
     assert attempt.settled() == [("lease-2", 0, True)]
+    assert attempt.parts.outbox.settles[0].outcome == "aborted"
 
 
 async def test_an_end_that_is_none_of_those_is_booked() -> None:

@@ -465,4 +465,7 @@ async def test_whoever_asked_lets_go_of_the_work_once_it_is_settled(is_settled: 
         await parts.finish(one, "abort", usage)
     assert started.request.work is not started.work
     assert started.request.usage() == usage
+    # What is left says nothing, and what still calls it does nothing.
+    assert (started.request.model, started.request.first_output_s) == ("", None)
+    started.request.on_client_gone()
     assert len(parts.outbox.settles) == 1
