@@ -233,6 +233,9 @@ def test_a_stopped_engine_is_left_and_what_it_says_later_counts_for_nothing(
     assert stopped in whole.pids("engine_worker")
 
 
+# That slow is not dead, `make test` has with a prompt of a hundred thousand tokens
+# (tests/integration/test_real_engines_behind_a_gateway.py); this one takes the whole machine.
+@pytest.mark.long
 def test_four_busy_processes_beside_raise_no_false_death(whole: Harness, known: Known) -> None:
     before = metric(whole, "penstock_gateway_resumptions_total")
     some = {name: known[name] for name in ("plain", "tools")}

@@ -44,20 +44,20 @@ class EncoderCase:
     Attributes:
         title: Of the family in its registry.
         config: Makes the config, given what a classifier adds to it.
-        model: Makes embeddings.
+        model: Name of the class in transformers that makes embeddings; imported when it is used.
         classifier: The same with a head.
         edit: Changes the saved `config.json`, for spellings that transformers no longer writes.
     """
 
     title: str
     config: Callable[..., Any]
-    model: Any
-    classifier: Any
+    model: str
+    classifier: str
     edit: Callable[[dict[str, Any]], dict[str, Any]] = lambda config: config
 
 
-def _of(kind: Any, values: dict[str, Any]) -> Callable[..., Any]:
-    return lambda **more: kind(**{**values, **more})
+def _of(kind: str, values: dict[str, Any]) -> Callable[..., Any]:
+    return lambda **more: getattr(transformers, kind)(**{**values, **more})
 
 
 def _modern_4(config: dict[str, Any]) -> dict[str, Any]:
@@ -117,63 +117,63 @@ _GTE_ROPE: Final = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0 *
 CASES: Final[dict[str, EncoderCase]] = {
     "bert": EncoderCase(
         "BERT",
-        _of(transformers.BertConfig, _SIZES),
-        transformers.BertModel,
-        transformers.BertForSequenceClassification,
+        _of("BertConfig", _SIZES),
+        "BertModel",
+        "BertForSequenceClassification",
     ),
     "bert-gelu-new": EncoderCase(
         "BERT",
-        _of(transformers.BertConfig, {**_SIZES, "hidden_act": "gelu_new"}),
-        transformers.BertForMaskedLM,
-        transformers.BertForSequenceClassification,
+        _of("BertConfig", {**_SIZES, "hidden_act": "gelu_new"}),
+        "BertForMaskedLM",
+        "BertForSequenceClassification",
     ),
     "roberta": EncoderCase(
         "RoBERTa, XLM-RoBERTa, CamemBERT",
-        _of(transformers.RobertaConfig, _ROBERTA),
-        transformers.RobertaModel,
-        transformers.RobertaForSequenceClassification,
+        _of("RobertaConfig", _ROBERTA),
+        "RobertaModel",
+        "RobertaForSequenceClassification",
     ),
     "xlm-roberta": EncoderCase(
         "RoBERTa, XLM-RoBERTa, CamemBERT",
-        _of(transformers.XLMRobertaConfig, _ROBERTA),
-        transformers.XLMRobertaForMaskedLM,
-        transformers.XLMRobertaForSequenceClassification,
+        _of("XLMRobertaConfig", _ROBERTA),
+        "XLMRobertaForMaskedLM",
+        "XLMRobertaForSequenceClassification",
     ),
     "camembert": EncoderCase(
         "RoBERTa, XLM-RoBERTa, CamemBERT",
-        _of(transformers.CamembertConfig, _ROBERTA),
-        transformers.CamembertModel,
-        transformers.CamembertForSequenceClassification,
+        _of("CamembertConfig", _ROBERTA),
+        "CamembertModel",
+        "CamembertForSequenceClassification",
     ),
     "mpnet": EncoderCase(
         "MPNet",
-        _of(transformers.MPNetConfig, _SIZES),
-        transformers.MPNetModel,
-        transformers.MPNetForSequenceClassification,
+        _of("MPNetConfig", _SIZES),
+        "MPNetModel",
+        "MPNetForSequenceClassification",
     ),
     "distilbert": EncoderCase(
         "DistilBERT",
-        _of(transformers.DistilBertConfig, _DISTIL),
-        transformers.DistilBertModel,
-        transformers.DistilBertForSequenceClassification,
+        _of("DistilBertConfig", _DISTIL),
+        "DistilBertModel",
+        "DistilBertForSequenceClassification",
     ),
     "modernbert": EncoderCase(
         "ModernBERT",
-        _of(transformers.ModernBertConfig, {**_MODERN, "classifier_pooling": "mean"}),
-        transformers.ModernBertModel,
-        transformers.ModernBertForSequenceClassification,
+        _of("ModernBertConfig", {**_MODERN, "classifier_pooling": "mean"}),
+        "ModernBertModel",
+        "ModernBertForSequenceClassification",
     ),
     "modernbert-transformers-4": EncoderCase(
         "ModernBERT",
-        _of(transformers.ModernBertConfig, _MODERN),
-        transformers.ModernBertForMaskedLM,
-        transformers.ModernBertForSequenceClassification,
+        _of("ModernBertConfig", _MODERN),
+        "ModernBertForMaskedLM",
+        "ModernBertForSequenceClassification",
         _modern_4,
     ),
     "modernbert-biases": EncoderCase(
         "ModernBERT",
         _of(
-            transformers.ModernBertConfig,
+            "ModernBertConfig",
             {
                 **_MODERN,
                 "norm_bias": True,
@@ -183,33 +183,33 @@ CASES: Final[dict[str, EncoderCase]] = {
                 "hidden_activation": "silu",
             },
         ),
-        transformers.ModernBertModel,
-        transformers.ModernBertForSequenceClassification,
+        "ModernBertModel",
+        "ModernBertForSequenceClassification",
     ),
     "nomic-bert": EncoderCase(
         "NomicBERT",
-        _of(transformers.NomicBertConfig, _SIZES),
-        transformers.NomicBertModel,
-        transformers.NomicBertForSequenceClassification,
+        _of("NomicBertConfig", _SIZES),
+        "NomicBertModel",
+        "NomicBertForSequenceClassification",
     ),
     "nomic-bert-own-config": EncoderCase(
         "NomicBERT",
-        _of(transformers.NomicBertConfig, _SIZES),
-        transformers.NomicBertModel,
-        transformers.NomicBertForSequenceClassification,
+        _of("NomicBertConfig", _SIZES),
+        "NomicBertModel",
+        "NomicBertForSequenceClassification",
         _nomic_own,
     ),
     "gte": EncoderCase(
         "GTE (NewModel)",
-        _of(transformers.GteConfig, _SIZES),
-        transformers.GteModel,
-        transformers.GteForSequenceClassification,
+        _of("GteConfig", _SIZES),
+        "GteModel",
+        "GteForSequenceClassification",
     ),
     "gte-own-config-ntk": EncoderCase(
         "GTE (NewModel)",
-        _of(transformers.GteConfig, {**_SIZES, "type_vocab_size": 0, "rope_parameters": _GTE_ROPE}),
-        transformers.GteModel,
-        transformers.GteForSequenceClassification,
+        _of("GteConfig", {**_SIZES, "type_vocab_size": 0, "rope_parameters": _GTE_ROPE}),
+        "GteModel",
+        "GteForSequenceClassification",
         _gte_own,
     ),
 }

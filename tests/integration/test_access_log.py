@@ -120,7 +120,7 @@ async def test_a_client_that_leaves_has_a_line_too(
 async def test_an_error_within_a_stream_stands_in_its_line(
     socket_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with running_gateway(socket_dir, request_timeout_s=0.5) as gateway:
+    async with running_gateway(socket_dir, request_timeout_s=3.0) as gateway:
         await gateway.auth()
         engine = await gateway.engine(text=None)
         async with connected(gateway) as reading:

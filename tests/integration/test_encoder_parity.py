@@ -31,12 +31,12 @@ def cases(names: Iterable[str], *everyday: str) -> Any:
     return [pytest.param(name, marks=() if name in everyday else parity) for name in names]
 
 
-def saved(case: EncoderCase, model: Any, folder: Path, **more: Any) -> Any:
+def saved(case: EncoderCase, model: str, folder: Path, **more: Any) -> Any:
     """A random model in a folder, its norms and biases away from ones and zeros."""
     torch.manual_seed(1)
     config = case.config(**more)
     config._attn_implementation = "eager"
-    whole = model(config).eval()
+    whole: Any = getattr(transformers, model)(config).eval()
     randomize(whole)
     whole.save_pretrained(folder)
     path = folder / "config.json"
@@ -167,21 +167,30 @@ _DECODER = {
 }
 DECODERS = {
     "qwen2": (
-        transformers.Qwen2Config,
-        transformers.Qwen2Model,
-        transformers.Qwen2ForSequenceClassification,
+        "Qwen2Config",
+        "Qwen2Model",
+        "Qwen2ForSequenceClassification",
     ),
     "qwen3": (
-        transformers.Qwen3Config,
-        transformers.Qwen3Model,
-        transformers.Qwen3ForSequenceClassification,
+        "Qwen3Config",
+        "Qwen3Model",
+        "Qwen3ForSequenceClassification",
     ),
     "llama": (
-        transformers.LlamaConfig,
-        transformers.LlamaModel,
-        transformers.LlamaForSequenceClassification,
+        "LlamaConfig",
+        "LlamaModel",
+        "LlamaForSequenceClassification",
     ),
 }
+
+
+def decoder_case(config: str, model: str) -> EncoderCase:
+    """A small decoder of one of transformers' classes."""
+
+    def make(**more: Any) -> Any:
+        return getattr(transformers, config)(**_DECODER, **more)
+
+    return EncoderCase("", make, model, model)
 
 
 @pytest.mark.parametrize("name", cases(DECODERS))
@@ -190,7 +199,7 @@ def test_a_decoder_saved_without_its_head_gives_the_vector_of_its_last_token(
 ) -> None:
     """As embedding models of decoders are shared: `Qwen3Model`, no `model.` before the names."""
     kind, base, _ = DECODERS[name]
-    whole = saved(EncoderCase("", lambda: kind(**_DECODER), base, None), base, tmp_path)
+    whole = saved(decoder_case(kind, base), base, tmp_path)
     assert is_text_model(json.loads((tmp_path / "config.json").read_text()))
     rows = rows_of(LENGTHS)
     with torch.no_grad():
@@ -204,8 +213,7 @@ def test_a_decoder_with_a_classifier_gives_the_logits_of_its_last_token(
     name: str, tmp_path: Path
 ) -> None:
     kind, _, model = DECODERS[name]
-    case = EncoderCase("", lambda **more: kind(**_DECODER, **more), None, model)
-    whole = saved(case, model, tmp_path, num_labels=2)
+    whole = saved(decoder_case(kind, model), model, tmp_path, num_labels=2)
     loaded = load(tmp_path)
     assert loaded.head is not None
     rows = rows_of(LENGTHS)
@@ -223,8 +231,8 @@ def test_a_decoder_whose_tokens_see_all_of_their_row_gives_the_vectors_of_eurobe
     """As a decoder it gave vectors of another model, without a word."""
     monkeypatch.setattr(attention, "MAX_QUERIES", length - 24)
     values = {**_DECODER, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 3}
-    base = transformers.EuroBertModel
-    case = EncoderCase("", lambda: transformers.EuroBertConfig(**values), base, None)
+    base = "EuroBertModel"
+    case = EncoderCase("", lambda: transformers.EuroBertConfig(**values), base, "")
     whole = saved(case, base, tmp_path)
     assert is_text_model(json.loads((tmp_path / "config.json").read_text()))
     rows = rows_of((1, 5, 24, length))
@@ -247,12 +255,12 @@ def test_gemma_3_that_sees_all_of_a_row_gives_the_vectors_of_embedding_gemma(
         "query_pre_attn_scalar": 8,
         "use_bidirectional_attention": True,
     }
-    base = transformers.Gemma3TextModel
+    base = "Gemma3TextModel"
     case = EncoderCase(
         "",
         lambda: transformers.Gemma3TextConfig(**values),
         base,
-        None,
+        "",
         # As in the file before transformers halves it.
         lambda config: {**config, "sliding_window": 16},
     )

@@ -203,7 +203,7 @@ async def test_without_another_engine_an_answer_waits_for_the_restart(socket_dir
 async def test_an_engine_that_never_comes_back_is_one_clear_error_at_the_deadline(
     socket_dir: Path, has_output: bool
 ) -> None:
-    async with running_gateway(socket_dir, request_timeout_s=0.5) as gateway:
+    async with running_gateway(socket_dir, request_timeout_s=3.0) as gateway:
         auth = await gateway.auth()
         engine = await gateway.engine(text=None)
         asking = ask(gateway, stream=True)

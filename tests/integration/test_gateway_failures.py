@@ -114,7 +114,7 @@ async def test_a_full_queue_is_a_503_with_retry_after(socket_dir: Path) -> None:
 
 
 async def test_a_request_that_takes_too_long_is_a_504_and_is_stopped(socket_dir: Path) -> None:
-    async with running_gateway(socket_dir, request_timeout_s=0.2) as gateway:
+    async with running_gateway(socket_dir, request_timeout_s=2.0) as gateway:
         auth = await gateway.auth()
         engine = await gateway.engine(text=None)
         response = await gateway.chat()

@@ -93,7 +93,7 @@ async def test_a_question_goes_to_another_engine_when_the_first_one_leaves(
 
 
 async def test_a_question_without_another_engine_ends_at_its_deadline(socket_dir: Path) -> None:
-    async with running_gateway(socket_dir, request_timeout_s=0.5) as gateway:
+    async with running_gateway(socket_dir, request_timeout_s=3.0) as gateway:
         await gateway.auth()
         engine = await gateway.engine(is_mute=True)
         answer = asyncio.create_task(gateway.client.post("/detokenize", json={"tokens": [1]}))

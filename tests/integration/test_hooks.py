@@ -39,7 +39,7 @@ class Faulty(Hook):
             case "raise":
                 raise RuntimeError("psk-secret")
             case "hang":
-                time.sleep(0.6)
+                time.sleep(3.0)
             case "nonsense":
                 return "no"
             case "no json":
@@ -254,7 +254,7 @@ async def test_a_stranger_reaches_no_hook(socket_dir: Path) -> None:
 
 @pytest.mark.usefixtures("faulty")
 async def test_a_hook_that_fails_fails_one_request_and_tells_nothing(socket_dir: Path) -> None:
-    async with running_gateway(socket_dir, hook_timeout_s=0.3) as gateway:
+    async with running_gateway(socket_dir, hook_timeout_s=1.5) as gateway:
         await gateway.auth()
         engine = await gateway.engine()
         for text in ("raise", "hang", "nonsense", "hang too", "no json"):

@@ -100,7 +100,7 @@ def engine_is_idle(gateway: RunningGateway) -> bool:
 async def test_a_parser_that_never_comes_back_is_one_error_at_the_deadline(
     socket_dir: Path,
 ) -> None:
-    async with running_gateway(socket_dir, request_timeout_s=0.5) as gateway:
+    async with running_gateway(socket_dir, request_timeout_s=3.0) as gateway:
         await gateway.auth()
         parser = await gateway.parser()
         asking, engine, generate = await begin(gateway)

@@ -196,7 +196,7 @@ async def test_what_a_dead_gateway_had_is_reported_through_another_and_then_forg
 async def test_an_engine_that_hangs_with_its_heart_beating_is_found_and_left(
     socket_dir: Path,
 ) -> None:
-    async with harness(socket_dir, stall_timeout_s=0.3) as gateway:
+    async with harness(socket_dir, stall_timeout_s=2.0) as gateway:
         first = await an_engine(gateway)
         undisturbed = await drive(first, ask(gateway, BODY))
         asking = ask(gateway, BODY)
@@ -221,7 +221,7 @@ async def test_an_engine_that_hangs_with_its_heart_beating_is_found_and_left(
 async def test_an_engine_that_hangs_in_the_first_step_of_all_is_found_too(
     socket_dir: Path,
 ) -> None:
-    async with harness(socket_dir, stall_timeout_s=0.3) as gateway:
+    async with harness(socket_dir, stall_timeout_s=2.0) as gateway:
         first = await an_engine(gateway)
         asking = ask(gateway, BODY)
         await gateway.until(lambda: first.handler.num_unfinished() == 1)
