@@ -578,10 +578,11 @@ class GatewaySettings(EdgeSettings):
             "PENSTOCK_BATCH_SHARE",
             0.75,
             minimum=0.01,
-            maximum=1,
+            maximum=2,
             meaning=(
                 "of the requests that an engine runs at a time, those that lines of batches may "
-                "be; the rest of its room waits for other requests"
+                "be; the rest of its room waits for other requests. Over 1, so many wait in the "
+                "engine that no place is empty in between"
             ),
         )
     )
