@@ -580,9 +580,8 @@ class GatewaySettings(EdgeSettings):
             minimum=0.01,
             maximum=2,
             meaning=(
-                "of the requests that an engine runs at a time, those that lines of batches may "
-                "be; the rest of its room waits for other requests. Over 1, so many wait in the "
-                "engine that no place is empty in between"
+                "the share of what an engine runs at a time that lines of batches may be; over 1 "
+                "some wait in the engine"
             ),
         )
     )
