@@ -578,10 +578,10 @@ class GatewaySettings(EdgeSettings):
             "PENSTOCK_BATCH_SHARE",
             0.75,
             minimum=0.01,
-            maximum=1,
+            maximum=2,
             meaning=(
-                "of the requests that an engine runs at a time, those that lines of batches may "
-                "be; the rest of its room waits for other requests"
+                "the share of what an engine runs at a time that lines of batches may be; over 1 "
+                "some wait in the engine"
             ),
         )
     )

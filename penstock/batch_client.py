@@ -20,7 +20,7 @@ ResultT = TypeVar("ResultT")
 
 
 class BatchClient:
-    """Uploads parts, makes batches of them, looks after them and fetches what they leave.
+    """Uploads parts, makes batches of them, watches them and fetches what they leave.
 
     Args:
         client: Of the server.
@@ -157,7 +157,7 @@ class BatchClient:
                 return
 
     def _patiently(self, ask: Callable[[], ResultT]) -> ResultT:
-        """Ask again while a server is full, away or started anew."""
+        """Ask again while a server is full, away or restarted."""
         began = self._clock()
         while True:
             try:

@@ -363,8 +363,8 @@ def _run_at_own_server(
     """
     given = {
         "PENSTOCK_MAX_BATCH_REQUESTS": str(concurrency),
-        # Nobody else asks it anything.
-        "PENSTOCK_BATCH_SHARE": "1",
+        # Nobody else asks it anything, so the next lines may wait in the engine.
+        "PENSTOCK_BATCH_SHARE": "2",
     }
     private = private_settings(settings, folder, given)
     with running_server(private, console, is_private=True) as (url, supervisor):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.suites import llmprobe
-from tests.suites.llmprobe import EXCEPTIONS, WEAKNESSES, judge, unpack
+from tests.suites.llmprobe import EXCEPTIONS, WEAKNESSES, WISHES, judge, unpack
 
 
 def check(*failures: tuple[str, str], surface: str = "chat", outcome: str = "fail") -> Any:
@@ -46,6 +46,10 @@ def test_what_should_hold_and_what_the_model_did_not_lead_to_is_only_told() -> N
     assert not verdict.has_failed
     page = verdict.markdown()
     assert "- SHOULD: a wish (not granted)" in page
+    label, reason = next(iter(WISHES.items()))
+    told = report(check(("x", "SHOULD"), outcome="pass"))
+    told["conformance"]["warnings"] = [{"label": label, "message": "no"}]
+    assert f"- SHOULD: {label} (no): {reason}\n" in judge(told).markdown()
     assert "- The model didn't lead to it: a call (none was made)" in page
 
 
