@@ -15,6 +15,7 @@ PenstockError
     │   └── TokenizerLoadError         the tokenizer's files are missing or broken
     ├── NativeUnavailableError         there are no native kernels here: XLA computes instead
     ├── PackedFileError                a file of packed weights can't be used: it is made again
+    │   └── PackedFileBusyError        another process writes it now
     ├── ProfileError                   a profile can't be recorded now
     ├── HelperLostError                a process beside the engine's doesn't start, or was killed
     └── RequestError                   one request can't be served; the others go on
@@ -87,6 +88,10 @@ class NativeUnavailableError(EngineError):
 
 class PackedFileError(EngineError):
     """A file of packed weights is cut short, broken, or of other weights or another version."""
+
+
+class PackedFileBusyError(PackedFileError):
+    """A file of packed weights is being written by another process."""
 
 
 class ProfileError(EngineError):

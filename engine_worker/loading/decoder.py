@@ -51,6 +51,7 @@ from engine_worker.loading.memory_estimate import estimate_memory, require_memor
 from engine_worker.loading.phases import PhaseCallback
 from engine_worker.loading.quality_record import read_quality
 from engine_worker.loading.weights import load_for_backend
+from engine_worker.loading.write_behind import WriteBehind
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.fill_in_middle import FillInMiddle
 from engine_worker.text.format_detection import DetectedFormats, detect_formats
@@ -106,6 +107,7 @@ def load_model(
     metrics: EngineMetrics | None = None,
     *,
     compiler_yields: bool = False,
+    behind: WriteBehind | None = None,
 ) -> ServedModel:
     """Load a model and compile its programs.
 
@@ -117,6 +119,7 @@ def load_model(
         on_phase: Called in this thread, from `loading` to the end of `compiling`.
         metrics: What the engine counts into; of its own when None.
         compiler_yields: See `JaxModelRunner.create`; for a process that serves one model.
+        behind: See `load_for_backend`.
 
     Raises:
         ModelLoadError: The folder can't be served; one line that says why.
@@ -149,7 +152,7 @@ def load_model(
                 text_side.result()
 
         decoder = load_for_backend(
-            settings.path, backend, settings.weights_cache_dir, on_weights, settings.lora
+            settings.path, backend, settings.weights_cache_dir, on_weights, settings.lora, behind
         )
         runner = create_runner(
             decoder,

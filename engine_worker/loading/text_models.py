@@ -1,6 +1,7 @@
 """Loads models that turn whole texts into numbers: encoders, and decoders without generation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,6 +17,7 @@ from engine_worker.compute.models.dtype import DTYPES, QUANTIZED
 from engine_worker.compute.models.families.registry import FAMILIES as DECODERS
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
+from engine_worker.compute.weights.file_digests import FileHashes
 from engine_worker.compute.weights.loader import load_leaves
 from engine_worker.compute.weights.sources import is_ignorable as is_decoder_ignorable
 from engine_worker.compute.weights.sources import weight_sources
@@ -117,14 +119,16 @@ def _load_encoder(
     graph = EncoderGraph(spec, DTYPES[dtype])
     require_text_memory(settings.name, dtype, graph.parameters, device_memory_stats())
     checkpoint = open_checkpoint(settings.path, settings.lora)
-    leaves = load_leaves(
-        checkpoint,
-        graph.parameters,
-        graph.sources(family_of(config), checkpoint.tensors.keys()),
-        architecture=spec.architecture,
-        is_ignorable=is_ignorable,
-        progress=progress,
-    )
+    with _hashed(checkpoint, settings, progress) as hashes:
+        leaves = load_leaves(
+            checkpoint,
+            graph.parameters,
+            graph.sources(family_of(config), checkpoint.tensors.keys()),
+            architecture=spec.architecture,
+            is_ignorable=is_ignorable,
+            progress=progress,
+            hashes=hashes,
+        )
     return TextModel(
         EncoderModel(graph, leaves),
         None if spec.head is None else EncoderHead(graph),
@@ -152,14 +156,16 @@ def _load_decoder(
     graph = declare(spec, DTYPES[dtype])
     require_text_memory(settings.name, dtype, graph.parameters, device_memory_stats())
     checkpoint = open_checkpoint(settings.path, settings.lora)
-    leaves = load_leaves(
-        checkpoint,
-        graph.parameters,
-        weight_sources(graph, checkpoint.tensors.keys()),
-        architecture=spec.architecture,
-        is_ignorable=lambda name: name == _HEAD or is_decoder_ignorable(name, spec),
-        progress=progress,
-    )
+    with _hashed(checkpoint, settings, progress) as hashes:
+        leaves = load_leaves(
+            checkpoint,
+            graph.parameters,
+            weight_sources(graph, checkpoint.tensors.keys()),
+            architecture=spec.architecture,
+            is_ignorable=lambda name: name == _HEAD or is_decoder_ignorable(name, spec),
+            progress=progress,
+            hashes=hashes,
+        )
     head, num_head = None, 0
     if has_classifier(config):
         shape = (len(read_labels(config).names), spec.hidden_size)
@@ -178,6 +184,16 @@ def _load_decoder(
         max_tokens=min(spec.max_position_embeddings, most),
         dtype=dtype,
     )
+
+
+@contextmanager
+def _hashed(
+    checkpoint: Checkpoint, settings: ModelSettings, progress: ProgressCallback
+) -> Iterator[FileHashes]:
+    """Files that are hashed while they are read in the block, so that each byte is read once."""
+    with FileHashes(checkpoint.files, settings.weights_cache_dir) as hashes:
+        yield hashes
+        hashes.finish(lambda done, name: progress(1.0, f"hashed {done:.0%} of {name}, once"))
 
 
 def _read_matrix(checkpoint: Checkpoint, shape: tuple[int, int]) -> npt.NDArray[np.float32]:

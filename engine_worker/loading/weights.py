@@ -4,31 +4,39 @@ import glob
 import hashlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import jax
+import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.backends.base import Backend, PackedDecoder
 from engine_worker.compute.backends.packed_file import (
+    UNFINISHED,
     map_packed,
     new_packed_file,
     remove_abandoned,
 )
-from engine_worker.compute.backends.packing_plan import PackedWeight
+from engine_worker.compute.backends.packing_plan import PackedWeight, PartSpec
+from engine_worker.compute.models.decoder import Leaves
 from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
-from engine_worker.compute.weights.fingerprint import fingerprint
+from engine_worker.compute.weights.file_digests import FileHashes
+from engine_worker.compute.weights.fingerprint import Fingerprint, fingerprint
 from engine_worker.compute.weights.loader import WeightReader, open_weights
 from engine_worker.compute.weights.sources import is_ignorable, weight_sources
 from engine_worker.core.choice.batch import ProgressCallback
-from engine_worker.errors import CheckpointError, PackedFileError
+from engine_worker.errors import CheckpointError, PackedFileBusyError, PackedFileError
+from engine_worker.loading.write_behind import WriteBehind
 
-SUFFIX = ".packed"
-_READING_VERSION = 2
+SUFFIX: Final = ".packed"
+_READING_VERSION: Final = 2
 """Of how files become numbers: another one makes all packed files again."""
+_MIB: Final = 2**20
 _log = logging.getLogger("penstock.engine.weights")
 
 
@@ -38,12 +46,14 @@ def load_for_backend(
     cache_dir: Path | None,
     progress: ProgressCallback,
     lora: Path | None = None,
+    behind: WriteBehind | None = None,
 ) -> PackedDecoder:
     """The weights of a decoder as its backend takes them.
 
-    Weights that are packed are packed one after the other, written to a file of the cache, and
-    mapped from it now and at later starts, so that they are in memory once and not at all in this
-    process's own. Without a cache, or when it can't be written, they stay in memory.
+    Every byte of the checkpoint is read once: it is hashed while its numbers are packed. Weights
+    that are packed are also written to a file of the cache, from which later starts map them, so
+    that engines of one model share memory. Without a cache, or when it can't be written, they stay
+    in memory only.
 
     Args:
         folder: A Hugging Face model folder with safetensors files.
@@ -51,106 +61,215 @@ def load_for_backend(
         cache_dir: Where packed weights are kept; None keeps none.
         progress: Called after each weight with the share of all bytes that is done.
         lora: Folder of an adapter that is merged into the weights.
+        behind: Writes the file after this has returned, from the weights as they are in memory;
+            None has it written first, and maps it.
 
     Raises:
-        ModelLoadError: As in `load_weights`, or a file was changed while it was packed.
+        ModelLoadError: As in `load_weights`, or a file was changed while it was loaded.
     """
-    packing = backend.packing
-    if not packing.layout or cache_dir is None:
-        return PackedDecoder(backend, _in_memory(folder, backend, progress, lora))
-    key = _key_of(folder, backend, cache_dir, progress, lora)
-    path = packed_path(cache_dir, folder, backend, key, lora)
+    load = _Load(folder, backend, cache_dir, progress, lora)
+    if not backend.packing.layout or cache_dir is None:
+        return PackedDecoder(backend, load.in_memory()[0])
+    place = _Place(cache_dir, folder, backend, lora)
+    mapped = _mapped_from_before(place, load)
+    if mapped is not None:
+        return PackedDecoder(backend, mapped)
+    # On another device a copy of all weights would have to wait in the host's memory.
+    if behind is not None and jax.default_backend() == "cpu":
+        leaves, key = load.in_memory()
+        what = f"the packed weights of {folder.name} ({_size_of(backend)})"
+        behind.start(what, partial(_write_behind, place, what, leaves, key))
+        return PackedDecoder(backend, leaves)
     try:
-        return PackedDecoder(backend, _mapped(path, backend, key))
-    except FileNotFoundError:
-        pass
-    except PackedFileError as error:
-        _log.warning("%s; the weights are packed again", error)
-    try:
-        _write(path, key, folder, backend, progress, lora)
+        path, key = _write(place, load)
+    except PackedFileBusyError as error:
+        _log.info("%s; the weights stay in memory", error)
+        return PackedDecoder(backend, load.in_memory()[0])
     except OSError as error:
-        _log.warning("packed weights can't be kept in %s (%s)", path.parent, error.strerror)
-        return PackedDecoder(backend, _in_memory(folder, backend, progress, lora))
-    _remove_others(path)
-    return PackedDecoder(backend, _mapped(path, backend, key))
-
-
-def _key_of(
-    folder: Path,
-    backend: Backend,
-    cache_dir: Path,
-    progress: ProgressCallback,
-    lora: Path | None,
-) -> str:
-    """What packed weights are of; a file that is as it was is not hashed again."""
-    parts = {"packed": backend.packing.layout, "reading": str(_READING_VERSION)}
-    return fingerprint(folder, parts, lora, cache_dir=cache_dir, progress=progress)
+        _cannot_be_kept(place, error)
+        return PackedDecoder(backend, load.in_memory()[0])
+    return PackedDecoder(backend, _mapped(path, place, key))
 
 
 def packed_path(
     cache_dir: Path, folder: Path, backend: Backend, key: str, lora: Path | None = None
 ) -> Path:
     """Where the packed weights of a folder are kept: a file for each folder, adapter and layout."""
-    places = [os.fsencode(place.absolute()) for place in (folder, lora) if place is not None]
-    place = hashlib.sha256(b"\0".join(places)).hexdigest()[:8]
-    layout = backend.packing.layout.replace(" ", "-")
-    return cache_dir / f"{folder.name}-{place}-{layout}-{key[:16]}{SUFFIX}"
+    return _Place(cache_dir, folder, backend, lora).path(key)
 
 
-def _write(
-    path: Path,
-    key: str,
-    folder: Path,
-    backend: Backend,
-    progress: ProgressCallback,
-    lora: Path | None,
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where packed weights of one folder and layout are kept, whatever the folder holds."""
+
+    cache_dir: Path
+    folder: Path
+    backend: Backend
+    lora: Path | None
+
+    @property
+    def parts(self) -> list[PartSpec]:
+        return [part for weight in self.backend.packing.weights for part in weight.parts]
+
+    @property
+    def stem(self) -> str:
+        """What the names of all files begin with."""
+        places = [os.fsencode(p.absolute()) for p in (self.folder, self.lora) if p is not None]
+        place = hashlib.sha256(b"\0".join(places)).hexdigest()[:8]
+        layout = self.backend.packing.layout.replace(" ", "-")
+        return f"{self.folder.name}-{place}-{layout}-"
+
+    @property
+    def unfinished(self) -> Path:
+        """The file while it is written: one, whichever weights they are and whoever writes."""
+        return self.cache_dir / f"{self.stem}unfinished{UNFINISHED}"
+
+    def path(self, key: str) -> Path:
+        return self.cache_dir / f"{self.stem}{key[:16]}{SUFFIX}"
+
+    def files(self) -> list[Path]:
+        """Those that are there; other stems may begin alike."""
+        length = len(self.path("0" * 16).name)
+        found = self.cache_dir.glob(f"{glob.escape(self.stem)}*{SUFFIX}")
+        return [file for file in found if len(file.name) == length]
+
+    def remove_others(self, path: Path) -> None:
+        """Removes files of weights that the folder held before."""
+        for other in self.files():
+            if other.name != path.name:
+                with suppress(OSError):
+                    other.unlink()
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """One folder that is loaded for one backend."""
+
+    folder: Path
+    backend: Backend
+    cache_dir: Path | None
+    progress: ProgressCallback
+    lora: Path | None
+
+    @property
+    def deciding(self) -> dict[str, str]:
+        """What decides packed weights beside the checkpoint."""
+        return {"packed": self.backend.packing.layout, "reading": str(_READING_VERSION)}
+
+    def key_of_files(self) -> str:
+        """What packed weights are of; reads all files whose hashes aren't known."""
+        return fingerprint(
+            self.folder,
+            self.deciding,
+            self.lora,
+            cache_dir=self.cache_dir,
+            progress=self.progress,
+        )
+
+    def in_memory(self) -> tuple[Leaves, str]:
+        """All arrays on the device, and their key."""
+        leaves: list[jax.Array] = []
+        # Aligned memory is taken as it is: no byte of it is copied.
+        key = self.each(lambda array: leaves.append(jax.device_put(array).block_until_ready()))
+        return tuple(leaves), key
+
+    def each(self, take: Callable[[npt.NDArray[Any]], object]) -> str:
+        """Reads and packs all arrays in the order of the leaves, one weight at a time.
+
+        Args:
+            take: Called with each array.
+
+        Returns:
+            What they are of: the key of just the bytes that were read.
+        """
+        backend, progress = self.backend, self.progress
+        graph, checkpoint = backend.graph, open_checkpoint(self.folder, self.lora)
+        spec, size_bytes = graph.spec, backend.packing.size_bytes
+        verb = "packed" if backend.packing.layout else "loaded"
+        begun, done_bytes = Fingerprint(self.folder, self.deciding, self.lora), 0
+        with FileHashes(checkpoint.files, self.cache_dir) as hashes:
+            with open_weights(
+                checkpoint,
+                graph.parameters,
+                weight_sources(graph, checkpoint.tensors.keys()),
+                architecture=spec.architecture,
+                is_ignorable=lambda name: is_ignorable(name, spec),
+                kept=backend.stored_formats,
+                hashes=hashes,
+            ) as reader:
+                for weight in backend.packing.weights:
+                    for array in _pack(weight, reader, checkpoint):
+                        take(array)
+                    done_bytes += weight.size_bytes
+                    progress(done_bytes / size_bytes, f"{verb} {weight.name}")
+            hashes.finish(lambda done, name: progress(1.0, f"hashed {done:.0%} of {name}, once"))
+            return begun.of(checkpoint.files, hashes.digest)
+
+
+def _mapped_from_before(place: _Place, load: _Load) -> Leaves | None:
+    """The leaves of a file that an earlier start made; None where there is none of use."""
+    # A folder's hash is told by reading it, which is left to loading where nothing was packed.
+    if not place.files():
+        return None
+    key = load.key_of_files()
+    path = place.path(key)
+    try:
+        return _mapped(path, place, key)
+    except FileNotFoundError:
+        pass
+    except PackedFileError as error:
+        _log.warning("%s; the weights are packed again", error)
+        with suppress(OSError):
+            path.unlink()
+    return None
+
+
+def _mapped(path: Path, place: _Place, key: str) -> Leaves:
+    return tuple(jax.device_put(array) for array in map_packed(path, key, place.parts))
+
+
+def _write(place: _Place, load: _Load) -> tuple[Path, str]:
+    """Packs into a file, without holding more than a weight."""
+    remove_abandoned(place.cache_dir, place.stem)
+    with new_packed_file(place.unfinished, place.parts) as file:
+        key = load.each(file.write)
+        path = place.path(key)
+        file.finish(path, key)
+    place.remove_others(path)
+    return path, key
+
+
+def _write_behind(
+    place: _Place, what: str, leaves: Leaves, key: str, on_piece: Callable[[], None]
 ) -> None:
-    parts = [part for weight in backend.packing.weights for part in weight.parts]
-    remove_abandoned(path.parent, _stem(path))
-    with new_packed_file(path, key, parts) as file:
-        for array in _packed_arrays(folder, backend, progress, lora):
-            file.write(array)
-        # Else numbers of files that have come since would be taken for those of the key for good.
-        if _key_of(folder, backend, path.parent, progress, lora) != key:
-            raise CheckpointError(
-                f"{folder}: the model's files were changed while they were loaded; start again when"
-                " they are complete"
-            )
+    """Writes leaves that the engine computes with meanwhile."""
+    path = place.path(key)
+    try:
+        remove_abandoned(place.cache_dir, place.stem)
+        with new_packed_file(place.unfinished, place.parts, on_piece) as file:
+            if path.exists():
+                # By an engine that started together with this one.
+                return
+            _log.info("%s are written to %s for later starts, while the engine works", what, path)
+            for leaf in leaves:
+                # The memory of the leaf itself.
+                file.write(np.asarray(leaf))
+            file.finish(path, key)
+    except PackedFileBusyError as error:
+        _log.info("%s are not written: %s", what, error)
+    except OSError as error:
+        _cannot_be_kept(place, error)
+    else:
+        place.remove_others(path)
+        _log.info("%s are written: later starts map %s", what, path)
 
 
-def _mapped(path: Path, backend: Backend, key: str) -> tuple[jax.Array, ...]:
-    parts = [part for weight in backend.packing.weights for part in weight.parts]
-    # Aligned memory is taken as it is: no byte of it is copied.
-    return tuple(jax.device_put(array) for array in map_packed(path, key, parts))
+def _cannot_be_kept(place: _Place, error: OSError) -> None:
+    _log.warning("packed weights can't be kept in %s (%s)", place.cache_dir, error.strerror)
 
 
-def _in_memory(
-    folder: Path, backend: Backend, progress: ProgressCallback, lora: Path | None
-) -> tuple[jax.Array, ...]:
-    arrays = _packed_arrays(folder, backend, progress, lora)
-    return tuple(jax.device_put(array).block_until_ready() for array in arrays)
-
-
-def _packed_arrays(
-    folder: Path, backend: Backend, progress: ProgressCallback, lora: Path | None
-) -> Iterator[npt.NDArray[Any]]:
-    """All arrays in the order of the leaves; the host holds one weight at a time."""
-    graph, checkpoint = backend.graph, open_checkpoint(folder, lora)
-    spec = graph.spec
-    verb = "packed" if backend.packing.layout else "loaded"
-    done_bytes, size_bytes = 0, backend.packing.size_bytes
-    with open_weights(
-        checkpoint,
-        graph.parameters,
-        weight_sources(graph, checkpoint.tensors.keys()),
-        architecture=spec.architecture,
-        is_ignorable=lambda name: is_ignorable(name, spec),
-        kept=backend.stored_formats,
-    ) as reader:
-        for weight in backend.packing.weights:
-            yield from _pack(weight, reader, checkpoint)
-            done_bytes += weight.size_bytes
-            progress(done_bytes / size_bytes, f"{verb} {weight.name}")
+def _size_of(backend: Backend) -> str:
+    return f"{backend.packing.size_bytes / _MIB:.0f} MiB"
 
 
 def _pack(
@@ -165,16 +284,3 @@ def _pack(
         return weight.pack(values)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.listing}: {weight.name} {error}") from error
-
-
-def _stem(path: Path) -> str:
-    """What the names of all packed files of one folder and layout begin with."""
-    return path.name[: -len(f"{'0' * 16}{SUFFIX}")]
-
-
-def _remove_others(path: Path) -> None:
-    """Files of the same folder and layout, of weights that it held before."""
-    for other in path.parent.glob(f"{glob.escape(_stem(path))}*"):
-        if other.name != path.name and len(other.name) == len(path.name):
-            with suppress(OSError):
-                other.unlink()

@@ -25,6 +25,7 @@ from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.core.engine import Engine
 from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
 from engine_worker.errors import EngineError, InvalidRequestError
+from engine_worker.loading.write_behind import WriteBehind
 from engine_worker.python_api.llm_collector import Collector
 from engine_worker.python_api.llm_outputs import RequestOutput
 from engine_worker.text.preparation import PromptPreparer
@@ -114,6 +115,7 @@ class LLM:
             weights_cache_dir=weights_dir,
         )
         self._num_requests = 0
+        self._behind = WriteBehind()
         self._engine: Engine | None = None
         self._preparer: PromptPreparer | None = None
         self._defaults = SamplingDefaults()
@@ -130,7 +132,7 @@ class LLM:
             self._embeddings = Embeddings(encoder.embedder, encoder.tokenizer, encoder.vocab_size)
             self.vocab_size = encoder.vocab_size
             return
-        served = load_model(settings, _tell_nobody)
+        served = load_model(settings, _tell_nobody, behind=self._behind)
         self._engine, self._preparer = served.engine, served.preparer
         self._defaults = served.offer.sampling_defaults
         self.vocab_size = served.offer.vocab_size
@@ -149,6 +151,7 @@ class LLM:
         """
         llm = cls.__new__(cls)
         llm._num_requests = 0
+        llm._behind = WriteBehind()
         llm._engine, llm._preparer = engine, preparer
         llm._defaults = SamplingDefaults()
         llm._embeddings = None
@@ -162,9 +165,13 @@ class LLM:
         self.close()
 
     def close(self) -> None:
-        """End what runs behind: programs still compiling, the helper that grammars are tried in."""
+        """End what runs behind: programs still compiling, the helper that grammars are tried in.
+
+        A file of packed weights that is being written is completed: scripts often end soon.
+        """
         if self._engine is not None:
             self._engine.close()
+        self._behind.wait()
 
     def sampling(self, **changes: Any) -> SamplingParams:
         """Sampling parameters: what the model recommends, a fresh seed, and `changes` to both."""

@@ -8,6 +8,7 @@ from engine_worker.compute.runner.profiling import Profiler
 from engine_worker.config import EngineSettings, ModelSettings
 from engine_worker.core.metrics import EngineMetrics
 from engine_worker.errors import ModelLoadError
+from engine_worker.loading.write_behind import WriteBehind
 from engine_worker.serving.handler import EngineHandler
 from engine_worker.serving.step_loop import StepLoop
 from protocol.errors import ConfigurationError
@@ -62,12 +63,17 @@ def run(
     watch_threads(lambda name: worker.stop(f"The engine's thread {name} died.", EXIT_FAILED))
     worker.start()
     # The main thread stays free for signals; the engine's own thread loads, compiles and steps.
+    behind = WriteBehind()
     thread = threading.Thread(
-        target=_serve, args=(settings.model, handler, worker, metrics), name="engine", daemon=True
+        target=_serve,
+        args=(settings.model, handler, worker, metrics, behind),
+        name="engine",
+        daemon=True,
     )
     thread.start()
     exit_code = worker.wait()
     handler.close()
+    behind.cancel()
     return exit_code
 
 
@@ -76,6 +82,7 @@ def _serve(
     handler: EngineHandler,
     worker: Worker[EngineCommand],
     metrics: EngineMetrics,
+    behind: WriteBehind,
 ) -> None:
     try:
         # Imported here because jax takes a second, in which heartbeats already flow.
@@ -86,7 +93,7 @@ def _serve(
         if is_encoder_folder(settings):
             _serve_encoder(settings, handler, worker)
         else:
-            _serve_decoder(settings, handler, worker, metrics)
+            _serve_decoder(settings, handler, worker, metrics, behind)
     except (ConfigurationError, ModelLoadError) as error:
         _log.error("%s", error.message)
         worker.stop(error.message, EXIT_FAILED)
@@ -100,12 +107,13 @@ def _serve_decoder(
     handler: EngineHandler,
     worker: Worker[EngineCommand],
     metrics: EngineMetrics,
+    behind: WriteBehind,
 ) -> None:
     from engine_worker.embedding.queue import TextQueue
     from engine_worker.embedding.service import Embeddings
     from engine_worker.loading.decoder import load_model
 
-    served = load_model(settings, worker.set_phase, metrics, compiler_yields=True)
+    served = load_model(settings, worker.set_phase, metrics, compiler_yields=True, behind=behind)
     if served.embedder is not None:
         embeddings = TextQueue(
             Embeddings(served.embedder, served.tokenizer, served.offer.vocab_size), worker

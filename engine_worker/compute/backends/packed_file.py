@@ -8,10 +8,12 @@
 Sums find damage at the speed of memory, where a hash of every byte would take longer than to load
 the model; they are no protection from people who may write to the folder, whose weights these are.
 
-A file is written under another name and renamed when it is complete; whoever writes it holds a lock
-on it, so that the next one can tell what a process that was killed has left. One that was cut
-short, whose numbers aren't those that were written, that another version wrote or that belongs to
-other weights is refused with its reason, and made again.
+A file is written under another name, whose lock its writer holds, so that nobody else writes the
+same one and the next start can tell what a process that was killed has left. The header comes last,
+when all other bytes are on the disk, and then the file gets its name: whatever happens before, no
+start takes it for a file. One that was cut short, whose numbers aren't those that were written,
+that another version wrote or that belongs to other weights is refused with its reason, and made
+again.
 """
 
 import fcntl
@@ -20,7 +22,8 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
@@ -29,7 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.backends.packing_plan import PartSpec
-from engine_worker.errors import PackedFileError
+from engine_worker.errors import PackedFileBusyError, PackedFileError
 
 _MAGIC: Final = b"PENSTOCK PACKED2"
 _LENGTH_BYTES: Final = 8
@@ -39,7 +42,12 @@ _ALIGNMENT: Final = 64
 _MAX_HEADER_BYTES: Final = 16 * 2**20
 _PIECE_BYTES: Final = 4096
 _WORD_BYTES: Final = 8
-_UNFINISHED: Final = ".new"
+_KEY_CHARACTERS: Final = 64
+_WRITTEN_BYTES: Final = 4 * 2**20
+"""At a time; a multiple of `_PIECE_BYTES`."""
+_SYNCED_BYTES: Final = 32 * 2**20
+UNFINISHED: Final = ".new"
+"""End of a file's name until it is finished."""
 
 
 def map_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> list[npt.NDArray[Any]]:
@@ -82,54 +90,125 @@ def map_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> list[npt.NDAr
 class PackedFileWriter:
     """Writes a file part by part; made by `new_packed_file`."""
 
-    def __init__(self, stream: IO[bytes], key: str, parts: Sequence[PartSpec]) -> None:
-        self._stream = stream
-        self._parts = iter(parts)
-        header, self._offsets = _header(key, parts)
-        self._next = iter(self._offsets)
+    def __init__(
+        self,
+        stream: IO[bytes],
+        place: Path,
+        parts: Sequence[PartSpec],
+        on_piece: Callable[[], None] | None,
+    ) -> None:
+        self._stream, self._place, self._on_piece = stream, place, on_piece
+        self._all_parts = tuple(parts)
+        self._parts = iter(self._all_parts)
+        # Of nothing that could be read, until everything behind it is there.
+        header, offsets = _header("", parts)
+        self._offsets = iter(offsets)
         self._digest = hashlib.sha256()
-        stream.write(header)
+        self._num_unsynced = 0
+        stream.write(bytes(len(header)))
 
     def write(self, array: npt.NDArray[Any]) -> None:
         """The next part."""
-        part, offset = next(self._parts), next(self._next)
+        part, offset = next(self._parts), next(self._offsets)
         assert (array.shape, array.dtype) == (part.shape, part.dtype), (array.shape, part)
         self._stream.write(bytes(offset - self._stream.tell()))
-        array = np.ascontiguousarray(array)
-        array.tofile(self._stream)
-        _add_sums(self._digest, array)
+        octets = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        for start in range(0, len(octets), _WRITTEN_BYTES):
+            piece = octets[start : start + _WRITTEN_BYTES]
+            if self._on_piece is not None:
+                self._on_piece()
+            self._stream.write(piece.data)
+            _add_sums(self._digest, piece)
+            self._num_unsynced += len(piece)
+            if self._on_piece is not None and self._num_unsynced >= _SYNCED_BYTES:
+                self._forget()
 
-    def finish(self) -> None:
-        """What stands behind the last part."""
+    def finish(self, path: Path, key: str) -> None:
+        """Writes what stands behind the last part and before the first; the file is there then.
+
+        Args:
+            path: The file; one that is there is replaced.
+            key: What it is of, in at most 64 characters.
+        """
         assert next(self._parts, None) is None, "a part was not written"
         self._stream.write(self._digest.digest())
+        self._sync()
+        self._stream.seek(0)
+        self._stream.write(_header(key, self._all_parts)[0])
+        # Else a machine that loses power might keep the name and not the numbers.
+        self._sync()
+        self._place.replace(path)
+
+    def _sync(self) -> None:
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+
+    def _forget(self) -> None:
+        """Has the kernel write and drop what it holds of the file, which is in memory already."""
+        self._sync()
+        # Not every system has it.
+        with suppress(OSError, AttributeError):
+            os.posix_fadvise(self._stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        self._num_unsynced = 0
 
 
 @contextmanager
-def new_packed_file(path: Path, key: str, parts: Sequence[PartSpec]) -> Iterator[PackedFileWriter]:
-    """A file that is there when the block ends well, and else never was.
+def new_packed_file(
+    unfinished: Path, parts: Sequence[PartSpec], on_piece: Callable[[], None] | None = None
+) -> Iterator[PackedFileWriter]:
+    """A file that is there once it is finished; what isn't when the block ends never was.
+
+    Args:
+        unfinished: Its name until then; in the folder of the file.
+        parts: What it holds.
+        on_piece: For a file of which nothing is read soon, so that not more than some megabytes of
+            it stay in memory. Called before each piece is written; may raise to stop.
 
     Raises:
+        PackedFileBusyError: Another process writes it.
         OSError: It can't be written.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}{_UNFINISHED}")
-    try:
-        with unfinished.open("wb") as stream:
-            # Where there are no locks, nothing is taken for abandoned either.
+    unfinished.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stream, place = _opened(unfinished)
+    with stream:
+        try:
+            yield PackedFileWriter(stream, place, parts, on_piece)
+        finally:
+            # Under its own name it is no longer here; while it is locked nobody else's is.
             with suppress(OSError):
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            writer = PackedFileWriter(stream, key, parts)
-            yield writer
-            writer.finish()
-            stream.flush()
-            # Else a machine that loses power might keep the name and not the numbers.
-            os.fsync(stream.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise
+                if _is_at(stream, place):
+                    place.unlink()
+
+
+def _opened(place: Path) -> tuple[IO[bytes], Path]:
+    """A new file that nobody else writes, and where it is."""
+    while True:
+        stream = os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # It may have been finished or removed between the two calls, and is another's then.
+            if _is_at(stream, place):
+                stream.truncate()
+                return stream, place
+        except BlockingIOError as error:
+            stream.close()
+            raise PackedFileBusyError(f"{place}: another process writes it") from error
+        except OSError:
+            # Where there are no locks every writer has a name of its own.
+            stream.close()
+            own = place.with_suffix(f".{secrets.token_hex(8)}{UNFINISHED}")
+            with suppress(OSError):
+                place.unlink()
+            return own.open("x+b"), own
+        stream.close()
+
+
+def _is_at(stream: IO[bytes], place: Path) -> bool:
+    """Whether an open file still has its name."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), place.stat())
+    except FileNotFoundError:
+        return False
 
 
 class _Hash(Protocol):
@@ -137,7 +216,7 @@ class _Hash(Protocol):
 
 
 def _add_sums(digest: _Hash, array: npt.NDArray[Any]) -> None:
-    """Adds the sums of an array's pieces."""
+    """Adds the sums of an array's pieces; of one part after the other they are those of all."""
     octets = array.reshape(-1).view(np.uint8)
     whole = len(octets) // _PIECE_BYTES * _PIECE_BYTES
     pieces = octets[:whole].view(np.uint64).reshape(-1, _PIECE_BYTES // _WORD_BYTES)
@@ -152,15 +231,16 @@ def remove_abandoned(folder: Path, prefix: str) -> None:
         folder: Of the files; may not exist.
         prefix: Of their names.
     """
-    for file in folder.glob(f"{glob.escape(prefix)}*{_UNFINISHED}"):
+    for file in folder.glob(f"{glob.escape(prefix)}*{UNFINISHED}"):
         with suppress(OSError), file.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            file.unlink()
+            if _is_at(stream, file):
+                file.unlink()
 
 
 def _header(key: str, parts: Sequence[PartSpec]) -> tuple[bytes, list[int]]:
-    """All bytes before the parts, and where these lie; offsets make the header no longer."""
-    reserved = len(_render(key, parts, [2**53] * len(parts)))
+    """All bytes before the parts, and where these lie; key and offsets make it no longer."""
+    reserved = len(_render("0" * _KEY_CHARACTERS, parts, [2**53] * len(parts)))
     start = len(_MAGIC) + _LENGTH_BYTES + reserved + _DIGEST_BYTES
     offsets = []
     for part in parts:

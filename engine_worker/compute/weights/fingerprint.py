@@ -1,12 +1,12 @@
 """A name for "the same model": equal fingerprints may continue each other's streams."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from engine_worker.compute.weights.checkpoint import open_checkpoint
-from engine_worker.compute.weights.file_digests import digest_of
+from engine_worker.compute.weights.file_digests import FileHashes
 from engine_worker.compute.weights.lora import CONFIG_NAME as ADAPTER_CONFIG
 from engine_worker.core.choice.batch import ProgressCallback
 
@@ -25,6 +25,42 @@ class _Hash(Protocol):
     def update(self, data: bytes, /) -> None: ...
 
 
+class Fingerprint:
+    """What decides a model's output: begun before its weights are read, complete behind them.
+
+    SHA-256 over `parts`, the config files, and of each file of weights its name and all its bytes
+    (see `file_digests.py`). Names and dates of folders don't count.
+
+    Args:
+        folder: A model folder; its config files are read now.
+        parts: What else decides, by name: types, the tokenizer, the chat template.
+        lora: Folder of an adapter that is merged into the weights.
+    """
+
+    def __init__(self, folder: Path, parts: Mapping[str, str], lora: Path | None = None) -> None:
+        self._hash = hashlib.sha256()
+        for name, text in sorted(parts.items()):
+            _add(self._hash, name, text.encode("utf-8", "surrogatepass"))
+        for name in _BESIDE_WEIGHTS:
+            path = folder / name
+            if path.is_file():
+                _add(self._hash, name, path.read_bytes())
+        if lora is not None:
+            _add(self._hash, ADAPTER_CONFIG, (lora / ADAPTER_CONFIG).read_bytes())
+
+    def of(self, files: Sequence[Path], digest: Callable[[Path], str]) -> str:
+        """64 hexadecimal digits.
+
+        Args:
+            files: Of the checkpoint.
+            digest: Of all bytes of one.
+        """
+        whole = self._hash.copy()
+        for file in files:
+            _add(whole, file.name, digest(file).encode())
+        return whole.hexdigest()
+
+
 def fingerprint(
     folder: Path,
     parts: Mapping[str, str],
@@ -33,15 +69,12 @@ def fingerprint(
     cache_dir: Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> str:
-    """Hashes what decides a model's output.
-
-    SHA-256 over `parts`, the config files, and of each file of weights its name and all its bytes
-    (see `digest_of`). Names and dates of folders don't count.
+    """The fingerprint of a folder as it is now; its weights are read unless their hash is known.
 
     Args:
-        folder: A model folder with safetensors weights.
-        parts: What else decides, by name: types, the tokenizer, the chat template.
-        lora: Folder of an adapter that is merged into the weights.
+        folder: A model folder.
+        parts: As in `Fingerprint`.
+        lora: As in `Fingerprint`.
         cache_dir: Where hashes of files are kept.
         progress: Called while files are hashed, with 0 and which.
 
@@ -49,26 +82,19 @@ def fingerprint(
         64 hexadecimal digits.
 
     Raises:
-        ModelLoadError: The checkpoint cannot be opened (see `open_checkpoint`).
+        ModelLoadError: The checkpoint cannot be opened (see `open_checkpoint`), or was changed
+            while it was hashed.
     """
-    checkpoint = open_checkpoint(folder, lora)
-    digest = hashlib.sha256()
-    for name, text in sorted(parts.items()):
-        _add(digest, name, text.encode("utf-8", "surrogatepass"))
-    for name in _BESIDE_WEIGHTS:
-        path = folder / name
-        if path.is_file():
-            _add(digest, name, path.read_bytes())
-    if lora is not None:
-        _add(digest, ADAPTER_CONFIG, (lora / ADAPTER_CONFIG).read_bytes())
-    for file in checkpoint.files:
+    files = open_checkpoint(folder, lora).files
+    begun = Fingerprint(folder, parts, lora)
 
-        def told(done: float, name: str = file.name) -> None:
-            if progress is not None:
-                progress(0.0, f"hashed {done:.0%} of {name}, once")
+    def told(done: float, name: str) -> None:
+        if progress is not None:
+            progress(0.0, f"hashed {done:.0%} of {name}, once")
 
-        _add(digest, file.name, digest_of(file, cache_dir, told).encode())
-    return digest.hexdigest()
+    with FileHashes(files, cache_dir) as hashes:
+        hashes.finish(told)
+        return begun.of(files, hashes.digest)
 
 
 def _add(digest: _Hash, name: str, content: bytes) -> None:

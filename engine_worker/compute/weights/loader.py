@@ -33,6 +33,7 @@ from engine_worker.compute.weights.checkpoint import (
     have_same_bytes,
     open_checkpoint,
 )
+from engine_worker.compute.weights.file_digests import FileHashes
 from engine_worker.compute.weights.sources import is_ignorable, weight_sources
 from engine_worker.compute.weights.tensor_info import DTYPE_SIZES, ReadBlocks, ReadTensor
 from engine_worker.core.choice.batch import ProgressCallback
@@ -41,6 +42,7 @@ from engine_worker.errors import CheckpointError, UnsupportedFormatError
 logger = logging.getLogger("penstock.engine.weights")
 
 _NAMED_IN_LOG = 5
+_WAY_OUT = "use the config.json and all files of one model"
 _MATRIX_AXES, _STACK_AXES = 2, 3
 _LAYER = re.compile(r"(.*?\.\d+)\.")
 _COMPUTED_WITH = (".weight", ".bias", "sinks")
@@ -129,6 +131,7 @@ def load_leaves(
     is_ignorable: Callable[[str], bool],
     device: jax.Device | jax.sharding.Sharding | None = None,
     progress: ProgressCallback | None = None,
+    hashes: FileHashes | None = None,
 ) -> Leaves:
     """The part of `load_weights` that any kind of model shares.
 
@@ -140,6 +143,7 @@ def load_leaves(
         is_ignorable: Whether a tensor that fills no weight is one that checkpoints rightly hold.
         device: As in `load_weights`.
         progress: As in `load_weights`.
+        hashes: Of the checkpoint's files, which are hashed as they are read.
 
     Returns:
         Arrays, aligned with `parameters`.
@@ -150,7 +154,12 @@ def load_leaves(
     leaves: list[jax.Array] = []
     loaded_bytes, size_bytes = 0, sum(parameter.size_bytes for parameter in parameters)
     with open_weights(
-        checkpoint, parameters, sources, architecture=architecture, is_ignorable=is_ignorable
+        checkpoint,
+        parameters,
+        sources,
+        architecture=architecture,
+        is_ignorable=is_ignorable,
+        hashes=hashes,
     ) as reader:
         for index, parameter in enumerate(parameters):
             leaves.append(jax.device_put(reader.read(index), device).block_until_ready())
@@ -219,11 +228,13 @@ class WeightReader:
         sources: Sequence[tuple[Source, ...]],
         read: ReadTensor,
         read_blocks: ReadBlocks,
+        announce: Callable[[str], None],
     ) -> None:
         self._parameters = parameters
         self._sources = sources
         self._read = read
         self._read_blocks = read_blocks
+        self._announce = announce
 
     def read_blocks(self, index: int, form: BlockFormat) -> Iterator[BlockMatrix]:
         """A weight of `stored_formats` as it is kept: its one matrix, or each expert's in turn.
@@ -243,6 +254,7 @@ class WeightReader:
             yield joined(found, form)
 
     def _rows_in_blocks(self, part: Source, expert: int | None = None) -> BlockMatrix:
+        self._announce(part.name)
         matrix = self._read_blocks(part.name, expert)
         if part.has_halves_in_turn:
             matrix = matrix.each(lambda rows: np.concatenate([rows[::2], rows[1::2]]))
@@ -261,6 +273,7 @@ class WeightReader:
         rows = _as_rows(value)
         row = 0
         for part in parts:
+            self._announce(part.name)
             values = self._read(part.name)
             if part.has_halves_in_turn:
                 values = np.concatenate([values[..., ::2], values[..., 1::2]], axis=-1)
@@ -298,6 +311,7 @@ def open_weights(
     architecture: str,
     is_ignorable: Callable[[str], bool],
     kept: Mapping[str, BlockFormat] | None = None,
+    hashes: FileHashes | None = None,
 ) -> Iterator[WeightReader]:
     """A reader of weights whose tensors are all there and of the right shapes.
 
@@ -309,8 +323,14 @@ def open_weights(
     """
     _check(checkpoint, sources, architecture, is_ignorable)
     _log_quantized(checkpoint, parameters, sources, kept or {})
+
+    def announce(name: str) -> None:
+        if hashes is not None:
+            for stored in checkpoint.tensors[name].stored:
+                hashes.want(stored.file, stored.start, stored.end)
+
     with checkpoint.reading() as read, checkpoint.reading_blocks() as read_blocks:
-        yield WeightReader(parameters, sources, read, read_blocks)
+        yield WeightReader(parameters, sources, read, read_blocks, announce)
 
 
 def _log_quantized(
@@ -386,7 +406,9 @@ def _layers_of(names: Iterable[str]) -> set[str]:
 def _check_source(checkpoint: Checkpoint, source: Source) -> None:
     tensor = checkpoint.tensors.get(source.name)
     if tensor is None:
-        raise CheckpointError(f"{checkpoint.listing}: tensor {source.name!r} is missing")
+        raise CheckpointError(
+            f"{checkpoint.listing}: tensor {source.name!r} is missing; {_WAY_OUT}"
+        )
     if tensor.dtype not in DTYPE_SIZES:
         raise CheckpointError(
             f"{tensor.file}: tensor {source.name!r} is {tensor.dtype}; "
@@ -395,5 +417,5 @@ def _check_source(checkpoint: Checkpoint, source: Source) -> None:
     if tensor.shape != source.shape:
         raise CheckpointError(
             f"{tensor.file}: tensor {source.name!r} has shape {list(tensor.shape)}, the config "
-            f"asks for {list(source.shape)}"
+            f"asks for {list(source.shape)}; {_WAY_OUT}"
         )

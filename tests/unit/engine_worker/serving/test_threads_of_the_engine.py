@@ -17,6 +17,7 @@ from msgspec import structs
 from engine_worker.config import EngineSettings
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.embedding.queue import TextQueue
+from engine_worker.loading.write_behind import WriteBehind
 from engine_worker.serving import service
 from engine_worker.serving.handler import EngineHandler
 from penstock.restart_policy import may_pass
@@ -44,6 +45,9 @@ THREADS = {
     ("engine_worker/grammar/compiler.py", "grammar-spare"): "it is tried again when needed",
     ("engine_worker/grammar/compiler.py", "grammar-rest"): (
         "test_what_rests_is_looked_for_until_the_end"
+    ),
+    ("engine_worker/loading/write_behind.py", "write-behind"): (
+        "test_what_writing_raises_is_told_and_ends_nothing_else"
     ),
     ("engine_worker/text/time_limit.py", "time-limit"): "it looks at clocks and raises nothing",
     ("protocol/runtime/allocator.py", "heap"): "test_what_a_look_raises_ends_no_further_one",
@@ -101,6 +105,29 @@ def test_no_thread_is_made_that_is_not_named_here() -> None:
         for name in made_in(path)
     }
     assert found == set(THREADS)
+
+
+def test_an_engine_that_ends_stops_what_is_written_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    has_begun, left = threading.Event(), []
+
+    def write(check: Callable[[], None]) -> None:
+        has_begun.set()
+        try:
+            while True:
+                check()
+        finally:
+            left.append("removed")
+
+    def serve(*arguments: Any) -> None:
+        (behind,) = [one for one in arguments if isinstance(one, WriteBehind)]
+        behind.start("the file", write)
+        assert has_begun.wait(10)
+        FakeWorker.latest.stop("Told to.", 0)
+
+    assert run_service(monkeypatch, serve) == 0
+    assert left == ["removed"]
 
 
 @pytest.fixture

@@ -1,21 +1,24 @@
 """Files of packed weights: mapped as written, and refused when they are anything else."""
 
+import errno
+import fcntl
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from engine_worker.compute.backends import packed_file
 from engine_worker.compute.backends.packed_file import (
     map_packed,
     new_packed_file,
     remove_abandoned,
 )
 from engine_worker.compute.backends.packing_plan import PartSpec
-from engine_worker.errors import PackedFileError
+from engine_worker.errors import PackedFileBusyError, PackedFileError
 
 ARRAYS: tuple[npt.NDArray[Any], ...] = (
     np.arange(35, dtype=np.uint8).reshape(5, 7),
@@ -34,9 +37,10 @@ def path(tmp_path: Path) -> Path:
 
 
 def write(path: Path, key: str = "key", parts: list[PartSpec] = PARTS) -> None:
-    with new_packed_file(path, key, parts) as file:
+    with new_packed_file(path.with_suffix(".new"), parts) as file:
         for array in ARRAYS:
             file.write(array)
+        file.finish(path, key)
 
 
 def test_what_was_written_is_mapped_at_addresses_that_jax_takes_without_a_copy(path: Path) -> None:
@@ -90,7 +94,7 @@ def test_any_changed_byte_of_the_header_is_noticed(path: Path) -> None:
 
 def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path: Path) -> None:
     def fail_after_the_first() -> None:
-        with new_packed_file(tmp_path / "model.packed", "key", PARTS) as file:
+        with new_packed_file(tmp_path / "model.new", PARTS) as file:
             file.write(ARRAYS[0])
             raise RuntimeError("out of weights")
 
@@ -104,6 +108,95 @@ def test_a_missing_file_is_no_error_of_the_file(tmp_path: Path) -> None:
         map_packed(tmp_path / "model.packed", "key", PARTS)
 
 
+def test_a_file_larger_than_what_is_written_at_once_is_mapped_as_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_file, "_WRITTEN_BYTES", 2 * 4096)
+    monkeypatch.setattr(packed_file, "_SYNCED_BYTES", 3 * 4096)
+    asked: list[int] = []
+    with new_packed_file(tmp_path / "model.new", PARTS, lambda: asked.append(len(asked))) as file:
+        for array in ARRAYS:
+            file.write(array)
+        file.finish(tmp_path / "model.packed", "key")
+    # Once for each of the small parts, none for the empty one, eight for the large one.
+    assert len(asked) == 2 + 8
+    for array, expected in zip(
+        map_packed(tmp_path / "model.packed", "key", PARTS), ARRAYS, strict=True
+    ):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_a_file_that_isnt_finished_has_no_header_whatever_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.packed"
+    with new_packed_file(tmp_path / "model.new", PARTS) as file:
+        for array in ARRAYS:
+            file.write(array)
+        # As if its writer were killed here, and somebody gave it the name.
+        path.write_bytes((tmp_path / "model.new").read_bytes())
+        with pytest.raises(PackedFileError, match="not a file of packed weights"):
+            map_packed(path, "key", PARTS)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_one_writes_at_a_time_and_what_it_wrote_is_not_touched(tmp_path: Path) -> None:
+    place, path = tmp_path / "model.new", tmp_path / "model.packed"
+    with new_packed_file(place, PARTS) as first:
+        with (
+            pytest.raises(PackedFileBusyError, match="another process"),
+            new_packed_file(place, PARTS),
+        ):
+            raise AssertionError("it is being written")
+        for array in ARRAYS:
+            first.write(array)
+        first.finish(path, "key")
+        # It has its own name now, and a next one has nothing to do with it.
+        with new_packed_file(place, PARTS) as second:
+            second.write(ARRAYS[0])
+            assert len(map_packed(path, "key", PARTS)) == len(PARTS)
+    assert list(tmp_path.iterdir()) == [path]
+    assert len(map_packed(path, "key", PARTS)) == len(PARTS)
+
+
+def test_a_file_that_got_its_name_between_opening_and_locking_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would have been cut to nothing under its new name."""
+    place, path = tmp_path / "model.new", tmp_path / "model.packed"
+    lock, is_first = fcntl.flock, True
+
+    def lock_late(stream: IO[bytes], operation: int) -> None:
+        nonlocal is_first
+        if is_first:
+            is_first = False
+            place.rename(path)
+        lock(stream, operation)
+
+    write(path)
+    path.rename(place)
+    monkeypatch.setattr(fcntl, "flock", lock_late)
+    with new_packed_file(place, PARTS) as file:
+        file.write(ARRAYS[0])
+    assert len(map_packed(path, "key", PARTS)) == len(PARTS)
+
+
+def test_without_locks_every_writer_has_a_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    place, path = tmp_path / "model.new", tmp_path / "model.packed"
+    with new_packed_file(place, PARTS) as first, new_packed_file(place, PARTS) as second:
+        for array in ARRAYS:
+            first.write(array)
+            second.write(array)
+        first.finish(path, "key")
+        second.finish(path, "key")
+    assert len(map_packed(path, "key", PARTS)) == len(PARTS)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(
     tmp_path: Path,
 ) -> None:
@@ -112,10 +205,11 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(
     other = tmp_path / "other.packed.1.new"
     other.write_bytes(bytes(100))
     path = tmp_path / "model [8B].packed"
-    with new_packed_file(path, "key", PARTS) as file:
+    with new_packed_file(tmp_path / "model [8B].new", PARTS) as file:
         remove_abandoned(tmp_path, "model [8B]")
         for array in ARRAYS:
             file.write(array)
+        file.finish(path, "key")
     assert sorted(tmp_path.iterdir()) == sorted([path, other])
     assert len(map_packed(path, "key", PARTS)) == len(PARTS)
     remove_abandoned(tmp_path / "nowhere", "model")
