@@ -18,6 +18,8 @@ import pytest
 from protocol.runtime.child_environment import without_settings
 from tests.fakes.installed_entry_points import entry_points
 from tests.fakes.order import is_small_unit
+from tests.fakes.quick_compile import QUICK
+from tests.fakes.rewritten_modules import rewrite_share
 
 if TYPE_CHECKING:
     from xdist.remote import Producer
@@ -58,6 +60,25 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("untimed")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """In `make test` XLA and LLVM optimise nothing of what test processes compile themselves.
+
+    Processes that tests start, and `make parity` and `make soak`, compile as users' engines do.
+    """
+    if config.getoption("-m") == EVERYDAY:
+        # XLA reads them once, when the first program is compiled, as modules of tests do.
+        os.environ.setdefault("XLA_FLAGS", QUICK)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """The processes of a run share the work of the first import of all modules."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is not None:
+        number = int(worker["workerid"].removeprefix("gw"))
+        rewrite_share(session.config, number, worker["workercount"])
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Small units come last, so that all processes end at about the same time.
 
@@ -71,8 +92,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Thousands of tests and all that they import are there to stay: no collection looks at
-    them."""
+    """XLA has read its flags, which children must not inherit; thousands of tests and all that they
+    import are there to stay: no collection looks at them."""
+    if os.environ.get("XLA_FLAGS") == QUICK:
+        if "jax" in sys.modules:
+            sys.modules["jax"].numpy.zeros(1).block_until_ready()
+        del os.environ["XLA_FLAGS"]
     gc.collect()
     gc.freeze()
 
@@ -104,21 +129,14 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> None:
-    """What a test process compiles itself, it compiles once, and quickly.
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a test process compiles itself, it compiles once.
 
-    A folder of its own: jax writes entries in place, and warns, which is an error here, about
-    one that another process has only half written. In `make test` LLVM optimises less, which takes
-    a fifth of the time off; processes that tests start, and `make parity` and `make soak`, compile
-    as users' engines do.
+    In a folder of its own: jax writes entries in place, and warns, which is an error here, about
+    one that another process has only half written.
     """
     if "jax" in sys.modules:
-        jax = sys.modules["jax"]
-        if pytestconfig.getoption("-m") == EVERYDAY and "XLA_FLAGS" not in os.environ:
-            os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=1"
-            jax.devices()  # XLA reads its flags once, and children must not inherit them
-            del os.environ["XLA_FLAGS"]
-        config = jax.config
+        config = sys.modules["jax"].config
         config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled-here")))
         config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 

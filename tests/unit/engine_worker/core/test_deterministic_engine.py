@@ -14,6 +14,7 @@ from tests.fakes.tiny_engine import (
     engine_on,
     generate,
     run_all,
+    tiny_runner,
 )
 
 WATCHED = SamplingParams(
@@ -48,8 +49,8 @@ def watched_command(**changes: Any) -> Generate:
 
 
 @pytest.fixture(scope="module")
-def runner(deterministic_runner: JaxModelRunner) -> JaxModelRunner:
-    return deterministic_runner
+def runner(bits_of_engines: None) -> JaxModelRunner:
+    return tiny_runner(deterministic=True)
 
 
 @pytest.fixture(scope="module")

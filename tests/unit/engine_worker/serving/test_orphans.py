@@ -36,7 +36,7 @@ class Bench:
                 prompt_token_ids=(1, 2, 3),
                 sampling=SamplingParams(),
                 lease_tokens=100,
-                deadline_s=60.0,
+                deadline_s=1e6,
                 **fields,
             ),
         )

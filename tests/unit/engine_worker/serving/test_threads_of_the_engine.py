@@ -244,7 +244,7 @@ GENERATE = Generate(
     prompt_token_ids=(1,),
     sampling=SamplingParams(),
     lease_tokens=1,
-    deadline_s=10.0,
+    deadline_s=1e6,
 )
 
 
@@ -269,7 +269,7 @@ def test_a_pool_is_watched(monkeypatch: pytest.MonkeyPatch, dead: list[str], poo
     inbox: Any = SimpleNamespace(put=fail)
     handler.inbox = inbox
     if pool == "prepare":
-        command: Any = Prepare(request_id="p", kind="completion", prompt="a", deadline_s=10.0)
+        command: Any = Prepare(request_id="p", kind="completion", prompt="a", deadline_s=1e6)
     elif pool == "accept":
         command = structs.replace(GENERATE, output_token_ids=(1,))
     else:

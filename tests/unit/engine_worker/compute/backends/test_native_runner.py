@@ -238,6 +238,7 @@ def poison(runner: JaxModelRunner, block_ids: Sequence[int]) -> None:
     runner._state = runner.state._replace(cache=cache)
 
 
+@pytest.mark.usefixtures("bits_of_engines_here")
 def test_the_deterministic_mode_holds_on_the_kernels_in_float32(
     reference: GreedyReference,
 ) -> None:
@@ -248,6 +249,7 @@ def test_the_deterministic_mode_holds_on_the_kernels_in_float32(
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("bits_of_engines_here")
 def test_the_deterministic_mode_holds_with_experts_in_bfloat16() -> None:
     """Their norms and routing are XLA's, row by row."""
     layer = replace(tiny_spec().layers[0], mlp=MoeSpec(6, 2, MlpSpec(24), shared=MlpSpec(16)))

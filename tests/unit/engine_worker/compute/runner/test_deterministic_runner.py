@@ -22,7 +22,7 @@ Bits = list[npt.NDArray[np.uint32]]
 
 
 @pytest.fixture(scope="module")
-def warm_runner() -> Iterator[JaxModelRunner]:
+def warm_runner(bits_of_engines: None) -> Iterator[JaxModelRunner]:
     runner = JaxModelRunner.create(
         WEIGHTS,
         num_blocks=90,

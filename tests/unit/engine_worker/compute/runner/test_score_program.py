@@ -167,6 +167,7 @@ def test_a_pack_with_as_many_places_as_it_holds_scores_each_label_after_its_own(
     assert together == pytest.approx(np.sum(alone, axis=0).tolist(), abs=1e-4)
 
 
+@pytest.mark.usefixtures("bits_of_engines_here")
 def test_in_the_deterministic_mode_a_question_has_the_same_bits_whatever_is_asked_beside() -> None:
     runner = make_runner(tiny_weights(), deterministic=True)
     prefill(runner, PROMPT)

@@ -107,7 +107,7 @@ def plain_row(slot: int, **sampling: Any) -> RowWork:
 
 
 @pytest.fixture(scope="module")
-def variants() -> dict[str, Sample]:
+def variants(bits_of_engines: None) -> dict[str, Sample]:
     return {
         "step": by_step_program(),
         "bisection": by_bisection(),

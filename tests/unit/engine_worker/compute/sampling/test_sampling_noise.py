@@ -1,5 +1,7 @@
 """The noise of a draw: right distribution, and the same bits everywhere."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,12 @@ import pytest
 
 from engine_worker.compute.sampling import floats
 from engine_worker.compute.sampling.noise import gumbel_from_bits, gumbel_noise, threefry
+from tests.fakes.quick_compile import AS_ENGINES
 
 VOCAB_SIZE = 200
 
 
-@jax.jit
+@partial(jax.jit, compiler_options=AS_ENGINES)
 def noise_of(
     low: jax.Array, high: jax.Array, choices: jax.Array, positions: jax.Array
 ) -> jax.Array:
