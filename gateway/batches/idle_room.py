@@ -44,11 +44,16 @@ class IdleRoom:
         self._knows_all = knows_all
         self._share = share
 
-    def num_free(self, endpoint: str, wanted: Wanted) -> int | None:
+    def num_free(self, endpoint: str, wanted: Wanted, num_begun: int) -> int | None:
         """Requests that the engines wanted could take beside what they have and what waits.
 
         What is no model's name is to be answered with that, as soon as anything is and every engine
         has said what it serves: right after a gateway's start some haven't.
+
+        Args:
+            endpoint: Of the lines.
+            wanted: Which engines.
+            num_begun: Lines that have begun, of which the engines may not know yet.
 
         Returns:
             None while no such engine is there, whatever else there is to do.
@@ -65,11 +70,12 @@ class IdleRoom:
             return 0
         if model is None or not is_known:
             return 1
-        room = 0
+        num_lines = num_unfinished = 0
         for engine in self._directory.engines(model):
             slots = engine.offer.max_num_seqs or DEFAULT_SLOTS
-            room += max(1, int(slots * self._share)) - engine.num_unfinished
-        return room
+            num_lines += max(1, int(slots * self._share))
+            num_unfinished += engine.num_there_now
+        return num_lines - max(num_unfinished, num_begun)
 
     def _choose(self, endpoint: str, wanted: Wanted) -> str | None:
         """As the routes do: nothing stands in for a model of embeddings."""

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Final, NamedTuple
 
@@ -121,9 +123,9 @@ class LineErrand:
             self.settle(bridge.as_unused(settle))
 
 
-NumFree = Callable[[str, Wanted], int | None]
-"""How many more requests of an endpoint the engines wanted could take now, beside everybody else's;
-None while none is there."""
+NumFree = Callable[[str, Wanted, int], int | None]
+"""How many more requests of an endpoint the engines wanted could take now, beside everybody else's
+and so many lines that have begun; None while none is there."""
 
 
 class LineRoom:
@@ -157,6 +159,7 @@ class LineRoom:
         self.max_lines = max_lines
         self.clock = clock
         self.num_running = 0
+        self._begun: Counter[str | None] = Counter()  # those, by their models
         self._num_free = num_free
         self._wall_clock = wall_clock
         self._is_stopping = asyncio.Event()
@@ -168,7 +171,7 @@ class LineRoom:
 
     def num_free(self, endpoint: str, wanted: Wanted) -> int | None:
         """How many more lines may be under way; None while no engine wanted is there."""
-        found = self._num_free(endpoint, wanted)
+        found = self._num_free(endpoint, wanted, self._begun[wanted.model])
         return None if found is None else min(found, self.max_lines - self.num_running)
 
     @property
@@ -181,9 +184,17 @@ class LineRoom:
         self._is_stopping.set()
         self._has_changed.set()
 
-    def on_line_ended(self) -> None:
-        """A line of any batch is over, so that another one may have room."""
+    def begin(self, wanted: Wanted) -> None:
+        """A line is under way; its engine counts it only once it has its lease and its prompt."""
+        self.num_running += 1
+        self._begun[wanted.model] += 1
+
+    def end(self, wanted: Wanted) -> None:
+        """A line is over, or waits, so that another one may have room."""
         self.num_running -= 1
+        self._begun[wanted.model] -= 1
+        if not self._begun[wanted.model]:
+            del self._begun[wanted.model]
         self._has_changed.set()
 
     async def wait_for_room(self) -> None:
@@ -329,14 +340,14 @@ class LineRun:
         return (self._num_free(wanted) or 0) > 0
 
     def _begin(self, line: BatchLine) -> None:
-        self._room.num_running += 1
+        self._room.begin(line.wanted)
         task = asyncio.get_running_loop().create_task(self._answer(line))
         self._running.add(task)
-        task.add_done_callback(self._on_done)
+        task.add_done_callback(partial(self._on_done, line.wanted))
 
-    def _on_done(self, task: "asyncio.Task[None]") -> None:
+    def _on_done(self, wanted: Wanted, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
-        self._room.on_line_ended()
+        self._room.end(wanted)
         if not task.cancelled() and task.exception() is not None:
             self._failure = task.exception()
 
@@ -398,7 +409,7 @@ class LineRun:
         Meanwhile its place is anybody's: a caller whose limits are used up would hold it for hours.
         """
         room, wanted = self._room, line.wanted
-        room.num_running -= 1
+        room.end(wanted)
         try:
             if not self._is_ending() and self._num_free(wanted) is not None:
                 await room.pause(pause_s)
@@ -409,7 +420,7 @@ class LineRun:
             self._pass_over(line)
             return False
         finally:
-            room.num_running += 1
+            room.begin(wanted)
 
     def _note(
         self, line: BatchLine, kind: FileKind, told: dict[str, Any], settle: Settle | None

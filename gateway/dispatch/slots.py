@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from protocol.wire.messages import EngineOffer
+from protocol.wire.messages import EngineOffer, Load
 from protocol.wire.peers import Peer
 
 SlotKind = Literal["work", "question"]
@@ -38,6 +38,8 @@ class EngineHandle:
     is_backing_off: bool = False
     backing_off_until: float = 0.0
     is_reserved: bool = False
+    _seen: Load | None = None
+    _num_then: int = 0
 
     @property
     def takes_work(self) -> bool:
@@ -86,6 +88,18 @@ class EngineHandle:
         """Work there: as reported, which is up to a second old, or as sent, if that is more."""
         load = self.peer.load
         return max(load.num_running + load.num_waiting, self.num_requests)
+
+    @property
+    def num_there_now(self) -> int:
+        """Work there: what others had at the last report, and what this gateway has now.
+
+        Of short requests most have ended since a report that is up to a second old.
+        """
+        load = self.peer.load
+        if load is not self._seen:
+            self._seen, self._num_then = load, self.num_requests
+        of_others = load.num_running + load.num_waiting - self._num_then
+        return self.num_requests + max(0, of_others)
 
 
 @dataclass(frozen=True, slots=True)

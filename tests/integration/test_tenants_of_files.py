@@ -47,7 +47,7 @@ def attempts(file_id: str, batch_id: str) -> Iterator[Attempt]:
 
 @pytest.fixture
 async def gateway(socket_dir: Path) -> AsyncIterator[RunningGateway]:
-    async with running_gateway(socket_dir, require_keys=True) as gateway:
+    async with running_gateway(socket_dir, require_keys=True, models=("demo",)) as gateway:
         auth = await gateway.auth(allow_anonymous=False)
         auth.good_keys = (OWNER, COLLEAGUE, STRANGER)
         auth.tenants = {OWNER: "team", COLLEAGUE: "team", STRANGER: "other"}

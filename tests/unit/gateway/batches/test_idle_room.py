@@ -7,6 +7,7 @@ import pytest
 from gateway.batches.idle_room import IdleRoom
 from gateway.batches.lines import Wanted
 from gateway.dispatch.admission import Admission
+from protocol.wire.messages import Load
 from tests.unit.gateway.request.jobs.test_model_names import Engines
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
@@ -34,9 +35,14 @@ class Room:
         )
 
     def num_free(
-        self, model: str | None, *, names_token_ids: bool = False, endpoint: str = CHAT
+        self,
+        model: str | None,
+        *,
+        names_token_ids: bool = False,
+        endpoint: str = CHAT,
+        num_begun: int = 0,
     ) -> int | None:
-        return self.idle.num_free(endpoint, Wanted(model, names_token_ids))
+        return self.idle.num_free(endpoint, Wanted(model, names_token_ids), num_begun)
 
 
 @pytest.mark.parametrize("why", ["nobody", "waits", "draining"])
@@ -89,3 +95,24 @@ def test_a_name_that_no_engine_has_announced_yet_may_be_a_models() -> None:
 
 def test_lines_may_fill_what_the_operator_gives_them_of_an_engine() -> None:
     assert [Room(share=share).num_free("a") for share in (0.01, 0.5, 0.75, 1.0)] == [1, 4, 6, 8]
+
+
+def test_lines_count_from_their_beginning_and_once() -> None:
+    """An engine knows of a line only once that has its lease and its prompt."""
+    room = Room()
+    assert [room.num_free("a", num_begun=number) for number in (0, 2, 6)] == [6, 4, 0]
+    (engine,) = room.engines.directory.engines("a")
+    engine.num_requests = 2
+    assert [room.num_free("a", num_begun=number) for number in (0, 2, 6)] == [4, 4, 0]
+
+
+def test_lines_that_have_ended_since_the_last_report_of_an_engine_make_room() -> None:
+    room = Room()
+    (engine,) = room.engines.directory.engines("a")
+    engine.num_requests = 4
+    engine.peer.load = Load(num_running=5)  # one is another gateway's
+    assert room.num_free("a") == 1
+    engine.num_requests = 1
+    assert room.num_free("a") == 4
+    engine.peer.load = Load(num_running=1)
+    assert room.num_free("a") == 5

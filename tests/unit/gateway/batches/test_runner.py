@@ -87,11 +87,11 @@ class Harness:
             clock=self.monotonic,
         )
 
-    def num_free_of(self, endpoint: str, wanted: Wanted) -> int | None:
+    def num_free_of(self, endpoint: str, wanted: Wanted, num_begun: int) -> int | None:
         assert endpoint == CHAT
         if wanted.model in self.away:
             return None
-        return 0 if wanted.model in self.busy else self.num_free - self.under_way
+        return 0 if wanted.model in self.busy else self.num_free - num_begun
 
     async def ask(self, path: str, body: bytes, caller: Caller) -> LineAnswer:
         custom_id = json.loads(body)["user"]
