@@ -1,4 +1,4 @@
-"""Matrices of blocks that XLA computes: the kernels multiply by them all the same.
+"""Matrices of blocks that XLA computes: the kernels multiply by them.
 
 Norms, convolutions, the scan of a recurrent layer, attention over latents and the like stay with
 the modules; a `Linear` in such a block asks its matrix for the product.

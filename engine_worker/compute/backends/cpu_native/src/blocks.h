@@ -87,8 +87,8 @@ class BlockRunner {
     const int64_t width = block.qkv.outputs;
     float* qkv = scratch_.projected.at<float>();
     multiply(team_, num_threads_, normed, block.qkv,
-             [&](int64_t row, int64_t panel, const float* out) {
-               store_panel(qkv + row * width, out, block.qkv_bias, panel, width);
+             [&](int64_t row, int64_t num_rows, int64_t panel, const float* out) {
+               store_panels(qkv + row * width, out, num_rows, block.qkv_bias, panel, width);
              });
     team_.each(num_live_, [&](int64_t row) { prepare_token(block, row, qkv + row * width); });
     float* attended = scratch_.inner.at<float>();
@@ -251,15 +251,17 @@ class BlockRunner {
     const int64_t size = call_.hidden_size;
     if (post_norm == nullptr) {
       multiply(team_, num_threads_, input, matrix,
-               [&](int64_t row, int64_t panel, const float* out) {
-                 add_panel(x_of(row), out, bias, panel, size, multiplier);
+               [&](int64_t row, int64_t num_rows, int64_t panel, const float* out) {
+                 for (int64_t i = 0; i < num_rows; i++, out += kPanelOutputs) {
+                   add_panel(x_of(row + i), out, bias, panel, size, multiplier);
+                 }
                });
       return;
     }
     float* outputs = scratch_.projected.at<float>();
     multiply(team_, num_threads_, input, matrix,
-             [&](int64_t row, int64_t panel, const float* out) {
-               store_panel(outputs + row * size, out, bias, panel, size);
+             [&](int64_t row, int64_t num_rows, int64_t panel, const float* out) {
+               store_panels(outputs + row * size, out, num_rows, bias, panel, size);
              });
     team_.each(num_live_, [&](int64_t row) {
       float *y = outputs + row * size, *x = x_of(row);
@@ -421,6 +423,24 @@ struct Likeliest {
   }
 };
 
+// Stores a row's scores of a panel, or looks at them.
+inline void take_scores(const HeadCall& call, int64_t row, int64_t panel, const float* out,
+                        Likeliest* likeliest) {
+  const int64_t width = call.matrix.outputs, first = panel * kPanelOutputs;
+  const int64_t count = std::min(kPanelOutputs, width - first);
+  alignas(64) float scores[kPanelOutputs] = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    Vector y = load(out + i) * call.multiplier;
+    if (call.softcap > 0.0f) y = call.softcap * tanh_of(y / call.softcap);
+    if (call.logits) {
+      store_part(call.logits + row * width + first + i, y, count - i);
+    } else {
+      store(scores + i, y);
+    }
+  }
+  if (!call.logits) likeliest->look_at(scores, first, count);
+}
+
 inline bool run_head(const HeadCall& call) {
   ThreadPool& pool = ThreadPool::instance();
   const auto lock = pool.begin_call();
@@ -435,25 +455,13 @@ inline bool run_head(const HeadCall& call) {
   std::fill_n(likeliest, pool.num_threads() * thread_rows, Likeliest{-INFINITY, 0});
   pool.run(lock, 2, [&](Team& team) {
     const Activations x(kept.narrow, num_rows, call.matrix);
-    const int64_t width = call.matrix.outputs;
     team.each(num_rows,
               [&](int64_t row) { x.put_row(row, call.hidden + row * call.matrix.inputs); });
     multiply(team, pool.num_threads(), x, call.matrix,
-             [&](int64_t row, int64_t panel, const float* out) {
-               const int64_t first = panel * kPanelOutputs;
-               const int64_t count = std::min(kPanelOutputs, width - first);
-               alignas(64) float scores[kPanelOutputs];
-               for (int64_t i = 0; i < count; i += kLanes) {
-                 Vector y = load(out + i) * call.multiplier;
-                 if (call.softcap > 0.0f) y = call.softcap * tanh_of(y / call.softcap);
-                 if (call.logits) {
-                   store_part(call.logits + row * width + first + i, y, count - i);
-                 } else {
-                   store(scores + i, y);
-                 }
-               }
-               if (!call.logits) {
-                 likeliest[team.thread() * thread_rows + row].look_at(scores, first, count);
+             [&](int64_t first_row, int64_t count, int64_t panel, const float* out) {
+               for (int64_t row = first_row; row < first_row + count; row++, out += kPanelOutputs) {
+                 take_scores(call, row, panel, out,
+                             likeliest + team.thread() * thread_rows + row);
                }
              });
   });

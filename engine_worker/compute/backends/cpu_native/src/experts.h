@@ -87,10 +87,12 @@ class ExpertsRunner {
         const MlpBlock block = first.at(group.expert);
         const Activations packed(scratch_.wide, group.count, block.down, group.first);
         multiply_part(packed, block.down, {panel, end, 0, packed.num_blocks()},
-                      [&](int64_t row, int64_t at, const float* out) {
-                        const auto place = static_cast<size_t>(group.first + row);
-                        add_panel(call_.y + rows_.tokens[place] * width, out, block.down_bias, at,
-                                  width, rows_.weights[place]);
+                      [&](int64_t row, int64_t num_rows, int64_t at, const float* out) {
+                        for (int64_t i = 0; i < num_rows; i++, out += kPanelOutputs) {
+                          const auto place = static_cast<size_t>(group.first + row + i);
+                          add_panel(call_.y + rows_.tokens[place] * width, out, block.down_bias, at,
+                                    width, rows_.weights[place]);
+                        }
                       });
       }
     });

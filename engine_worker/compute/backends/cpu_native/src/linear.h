@@ -188,12 +188,29 @@ class Activations {
     }
   }
 
-  // Packs `count` values from input `first` on, a multiple of 16; bfloat16 and float32 only.
+  // Packs `count` values from input `first` on, a multiple of 16; bfloat16 only.
   void put_part(int64_t row, const float* values, int64_t first, int64_t count) const {
-    if (type_ == WeightType::kFloat32) {
-      put_floats<Float32Product>(row, values, first, count);
-    } else {
-      put_floats<Bfloat16Product>(row, values, first, count);
+    put_floats<Bfloat16Product>(row, values, first, count);
+  }
+
+  // For AMX: inputs of a block from a step on; each takes a run of every row.
+  const char* at_step(int64_t block, int64_t step) const {
+    return packed_ + first_row(block) * row_bytes_ + step * rows_of(block) * kRunBytes;
+  }
+  // Where a row has the packed bytes from `byte` on.
+  char* byte_of_run(int64_t row, int64_t byte) const {
+    const int64_t block = row / kMostBlockRows, in_block = row % kMostBlockRows;
+    return packed_ + block * kMostBlockRows * row_bytes_ +
+           (byte / kRunBytes * rows_of(block) + in_block) * kRunBytes + byte % kRunBytes;
+  }
+  int64_t row_bytes() const { return row_bytes_; }
+  float scale_at(int64_t row) const { return scales_[row]; }
+  int32_t sum_at(int64_t row, int64_t group) const { return sums_[row * num_groups_ + group]; }
+  int64_t input_bytes() const {
+    switch (type_) {
+      case WeightType::kFloat32: return sizeof(Float32Product::Input);
+      case WeightType::kBfloat16: return sizeof(Bfloat16Product::Input) / 2;
+      default: return 1;
     }
   }
 
@@ -209,14 +226,6 @@ class Activations {
   }
 
  private:
-  int64_t input_bytes() const {
-    switch (type_) {
-      case WeightType::kFloat32: return sizeof(Float32Product::Input);
-      case WeightType::kBfloat16: return sizeof(Bfloat16Product::Input) / 2;
-      default: return 1;
-    }
-  }
-
   template <class Product>
   void put_floats(int64_t row, const float* values, int64_t first, int64_t count) const {
     if (is_for_amx_) return put_bfloat16_run(row, values, first, count);
@@ -235,12 +244,6 @@ class Activations {
       const HalfVector bits = to_bfloat16(x);
       std::memcpy(byte_of_run(row, (first + i) * 2), &bits, sizeof bits);
     }
-  }
-
-  char* byte_of_run(int64_t row, int64_t byte) const {
-    const int64_t block = row / block_rows_, in_block = row - first_row(block);
-    return packed_ + first_row(block) * row_bytes_ +
-           (byte / kRunBytes * rows_of(block) + in_block) * kRunBytes + byte % kRunBytes;
   }
 
   // One scale for the whole row: the largest value becomes 127.
@@ -307,26 +310,36 @@ struct Part {
   int64_t first_panel, end_panel, first_block, end_block;
 };
 
-// Calls finish(row, panel, const float* [32]) for every row and panel of a part.
+#if defined(__AMX_TILE__)
+#include "amx_products.h"
+#endif
+
+// Calls finish(first_row, num_rows, panel, const float* [num_rows, 32]) for the rows and panels of a
+// part.
 template <class Finish>
 void multiply_part(const Activations& x, const Matrix& matrix, const Part& part, Finish&& finish) {
+#if defined(__AMX_TILE__)
+  if (x.is_for_amx()) {
+    AmxProduct product(x, matrix, finish);
+    const int64_t most_blocks = blocks_at_once(x);
+    for (int64_t block = part.first_block; block < part.end_block; block += most_blocks) {
+      const int64_t end_block = std::min(part.end_block, block + most_blocks);
+      const int64_t most_panels = kMostPartSums / (end_block - block);
+      for (int64_t panel = part.first_panel; panel < part.end_panel; panel += most_panels) {
+        product.run({panel, std::min(part.end_panel, panel + most_panels), block, end_block});
+      }
+    }
+    return;
+  }
+#endif
   const TileTable& table = tile_table(matrix);
   const int64_t stride = matrix.panel_stride();
-  alignas(64) float out[kMostBlockRows * kPanelOutputs];
-#if defined(__AMX_TILE__)
-  AmxTiles amx;
-#endif
+  alignas(64) float out[kMostRows * kPanelOutputs];
   for (int64_t panel = part.first_panel; panel < part.end_panel; panel++) {
     for (int64_t block = part.first_block; block < part.end_block; block++) {
       const int64_t num_rows = x.rows_of(block);
-      const TileInput input = x.tile(block, matrix.data + panel * stride);
-#if defined(__AMX_TILE__)
-      if (x.is_for_amx()) amx.multiply(matrix.type, input, num_rows, out);
-#endif
-      if (!x.is_for_amx()) table.tiles[num_rows](input, out);
-      for (int64_t row = 0; row < num_rows; row++) {
-        finish(x.first_row(block) + row, panel, out + row * kPanelOutputs);
-      }
+      table.tiles[num_rows](x.tile(block, matrix.data + panel * stride), out);
+      finish(x.first_row(block), num_rows, panel, out);
     }
   }
 }
@@ -343,14 +356,16 @@ void multiply(Team& team, int num_threads, const Activations& x, const Matrix& m
   const int64_t num_panels = matrix.num_panels();
   const int64_t item_panels = panels_at_once(num_panels, num_threads);
   const int64_t num_columns = divide_up(num_panels, item_panels);
-  // A part of the rows an item where there are few panels.
-  int64_t row_parts = divide_up(int64_t{4} * num_threads, num_columns);
+  // A part of the rows an item where there are few panels, or more rows than the second cache holds.
   const int64_t most_parts = divide_up(x.num_blocks(), 4);
-  row_parts = row_parts > most_parts ? most_parts : row_parts;
-  row_parts = row_parts < 1 ? 1 : row_parts;
+  int64_t row_parts = std::min(divide_up(int64_t{4} * num_threads, num_columns), most_parts);
+#if defined(__AMX_TILE__)
+  if (x.is_for_amx()) row_parts = std::max(row_parts, divide_up(x.num_blocks(), blocks_at_once(x)));
+#endif
+  row_parts = std::max<int64_t>(row_parts, 1);
+  // All panels for some rows, then for the next ones.
   team.each(num_columns * row_parts, [&](int64_t item) {
-    const int64_t column = item / row_parts, part = item % row_parts;
-    const int64_t first_panel = column * item_panels;
+    const int64_t first_panel = item % num_columns * item_panels, part = item / num_columns;
     multiply_part(x, matrix,
                   {first_panel, std::min(num_panels, first_panel + item_panels),
                    x.num_blocks() * part / row_parts, x.num_blocks() * (part + 1) / row_parts},

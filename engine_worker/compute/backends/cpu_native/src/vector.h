@@ -49,7 +49,21 @@ inline void store_part(float* to, Vector x, int64_t count) {
 }
 
 inline Vector absolute(Vector x) { return bits_as<Vector>(bits_as<BitVector>(x) & 0x7fffffffu); }
-inline Vector maximum(Vector a, Vector b) { return a > b ? a : b; }
+// The second one where either is NaN. GCC 12 compares and blends for the conditions below.
+inline Vector maximum(Vector a, Vector b) {
+#if defined(__AVX512F__)
+  return bits_as<Vector>(_mm512_maskz_max_ps(0xffff, bits_as<__m512>(a), bits_as<__m512>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+inline Vector minimum(Vector a, Vector b) {
+#if defined(__AVX512F__)
+  return bits_as<Vector>(_mm512_maskz_min_ps(0xffff, bits_as<__m512>(a), bits_as<__m512>(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
 
 // One number of all lanes, halving the vector in registers.
 template <class V, class Combine>
@@ -117,8 +131,7 @@ inline HalfVector to_bfloat16(Vector x) {
 // Relative error below 2e-7 (the polynomial of Cephes' expf) between -87 and 88, and as at these
 // beyond them. NaN stays NaN.
 inline Vector exponential(Vector x) {
-  x = x < -87.0f ? splat(-87.0f) : x;
-  x = x > 88.0f ? splat(88.0f) : x;
+  x = minimum(splat(88.0f), maximum(splat(-87.0f), x));
   const Vector magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to whole numbers
   const Vector shifted = x * 1.44269504f + magic;
   const Vector n = shifted - magic;
