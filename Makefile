@@ -91,8 +91,9 @@ fuzz: $(VENV)/.test
 		tests/unit/toolparser_worker/test_parser_work.py
 	FUZZ_EFFORT=50 $(BIN)/python -m pytest -n 2 tests/unit/gateway/http/bodies/test_odd_bodies.py
 
-# Faults put into gateway/dispatch and gateway/ledger one by one: do their unit tests notice? A second
-# run tries only what changed, ARGS="gateway.ledger.*" all of some. See docs/measurements/mutants.md.
+# Faults put into gateway/request, gateway/dispatch and gateway/ledger one by one: do their unit tests
+# notice? A second run tries only what changed, ARGS="gateway.ledger.*" all of some; see
+# docs/measurements/mutants.md.
 $(VENV)/.mutants: pyproject.toml $(VENV)/.test
 	@$(SHOWN) "Installing mutmut" $(BIN)/python -m pip install --group mutants
 	@touch $@

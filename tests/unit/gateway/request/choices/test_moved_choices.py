@@ -152,6 +152,25 @@ async def test_a_further_choice_waits_for_its_weights_while_only_others_have_roo
     assert parts.num_slots == 0
 
 
+async def test_a_further_choice_waits_until_a_crashed_engine_of_its_weights_is_back() -> None:
+    parts = Parts()
+    old = parts.engine("old", max_requests=1)
+    options = AnswerOptions(num_choices=2, num_answers=2)
+    started = await parts.running(generation_job(options=options))
+    parts.engine("new", fingerprint="g")
+    await idle()
+    parts.lose(old)
+    await asyncio.sleep(10.0)
+    assert (started.request.outcome, len(parts.generates())) == (None, 1)
+    back = parts.engine("back")
+    await idle()
+    assert [one.choice for one in parts.generates()[1:]] == [1, 0]
+    assert last_engine(parts) is back
+    for number, attempt in ((0, 2), (1, 1)):
+        await parts.finish(back, choice=number, attempt=attempt)
+    assert started.request.outcome == "finished"
+
+
 async def test_what_an_engine_says_after_it_was_given_up_is_nobody_s() -> None:
     parts = Parts()
     one = parts.engine()
