@@ -336,7 +336,7 @@ def test_weights_are_in_memory_once_when_the_file_is_written_and_mapped_later(
 ) -> None:
     folder = tmp_path / "large"
     folder.mkdir()
-    values = {"hidden_size": 1024, "intermediate_size": 4096, "vocab_size": 8192}
+    values = {"hidden_size": 1024, "intermediate_size": 2048, "vocab_size": 8192}
     write_checkpoint(folder, {**TINY_LLAMA, **values})
 
     def measured() -> tuple[int, int]:
@@ -351,9 +351,9 @@ def test_weights_are_in_memory_once_when_the_file_is_written_and_mapped_later(
         return taken, size
 
     taken, size = measured()
-    assert size > 30 * 2**20
+    assert size > 20 * 2**20
     # And a little for threads, and for what the heap keeps.
-    assert size * 0.9 < taken < size * 1.3
+    assert size * 0.9 < taken < size * 1.4
     assert names(cache_dir) == [".packed"]
     taken, _ = measured()
     assert taken < size * 0.3
