@@ -35,7 +35,9 @@ IQ4_VALUES: Final = np.array(
 """Of GGUF's IQ4_NL and IQ4_XS, by code (ggml, `kvalues_iq4nl` of `ggml-common.h`)."""
 CODES: Final[dict[str, npt.NDArray[Any]]] = {"fp4": FP4_VALUES, "iq4": IQ4_VALUES}
 """What codes of four bits stand for."""
-_FOUR, _EIGHT = 4, 8
+_FOUR, _SIX, _EIGHT = 4, 6, 8
+_MIN_SIX_GROUP = 32
+"""Smaller groups, each with a scale, are multiplied slower in six bits than in eight."""
 
 Bytes = npt.NDArray[np.uint8]
 Whole = npt.NDArray[np.int8]
@@ -46,13 +48,13 @@ class BlockFormat:
     """How a matrix is held.
 
     Attributes:
-        bits: Of an integer, 4 or 8.
+        bits: Of an integer, 4, 6 or 8.
         group_size: Inputs of a group, a multiple of 16.
         block_size: Inputs of a block: one group, or several that have scales.
         scale_dtype: Of the scales of blocks, one of `SCALE_DTYPES`.
         has_scales: Groups have whole scales.
         has_minima: Groups have whole minima. Integers of 4 bits are then 0 to 15, else -8 to 7;
-            those of 8 bits are always -128 to 127.
+            those of 6 bits are always -32 to 31, those of 8 bits -128 to 127.
         codes: The numbers are codes of this one of `CODES`; empty where they are none. Groups of
             fp4 have neither scales nor minima, those of iq4 no minima.
     """
@@ -70,8 +72,8 @@ class BlockFormat:
         """What stands for 0 in `BlockMatrix.integers`."""
         if self.codes:
             return 0
-        if self.bits == _EIGHT:
-            return 128
+        if self.bits > _FOUR:
+            return 1 << (self.bits - 1)
         return 0 if self.has_minima else 8
 
     @property
@@ -81,7 +83,7 @@ class BlockFormat:
 
     @property
     def numbers_type(self) -> str:
-        """`int8`, `int4`, `fp4` or `iq4`."""
+        """`int8`, `int6`, `int4`, `fp4` or `iq4`."""
         return self.codes or f"int{self.bits}"
 
     @property
@@ -163,15 +165,17 @@ def common_format(formats: Sequence[BlockFormat]) -> BlockFormat | None:
     has_minima = any(form.has_minima for form in formats)
     # Codes stay codes where all are; beside integers they become those that they stand for.
     codes = first.codes if all(form.codes == first.codes for form in formats) else ""
-    is_four = all(
-        form.bits == _FOUR and form.has_minima == has_minima and form.codes == codes
-        for form in formats
-    )
+    is_coded = any(form.codes != codes for form in formats)
+    bits = _EIGHT if is_coded else max(form.bits for form in formats)
     group_size = math.gcd(*(form.group_size for form in formats))
+    if bits == _FOUR and any(form.has_minima != has_minima for form in formats):
+        bits = _SIX
+    if bits == _SIX and group_size < _MIN_SIX_GROUP:
+        bits = _EIGHT
     block_size = math.gcd(*(form.block_size for form in formats))
     has_scales = any(form.has_scales for form in formats)
     return BlockFormat(
-        _FOUR if is_four else _EIGHT,
+        bits,
         group_size,
         block_size if has_scales else group_size,
         first.scale_dtype,

@@ -34,7 +34,7 @@ class MatrixKind(StrEnum):
 
 WEIGHT_TYPES: Final = ("float32", "bfloat16", "int8", "int4")
 """In the order of `WeightType` in `calls.h`, which has `BLOCK_TYPES` behind them."""
-BLOCK_TYPES: Final = ("int8", "int4", "fp4", "iq4")
+BLOCK_TYPES: Final = ("int8", "int4", "fp4", "iq4", "int6")
 """`BlockFormat.numbers_type`s in the order of `WeightType`, behind `WEIGHT_TYPES`."""
 MAX_BLOCK_INPUTS: Final = 65536
 _MAX_SCALED_INPUTS: Final = 256

@@ -22,12 +22,12 @@ FORMATS: Final = {
     "Q8_0": BlockFormat(8, 32, 32),
     "Q4_0": BlockFormat(4, 32, 32),
     "Q4_1": BlockFormat(4, 32, 32, has_minima=True),
-    "Q5_0": BlockFormat(8, 32, 32),
-    "Q5_1": BlockFormat(8, 32, 32, has_minima=True),
+    "Q5_0": BlockFormat(6, 32, 32),
+    "Q5_1": BlockFormat(6, 32, 32, has_minima=True),
     "Q2_K": BlockFormat(4, 16, 256, has_scales=True, has_minima=True),
     "Q3_K": BlockFormat(4, 16, 256, has_scales=True),
     "Q4_K": BlockFormat(4, 32, 256, has_scales=True, has_minima=True),
-    "Q5_K": BlockFormat(8, 32, 256, has_scales=True, has_minima=True),
+    "Q5_K": BlockFormat(6, 32, 256, has_scales=True, has_minima=True),
     "Q6_K": BlockFormat(8, 16, 256, has_scales=True),
     "IQ4_NL": BlockFormat(4, 32, 32, codes="iq4"),
     "IQ4_XS": BlockFormat(4, 32, 256, has_scales=True, codes="iq4"),
@@ -119,12 +119,12 @@ def _q4_1(blocks: Bytes) -> Parts:
 
 def _q5_0(blocks: Bytes) -> Parts:
     fives = _nibbles(blocks[:, 6:]) | _fifth_bits(blocks, 2)
-    return fives + np.uint8(128 - 16), _halves(blocks, 0)
+    return fives + np.uint8(32 - 16), _halves(blocks, 0)
 
 
 def _q5_1(blocks: Bytes) -> Parts:
     fives = _nibbles(blocks[:, 8:]) | _fifth_bits(blocks, 4)
-    return fives + np.uint8(128), _halves(blocks, 0), _ones(blocks), -_halves(blocks, 2)
+    return fives + np.uint8(32), _halves(blocks, 0), _ones(blocks), -_halves(blocks, 2)
 
 
 def _pairs(octets: Bytes, num_groups: int) -> Bytes:
@@ -179,7 +179,7 @@ def _q5_k(blocks: Bytes) -> Parts:
     runs = blocks[:, 48:].reshape(-1, 4, 32)
     integers = np.stack([runs & 15, runs >> 4], axis=2).reshape(len(blocks), -1)
     integers = integers | (high.swapaxes(1, 2).reshape(len(blocks), -1) << np.uint8(4))
-    return integers + np.uint8(128), _halves(blocks, 0), scales, minima, _halves(blocks, 2)
+    return integers + np.uint8(32), _halves(blocks, 0), scales, minima, _halves(blocks, 2)
 
 
 def _q6_k(blocks: Bytes) -> Parts:

@@ -21,8 +21,8 @@ inline bool takes_amx(const Matrix& matrix, int64_t num_rows) {
     case WeightType::kInt8: return num_rows >= 4;
     default:
       return num_rows >= 16 && matrix.type != WeightType::kBlocksFp4 &&
-             matrix.type != WeightType::kBlocksIq4 && matrix.group_size % kRunBytes == 0 &&
-             !matrix.blocks.has_scales;
+             matrix.type != WeightType::kBlocksIq4 && matrix.type != WeightType::kBlocks6 &&
+             matrix.group_size % kRunBytes == 0 && !matrix.blocks.has_scales;
   }
 }
 

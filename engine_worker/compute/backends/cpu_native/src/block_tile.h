@@ -98,14 +98,14 @@ inline Vector load_scales(const char* from, ScaleType type, int64_t first) {
 template <int kRows, WeightType kType, bool kHasScales, bool kHasMinima>
 void block_tile(const TileInput& in, float* out) {
   constexpr bool kIsFp4 = kType == WeightType::kBlocksFp4;
-  constexpr bool kIsFour = kType != WeightType::kBlocks8;
-  using Product = IntegerProduct<kIsFour && kType != WeightType::kBlocksIq4>;
+  constexpr bool kIsEight = kType == WeightType::kBlocks8, kIsSix = kType == WeightType::kBlocks6;
+  using Product = IntegerProduct<!kIsEight && kType != WeightType::kBlocksIq4>;
   constexpr int kStep = 2 * kLanes;
   constexpr int32_t kZero =
       BlockLayout{0, ScaleType::kFloat16, kHasScales, kHasMinima}.zero(kType);
   const BlockLayout& layout = in.blocks;
   const int64_t num_groups = layout.block_size / in.group_size;
-  const int64_t num_words = in.group_size / (kIsFour ? 8 : 4);
+  const int64_t num_words = in.group_size / (kIsEight ? 4 : 8);
   const int64_t num_blocks = in.inputs / layout.block_size, row_groups = num_blocks * num_groups;
   const int64_t block_bytes = layout.num_bytes(kType, in.group_size);
   const int64_t scales_at = layout.words_bytes(kType);
@@ -126,7 +126,7 @@ void block_tile(const TileInput& in, float* out) {
         for (int row = 0; row < kRows; row++) {
           sums[row][0] = sums[row][1] = IntVector{} - row_sums[row * row_groups + group] * kZero;
         }
-        if (kIsFour) {
+        if (!kIsEight) {
           for (int64_t word = 0; word < num_words; word++, words += kRowBytes) {
             typename Product::Weight low[2], high[2];
 #pragma GCC unroll 2
@@ -136,6 +136,18 @@ void block_tile(const TileInput& in, float* out) {
                 __builtin_prefetch(words + v * (kLaneBytes * kLanes) + kPrefetchBytes);
               }
               IntVector first_four = nibbles & 0x0f0f0f0f, last = (nibbles >> 4) & 0x0f0f0f0f;
+              if (kIsSix) {
+                const int64_t is_second = word % 2;
+                const char* others = words + (2 - is_second) * kRowBytes;
+                IntVector top = load_as<IntVector>(others + v * (kLaneBytes * kLanes));
+                if (is_second) {
+                  top >>= 4;
+                } else if (kRows <= kRowsThatWait) {
+                  __builtin_prefetch(others + v * (kLaneBytes * kLanes) + kPrefetchBytes);
+                }
+                first_four |= (top << 4) & 0x30303030;
+                last |= (top << 2) & 0x30303030;
+              }
               low[v] = Product::prepare(from_four_bits<kType>(first_four));
               high[v] = Product::prepare(from_four_bits<kType>(last));
             }
@@ -152,6 +164,7 @@ void block_tile(const TileInput& in, float* out) {
               Product::multiply_add(sums[row][1], high[1], b);
             }
             x += 2 * kRows;
+            if (kIsSix && word % 2 == 1) words += kRowBytes;
           }
         } else {
           multiply_groups<Product, kRows, 2>(x, 1, kRows, words, kRowBytes, num_words, nullptr,
@@ -213,16 +226,21 @@ void block_tile(const TileInput& in, float* out) {
 // One weight of a panel.
 inline float block_weight_at(const Matrix& matrix, const char* panel, int64_t lane, int64_t input) {
   const BlockLayout& layout = matrix.blocks;
-  const bool is_four = matrix.type != WeightType::kBlocks8;
+  const bool is_eight = matrix.type == WeightType::kBlocks8;
+  const bool is_six = matrix.type == WeightType::kBlocks6;
   const bool is_fp4 = matrix.type == WeightType::kBlocksFp4;
   const int64_t num_groups = layout.block_size / matrix.group_size;
   const int64_t within = input % layout.block_size, group = within / matrix.group_size;
   const char* block =
       panel + input / layout.block_size * layout.num_bytes(matrix.type, matrix.group_size);
-  const int64_t in_word = is_four ? 8 : 4;
-  const auto byte = load_as<uint8_t>(block + within / in_word * kRowBytes + lane * kLaneBytes +
-                                     within % 4);
-  int whole = !is_four ? byte : within % 8 < 4 ? byte & 15 : byte >> 4;
+  const char* bytes_of_lane = block + lane * kLaneBytes + within % 4;
+  const int64_t row = is_eight ? within / 4 : is_six ? within / 16 * 3 + within / 8 % 2 : within / 8;
+  const auto byte = load_as<uint8_t>(bytes_of_lane + row * kRowBytes);
+  int whole = is_eight ? byte : within % 8 < 4 ? byte & 15 : byte >> 4;
+  if (is_six) {
+    const auto top = load_as<uint8_t>(bytes_of_lane + (within / 16 * 3 + 2) * kRowBytes);
+    whole |= ((top >> (within % 16 / 4 * 2)) & 3) << 4;
+  }
   if (is_fp4) {
     whole = kDoubledFp4[whole];
   } else if (matrix.type == WeightType::kBlocksIq4) {

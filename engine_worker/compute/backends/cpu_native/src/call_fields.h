@@ -103,7 +103,7 @@ inline Matrix matrix_at(const CallFrame& frame, int64_t index, const char* name,
 // In the order of `_format_fields` in calls.py.
 inline Format format_of(Fields& fields) {
   Format format{};
-  format.type = static_cast<WeightType>(fields.integer(0, 7, "weight type"));
+  format.type = static_cast<WeightType>(fields.integer(0, 8, "weight type"));
   const int64_t size = format.group_size = fields.integer(0, kMaxBlockInputs, "group size");
   require(format.type != WeightType::kInt4 || size == 32 || size == 64 || size == 128,
           "the group size of int4 is not 32, 64 or 128");

@@ -17,7 +17,7 @@ constexpr int64_t kRowBytes = kPanelOutputs * kLaneBytes;
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kMaxInt8Inputs = 65536;  // The sum of products then still fits 32 bits.
 
-// The last four are numbers in blocks, as checkpoints hold them: see BlockLayout. int4 is packed as
+// The last five are numbers in blocks, as checkpoints hold them: see BlockLayout. int4 is packed as
 // blocks of four bits with one group each and a bfloat16 scale, and kernels see it as these.
 enum class WeightType : int64_t {
   kFloat32 = 0,
@@ -27,7 +27,8 @@ enum class WeightType : int64_t {
   kBlocks8 = 4,
   kBlocks4 = 5,
   kBlocksFp4 = 6,
-  kBlocksIq4 = 7
+  kBlocksIq4 = 7,
+  kBlocks6 = 8
 };
 // kE8m0: an exponent of two with a bias of 127 (OCP Microscaling Formats 1.0, 5.4.1).
 enum class ScaleType : int64_t { kFloat16 = 0, kBfloat16 = 1, kFloat32 = 2, kE8m0 = 3 };
@@ -48,7 +49,8 @@ inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
 
 inline bool is_in_blocks(WeightType type) {
   return type == WeightType::kBlocks8 || type == WeightType::kBlocks4 ||
-         type == WeightType::kBlocksFp4 || type == WeightType::kBlocksIq4;
+         type == WeightType::kBlocksFp4 || type == WeightType::kBlocksIq4 ||
+         type == WeightType::kBlocks6;
 }
 
 // Twice the numbers of E2M1, by code (OCP Microscaling Formats 1.0, 5.3.3).
@@ -61,7 +63,9 @@ constexpr int kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
 // a block may have a whole scale s and a whole minimum m. A weight is d * s * (w - zero) - e * m. In
 // a panel, behind the words of a block: s and m of every group, [32] int8 each, then [32] d and e.
 // kBlocksFp4 has codes of E2M1 and one group a block: a weight is d * the number. kBlocksIq4 has
-// codes of kIq4 and no minima: a weight is d * s * the number.
+// codes of kIq4 and no minima: a weight is d * s * the number. kBlocks6 has the low four bits of 16
+// inputs in two words, as kBlocks4 has them, and the other two bits of these in a third one: bits 0
+// and 1 of a byte are of the first four inputs, and so on.
 struct BlockLayout {
   int64_t block_size = 0;  // Inputs, a multiple of the group's.
   ScaleType scale_type = ScaleType::kFloat16;
@@ -71,7 +75,9 @@ struct BlockLayout {
     return scale_type == ScaleType::kFloat32 ? 4 : scale_type == ScaleType::kE8m0 ? 1 : 2;
   }
   int64_t words_bytes(WeightType type) const {
-    return block_size / (type == WeightType::kBlocks8 ? 4 : 8) * kRowBytes;
+    const int64_t words_of_16 =
+        type == WeightType::kBlocks8 ? 4 : type == WeightType::kBlocks6 ? 3 : 2;
+    return block_size / 16 * words_of_16 * kRowBytes;
   }
   int64_t num_bytes(WeightType type, int64_t group_size) const {
     return words_bytes(type) +
@@ -83,6 +89,7 @@ struct BlockLayout {
     return type == WeightType::kBlocks8     ? 128
            : type == WeightType::kBlocksIq4 ? 128
            : type == WeightType::kBlocksFp4 ? 12
+           : type == WeightType::kBlocks6   ? 32
            : has_minima                     ? 0
                                             : 8;
   }
@@ -99,7 +106,8 @@ inline int64_t padded_inputs(WeightType type, int64_t inputs, int64_t group_size
     case WeightType::kBlocks8:
     case WeightType::kBlocks4:
     case WeightType::kBlocksFp4:
-    case WeightType::kBlocksIq4: return round_up(inputs, blocks.block_size);
+    case WeightType::kBlocksIq4:
+    case WeightType::kBlocks6: return round_up(inputs, blocks.block_size);
   }
   return 0;
 }
@@ -124,6 +132,7 @@ inline int64_t panel_bytes(WeightType type, int64_t inputs, int64_t group_size,
     case WeightType::kBlocks4:
     case WeightType::kBlocksFp4:
     case WeightType::kBlocksIq4:
+    case WeightType::kBlocks6:
       return padded / blocks.block_size * blocks.num_bytes(type, group_size);
   }
   return 0;

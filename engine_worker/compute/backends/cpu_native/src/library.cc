@@ -15,7 +15,7 @@ namespace penstock {
 namespace {
 
 // Raised with every change of a call, an attribute or a packed layout; library.py asks for it.
-constexpr int32_t kInterfaceVersion = 7;
+constexpr int32_t kInterfaceVersion = 8;
 
 enum class PackStatus : int32_t { kOk = 0, kNotFinite = 1, kBadShape = 2 };
 
@@ -122,7 +122,8 @@ class Packer {
         case WeightType::kBlocks8:
         case WeightType::kBlocks4:
         case WeightType::kBlocksFp4:
-        case WeightType::kBlocksIq4: break;  // never made of floats
+        case WeightType::kBlocksIq4:
+        case WeightType::kBlocks6: break;  // never made of floats
       }
     }
   }
@@ -204,24 +205,32 @@ struct BlockSource {
   const int8_t *scales, *minima;  // [outputs, inputs / group], null without them
   const char *floats, *minima_floats;  // [outputs, inputs / block] in the layout's type
 
+  // Bits `first` and more of four bytes, into four others.
+  static void add_bits(char* to, const uint8_t* from, int first, int mask, int shift) {
+    for (int64_t k = 0; k < 4; k++) {
+      const int bits = ((from[k] >> first) & mask) << shift;
+      to[k] = static_cast<char>(static_cast<uint8_t>(to[k]) | bits);
+    }
+  }
+
   void pack_lane(const Matrix& matrix, int64_t output, int64_t lane, char* panel) const {
     const BlockLayout& layout = matrix.blocks;
     const int64_t size = layout.block_size, num_blocks = matrix.inputs / size;
     const int64_t num_groups = size / matrix.group_size, float_bytes = layout.scale_bytes();
-    const bool is_four = matrix.type != WeightType::kBlocks8;
+    const bool is_six = matrix.type == WeightType::kBlocks6;
     for (int64_t block = 0; block < num_blocks; block++) {
       const uint8_t* from = integers + output * matrix.inputs + block * size;
       char* to = panel + block * layout.num_bytes(matrix.type, matrix.group_size);
       for (int64_t i = 0; i < size; i += 4, from += 4) {
-        if (!is_four) {
+        if (matrix.type == WeightType::kBlocks8) {
           std::memcpy(to + i / 4 * kRowBytes + lane * kLaneBytes, from, 4);
           continue;
         }
-        char* word = to + i / 8 * kRowBytes + lane * kLaneBytes;
-        for (int64_t k = 0; k < 4; k++) {
-          const int shift = i % 8 == 0 ? 0 : 4;
-          word[k] = static_cast<char>(static_cast<uint8_t>(word[k]) | ((from[k] & 15) << shift));
-        }
+        const int64_t row = is_six ? i / 16 * 3 + i / 8 % 2 : i / 8;
+        add_bits(to + row * kRowBytes + lane * kLaneBytes, from, 0, 15, i % 8 == 0 ? 0 : 4);
+        if (!is_six) continue;
+        char* top = to + (i / 16 * 3 + 2) * kRowBytes + lane * kLaneBytes;
+        add_bits(top, from, 4, 3, static_cast<int>(i % 16 / 2));
       }
       to += layout.words_bytes(matrix.type);
       const int64_t first = (output * num_blocks + block) * num_groups;
@@ -311,7 +320,7 @@ PENSTOCK_EXPORT int32_t penstock_pack_blocks(const void* integers, const void* s
   const auto bad_shape = static_cast<int32_t>(PackStatus::kBadShape);
   if (outputs <= 0 || inputs <= 0 || group_size <= 0 || group_size % 16 != 0 || block_size <= 0 ||
       block_size % group_size != 0 || inputs % block_size != 0 || scale_type < 0 ||
-      scale_type > 3 || weight_type < 4 || weight_type > 7 || (is_gate_up != 0 && outputs % 2 != 0) ||
+      scale_type > 3 || weight_type < 4 || weight_type > 8 || (is_gate_up != 0 && outputs % 2 != 0) ||
       (minima == nullptr) != (minima_floats == nullptr)) {
     return bad_shape;
   }

@@ -113,6 +113,7 @@ inline const TileTable& tile_table(const Matrix& matrix) {
     case WeightType::kInt8: return kInt8;
     case WeightType::kBlocks8: return block_tile_table<WeightType::kBlocks8>(matrix.blocks);
     case WeightType::kBlocks4: return block_tile_table<WeightType::kBlocks4>(matrix.blocks);
+    case WeightType::kBlocks6: return block_tile_table<WeightType::kBlocks6>(matrix.blocks);
     case WeightType::kBlocksIq4: return matrix.blocks.has_scales ? kIq4Scales : kIq4;
     default: return kFp4;
   }

@@ -18,7 +18,7 @@ from tests.fakes.integer_blocks import random_blocks
 FORMATS = [
     BlockFormat(bits, group, 64 if has_scales else group, dtype, has_scales, has_minima)
     for (bits, has_scales, has_minima), group, dtype in zip(
-        product((4, 8), (False, True), (False, True)),
+        product((4, 6, 8), (False, True), (False, True)),
         cycle((16, 32)),
         cycle(SCALE_DTYPES),
         strict=False,
@@ -43,7 +43,7 @@ WIDE_GROUPS = [
 FORMATS += WIDE_GROUPS
 """Every tile, with every type of scales."""
 K4 = BlockFormat(4, 32, 256, has_scales=True, has_minima=True)
-K6 = BlockFormat(8, 16, 256, has_scales=True)
+K6 = BlockFormat(6, 16, 256, has_scales=True)
 TOLERANCE = 1e-2
 """As of int8: an activation that was rounded the other way."""
 
