@@ -292,13 +292,7 @@ class Request:
         if self.work.is_at_worker:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(ABORT_PATIENCE_S, self._give_up)
-        if outcome == "finished" and self.caller.errand is None and self._takes is None:
-            # The reader of the answer was woken, and what it writes leaves in the next round of the
-            # loop; the settlement has time until then.
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, self.on_idle)
-        else:
-            self.on_idle()
+        self.on_idle()
 
     def fail(self, error: GatewayError) -> None:
         """End the request with an error, unless it has ended already."""

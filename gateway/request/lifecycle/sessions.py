@@ -91,6 +91,8 @@ class SessionTable:
         now = asyncio.get_running_loop().time()
         late = [(one, time) for one, time in self._sessions.items() if time.due <= now]
         for session, time in late:
+            if self._sessions.get(session) is not time:
+                continue  # the end of another one settled it
             self._sessions[session] = _NO_TIME
             try:
                 time.on_late()

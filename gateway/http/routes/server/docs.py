@@ -16,8 +16,14 @@ _PATH = "/openapi.json"
 
 
 async def _document(request: Request) -> dict[str, Any]:
-    """The OpenAPI document; the first time it takes a while, during which others are served."""
-    document: dict[str, Any] = await asyncio.to_thread(request.app.openapi)
+    """The OpenAPI document; the first time it takes a while, during which others are served.
+
+    It is made once, in one thread, however many ask at the same time.
+    """
+    state = request.app.state
+    if not hasattr(state, "openapi_task"):
+        state.openapi_task = asyncio.ensure_future(asyncio.to_thread(request.app.openapi))
+    document: dict[str, Any] = await asyncio.shield(state.openapi_task)
     return document
 
 

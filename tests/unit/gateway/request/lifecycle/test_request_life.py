@@ -308,24 +308,6 @@ async def test_where_the_caller_stands_is_what_auth_said_last() -> None:
     assert started.request.limits == LimitState(remaining_tokens=3)
 
 
-async def test_an_answer_is_read_before_its_request_is_settled() -> None:
-    """The settlement delayed every answer by the time that it takes to write and send it."""
-    parts = Parts()
-    one = parts.engine()
-    started = await parts.running()
-    num_settled: list[int] = []
-
-    async def read() -> None:
-        while await started.work.next_events(None) is not None:
-            pass
-        num_settled.append(len(parts.outbox.settles))
-
-    reader = asyncio.create_task(read())
-    await parts.finish(one)
-    await reader
-    assert (num_settled, len(parts.outbox.settles)) == ([0], 1)
-
-
 async def test_the_settlement_of_an_aborted_request_waits_for_the_engines_count() -> None:
     parts = Parts()
     one = parts.engine()
