@@ -372,7 +372,7 @@ class MeterTable:
             return self._fixed(limit, end_user, wall_s)
         which = (limit.limit_id, end_user)
         meter = self._meters.get(which)
-        amount = limit.amount_at(wall_s)
+        amount = self._amount(limit, wall_s)
         if meter is None or not _is_same_kind(meter.limit, limit):
             meter = self._meters[which] = self._new_meter(limit, end_user, amount)
             self._named.add(limit, end_user)
@@ -424,12 +424,16 @@ class MeterTable:
                 # The clock was set back to a window whose count is not known any more: what is
                 # used now counts in the newest one, so that nothing is granted twice.
                 meter, span = newest, Span(-math.inf, newest.ends_s)
-        amount = limit.amount_at(wall_s)
+        amount = self._amount(limit, wall_s)
         if meter is None:
             return self._open_window(windows, limit, end_user, span, amount), span
         if meter.limit is not limit or meter.amount != amount + meter.carried:
             meter.change(limit, amount + meter.carried)
         return meter, span
+
+    def _amount(self, limit: Limit, wall_s: float) -> int:
+        """What may be used now: others share the meter of a lease that is opened late."""
+        return limit.amount_at(max(wall_s, self._clock.wall_s()))
 
     def _span_at(self, window: Window, wall_s: float) -> Span:
         """As `span_at`, which has to look into a calendar, once for all that share a window."""

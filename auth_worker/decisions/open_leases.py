@@ -376,7 +376,7 @@ class OpenLeases:
             request_id="",
             key_id=name.key_id,
             model=name.model,
-            granted_at_ms=self._wall_ms(),
+            granted_at_ms=name.granted_by(self._wall_ms()),
             prompt_tokens=report.max_prompt_tokens,
             completion_tokens=report.max_completion_tokens,
             reported_prompt_tokens=0,

@@ -138,7 +138,7 @@ class BookUsage(NamedTuple):
     The fields stand in the order of the ledger's columns.
 
     Attributes:
-        granted_at_ms: None when the lease was not remembered.
+        granted_at_ms: None when the lease was not remembered and its id doesn't say it either.
         settled_at_ms: Unix milliseconds.
         user_id: Of the key when it was granted, as is `team_id`; empty without one.
         end_user: As a trusted key named it; otherwise empty.

@@ -158,7 +158,10 @@ def test_a_price_holds_from_the_moment_that_it_is_said(tmp_path: Path) -> None:
     bench.store.close()
 
 
-@pytest.mark.parametrize("what", ["open", "expired", "forgotten", "forgotten and reported"])
+@pytest.mark.parametrize(
+    "what",
+    ["open", "expired", "forgotten", "forgotten and reported", "forgotten and reported in full"],
+)
 def test_a_settlement_after_a_restart_costs_what_it_cost_when_it_was_let_in(
     what: str, store: SqlStore
 ) -> None:
@@ -183,8 +186,16 @@ def test_a_settlement_after_a_restart_costs_what_it_cost_when_it_was_let_in(
     store.apply([ChangeResourceRow("price", "price_1", dearer, entry)])
     clock.advance(60)
     second = authority_bench(snapshot=store.load(recent_since_ms=0), epoch=2, clock=clock)
-    if what == "forgotten and reported":
-        second.authority.renew(Renew(leases=(LeaseReport(granted.lease_id, 10, 40),)))
+    if what.startswith("forgotten and reported"):
+        report = LeaseReport(granted.lease_id, 10, 40)
+        if what.endswith("in full"):  # as gateways do since they tell what a lease holds
+            report = structs.replace(
+                report,
+                endpoint="/v1/chat/completions",
+                max_prompt_tokens=10,
+                max_completion_tokens=90,
+            )
+        second.authority.renew(Renew(leases=(report,)))
     late = second.authority.settle(settle_of(granted.lease_id))
     assert isinstance(late, BookUsage)
     store.apply([late])
@@ -372,3 +383,25 @@ def test_a_lease_that_an_engine_reports_after_it_expired_counts_once_in_an_hour(
 
 def replace_tokens(settle: Settle, completion_tokens: int) -> Settle:
     return structs.replace(settle, completion_tokens=completion_tokens)
+
+
+def test_a_lease_of_before_that_is_opened_late_does_not_bring_an_ended_raise_back() -> None:
+    now_s = int(START_S)
+    raised = limit("tokens", 100, "total", raised_by=100, raised_until=now_s + 5)
+    clock = FakeClock()
+    snapshot = Snapshot((stored_key(),), (), (), limits=(raised,))
+    bench = authority_bench(snapshot=snapshot, epoch=2, clock=clock)
+    clock.advance(10)
+    meter = bench.authority.meter_of(raised)
+    assert meter.amount == 100
+    name = LeaseName(1, 1, "key_user", "demo", now_s * 1000 + 1)
+    report = LeaseReport(
+        str(name),
+        10,
+        40,
+        endpoint="/v1/chat/completions",
+        max_prompt_tokens=10,
+        max_completion_tokens=50,
+    )
+    bench.authority.renew(Renew(leases=(report,)))
+    assert meter.amount == 100
