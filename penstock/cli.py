@@ -230,7 +230,7 @@ def roll(
     revision: Annotated[str | None, option_of(REVISION)] = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Give a model of a server on this machine other weights, without an interruption.
+    """Give a model of a server on this machine other weights while it serves.
 
     One after the other its engines are replaced by ones with the weights of MODEL, each once the
     new one serves; so there must be memory for one more. All other settings stay.

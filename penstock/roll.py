@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -39,16 +40,22 @@ def running_server(data_dir: Path) -> ServerState:
     except OSError as error:
         raise CommandError(f"{path} can't be read: {error.strerror}.") from None
     with os.fdopen(descriptor, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass  # the server holds it as long as it lives
-        else:
+        if not _is_held(file):
             raise ServerError(_no_server(data_dir))
         try:
             return msgspec.json.decode(file.read(), type=ServerState)
         except msgspec.MsgspecError:
             raise ServerError(f"{path} is of another release of Penstock.") from None
+
+
+def _is_held(file: BinaryIO) -> bool:
+    """Whether a server lives that holds the file."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(file, fcntl.LOCK_UN)
+    return False
 
 
 def _no_server(data_dir: Path) -> str:
@@ -72,7 +79,8 @@ def roll(
     Raises:
         CommandError: It can't be done, or ended before all engines had them.
     """
-    state = running_server(data_dir or build_settings({}).data_dir)
+    data_dir = data_dir or build_settings({}).data_dir
+    state = running_server(data_dir)
     choice = parse_model(model)
     if choice.name not in state.models:
         names = ", ".join(state.models)
@@ -89,7 +97,9 @@ def roll(
     )
     path = resolve_model(choice, settings)
     request = RolloutRequest(choice.name, None if path is None else str(path))
-    _follow(_hand_in(Path(state.run_dir) / ROLLS_NAME, request), say)
+    status_path = _hand_in(Path(state.run_dir) / ROLLS_NAME, request)
+    with (data_dir / STATE_NAME).open("rb") as held:
+        _follow(status_path, lambda: _is_held(held), say)
     say(f"For its next start, name {model} on the server's command line or in its config file.")
 
 
@@ -105,19 +115,13 @@ def _hand_in(rolls: Path, request: RolloutRequest) -> Path:
     return path.with_suffix(".status")
 
 
-def _follow(status_path: Path, say: Callable[[str], None]) -> None:
-    """Tell the steps of a rollout until its end."""
+def _follow(status_path: Path, is_running: Callable[[], bool], say: Callable[[str], None]) -> None:
+    """Tell the steps of a rollout until its end, or that of the server."""
     num_said = 0
     try:
         while True:
-            try:
-                content = status_path.read_bytes()
-            except FileNotFoundError:
-                if not status_path.parent.is_dir():
-                    raise ServerError("The server has ended, and the rollout with it.") from None
-                time.sleep(_POLL_S)
-                continue
-            status = msgspec.json.decode(content, type=RolloutStatus)
+            was_running = is_running()  # before the file is read: what it says then is all
+            status = _status(status_path)
             for line in status.said[num_said:]:
                 say(line)
             num_said = len(status.said)
@@ -125,9 +129,18 @@ def _follow(status_path: Path, say: Callable[[str], None]) -> None:
                 raise CommandError("The rollout did not reach all engines; see above.")
             if status.end:
                 return
+            if not was_running:
+                raise ServerError("The server has ended, and the rollout with it.")
             time.sleep(_POLL_S)
     except KeyboardInterrupt:
         raise CommandError(
             "The server goes on with it; its log says how it ends. To stop it, end the process "
             "that starts with the new weights."
         ) from None
+
+
+def _status(path: Path) -> RolloutStatus:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=RolloutStatus)
+    except FileNotFoundError:
+        return RolloutStatus(())  # not taken yet

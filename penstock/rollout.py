@@ -6,7 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from penstock.supervisor import Child, ProcessSpec, Supervisor, describe, terminate
+from penstock.supervisor import (
+    Child,
+    ProcessSpec,
+    Supervisor,
+    children_drain_timeout_s,
+    describe,
+    terminate,
+)
 from protocol.runtime.shared_settings import MODEL_NAME, MODEL_PATH
 from protocol.wire.readiness import READY_FILE_SETTING, why_not_ready
 
@@ -100,7 +107,7 @@ class Rollout:
         self._deadline = self._clock() + self._drain_timeout_s
         self._say(
             f"{new.spec.name}: process {_pid(new)} serves; process {_pid(old)} finishes what it"
-            f" has within {self._drain_timeout_s:g} s"
+            f" has within {children_drain_timeout_s(self._drain_timeout_s):g} s"
         )
 
     def _await_end(self, old: Child, new: Child, deadline: float) -> None:
