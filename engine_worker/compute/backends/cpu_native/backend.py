@@ -209,15 +209,12 @@ class CpuNativeBackend:
         missing = [reason for reason in reasons if reason is not None]
         if not missing:
             return Placement(CPU_NATIVE)
+        has_products = any(f".{kind}." in path for path in self.product_paths)
+        reason = missing[0] + "; the kernels multiply by its matrices" * has_products
         if len(missing) == len(reasons):
-            part = f".{kind}."
-            if any(part in path for path in self.product_paths):
-                reason = f"{missing[0]}; the kernels multiply by its matrices"
-                return Placement(XLA, reason, has_native_products=True)
-            return Placement(XLA, missing[0])
-        return Placement(
-            CPU_NATIVE, f"xla in {len(missing)} of {len(reasons)} layers: {missing[0]}"
-        )
+            return Placement(XLA, reason, has_native_products=has_products)
+        reason = f"xla in {len(missing)} of {len(reasons)} layers: {reason}"
+        return Placement(CPU_NATIVE, reason, has_native_products=has_products)
 
 
 _Reasons = dict[tuple[BlockKind, int], str | None]
