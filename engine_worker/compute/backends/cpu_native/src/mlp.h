@@ -73,9 +73,11 @@ class GateUp {
     if (packs_at_once_ && packed_.is_for_amx()) {
       // Runs of neighbouring rows stand side by side: a row takes few instructions, so that those
       // of tiles behind it begin in time.
-      char* to = packed_.byte_of_run(first_row, first * 2);
+      char* to = nullptr;
       const bool is_odd_end = first + 16 == width && width * 2 % kRunBytes != 0;
       for (int64_t i = 0; i < num_rows; i++, out += kPanelOutputs, to += kRunBytes) {
+        const int64_t row = first_row + i;
+        if (i == 0 || row % kMostBlockRows == 0) to = packed_.byte_of_run(row, first * 2);
         const HalfVector bits = to_bfloat16(gated<kIsUsual>(load(out), load(out + 16), first));
         std::memcpy(to, &bits, sizeof bits);
         if (is_odd_end) std::memset(to + sizeof bits, 0, sizeof bits);

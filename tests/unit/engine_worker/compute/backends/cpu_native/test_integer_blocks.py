@@ -97,15 +97,19 @@ def test_blocks_of_a_decoder_may_mix_formats_and_types(level: str, weight_type: 
             jnp.asarray(problem.x), problem.step, block.ropes, [block.block(0)]
         )
         assert distance(np.asarray(found), block.oracle(problem.x)[0]) < TOLERANCE
+    # More rows than stand together in what AMX reads: gates come in pieces of another length.
+    many = Problem(StepShape((Row(0, 44),), 32), 256)
     mlp_config = MlpConfig(256, 1e-5, weight_type, gate_up_blocks=K4, down_blocks=K6)
-    for mlp_of in (
-        mlp_config,
-        replace(mlp_config, down_blocks=None),
-        replace(mlp_config, is_gated=False),
+    for case, mlp_of in (
+        (problem, mlp_config),
+        (problem, replace(mlp_config, down_blocks=None)),
+        (many, replace(mlp_config, down_blocks=None)),
+        (many, replace(mlp_config, gate_up_blocks=BlockFormat(8, 32, 32), down_blocks=None)),
+        (problem, replace(mlp_config, is_gated=False)),
     ):
-        mlp = problem.mlp(mlp_of)
-        (found, _) = calls.run_blocks(jnp.asarray(problem.x), problem.step, [], [mlp.block()])
-        assert distance(np.asarray(found), mlp.oracle(problem.x)) < TOLERANCE
+        mlp = case.mlp(mlp_of)
+        (found, _) = calls.run_blocks(jnp.asarray(case.x), case.step, [], [mlp.block()])
+        assert distance(np.asarray(found), mlp.oracle(case.x)) < TOLERANCE
 
 
 @pytest.mark.parametrize("form", [K4, K6, BlockFormat(4, 32, 32), MXFP4, IQ4_XS, *WIDE_GROUPS])
