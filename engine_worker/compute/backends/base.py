@@ -58,7 +58,7 @@ class Placement:
     Attributes:
         backend: `xla` or `cpu_native`.
         reason: Why the native backend doesn't compute it; empty where it does, or wasn't asked to.
-        has_native_products: XLA computes it, in some layers or in all, but for the products with its
+        has_native_products: In some layers or in all XLA computes it but for the products with its
             matrices.
     """
 
