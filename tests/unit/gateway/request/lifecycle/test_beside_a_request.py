@@ -162,6 +162,21 @@ async def test_each_request_whose_time_is_over_is_told_once_and_no_settled_one()
     assert len(table) == 4
 
 
+async def test_whom_the_end_of_another_one_settled_is_neither_told_nor_kept() -> None:
+    table, told = SessionTable(), asyncio.Event()
+    first, second = Session("first"), Session("second")
+
+    def ends_both() -> None:
+        table.discard(second)
+        table.discard(first)
+        told.set()
+
+    table.add_for(first, 1.0, ends_both)
+    table.add_for(second, 1.0, ends_both)
+    await told.wait()
+    assert len(table) == 0
+
+
 async def test_one_request_that_raises_keeps_no_other_one_from_its_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
