@@ -1,12 +1,11 @@
 """One run of `penstock run-batch` at a server: parts become batches, batches become answers.
 
-A run that was cut off is taken up: its batches bear the mark of input and output, and their answers
-are fetched before anything is asked again.
+A run that was cut off is taken up: its batches bear the id that is kept beside the output and a
+digest of the input, and their answers are fetched before anything is asked again.
 """
 
 import hashlib
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -73,6 +72,7 @@ class BatchRun:
         output: The answers; those of earlier runs are kept and not asked for again.
         batches: Of the server.
         watch: What is looked at meanwhile.
+        run_id: Batches that bear another one, or none, are not of this output.
         default_model: For bodies that name none.
         on_progress: Called with how it stands.
 
@@ -87,6 +87,7 @@ class BatchRun:
         batches: BatchClient,
         watch: Watch,
         *,
+        run_id: str,
         default_model: str | None,
         on_progress: Callable[[BatchCounts], None],
     ) -> None:
@@ -101,7 +102,7 @@ class BatchRun:
         self._answered: dict[str, bool] = {}  # in this run, and whether well
         self._open: dict[str, Part | None] = {}  # without the part where another run sent it
         self._max_open = _MAX_OPEN
-        self._labels = _labels(source, output.path, default_model)
+        self._labels = _labels(source, run_id, default_model)
         self.counts = BatchCounts(total=len(source.lines), skipped=len(self._good_before))
 
     def run(self) -> None:
@@ -126,7 +127,7 @@ class BatchRun:
         """Fetch what earlier runs left on the server, and end what is of another input."""
         for batch in self._batches.known():
             labels = batch.get("metadata") or {}
-            if labels.get("penstock_output") != self._labels["penstock_output"]:
+            if labels.get("penstock_run") != self._labels["penstock_run"]:
                 continue
             if labels.get("penstock_input") == self._labels["penstock_input"]:
                 self._open[str(batch.get("id"))] = None
@@ -227,12 +228,11 @@ class BatchRun:
             self._batches.cancel(batch_id)
 
 
-def _labels(source: BatchInput, output_path: Path, default_model: str | None) -> dict[str, str]:
+def _labels(source: BatchInput, run_id: str, default_model: str | None) -> dict[str, str]:
     """What the batches of a run are known by, also to a later one."""
-    place = f"{socket.gethostname()}\0{output_path}"
     asked = f"{source.digest}\0{default_model or ''}"
     return {
-        "penstock_output": hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest(),
+        "penstock_run": run_id,
         "penstock_input": hashlib.sha256(asked.encode()).hexdigest(),
     }
 

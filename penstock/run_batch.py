@@ -5,7 +5,6 @@ write down what became of each; without `--url` the server is one of its own. So
 what its answer looks like, and that a kill loses nothing is said in one place, `gateway/batches`.
 """
 
-import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Final
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from penstock.api_client import ApiClient
+from penstock.api_client import ApiClient, read_admin_key
 from penstock.batch_client import BatchClient
 from penstock.batch_input import BatchInput, parts_of, read_input
 from penstock.batch_output import BatchOutput
@@ -25,6 +24,7 @@ from penstock.batch_run import BatchCounts, BatchRun, Watch, check_lines
 from penstock.config import ServeSettings
 from penstock.errors import CommandError, UsageError
 from penstock.private_server import private_settings
+from penstock.run_folder import RunFolder
 from penstock.serve import running_server
 from penstock.terminal import visible_line
 
@@ -67,14 +67,13 @@ def run(
             "setting, PENSTOCK_MAX_BATCH_REQUESTS."
         )
     source = read_input(input_path)
-    folder = output_path.resolve()
-    folder = folder.with_name(f"{folder.name}.penstock-run")
     with BatchOutput(output_path) as output:
+        folder = RunFolder(output.path)
         # Whatever is wrong with the output is said before a model is loaded for nothing.
         left = [line for line in source.lines if line.custom_id not in output.answered]
         counts: BatchCounts | None = BatchCounts(len(source.lines), len(source.lines))
         if left and url is not None:
-            counts = _run_at(url, api_key, source, output, console)
+            counts = _run_at(url, api_key, source, output, folder, console)
         elif left:
             check_lines(source, parts_of(left), output.path)
             counts = _run_at_own_server(
@@ -83,7 +82,7 @@ def run(
         if counts is None:
             return 1
         output.put_in_order(line.custom_id for line in source.lines if line.custom_id is not None)
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
     return _told(counts, console)
 
 
@@ -117,7 +116,7 @@ def _run_at_own_server(
     source: BatchInput,
     output: BatchOutput,
     settings: ServeSettings,
-    folder: Path,
+    folder: RunFolder,
     concurrency: int,
     console: Console,
 ) -> BatchCounts | None:
@@ -125,12 +124,14 @@ def _run_at_own_server(
 
     What the server has of the batch stays in its folder until the end, whatever kills it.
     """
+    folder.make()
+    folder.wait_until_free(partial(_say, console))
     given = {
         "PENSTOCK_MAX_BATCH_REQUESTS": str(concurrency),
         # Nobody else asks it anything, so the next lines may wait in the engine.
         "PENSTOCK_BATCH_SHARE": "2",
     }
-    private = private_settings(settings, folder, given)
+    private = private_settings(settings, folder.path, given)
     with running_server(private, console, is_private=True) as (url, supervisor):
         if url is None:
             return None
@@ -143,8 +144,9 @@ def _run_at_own_server(
 
             watch = Watch(poll, lambda: supervisor.stop_requested)
             model = settings.models[0].name if len(settings.models) == 1 else None
-            server = _Server(url, None, model, was_reached=True)
-            return _run_with_bar(server, source, output, watch, console)
+            key = read_admin_key(folder.path / "admin.key", folder.path)
+            server = _Server(url, key, model, was_reached=True)
+            return _run_with_bar(server, source, output, folder, watch, console)
 
 
 def _run_at(
@@ -152,8 +154,10 @@ def _run_at(
     api_key: str | None,
     source: BatchInput,
     output: BatchOutput,
+    folder: RunFolder,
     console: Console,
 ) -> BatchCounts:
+    folder.make()
     received: list[int] = []
     at_once = (
         "Stopped at once; the server ends what it has begun, and the same command fetches its "
@@ -170,7 +174,7 @@ def _run_at(
                 _say(console, "Stopping; a second Ctrl-C or SIGTERM ends this at once.")
 
         watch = Watch(poll, lambda: bool(received))
-        return _run_with_bar(_Server(url, api_key), source, output, watch, console)
+        return _run_with_bar(_Server(url, api_key), source, output, folder, watch, console)
 
 
 @contextmanager
@@ -213,6 +217,7 @@ def _run_with_bar(
     server: _Server,
     source: BatchInput,
     output: BatchOutput,
+    folder: RunFolder,
     watch: Watch,
     console: Console,
 ) -> BatchCounts:
@@ -235,6 +240,7 @@ def _run_with_bar(
                 was_reached=server.was_reached,
             ),
             watch,
+            run_id=folder.run_id(),
             default_model=server.default_model,
             on_progress=show,
         )

@@ -179,6 +179,7 @@ class Lab:
                     was_reached=options.get("was_reached", False),
                 ),
                 watch,
+                run_id=options.get("run_id", f"of {self.output.name}"),
                 default_model=model,
                 on_progress=lambda counts: None,
             )

@@ -89,6 +89,23 @@ def test_batches_of_another_output_are_left_alone_and_of_another_input_ended(lab
     ]
 
 
+def test_the_same_output_in_another_container_is_another_one(lab: Lab) -> None:
+    path = write(lab.folder / "in", request_line("a"), request_line("b"))
+    lab.server.num_looks = 5
+
+    def run_another() -> None:
+        lab.poll = lambda: None
+        lab.output.rename(lab.folder / "of the first")  # its own disk has none
+        other = write(lab.folder / "other", request_line("c"))
+        assert lab.run(other, run_id="second").counts.succeeded == 1
+        lab.output.unlink()
+        (lab.folder / "of the first").rename(lab.output)
+
+    lab.poll = run_another
+    assert lab.run(path, run_id="first").counts.succeeded == 2
+    assert [one["status"] for one in lab.server.batches.values()] == ["completed"] * 2
+
+
 def test_a_stop_ends_the_batches_and_keeps_what_was_answered(lab: Lab) -> None:
     path = write(lab.folder / "in", *(request_line(name) for name in "abc"))
     lab.server.num_looks = 100
