@@ -111,6 +111,7 @@ class ApiClient:
         url: The server's root, with or without `/v1`.
         api_key: Sent as a bearer token when given.
         transport: For tests.
+        read_timeout_s: A server that sends nothing for so long does not answer.
 
     Attributes:
         url: As it may be shown.
@@ -120,7 +121,12 @@ class ApiClient:
     """
 
     def __init__(
-        self, url: str, api_key: str | None = None, transport: httpx.BaseTransport | None = None
+        self,
+        url: str,
+        api_key: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+        *,
+        read_timeout_s: float = 600.0,
     ) -> None:
         if api_key and not _KEY.fullmatch(api_key):
             raise UsageError(
@@ -134,7 +140,7 @@ class ApiClient:
             self._client = httpx.Client(
                 base_url=server_root(url),
                 headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-                timeout=httpx.Timeout(10.0, read=600.0),
+                timeout=httpx.Timeout(10.0, read=read_timeout_s),
                 transport=transport,
                 trust_env=False,
             )

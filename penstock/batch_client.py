@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO, Final, TypeVar
 
+import httpx
+
 from penstock.api_client import ApiClient, all_pages
 from penstock.errors import ServerError
 
@@ -14,6 +16,8 @@ PATIENCE_S: Final = 600.0
 _INPUT_AGE_S: Final = 86_400
 """An upload that no batch was made of is gone then."""
 _MAY_PASS: Final = (0, 408, 429, 500, 502, 503, 504)
+_TELL_INTERVAL_S: Final = 60.0
+_NOT_REACHED: Final = (httpx.ConnectError, httpx.ConnectTimeout)
 _PART: Final = "penstock_part"
 
 ResultT = TypeVar("ResultT")
@@ -26,6 +30,9 @@ class BatchClient:
         client: Of the server.
         pause: Waits a moment; what it raises ends whatever waits.
         clock: Monotonic seconds.
+        say: Told in a line why it waits.
+        was_reached: The server has answered before. Of one that was never reached the address is
+            wrong, as far as anybody knows, and it is not waited for.
     """
 
     def __init__(
@@ -33,10 +40,16 @@ class BatchClient:
         client: ApiClient,
         pause: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        say: Callable[[str], None] = lambda line: None,
+        was_reached: bool = False,
     ) -> None:
         self._client = client
         self._pause = pause
         self._clock = clock
+        self._say = say
+        self._was_reached = was_reached
+        self._told_at: float | None = None
 
     def create(self, url: str, file: BinaryIO, labels: dict[str, str]) -> str:
         """The id of a new batch of the lines of a file.
@@ -123,12 +136,16 @@ class BatchClient:
         """
         return self._patiently(self.all)
 
-    def take(self, batch: dict[str, Any], on_line: Callable[[bytes], None]) -> None:
+    def take(
+        self, batch: dict[str, Any], on_line: Callable[[bytes], None], keep: Callable[[], None]
+    ) -> None:
         """Hand on the lines that a batch left, and have the server forget the files.
 
         Args:
             batch: One that has ended.
             on_line: Called for each line of output and errors; twice where a transfer broke off.
+            keep: Called before the server forgets them; returns when no power cut can undo what
+                was handed on.
 
         Raises:
             ServerError: The server refused, or was away for too long.
@@ -137,6 +154,7 @@ class BatchClient:
             file_id = batch.get(name)
             if isinstance(file_id, str):
                 self._patiently(partial(self._hand_on, file_id, on_line))
+        keep()
         for name in ("output_file_id", "error_file_id"):
             self.forget_file(batch.get(name))
 
@@ -161,8 +179,28 @@ class BatchClient:
         began = self._clock()
         while True:
             try:
-                return ask()
+                result = ask()
             except ServerError as error:
-                if error.status not in _MAY_PASS or self._clock() - began >= PATIENCE_S:
+                self._was_reached = self._was_reached or _is_from_server(error)
+                is_over = self._clock() - began >= PATIENCE_S
+                if error.status not in _MAY_PASS or not self._was_reached or is_over:
                     raise
+                self._tell(error)
+            else:
+                self._was_reached = True
+                return result
             self._pause()
+
+    def _tell(self, error: ServerError) -> None:
+        """Say why it waits, once a minute."""
+        now = self._clock()
+        if self._told_at is None or now - self._told_at >= _TELL_INTERVAL_S:
+            self._told_at = now
+            self._say(f"{error.message} It is asked again for {PATIENCE_S / 60:.0f} minutes.")
+
+
+def _is_from_server(error: ServerError) -> bool:
+    """Whether there is a server: it refused, or a connection to it broke."""
+    cause = error.__cause__
+    is_broken = isinstance(cause, httpx.RequestError) and not isinstance(cause, _NOT_REACHED)
+    return error.status != 0 or is_broken

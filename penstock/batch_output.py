@@ -54,6 +54,7 @@ class BatchOutput:
         self._places: dict[str, _Place] = {}
         self._num_bytes = 0
         self._synced_at = clock()
+        self._is_entry_synced = False
         self._has_failed = False
 
     def __enter__(self) -> "BatchOutput":
@@ -110,6 +111,22 @@ class BatchOutput:
             self._has_failed = True
             raise self._failure("written", error) from error
         self._note(answer["custom_id"], len(line), is_good=is_good(answer))
+
+    def sync(self) -> None:
+        """Bring to the disk what was written, and at the first time the file's entry in its folder.
+
+        Raises:
+            CommandError: The disk fails.
+        """
+        try:
+            os.fsync(self._descriptor)
+            self._synced_at = self._clock()
+            if not self._is_entry_synced:
+                sync_folder(self._path.parent)
+                self._is_entry_synced = True
+        except OSError as error:
+            self._has_failed = True
+            raise self._failure("written", error) from error
 
     def put_in_order(self, custom_ids: Iterable[str]) -> None:
         """Replace the file by one with an answer a request, in this order; then the others.

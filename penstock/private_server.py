@@ -31,9 +31,12 @@ def private_settings(
 ) -> ServeSettings:
     """Settings of a server that only this command calls, and that ends with it.
 
+    Every user of the machine reaches its port. So it asks for a key, the first admin key, which its
+    auth worker writes into `data_dir`.
+
     Args:
         settings: Of the command.
-        data_dir: Where it keeps what it has to.
+        data_dir: Where it keeps what it has to; nobody else may look into it.
         given: Further settings of its processes.
     """
     return replace(
@@ -45,7 +48,7 @@ def private_settings(
         uds=None,
         tls_cert_file=None,
         tls_key_file=None,
-        require_keys=False,
+        require_keys=True,
         data_dir=data_dir,
         child_environment={**without_settings(settings.child_environment, kept=KEPT), **given},
     )

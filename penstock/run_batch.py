@@ -3,286 +3,35 @@
 It is a client of a server's `/v1/files` and `/v1/batches`, which check the lines, answer them and
 write down what became of each; without `--url` the server is one of its own. So what a line may be,
 what its answer looks like, and that a kill loses nothing is said in one place, `gateway/batches`.
-
-A run that was cut off is taken up: its batches bear the mark of input and output, and their answers
-are fetched before anything is asked again.
 """
 
-import hashlib
-import json
-import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any, BinaryIO, Final
+from typing import Final
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from penstock.api_client import ApiClient
+from penstock.api_client import ApiClient, read_admin_key
 from penstock.batch_client import BatchClient
-from penstock.batch_input import BatchInput, InputLine, Part, parts_of, read_input, write_part
-from penstock.batch_output import BatchOutput, answer_in, is_good
+from penstock.batch_input import BatchInput, parts_of, read_input
+from penstock.batch_output import BatchOutput
+from penstock.batch_run import BatchCounts, BatchRun, Watch, check_lines
 from penstock.config import ServeSettings
-from penstock.errors import CommandError, ServerError, UsageError
+from penstock.errors import CommandError, UsageError
 from penstock.private_server import private_settings
+from penstock.run_folder import RunFolder
 from penstock.serve import running_server
+from penstock.terminal import visible_line
 
 DEFAULT_CONCURRENCY: Final = 32
-_MAX_OPEN: Final = 4
-"""Batches of one caller that a gateway works on at a time."""
-_POLL_S: Final = 0.1
-_LOOK_S: Final = 0.5
-_ENDED: Final = ("failed", "completed", "expired", "cancelled")
-_NOT_RUN: Final = ("batch_cancelled", "batch_expired")
-"""Codes of lines that were not begun: no answers."""
+_READ_TIMEOUT_S: Final = 60.0
+"""What is asked here is answered from a disk; a server that is silent for so long hangs."""
 _COLUMNS: Final = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-
-
-@dataclass
-class BatchCounts:
-    """How a run went: requests in all, answered before this run, answered well, with an error."""
-
-    total: int = 0
-    skipped: int = 0
-    succeeded: int = 0
-    failed: int = 0
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What a run looks at while it waits.
-
-    Attributes:
-        poll: Called several times a second; raises where nothing is to be waited for any more.
-        is_stopping: Whether no more is to be begun.
-        sleep: Waits so many seconds.
-    """
-
-    poll: Callable[[], None]
-    is_stopping: Callable[[], bool]
-    sleep: Callable[[float], None] = time.sleep
-
-    def pause(self) -> None:
-        """Wait a moment."""
-        for _ in range(round(_LOOK_S / _POLL_S)):
-            self.poll()
-            self.sleep(_POLL_S)
-
-
-class BatchRun:
-    """Has the lines of an input answered that have no good answer yet.
-
-    Args:
-        source: The requests.
-        output: The answers; those of earlier runs are kept and not asked for again.
-        batches: Of the server.
-        watch: What is looked at meanwhile.
-        default_model: For bodies that name none.
-        on_progress: Called with how it stands.
-
-    Attributes:
-        counts: How it went.
-    """
-
-    def __init__(
-        self,
-        source: BatchInput,
-        output: BatchOutput,
-        batches: BatchClient,
-        watch: Watch,
-        *,
-        default_model: str | None,
-        on_progress: Callable[[BatchCounts], None],
-    ) -> None:
-        self._source = source
-        self._output = output
-        self._batches = batches
-        self._watch = watch
-        self._default_model = default_model
-        self._on_progress = on_progress
-        self._ids = {line.custom_id for line in source.lines}
-        self._good_before = frozenset(self._ids & output.answered)
-        self._answered: dict[str, bool] = {}  # in this run, and whether well
-        self._open: dict[str, Part | None] = {}  # without the part where another run sent it
-        self._labels = _labels(source, output.path, default_model)
-        self.counts = BatchCounts(total=len(source.lines), skipped=len(self._good_before))
-
-    def run(self) -> None:
-        """Until every line has an answer, or a stop is asked for.
-
-        Raises:
-            CommandError: A line is wrong, the server refused or is away, or an answer can't be
-                written.
-        """
-        self._take_up()
-        while not self._watch.is_stopping() and (missing := self._missing()):
-            before = len(self._answered)
-            self._finish(deque(parts_of(missing)))
-            if len(self._answered) == before:
-                break  # whoever waits longer gets no answers either
-
-    def _missing(self) -> list[InputLine]:
-        known = self._good_before | self._answered.keys()
-        return [line for line in self._source.lines if line.custom_id not in known]
-
-    def _take_up(self) -> None:
-        """Fetch what earlier runs left on the server, and end what is of another input."""
-        for batch in self._batches.known():
-            labels = batch.get("metadata") or {}
-            if labels.get("penstock_output") != self._labels["penstock_output"]:
-                continue
-            if labels.get("penstock_input") == self._labels["penstock_input"]:
-                self._open[str(batch.get("id"))] = None
-            elif batch.get("status") not in _ENDED:
-                self._batches.cancel(str(batch.get("id")))
-        self._finish(deque())
-
-    def _finish(self, waiting: deque[Part]) -> None:
-        """Run parts, some at a time, and take the answers of all batches that are open."""
-        failure: CommandError | None = None
-        is_cancelled = False
-        while waiting or self._open:
-            if self._watch.is_stopping() or failure is not None:
-                waiting.clear()
-                if not is_cancelled:
-                    is_cancelled = True
-                    self._cancel_open()
-            while waiting and len(self._open) < _MAX_OPEN and failure is None:
-                try:
-                    self._begin(waiting.popleft())
-                except UsageError as error:
-                    failure = error
-            failure = self._look() or failure
-            if self._open:
-                self._watch.pause()
-        if failure is not None:
-            raise failure
-
-    def _begin(self, part: Part) -> None:
-        with _file_of(self._source, part, self._output.path, self._default_model) as file:
-            try:
-                batch_id = self._batches.create(part.url, file, self._labels)
-            except ServerError as error:
-                if error.param != "endpoint":
-                    raise
-                where = f"{self._source.path}:{part.lines[0].number}"
-                raise UsageError(f"{where}: {error.message}") from error
-        self._open[batch_id] = part
-
-    def _look(self) -> CommandError | None:
-        """Take what has ended; why a batch could not be run, if one of this run couldn't."""
-        failure = None
-        num_under_way = [0, 0]
-        for batch_id, part in list(self._open.items()):
-            batch = self._batches.find(batch_id)
-            if batch["status"] not in _ENDED:
-                counts = batch.get("request_counts") or {}
-                num_under_way[0] += int(counts.get("completed") or 0)
-                num_under_way[1] += int(counts.get("failed") or 0)
-                continue
-            self._batches.take(batch, self._on_line)
-            del self._open[batch_id]
-            if batch["status"] == "failed" and part is not None:
-                failure = failure or _failure(batch, part, self._source.path)
-        num_good = sum(self._answered.values())
-        self.counts.succeeded, self.counts.failed = num_good, len(self._answered) - num_good
-        shown = BatchCounts(self.counts.total, self.counts.skipped)
-        shown.succeeded = self.counts.succeeded + num_under_way[0]
-        shown.failed = self.counts.failed + num_under_way[1]
-        self._on_progress(shown)
-        return failure
-
-    def _on_line(self, line: bytes) -> None:
-        answer = answer_in(line)
-        if answer is None:
-            raise ServerError("The server gave a line that is no answer of a batch.", status=400)
-        custom_id, error = answer["custom_id"], answer["error"]
-        is_run = not (isinstance(error, dict) and error.get("code") in _NOT_RUN)
-        if is_run and custom_id in self._ids and custom_id not in self._answered:
-            self._output.append(line)
-            self._answered[custom_id] = is_good(answer)
-
-    def _cancel_open(self) -> None:
-        for batch_id in self._open:
-            self._batches.cancel(batch_id)
-
-
-def _labels(source: BatchInput, output_path: Path, default_model: str | None) -> dict[str, str]:
-    """What the batches of a run are known by, also to a later one."""
-    place = f"{socket.gethostname()}\0{output_path}"
-    asked = f"{source.digest}\0{default_model or ''}"
-    return {
-        "penstock_output": hashlib.sha256(place.encode(errors="surrogateescape")).hexdigest(),
-        "penstock_input": hashlib.sha256(asked.encode()).hexdigest(),
-    }
-
-
-@contextmanager
-def _file_of(
-    source: BatchInput, part: Part, output_path: Path, default_model: str | None
-) -> Iterator[BinaryIO]:
-    """A part as a file without a name, where the answers will lie as well.
-
-    Raises:
-        CommandError: It can't be written.
-    """
-    try:
-        file = TemporaryFile(dir=output_path.parent)  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise CommandError(f"{output_path.parent} takes no file: {error.strerror}.") from error
-    with file:
-        try:
-            write_part(source, part, file, default_model)
-        except OSError as error:
-            message = f"{output_path.parent} has no room for the requests: {error.strerror}."
-            raise CommandError(message) from error
-        yield file
-
-
-def _failure(batch: dict[str, Any], part: Part, path: Path) -> CommandError:
-    """Why a batch could not be run, in the server's words, with the line of the input."""
-    found = batch.get("errors")
-    errors = found.get("data") if isinstance(found, dict) else None
-    return _wrong_line(errors if isinstance(errors, list) else [], part, path)
-
-
-def _wrong_line(errors: Iterable[Any], part: Part, path: Path) -> CommandError:
-    told = [one for one in errors if isinstance(one, dict)]
-    if not told:
-        return ServerError("The server could not run the batch, and doesn't say why.")
-    message, number = str(told[0].get("message")), told[0].get("line")
-    if not isinstance(number, int) or not 1 <= number <= len(part.lines):
-        return ServerError(message)
-    more = f" ({len(told) - 1} more lines are wrong, too)" if len(told) > 1 else ""
-    return UsageError(f"{path}:{part.lines[number - 1].number}: {message}{more}")
-
-
-def check_lines(source: BatchInput, parts: Iterable[Part], output_path: Path) -> None:
-    """Have lines checked by the code that the server checks them with, before it is started.
-
-    Raises:
-        UsageError: One is wrong.
-        CommandError: They can't be checked.
-    """
-    for part in parts:
-        with _file_of(source, part, output_path, None) as file:
-            command = [sys.executable, "-m", "gateway.batches.check", part.url]
-            done = subprocess.run(  # noqa: S603 - our own module
-                command, stdin=file, stdout=subprocess.PIPE, check=False
-            )
-        if done.returncode:
-            raise CommandError("The requests can't be checked.")
-        if errors := json.loads(done.stdout):
-            raise _wrong_line(errors, part, source.path)
 
 
 def run(
@@ -318,14 +67,13 @@ def run(
             "setting, PENSTOCK_MAX_BATCH_REQUESTS."
         )
     source = read_input(input_path)
-    folder = output_path.resolve()
-    folder = folder.with_name(f"{folder.name}.penstock-run")
     with BatchOutput(output_path) as output:
+        folder = RunFolder(output.path)
         # Whatever is wrong with the output is said before a model is loaded for nothing.
         left = [line for line in source.lines if line.custom_id not in output.answered]
         counts: BatchCounts | None = BatchCounts(len(source.lines), len(source.lines))
         if left and url is not None:
-            counts = _run_at(url, api_key, source, output, console)
+            counts = _run_at(url, api_key, source, output, folder, console)
         elif left:
             check_lines(source, parts_of(left), output.path)
             counts = _run_at_own_server(
@@ -334,7 +82,7 @@ def run(
         if counts is None:
             return 1
         output.put_in_order(line.custom_id for line in source.lines if line.custom_id is not None)
-        shutil.rmtree(folder, ignore_errors=True)
+        folder.remove()
     return _told(counts, console)
 
 
@@ -349,11 +97,26 @@ def _told(counts: BatchCounts, console: Console) -> int:
     return 0 if counts.succeeded + counts.skipped == counts.total else 1
 
 
+@dataclass(frozen=True)
+class _Server:
+    """A server that is asked.
+
+    Attributes:
+        default_model: For bodies that name none.
+        was_reached: Whether it is known to be there.
+    """
+
+    url: str
+    api_key: str | None
+    default_model: str | None = None
+    was_reached: bool = False
+
+
 def _run_at_own_server(
     source: BatchInput,
     output: BatchOutput,
     settings: ServeSettings,
-    folder: Path,
+    folder: RunFolder,
     concurrency: int,
     console: Console,
 ) -> BatchCounts | None:
@@ -361,62 +124,105 @@ def _run_at_own_server(
 
     What the server has of the batch stays in its folder until the end, whatever kills it.
     """
+    folder.make()
+    folder.wait_until_free(partial(_say, console))
     given = {
         "PENSTOCK_MAX_BATCH_REQUESTS": str(concurrency),
         # Nobody else asks it anything, so the next lines may wait in the engine.
         "PENSTOCK_BATCH_SHARE": "2",
     }
-    private = private_settings(settings, folder, given)
+    private = private_settings(settings, folder.path, given)
     with running_server(private, console, is_private=True) as (url, supervisor):
         if url is None:
             return None
+        at_once = "Stopped at once; run the same command to continue."
+        with _ended_by_signals(supervisor.signals, at_once) as check:
 
-        def poll() -> None:
-            if len(supervisor.signals) > 1:
-                raise CommandError("Stopped at once; run the same command to continue.")
-            supervisor.poll()
+            def poll() -> None:
+                check()
+                supervisor.poll()
 
-        watch = Watch(poll, lambda: supervisor.stop_requested)
-        model = settings.models[0].name if len(settings.models) == 1 else None
-        return _run_with_bar(url, None, model, source, output, watch, console)
+            watch = Watch(poll, lambda: supervisor.stop_requested)
+            model = settings.models[0].name if len(settings.models) == 1 else None
+            key = read_admin_key(folder.path / "admin.key", folder.path)
+            server = _Server(url, key, model, was_reached=True)
+            return _run_with_bar(server, source, output, folder, watch, console)
 
 
 def _run_at(
-    url: str, api_key: str | None, source: BatchInput, output: BatchOutput, console: Console
+    url: str,
+    api_key: str | None,
+    source: BatchInput,
+    output: BatchOutput,
+    folder: RunFolder,
+    console: Console,
 ) -> BatchCounts:
+    folder.make()
     received: list[int] = []
+    at_once = (
+        "Stopped at once; the server ends what it has begun, and the same command fetches its "
+        "answers and continues."
+    )
+    with _ended_by_signals(received, at_once) as check:
+        is_told = False
+
+        def poll() -> None:
+            nonlocal is_told
+            check()
+            if received and not is_told:
+                is_told = True
+                _say(console, "Stopping; a second Ctrl-C or SIGTERM ends this at once.")
+
+        watch = Watch(poll, lambda: bool(received))
+        return _run_with_bar(_Server(url, api_key), source, output, folder, watch, console)
+
+
+@contextmanager
+def _ended_by_signals(received: list[int], at_once: str) -> Iterator[Callable[[], None]]:
+    """Have SIGINT and SIGTERM noted; the second one raises, whatever is waited for.
+
+    Args:
+        received: Takes the signals.
+        at_once: Says what it means to end so.
+
+    Yields:
+        What raises after two signals: an exception of a handler is lost where Python ignores those
+        of the code that it interrupts.
+    """
+
+    def check() -> None:
+        if len(received) > 1:
+            raise CommandError(at_once)
 
     def on_signal(number: int, frame: object) -> None:
         received.append(number)
-
-    def poll() -> None:
-        if len(received) > 1:
-            raise CommandError(
-                "Stopped at once; the server ends what it has begun, and the same command fetches "
-                "its answers and continues."
-            )
+        # A system call goes on after a handler that returns, such as the read of an answer.
+        check()
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, on_signal) for number in numbers}
     try:
-        watch = Watch(poll, lambda: bool(received))
-        return _run_with_bar(url, api_key, None, source, output, watch, console)
+        yield check
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _say(console: Console, line: str) -> None:
+    """Tell something in between; it may hold a server's words."""
+    console.print(visible_line(line), highlight=False, markup=False, soft_wrap=True)
+
+
 def _run_with_bar(
-    url: str,
-    api_key: str | None,
-    default_model: str | None,
+    server: _Server,
     source: BatchInput,
     output: BatchOutput,
+    folder: RunFolder,
     watch: Watch,
     console: Console,
 ) -> BatchCounts:
     with (
-        ApiClient(url, api_key) as client,
+        ApiClient(server.url, server.api_key, read_timeout_s=_READ_TIMEOUT_S) as client,
         Progress(*_COLUMNS, console=console, disable=not console.is_terminal) as bar,
     ):
         task = bar.add_task("requests", total=len(source.lines))
@@ -427,9 +233,15 @@ def _run_with_bar(
         run = BatchRun(
             source,
             output,
-            BatchClient(client, watch.pause),
+            BatchClient(
+                client,
+                watch.pause,
+                say=partial(_say, console),
+                was_reached=server.was_reached,
+            ),
             watch,
-            default_model=default_model,
+            run_id=folder.run_id(),
+            default_model=server.default_model,
             on_progress=show,
         )
         run.run()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,34 @@ def test_answers_are_synced_now_and_then_and_at_the_end(
             output.append(line("a"))
         assert len(synced) == 2
     assert len(synced) == 3
+
+
+def test_a_sync_brings_every_line_to_the_disk_and_a_new_file_into_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced = tmp_path / "out", []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        real(descriptor)
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append("folder" if is_folder else os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr("os.fsync", fsync)
+    with BatchOutput(path, clock=lambda: 0.0) as output:
+        output.append(line("a"))
+        assert synced == []
+        output.sync()
+        output.append(line("b"))
+        output.sync()
+        size = path.stat().st_size
+        assert synced == [len(line("a")), "folder", size]
+        monkeypatch.setattr("os.fsync", fail_to_sync)
+        with pytest.raises(CommandError, match=r"out can't be written: Input/output error\."):
+            output.sync()
+        with pytest.raises(CommandError, match="could not be written"):
+            output.append(line("c"))
+
+
+def fail_to_sync(descriptor: int) -> None:
+    raise OSError(5, "Input/output error")

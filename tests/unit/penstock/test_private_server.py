@@ -80,7 +80,16 @@ def test_a_private_server_speaks_plain_http_on_loopback(option: str, tmp_path: P
     settings = build_settings({option: str(tmp_path / "x")}, {"HOME": "/home/someone"})
     private = private_settings(settings, tmp_path, {"PENSTOCK_BATCH_SHARE": "1"})
     assert getattr(private, option) is None
-    assert (private.host, private.port, private.require_keys) == ("127.0.0.1", 0, False)
+    assert (private.host, private.port) == ("127.0.0.1", 0)
+
+
+def test_a_private_server_asks_other_users_of_the_machine_for_a_key(tmp_path: Path) -> None:
+    settings = build_settings({"models": ["penstock-demo"]}, {"HOME": "/home/someone"})
+    assert not settings.require_keys  # as a server on loopback doesn't
+    private = private_settings(settings, tmp_path, {})
+    common = common_environment(private, tmp_path)
+    assert common["PENSTOCK_REQUIRE_KEYS"] == "true"
+    assert common["PENSTOCK_ALLOW_ANONYMOUS"] == "false"
 
 
 def test_an_environment_without_settings_keeps_what_is_named() -> None:
