@@ -108,13 +108,27 @@ def test_what_runs_elsewhere_is_described_and_changes_the_identity(
         lambda *args: "too square" if args[2] == "mlp" else covered(*args),
     )
     partial = choose_backend(BackendName.AUTO, graph(), "bfloat16", block_size=32)
-    assert partial.reason == "too square"
-    assert describe(partial.backend) == "cpu_native (mlp: xla, because too square)"
+    why = "too square; the kernels multiply by its matrices"
+    assert partial.reason == why
+    assert describe(partial.backend) == f"cpu_native (mlp: xla, because {why})"
     assert partial.backend.placements[BlockKind.HEAD].backend == "cpu_native"
+    is_first = iter([True])
+    monkeypatch.setattr(
+        coverage,
+        "uncovered",
+        lambda *args: (
+            "too square" if args[2] == "mlp" and next(is_first, False) else covered(*args)
+        ),
+    )
+    two_layers = declare(tiny_spec([None, None]), "bfloat16")
+    mixed = choose_backend(BackendName.AUTO, two_layers, "bfloat16", block_size=32).backend
+    place = mixed.placements[BlockKind.MLP]
+    assert (place.backend, place.has_native_products) == ("cpu_native", True)
+    assert place.reason == f"xla in 1 of 2 layers: {why}"
     xla = choose_backend(BackendName.XLA, graph(), "bfloat16", block_size=32).backend
     identities = {
         identity_of(backend, deterministic=mode)
-        for backend in (whole, partial.backend, xla)
+        for backend in (whole, partial.backend, mixed, xla)
         for mode in (False, True)
     }
-    assert len(identities) == 6
+    assert len(identities) == 8
