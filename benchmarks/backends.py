@@ -94,7 +94,7 @@ def served(folder: Path, cache_dir: Path, side: Side) -> Iterator[psutil.Process
         "--dtype": side.dtype,
         "--cache-dir": str(cache_dir),
         "--data-dir": str(cache_dir / f"data-{port}"),
-        "--kv-memory": "256MiB",
+        "--kv-memory": "1GiB",
     }
     environment = without_settings(os.environ) | {"PENSTOCK_SPECULATION": "off"}
     started = time.perf_counter()

@@ -42,6 +42,7 @@ from engine_worker.compute.backends.cpu_native.calls import (
     Step,
 )
 from engine_worker.compute.backends.cpu_native.library import Library, load
+from engine_worker.compute.memory.host_memory import DeviceArrays, release_pages, use_large_pages
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.spec import DecoderSpec, MlpSpec
 
@@ -144,7 +145,8 @@ class Model:
 
     def _matrix(self, outputs: int, inputs: int, kind: str = "linear") -> jax.Array:
         values = self._random.standard_normal((outputs, inputs), np.float32) * inputs**-0.5
-        return jnp.asarray(packing.pack(values.astype(np.float32), self.weight_type, kind)[0])
+        packed = packing.pack(values.astype(np.float32), self.weight_type, kind)[0]
+        return DeviceArrays([packed]).put(packed)
 
     def timed_calls(self, num_rows: int, context: int, *, is_prompt: bool = False) -> list[Timed]:
         """The calls of a step of some rows, each with `context` tokens stored.
@@ -161,7 +163,7 @@ class Model:
             BLOCK_SIZE,
             "bfloat16",
         )
-        pages = [(jnp.zeros(*key_shape), jnp.zeros(*value_shape)) for _ in spec.layers]
+        pages = [(_pages(*key_shape), _pages(*value_shape)) for _ in spec.layers]
         ids = self._random.permutation(num_requests * blocks).reshape(num_requests, blocks)
         index = jnp.arange(num_rows, dtype=jnp.int32)
         step = Step(context + index % num_new, index // num_new, jnp.asarray(ids, jnp.int32))
@@ -227,6 +229,14 @@ class Model:
             lambda x, table: calls.head(x, table, self.spec.vocab_size, self.weight_type)
         )
         return lambda: program(x, self.table).block_until_ready()
+
+
+def _pages(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Zeros, in large pages as an engine's cache is."""
+    pages = jnp.zeros(shape, dtype).block_until_ready()
+    release_pages(pages)
+    use_large_pages(pages)
+    return pages
 
 
 def main() -> None:

@@ -5,7 +5,7 @@
     python -m benchmarks.load --model path/to/model-Q4_K_M.gguf
 
 A first start hashes and packs the checkpoint; the file that it writes behind is waited for, but not
-counted, and has a line of its own. A later one maps that file and reads it once to find damage.
+counted, and has a line of its own. A later one reads that file once.
 Both read with nothing of the file in memory (the kernel is asked to drop it, as before the plain
 read) and once more with all of it there, of which the CPU time is shown, too. Medians of rounds in
 turn. Python and jax are loaded already, and nothing is compiled.

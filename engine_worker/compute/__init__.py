@@ -1,4 +1,4 @@
-"""What runs on the device: models, sampling, attention, weights, and the runner of steps.
+"""What runs on the device: models, sampling, attention, weights, memory, the runner of steps.
 
 The only rooms that may import jax, beside `embedding` and `loading`. Each is a folder of its own.
 Others use those rooms; nothing lies in this folder itself.

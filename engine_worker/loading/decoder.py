@@ -18,13 +18,13 @@ from engine_worker.compute.backends.choice import (
     identity_of,
     stored_label,
 )
-from engine_worker.compute.backends.host_memory import trim_heap
 from engine_worker.compute.backends.kv_memory import (
     choose_num_blocks,
     default_kv_memory_bytes,
     device_memory_stats,
     num_kv_tokens,
 )
+from engine_worker.compute.memory.host_memory import trim_heap
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
 from engine_worker.compute.models.families.registry import origin_of

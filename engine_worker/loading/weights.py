@@ -18,11 +18,12 @@ import numpy.typing as npt
 from engine_worker.compute.backends.base import Backend, PackedDecoder
 from engine_worker.compute.backends.packed_file import (
     UNFINISHED,
-    map_packed,
     new_packed_file,
+    read_packed,
     remove_abandoned,
 )
 from engine_worker.compute.backends.packing_plan import PackedWeight, PartSpec
+from engine_worker.compute.memory.host_memory import DeviceArrays
 from engine_worker.compute.models.decoder import Leaves
 from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
 from engine_worker.compute.weights.file_digests import FileHashes
@@ -51,9 +52,8 @@ def load_for_backend(
     """The weights of a decoder as its backend takes them.
 
     Every byte of the checkpoint is read once: it is hashed while its numbers are packed. Weights
-    that are packed are also written to a file of the cache, from which later starts map them, so
-    that engines of one model share memory. Without a cache, or when it can't be written, they stay
-    in memory only.
+    that are packed are also written to a file of the cache, which later starts read instead.
+    Without a cache, or when it can't be written, they stay in memory only.
 
     Args:
         folder: A Hugging Face model folder with safetensors files.
@@ -62,7 +62,7 @@ def load_for_backend(
         progress: Called after each weight with the share of all bytes that is done.
         lora: Folder of an adapter that is merged into the weights.
         behind: Writes the file after this has returned, from the weights as they are in memory;
-            None has it written first, and maps it.
+            None has it written first, and reads it.
 
     Raises:
         ModelLoadError: As in `load_weights`, or a file was changed while it was loaded.
@@ -71,9 +71,9 @@ def load_for_backend(
     if not backend.packing.layout or cache_dir is None:
         return PackedDecoder(backend, load.in_memory()[0])
     place = _Place(cache_dir, folder, backend, lora)
-    mapped = _mapped_from_before(place, load)
-    if mapped is not None:
-        return PackedDecoder(backend, mapped)
+    read = _read_from_before(place, load)
+    if read is not None:
+        return PackedDecoder(backend, read)
     # On another device a copy of all weights would have to wait in the host's memory.
     if behind is not None and jax.default_backend() == "cpu":
         leaves, key = load.in_memory()
@@ -88,7 +88,7 @@ def load_for_backend(
     except OSError as error:
         _cannot_be_kept(place, error)
         return PackedDecoder(backend, load.in_memory()[0])
-    return PackedDecoder(backend, _mapped(path, place, key))
+    return PackedDecoder(backend, _read(path, place, key))
 
 
 def packed_path(
@@ -109,7 +109,7 @@ class _Place:
 
     @property
     def parts(self) -> list[PartSpec]:
-        return [part for weight in self.backend.packing.weights for part in weight.parts]
+        return self.backend.packing.parts
 
     @property
     def stem(self) -> str:
@@ -169,8 +169,8 @@ class _Load:
     def in_memory(self) -> tuple[Leaves, str]:
         """All arrays on the device, and their key."""
         leaves: list[jax.Array] = []
-        # Aligned memory is taken as it is: no byte of it is copied.
-        key = self.each(lambda array: leaves.append(jax.device_put(array).block_until_ready()))
+        arrays = DeviceArrays(self.backend.packing.parts)
+        key = self.each(lambda array: leaves.append(arrays.put(array)))
         return tuple(leaves), key
 
     def each(self, take: Callable[[npt.NDArray[Any]], object]) -> str:
@@ -206,7 +206,7 @@ class _Load:
             return begun.of(checkpoint.files, hashes.digest)
 
 
-def _mapped_from_before(place: _Place, load: _Load) -> Leaves | None:
+def _read_from_before(place: _Place, load: _Load) -> Leaves | None:
     """The leaves of a file that an earlier start made; None where there is none of use."""
     # A folder's hash is told by reading it, which is left to loading where nothing was packed.
     if not place.files():
@@ -214,7 +214,7 @@ def _mapped_from_before(place: _Place, load: _Load) -> Leaves | None:
     key = load.key_of_files()
     path = place.path(key)
     try:
-        return _mapped(path, place, key)
+        return _read(path, place, key)
     except FileNotFoundError:
         pass
     except PackedFileError as error:
@@ -224,8 +224,8 @@ def _mapped_from_before(place: _Place, load: _Load) -> Leaves | None:
     return None
 
 
-def _mapped(path: Path, place: _Place, key: str) -> Leaves:
-    return tuple(jax.device_put(array) for array in map_packed(path, key, place.parts))
+def _read(path: Path, place: _Place, key: str) -> Leaves:
+    return tuple(jax.device_put(array) for array in read_packed(path, key, place.parts))
 
 
 def _write(place: _Place, load: _Load) -> tuple[Path, str]:
@@ -261,7 +261,7 @@ def _write_behind(
         _cannot_be_kept(place, error)
     else:
         place.remove_others(path)
-        _log.info("%s are written: later starts map %s", what, path)
+        _log.info("%s are written: later starts read %s", what, path)
 
 
 def _cannot_be_kept(place: _Place, error: OSError) -> None:

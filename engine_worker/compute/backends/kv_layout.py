@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine_worker.compute.backends.host_memory import release_pages
 from engine_worker.compute.backends.layer_groups import LayerGroups
+from engine_worker.compute.memory.host_memory import release_pages, use_large_pages
 from engine_worker.compute.models.recurrent.specs import StateShapes, bytes_of
 
 
@@ -182,6 +182,7 @@ class KvLayout:
         def reserve(like: jax.Array) -> jax.Array:
             array: jax.Array = make((like.shape, like.dtype)).block_until_ready()
             release_pages(array)
+            use_large_pages(array)
             return array
 
         # One after the other, so that never more than one of them is there in full.

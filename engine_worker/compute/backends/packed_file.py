@@ -1,4 +1,4 @@
-"""A file of packed weights: written once, mapped at every later start.
+"""A file of packed weights: written once, read at every later start.
 
     16 bytes magic, 8 bytes length of the header (little endian), the header in JSON
     {"key": …, "size_bytes": …, "parts": [{"shape": […], "dtype": "uint8", "offset": …}, …]},
@@ -20,7 +20,6 @@ import fcntl
 import glob
 import hashlib
 import json
-import mmap
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -32,17 +31,18 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.backends.packing_plan import PartSpec
+from engine_worker.compute.memory.host_memory import ALIGNMENT, HostArena
 from engine_worker.errors import PackedFileBusyError, PackedFileError
 
 _MAGIC: Final = b"PENSTOCK PACKED2"
 _LENGTH_BYTES: Final = 8
 _DIGEST_BYTES: Final = 32
-_ALIGNMENT: Final = 64
-"""Bytes; jax takes memory of this alignment as it is instead of copying it."""
 _MAX_HEADER_BYTES: Final = 16 * 2**20
 _PIECE_BYTES: Final = 4096
 _WORD_BYTES: Final = 8
 _KEY_CHARACTERS: Final = 64
+_READ_BYTES: Final = 2**20
+"""At a time; a multiple of `_PIECE_BYTES`."""
 _WRITTEN_BYTES: Final = 4 * 2**20
 """At a time; a multiple of `_PIECE_BYTES`."""
 _SYNCED_BYTES: Final = 32 * 2**20
@@ -50,8 +50,11 @@ UNFINISHED: Final = ".new"
 """End of a file's name until it is finished."""
 
 
-def map_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> list[npt.NDArray[Any]]:
-    """The parts of a file, mapped: shared by all who map it, and read once to find damage.
+def read_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> list[npt.NDArray[Any]]:
+    """The parts of a file, read once into memory of their own.
+
+    They aren't mapped: pages of a file are small, which makes steps up to several times as slow
+    (see `HostArena`), and a file that is cut while it is mapped ends the process.
 
     Args:
         path: The file.
@@ -65,26 +68,31 @@ def map_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> list[npt.NDAr
     try:
         with path.open("rb") as stream:
             header = _read_header(stream)
-            actual_bytes = os.fstat(stream.fileno()).st_size
-            _check(header, actual_bytes, key, parts)
-            mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            _check(header, os.fstat(stream.fileno()).st_size, key, parts)
+            return _read_parts(stream, header, parts)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PackedFileError(f"{path}: {error}") from error
-    found = [
-        np.frombuffer(mapped, part.dtype, int(np.prod(part.shape)), entry["offset"]).reshape(
-            part.shape
-        )
-        for part, entry in zip(parts, header["parts"], strict=True)
-    ]
-    digest = hashlib.sha256()
-    for array in found:
-        _add_sums(digest, array)
-    end = _end_of(header, parts)
-    if mapped[end : end + _DIGEST_BYTES] != digest.digest():
-        raise PackedFileError(f"{path}: damaged: its numbers are not those that were written")
-    return found
+
+
+def _read_parts(
+    stream: IO[bytes], header: dict[str, Any], parts: Sequence[PartSpec]
+) -> list[npt.NDArray[Any]]:
+    arrays, digest = HostArena(parts).arrays, hashlib.sha256()
+    for array, entry in zip(arrays, header["parts"], strict=True):
+        stream.seek(entry["offset"])
+        octets = array.reshape(-1).view(np.uint8)
+        for start in range(0, len(octets), _READ_BYTES):
+            piece = octets[start : start + _READ_BYTES]
+            if stream.readinto(piece.data) != len(piece):  # type: ignore[attr-defined]
+                raise ValueError("it was cut short while it was read")
+            # While it is still in the processor's cache.
+            _add_sums(digest, piece)
+    stream.seek(_end_of(header, parts))
+    if stream.read(_DIGEST_BYTES) != digest.digest():
+        raise ValueError("damaged: its numbers are not those that were written")
+    return arrays
 
 
 class PackedFileWriter:
@@ -244,7 +252,7 @@ def _header(key: str, parts: Sequence[PartSpec]) -> tuple[bytes, list[int]]:
     start = len(_MAGIC) + _LENGTH_BYTES + reserved + _DIGEST_BYTES
     offsets = []
     for part in parts:
-        start = -(-start // _ALIGNMENT) * _ALIGNMENT
+        start = -(-start // ALIGNMENT) * ALIGNMENT
         offsets.append(start)
         start += part.size_bytes
     text = _render(key, parts, offsets).ljust(reserved)

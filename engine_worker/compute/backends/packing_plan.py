@@ -66,6 +66,11 @@ class PackingPlan:
     layout: str
 
     @property
+    def parts(self) -> list[PartSpec]:
+        """Of all weights, in the order of the leaves."""
+        return [part for weight in self.weights for part in weight.parts]
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of all weights."""
         return sum(weight.size_bytes for weight in self.weights)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
-from engine_worker.compute.backends.host_memory import trim_heap
+from engine_worker.compute.memory.host_memory import trim_heap
 from engine_worker.compute.runner.compile_cache import watch_cache
 from engine_worker.compute.runner.compiler_threads import CompilerThreads
 from engine_worker.core.choice.batch import ProgressCallback

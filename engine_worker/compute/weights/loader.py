@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from engine_worker.compute.memory.host_memory import DeviceArrays
 from engine_worker.compute.models.decoder import (
     DecoderGraph,
     DecoderWeights,
@@ -161,8 +162,9 @@ def load_leaves(
         is_ignorable=is_ignorable,
         hashes=hashes,
     ) as reader:
+        arrays = DeviceArrays(parameters, device)
         for index, parameter in enumerate(parameters):
-            leaves.append(jax.device_put(reader.read(index), device).block_until_ready())
+            leaves.append(arrays.put(reader.read(index)))
             loaded_bytes += parameter.size_bytes
             if progress is not None:
                 progress(loaded_bytes / size_bytes, f"loaded {parameter.path}")

@@ -122,13 +122,7 @@ class AmxProduct {
     }
     for (int64_t step = 0; step < piece.count; step++) {
       const char* ahead = piece.ahead + step * kStepBytes;
-      for (int64_t i = begin; i < end; i++) {
-        if (num_blocks > 1) {
-          __builtin_prefetch(ahead + i * 64, 0, 2);
-        } else {
-          __builtin_prefetch(ahead + i * 64);
-        }
-      }
+      for (int64_t i = begin; i < end; i++) __builtin_prefetch(ahead + i * 64, 0, 2);
       const bool is_last = step + 1 == piece.count;
       const char* weights = is_last ? piece.last : piece.weights + step * kStepBytes;
       if (num_blocks > 1) {

@@ -11,7 +11,6 @@ import numpy as np
 import psutil
 import pytest
 
-from engine_worker.compute.backends.host_memory import release_pages
 from engine_worker.compute.backends.kv_layout import LayerPages
 from engine_worker.compute.backends.kv_memory import (
     CacheShape,
@@ -20,6 +19,7 @@ from engine_worker.compute.backends.kv_memory import (
 )
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.backends.xla.pages import load_pages, store_tokens, xla_kv_layout
+from engine_worker.compute.memory.host_memory import release_pages
 from engine_worker.compute.models.decoder import declare
 from engine_worker.errors import KvMemoryError
 from tests.fakes.container import v2_container

@@ -1,4 +1,4 @@
-"""Files of packed weights: mapped as written, and refused when they are anything else."""
+"""Files of packed weights: read as written, and refused when they are anything else."""
 
 import errno
 import fcntl
@@ -13,8 +13,8 @@ import pytest
 
 from engine_worker.compute.backends import packed_file
 from engine_worker.compute.backends.packed_file import (
-    map_packed,
     new_packed_file,
+    read_packed,
     remove_abandoned,
 )
 from engine_worker.compute.backends.packing_plan import PartSpec
@@ -43,12 +43,12 @@ def write(path: Path, key: str = "key", parts: list[PartSpec] = PARTS) -> None:
         file.finish(path, key)
 
 
-def test_what_was_written_is_mapped_at_addresses_that_jax_takes_without_a_copy(path: Path) -> None:
-    mapped = map_packed(path, "key", PARTS)
-    for array, expected in zip(mapped, ARRAYS, strict=True):
+def test_what_was_written_is_read_to_addresses_that_jax_takes_without_a_copy(path: Path) -> None:
+    read = read_packed(path, "key", PARTS)
+    for array, expected in zip(read, ARRAYS, strict=True):
         np.testing.assert_array_equal(array, expected)
         assert array.dtype == expected.dtype
-    for array in (mapped[0], mapped[1], mapped[3]):
+    for array in (read[0], read[1], read[3]):
         assert array.ctypes.data % 64 == 0
         assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
 
@@ -57,29 +57,29 @@ def test_what_was_written_is_mapped_at_addresses_that_jax_takes_without_a_copy(p
 def test_a_file_that_was_cut_short_is_refused(path: Path, kept_bytes: int) -> None:
     os.truncate(path, kept_bytes)
     with pytest.raises(PackedFileError, match=r"model\.packed"):
-        map_packed(path, "key", PARTS)
+        read_packed(path, "key", PARTS)
 
 
 def test_the_last_missing_byte_is_noticed_and_both_sizes_are_named(path: Path) -> None:
     size = path.stat().st_size
     os.truncate(path, size - 1)
     with pytest.raises(PackedFileError, match=f"cut short: it has {size - 1} bytes.*{size}"):
-        map_packed(path, "key", PARTS)
+        read_packed(path, "key", PARTS)
 
 
 def test_a_file_of_other_weights_or_of_another_decoder_is_refused(path: Path) -> None:
     with pytest.raises(PackedFileError, match="other weights or by another version"):
-        map_packed(path, "other key", PARTS)
+        read_packed(path, "other key", PARTS)
     others = [PartSpec((5, 8), PARTS[0].dtype), *PARTS[1:]]
     with pytest.raises(PackedFileError, match="other arrays"):
-        map_packed(path, "key", others)
+        read_packed(path, "key", others)
 
 
 @pytest.mark.parametrize("content", [b"", b"PENSTOCK PACKED9" + bytes(100), b"{}" * 100])
 def test_a_file_that_is_none_of_ours_is_refused(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(PackedFileError, match="not a file of packed weights"):
-        map_packed(path, "key", PARTS)
+        read_packed(path, "key", PARTS)
 
 
 def test_any_changed_byte_of_the_header_is_noticed(path: Path) -> None:
@@ -89,7 +89,7 @@ def test_any_changed_byte_of_the_header_is_noticed(path: Path) -> None:
         broken[place] ^= 1
         path.write_bytes(broken)
         with pytest.raises(PackedFileError):
-            map_packed(path, "key", PARTS)
+            read_packed(path, "key", PARTS)
 
 
 def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path: Path) -> None:
@@ -105,10 +105,10 @@ def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path: Path) ->
 
 def test_a_missing_file_is_no_error_of_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        map_packed(tmp_path / "model.packed", "key", PARTS)
+        read_packed(tmp_path / "model.packed", "key", PARTS)
 
 
-def test_a_file_larger_than_what_is_written_at_once_is_mapped_as_it_was_written(
+def test_a_file_larger_than_what_is_written_at_once_is_read_as_it_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packed_file, "_WRITTEN_BYTES", 2 * 4096)
@@ -121,7 +121,7 @@ def test_a_file_larger_than_what_is_written_at_once_is_mapped_as_it_was_written(
     # Once for each of the small parts, none for the empty one, eight for the large one.
     assert len(asked) == 2 + 8
     for array, expected in zip(
-        map_packed(tmp_path / "model.packed", "key", PARTS), ARRAYS, strict=True
+        read_packed(tmp_path / "model.packed", "key", PARTS), ARRAYS, strict=True
     ):
         np.testing.assert_array_equal(array, expected)
 
@@ -134,7 +134,7 @@ def test_a_file_that_isnt_finished_has_no_header_whatever_its_name(tmp_path: Pat
         # As if its writer were killed here, and somebody gave it the name.
         path.write_bytes((tmp_path / "model.new").read_bytes())
         with pytest.raises(PackedFileError, match="not a file of packed weights"):
-            map_packed(path, "key", PARTS)
+            read_packed(path, "key", PARTS)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -152,9 +152,9 @@ def test_one_writes_at_a_time_and_what_it_wrote_is_not_touched(tmp_path: Path) -
         # It has its own name now, and a next one has nothing to do with it.
         with new_packed_file(place, PARTS) as second:
             second.write(ARRAYS[0])
-            assert len(map_packed(path, "key", PARTS)) == len(PARTS)
+            assert len(read_packed(path, "key", PARTS)) == len(PARTS)
     assert list(tmp_path.iterdir()) == [path]
-    assert len(map_packed(path, "key", PARTS)) == len(PARTS)
+    assert len(read_packed(path, "key", PARTS)) == len(PARTS)
 
 
 def test_a_file_that_got_its_name_between_opening_and_locking_is_left_alone(
@@ -176,7 +176,7 @@ def test_a_file_that_got_its_name_between_opening_and_locking_is_left_alone(
     monkeypatch.setattr(fcntl, "flock", lock_late)
     with new_packed_file(place, PARTS) as file:
         file.write(ARRAYS[0])
-    assert len(map_packed(path, "key", PARTS)) == len(PARTS)
+    assert len(read_packed(path, "key", PARTS)) == len(PARTS)
 
 
 def test_without_locks_every_writer_has_a_file_of_its_own(
@@ -193,7 +193,7 @@ def test_without_locks_every_writer_has_a_file_of_its_own(
             second.write(array)
         first.finish(path, "key")
         second.finish(path, "key")
-    assert len(map_packed(path, "key", PARTS)) == len(PARTS)
+    assert len(read_packed(path, "key", PARTS)) == len(PARTS)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -211,5 +211,5 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(
             file.write(array)
         file.finish(path, "key")
     assert sorted(tmp_path.iterdir()) == sorted([path, other])
-    assert len(map_packed(path, "key", PARTS)) == len(PARTS)
+    assert len(read_packed(path, "key", PARTS)) == len(PARTS)
     remove_abandoned(tmp_path / "nowhere", "model")

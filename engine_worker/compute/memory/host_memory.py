@@ -1,0 +1,160 @@
+"""The host's memory: large pages for what steps read, and memory that holds nothing given back.
+
+A step reads all weights and the cache from end to end. In pages of 4 KiB each of them has its own
+entry in the processor's tables of addresses; of these only some thousand are kept, and finding one
+anew takes several reads of memory, many more in a virtual machine. Pages of 2 MiB need a five
+hundredth of them. Linux gives these to private memory that asks for it (where
+`/sys/kernel/mm/transparent_hugepage/enabled` says `madvise` or `always`), but to no mapped file.
+
+Linux only; elsewhere memory is as it is, nothing is given back and nothing is lost.
+"""
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+ALIGNMENT: Final = 64
+"""Bytes; the kernels ask for it, and jax takes memory of this alignment without a copy."""
+LARGE_PAGE_BYTES: Final = 2 * 2**20
+"""Of x86, and of ARM where usual pages have 4 KiB."""
+_MADV_DONTNEED: Final = 4
+"""Of <linux/mman.h>: private anonymous pages are dropped and read as zeros when touched again."""
+_MADV_HUGEPAGE: Final = 14
+
+
+class ArraySpec(Protocol):
+    """Of an array that isn't there yet."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+
+class HostArena:
+    """Memory for arrays that are read again and again: one piece, in large pages where there are.
+
+    Args:
+        specs: The arrays that it is for.
+
+    Attributes:
+        arrays: Of these shapes and types, filled with zeros; each at a multiple of `ALIGNMENT`.
+            They keep the memory.
+    """
+
+    def __init__(self, specs: Sequence[ArraySpec]) -> None:
+        sizes = [int(np.prod(spec.shape, dtype=np.int64)) * spec.dtype.itemsize for spec in specs]
+        starts = np.cumsum([0, *(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]).tolist()
+        memory = _anonymous_memory(starts[-1])
+        self.arrays: list[npt.NDArray[Any]] = [
+            memory[start : start + size].view(spec.dtype).reshape(spec.shape)
+            for spec, start, size in zip(specs, starts[:-1], sizes, strict=True)
+        ]
+
+
+class DeviceArrays:
+    """Puts arrays on a device, one after the other; on the CPU into a `HostArena`.
+
+    Args:
+        specs: The arrays, in their order.
+        device: Where to; None is the default device.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[ArraySpec],
+        device: jax.Device | jax.sharding.Sharding | None = None,
+    ) -> None:
+        self._device = device
+        platform = jax.default_backend() if device is None else getattr(device, "platform", "")
+        self._places = iter(HostArena(specs).arrays) if platform == "cpu" else None
+
+    def put(self, array: npt.NDArray[Any]) -> jax.Array:
+        """The next array, copied."""
+        if self._places is not None:
+            place = next(self._places)
+            assert (array.shape, array.dtype) == (place.shape, place.dtype), (array, place)
+            place[...] = array
+            # Aligned memory is taken as it is: no further copy.
+            array = place
+        placed: jax.Array = jax.device_put(array, self._device)
+        return placed.block_until_ready()
+
+
+def _anonymous_memory(num_bytes: int) -> npt.NDArray[np.uint8]:
+    """Zeros that take no memory until they are written to, from a large page's start on."""
+    if sys.platform != "linux":
+        raw = np.zeros(num_bytes + ALIGNMENT, np.uint8)
+        return raw[-raw.ctypes.data % ALIGNMENT :][:num_bytes]
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    mapped = mmap.mmap(-1, max(num_bytes, 1) + LARGE_PAGE_BYTES, flags=flags)
+    raw = np.frombuffer(mapped, np.uint8)
+    start = -raw.ctypes.data % LARGE_PAGE_BYTES
+    _advise(raw.ctypes.data, len(raw), _MADV_HUGEPAGE)
+    return raw[start : start + num_bytes]
+
+
+def use_large_pages(array: jax.Array) -> bool:
+    """Has what is written to an array from now on lie in large pages.
+
+    Args:
+        array: As `release_pages` takes it; what it holds already stays where it is.
+
+    Returns:
+        Whether the system will try; False where it or the device has no such thing.
+    """
+    if not _is_on_linux(array):
+        return False
+    # From the whole page that it begins in: for a neighbour there it changes nothing.
+    start = array.unsafe_buffer_pointer() // mmap.PAGESIZE * mmap.PAGESIZE
+    return _advise(start, array.unsafe_buffer_pointer() + array.nbytes - start, _MADV_HUGEPAGE)
+
+
+def release_pages(array: jax.Array) -> bool:
+    """Drops the pages of an array in the host's memory; it then reads as zeros.
+
+    XLA:CPU fills what it allocates, so a cache would take all its memory at once, used or not.
+    Pages dropped take none until something is written to them.
+
+    Args:
+        array: Made by a program, so that nothing else owns its memory. Its content is lost.
+
+    Returns:
+        Whether the pages were dropped; False where the system or the device has no such thing.
+    """
+    if not _is_on_linux(array):
+        return False
+    start, page = array.unsafe_buffer_pointer(), mmap.PAGESIZE
+    # Whole pages only: what lies beside the array in the first and the last is not ours.
+    first, end = -(-start // page) * page, (start + array.nbytes) // page * page
+    return _advise(first, end - first, _MADV_DONTNEED)
+
+
+def _is_on_linux(array: jax.Array) -> bool:
+    device: jax.Device = next(iter(array.devices()))
+    return sys.platform == "linux" and str(device.platform) == "cpu"
+
+
+def _advise(start: int, num_bytes: int, advice: int) -> bool:
+    """False where the kernel refuses, or there is no page."""
+    if num_bytes <= 0:
+        return False
+    failed: int = _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), advice)
+    return not failed
+
+
+def trim_heap() -> None:
+    """Has malloc give back what was freed: compiling and loading leave hundreds of megabytes."""
+    if sys.platform == "linux" and hasattr(_libc(), "malloc_trim"):
+        _libc().malloc_trim(0)
+
+
+def _libc() -> Any:
+    return ctypes.CDLL(None)
