@@ -4,6 +4,6 @@
 `kv_memory.py` the paged cache, a folder is a backend. `xla` computes everything and is the oracle
 of the others.
 Others use the port `Backend`, and `choose_backend` of `choice.py` to get one.
-May import `engine_worker.compute.models`, `engine_worker.core.choice` (what it says of cache
-groups) and `engine_worker.errors`.
+May import `engine_worker.compute.models`, `engine_worker.compute.memory`,
+`engine_worker.core.choice` (what it says of cache groups) and `engine_worker.errors`.
 """

@@ -1,4 +1,6 @@
 """Memory of the host that arrays lie in: in large pages, and given back when nothing is in it.
 
-Others use `host_memory.py`. May import no other room.
+Weights are put into it one behind the other, and XLA's own arrays are told to lie in large pages.
+Others use `DeviceArrays`, `HostArena`, `use_large_pages`, `release_pages` and `trim_heap`.
+May import nothing of ours.
 """

@@ -1,8 +1,8 @@
 """The host's memory: large pages for what steps read, and memory that holds nothing given back.
 
 A step reads all weights and the cache from end to end. In pages of 4 KiB each of them has its own
-entry in the processor's tables of addresses; of these only some thousand are kept, and finding one
-anew takes several reads of memory, many more in a virtual machine. Pages of 2 MiB need a five
+entry in the processor's tables of addresses; of these only some thousand are kept, and finding
+another takes several reads of memory, many more in a virtual machine. Pages of 2 MiB need a five
 hundredth of them. Linux gives these to private memory that asks for it (where
 `/sys/kernel/mm/transparent_hugepage/enabled` says `madvise` or `always`), but to no mapped file.
 
