@@ -41,6 +41,7 @@ from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.storage.sqlite_store import SqliteStore
 from benchmarks.round_trips import zeromq
 from protocol.runtime.child_environment import without_settings
+from protocol.runtime.large_pages import LargePages
 from protocol.wire.codec import auth_event_decoder, encode
 from protocol.wire.messages import AuthEvent, Authorize, Granted, Settle, Settled
 from protocol.wire.peers import Peer, PeerEvent
@@ -141,7 +142,8 @@ def snapshot_of(kind: str) -> Snapshot:
 
 def measure_decisions(num_requests: int, kind: str) -> list[Row]:
     """Decisions in memory, nothing written: alone, and with their settlements."""
-    calm_collector()  # as the auth worker does at its start
+    calm_collector()  # as the auth worker does at its start, and this a little later
+    LargePages().look()
     emitted: list[Operation] = []
     authority = Authority(
         epoch=1,
