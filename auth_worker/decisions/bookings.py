@@ -136,8 +136,9 @@ class Bookings:
         charges = ""
         if key is not None:
             end_user = command.end_user if key.may_name_end_users else ""
+            # In the windows that it was let in by, which a limit may have no more of.
             plan = self._meters.plan_for(
-                key, model, command.endpoint, end_user, self._clock.wall_s()
+                key, model, command.endpoint, end_user, granted_at_ms / 1000
             )
             if plan is not None:
                 now_s = self._clock.monotonic_s()
@@ -214,7 +215,7 @@ class Bookings:
         lease.endpoint = command.endpoint
         lease.end_user = command.end_user if key.may_name_end_users else ""
         lease.plan = self._meters.plan_for(
-            key, lease.model, lease.endpoint, lease.end_user, self._clock.wall_s()
+            key, lease.model, lease.endpoint, lease.end_user, lease.granted_at_ms / 1000
         )
 
     def _move(self, lease: Lease, model: str) -> None:
@@ -227,7 +228,7 @@ class Bookings:
         if key is None:
             return
         lease.plan = self._meters.plan_for(
-            key, model, lease.endpoint, lease.end_user, self._clock.wall_s()
+            key, model, lease.endpoint, lease.end_user, lease.granted_at_ms / 1000
         )
         if lease.plan is not None:
             # What was used was used: it counts whether there is room or not.

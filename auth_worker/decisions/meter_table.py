@@ -414,6 +414,9 @@ class MeterTable:
         if windows and not _is_same_kind(next(iter(windows.values())).limit, limit):
             self._drop(windows.values())
             windows.clear()
+        if not windows and not limit.auto_renews:
+            # What was let in before anything counted must not begin, and end, the only window.
+            wall_s = max(wall_s, self._clock.wall_s())
         span = _renewed(limit, windows, self._span_at(limit.window, wall_s))
         if not span.is_open:
             return self._closed(limit, end_user, span), span
