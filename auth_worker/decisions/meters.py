@@ -226,16 +226,20 @@ class SlidingMeter(Meter):
         if amount <= 0:
             return
         ends_s = (at_s // self.slot_s + 1) * self.slot_s
-        if self._slots and self._slots[-1].ends_s == ends_s:
-            self._slots[-1].amount += amount
+        if self.last.ends_s == ends_s:
+            self.last.amount += amount
         else:
-            self._slots.append(Slot(ends_s, amount, 0))
+            self._restore(Slot(ends_s, amount, 0))
         self._count_restored(amount)
 
     def restore_slot(self, begins_s: float, amount: int, counter_id: int) -> None:
         """A whole slot of before a restart; call in the order of time."""
-        self._slots.append(Slot(begins_s + self.slot_s, amount, counter_id))
+        self._restore(Slot(begins_s + self.slot_s, amount, counter_id))
         self._count_restored(amount)
+
+    def _restore(self, slot: Slot) -> None:
+        self._slots.append(slot)
+        self.last = slot
 
     def frees_s(self, now_s: float, wall_s: float, need: int) -> float | None:
         """See `Meter.frees_s`."""
@@ -250,9 +254,7 @@ class SlidingMeter(Meter):
 
     def reset_s(self, now_s: float, wall_s: float) -> float:
         """See `Meter.reset_s`."""
-        if not self._slots:
-            return 0.0
-        return max(0.0, self._slots[-1].ends_s + self.span_s - now_s)
+        return max(0.0, self.last.ends_s + self.span_s - now_s)
 
     def _count_restored(self, amount: int) -> None:
         self.total += amount
