@@ -19,7 +19,7 @@ ENOUGH_BYTES: Final = 4 * 1024 * 1024
 _MADV_COLLAPSE: Final = 25
 """Of Linux since 6.1; before, the call fails and nothing changes."""
 _DENSE_SHARE: Final = 4
-"""All but a quarter of a stretch must be in use already: it takes no more than that in memory."""
+"""All but a quarter of a stretch must be in use: it takes at most a third more memory."""
 _THP: Final = Path("/sys/kernel/mm/transparent_hugepage")
 _HEADER: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ (\d+) *(.*)")
 
