@@ -13,6 +13,7 @@ from auth_worker.service import run
 from protocol.errors import ConfigurationError
 from protocol.runtime import logs, tracing
 from protocol.runtime.allocator import trim_in_background
+from protocol.runtime.large_pages import LargePages
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.wire import worker_start
 
@@ -43,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tracing.setup("auth", environ, build=worker_start.build())
         endpoints, security = worker_start.dialled(environ, "auth", settings.key_dir)
         exit_with_parent(environ)
-        trim_in_background()
+        trim_in_background(large_pages=LargePages())
         return run(
             settings,
             endpoints=endpoints,

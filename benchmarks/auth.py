@@ -5,7 +5,7 @@ directory decides which disk is measured. What is computed in memory is told per
 so that a machine with other work shows it too; everything is measured in each round in turn, and
 the median is shown. Bare round trips over ZeroMQ of as many bytes are the floor of a question, and
 rows of a ledger in transactions of 64, by SQLite alone, that of a settlement. What stands in for a
-gateway runs on a gateway's event loop. Over the wire all keys were used before.
+gateway runs on a gateway's event loop. Over the wire all keys were used before, some seconds ago.
 """
 
 import argparse
@@ -40,7 +40,9 @@ from auth_worker.storage import schema
 from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.storage.sqlite_store import SqliteStore
 from benchmarks.round_trips import zeromq
+from protocol.runtime.allocator import TRIM_INTERVAL_S
 from protocol.runtime.child_environment import without_settings
+from protocol.runtime.large_pages import LargePages
 from protocol.wire.codec import auth_event_decoder, encode
 from protocol.wire.messages import AuthEvent, Authorize, Granted, Settle, Settled
 from protocol.wire.peers import Peer, PeerEvent
@@ -141,7 +143,8 @@ def snapshot_of(kind: str) -> Snapshot:
 
 def measure_decisions(num_requests: int, kind: str) -> list[Row]:
     """Decisions in memory, nothing written: alone, and with their settlements."""
-    calm_collector()  # as the auth worker does at its start
+    calm_collector()  # as the auth worker does at its start, and this a little later
+    LargePages().look()
     emitted: list[Operation] = []
     authority = Authority(
         epoch=1,
@@ -459,6 +462,7 @@ async def measure_wire(num_requests: int, directory: Path) -> list[Row]:
         client.worker_pid = worker.pid
         few = max(1, num_requests // 10)
         await client.measure("", NUM_KEYS, 256, settles=True)  # so that every key was used
+        await asyncio.sleep(TRIM_INTERVAL_S + 1.0)  # and lies in large pages
         return [
             await client.measure(AUTHORIZE, few, 1, settles=False),
             await client.measure(

@@ -320,11 +320,16 @@ class Authority:
 
     def _identify(self, command: Authorize, wall_s: float) -> StoredKey | Denied:
         """Whose request it is. Anonymous callers never pass where an admin is needed."""
-        digest = command.key_digest
-        key = None if digest is None else self.keys.find(digest)
-        is_open = key is not None and key.is_active(wall_s)
-        if key is not None and digest is not None and is_open and key.takes(digest, wall_s):
-            return key
+        digest, key = command.key_digest, None
+        if digest is not None:
+            key = self.keys.find(digest)
+            if (
+                key is not None
+                and key.is_active(wall_s)
+                # Found by its only digest, it takes that.
+                and (key.previous_digest is None or key.takes(digest, wall_s))
+            ):
+                return key
         if self._rules.allow_anonymous and command.required_role == "user":
             return ANONYMOUS
         if key is not None:

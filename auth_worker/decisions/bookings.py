@@ -136,8 +136,9 @@ class Bookings:
         charges = ""
         if key is not None:
             end_user = command.end_user if key.may_name_end_users else ""
+            # In the windows that it was let in by, which a limit may have no more of.
             plan = self._meters.plan_for(
-                key, model, command.endpoint, end_user, self._clock.wall_s()
+                key, model, command.endpoint, end_user, granted_at_ms / 1000
             )
             if plan is not None:
                 now_s = self._clock.monotonic_s()
@@ -214,7 +215,7 @@ class Bookings:
         lease.endpoint = command.endpoint
         lease.end_user = command.end_user if key.may_name_end_users else ""
         lease.plan = self._meters.plan_for(
-            key, lease.model, lease.endpoint, lease.end_user, self._clock.wall_s()
+            key, lease.model, lease.endpoint, lease.end_user, lease.granted_at_ms / 1000
         )
 
     def _move(self, lease: Lease, model: str) -> None:
@@ -227,7 +228,7 @@ class Bookings:
         if key is None:
             return
         lease.plan = self._meters.plan_for(
-            key, model, lease.endpoint, lease.end_user, self._clock.wall_s()
+            key, model, lease.endpoint, lease.end_user, lease.granted_at_ms / 1000
         )
         if lease.plan is not None:
             # What was used was used: it counts whether there is room or not.
@@ -248,10 +249,10 @@ class Bookings:
     ) -> BookUsage:
         if lease.price is None:
             lease.price = self._prices.price_of(lease.model, lease.granted_at_ms)
-        money, charges = 0, ""
-        if lease.price is not None:
+        price, money, charges = lease.price, 0, ""
+        if price is not None:
             money = cost(
-                lease.price,
+                price,
                 prompt_tokens=prompt_tokens,
                 completion_tokens=completion_tokens,
                 cached_tokens=cached_tokens,
@@ -262,7 +263,7 @@ class Bookings:
         plan = lease.plan
         if plan is not None:
             now_s = self._clock.monotonic_s()
-            used = needs_of(prompt_tokens, completion_tokens, money)
+            used = (1, prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, money)
             if lease.is_forgotten:
                 plan.take_unknown(lease.held, used)
             plan.settle(now_s, lease.held, used)
@@ -295,26 +296,29 @@ class Bookings:
         cost_micros: int = 0,
     ) -> BookUsage:
         price = lease.price
-        return BookUsage(
-            lease.lease_id,
-            request_id,
-            lease.key_id,
-            self._served.booked(lease.model, prompt_tokens + completion_tokens, price),
-            prompt_tokens,
-            completion_tokens,
-            cached_tokens,
-            reasoning_tokens,
-            outcome,
-            lease.granted_at_ms,
-            int(self._clock.wall_s() * 1000),
-            lease.user_id,
-            lease.team_id,
-            lease.end_user,
-            lease.endpoint,
-            cost_micros,
-            "" if price is None else price.price_id,
-            0 if price is None else price.version,
-            charges,
+        return BookUsage._make(  # takes half the time of a call of the class
+            (
+                lease.lease_id,
+                request_id,
+                lease.key_id,
+                self._served.booked(lease.model, prompt_tokens + completion_tokens, price),
+                prompt_tokens,
+                completion_tokens,
+                cached_tokens,
+                reasoning_tokens,
+                outcome,
+                lease.granted_at_ms,
+                int(self._clock.wall_s() * 1000),
+                lease.user_id,
+                lease.team_id,
+                lease.end_user,
+                lease.endpoint,
+                cost_micros,
+                "" if price is None else price.price_id,
+                0 if price is None else price.version,
+                charges,
+                0,
+            )
         )
 
     def _key(self, key_id: str) -> StoredKey | None:

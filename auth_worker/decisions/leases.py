@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+
+from msgspec import Struct, field
 
 from auth_worker.decisions.plans import NOTHING, Needs, Plan
 from auth_worker.principals.prices import Price
@@ -13,9 +14,8 @@ MAX_STREAMS_A_LEASE = 4096
 MAX_STREAM_NAME_CHARS = 256
 
 
-@dataclass(slots=True)
-class Lease:
-    """One running request's reservation.
+class Lease(Struct, eq=False, gc=False):
+    """One running request's reservation; nothing that it names leads back to it.
 
     Attributes:
         granted_at_ms: Unix milliseconds.
@@ -82,20 +82,22 @@ class Lease:
 
     def row(self) -> LeaseRow:
         """What the database should remember of it."""
-        return LeaseRow(
-            self.lease_id,
-            self.request_id,
-            self.key_id,
-            self.model,
-            self.granted_at_ms,
-            self.prompt_tokens,
-            self.completion_tokens,
-            self.reported_prompt_tokens,
-            self.reported_completion_tokens,
-            self.endpoint,
-            self.end_user,
-            self.user_id,
-            self.team_id,
+        return LeaseRow._make(  # takes half the time of a call of the class
+            (
+                self.lease_id,
+                self.request_id,
+                self.key_id,
+                self.model,
+                self.granted_at_ms,
+                self.prompt_tokens,
+                self.completion_tokens,
+                self.reported_prompt_tokens,
+                self.reported_completion_tokens,
+                self.endpoint,
+                self.end_user,
+                self.user_id,
+                self.team_id,
+            )
         )
 
 

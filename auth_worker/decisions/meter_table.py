@@ -63,7 +63,7 @@ class _Caller:
     """The limits that hold for one key, and the plans made of them so far."""
 
     __slots__ = (
-        *("bounds", "has_templates", "is_filtered", "key", "limits", "others", "own", "plain"),
+        *("bounds", "has_templates", "is_filtered", "is_free", "key", "others", "own", "plain"),
         *("plans", "templates", "version"),
     )
 
@@ -81,11 +81,16 @@ class _Caller:
         self.templates = templates
         self.own = own
         self.others = others
-        self.limits = (*templates, *own, *others.limits)
+        self.is_free = not (templates or own or others.limits)
         self.is_filtered = others.is_filtered or any(map(_is_filtered, (*templates, *own)))
         self.has_templates = bool(templates)
         self.plain: Plan | None = None
-        self.plans: dict[tuple[str, str, str], Plan] = {}
+        self.plans: dict[tuple[str, str, str], Plan] | None = None  # of some models or end users
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """All of them, the narrowest holder first."""
+        return (*self.templates, *self.own, *self.others.limits)
 
 
 class MeterTable:
@@ -149,7 +154,7 @@ class MeterTable:
         caller = self._callers.get(key.key_id)
         if caller is None or caller.key is not key or caller.version != self.limits.version:
             caller = self._caller_of(key, caller)
-        if not caller.limits:
+        if caller.is_free:
             return None
         if not caller.is_filtered:
             if not (caller.has_templates and end_user):
@@ -159,14 +164,17 @@ class MeterTable:
                 return plan
             model = endpoint = ""
         which = (model, endpoint, end_user if caller.has_templates else "")
-        found = caller.plans.get(which)
+        plans = caller.plans
+        if plans is None:
+            plans = caller.plans = {}
+        found = plans.get(which)
         if found is None or found.is_stale or not found.since_s <= wall_s < found.until_s:
             found = self._build(caller, *which, wall_s)
             if model and model not in self._served:
                 return found
-            if len(caller.plans) >= MAX_PLANS_A_KEY:
-                caller.plans.clear()
-            caller.plans[which] = found
+            if len(plans) >= MAX_PLANS_A_KEY:
+                plans.clear()
+            plans[which] = found
         return found
 
     def watch_running(self, runs_for: Callable[[str], bool]) -> None:
@@ -414,6 +422,9 @@ class MeterTable:
         if windows and not _is_same_kind(next(iter(windows.values())).limit, limit):
             self._drop(windows.values())
             windows.clear()
+        if not windows and not limit.auto_renews:
+            # What was let in before anything counted must not begin, and end, the only window.
+            wall_s = max(wall_s, self._clock.wall_s())
         span = _renewed(limit, windows, self._span_at(limit.window, wall_s))
         if not span.is_open:
             return self._closed(limit, end_user, span), span

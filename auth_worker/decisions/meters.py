@@ -44,7 +44,7 @@ class Meter:
         room: What may be granted: `amount` less `total` and what running requests hold.
         uncommitted: What else is free, once a slice of it is durable; see `FixedMeter`.
         due_s: From when on (monotonic) `refresh` has something to do.
-        low: Below so much room a slice should be asked for; see `FixedMeter`.
+        low: Below so much room a slice should be asked for; of a `FixedMeter` never below 0.
         warn_at: From so much used on, answers warn; infinite where nothing is to be said.
         is_gone: Whether it was released; another one counts in its place, if any.
     """
@@ -120,7 +120,7 @@ class SlidingMeter(Meter):
         close_slot: Called with the id of a slot that has left.
     """
 
-    __slots__ = ("_close_slot", "_last", "_open_slot", "_slots", "_span_s", "_writable_s")
+    __slots__ = ("_close_slot", "_open_slot", "_slots", "last", "span_s", "writable_s")
 
     def __init__(
         self,
@@ -132,10 +132,10 @@ class SlidingMeter(Meter):
         close_slot: Callable[[int], None] | None = None,
     ) -> None:
         super().__init__(limit, end_user, amount)
-        self._span_s = SLIDING_S[limit.window.kind]
+        self.span_s = SLIDING_S[limit.window.kind]
         self._slots: list[Slot] = []  # the oldest first; a deque takes six times as much memory
-        self._last = _NO_SLOT
-        self._writable_s = -math.inf  # until then amounts go into the last slot
+        self.last = _NO_SLOT
+        self.writable_s = -math.inf  # until then amounts go into the last slot
         self._open_slot = open_slot
         self._close_slot = close_slot
 
@@ -147,7 +147,7 @@ class SlidingMeter(Meter):
     @property
     def slot_s(self) -> float:
         """The length of a slot."""
-        return self._span_s / SLOTS_A_SPAN
+        return self.span_s / SLOTS_A_SPAN
 
     @property
     def num_slots(self) -> int:
@@ -157,24 +157,24 @@ class SlidingMeter(Meter):
     def start(self, now_s: float) -> None:
         """Count a request from its grant on, not from its end."""
         self.room -= 1
-        if now_s < self._writable_s:
+        if now_s < self.writable_s:
             self.total += 1
-            self._last.amount += 1
+            self.last.amount += 1
         else:
             self._add(now_s, 1)
 
     def settle(self, now_s: float, num_held: int, num_used: int) -> None:
         """See `Meter.settle`."""
         self.room += num_held - num_used
-        if now_s < self._writable_s:
+        if now_s < self.writable_s:
             self.total += num_used
-            self._last.amount += num_used
+            self.last.amount += num_used
         elif num_used > 0:
             self._add(now_s, num_used)
 
     def refresh(self, now_s: float) -> None:
         """Let the slots go that are older than the span."""
-        slots, span_s = self._slots, self._span_s
+        slots, span_s = self._slots, self.span_s
         while slots and slots[0].ends_s + span_s <= now_s:
             slot = slots.pop(0)
             self.total -= slot.amount
@@ -194,7 +194,7 @@ class SlidingMeter(Meter):
 
     def open(self, now_s: float) -> None:
         """See to it that there is a slot for what is counted now."""
-        if now_s >= self._writable_s:
+        if now_s >= self.writable_s:
             self._add(now_s, 0)
 
     def correct_at(self, at_s: float, num_more: int) -> None:
@@ -226,16 +226,20 @@ class SlidingMeter(Meter):
         if amount <= 0:
             return
         ends_s = (at_s // self.slot_s + 1) * self.slot_s
-        if self._slots and self._slots[-1].ends_s == ends_s:
-            self._slots[-1].amount += amount
+        if self.last.ends_s == ends_s:
+            self.last.amount += amount
         else:
-            self._slots.append(Slot(ends_s, amount, 0))
+            self._restore(Slot(ends_s, amount, 0))
         self._count_restored(amount)
 
     def restore_slot(self, begins_s: float, amount: int, counter_id: int) -> None:
         """A whole slot of before a restart; call in the order of time."""
-        self._slots.append(Slot(begins_s + self.slot_s, amount, counter_id))
+        self._restore(Slot(begins_s + self.slot_s, amount, counter_id))
         self._count_restored(amount)
+
+    def _restore(self, slot: Slot) -> None:
+        self._slots.append(slot)
+        self.last = slot
 
     def frees_s(self, now_s: float, wall_s: float, need: int) -> float | None:
         """See `Meter.frees_s`."""
@@ -245,31 +249,29 @@ class SlidingMeter(Meter):
         for slot in self._slots:
             excess -= slot.amount
             if excess <= 0:
-                return max(0.0, slot.ends_s + self._span_s - now_s)
+                return max(0.0, slot.ends_s + self.span_s - now_s)
         return None
 
     def reset_s(self, now_s: float, wall_s: float) -> float:
         """See `Meter.reset_s`."""
-        if not self._slots:
-            return 0.0
-        return max(0.0, self._slots[-1].ends_s + self._span_s - now_s)
+        return max(0.0, self.last.ends_s + self.span_s - now_s)
 
     def _count_restored(self, amount: int) -> None:
         self.total += amount
         self.room -= amount
-        self.due_s = self._slots[0].ends_s + self._span_s
+        self.due_s = self._slots[0].ends_s + self.span_s
 
     def _add(self, now_s: float, amount: int) -> None:
         """Open a slot with an amount."""
         self.total += amount
-        slot_s = self._span_s / SLOTS_A_SPAN
+        slot_s = self.span_s / SLOTS_A_SPAN
         ends_s = (now_s // slot_s + 1) * slot_s
         counter_id = 0 if self._open_slot is None else self._open_slot(self, ends_s - slot_s)
-        self._last = Slot(ends_s, amount, counter_id)
-        self._slots.append(self._last)
-        self._writable_s = ends_s
+        self.last = Slot(ends_s, amount, counter_id)
+        self._slots.append(self.last)
+        self.writable_s = ends_s
         if len(self._slots) == 1:
-            self.due_s = ends_s + self._span_s
+            self.due_s = ends_s + self.span_s
 
     def _slot_at(self, at_s: float) -> Slot | None:
         found: Slot | None = None
@@ -433,7 +435,7 @@ class FixedMeter(Meter):
         self.uncommitted = self.amount - self._bound
         is_whole = not self.limit.is_hard or self.granted >= self.amount
         ahead = max(self.amount // SLICE_SHARE, SLICE_REQUESTS * need)
-        self.low = -math.inf if is_whole else ahead // 2
+        self.low = 0 if is_whole else ahead // 2
 
 
 class ParallelMeter(Meter):

@@ -326,15 +326,10 @@ class OpenLeases:
         return None
 
     def _needs(self, lease: Lease, prompt_tokens: int, completion_tokens: int) -> Needs:
-        money = 0
-        if lease.price is not None:
-            money = highest_cost(
-                lease.price,
-                prompt_tokens=prompt_tokens,
-                completion_tokens=completion_tokens,
-                endpoint=lease.endpoint,
-            )
-        return needs_of(prompt_tokens, completion_tokens, money)
+        price, money = lease.price, 0
+        if price is not None:
+            money = highest_cost(price, prompt_tokens, completion_tokens, lease.endpoint)
+        return (1, prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, money)
 
     def _resize(
         self, lease: Lease, plan: Plan, tokens: tuple[int, int], now_s: float

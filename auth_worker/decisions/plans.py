@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
-from auth_worker.decisions.meters import FixedMeter, Meter, SlidingMeter
+from auth_worker.decisions.meters import FixedMeter, Meter, ParallelMeter, SlidingMeter
 from auth_worker.principals.limit_rules import Measure
 from auth_worker.records.limit_usage import CHARGE_LETTERS, charge_text
 from protocol.wire.messages import LimitState
@@ -20,6 +20,7 @@ _INDEX: Final[dict[Measure, int]] = {
     "money": 4,
     "parallel": 0,
 }
+_MeterT = TypeVar("_MeterT", bound=Meter)
 NOTHING: Final[Needs] = (0, 0, 0, 0, 0)
 
 
@@ -54,8 +55,8 @@ class Plan:
     """
 
     __slots__ = (
-        *("_held", "_slotted", "_soft", "_started", "_token_meters", "_request_meters"),
-        *("_meters", "_named", "_warners"),
+        *("_bounds", "_fixed", "_parallel", "_sliding", "_slotted", "_soft", "_started"),
+        *("_due_s", "_meters", "_named", "_request_meters", "_token_meters", "_warners"),
         *("charges", "gives_back", "has_money", "origin", "since_s", "thirsty", "until_s"),
     )
 
@@ -64,8 +65,10 @@ class Plan:
     ) -> None:
         self.since_s, self.until_s, self.origin = since_s, until_s, origin
         self._meters = tuple(meters)
+        self._due_s = -math.inf
         started, slotted = list[SlidingMeter](), list[tuple[SlidingMeter, int]]()
-        held, soft = list[tuple[Meter, int]](), list[tuple[Meter, int]]()
+        sliding, fixed = dict[int, list[SlidingMeter]](), dict[int, list[FixedMeter]]()
+        parallel, soft = list[ParallelMeter](), list[tuple[Meter, int]]()
         charges = list[tuple[int, str]]()
         self.has_money = self.gives_back = self.thirsty = False
         for meter in meters:  # one after another: each key makes a plan of all that it is under
@@ -81,18 +84,29 @@ class Plan:
                 charges.append((meter.counter_id, CHARGE_LETTERS[measure]))
             if measure == "money":
                 self.has_money = True
-            if limit.is_hard:
-                held.append((meter, index))
-                self.gives_back = self.gives_back or index > 0
-            else:
+            if not limit.is_hard:
                 soft.append((meter, index))
+                continue
+            self.gives_back = self.gives_back or index > 0
+            if isinstance(meter, SlidingMeter):
+                sliding.setdefault(index, []).append(meter)
+            elif isinstance(meter, FixedMeter):
+                fixed.setdefault(index, []).append(meter)
+            elif isinstance(meter, ParallelMeter):
+                parallel.append(meter)
         self._started, self._slotted = tuple(started), tuple(slotted)
-        self._held, self._soft = tuple(held), tuple(soft)
+        bounds = tuple(starter for starter in started if starter.limit.is_hard)
+        # By kind and measure: a loop over meters of one class, with one need, takes half as long.
+        self._sliding, self._fixed = _grouped(sliding), _grouped(fixed)
+        self._parallel, self._soft = tuple(parallel), tuple(soft)
         self._warners = tuple(
             meter for meter in meters if meter.limit.thresholds or not meter.limit.is_hard
         )
-        self._request_meters = _shown(meters, "requests")
-        self._token_meters = _shown(meters, "tokens")
+        # Mostly the same: one object takes less memory, and is read sooner.
+        self._bounds = self._started if bounds == self._started else bounds
+        shown, counted = _shown(meters, "requests"), _shown(meters, "tokens")
+        self._request_meters = self._bounds if shown == self._bounds else shown
+        self._token_meters = next((some for _, some in self._sliding if some == counted), counted)
         self.charges = charge_text(charges)
         self._named = tuple(meter for meter in meters if meter.end_user)
 
@@ -109,28 +123,38 @@ class Plan:
         Returns:
             The meters without room; empty when it was taken.
         """
-        for starter in self._started:
-            if now_s >= starter.due_s:
-                starter.refresh(now_s)
-            if starter.room < 1 and starter.limit.is_hard:
-                return self._short(now_s, needs)
-        held = self._held
-        for meter, index in held:
-            if now_s >= meter.due_s:
-                meter.refresh(now_s)
+        if now_s >= self._due_s:
+            self._refresh(now_s)
+        for starter in self._bounds:
+            if starter.room < 1:
+                return self._short(needs)
+        for index, sliding in self._sliding:
             need = needs[index]
-            room = meter.room - need
-            if room < 0 < need:
-                for taken, of_taken in held:
-                    if taken is meter:
-                        break
-                    taken.room += needs[of_taken]
-                return self._short(now_s, needs)
-            meter.room = room
-            if room < meter.low:
-                self.thirsty = True
+            if need:  # asking for nothing needs no room
+                for slider in sliding:
+                    room = slider.room = slider.room - need
+                    if room < 0:
+                        return self._short_after(slider, needs)
+        for index, fixed in self._fixed:
+            need = needs[index]
+            if need:
+                for meter in fixed:
+                    room = meter.room = meter.room - need
+                    if room < meter.low:
+                        if room < 0:
+                            return self._short_after(meter, needs)
+                        self.thirsty = True
+        for runs in self._parallel:
+            runs.room -= 1
+            if runs.room < 0:
+                return self._short_after(runs, needs)
         for starter in self._started:
-            starter.start(now_s)
+            if now_s < starter.writable_s:  # as in `start`, in half the time
+                starter.room -= 1
+                starter.total += 1
+                starter.last.amount += 1
+            else:
+                starter.start(now_s)
         return ()
 
     def take(self, now_s: float, needs: Needs, *, starts: bool = True) -> None:
@@ -138,9 +162,9 @@ class Plan:
         if starts:
             for starter in self._started:
                 starter.start(now_s)
-        for meter, index in self._held:
-            room = meter.room = meter.room - needs[index]
-            if room < meter.low:
+        for meter, index in self._held():
+            meter.room -= needs[index]
+            if meter.room < meter.low:
                 self.thirsty = True
 
     def grow(self, now_s: float, before: Needs, after: Needs) -> Sequence[Short]:
@@ -149,17 +173,16 @@ class Plan:
         Returns:
             The meters without room; empty when it was changed.
         """
-        short = []
-        for meter, index in self._held:
-            more = after[index] - before[index]
-            if more <= 0:
-                continue
-            if now_s >= meter.due_s:
-                meter.refresh(now_s)
-            if meter.room < more:
-                short.append(Short(meter, more))
+        if now_s >= self._due_s:
+            self._refresh(now_s)
+        more = difference(after, before)
+        short = [
+            Short(meter, more[index])
+            for meter, index in self._held()
+            if more[index] > 0 and meter.room < more[index]
+        ]
         if not short:
-            self.take(now_s, difference(after, before), starts=False)
+            self.take(now_s, more, starts=False)
         return short
 
     def joined(self, before: "Plan") -> "Plan":
@@ -173,10 +196,24 @@ class Plan:
 
     def settle(self, now_s: float, held: Needs, used: Needs) -> None:
         """A request ends: what it held is free again, and what it used counts."""
-        for meter, index in self._held:
-            meter.settle(now_s, held[index], used[index])
-        for meter, index in self._soft:
-            meter.settle(now_s, 0, used[index])
+        for index, sliding in self._sliding:
+            num_held, num_used = held[index], used[index]
+            num_free = num_held - num_used
+            for slider in sliding:
+                if now_s < slider.writable_s:  # as in its own `settle`, in half the time
+                    slider.room += num_free
+                    slider.total += num_used
+                    slider.last.amount += num_used
+                else:
+                    slider.settle(now_s, num_held, num_used)
+        for index, fixed in self._fixed:
+            num_held, num_used = held[index], used[index]
+            for meter in fixed:
+                meter.settle(now_s, num_held, num_used)
+        for runs in self._parallel:
+            runs.room += held[0]
+        for other, index in self._soft:
+            other.settle(now_s, 0, used[index])
 
     def take_back(self, held: Needs, started_s: float | None) -> None:
         """A request is taken back whole, as if it had never been.
@@ -185,7 +222,7 @@ class Plan:
             held: What it held.
             started_s: When it was counted; None when it wasn't.
         """
-        for meter, index in self._held:
+        for meter, index in self._held():
             meter.room += held[index]
         if started_s is not None:
             for starter in self._started:
@@ -211,7 +248,7 @@ class Plan:
 
     def correct_minutes(self, at_s: float, more: Needs) -> None:
         """More was used than was counted at a moment, in windows whose slots have no counters."""
-        for meter, index in (*self._held, *self._soft):
+        for meter, index in (*self._held(), *self._soft):
             if isinstance(meter, SlidingMeter) and not meter.is_durable:
                 meter.correct_at(at_s, more[index])
 
@@ -220,7 +257,7 @@ class Plan:
         for starter in self._started:
             if not starter.is_durable:
                 starter.start(now_s)
-        for meter, index in (*self._held, *self._soft):
+        for meter, index in (*self._held(), *self._soft):
             if isinstance(meter, SlidingMeter) and not meter.is_durable:
                 meter.settle(now_s, 0, used[index])
 
@@ -229,14 +266,15 @@ class Plan:
         self.thirsty = False
         return [
             (meter, needs[index])
-            for meter, index in self._held
-            if isinstance(meter, FixedMeter) and meter.room < meter.low and not meter.asked
+            for index, fixed in self._fixed
+            for meter in fixed
+            if meter.room < meter.low and not meter.asked
         ]
 
     def take_unknown(self, held: Needs, used: Needs) -> None:
         """A request of a killed process ends; what it doesn't hold itself was kept for it."""
-        for meter, index in self._held:
-            if isinstance(meter, FixedMeter):
+        for index, fixed in self._fixed:
+            for meter in fixed:
                 meter.take_unknown(used[index] - held[index])
 
     def restore_start(self, at_s: float) -> None:
@@ -247,7 +285,7 @@ class Plan:
 
     def restore_use(self, at_s: float, needs: Needs) -> None:
         """Count what was settled before a restart in the windows that don't outlive it."""
-        for meter, index in (*self._held, *self._soft):
+        for meter, index in (*self._held(), *self._soft):
             if isinstance(meter, SlidingMeter) and not meter.is_durable:
                 meter.restore(at_s, needs[index])
 
@@ -278,6 +316,8 @@ class Plan:
         """Where the caller stands in the tightest windows of requests and of tokens."""
         if not self._request_meters and not self._token_meters:
             return UNLIMITED
+        if now_s >= self._due_s:
+            self._refresh(now_s)
         limit_requests, remaining_requests, reset_requests_s = _tightest(
             self._request_meters, now_s, wall_s
         )
@@ -293,21 +333,46 @@ class Plan:
             reset_tokens_s=reset_tokens_s,
         )
 
-    def _short(self, now_s: float, needs: Needs) -> list[Short]:
-        """Every meter without room; asking for nothing needs no room."""
-        short = []
-        for meter, need in (
-            *((starter, 1) for starter in self._started if starter.limit.is_hard),
-            *((meter, needs[index]) for meter, index in self._held),
-        ):
-            if now_s >= meter.due_s:
-                meter.refresh(now_s)
+    def _held(self) -> list[tuple[Meter, int]]:
+        """The meters that a request holds something of, and which of its needs."""
+        held: list[tuple[Meter, int]] = []
+        for index, meters in (*self._sliding, *self._fixed, (0, self._parallel)):
+            held += [(meter, index) for meter in meters]
+        return held
+
+    def _refresh(self, now_s: float) -> None:
+        """Release what no longer counts; whatever is counted from now on counts for a while."""
+        due_s = math.inf
+        for meter in self._meters:
+            meter.refresh_due(now_s)
+            soonest_s = now_s + meter.span_s if isinstance(meter, SlidingMeter) else math.inf
+            due_s = min(due_s, meter.due_s, soonest_s)
+        self._due_s = due_s
+
+    def _short_after(self, last: Meter, needs: Needs) -> list[Short]:
+        """Give back what `reserve` took, up to a meter; every meter without room."""
+        for meter, index in self._held():
+            meter.room += needs[index]
+            if meter is last:
+                break
+        return self._short(needs)
+
+    def _short(self, needs: Needs) -> list[Short]:
+        """Every meter without room, those first that count a request from its start."""
+        short = [Short(starter, 1) for starter in self._bounds if starter.room < 1]
+        held = dict(self._held())
+        for meter in self._meters:
+            need = needs[held[meter]] if meter in held else 0
             if need and meter.room < need:
                 short.append(Short(meter, need))
         return short
 
 
 UNLIMITED: Final = LimitState()
+
+
+def _grouped(meters: dict[int, list[_MeterT]]) -> tuple[tuple[int, tuple[_MeterT, ...]], ...]:
+    return tuple((index, tuple(some)) for index, some in meters.items())
 
 
 def _shown(meters: Sequence[Meter], measure: Measure) -> tuple[Meter, ...]:
@@ -334,15 +399,14 @@ def _tightest(
 
     There are no such seconds where a window never ends.
     """
-    tightest: Meter | None = None
-    least = 0
-    for meter in meters:
-        if now_s >= meter.due_s:
-            meter.refresh(now_s)
-        free = meter.room + meter.uncommitted
-        if tightest is None or free < least:
-            tightest, least = meter, free
-    if tightest is None:
+    if not meters:
         return (None, None, None)
+    tightest = meters[0]
+    least = tightest.room + tightest.uncommitted
+    for meter in meters:
+        free = meter.room + meter.uncommitted
+        if free < least:
+            tightest, least = meter, free
     reset_s = tightest.reset_s(now_s, wall_s)
-    return (tightest.amount, max(0, least), None if math.isinf(reset_s) else reset_s)
+    rest = least if least > 0 else 0
+    return (tightest.amount, rest, None if reset_s == math.inf else reset_s)

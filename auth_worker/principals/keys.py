@@ -395,9 +395,10 @@ class KeyDirectory:
         if key is None:
             principal = self._tokens.find(digest)
             return None if principal is None else self.attached(principal)
-        is_current = hmac.compare_digest(key.digest, digest)
-        is_previous = hmac.compare_digest(key.previous_digest or b"", digest)
-        return key if is_current or is_previous else None
+        if hmac.compare_digest(key.digest, digest):
+            return key
+        previous = key.previous_digest
+        return key if previous is not None and hmac.compare_digest(previous, digest) else None
 
     def get(self, key_id: str) -> StoredKey | None:
         """The key of an id."""

@@ -157,19 +157,19 @@ def cost(
 
 
 def highest_cost(
-    price: Price, *, prompt_tokens: int, completion_tokens: int, endpoint: str = ""
+    price: Price, prompt_tokens: int, completion_tokens: int, endpoint: str = ""
 ) -> int:
     """The most that so many tokens can cost, whichever of them are cached or reasoning."""
-    is_cached = price.cached_prompt > price.prompt
-    is_reasoning = price.reasoning > price.completion
-    return cost(
-        price,
-        prompt_tokens=prompt_tokens,
-        completion_tokens=completion_tokens,
-        cached_tokens=prompt_tokens if is_cached else 0,
-        reasoning_tokens=completion_tokens if is_reasoning else 0,
-        endpoint=endpoint,
-    )
+    if endpoint == EMBEDDINGS_ENDPOINT:
+        total = prompt_tokens * price.embedding
+    else:
+        of_prompt, of_completion = price.prompt, price.completion
+        if price.cached_prompt > of_prompt:
+            of_prompt = price.cached_prompt
+        if price.reasoning > of_completion:
+            of_completion = price.reasoning
+        total = prompt_tokens * of_prompt + completion_tokens * of_completion
+    return (total + TOKENS_PER_PRICE // 2) // TOKENS_PER_PRICE + price.request
 
 
 def _valid(versions: tuple[Price, ...], at_ms: int) -> Price | None:

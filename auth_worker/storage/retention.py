@@ -1,6 +1,7 @@
 """Lets old rows go: ledger rows into sums by hour, old entries of the audit log with a proof."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 from sqlalchemy import Connection, Executable, delete, insert, select, update
@@ -157,12 +158,9 @@ def cut_audit(
         How many, and the entry that says so: with the number and hash of the last one that went,
         the chain can be followed from there on.
     """
-    young = select(_log.seq).where(_log.at_ms >= operation.before_ms).order_by(_log.seq).limit(1)
-    first_young = connection.execute(young).scalar_one_or_none()
-    old = select(_log.seq, _log.hash).order_by(_log.seq).limit(operation.limit)
-    if first_young is not None:
-        old = old.where(_log.seq < first_young)
-    rows = connection.execute(old).all()
+    oldest = select(_log.seq, _log.hash, _log.at_ms).order_by(_log.seq).limit(operation.limit)
+    with connection.execute(oldest) as found:
+        rows = list(takewhile(lambda row: row.at_ms < operation.before_ms, found))
     if not rows:
         return Removed(0), None
     last = rows[-1]

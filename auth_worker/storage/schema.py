@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     false,
+    text,
     true,
 )
 
@@ -24,6 +25,10 @@ metadata = MetaData()
 
 # SQLite gives automatic numbers only to INTEGER, PostgreSQL should use 64 bits.
 _SERIAL = BigInteger().with_variant(Integer, "sqlite")
+
+
+_HAS_ACTOR = text("actor_key_id <> ''")
+_HAS_SUBJECT = text("subject <> ''")
 
 schema_version = Table(
     "schema_version",
@@ -298,8 +303,21 @@ audit_log = Table(
     Column("outcome", String, nullable=False, server_default=""),
     Column("address", String, nullable=False, server_default=""),
     Column("request_id", String, nullable=False, server_default=""),
-    Index("audit_by_actor", "actor_key_id", "seq"),
-    Index("audit_by_subject", "subject", "seq"),
+    # Each commit of money adds an entry that has neither; who looks for one says that he does.
+    Index(
+        "audit_by_actor",
+        "actor_key_id",
+        "seq",
+        sqlite_where=_HAS_ACTOR,
+        postgresql_where=_HAS_ACTOR,
+    ),
+    Index(
+        "audit_by_subject",
+        "subject",
+        "seq",
+        sqlite_where=_HAS_SUBJECT,
+        postgresql_where=_HAS_SUBJECT,
+    ),
     Index("audit_by_action", "action", "seq"),
     Index("audit_by_time", "at_ms"),
 )

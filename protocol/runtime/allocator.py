@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from protocol.runtime.large_pages import LargePages
+
 LARGE_BLOCK_BYTES = 256 * 1024
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
@@ -105,10 +107,17 @@ class HeapTrimmer:
         self._least_resident = min(self._least_resident, heap.resident_bytes)
 
 
-def trim_in_background(trimmer: HeapTrimmer | None = None) -> threading.Thread:
+def trim_in_background(
+    trimmer: HeapTrimmer | None = None, large_pages: LargePages | None = None
+) -> threading.Thread:
     """Have a thread of this process look at its heap every few seconds, until the process ends.
 
     What a look raises is logged, and the next one follows nevertheless.
+
+    Args:
+        trimmer: Gives back what is free.
+        large_pages: Then puts what is in use into large pages; None for a process that holds too
+            little for that, or has it in arrays.
     """
     used = trimmer or HeapTrimmer()
     never = threading.Event()
@@ -117,6 +126,8 @@ def trim_in_background(trimmer: HeapTrimmer | None = None) -> threading.Thread:
         while not never.wait(TRIM_INTERVAL_S):
             try:
                 used.look()
+                if large_pages is not None:
+                    large_pages.look()
             except Exception:
                 _logger.exception("what the process holds could not be looked at")
 

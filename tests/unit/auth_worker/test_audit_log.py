@@ -226,6 +226,52 @@ def test_entries_are_found_by_several_values_of_each_filter(store: SqliteStore) 
     assert wanted(subjects=("key_9",)) == []
 
 
+def plan_of(store: SqliteStore, **filters: Any) -> list[str]:
+    """The steps by which SQLite finds a page."""
+    plans = list[list[str]]()
+    with store.database.reading() as connection:
+
+        def explain(_conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+            rows = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans.append([row[3].partition(" (")[0] for row in rows])
+
+        event.listen(connection, "before_cursor_execute", explain)
+        read_page(connection, ReadAuditRows(limit=10, **filters))
+    (plan,) = plans
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("filters", "indexes"),
+    [
+        ({"key_id": "a"}, ["audit_by_subject", "audit_by_actor"]),
+        ({"actor": "a"}, ["audit_by_actor"]),
+        ({"action": "a"}, ["audit_by_action"]),
+        ({"since_ms": 1, "until_ms": 2}, ["audit_by_time"]),
+        ({"key_id": "a", "outcome": "done"}, ["audit_by_subject", "audit_by_actor"]),
+    ],
+)
+def test_each_filter_is_answered_by_an_index(
+    store: SqliteStore, filters: dict[str, Any], indexes: list[str]
+) -> None:
+    looks = [step for step in plan_of(store, **filters) if "audit_log" in step]
+    assert looks == [f"SEARCH audit_log USING INDEX {index}" for index in indexes]
+
+
+@pytest.mark.parametrize(
+    ("index", "column"), [("audit_by_actor", "actor_key_id"), ("audit_by_subject", "subject")]
+)
+def test_what_a_commit_says_of_money_stands_in_no_index_by_actor_or_subject(
+    store: SqliteStore, index: str, column: str
+) -> None:
+    found = f"SELECT seq FROM audit_log INDEXED BY {index} WHERE {column} = "
+    connection = sqlite3.connect(store.path)
+    connection.execute(f"{found} 'key_1' AND {column} <> ''")
+    with pytest.raises(sqlite3.OperationalError, match="no query solution"):
+        connection.execute(f"{found} ''")
+    connection.close()
+
+
 @pytest.mark.parametrize(
     ("filters", "index"),
     [
@@ -237,16 +283,7 @@ def test_entries_are_found_by_several_values_of_each_filter(store: SqliteStore) 
 def test_several_values_of_a_filter_are_read_in_the_order_of_an_index(
     store: SqliteStore, filters: dict[str, Any], index: str
 ) -> None:
-    plans = list[list[str]]()
-    with store.database.reading() as connection:
-
-        def explain(_conn: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-            rows = cursor.connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
-            plans.append([row[3].partition(" (")[0] for row in rows])
-
-        event.listen(connection, "before_cursor_execute", explain)
-        read_page(connection, ReadAuditRows(limit=10, **filters))
-    (plan,) = plans
+    plan = plan_of(store, **filters)
     looks = [number for number, step in enumerate(plan) if "audit_log" in step]
     assert [plan[number] for number in looks] == [f"SEARCH audit_log USING INDEX {index}"] * 2
     # What follows a look is the page that it made: the entries of a value are not sorted.

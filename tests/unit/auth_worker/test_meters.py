@@ -93,6 +93,26 @@ def test_room_comes_back_slot_by_slot_and_its_moment_is_known() -> None:
     assert window.frees_s(30.0, 0.0, 11) == float("inf")
 
 
+@given(
+    amount=st.integers(1, 5),
+    steps=st.lists(st.tuples(PROPORTION, st.integers(0, 2)), min_size=1, max_size=60),
+)
+def test_callers_who_share_a_window_find_its_room_the_moment_that_it_is_there(
+    amount: int, steps: list[tuple[float, int]]
+) -> None:
+    kinds: tuple[WindowKind, ...] = ("minute", "hour", "day")
+    shared = meter("requests", amount)
+    callers = [plan(meter("requests", 1000, kind), shared) for kind in kinds]
+    now_s = 0.0
+    for step, caller in steps:
+        now_s += step * SLIDING_S["minute"]
+        refusal = reserve(callers[caller], now_s)
+        if refusal is not None:
+            assert refusal.retry_after_s is not None
+            now_s += refusal.retry_after_s
+            assert reserve(callers[(caller + 1) % 3], now_s) is None
+
+
 def test_concurrent_reservations_cannot_overspend() -> None:
     window = meter("tokens", 1000)
     limits = plan(window)

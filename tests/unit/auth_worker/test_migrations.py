@@ -108,7 +108,7 @@ def old_database(directory: Path) -> None:
 
 
 def shape(path: Path) -> dict[str, object]:
-    """Columns and indices of every table, by name."""
+    """Columns and indices of every table, by name; of an index also whether it is of some rows."""
     connection = sqlite3.connect(path)
     try:
         names = [
@@ -123,7 +123,10 @@ def shape(path: Path) -> dict[str, object]:
                     for column in connection.execute(f"PRAGMA table_info({name})")
                 },
                 sorted(
-                    [column[2] for column in connection.execute(f"PRAGMA index_info({index[1]})")]
+                    [
+                        *(column[2] for column in connection.execute(info(index[1]))),
+                        f"some: {index[4]}",
+                    ]
                     for index in connection.execute(f"PRAGMA index_list({name})")
                 ),
             )
@@ -131,6 +134,10 @@ def shape(path: Path) -> dict[str, object]:
         }
     finally:
         connection.close()
+
+
+def info(index: str) -> str:
+    return f"PRAGMA index_info({index})"
 
 
 @contextmanager

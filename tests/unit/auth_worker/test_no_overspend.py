@@ -86,6 +86,7 @@ def limits(draw: st.DrawFn) -> Limit:
         models=draw(st.sampled_from([None, ("demo",)])),
         is_hard=draw(st.sampled_from([True, True, True, False])),
         rolls_over=draw(st.booleans()) and not window.slides,
+        auto_renews=draw(st.booleans()) or window.slides or window.kind == "total",
         thresholds=draw(st.sampled_from([(), (50, 90)])),
     )
 
@@ -383,7 +384,8 @@ class NoOverspend(RuleBasedStateMachine):
             for lease_id, run in self.runs.items():
                 if self.concerns(one, run):
                     of = run.end_user if one.holder == "end_user" else ""
-                    window = (of, run.windows[one.limit_id])
+                    # Without another window the amount is there once for all of time.
+                    window = (of, run.windows[one.limit_id] if one.auto_renews else 0.0)
                     charged = self.charged(lease_id, run, one.measure)
                     spent[window] = spent.get(window, 0) + charged
             most = one.amount * (2 if one.rolls_over else 1)

@@ -155,7 +155,7 @@ def test_plans_of_limits_are_kept_for_models_that_are_served_alone() -> None:
     bench.authority.settle(settle)
     for model in (*(f"made-up-{number}" for number in range(50)), "served"):
         bench.authority.authorize(authorize(model=model))
-    plans = bench.authority._meters._callers["key_user"].plans
+    plans = bench.authority._meters._callers["key_user"].plans or {}
     assert [model for model, _, _ in plans] == ["served"]
 
 

@@ -15,6 +15,7 @@ from protocol.runtime.allocator import (
     return_large_blocks,
     trim_in_background,
 )
+from protocol.runtime.large_pages import LargePages
 
 _PROGRAM = """
 import os
@@ -156,6 +157,26 @@ def test_what_a_look_raises_ends_no_further_one(
     trim_in_background(Trimmer())
     assert again.wait(10)
     assert "no memory to measure" in caplog.text
+
+
+def test_what_is_in_use_is_looked_at_after_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allocator, "TRIM_INTERVAL_S", 0.0)
+    looks: list[str] = []
+    both = threading.Event()
+
+    class Trimmer(HeapTrimmer):
+        def look(self) -> None:
+            looks.append("free")
+
+    class Pages(LargePages):
+        def look(self) -> None:
+            looks.append("in use")
+            both.set()
+            threading.Event().wait()  # the thread ends with the process
+
+    trim_in_background(Trimmer(), Pages())
+    assert both.wait(10)
+    assert looks == ["free", "in use"]
 
 
 _SMALL_PIECES = """
