@@ -377,6 +377,8 @@ def base_chat(
         "model": request.model,
         "messages": chat_messages(request.instructions, items, tools, num_before=num_before),
     }
+    if request.verbosity is not None:
+        chat["verbosity"] = request.verbosity
     if request.effort is not None:
         # Of models that can't reason nothing is demanded: clients send an effort unasked.
         thinks = request.effort not in ("none", "minimal")
@@ -427,6 +429,7 @@ def _echo(request: ResponsesRequest, job: GenerationJob, *, is_stored: bool) -> 
         "max_output_tokens": request.max_output_tokens,
         "max_tool_calls": request.max_tool_calls,
         "safety_identifier": request.safety_identifier,
+        "user": request.user,
         "prompt_cache_key": request.prompt_cache_key,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,

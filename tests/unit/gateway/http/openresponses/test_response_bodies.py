@@ -1,14 +1,16 @@
 """What a chat is told of a Responses body, and what an answer repeats of it."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from openai.types.responses.response_includable import ResponseIncludable
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.bodies.parsers import COMPACT, INPUT_TOKENS, RESPONSES, BodyKind, ParseContext
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.convert import ResponsesBody
+from gateway.http.openresponses.schemas import INCLUDED, LOGPROBS
 from gateway.request.jobs.job import RESPONSES_ENDPOINT
 from protocol.wire import codec
 
@@ -238,6 +240,7 @@ def test_counting_reads_the_same_prompt() -> None:
         ({"temperature": 9}, "temperature"),
         ({"metadata": {"k" * 65: "v"}}, "metadata"),
         ({"reasoning": {"effort": "some"}}, "reasoning.effort"),
+        ({"text": {"verbosity": "loud"}}, "text.verbosity"),
     ],
 )
 def test_what_is_wrong_is_named_in_their_words(fields: dict[str, Any], param: str) -> None:
@@ -278,3 +281,32 @@ def test_the_end_user_is_told_to_who_counts() -> None:
     assert body(safety_identifier="ada", user="x").job.end_user == "ada"
     assert body(user="grace").job.end_user == "grace"
     assert body().job.end_user == ""
+    assert (echo(user="grace")["user"], echo()["user"]) == ("grace", None)
+
+
+@pytest.mark.parametrize("verbosity", ["low", "medium", "high", None])
+@pytest.mark.parametrize("kind", [RESPONSES, INPUT_TOKENS])
+def test_the_verbosity_goes_to_the_template_as_that_of_a_chat(
+    kind: BodyKind[Any], verbosity: str | None
+) -> None:
+    text = {} if verbosity is None else {"verbosity": verbosity}
+    value = {"model": "m", "input": "x", "text": text, "reasoning": {"effort": "low"}}
+    found = kind.parse(json.dumps(value).encode(), CONTEXT)
+    prepare = found.body.job.prepares[0] if kind is RESPONSES else found.body.message
+    kwargs = json.loads(prepare.template_kwargs_json)
+    told = {} if verbosity in (None, "medium") else {"verbosity": verbosity}
+    assert kwargs == {"reasoning_effort": "low", "enable_thinking": True, **told}
+
+
+def test_what_may_be_included_is_what_the_official_client_knows() -> None:
+    assert frozenset(get_args(ResponseIncludable)) == INCLUDED
+    assert body(include=sorted(INCLUDED)).ignored == []
+    assert body(include=[LOGPROBS, "all"]).ignored == ["include[1]"]
+
+
+@pytest.mark.parametrize("more", [{}, {"type": None}, {"type": "item_reference"}])
+def test_an_item_that_is_nothing_but_an_id_refers_to_another(more: dict[str, Any]) -> None:
+    value = {"model": "m", "input": [{"id": "msg_0_1", **more}]}
+    found = RESPONSES.parse(json.dumps(value).encode(), ParseContext({}, has_store=True))
+    assert found.refs.item_ids == ("msg_0_1",)
+    assert found.body is None
