@@ -14,6 +14,10 @@ when all other bytes are on the disk, and then the file gets its name: whatever 
 start takes it for a file. One that was cut short, whose numbers aren't those that were written,
 that another version wrote or that belongs to other weights is refused with its reason, and made
 again.
+
+Engines serve from the mapping: a page that is no longer there ends all of them (SIGBUS). So a file
+with its name is never written to or cut short, only replaced or removed, of which mappings notice
+nothing; and nobody may write to it, so that a copy onto it fails instead.
 """
 
 import fcntl
@@ -23,6 +27,7 @@ import json
 import mmap
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +51,7 @@ _KEY_CHARACTERS: Final = 64
 _WRITTEN_BYTES: Final = 4 * 2**20
 """At a time; a multiple of `_PIECE_BYTES`."""
 _SYNCED_BYTES: Final = 32 * 2**20
+_WRITABLE: Final = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
 UNFINISHED: Final = ".new"
 """End of a file's name until it is finished."""
 
@@ -138,6 +144,10 @@ class PackedFileWriter:
         # Else a machine that loses power might keep the name and not the numbers.
         self._sync()
         self._place.replace(path)
+        # Not before: another writer may open it by its first name. Not every file system has it.
+        with suppress(OSError):
+            mode = stat.S_IMODE(os.fstat(self._stream.fileno()).st_mode)
+            os.fchmod(self._stream.fileno(), mode & ~_WRITABLE)
 
     def _sync(self) -> None:
         self._stream.flush()

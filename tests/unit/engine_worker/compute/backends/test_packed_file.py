@@ -36,11 +36,18 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def write(path: Path, key: str = "key", parts: list[PartSpec] = PARTS) -> None:
-    with new_packed_file(path.with_suffix(".new"), parts) as file:
-        for array in ARRAYS:
+def write(path: Path, key: str = "key", arrays: tuple[npt.NDArray[Any], ...] = ARRAYS) -> None:
+    with new_packed_file(path.with_suffix(".new"), PARTS) as file:
+        for array in arrays:
             file.write(array)
         file.finish(path, key)
+
+
+@pytest.fixture
+def writable(path: Path) -> Path:
+    """As somebody would have to make it first."""
+    path.chmod(0o600)
+    return path
 
 
 def test_what_was_written_is_mapped_at_addresses_that_jax_takes_without_a_copy(path: Path) -> None:
@@ -54,17 +61,35 @@ def test_what_was_written_is_mapped_at_addresses_that_jax_takes_without_a_copy(p
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 10, 40, 200, 1000])
-def test_a_file_that_was_cut_short_is_refused(path: Path, kept_bytes: int) -> None:
-    os.truncate(path, kept_bytes)
+def test_a_file_that_was_cut_short_is_refused(writable: Path, kept_bytes: int) -> None:
+    os.truncate(writable, kept_bytes)
     with pytest.raises(PackedFileError, match=r"model\.packed"):
-        map_packed(path, "key", PARTS)
+        map_packed(writable, "key", PARTS)
 
 
-def test_the_last_missing_byte_is_noticed_and_both_sizes_are_named(path: Path) -> None:
-    size = path.stat().st_size
-    os.truncate(path, size - 1)
+def test_the_last_missing_byte_is_noticed_and_both_sizes_are_named(writable: Path) -> None:
+    size = writable.stat().st_size
+    os.truncate(writable, size - 1)
     with pytest.raises(PackedFileError, match=f"cut short: it has {size - 1} bytes.*{size}"):
-        map_packed(path, "key", PARTS)
+        map_packed(writable, "key", PARTS)
+
+
+def test_what_is_mapped_stays_while_other_weights_take_the_place(path: Path) -> None:
+    mapped = map_packed(path, "key", PARTS)
+    others = tuple(np.zeros_like(array) for array in ARRAYS)
+    write(path, arrays=others)
+    again = map_packed(path, "key", PARTS)
+    path.unlink()
+    for array, other, expected in zip(mapped, again, ARRAYS, strict=True):
+        np.testing.assert_array_equal(array, expected)
+        assert not other.any()
+
+
+def test_nobody_may_write_to_a_file_that_engines_map(path: Path) -> None:
+    """A copy onto it would cut it short, and end them."""
+    assert path.stat().st_mode & 0o222 == 0
+    write(path)
+    assert path.stat().st_mode & 0o222 == 0
 
 
 def test_a_file_of_other_weights_or_of_another_decoder_is_refused(path: Path) -> None:
@@ -76,20 +101,20 @@ def test_a_file_of_other_weights_or_of_another_decoder_is_refused(path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"PENSTOCK PACKED9" + bytes(100), b"{}" * 100])
-def test_a_file_that_is_none_of_ours_is_refused(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
+def test_a_file_that_is_none_of_ours_is_refused(writable: Path, content: bytes) -> None:
+    writable.write_bytes(content)
     with pytest.raises(PackedFileError, match="not a file of packed weights"):
-        map_packed(path, "key", PARTS)
+        map_packed(writable, "key", PARTS)
 
 
-def test_any_changed_byte_of_the_header_is_noticed(path: Path) -> None:
-    content = bytearray(path.read_bytes())
+def test_any_changed_byte_of_the_header_is_noticed(writable: Path) -> None:
+    content = bytearray(writable.read_bytes())
     for place in (17, 30, 60, 120):
         broken = bytearray(content)
         broken[place] ^= 1
-        path.write_bytes(broken)
+        writable.write_bytes(broken)
         with pytest.raises(PackedFileError):
-            map_packed(path, "key", PARTS)
+            map_packed(writable, "key", PARTS)
 
 
 def test_nothing_is_left_of_a_file_that_could_not_be_finished(tmp_path: Path) -> None:
