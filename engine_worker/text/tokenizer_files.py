@@ -33,6 +33,7 @@ from engine_worker.text.tiktoken_file import WAY_OUT, find_tiktoken, read_tiktok
 TOKENIZER_JSON: Final = "tokenizer.json"
 TOKENIZER_MODEL: Final = "tokenizer.model"
 TEKKEN_JSON: Final = "tekken.json"
+MAX_IDS: Final = 2**24
 _CONFIG: Final = "tokenizer_config.json"
 _CONVERTED: Final = ("*vocab*", "merges.txt", "*.model", "*.spm", TEKKEN_JSON)
 """Names of files that a tokenizer may be made of."""
@@ -118,6 +119,7 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         if (folder / TEKKEN_JSON).is_file():
             roles = {**_TEKKEN_ROLES, **roles}
             config = {"add_bos_token": True, **config}
+    _check_words(folder, backend)
     _add_missing_tokens(folder, backend, config, roles)
     if class_name:
         roles = {**_class_roles(class_name, config, backend), **roles}
@@ -157,9 +159,9 @@ def guarded(place: Path, load: Any) -> Any:
         raise
     # The libraries raise bare Exceptions, and panic.
     except BaseException as error:
-        summary = str(error).strip().split("\n")[0]
+        summary = str(error).strip().split("\n")[0].rstrip(" .:")
         raise TokenizerLoadError(
-            f"The tokenizer in {place} cannot be loaded: {summary:.500}"
+            f"The tokenizer in {place} cannot be loaded: {summary:.500}; {WAY_OUT}"
         ) from error
 
 
@@ -178,15 +180,12 @@ def _converted(folder: Path) -> tuple[Any, dict[str, Any]]:
     # transformers takes a second to import.
     from transformers import AutoTokenizer
 
-    try:
-        loaded = guarded(
-            folder,
-            lambda: AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
-            ),
-        )
-    except TokenizerLoadError as error:
-        raise TokenizerLoadError(f"{str(error).rstrip(': .')}; {WAY_OUT}") from error
+    loaded = guarded(
+        folder,
+        lambda: AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
+        ),
+    )
     backend = getattr(loaded, "backend_tokenizer", None)
     # Of files that it can't place it makes a tokenizer that knows no word.
     if backend is None or not backend.get_vocab_size():
@@ -217,6 +216,18 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TokenizerLoadError(f"{path} must hold a JSON object.")
     return value
+
+
+def _check_words(folder: Path, backend: Any) -> None:
+    """Refuses a vocabulary that can't be a model's; each id is looked at later."""
+    ids = backend.get_vocab(with_added_tokens=False).values()
+    if not ids:
+        raise TokenizerLoadError(f"The tokenizer in {folder} has no words; {WAY_OUT}")
+    if max(ids) >= MAX_IDS:
+        raise TokenizerLoadError(
+            f"The tokenizer in {folder} has a word with the id {max(ids)}; no model has more than"
+            f" {MAX_IDS} ids: {WAY_OUT}"
+        )
 
 
 def _roles(config: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, Any]:

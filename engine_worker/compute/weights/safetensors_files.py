@@ -31,6 +31,8 @@ SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 16 * 2**20
 """Enough for 130,000 tensors in one file; read, it takes many times as much memory."""
 MAX_INDEX_BYTES = 32 * 2**20
+MAX_NAME = 1024
+"""Characters of a tensor's name, as in GGUF files."""
 _LENGTH_BYTES = 8
 _MAX_AXES = 64
 _SIZE_LIMIT = 2**48
@@ -122,25 +124,40 @@ def _open_shards(index: Path) -> SafetensorsCheckpoint:
     try:
         content = json.loads(read_bounded(index, MAX_INDEX_BYTES))
         weight_map = content["weight_map"]
-        placed = {str(name): str(file) for name, file in weight_map.items()}
+        placed = {str(name): file for name, file in weight_map.items()}
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{index}: no readable index of shards: {error!r}; {WAY_OUT}"
         ) from error
     files: dict[str, Path] = {}
+    headers: dict[str, dict[str, TensorInfo]] = {}
     tensors: dict[str, TensorInfo] = {}
-    for name in sorted(set(placed.values())):
-        if Path(name).name != name:
-            raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
-        files[name] = index.parent / name
-        tensors |= read_header(files[name])
     for tensor, name in placed.items():
-        if tensor not in tensors or tensors[tensor].file != files[name]:
+        if not _is_file_name(name):
             raise CheckpointError(
-                f"{files[name]}: tensor {tensor!r} is missing, but indexed there: these are files"
-                " of different models, or of different versions of one; download all of them again"
+                f"{index}: tensor {tensor!r:.{MAX_NAME}} is placed in {name!r:.80}, which is not"
+                f" the name of a file beside it; {WAY_OUT}"
             )
+    for name in sorted(set(placed.values())):
+        files[name] = index.parent / name
+        headers[name] = read_header(files[name])
+        tensors |= headers[name]
+    for tensor, name in placed.items():
+        if tensor not in headers[name]:
+            raise CheckpointError(
+                f"{files[name]}: tensor {tensor!r:.{MAX_NAME}} is missing, but indexed there: these"
+                " are files of different models, or of different versions of one; download all of"
+                " them again"
+            )
+        # Another file may hold one of the same name.
+        tensors[tensor] = headers[name][tensor]
     return SafetensorsCheckpoint(index, tuple(files.values()), tensors)
+
+
+def _is_file_name(name: object) -> bool:
+    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
+        return False
+    return name not in ("", "..") and Path(name).name == name
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -175,11 +192,35 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
     if not isinstance(header, dict):
         raise CheckpointError(f"{file}: not a safetensors file: its header is no object; {WAY_OUT}")
     header.pop("__metadata__", None)
+    longest = max(header, key=len, default="")
+    if len(longest) > MAX_NAME:
+        raise CheckpointError(
+            f"{file}: tensor {longest!r:.80}… has a name of {len(longest)} characters; at most"
+            f" {MAX_NAME} are read: {WAY_OUT}"
+        )
     data_start = _LENGTH_BYTES + header_bytes
-    return {
+    tensors = {
         name: _tensor_info(file, name, entry, data_start, file_bytes)
         for name, entry in header.items()
     }
+    _refuse_gaps(file, tensors, data_start, file_bytes)
+    return tensors
+
+
+def _refuse_gaps(
+    file: Path, tensors: dict[str, TensorInfo], data_start: int, file_bytes: int
+) -> None:
+    """The format has one tensor behind the other, from the header to the end of the file."""
+    end, before = data_start, "the header"
+    for tensor in sorted(tensors.values(), key=lambda one: (one.start, one.end)):
+        if tensor.start != end:
+            what = "overlaps" if tensor.start < end else "doesn't begin right behind"
+            raise CheckpointError(f"{file}: tensor {tensor.name!r} {what} {before}; {WAY_OUT}")
+        end, before = tensor.end, f"tensor {tensor.name!r}"
+    if end != file_bytes:
+        raise CheckpointError(
+            f"{file}: {file_bytes - end} bytes stand behind {before}, its last; {WAY_OUT}"
+        )
 
 
 def _is_size(value: object) -> bool:
