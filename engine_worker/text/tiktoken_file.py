@@ -18,7 +18,7 @@ from tokenizers import decoders, models
 from engine_worker.errors import TokenizerLoadError
 from engine_worker.text.bounded_file import check_size
 from engine_worker.text.detokenizer import byte_level_table
-from engine_worker.text.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from engine_worker.text.gguf_pre_tokenizers import PRE_TOKENIZERS
 from engine_worker.text.sentencepiece_model import is_sentencepiece
 
 WAY_OUT: Final = "name a folder with the model's tokenizer.json by --tokenizer"
@@ -29,18 +29,9 @@ MAX_TOKEN_BYTES: Final = 1024
 MAX_RESERVED: Final = 4096
 _PLAIN_NAME: Final = "tokenizer.model"
 _NAMES: Final = (_PLAIN_NAME, "tiktoken.model", "*.tiktoken")
-_HAN: Final = r"&&[^\p{Han}]"
-_UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}" + _HAN + "]"
-_LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}" + _HAN + "]"
-_ENDING: Final = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-_MOONSHOT: Final = (
-    rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_ENDING}"
-    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_ENDING}|\p{{N}}{{1,3}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _CUTS: Final = {
     # Moonlight and Kimi K2: `tokenization_moonshot.py`, `tokenization_kimi.py`.
-    "TikTokenTokenizer": PreTokenizer((_MOONSHOT,)),
+    "TikTokenTokenizer": PRE_TOKENIZERS["kimi-k2"],
 }
 _PLAIN_CLASSES: Final = frozenset(
     {"", "LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"}
