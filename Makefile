@@ -58,9 +58,10 @@ parity: $(VENV)/.test
 
 # The same families in every type of weights; half an hour and more, goes on where it was stopped.
 # ARGS='--report docs/measurements/parity.md --machine "two cores of …"' writes results into the page,
-# and --missing-in PAGE measures only what a page lacks.
+# and --missing-in PAGE measures only what a page lacks. docs/models.md has the least of each family.
 parity-table: $(VENV)/.test
 	$(BIN)/python -m tests.parity $(ARGS)
+	$(BIN)/python -m tests.models_table
 
 check: $(VENV)/.test
 	$(BIN)/ruff format --check $(SOURCES)

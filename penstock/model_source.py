@@ -41,6 +41,8 @@ _KEPT_METHODS = ("awq", "gptq", "compressed-tensors", "mxfp4")
 _KV_BYTES_PER_VALUE = 2
 _BITS_BY_WEIGHT = {"int8": 8, "int4": 5}
 """Scales of groups and rows included."""
+_LEAST_CONTEXT = 2048
+"""Tokens: with less than that nobody serves a model; what it was made for need not fit."""
 _MEMORY_SHARE = 0.9
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -51,11 +53,14 @@ class MemoryEstimate:
 
     Attributes:
         weights_bytes: The checkpoint's tensors as the engine holds them.
-        kv_bytes: The KV cache of one sequence of the full context, the least that can serve.
+        kv_bytes: The KV cache of one sequence of `num_tokens`.
+        num_tokens: Of context: as asked for, else few, because the engine cuts a model's own
+            context to what fits.
     """
 
     weights_bytes: int
     kv_bytes: int
+    num_tokens: int
 
     @property
     def total_bytes(self) -> int:
@@ -77,7 +82,8 @@ def estimate_memory(
         config: The checkpoint's `config.json`.
         checkpoint_bytes: Sum of its safetensors files; a quantised one's weights become wider.
         dtype: `auto` keeps the checkpoint's; `float32` doubles a 16-bit one, `int8` halves it.
-        max_model_len: Tokens of context to hold; None takes the config's.
+        max_model_len: Tokens of context to hold; None is as many as memory has room for, of which
+            few are counted.
         keeps_stored: Quantised weights may stay as they are (`auto` on the native kernels). Which
             of them do is for the engine to say, which refuses what doesn't fit then: this is the
             least that they take.
@@ -93,13 +99,31 @@ def estimate_memory(
         stored_bytes = checkpoint_bytes
     if keeps_stored and stored_bytes is not None:
         weights_bytes = min(weights_bytes, int(stored_bytes) * bits)
+    longest = int(config.get("max_position_embeddings") or _LEAST_CONTEXT)
+    length = max_model_len or min(longest, _LEAST_CONTEXT)
+    values = _values_of_a_token(config) * _cached_tokens(config, length)
+    kv_bytes = values * _KV_BYTES_PER_VALUE * widening
+    return MemoryEstimate(weights_bytes // bits, kv_bytes, length)
+
+
+def _values_of_a_token(config: Mapping[str, Any]) -> int:
+    """Numbers that a layer keeps of each token: keys and values, or what they are made of (MLA)."""
+    if config.get("kv_lora_rank"):
+        return int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
     num_heads = int(config.get("num_attention_heads") or 1)
     head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // num_heads)
-    num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
-    length = max_model_len or int(config.get("max_position_embeddings") or 2048)
-    values = 2 * int(config.get("num_hidden_layers") or 0) * num_kv_heads * head_dim * length
-    kv_bytes = values * _KV_BYTES_PER_VALUE * widening
-    return MemoryEstimate(weights_bytes // bits, kv_bytes)
+    return 2 * int(config.get("num_key_value_heads") or num_heads) * head_dim
+
+
+def _cached_tokens(config: Mapping[str, Any], length: int) -> int:
+    """Tokens that all layers together keep of one sequence, where the config says which see it."""
+    num_layers = int(config.get("num_hidden_layers") or 0)
+    kinds = config.get("layer_types")
+    if not isinstance(kinds, list) or len(kinds) != num_layers:
+        return num_layers * length
+    window = min(length, int(config.get("sliding_window") or length))
+    by_kind = {"full_attention": length, "sliding_attention": window}
+    return sum(by_kind.get(str(kind), 0) for kind in kinds)
 
 
 def _method(config: Mapping[str, Any]) -> str:
@@ -138,8 +162,8 @@ def require_memory(name: str, estimate: MemoryEstimate, available_bytes: int) ->
     raise ModelError(
         f"{name} needs about {_gigabytes(estimate.total_bytes)} of memory "
         f"({_gigabytes(estimate.weights_bytes)} weights, {_gigabytes(estimate.kv_bytes)} KV cache "
-        f"for one full context) and {_gigabytes(available_bytes)} are free. Lower --max-model-len, "
-        "use --dtype bfloat16 or int8, or choose a smaller model."
+        f"for {estimate.num_tokens} tokens) and {_gigabytes(available_bytes)} are free. Lower "
+        "--max-model-len, use --dtype bfloat16 or int8, or choose a smaller model."
     )
 
 

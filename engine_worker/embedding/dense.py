@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax import lax
-from safetensors import SafetensorError, safe_open
 
 from engine_worker.compute.models.config_fields import ConfigFields
 from engine_worker.compute.weights.checkpoint import open_checkpoint
@@ -91,17 +90,14 @@ def load_dense(spec: DenseSpec) -> DenseWeights:
     if spec.bias:
         shapes["linear.bias"] = (spec.num_out,)
     found: dict[str, npt.NDArray[np.float32]] = {}
-    for name, shape in shapes.items():
-        tensor = checkpoint.tensors.get(name)
-        if tensor is None or tensor.shape != shape:
-            raise CheckpointError(
-                f"{checkpoint.listing}: tensor {name!r} of shape {list(shape)} is missing"
-            )
-        try:
-            with safe_open(tensor.file, framework="np") as file:
-                found[name] = file.get_tensor(name).astype(np.float32)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{tensor.file}: cannot be read: {error}") from error
+    with checkpoint.reading() as read:
+        for name, shape in shapes.items():
+            tensor = checkpoint.tensors.get(name)
+            if tensor is None or tensor.shape != shape:
+                raise CheckpointError(
+                    f"{checkpoint.listing}: tensor {name!r} of shape {list(shape)} is missing"
+                )
+            found[name] = read(name).astype(np.float32)
     bias = found.get("linear.bias", np.zeros(spec.num_out, np.float32))
     return DenseWeights(found["linear.weight"], bias)
 

@@ -65,11 +65,11 @@ def read_labels(config: Mapping[str, Any]) -> Labels:
         raise fields.error(
             "id2label", f"must hold names of at most {_MAX_NAME_CHARACTERS} characters", longest
         )
-    problem = config.get("problem_type")
-    if problem is None:
+    if not fields.present("problem_type"):
         # As transformers decides when it trains, and vLLM when it serves.
         return Labels(names, "regression" if len(names) == 1 else "single_label")
+    problem = fields.text("problem_type")
     if problem not in _PROBLEM_TYPES:
-        raise UnsupportedFeatureError(f"config.json: not supported: problem_type {problem!r}")
+        raise UnsupportedFeatureError(f"config.json: not supported: problem_type {problem!r:.80}")
     kind = _PROBLEM_TYPES[problem]
     return Labels(names, "regression" if len(names) == 1 and kind == "single_label" else kind)

@@ -31,6 +31,9 @@ _GPT_4O = (
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_NOT_HAN = r"&&[^\p{Han}]]"
+_MOONSHOT = _GPT_4O.replace(_UPPER, _UPPER[:-1] + _NOT_HAN).replace(_LOWER, _LOWER[:-1] + _NOT_HAN)
+_MOONSHOT = r"[\p{Han}]+|" + _MOONSHOT.replace(r"[\r\n/]*", r"[\r\n]*")
 _DEEPSEEK_V3 = (
     r"\p{N}{1,3}",
     "[一-龥぀-ゟ゠-ヿ]+",
@@ -101,6 +104,7 @@ _MEANINGS: Final = (
     (("qwen35",), PreTokenizer((_QWEN35,), is_nfc=True)),
     (("tekken",), PreTokenizer((_TEKKEN,), whole_words=True, adds_bos=True)),
     (("gpt-4o", "llama4", "kanana2", "minimax-m2"), PreTokenizer((_GPT_4O,))),
+    (("kimi-k2",), PreTokenizer((_MOONSHOT,), whole_words=True)),
     (("deepseek-v3", "hunyuan-dense", "joyai-llm"), PreTokenizer(_DEEPSEEK_V3)),
     (
         ("deepseek-coder",),

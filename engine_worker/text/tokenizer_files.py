@@ -5,8 +5,8 @@ whatever class `tokenizer_config.json` names, because classes put normalizers an
 of their own in its place. From `tokenizer_config.json` come the roles of tokens, the chat template
 and tokens that were added to the vocabulary without being written into `tokenizer.json`.
 
-Without `tokenizer.json`, a SentencePiece `tokenizer.model` is read; other forms (`vocab.json` with
-`merges.txt`, `tekken.json`, …) are converted by transformers.
+Without `tokenizer.json`, a SentencePiece `tokenizer.model` or a file of tiktoken is read; other
+forms (`vocab.json` with `merges.txt`, `tekken.json`, …) are converted by transformers.
 """
 
 import inspect
@@ -28,11 +28,15 @@ from engine_worker.errors import TokenizerLoadError
 from engine_worker.text.bounded_file import MAX_TOKENIZER_BYTES, check_size, read_bounded
 from engine_worker.text.generation_config import read_generation_config
 from engine_worker.text.sentencepiece_model import is_sentencepiece, read_sentencepiece
+from engine_worker.text.tiktoken_file import WAY_OUT, find_tiktoken, read_tiktoken
 
 TOKENIZER_JSON: Final = "tokenizer.json"
 TOKENIZER_MODEL: Final = "tokenizer.model"
 TEKKEN_JSON: Final = "tekken.json"
+MAX_IDS: Final = 2**24
 _CONFIG: Final = "tokenizer_config.json"
+_CONVERTED: Final = ("*vocab*", "merges.txt", "*.model", "*.spm", TEKKEN_JSON)
+"""Names of files that a tokenizer may be made of."""
 _ROLES: Final = (
     "bos_token",
     "eos_token",
@@ -107,12 +111,15 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
         # What SentencePiece models are trained with; a config that says otherwise is followed.
         config = {"add_bos_token": class_name in _BEGINS_WITH_BOS, **config}
         config = {"add_eos_token": class_name in _ENDS_WITH_EOS, **config}
+    elif (ranks := _tiktoken_of(folder)) is not None:
+        backend, config = guarded(folder, lambda: read_tiktoken(ranks, class_name, config))
     else:
-        backend, class_roles = guarded(folder, lambda: _converted(folder))
+        backend, class_roles = _converted(folder)
         roles = {**class_roles, **roles}
         if (folder / TEKKEN_JSON).is_file():
             roles = {**_TEKKEN_ROLES, **roles}
             config = {"add_bos_token": True, **config}
+    _check_words(folder, backend)
     _add_missing_tokens(folder, backend, config, roles)
     if class_name:
         roles = {**_class_roles(class_name, config, backend), **roles}
@@ -152,27 +159,46 @@ def guarded(place: Path, load: Any) -> Any:
         raise
     # The libraries raise bare Exceptions, and panic.
     except BaseException as error:
-        summary = str(error).strip().split("\n")[0]
+        summary = str(error).strip().split("\n")[0].rstrip(" .:")
         raise TokenizerLoadError(
-            f"The tokenizer in {place} cannot be loaded: {summary:.500}"
+            f"The tokenizer in {place} cannot be loaded: {summary:.500}; {WAY_OUT}"
         ) from error
 
 
 def _converted(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The tokenizer of files that only transformers reads, and the roles that its class knows."""
+    """The tokenizer of files that only transformers reads, and the roles that its class knows.
+
+    Raises:
+        TokenizerLoadError: There are none, or transformers doesn't read them without running code
+            of the folder.
+    """
+    if not any(path.is_file() for name in _CONVERTED for path in folder.glob(name)):
+        raise TokenizerLoadError(
+            f"{folder}: has no tokenizer ({TOKENIZER_JSON}, {TOKENIZER_MODEL}, {TEKKEN_JSON},"
+            f" vocab.json with merges.txt); put the model's own beside its weights, or {WAY_OUT}"
+        )
     # transformers takes a second to import.
     from transformers import AutoTokenizer
 
-    loaded = AutoTokenizer.from_pretrained(
-        str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
+    loaded = guarded(
+        folder,
+        lambda: AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, use_fast=True
+        ),
     )
     backend = getattr(loaded, "backend_tokenizer", None)
-    if backend is None:
+    # Of files that it can't place it makes a tokenizer that knows no word.
+    if backend is None or not backend.get_vocab_size():
         raise TokenizerLoadError(
             f"The tokenizer in {folder} ({type(loaded).__name__}) has no tokenizer.json form;"
-            " convert it with transformers first."
+            f" {WAY_OUT}"
         )
     return backend, dict(loaded.special_tokens_map)
+
+
+def _tiktoken_of(folder: Path) -> Path | None:
+    """A file of ranks where there is nothing that says more."""
+    return None if (folder / TEKKEN_JSON).is_file() else find_tiktoken(folder)
 
 
 def _from_file(path: Path) -> Any:
@@ -190,6 +216,18 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise TokenizerLoadError(f"{path} must hold a JSON object.")
     return value
+
+
+def _check_words(folder: Path, backend: Any) -> None:
+    """Refuses a vocabulary that can't be a model's; each id is looked at later."""
+    ids = backend.get_vocab(with_added_tokens=False).values()
+    if not ids:
+        raise TokenizerLoadError(f"The tokenizer in {folder} has no words; {WAY_OUT}")
+    if max(ids) >= MAX_IDS:
+        raise TokenizerLoadError(
+            f"The tokenizer in {folder} has a word with the id {max(ids)}; no model has more than"
+            f" {MAX_IDS} ids: {WAY_OUT}"
+        )
 
 
 def _roles(config: Mapping[str, Any], older: Mapping[str, Any]) -> dict[str, Any]:

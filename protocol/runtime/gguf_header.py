@@ -3,23 +3,23 @@
 The format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): magic, version, two counts,
 typed key/value pairs, one entry for each tensor, padding, data; all little-endian. Files come from
 strangers: every count and length is held against the bytes that are there and a bound before
-anything is made of it, so that memory stays a small multiple of the header.
+anything is made of it, so that memory stays a small multiple of the header. They are read by calls
+and not mapped: where somebody cuts a mapped file short, the process ends.
 
 Here, because the command line estimates a model's memory by it and engines load by it. It needs
 nothing but the standard library.
 """
 
 import array
-import mmap
+import os
 import re
 import reprlib
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 SUFFIX: Final = ".gguf"
 MAGIC: Final = b"GGUF"
@@ -37,6 +37,7 @@ MAX_AXES: Final = 4
 MAX_VALUES: Final = 2**44
 """Numbers of a tensor; keeps products of sizes small."""
 MAX_SHARDS: Final = 4096
+_BUFFER_BYTES: Final = 2**18
 _ALIGNMENT: Final = "general.alignment"
 _DEFAULT_ALIGNMENT: Final = 32
 _MAX_ALIGNMENT: Final = 2**20
@@ -156,8 +157,13 @@ def read_gguf(path: Path) -> GgufFile:
     Raises:
         GgufError: It can't be read, is cut off, broken, or of a kind that isn't read.
     """
-    with _mapped(path) as data:
-        return _Reader(path, data).read()
+    try:
+        with path.open("rb", _BUFFER_BYTES) as stream:
+            return _Reader(path, stream).read()
+    except FileNotFoundError:
+        raise GgufError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise GgufError(f"{path}: cannot be read: {error}") from error
 
 
 def read_gguf_shards(path: Path) -> tuple[GgufFile, ...]:
@@ -251,26 +257,13 @@ def models_among(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
-@contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    try:
-        with path.open("rb") as stream:
-            data = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError:
-        raise GgufError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise GgufError(f"{path}: cannot be read: {error}") from error
-    with data:
-        yield data
-
-
 class _Reader:
     """One pass over a header; `_place` never passes the end of what may be read."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
         self._path = path
-        self._data = data
-        self._file_bytes = len(data)
+        self._stream = stream
+        self._file_bytes = os.fstat(stream.fileno()).st_size
         self._limit = min(self._file_bytes, MAX_HEADER_BYTES)
         self._place = 0
         self._num_strings = 0
@@ -298,7 +291,7 @@ class _Reader:
     def _opening(self) -> tuple[int, int, int]:
         if sys.byteorder != "little":
             raise self._error("is read on little-endian machines only")
-        if self._data[: len(MAGIC)] != MAGIC:
+        if self._stream.read(len(MAGIC)) != MAGIC:
             raise self._error("is no GGUF file: it doesn't begin with GGUF")
         self._place = len(MAGIC)
         (version,) = self._numbers("I", 1, "its version")
@@ -415,10 +408,16 @@ class _Reader:
         if end > self._limit:
             if end <= self._file_bytes:
                 raise self._error(f"has a header of more than {MAX_HEADER_BYTES} bytes")
-            raise self._error(f"is cut off, or broken, in {what}; download it again")
-        found = self._data[self._place : end]
+            raise self._cut_off(what)
+        found = self._stream.read(size)
+        if len(found) < size:
+            # Since its size was asked for.
+            raise self._cut_off(what)
         self._place = end
         return found
+
+    def _cut_off(self, what: str) -> GgufError:
+        return self._error(f"is cut off, or broken, in {what}; download it again")
 
     def _error(self, what: str) -> GgufError:
         return GgufError(f"{self._path}: {what}")

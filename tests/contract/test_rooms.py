@@ -129,6 +129,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "engine_worker.compute.models.tensors",
         "engine_worker.compute.models.families",
         "engine_worker.compute.models",
+        "engine_worker.compute.weights.stored_file",
         "engine_worker.compute.weights.tensor_info",
         "engine_worker.compute.weights.gguf",
         "engine_worker.compute.weights.safetensors_files",

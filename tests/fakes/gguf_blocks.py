@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from gguf import GGMLQuantizationType, quants
 
+from engine_worker.compute.weights.stored_file import ReadOctets
+
 Values = npt.NDArray[np.float32]
 Blocks = npt.NDArray[Any]
 _BLOCK = 256
@@ -28,6 +30,18 @@ def encoded(values: npt.NDArray[Any], kind: GGMLQuantizationType) -> npt.NDArray
         return blocks.reshape(*values.shape[:-1], -1)
     written: Blocks = quants.quantize(values, kind)
     return written
+
+
+def octets_of(data: npt.NDArray[Any]) -> ReadOctets:
+    """Reads an array's bytes as those of a file."""
+    octets = data.reshape(-1).view(np.uint8)
+
+    def read(name: str, start: int, end: int) -> npt.NDArray[np.uint8]:
+        # Memory of their own, as what is read has.
+        part: npt.NDArray[np.uint8] = octets[start:end].copy()
+        return part
+
+    return read
 
 
 def _half(values: npt.NDArray[Any]) -> tuple[Blocks, Values]:

@@ -7,16 +7,16 @@ JSON header, data). Everything that can be wrong with a file is found before a w
 import json
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from engine_worker.compute.models.integer_blocks import BlockFormat, BlockMatrix
+from engine_worker.compute.weights.stored_file import WAY_OUT, StoredFile, opened
 from engine_worker.compute.weights.tensor_info import (
     STORED_DTYPES,
     ReadBlocks,
@@ -31,7 +31,8 @@ SINGLE_NAME = "model.safetensors"
 MAX_HEADER_BYTES = 16 * 2**20
 """Enough for 130,000 tensors in one file; read, it takes many times as much memory."""
 MAX_INDEX_BYTES = 32 * 2**20
-_WAY_OUT = "download it again"
+MAX_NAME = 1024
+"""Characters of a tensor's name, as in GGUF files."""
 _LENGTH_BYTES = 8
 _MAX_AXES = 64
 _SIZE_LIMIT = 2**48
@@ -70,21 +71,17 @@ class SafetensorsCheckpoint:
 
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
-        with ExitStack() as stack:
-            # Kept open (each is one memory map): the tensors of a layer may lie in several shards.
-            files = {file: stack.enter_context(_open(file)) for file in self.files}
+        with opened(self.files) as files:
 
             def read(name: str) -> npt.NDArray[Any]:
                 tensor = self.tensors[name]
-                if tensor.dtype.startswith("F8_"):
-                    return read_bytes(tensor).view(STORED_DTYPES[tensor.dtype])
-                try:
-                    values: npt.NDArray[Any] = files[tensor.file].get_tensor(name)
-                except (SafetensorError, OSError) as error:
+                if tensor.dtype not in STORED_DTYPES:
                     raise CheckpointError(
-                        f"{tensor.file}: tensor {name!r} cannot be read: {error}; {_WAY_OUT}"
-                    ) from error
-                return values
+                        f"{tensor.file}: tensor {name!r} is {tensor.dtype}; "
+                        f"{', '.join(STORED_DTYPES)} are read"
+                    )
+                octets = files[tensor.file].read(name, tensor.start, tensor.end)
+                return octets.view(STORED_DTYPES[tensor.dtype]).reshape(tensor.shape)
 
             yield read
 
@@ -98,17 +95,8 @@ def read_bytes(tensor: TensorInfo) -> npt.NDArray[np.uint8]:
     Raises:
         CheckpointError: The file can't be read, or was cut short since its header was.
     """
-    try:
-        with tensor.file.open("rb") as stream:
-            values = np.fromfile(stream, np.uint8, tensor.end - tensor.start, offset=tensor.start)
-    except OSError as error:
-        raise CheckpointError(
-            f"{tensor.file}: tensor {tensor.name!r} cannot be read: {error}"
-        ) from error
-    if len(values) != tensor.end - tensor.start:
-        raise CheckpointError(
-            f"{tensor.file}: truncated: tensor {tensor.name!r} is cut short; {_WAY_OUT}"
-        )
+    with StoredFile(tensor.file) as file:
+        values = file.read(tensor.name, tensor.start, tensor.end)
     return values.reshape(*tensor.shape[:-1], -1) if tensor.shape else values.reshape(())
 
 
@@ -132,38 +120,44 @@ def find_safetensors(folder: Path) -> SafetensorsCheckpoint | None:
     return None
 
 
-def _open(file: Path) -> Any:
-    try:
-        return safe_open(file, framework="np")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{file}: not a readable safetensors file: {error}; {_WAY_OUT}"
-        ) from error
-
-
 def _open_shards(index: Path) -> SafetensorsCheckpoint:
     try:
         content = json.loads(read_bounded(index, MAX_INDEX_BYTES))
         weight_map = content["weight_map"]
-        placed = {str(name): str(file) for name, file in weight_map.items()}
+        placed = {str(name): file for name, file in weight_map.items()}
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{index}: no readable index of shards: {error!r}; {_WAY_OUT}"
+            f"{index}: no readable index of shards: {error!r}; {WAY_OUT}"
         ) from error
     files: dict[str, Path] = {}
+    headers: dict[str, dict[str, TensorInfo]] = {}
     tensors: dict[str, TensorInfo] = {}
-    for name in sorted(set(placed.values())):
-        if Path(name).name != name:
-            raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
-        files[name] = index.parent / name
-        tensors |= read_header(files[name])
     for tensor, name in placed.items():
-        if tensor not in tensors or tensors[tensor].file != files[name]:
+        if not _is_file_name(name):
             raise CheckpointError(
-                f"{files[name]}: tensor {tensor!r} is missing, but indexed there: these are files"
-                " of different models, or of different versions of one; download all of them again"
+                f"{index}: tensor {tensor!r:.{MAX_NAME}} is placed in {name!r:.80}, which is not"
+                f" the name of a file beside it; {WAY_OUT}"
             )
+    for name in sorted(set(placed.values())):
+        files[name] = index.parent / name
+        headers[name] = read_header(files[name])
+        tensors |= headers[name]
+    for tensor, name in placed.items():
+        if tensor not in headers[name]:
+            raise CheckpointError(
+                f"{files[name]}: tensor {tensor!r:.{MAX_NAME}} is missing, but indexed there: these"
+                " are files of different models, or of different versions of one; download all of"
+                " them again"
+            )
+        # Another file may hold one of the same name.
+        tensors[tensor] = headers[name][tensor]
     return SafetensorsCheckpoint(index, tuple(files.values()), tensors)
+
+
+def _is_file_name(name: object) -> bool:
+    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
+        return False
+    return name not in ("", "..") and Path(name).name == name
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:
@@ -186,25 +180,47 @@ def read_header(file: Path) -> dict[str, TensorInfo]:
             if not 2 <= header_bytes <= min(MAX_HEADER_BYTES, file_bytes - _LENGTH_BYTES):
                 raise CheckpointError(
                     f"{file}: not a safetensors file, truncated in its header, or with a header of"
-                    f" more than {MAX_HEADER_BYTES} bytes; {_WAY_OUT}"
+                    f" more than {MAX_HEADER_BYTES} bytes; {WAY_OUT}"
                 )
             header = json.loads(stream.read(header_bytes))
     except FileNotFoundError:
         raise CheckpointError(f"{file}: the file is missing; download it too") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{file}: not a readable safetensors file: {error}; {_WAY_OUT}"
+            f"{file}: not a readable safetensors file: {error}; {WAY_OUT}"
         ) from error
     if not isinstance(header, dict):
-        raise CheckpointError(
-            f"{file}: not a safetensors file: its header is no object; {_WAY_OUT}"
-        )
+        raise CheckpointError(f"{file}: not a safetensors file: its header is no object; {WAY_OUT}")
     header.pop("__metadata__", None)
+    longest = max(header, key=len, default="")
+    if len(longest) > MAX_NAME:
+        raise CheckpointError(
+            f"{file}: tensor {longest!r:.80}… has a name of {len(longest)} characters; at most"
+            f" {MAX_NAME} are read: {WAY_OUT}"
+        )
     data_start = _LENGTH_BYTES + header_bytes
-    return {
+    tensors = {
         name: _tensor_info(file, name, entry, data_start, file_bytes)
         for name, entry in header.items()
     }
+    _refuse_gaps(file, tensors, data_start, file_bytes)
+    return tensors
+
+
+def _refuse_gaps(
+    file: Path, tensors: dict[str, TensorInfo], data_start: int, file_bytes: int
+) -> None:
+    """The format has one tensor behind the other, from the header to the end of the file."""
+    end, before = data_start, "the header"
+    for tensor in sorted(tensors.values(), key=lambda one: (one.start, one.end)):
+        if tensor.start != end:
+            what = "overlaps" if tensor.start < end else "doesn't begin right behind"
+            raise CheckpointError(f"{file}: tensor {tensor.name!r} {what} {before}; {WAY_OUT}")
+        end, before = tensor.end, f"tensor {tensor.name!r}"
+    if end != file_bytes:
+        raise CheckpointError(
+            f"{file}: {file_bytes - end} bytes stand behind {before}, its last; {WAY_OUT}"
+        )
 
 
 def _is_size(value: object) -> bool:
@@ -223,21 +239,21 @@ def _tensor_info(
             raise ValueError("no sizes")
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{file}: tensor {name!r} has a broken header entry; {_WAY_OUT}"
+            f"{file}: tensor {name!r} has a broken header entry; {WAY_OUT}"
         ) from error
     if first > last:
-        raise CheckpointError(f"{file}: tensor {name!r} has a broken header entry; {_WAY_OUT}")
+        raise CheckpointError(f"{file}: tensor {name!r} has a broken header entry; {WAY_OUT}")
     start, end = data_start + first, data_start + last
     if end > file_bytes:
         raise CheckpointError(
             f"{file}: truncated: tensor {name!r} needs {end} bytes of file, there are {file_bytes};"
-            f" {_WAY_OUT}"
+            f" {WAY_OUT}"
         )
     if dtype in STORED_DTYPES:
         needed = int(np.prod(shape, dtype=object)) * STORED_DTYPES[dtype].itemsize
         if needed != end - start:
             raise CheckpointError(
                 f"{file}: tensor {name!r} of {dtype} {list(shape)} needs {needed} bytes, its "
-                f"entry holds {end - start}; {_WAY_OUT}"
+                f"entry holds {end - start}; {WAY_OUT}"
             )
     return TensorInfo(name, file, dtype, shape, start, end)

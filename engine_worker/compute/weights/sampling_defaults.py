@@ -46,15 +46,17 @@ def _number(config: dict[str, Any], name: str, path: Path) -> float | None:
     value = config.get(name)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        _log.warning("%s: %s is %r, no number; it is left out", path, name, value)
+    # A whole number may be larger than any float.
+    is_nan = isinstance(value, float) and math.isnan(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or is_nan:
+        _log.warning("%s: %s is %.80r, no number; it is left out", path, name, value)
         return None
     allowed = NUMBER_RANGES[name]
     if allowed.holds(value):
         return float(value)
     nearest = allowed.minimum if value < allowed.maximum else allowed.maximum
     if not allowed.holds(nearest):
-        _log.warning("%s: %s is %r, not %s; it is left out", path, name, value, allowed)
+        _log.warning("%s: %s is %.80r, not %s; it is left out", path, name, value, allowed)
         return None
-    _log.warning("%s: %s is %r, not %s; %s is taken", path, name, value, allowed, nearest)
+    _log.warning("%s: %s is %.80r, not %s; %s is taken", path, name, value, allowed, nearest)
     return float(nearest)

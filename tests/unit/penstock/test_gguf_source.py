@@ -34,7 +34,7 @@ def written(path: Path, kv: int | list[int] = 2, split: int = 0) -> Path:
 
 
 @pytest.mark.parametrize("kv", [2, [0, 2, 1]])
-def test_the_estimate_counts_numbers_in_16_bits_and_one_full_context(
+def test_the_estimate_counts_numbers_in_16_bits_and_one_request(
     tmp_path: Path, kv: int | list[int]
 ) -> None:
     config, size = config_of(written(tmp_path / "m.gguf", kv))

@@ -43,9 +43,45 @@ def make_folder(folder: Path, *, config: dict[str, object] | None = None) -> Pat
     return folder
 
 
-def test_the_estimate_counts_weights_and_one_full_context() -> None:
+def test_the_estimate_counts_weights_and_the_cache_of_one_request() -> None:
     estimate = estimate_memory(CONFIG, 1000, dtype="auto", max_model_len=None)
-    assert estimate == MemoryEstimate(1000, 2 * 3 * 2 * 16 * 100 * 2)
+    assert estimate == MemoryEstimate(1000, 2 * 3 * 2 * 16 * 100 * 2, 100)
+    asked = estimate_memory(CONFIG, 1000, dtype="auto", max_model_len=10)
+    assert asked == MemoryEstimate(1000, estimate.kv_bytes // 10, 10)
+
+
+def test_a_context_that_nobody_asked_for_need_not_fit_whole() -> None:
+    """The engine cuts it to what fits; models of 128k tokens were refused before it could."""
+    config = CONFIG | {"max_position_embeddings": 131072}
+    estimate = estimate_memory(config, 1000, dtype="auto", max_model_len=None)
+    assert estimate.num_tokens == 2048
+    assert estimate.kv_bytes == 2 * 3 * 2 * 16 * 2048 * 2
+    asked = estimate_memory(config, 1000, dtype="auto", max_model_len=131072)
+    assert asked.kv_bytes == 64 * estimate.kv_bytes
+
+
+@pytest.mark.parametrize(
+    ("differences", "cached"),
+    [
+        ({"kv_lora_rank": 40, "qk_rope_head_dim": 8}, 3 * 48 * 1000),
+        (
+            {
+                "layer_types": ["full_attention", "sliding_attention", "linear_attention"],
+                "sliding_window": 100,
+            },
+            64 * (1000 + 100),
+        ),
+        ({"layer_types": ["full_attention", "sliding_attention", "conv"]}, 64 * 2000),
+        ({"layer_types": ["full_attention"], "sliding_window": 100}, 64 * 3000),
+        ({"layer_types": None, "sliding_window": None}, 64 * 3000),
+    ],
+)
+def test_layers_that_keep_less_of_a_token_or_fewer_of_them_count_so(
+    differences: dict[str, object], cached: int
+) -> None:
+    config = CONFIG | differences
+    estimate = estimate_memory(config, 1000, dtype="auto", max_model_len=1000)
+    assert estimate.kv_bytes == cached * 2
 
 
 def test_float32_doubles_a_16_bit_checkpoint() -> None:
@@ -97,8 +133,10 @@ def test_the_methods_let_through_are_those_that_the_engine_reads() -> None:
 
 
 def test_a_model_too_large_is_refused_with_both_numbers_and_a_way_out() -> None:
-    with pytest.raises(ModelError, match=r"needs about 30\.0 GiB.*16\.0 GiB are free.*--max-model"):
-        require_memory("big", MemoryEstimate(20 * 2**30, 10 * 2**30), 16 * 2**30)
+    with pytest.raises(
+        ModelError, match=r"needs about 30\.0 GiB.*2048 tok.*16\.0 GiB.*--max-model"
+    ):
+        require_memory("big", MemoryEstimate(20 * 2**30, 10 * 2**30, 2048), 16 * 2**30)
 
 
 @pytest.mark.parametrize(

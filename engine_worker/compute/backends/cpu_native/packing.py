@@ -153,7 +153,7 @@ def pack_experts(
             place.nbytes,
         )
         if status == _NOT_FINITE:
-            raise ValueError(f"a weight is not a finite number in {weight_type}")
+            raise ValueError(f"holds a weight that is not a finite number in {weight_type}")
         if status != _OK:
             raise ValueError(f"a matrix {matrix.shape} can't be packed as {weight_type} {kind}")
     return (packed,)

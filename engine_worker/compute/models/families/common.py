@@ -184,7 +184,8 @@ def ropes_by_layer_type(
     stated = fields.mapping("rope_parameters") or {}
     scaling = fields.mapping("rope_scaling") or {}
     if any(isinstance(stated.get(name), dict) for name in LAYER_TYPES):
-        full, sliding = (stated.get(name) or {} for name in LAYER_TYPES)
+        by_type = ConfigFields(stated, "config.json: rope_parameters")
+        full, sliding = (by_type.mapping(name) or {} for name in LAYER_TYPES)
     else:
         full, sliding = stated | scaling, {}
     nested = {

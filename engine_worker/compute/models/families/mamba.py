@@ -1,6 +1,7 @@
 """Granite 4: Mamba-2, with attention in a few layers, and experts in the larger ones."""
 
 import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -116,7 +117,7 @@ def read_mamba(fields: ConfigFields, config: Mapping[str, Any], inner: int) -> M
         raise fields.error("mamba_n_groups", f"must divide {num_heads} heads", num_groups)
     head_dim = inner // num_heads
     stated = config.get("mamba_d_head")
-    if stated not in {None, "auto", head_dim}:
+    if stated not in (None, "auto", head_dim):
         raise fields.error("mamba_d_head", f"must be {head_dim}", stated)
     return MambaSpec(
         num_heads=num_heads,
@@ -143,7 +144,11 @@ def time_limits_of(fields: ConfigFields, limits: object) -> tuple[float, float]:
             pair = low, high
         case _:
             pair = math.nan, math.nan
-    if not 0 <= pair[0] < pair[1]:
+    # JSON knows whole numbers beyond every float.
+    is_float = pair[0] <= sys.float_info.max and (
+        pair[1] <= sys.float_info.max or pair[1] == math.inf
+    )
+    if not is_float or not 0 <= pair[0] < pair[1]:
         raise fields.error("time_step_limit", "must be two rising numbers", limits)
     return float(pair[0]), float(pair[1])
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 import ml_dtypes
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from gguf import quants
 from gguf.constants import GGMLQuantizationType
 
+from engine_worker.compute.weights.stored_file import ReadOctets, StoredFile
 from engine_worker.errors import CheckpointError
 from protocol.runtime.container_limits import num_usable_cores
 from protocol.runtime.gguf_header import BLOCK_TYPES, GgufTensor
@@ -37,9 +37,6 @@ MAX_VECTOR: Final = 4096
 _SIZES: Final = {name: (numbers, size) for name, numbers, size in BLOCK_TYPES.values()}
 NUMBERS_AT_A_TIME: Final = 2**20
 
-Opened = npt.NDArray[np.uint8]
-"""A file's bytes, mapped."""
-
 
 def numbers_dtype(type_name: str) -> str:
     """How safetensors spells the type that `read_numbers` returns; the type itself if unread."""
@@ -48,35 +45,33 @@ def numbers_dtype(type_name: str) -> str:
     return "F32" if type_name in QUANTISED else type_name
 
 
-def read_numbers(data: Opened, tensor: GgufTensor, expert: int | None = None) -> npt.NDArray[Any]:
+def read_numbers(
+    read: ReadOctets, tensor: GgufTensor, expert: int | None = None
+) -> npt.NDArray[Any]:
     """The numbers of a tensor, in its own type or float32.
 
     Args:
-        data: Of the tensor's file.
+        read: Of the tensor's file.
         tensor: Of a type that is read.
         expert: Only this entry of the outermost axis.
 
     Raises:
-        CheckpointError: There is something among them that is no finite number.
+        CheckpointError: They can't be read, or there is one among them that is not finite.
     """
     if expert is not None:
         tensor = of_expert(tensor, expert)
-    shape, raw = tensor.shape, data[tensor.start : tensor.end]
     if tensor.type_name in PLAIN:
-        # Parts of one file needn't be aligned to the size of their numbers.
-        return raw.view(PLAIN[tensor.type_name][1]).reshape(shape)
-    numbers, size = _SIZES[tensor.type_name]
-    blocks = raw.reshape(-1, size)
-    values = np.empty(len(blocks) * numbers, np.float32)
-    step = max(1, NUMBERS_AT_A_TIME // numbers)
-    fill = partial(_fill, values, blocks, GGMLQuantizationType[tensor.type_name], numbers)
-    in_parallel(fill, [(first, first + step) for first in range(0, len(blocks), step)])
+        octets = read(tensor.name, tensor.start, tensor.end)
+        return octets.view(PLAIN[tensor.type_name][1]).reshape(tensor.shape)
+    values = np.empty(tensor.num_values, np.float32)
+    kind, (numbers, _) = GGMLQuantizationType[tensor.type_name], _SIZES[tensor.type_name]
+    for_each_part(read, tensor, partial(_fill, values, kind, numbers))
     if not _all_finite(values):
         raise CheckpointError(
             f"{tensor.file}: tensor {tensor.name!r} is broken: it holds numbers that are not"
             " finite; download the file again"
         )
-    return values.reshape(shape)
+    return values.reshape(tensor.shape)
 
 
 def of_expert(tensor: GgufTensor, expert: int) -> GgufTensor:
@@ -98,19 +93,8 @@ def read_vector(tensor: GgufTensor | None) -> list[float] | None:
         raise CheckpointError(
             f"{tensor.file}: tensor {tensor.name!r} is no vector of at most {MAX_VECTOR} F32"
         )
-    return [float(str(value)) for value in read_numbers(opened(tensor.file), tensor)]
-
-
-def opened(file: Path) -> Opened:
-    """A file's bytes.
-
-    Raises:
-        CheckpointError: It can't be read.
-    """
-    try:
-        return np.memmap(file, np.uint8, "r")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read: {error}") from error
+    with StoredFile(tensor.file) as file:
+        return [float(str(value)) for value in read_numbers(file.read, tensor)]
 
 
 def _all_finite(values: npt.NDArray[np.float32]) -> bool:
@@ -122,24 +106,46 @@ def _all_finite(values: npt.NDArray[np.float32]) -> bool:
 
 def _fill(
     values: npt.NDArray[np.float32],
-    blocks: Opened,
     kind: GGMLQuantizationType,
     numbers: int,
-    part: tuple[int, int],
+    first: int,
+    blocks: npt.NDArray[np.uint8],
 ) -> None:
-    first, last = part
     # Blocks of broken files hold scales of NaN, which are found afterwards.
     with np.errstate(all="ignore"):
-        found = quants.dequantize(blocks[first:last], kind)
-    values[first * numbers : last * numbers] = found.reshape(-1)
+        found = quants.dequantize(blocks, kind).reshape(-1)
+    values[first * numbers : first * numbers + len(found)] = found
 
 
-def in_parallel(work: Callable[[tuple[int, int]], None], parts: list[tuple[int, int]]) -> None:
-    """Does some work on each part, on as many threads as there are cores."""
-    if len(parts) == 1:
-        work(parts[0])
+def for_each_part(
+    read: ReadOctets,
+    tensor: GgufTensor,
+    work: Callable[[int, npt.NDArray[np.uint8]], None],
+) -> None:
+    """Reads a tensor's blocks a few megabytes at a time, on as many threads as there are cores.
+
+    Args:
+        read: Of the tensor's file.
+        tensor: Of blocks.
+        work: Called in those threads with the number of the first block of a part, and its blocks
+            [N, bytes of one].
+
+    Raises:
+        CheckpointError: A part can't be read.
+    """
+    numbers, size = _SIZES[tensor.type_name]
+    num_blocks, step = (tensor.end - tensor.start) // size, max(1, NUMBERS_AT_A_TIME // numbers)
+
+    def do(first: int) -> None:
+        start = tensor.start + first * size
+        octets = read(tensor.name, start, min(start + step * size, tensor.end))
+        work(first, octets.reshape(-1, size))
+
+    firsts = range(0, num_blocks, step)
+    if len(firsts) == 1:
+        do(0)
         return
-    # NumPy lets other threads run while it computes.
-    with ThreadPoolExecutor(min(len(parts), num_usable_cores()), "dequantise") as threads:
-        for _ in threads.map(work, parts):
+    # Other threads run while one reads, and while NumPy computes.
+    with ThreadPoolExecutor(min(len(firsts), num_usable_cores()), "dequantise") as threads:
+        for _ in threads.map(do, firsts):
             pass

@@ -21,7 +21,6 @@ from engine_worker.compute.weights.gguf.blocks import (
     QUANTISED,
     numbers_dtype,
     of_expert,
-    opened,
     read_numbers,
     read_vector,
 )
@@ -37,6 +36,7 @@ from engine_worker.compute.weights.gguf.family import (
 from engine_worker.compute.weights.gguf.integer_blocks import FORMATS, read_blocks
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
 from engine_worker.compute.weights.gguf.rope_factors import llama3_scaling
+from engine_worker.compute.weights.stored_file import opened
 from engine_worker.compute.weights.tensor_info import ReadBlocks, ReadTensor, TensorInfo
 from engine_worker.errors import (
     CheckpointError,
@@ -97,50 +97,50 @@ class GgufCheckpoint:
 
     @contextmanager
     def reading_blocks(self) -> Iterator[ReadBlocks]:
-        data = {file: opened(file) for file in self.files}
+        with opened(self.files) as files:
 
-        def read(name: str, expert: int | None = None) -> BlockMatrix:
-            part = self.parts[name]
-            index = part.expert if expert is None else expert
-            matrices = []
-            for stored in part.names:
-                tensor = self.metadata.tensors[stored]
-                one = tensor if index is None else of_expert(tensor, index)
-                matrices.append(read_blocks(data[one.file], one))
-            if part.join is not None and part.join.order is not None:
-                form = common_format([matrix.format for matrix in matrices])
-                assert form is not None, name
-                return joined(matrices, form).each(part.join.order)
-            (matrix,) = matrices
-            if part.change is None or part.change.is_transposition:
-                return matrix
-            return matrix.each(part.change.apply)
+            def read(name: str, expert: int | None = None) -> BlockMatrix:
+                part = self.parts[name]
+                index = part.expert if expert is None else expert
+                matrices = []
+                for stored in part.names:
+                    tensor = self.metadata.tensors[stored]
+                    one = tensor if index is None else of_expert(tensor, index)
+                    matrices.append(read_blocks(files[one.file].read, one))
+                if part.join is not None and part.join.order is not None:
+                    form = common_format([matrix.format for matrix in matrices])
+                    assert form is not None, name
+                    return joined(matrices, form).each(part.join.order)
+                (matrix,) = matrices
+                if part.change is None or part.change.is_transposition:
+                    return matrix
+                return matrix.each(part.change.apply)
 
-        yield read
+            yield read
 
     @contextmanager
     def reading(self) -> Iterator[ReadTensor]:
-        data = {file: opened(file) for file in self.files}
+        with opened(self.files) as files:
 
-        def read(name: str) -> npt.NDArray[Any]:
-            part = self.parts[name]
-            tensor = self.metadata.tensors[part.name]
-            values = read_numbers(data[tensor.file], tensor, part.expert)
-            if part.join is not None:
-                others = [self.metadata.tensors[other] for other in part.others]
-                found = [read_numbers(data[other.file], other) for other in others]
-                return part.join.apply([values, *found])
-            if part.change is None:
-                return values
-            try:
-                return part.change.apply(values)
-            except ValueError as error:
-                raise CheckpointError(
-                    f"{tensor.file}: tensor {tensor.name!r} doesn't have the heads that the file"
-                    f" names: {error}"
-                ) from error
+            def read(name: str) -> npt.NDArray[Any]:
+                part = self.parts[name]
+                tensor = self.metadata.tensors[part.name]
+                values = read_numbers(files[tensor.file].read, tensor, part.expert)
+                if part.join is not None:
+                    others = [self.metadata.tensors[other] for other in part.others]
+                    found = [read_numbers(files[other.file].read, other) for other in others]
+                    return part.join.apply([values, *found])
+                if part.change is None:
+                    return values
+                try:
+                    return part.change.apply(values)
+                except ValueError as error:
+                    raise CheckpointError(
+                        f"{tensor.file}: tensor {tensor.name!r} doesn't have the heads that the"
+                        f" file names: {error}"
+                    ) from error
 
-        yield read
+            yield read
 
 
 def find_gguf(folder: Path) -> GgufCheckpoint | None:

@@ -14,7 +14,8 @@ from engine_worker.compute.models.integer_blocks import (
     BlockFormat,
     BlockMatrix,
 )
-from engine_worker.compute.weights.gguf.blocks import NUMBERS_AT_A_TIME, in_parallel
+from engine_worker.compute.weights.gguf.blocks import for_each_part
+from engine_worker.compute.weights.stored_file import ReadOctets
 from engine_worker.errors import CheckpointError
 from protocol.runtime.gguf_header import BLOCK_TYPES, GgufTensor
 
@@ -42,34 +43,32 @@ Parts = tuple[npt.NDArray[Any], ...]
 groups [N, groups], minima [N, groups], scales of minima [N, 1]."""
 
 
-def read_blocks(data: Bytes, tensor: GgufTensor) -> BlockMatrix:
+def read_blocks(read: ReadOctets, tensor: GgufTensor) -> BlockMatrix:
     """A matrix of a file.
 
     Args:
-        data: The file's bytes.
+        read: Of the tensor's file.
         tensor: Of a type in `FORMATS`.
 
     Raises:
-        CheckpointError: It has scales that are no finite numbers.
+        CheckpointError: It can't be read, or has scales that are no finite numbers.
     """
     form = FORMATS[tensor.type_name]
     numbers, size = _SIZES[tensor.type_name]
-    blocks = data[tensor.start : tensor.end].reshape(-1, size)
-    read = _READERS[tensor.type_name]
+    num_blocks, parts_of = (tensor.end - tensor.start) // size, _READERS[tensor.type_name]
     num_groups = numbers // form.group_size
     scale_dtype = SCALE_DTYPES[form.scale_dtype]
     shapes: list[tuple[int, npt.DTypeLike]] = [(numbers, np.uint8), (1, scale_dtype)]
     shapes += [(num_groups, np.int8)] * (form.has_scales + form.has_minima)
     shapes += [(1, scale_dtype)] * form.has_minima
-    found = [np.empty((len(blocks), width), dtype) for width, dtype in shapes]
+    found = [np.empty((num_blocks, width), dtype) for width, dtype in shapes]
 
-    def fill(part: tuple[int, int]) -> None:
+    def fill(first: int, blocks: Bytes) -> None:
         # A few megabytes at a time stay in the cache.
-        for whole, values in zip(found, read(blocks[slice(*part)]), strict=True):
-            whole[slice(*part)] = values
+        for whole, values in zip(found, parts_of(blocks), strict=True):
+            whole[first : first + len(blocks)] = values
 
-    step = max(1, NUMBERS_AT_A_TIME // numbers)
-    in_parallel(fill, [(first, first + step) for first in range(0, len(blocks), step)])
+    for_each_part(read, tensor, fill)
     rows = iter([values.reshape(tensor.shape[0], -1) for values in found])
     matrix = BlockMatrix(
         form,

@@ -1,5 +1,7 @@
 """Configs of encoders become specs or are refused by name; docs/models.md lists what is served."""
 
+import contextlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from engine_worker.embedding.labels import Labels, read_labels
 from engine_worker.errors import ModelConfigError, ModelLoadError
 from engine_worker.loading.text_models import is_text_model
 from tests.fakes.encoder_families import CASES
+from tests.fakes.odd_values import with_odd_values
 
 PAGE = Path(__file__).parents[4] / "docs" / "models.md"
 SIZES: dict[str, Any] = {
@@ -227,3 +230,14 @@ def test_a_model_type_that_is_no_encoders_ends_in_no_type_error(model_type: obje
     assert not is_encoder(config)
     with pytest.raises(ModelLoadError, match="not a supported encoder"):
         encoder_spec(config)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_odd_value_is_refused_as_such_or_read(name: str) -> None:
+    case = CASES[name]
+    config = case.config(num_labels=3, architectures=[case.classifier]).to_dict()
+    values = json.loads(json.dumps(case.edit(config), default=str))
+    for odd in with_odd_values({**values, "problem_type": None}):
+        for read in (encoder_spec, read_labels):
+            with contextlib.suppress(ModelLoadError):
+                read(odd)

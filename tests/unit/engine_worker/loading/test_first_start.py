@@ -229,6 +229,7 @@ def test_a_damaged_file_is_replaced_behind_too(folder: Path, cache_dir: Path) ->
     (file,) = cache_dir.glob("*.packed")
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 4
+    file.chmod(0o600)
     file.write_bytes(content)
     behind = WriteBehind()
     second, told = load(folder, cache_dir, behind)

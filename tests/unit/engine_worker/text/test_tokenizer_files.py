@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -463,3 +464,25 @@ def test_an_end_of_sequence_that_the_model_doesnt_have_is_left_out(
     advice.write_text(json.dumps({"eos_token_id": 1000}))
     assert Tokenizer.load(folder, vocab_size=1000).eos_token_ids == {3}
     assert Tokenizer.load(folder).eos_token_ids == {1000}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda state: state.clear(), "cannot be loaded: Model missing.*; name a folder"),
+        (lambda state: state["model"].update(vocab={}, merges=[]), "has no words; name a folder"),
+        (
+            lambda state: state["model"]["vocab"].update(far=2**32 - 1),
+            "word with the id 4294967295",
+        ),
+    ],
+)
+def test_a_vocabulary_that_is_no_models_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], named: str
+) -> None:
+    """Without words all texts became nothing; an id far away cost a minute for those below it."""
+    state = json.loads(file_of("digits"))
+    change(state)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(state), encoding="utf-8")
+    with pytest.raises(TokenizerLoadError, match=named):
+        read_tokenizer(tmp_path)

@@ -106,7 +106,7 @@ def test_both_versions_are_read(tmp_path: Path, version: int) -> None:
 
 
 _BROKEN = {
-    "an empty file": (b"", "cannot be read"),
+    "an empty file": (b"", "is no GGUF file"),
     "another format": (b"PK\x03\x04" + bytes(100), "no GGUF file"),
     "a pointer of git lfs": (b"version https://git-lfs.github.com/spec/v1\n", "no GGUF file"),
     "nothing behind the magic": (b"GGUF", "cut off"),

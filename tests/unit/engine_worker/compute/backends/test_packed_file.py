@@ -67,6 +67,23 @@ def test_the_last_missing_byte_is_noticed_and_both_sizes_are_named(path: Path) -
         read_packed(path, "key", PARTS)
 
 
+def test_a_file_that_is_cut_while_it_is_read_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mapped, it ended the process."""
+    read_header = packed_file._read_header
+
+    def read_and_cut(stream: IO[bytes]) -> dict[str, Any]:
+        header = read_header(stream)
+        os.truncate(path, header["parts"][3]["offset"] + 2**15)
+        return header
+
+    monkeypatch.setattr(packed_file, "_check", lambda *_: None)
+    monkeypatch.setattr(packed_file, "_read_header", read_and_cut)
+    with pytest.raises(PackedFileError, match=r"model\.packed: it was cut short while it was read"):
+        read_packed(path, "key", PARTS)
+
+
 def test_a_file_of_other_weights_or_of_another_decoder_is_refused(path: Path) -> None:
     with pytest.raises(PackedFileError, match="other weights or by another version"):
         read_packed(path, "other key", PARTS)

@@ -1,4 +1,4 @@
-"""docs/models.md has a row for every family, and each cell says what the code does."""
+"""docs/models.md has a row for every family, and each cell says what code or measurement do."""
 
 import re
 from collections.abc import Mapping
@@ -14,8 +14,12 @@ from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.spec import DecoderSpec, LayerSpec, MoeSpec
 from engine_worker.text.format_detection import detect_formats
 from tests.fakes.model_families import CASES, FamilyCase
+from tests.fakes.published_models import PUBLISHED, PublishedModel
+from tests.models_table import agreement, declared, memory_row, written
+from tests.parity.page import read_page
 
 PAGE = Path(__file__).parents[5] / "docs" / "models.md"
+TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = ("embedding", "attention", "mlp", "head")
 TYPES = (
     ("float32", "float32"),
@@ -29,17 +33,19 @@ class Row(NamedTuple):
     models: str
     formats: str
     native: str
+    agreement: str
     cases: tuple[str, ...]
 
 
 def rows() -> Mapping[str, Row]:
     found: dict[str, Row] = {}
-    for line in PAGE.read_text(encoding="utf-8").splitlines():
-        match = re.fullmatch(r"\| `(\w+)` \| (.+) \| (.+) \| (.+) \| (.+) \|", line)
+    for line in TEXT.splitlines():
+        match = re.fullmatch(r"\| `(\w+)`" + r" \| (.+)" * 5 + r" \|", line)
         if match:
-            name, models, formats, native, cases = match.groups()
+            name, models, formats, native, shares, cases = match.groups()
             assert name not in found, f"{name} has two rows"
-            found[name] = Row(models, formats, native, tuple(re.findall(r"`(\w+)`", cases)))
+            by_name = tuple(re.findall(r"`(\w+)`", cases))
+            found[name] = Row(models, formats, native, shares, by_name)
     return found
 
 
@@ -121,3 +127,33 @@ def test_the_formats_of_a_row_are_what_its_model_type_is_taken_for(name: str) ->
 @pytest.mark.parametrize("name", ROWS)
 def test_the_native_blocks_of_a_row_are_those_that_the_kernels_cover(name: str) -> None:
     assert ROWS[name].native == native_blocks([spec_of(CASES[case]) for case in ROWS[name].cases])
+
+
+PARITY = read_page((PAGE.parent / "measurements" / "parity.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_agreement_of_a_row_is_the_least_that_was_measured_of_its_cases(name: str) -> None:
+    assert ROWS[name].agreement == agreement(ROWS[name].cases, PARITY)
+    assert ROWS[name].agreement.split()[0] in ("100", "–")
+
+
+@pytest.mark.parametrize("model", PUBLISHED, ids=lambda model: model.name)
+def test_the_memory_of_a_published_model_is_what_an_engine_would_ask_for(
+    model: PublishedModel,
+) -> None:
+    graphs = declared(model)
+    assert {graph.num_parameters for graph in graphs.values()} == {model.num_parameters}
+    assert memory_row(model, graphs) in TEXT.splitlines()
+
+
+def test_the_table_of_memory_has_those_models_and_no_others() -> None:
+    table = re.search(r"^\| model \|.+?\n\n", TEXT, re.MULTILINE | re.DOTALL)
+    assert table is not None
+    listed = [line.split(" | ")[0].removeprefix("| ") for line in table[0].splitlines()[2:-1]]
+    assert listed == [model.name for model in PUBLISHED]
+
+
+def test_the_page_is_written_as_it_is() -> None:
+    """The columns that are written, without the table that takes a while to compute."""
+    assert written(TEXT, PARITY, memory=None) == TEXT

@@ -5,9 +5,11 @@ import json
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.compute.weights.safetensors_files import read_header
@@ -164,3 +166,82 @@ def test_a_tensor_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"00001-of-00002\.safetensors: tensor 'ghost'"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", [None, 5, "", ".", "..", "/etc/passwd", "../a", "a\0b", "a\nb", "a" * 5000, "\ud800.s"]
+)
+def test_a_shard_whose_name_is_none_is_refused_naming_the_tensor(
+    tmp_path: Path, name: object
+) -> None:
+    write_checkpoint(tmp_path, num_shards=2)
+    index = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))
+    index["weight_map"]["ghost"] = name
+    (tmp_path / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=rf"{INDEX}: tensor 'ghost' is placed in ") as caught:
+        open_checkpoint(tmp_path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 500
+
+
+def test_a_tensor_that_several_shards_hold_is_read_from_the_one_that_is_indexed(
+    tmp_path: Path,
+) -> None:
+    tensors = write_checkpoint(tmp_path, num_shards=2)
+    index = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    name = "model.norm.weight"
+    (other,) = {*index.values()} - {index[name]}
+    held = {one: tensors[one] for one, file in index.items() if file == other}
+    save_file({**held, name: np.full_like(tensors[name], 7)}, tmp_path / other)
+    checkpoint = open_checkpoint(tmp_path)
+    with checkpoint.reading() as read:
+        np.testing.assert_array_equal(read(name), tensors[name])
+
+
+F32 = {"dtype": "F32", "shape": [1]}
+
+
+@pytest.mark.parametrize(
+    ("entries", "num_bytes", "named"),
+    [
+        ({"a": [0, 4], "b": [0, 4]}, 4, "'b' overlaps tensor 'a'"),
+        ({"a": [0, 4], "b": [2, 6]}, 6, "'b' overlaps tensor 'a'"),
+        ({"a": [4, 8]}, 8, "'a' doesn't begin right behind the header"),
+        ({"a": [0, 4], "b": [5, 9]}, 9, "'b' doesn't begin right behind tensor 'a'"),
+        ({"a": [0, 4]}, 7, "3 bytes stand behind tensor 'a', its last"),
+        ({"a" * 5000: [0, 4]}, 4, "has a name of 5000 characters"),
+    ],
+)
+def test_tensors_that_are_not_one_behind_the_other_are_refused(
+    tmp_path: Path, entries: dict[str, list[int]], num_bytes: int, named: str
+) -> None:
+    """Two weights of the same bytes would load, and compute something else."""
+    header = {name: {**F32, "data_offsets": place} for name, place in entries.items()}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(header, bytes(num_bytes)))
+    with pytest.raises(CheckpointError, match=named) as caught:
+        open_checkpoint(tmp_path)
+    assert str(caught.value).endswith("download it again")
+    assert len(str(caught.value)) < 500
+
+
+def test_an_empty_tensor_takes_no_place(tmp_path: Path) -> None:
+    header = {
+        "a": {**F32, "data_offsets": [0, 4]},
+        "b": {"dtype": "F32", "shape": [0], "data_offsets": [4, 4]},
+        "c": {**F32, "data_offsets": [4, 8]},
+    }
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(header, bytes(8)))
+    with open_checkpoint(tmp_path).reading() as read:
+        assert [read(name).shape for name in header] == [(1,), (0,), (1,)]
+
+
+def test_a_tensor_of_a_type_that_no_reader_knows_is_refused_when_it_is_read(
+    tmp_path: Path,
+) -> None:
+    header = {"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}
+    (tmp_path / "model.safetensors").write_bytes(safetensors_bytes(header, bytes(1)))
+    with (
+        open_checkpoint(tmp_path).reading() as read,
+        pytest.raises(CheckpointError, match=r"model\.safetensors: tensor 'a' is F4; F64, F32"),
+    ):
+        read("a")

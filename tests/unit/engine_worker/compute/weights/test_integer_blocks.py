@@ -17,13 +17,14 @@ from engine_worker.compute.models.integer_blocks import (
     joined,
 )
 from engine_worker.compute.weights.checkpoint import open_checkpoint
-from engine_worker.compute.weights.gguf import integer_blocks
+from engine_worker.compute.weights.gguf import blocks as gguf_blocks
 from engine_worker.compute.weights.gguf.checkpoint import open_gguf
 from engine_worker.compute.weights.gguf.integer_blocks import FORMATS, read_blocks
 from engine_worker.compute.weights.loader import open_weights, stored_formats
 from engine_worker.compute.weights.sources import weight_sources
 from engine_worker.errors import CheckpointError
 from protocol.runtime.gguf_header import BLOCK_TYPES, GgufTensor
+from tests.fakes.gguf_blocks import octets_of
 from tests.fakes.gguf_families import GGUF_FAMILIES
 from tests.fakes.gguf_files import write_gguf
 from tests.fakes.integer_blocks import random_blocks
@@ -69,9 +70,9 @@ def tensor_of(name: str, shape: tuple[int, int], blocks: np.ndarray) -> GgufTens
 def test_gguf_blocks_of_any_bits_are_the_numbers_that_gguf_reads(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(integer_blocks, "NUMBERS_AT_A_TIME", 2048)
+    monkeypatch.setattr(gguf_blocks, "NUMBERS_AT_A_TIME", 2048)
     blocks = random_bits(name, 12, 512)
-    matrix = read_blocks(blocks.reshape(-1), tensor_of(name, (12, 512), blocks))
+    matrix = read_blocks(octets_of(blocks), tensor_of(name, (12, 512), blocks))
     expected = quants.dequantize(blocks, GGMLQuantizationType[name]).reshape(12, 512)
     np.testing.assert_array_equal(matrix.numbers(), expected)
     assert matrix.integers.max() < 2**matrix.format.bits
@@ -86,7 +87,7 @@ def test_a_scale_that_is_no_number_names_the_tensor(name: str) -> None:
         broken = blocks.copy()
         broken[-1, place : place + len(scale)] = scale
         with pytest.raises(CheckpointError, match=r"m\.gguf: tensor 'blk\.0\.x' is broken"):
-            read_blocks(broken.reshape(-1), tensor_of(name, (3, 256), broken))
+            read_blocks(octets_of(broken), tensor_of(name, (3, 256), broken))
 
 
 INTEGERS = sorted(name for name, form in FORMATS.items() if form.codes != "fp4")
@@ -97,7 +98,7 @@ def test_matrices_of_two_formats_become_one_without_loss(first: str, second: str
     parts = []
     for name in (first, second):
         blocks = random_bits(name, 2, 256)
-        parts.append(read_blocks(blocks.reshape(-1), tensor_of(name, (2, 256), blocks)))
+        parts.append(read_blocks(octets_of(blocks), tensor_of(name, (2, 256), blocks)))
     form = common_format([part.format for part in parts])
     assert form is not None
     alike = {(one.bits, one.codes, one.has_minima) for one in (FORMATS[first], FORMATS[second])}

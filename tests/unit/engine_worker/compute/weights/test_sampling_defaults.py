@@ -48,6 +48,8 @@ def test_do_sample_false_is_greedy(tmp_path: Path) -> None:
         ({"repetition_penalty": -3}, SamplingDefaults()),
         ({"temperature": "hot"}, SamplingDefaults()),
         ({"temperature": math.nan}, SamplingDefaults()),
+        ({"temperature": 10**400}, SamplingDefaults(temperature=2.0)),
+        ({"top_k": -(10**400)}, SamplingDefaults(top_k=0)),
         ({"temperature": [0.5]}, SamplingDefaults()),
         ({"min_p": True}, SamplingDefaults()),
         (["not an object"], SamplingDefaults()),
