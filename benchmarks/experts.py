@@ -27,6 +27,7 @@ from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.backends.cpu_native import coverage
 from engine_worker.compute.backends.cpu_native.backend import CpuNativeBackend
 from engine_worker.compute.backends.cpu_native.library import load
+from engine_worker.compute.memory.host_memory import DeviceArrays
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.spec import (
@@ -80,15 +81,16 @@ def packed(
             values = random.standard_normal(parameter.shape, np.float32) * np.float32(0.02)
             by_shape[parameter.shape] = values.astype(parameter.dtype)
     leaves: list[jax.Array] = []
+    arrays = DeviceArrays(backend.packing.parts)
     for weight in backend.packing.weights:
         if weight.stored is not None:
             (index,) = weight.sources
             *many, outputs, inputs = graph.parameters[index].shape
             matrix = random_blocks(weight.stored, outputs, inputs)
-            leaves += map(jnp.asarray, weight.pack([[matrix] * (many or [1])[0]]))
+            leaves += map(arrays.put, weight.pack([[matrix] * (many or [1])[0]]))
             continue
         sources = [by_shape[graph.parameters[index].shape] for index in weight.sources]
-        leaves += (jnp.asarray(part.copy()) for part in weight.pack(sources))
+        leaves += map(arrays.put, weight.pack(sources))
     return PackedDecoder(backend, tuple(leaves))
 
 

@@ -31,6 +31,7 @@ from benchmarks.steps import measure_bandwidth, median_s, progress, row_blocks
 from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.backends.choice import BackendName, choose_backend, describe
 from engine_worker.compute.backends.kv_layout import BlockShapes
+from engine_worker.compute.memory.host_memory import DeviceArrays
 from engine_worker.compute.models.decoder import DecoderWeights, declare, random_weights
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.recurrent.scan import Recurrence, each_token
@@ -101,8 +102,9 @@ def as_served(weights: DecoderWeights) -> PackedDecoder:
     backend = choice.backend
     values = [np.asarray(leaf) for leaf in weights.leaves]
     leaves: list[jax.Array] = []
+    arrays = DeviceArrays(backend.packing.parts)
     for weight in backend.packing.weights:
-        leaves += map(jnp.asarray, weight.pack([values[index] for index in weight.sources]))
+        leaves += map(arrays.put, weight.pack([values[index] for index in weight.sources]))
     return PackedDecoder(backend, tuple(leaves))
 
 

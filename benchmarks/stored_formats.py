@@ -20,6 +20,7 @@ import numpy as np
 from engine_worker.compute.backends.cpu_native import calls, packing
 from engine_worker.compute.backends.cpu_native.calls import Mlp, MlpConfig, Step
 from engine_worker.compute.backends.cpu_native.library import load
+from engine_worker.compute.memory.host_memory import DeviceArrays
 from engine_worker.compute.models.integer_blocks import SCALE_DTYPES, BlockFormat, BlockMatrix
 
 HIDDEN, INNER, NUM_LAYERS = 1024, 2816, 16
@@ -78,10 +79,8 @@ def layers_of(form: str | BlockFormat) -> list[Mlp]:
     vectors = jnp.asarray(calls.mlp_vectors(norm=np.ones(HIDDEN, np.float32)))
     gate_up = random_matrix(form, 2 * INNER, HIDDEN, "gate_up")
     down = random_matrix(form, HIDDEN, INNER, "linear")
-    return [
-        Mlp(config, vectors, jnp.asarray(gate_up.copy()), jnp.asarray(down.copy()))
-        for _ in range(NUM_LAYERS)
-    ]
+    arrays = DeviceArrays([gate_up, down] * NUM_LAYERS)
+    return [Mlp(config, vectors, arrays.put(gate_up), arrays.put(down)) for _ in range(NUM_LAYERS)]
 
 
 def measure(num_rows: int, num_rounds: int, models: dict[str, list[Mlp]]) -> dict[str, float]:
