@@ -51,8 +51,9 @@ from gateway.workers.engine_directory import EngineDirectory
 from gateway.workers.engines import EngineLink
 from gateway.workers.parsers import ParserLink
 from gateway.workers.wire import LinkHandler
-from protocol.runtime.allocator import TRIM_INTERVAL_S, HeapTrimmer
+from protocol.runtime.allocator import TRIM_INTERVAL_S, HeapKeeper, HeapTrimmer
 from protocol.runtime.child_environment import child_environment
+from protocol.runtime.large_pages import LargePages
 from protocol.wire import worker_start
 from protocol.wire.codec import (
     Decoder,
@@ -160,7 +161,7 @@ class Application:
         self._body_pool = BodyPool(child_environment(os.environ))
         self.store = open_store(settings, self.instance_id)
         self._lag_due: float | None = None
-        self._trimmer = HeapTrimmer()
+        self._heap = HeapKeeper(HeapTrimmer(), LargePages())
         self._housekeeping = self._make_housekeeping()
         self.names = ModelNames(settings.aliases, settings.fallbacks, self.directory)
         self.announcements = Announcements(
@@ -433,7 +434,7 @@ class Application:
             self.auth.renew(reports)
 
     def _trim(self) -> "asyncio.Future[None]":
-        looking = asyncio.get_running_loop().run_in_executor(None, self._trimmer.look)
+        looking = asyncio.get_running_loop().run_in_executor(None, self._heap.look)
         looking.add_done_callback(logs_failure("giving back memory"))
         return looking
 

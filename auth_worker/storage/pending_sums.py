@@ -39,7 +39,8 @@ INTERVAL_MS: Final = 250
 """Between two times at which sums that wait are added to the totals."""
 MIN_ADDED: Final = 128
 """So many at a time, the oldest first, or a part of all that wait, if that is more."""
-PART: Final = 32
+PART: Final = 128
+"""Each sum comes to its turn within half a minute, and the more is added up by then."""
 MAX_ROWS: Final = 1024
 """With more rows than this, those that are left are written again as few."""
 _SUMS_A_ROW: Final = 256

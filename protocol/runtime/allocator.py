@@ -107,27 +107,40 @@ class HeapTrimmer:
         self._least_resident = min(self._least_resident, heap.resident_bytes)
 
 
+@dataclass(frozen=True)
+class HeapKeeper:
+    """Looks at the heap of a process that runs for long.
+
+    Attributes:
+        trimmer: Gives back what is free.
+        large_pages: Then puts what is in use into large pages; None for a process that holds too
+            little for that, or has it in arrays.
+    """
+
+    trimmer: HeapTrimmer
+    large_pages: LargePages | None = None
+
+    def look(self) -> None:
+        """Do what there is to do; takes milliseconds, in which other threads go on."""
+        self.trimmer.look()
+        if self.large_pages is not None:
+            self.large_pages.look()
+
+
 def trim_in_background(
     trimmer: HeapTrimmer | None = None, large_pages: LargePages | None = None
 ) -> threading.Thread:
     """Have a thread of this process look at its heap every few seconds, until the process ends.
 
-    What a look raises is logged, and the next one follows nevertheless.
-
-    Args:
-        trimmer: Gives back what is free.
-        large_pages: Then puts what is in use into large pages; None for a process that holds too
-            little for that, or has it in arrays.
+    What a look raises is logged, and the next one follows nevertheless; see `HeapKeeper`.
     """
-    used = trimmer or HeapTrimmer()
+    keeper = HeapKeeper(trimmer or HeapTrimmer(), large_pages)
     never = threading.Event()
 
     def run() -> None:
         while not never.wait(TRIM_INTERVAL_S):
             try:
-                used.look()
-                if large_pages is not None:
-                    large_pages.look()
+                keeper.look()
             except Exception:
                 _logger.exception("what the process holds could not be looked at")
 
