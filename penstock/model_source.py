@@ -43,6 +43,8 @@ _BITS_BY_WEIGHT = {"int8": 8, "int4": 5}
 """Scales of groups and rows included."""
 _LEAST_CONTEXT = 2048
 """Tokens: with less than that nobody serves a model; what it was made for need not fit."""
+_STATEFUL_KINDS = ("linear_attention", "conv", "mamba", "mlp", "moe")
+"""Kinds of layers that keep nothing of each token."""
 _MEMORY_SHARE = 0.9
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
@@ -99,7 +101,7 @@ def estimate_memory(
         stored_bytes = checkpoint_bytes
     if keeps_stored and stored_bytes is not None:
         weights_bytes = min(weights_bytes, int(stored_bytes) * bits)
-    longest = int(config.get("max_position_embeddings") or _LEAST_CONTEXT)
+    longest = max(1, int(config.get("max_position_embeddings") or _LEAST_CONTEXT))
     length = max_model_len or min(longest, _LEAST_CONTEXT)
     values = _values_of_a_token(config) * _cached_tokens(config, length)
     kv_bytes = values * _KV_BYTES_PER_VALUE * widening
@@ -121,9 +123,9 @@ def _cached_tokens(config: Mapping[str, Any], length: int) -> int:
     kinds = config.get("layer_types")
     if not isinstance(kinds, list) or len(kinds) != num_layers:
         return num_layers * length
-    window = min(length, int(config.get("sliding_window") or length))
-    by_kind = {"full_attention": length, "sliding_attention": window}
-    return sum(by_kind.get(str(kind), 0) for kind in kinds)
+    window = min(length, max(1, int(config.get("sliding_window") or length)))
+    by_kind = {"sliding_attention": window, **dict.fromkeys(_STATEFUL_KINDS, 0)}
+    return sum(by_kind.get(str(kind), length) for kind in kinds)
 
 
 def _method(config: Mapping[str, Any]) -> str:

@@ -422,8 +422,9 @@ class MeterTable:
         if windows and not _is_same_kind(next(iter(windows.values())).limit, limit):
             self._drop(windows.values())
             windows.clear()
-        if not windows and not limit.auto_renews:
-            # What was let in before anything counted must not begin, and end, the only window.
+        if not windows:
+            # What was let in before anything counted must not begin, and end, the only window; nor
+            # may the first one carry over what was left of a time in which there was no limit.
             wall_s = max(wall_s, self._clock.wall_s())
         span = _renewed(limit, windows, self._span_at(limit.window, wall_s))
         if not span.is_open:

@@ -88,7 +88,7 @@ def load_for_backend(
     except OSError as error:
         _cannot_be_kept(place, error)
         return PackedDecoder(backend, load.in_memory()[0])
-    return PackedDecoder(backend, _read(path, place, key))
+    return PackedDecoder(backend, read_packed(path, key, place.parts))
 
 
 def packed_path(
@@ -214,18 +214,16 @@ def _read_from_before(place: _Place, load: _Load) -> Leaves | None:
     key = load.key_of_files()
     path = place.path(key)
     try:
-        return _read(path, place, key)
+        return read_packed(path, key, place.parts)
     except FileNotFoundError:
         pass
+    except OSError as error:
+        _log.warning("%s can't be read (%s); the weights are packed again", path, error.strerror)
     except PackedFileError as error:
         _log.warning("%s; the weights are packed again", error)
         with suppress(OSError):
             path.unlink()
     return None
-
-
-def _read(path: Path, place: _Place, key: str) -> Leaves:
-    return tuple(jax.device_put(array) for array in read_packed(path, key, place.parts))
 
 
 def _write(place: _Place, load: _Load) -> tuple[Path, str]:

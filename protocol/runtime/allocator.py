@@ -84,15 +84,18 @@ class HeapTrimmer:
         self._most_used = 0
         self._was_busy = False
 
-    def look(self) -> None:
+    def look(self) -> bool:
         """Trim if much was freed since the last time, or if there is much more than then.
 
         And once more at the next look: what was in use at this one may be free by then, without
         having been seen in use.
+
+        Returns:
+            Whether it trimmed.
         """
         heap = self._measure()
         if heap is None:
-            return
+            return False
         self._most_used = max(self._most_used, heap.used_bytes)
         was_busy = self._was_busy
         enough = max(ENOUGH_BYTES, heap.resident_bytes // _ENOUGH_SHARE)
@@ -105,6 +108,13 @@ class HeapTrimmer:
             heap = self._measure() or heap
             self._least_resident, self._most_used = heap.resident_bytes, heap.used_bytes
         self._least_resident = min(self._least_resident, heap.resident_bytes)
+        return self._was_busy or was_busy
+
+    def take_for_used(self) -> None:
+        """What the process holds now is not to be given back: it was put into large pages."""
+        heap = self._measure()
+        if heap is not None:
+            self._least_resident = heap.resident_bytes
 
 
 @dataclass(frozen=True)
@@ -122,9 +132,9 @@ class HeapKeeper:
 
     def look(self) -> None:
         """Do what there is to do; takes milliseconds, in which other threads go on."""
-        self.trimmer.look()
-        if self.large_pages is not None:
-            self.large_pages.look()
+        # What was given back would come with the large page around it; so only when that is over.
+        if not self.trimmer.look() and self.large_pages is not None and self.large_pages.look():
+            self.trimmer.take_for_used()
 
 
 def trim_in_background(

@@ -16,6 +16,8 @@ from typing import Any, Final, NamedTuple
 
 ENOUGH_BYTES: Final = 4 * 1024 * 1024
 """A process that has grown by so much is looked at again."""
+_ENOUGH_SHARE: Final = 16
+"""And by such a share of what it holds."""
 _MADV_COLLAPSE: Final = 25
 """Of Linux since 6.1; before, the call fails and nothing changes."""
 _DENSE_SHARE: Final = 4
@@ -37,7 +39,7 @@ class LargePages:
     Args:
         resident_bytes: What the process holds now; None where that can't be told.
         stretches: What may be put into large pages.
-        collapse: Puts a stretch into large pages as far as it can; takes about a millisecond for
+        collapse: Puts a stretch into large pages as far as it can; takes 1 to 15 ms for
             each, in which other threads go on.
     """
 
@@ -50,19 +52,25 @@ class LargePages:
         self._resident_bytes = resident_bytes or _resident_bytes
         self._stretches = stretches or _own_stretches
         self._collapse = collapse or _collapse
-        self._least_bytes = -ENOUGH_BYTES
+        self._least_bytes = -(2**62)
 
-    def look(self) -> None:
-        """Have all of it put into large pages, if the process has grown since the last time."""
+    def look(self) -> bool:
+        """Have all of it put into large pages, if the process has grown since the last time.
+
+        Returns:
+            Whether it had.
+        """
         resident = self._resident_bytes()
         if resident is None:
-            return
-        if resident >= self._least_bytes + ENOUGH_BYTES:
+            return False
+        has_grown = resident >= self._least_bytes + max(ENOUGH_BYTES, resident // _ENOUGH_SHARE)
+        if has_grown:
             for stretch in self._stretches():
                 self._collapse(stretch)
             resident = self._resident_bytes() or resident
             self._least_bytes = resident
         self._least_bytes = min(self._least_bytes, resident)
+        return has_grown
 
 
 def dense_stretches(smaps: Iterable[str], page_bytes: int) -> Iterator[Stretch]:

@@ -27,11 +27,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
+import jax
 import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.backends.packing_plan import PartSpec
-from engine_worker.compute.memory.host_memory import ALIGNMENT, HostArena
+from engine_worker.compute.memory.host_memory import ALIGNMENT, DeviceArrays
 from engine_worker.errors import PackedFileBusyError, PackedFileError
 
 _MAGIC: Final = b"PENSTOCK PACKED2"
@@ -50,8 +51,8 @@ UNFINISHED: Final = ".new"
 """End of a file's name until it is finished."""
 
 
-def read_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> list[npt.NDArray[Any]]:
-    """The parts of a file, read once into memory of their own.
+def read_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> tuple[jax.Array, ...]:
+    """The parts of a file on the default device, read once into memory of their own.
 
     They aren't mapped: pages of a file are small, which makes steps up to several times as slow
     (see `HostArena`), and a file that is cut while it is mapped ends the process.
@@ -63,25 +64,29 @@ def read_packed(path: Path, key: str, parts: Sequence[PartSpec]) -> list[npt.NDA
 
     Raises:
         FileNotFoundError: There is none.
-        PackedFileError: It can't be used; one line that says why.
+        PackedFileError: It is not what it has to be; one line that says why.
+        OSError: It can't be read now.
+        ModelMemoryError: There is no memory for it.
     """
-    try:
-        with path.open("rb") as stream:
+    with path.open("rb") as stream:
+        try:
             header = _read_header(stream)
             _check(header, os.fstat(stream.fileno()).st_size, key, parts)
-            return _read_parts(stream, header, parts)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PackedFileError(f"{path}: {error}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise PackedFileError(f"{path}: {error}") from error
+        arrays = DeviceArrays(parts)
+        try:
+            return _read_parts(stream, header, parts, arrays)
+        except ValueError as error:
+            raise PackedFileError(f"{path}: {error}") from error
 
 
 def _read_parts(
-    stream: IO[bytes], header: dict[str, Any], parts: Sequence[PartSpec]
-) -> list[npt.NDArray[Any]]:
-    arrays, digest = HostArena(parts).arrays, hashlib.sha256()
-    for array, entry in zip(arrays, header["parts"], strict=True):
-        stream.seek(entry["offset"])
+    stream: IO[bytes], header: dict[str, Any], parts: Sequence[PartSpec], arrays: DeviceArrays
+) -> tuple[jax.Array, ...]:
+    digest = hashlib.sha256()
+
+    def read(array: npt.NDArray[Any]) -> None:
         octets = array.reshape(-1).view(np.uint8)
         for start in range(0, len(octets), _READ_BYTES):
             piece = octets[start : start + _READ_BYTES]
@@ -89,10 +94,15 @@ def _read_parts(
                 raise ValueError("it was cut short while it was read")
             # While it is still in the processor's cache.
             _add_sums(digest, piece)
+
+    found = []
+    for entry in header["parts"]:
+        stream.seek(entry["offset"])
+        found.append(arrays.fill(read))
     stream.seek(_end_of(header, parts))
     if stream.read(_DIGEST_BYTES) != digest.digest():
         raise ValueError("damaged: its numbers are not those that were written")
-    return arrays
+    return tuple(found)
 
 
 class PackedFileWriter:

@@ -2,5 +2,5 @@
 
 Weights are put into it one behind the other, and XLA's own arrays are told to lie in large pages.
 Others use `DeviceArrays`, `HostArena`, `use_large_pages`, `release_pages` and `trim_heap`.
-May import nothing of ours.
+May import `engine_worker.errors`.
 """

@@ -12,20 +12,23 @@ Linux only; elsewhere memory is as it is, nothing is given back and nothing is l
 import ctypes
 import mmap
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, Final, Protocol
 
 import jax
 import numpy as np
 import numpy.typing as npt
 
+from engine_worker.errors import ModelMemoryError
+
 ALIGNMENT: Final = 64
 """Bytes; the kernels ask for it, and jax takes memory of this alignment without a copy."""
 LARGE_PAGE_BYTES: Final = 2 * 2**20
 """Of x86, and of ARM where usual pages have 4 KiB."""
-_MADV_DONTNEED: Final = 4
-"""Of <linux/mman.h>: private anonymous pages are dropped and read as zeros when touched again."""
 _MADV_HUGEPAGE: Final = 14
+"""Of <linux/mman.h>, as the next one."""
+_MAP_FIXED: Final = 16
 
 
 class ArraySpec(Protocol):
@@ -47,6 +50,9 @@ class HostArena:
     Attributes:
         arrays: Of these shapes and types, filled with zeros; each at a multiple of `ALIGNMENT`.
             They keep the memory.
+
+    Raises:
+        ModelMemoryError: The system doesn't give so much.
     """
 
     def __init__(self, specs: Sequence[ArraySpec]) -> None:
@@ -65,6 +71,9 @@ class DeviceArrays:
     Args:
         specs: The arrays, in their order.
         device: Where to; None is the default device.
+
+    Raises:
+        ModelMemoryError: As `HostArena`.
     """
 
     def __init__(
@@ -73,17 +82,31 @@ class DeviceArrays:
         device: jax.Device | jax.sharding.Sharding | None = None,
     ) -> None:
         self._device = device
+        self._specs = iter(specs)
         platform = jax.default_backend() if device is None else getattr(device, "platform", "")
         self._places = iter(HostArena(specs).arrays) if platform == "cpu" else None
 
     def put(self, array: npt.NDArray[Any]) -> jax.Array:
         """The next array, copied."""
-        if self._places is not None:
-            place = next(self._places)
+        if self._places is None:
+            return self._placed(array)
+
+        def copy(place: npt.NDArray[Any]) -> None:
             assert (array.shape, array.dtype) == (place.shape, place.dtype), (array, place)
             place[...] = array
-            # Aligned memory is taken as it is: no further copy.
-            array = place
+
+        return self.fill(copy)
+
+    def fill(self, fill: Callable[[npt.NDArray[Any]], object]) -> jax.Array:
+        """The next array, as it is when `fill` has filled it."""
+        spec = next(self._specs)
+        # For another device the host holds one at a time.
+        place = next(self._places) if self._places else np.empty(spec.shape, spec.dtype)
+        fill(place)
+        return self._placed(place)
+
+    def _placed(self, array: npt.NDArray[Any]) -> jax.Array:
+        # Aligned memory of the host is taken as it is: no further copy.
         placed: jax.Array = jax.device_put(array, self._device)
         return placed.block_until_ready()
 
@@ -94,7 +117,14 @@ def _anonymous_memory(num_bytes: int) -> npt.NDArray[np.uint8]:
         raw = np.zeros(num_bytes + ALIGNMENT, np.uint8)
         return raw[-raw.ctypes.data % ALIGNMENT :][:num_bytes]
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    mapped = mmap.mmap(-1, max(num_bytes, 1) + LARGE_PAGE_BYTES, flags=flags)
+    try:
+        mapped = mmap.mmap(-1, num_bytes + LARGE_PAGE_BYTES, flags=flags)
+    except OSError as error:
+        raise ModelMemoryError(
+            f"The system gives no {num_bytes / 2**20:.0f} MiB of memory for the weights"
+            f" ({error.strerror}): serve a smaller model or type of weights, or raise the limit"
+            " (ulimit -v, vm.overcommit_memory)."
+        ) from error
     raw = np.frombuffer(mapped, np.uint8)
     start = -raw.ctypes.data % LARGE_PAGE_BYTES
     _advise(raw.ctypes.data, len(raw), _MADV_HUGEPAGE)
@@ -128,13 +158,26 @@ def release_pages(array: jax.Array) -> bool:
 
     Returns:
         Whether the pages were dropped; False where the system or the device has no such thing.
+
+    Raises:
+        ModelMemoryError: The array has no memory any more.
     """
     if not _is_on_linux(array):
         return False
     start, page = array.unsafe_buffer_pointer(), mmap.PAGESIZE
     # Whole pages only: what lies beside the array in the first and the last is not ours.
     first, end = -(-start // page) * page, (start + array.nbytes) // page * page
-    return _advise(first, end - first, _MADV_DONTNEED)
+    if end <= first:
+        return False
+    # Mapped again, because of pages that are only dropped the kernel keeps the tables, and where
+    # one is there before Linux 6.14 gives no large page.
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+    place: int | None = _libc().mmap(
+        first, end - first, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0
+    )
+    if place != first:
+        raise ModelMemoryError("The system takes memory for the cache away and gives none back.")
+    return True
 
 
 def _is_on_linux(array: jax.Array) -> bool:
@@ -146,7 +189,7 @@ def _advise(start: int, num_bytes: int, advice: int) -> bool:
     """False where the kernel refuses, or there is no page."""
     if num_bytes <= 0:
         return False
-    failed: int = _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), advice)
+    failed: int = _libc().madvise(start, num_bytes, advice)
     return not failed
 
 
@@ -156,5 +199,12 @@ def trim_heap() -> None:
         _libc().malloc_trim(0)
 
 
+@cache
 def _libc() -> Any:
-    return ctypes.CDLL(None)
+    library = ctypes.CDLL(None)
+    if sys.platform == "linux":
+        address, size, number = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        library.madvise.argtypes = [address, size, number]
+        library.mmap.argtypes = [address, size, number, number, number, ctypes.c_long]
+        library.mmap.restype = address
+    return library

@@ -377,8 +377,6 @@ def base_chat(
         "model": request.model,
         "messages": chat_messages(request.instructions, items, tools, num_before=num_before),
     }
-    if request.verbosity is not None:
-        chat["verbosity"] = request.verbosity
     if request.effort is not None:
         # Of models that can't reason nothing is demanded: clients send an effort unasked.
         thinks = request.effort not in ("none", "minimal")

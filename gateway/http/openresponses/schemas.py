@@ -15,7 +15,7 @@ from gateway.http.schemas.base.body import (
 )
 from gateway.http.schemas.base.core_schemas import NullIsDefault
 from gateway.http.schemas.base.ranges import MAX_MESSAGES, MAX_TOOLS, ranged
-from gateway.http.schemas.base.shapes import ByType, ListOf, fields
+from gateway.http.schemas.base.shapes import MAX_LISTED_FIELDS, ByType, ListOf, fields
 from protocol.wire.sampling_ranges import MAX_INT32
 
 MAX_TEXT_CHARACTERS: Final = 10_485_760
@@ -103,6 +103,7 @@ class TextConfig(RequestModel):
     }
 
     format: dict[str, Any] | None = None
+    # Harmless: models here have no such control, and clients send it unasked.
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -207,12 +208,6 @@ class InputTokensRequest(ContinuedRequest):
         return self.truncation == "auto"
 
     @property
-    def verbosity(self) -> str | None:
-        """How much is to be said, where that isn't what every model does anyway."""
-        wanted = None if self.text is None else self.text.verbosity
-        return None if wanted == "medium" else wanted
-
-    @property
     def effort(self) -> str | None:
         """Of reasoning."""
         return None if self.reasoning is None else self.reasoning.effort
@@ -304,4 +299,4 @@ def parse(model: type[AskedT], body: bytes) -> tuple[AskedT, list[str]]:
     if isinstance(request, ResponsesRequest):
         asked = enumerate(request.include or ())
         ignored += [f"include[{index}]" for index, name in asked if name not in INCLUDED]
-    return request, ignored
+    return request, ignored[:MAX_LISTED_FIELDS]

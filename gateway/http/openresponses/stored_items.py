@@ -46,7 +46,7 @@ def kind_of(item: Item) -> str:
     """
     kind = item.get("type")
     if kind is None:
-        is_named = "id" in item and "role" not in item and "content" not in item
+        is_named = item.keys() - {"type"} == {"id"}
         return "item_reference" if is_named else "message"
     return kind if isinstance(kind, str) else ""
 

@@ -11,11 +11,12 @@ from protocol.runtime import allocator
 from protocol.runtime.allocator import (
     ENOUGH_BYTES,
     Heap,
+    HeapKeeper,
     HeapTrimmer,
     return_large_blocks,
     trim_in_background,
 )
-from protocol.runtime.large_pages import LargePages
+from protocol.runtime.large_pages import LargePages, Stretch
 
 _PROGRAM = """
 import os
@@ -147,12 +148,13 @@ def test_what_a_look_raises_ends_no_further_one(
     again = threading.Event()
 
     class Trimmer(HeapTrimmer):
-        def look(self) -> None:
+        def look(self) -> bool:
             looks.append(None)
             if len(looks) == 1:
                 raise OSError("no memory to measure")
             again.set()
             threading.Event().wait()  # the thread ends with the process
+            return False
 
     trim_in_background(Trimmer())
     assert again.wait(10)
@@ -165,18 +167,47 @@ def test_what_is_in_use_is_looked_at_after_what_is_free(monkeypatch: pytest.Monk
     both = threading.Event()
 
     class Trimmer(HeapTrimmer):
-        def look(self) -> None:
+        def look(self) -> bool:
             looks.append("free")
+            return False
 
     class Pages(LargePages):
-        def look(self) -> None:
+        def look(self) -> bool:
             looks.append("in use")
             both.set()
             threading.Event().wait()  # the thread ends with the process
+            return False
 
     trim_in_background(Trimmer(), Pages())
     assert both.wait(10)
     assert looks == ["free", "in use"]
+
+
+def test_large_pages_wait_until_nothing_is_given_back_and_are_not_given_back_themselves() -> None:
+    process = _Process()
+    trimmer = trimmed_after_the_start(process)
+    collapsed: list[int] = []
+
+    def collapse(stretch: Stretch) -> None:
+        collapsed.append(stretch.begin)
+        process.resident += 3 * ENOUGH_BYTES  # holes are filled
+
+    pages = LargePages(lambda: process.resident, lambda: [Stretch(7, 1)], collapse)
+    keeper = HeapKeeper(trimmer, pages)
+    keeper.look()
+    assert (collapsed, process.num_trims) == ([7], 0)
+    for _ in range(3):
+        keeper.look()
+    assert (collapsed, process.num_trims) == ([7], 0)
+    process.resident += 3 * ENOUGH_BYTES
+    keeper.look()
+    keeper.look()
+    assert (collapsed, process.num_trims) == ([7], 2)
+    keeper.look()
+    process.resident += ENOUGH_BYTES
+    process.used += ENOUGH_BYTES
+    keeper.look()
+    assert (collapsed, process.num_trims) == ([7, 7], 2)
 
 
 _SMALL_PIECES = """

@@ -48,9 +48,10 @@ def test_what_was_written_is_read_to_addresses_that_jax_takes_without_a_copy(pat
     for array, expected in zip(read, ARRAYS, strict=True):
         np.testing.assert_array_equal(array, expected)
         assert array.dtype == expected.dtype
-    for array in (read[0], read[1], read[3]):
-        assert array.ctypes.data % 64 == 0
-        assert jax.device_put(array).unsafe_buffer_pointer() == array.ctypes.data
+    if jax.default_backend() == "cpu":
+        # One behind the other, in one piece of memory: no copy of jax's own.
+        places = [array.unsafe_buffer_pointer() for array in read]
+        assert (places[1] - places[0], places[3] - places[0]) == (64, 128)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 10, 40, 200, 1000])
@@ -137,10 +138,9 @@ def test_a_file_larger_than_what_is_written_at_once_is_read_as_it_was_written(
         file.finish(tmp_path / "model.packed", "key")
     # Once for each of the small parts, none for the empty one, eight for the large one.
     assert len(asked) == 2 + 8
-    for array, expected in zip(
-        read_packed(tmp_path / "model.packed", "key", PARTS), ARRAYS, strict=True
-    ):
-        np.testing.assert_array_equal(array, expected)
+    read = read_packed(tmp_path / "model.packed", "key", PARTS)
+    for found, expected in zip(read, ARRAYS, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_file_that_isnt_finished_has_no_header_whatever_its_name(tmp_path: Path) -> None:
