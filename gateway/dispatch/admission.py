@@ -163,27 +163,29 @@ class Admission:
         tokens: int,
         accepts: Accepts,
         is_alone: bool = False,
-        is_patient: bool = True,
+        may_come: Callable[[], bool] = lambda: True,
         kind: SlotKind = "work",
     ) -> Slot:
         """A slot for work that lost its engine: before everybody who waits for a first one.
 
-        Without a fitting engine it waits for one to come; its caller bounds the time.
+        Without a fitting engine it waits for one to come, as long as one may, or none at all is
+        there; its caller bounds the time.
 
         Args:
             model: A known model.
             tokens: Upper bound of prompt and output.
             accepts: Which engines can go on with it.
             is_alone: Take an engine with nothing else on it, and keep it so until `share`.
-            is_patient: Wait also while only engines that can't go on with it are there.
+            may_come: Whether a fitting engine may still come; asked while only others are there,
+                whenever something changes.
             kind: Of the slot.
 
         Raises:
-            WorkerLostError: It isn't patient, and only such engines are there.
+            WorkerLostError: Only engines that can't go on with it are there, and none may come.
         """
         returning = self._model(model).returning[kind]
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        waiter = ReturningWaiter(tokens, accepts, is_alone, is_patient, future, kind)
+        waiter = ReturningWaiter(tokens, accepts, is_alone, may_come, future, kind)
         returning.add(waiter)
         self.pump(model)
         return await self._wait(model, future, lambda: returning.discard(waiter))

@@ -1,7 +1,7 @@
 """Work that lost its engine and needs another one: served before all that wait for a first."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.dispatch.slots import Accepts, EngineHandle, Slot, SlotKind, least_loaded
@@ -16,7 +16,7 @@ class ReturningWaiter:
         tokens: Upper bound of prompt and output.
         accepts: Which engines can go on with it.
         is_alone: It wants an engine with nothing else on it.
-        is_patient: It waits for a fitting engine even while only others are there.
+        may_come: Whether a fitting engine may still come, asked while only others are there.
         future: Gets the slot.
         kind: Of the slot.
         reserved: The engine that is being emptied for it.
@@ -25,7 +25,7 @@ class ReturningWaiter:
     tokens: int
     accepts: Accepts
     is_alone: bool
-    is_patient: bool
+    may_come: Callable[[], bool]
     future: "asyncio.Future[Slot]"
     kind: SlotKind = "work"
     reserved: EngineHandle | None = None
@@ -53,7 +53,7 @@ class ReturningWork:
         """Admit those for whom there is an engine now.
 
         Who only lacks credit keeps the engines that can go on with its work free of everybody
-        behind it. Who is not patient and finds only engines that can't gets its error.
+        behind it. Who finds only engines that can't, and has none to wait for, gets its error.
 
         Args:
             engines: The live engines of the model, at least one.
@@ -67,15 +67,13 @@ class ReturningWork:
             if waiter.future.done():
                 self.discard(waiter)
                 continue
-            if not free and waiter.is_patient and not waiter.is_alone:
-                continue
             fitting = [engine for engine in engines if waiter.accepts(engine)]
-            if not fitting and not waiter.is_patient:
+            if not fitting and not waiter.may_come():
                 del self._waiters[waiter]
                 waiter.future.set_exception(_replaced())
             elif waiter.is_alone:
                 self._admit(waiter, _emptied(waiter, fitting))
-            else:
+            elif free:
                 fitting = [engine for engine in free if engine in fitting]
                 found = least_loaded(fitting, waiter.tokens, next(turn), waiter.kind)
                 if not self._admit(waiter, found):

@@ -3,13 +3,17 @@
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
-from gateway.dispatch.slots import EngineHandle
+from gateway.dispatch.slots import Accepts, EngineHandle
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.messages import EngineOffer
 from protocol.wire.peers import Peer
 
 _logger = logging.getLogger("penstock.gateway.engines")
+
+_MAX_GONE: Final = 8
+"""Kinds of engines of a model that are remembered after the last of each is gone."""
 
 
 class EngineDirectory:
@@ -30,6 +34,8 @@ class EngineDirectory:
         self._handles: dict[Peer, EngineHandle] = {}
         self._by_model: dict[str, list[EngineHandle]] = {}
         self._known: dict[str, EngineOffer] = {}
+        # By model, the one of each kind that went last, in that order.
+        self._gone: dict[str, list[EngineHandle]] = {}
 
     def engines(self, model: str) -> Sequence[EngineHandle]:
         """The live engines of a model."""
@@ -94,6 +100,7 @@ class EngineDirectory:
         for model in absent:
             self._known.pop(model, None)
             self._by_model.pop(model, None)
+            self._gone.pop(model, None)
         return absent
 
     def remove(self, peer: Peer) -> EngineHandle | None:
@@ -102,10 +109,32 @@ class EngineDirectory:
         if handle is not None:
             model = handle.offer.model
             self._by_model[model].remove(handle)
+            self._note_gone(handle)
             left = self._by_model[model]
             if left and not self._speaks_for_model(self._known[model], among=left):
                 self._known[model] = left[-1].offer
         return handle
+
+    def may_return(self, model: str, accepts: Accepts) -> bool:
+        """Whether an engine that isn't there is worth waiting for.
+
+        One that crashed is started again; where the last that could do the work has left cleanly,
+        other weights have taken its place.
+
+        Args:
+            model: Whose engines.
+            accepts: Which of them can do the work.
+        """
+        last = next(filter(accepts, reversed(self._gone.get(model, []))), None)
+        return last is None or last.peer.loss_reason != "goodbye"
+
+    def _note_gone(self, handle: EngineHandle) -> None:
+        def kind(one: EngineHandle) -> tuple[str, int]:
+            return one.offer.fingerprint, one.offer.resume_version
+
+        model = handle.offer.model
+        others = [one for one in self._gone.get(model, []) if kind(one) != kind(handle)]
+        self._gone[model] = [*others, handle][-_MAX_GONE:]
 
     def changed(self, handle: EngineHandle) -> None:
         """Something about an engine that `update` doesn't see: a request of it ended."""

@@ -85,7 +85,7 @@ class Desk:
                 tokens=tokens,
                 accepts=lambda one: accepts is None or one in accepts,
                 is_alone=is_alone,
-                is_patient=is_patient,
+                may_come=lambda: is_patient,
             )
         )
         await asyncio.sleep(0)

@@ -24,6 +24,7 @@ from protocol.wire.messages import Usage
 PING: Final = b": ping\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 _BEGINNINGS: Final = ("response.created", "response.queued", "response.in_progress")
+_ENDS: Final = ("error", "response.completed", "response.incomplete", "response.failed")
 _ERROR_CODES: Final = {"rate_limit_exceeded": "rate_limit_exceeded"}
 
 
@@ -31,7 +32,8 @@ class AlreadyTold:
     """What earlier attempts at a response have told; the next one goes on behind it.
 
     The same text comes again, cut into other pieces: of its deltas as many characters are left out
-    as were told of their item, and of all other events as many as were told.
+    as were told of their item, and of all other events as many as were told. An end is always told:
+    no earlier attempt came to one.
 
     Args:
         events: In order, all attempts together.
@@ -58,6 +60,8 @@ class AlreadyTold:
         """Whether an event is told; of a delta only the rest, if there is one."""
         if event["type"] in _BEGINNINGS:
             return not self.has_begun
+        if event["type"] in _ENDS:
+            return True
         if "delta" not in event:
             self._num_others -= 1
             return self._num_others < 0

@@ -172,14 +172,14 @@ class Launcher:
         """Wait for a slot and start a further choice.
 
         Raises:
-            GatewayError: It can't be.
+            GatewayError: It can't be, or its weights are served no more.
         """
         slot = await self._acquire(choice.bound_tokens, is_extra=True)
         if self._can_go_on(choice, slot.engine):
             self.start(choice, slot)
         else:
             self._pool.admission.release(slot)
-            await self._start_again(choice, is_patient=True)
+            await self._start_again(choice)
 
     def start(self, choice: EngineChoice, slot: Slot) -> None:
         """Start a choice at the engine that has most of its prompt computed already.
@@ -199,13 +199,12 @@ class Launcher:
             error: How its attempt failed.
 
         Raises:
-            WorkerLostError: Its engine left cleanly, and those that are there can't go on.
+            WorkerLostError: Those that are there can't go on, and the last that could has left.
         """
         _logger.info("request %s goes to another engine: %s", self._owner.request_id, error.code)
         if choice.pause_s:
             await asyncio.sleep(choice.pause_s)
-        has_left = isinstance(error, WorkerLostError) and error.reason == "goodbye"
-        await self._start_again(choice, is_patient=not has_left)
+        await self._start_again(choice)
 
     def _route(self, choice: EngineChoice, slot: Slot) -> None:
         block_hashes = choice.plan.prepared.block_hashes
@@ -224,13 +223,18 @@ class Launcher:
         router.expect(route.engine, block_hashes)
         self._pool.on_routed(model, route.outcome)
 
-    async def _start_again(self, choice: EngineChoice, *, is_patient: bool) -> None:
+    async def _start_again(self, choice: EngineChoice) -> None:
+        model = self._job.model
+
+        def accepts(engine: EngineHandle) -> bool:
+            return self._can_go_on(choice, engine)
+
         slot = await self._pool.admission.acquire_again(
-            self._job.model,
+            model,
             tokens=choice.bound_tokens,
-            accepts=lambda engine: self._can_go_on(choice, engine),
+            accepts=accepts,
             is_alone=choice.suspicion.needs_isolation,
-            is_patient=is_patient,
+            may_come=lambda: self._pool.directory.may_return(model, accepts),
         )
         # Its lease may have grown while it waited.
         self._pool.admission.resize(slot, choice.bound_tokens)

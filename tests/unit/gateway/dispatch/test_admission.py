@@ -234,7 +234,7 @@ def again(
             tokens=10,
             accepts=lambda engine: accepts is None or engine in accepts,
             is_alone=is_alone,
-            is_patient=is_patient,
+            may_come=lambda: is_patient,
         )
     )
 

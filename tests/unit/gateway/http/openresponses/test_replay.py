@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.errors import GatewayError
 from gateway.http.openresponses.render import (
     AlreadyTold,
     ResponseEvents,
@@ -108,6 +109,25 @@ def test_attempts_tell_each_text_once_however_they_are_cut(
         for event in expected
         if "delta" not in event and event["type"] != "response.created"
     ]
+
+
+@given(st.integers(0), st.integers(0))
+def test_an_attempt_that_fails_before_it_has_told_all_of_an_earlier_one_tells_its_end(
+    stop: int, second_stop: int
+) -> None:
+    first = ResponseEvents(HEAD, maker())
+    rendered = loaded([one for event in EVENTS for one in first.render([event])])
+    told = rendered[: stop % (len(rendered) + 1)]
+    head = ResponseHead(
+        *(HEAD.id, HEAD.created, HEAD.model, HEAD.echo_json, HEAD.clock),
+        first_number=len(told),
+        told=AlreadyTold(told),
+    )
+    second = ResponseEvents(head, maker())
+    for event in EVENTS[: second_stop % (len(EVENTS) + 1)]:
+        second.render([event])
+    ends = loaded(second.fail(GatewayError("The engines are gone.")))
+    assert [event["type"] for event in ends[-2:]] == ["error", "response.failed"]
 
 
 def texts(events: list[dict[str, Any]]) -> dict[tuple[str, int], str]:
