@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from gateway.batches.line_room import OnTheirWay
 from gateway.batches.lines import Wanted
 from gateway.dispatch.admission import Admission
 from gateway.request.jobs.model_names import ModelNames
@@ -44,7 +45,7 @@ class IdleRoom:
         self._knows_all = knows_all
         self._share = share
 
-    def num_free(self, endpoint: str, wanted: Wanted, num_begun: int) -> int | None:
+    def num_free(self, endpoint: str, wanted: Wanted, on_their_way: OnTheirWay) -> int | None:
         """Requests that the engines wanted could take beside what they have and what waits.
 
         What is no model's name is to be answered with that, as soon as anything is and every engine
@@ -53,7 +54,7 @@ class IdleRoom:
         Args:
             endpoint: Of the lines.
             wanted: Which engines.
-            num_begun: Lines that have begun, of which the engines may not know yet.
+            on_their_way: Lines that have begun, of which no engine knows yet.
 
         Returns:
             None while no such engine is there, whatever else there is to do.
@@ -70,12 +71,14 @@ class IdleRoom:
             return 0
         if model is None or not is_known:
             return 1
-        num_lines = num_unfinished = 0
+        num_free = 0
         for engine in self._directory.engines(model):
             slots = engine.offer.max_num_seqs or DEFAULT_SLOTS
-            num_lines += max(1, int(slots * self._share))
-            num_unfinished += engine.num_there_now
-        return num_lines - max(num_unfinished, num_begun)
+            num_free += max(1, int(slots * self._share)) - engine.num_there_now
+        # By whatever name they have the model; they are not among what its engines know of.
+        return num_free - sum(
+            number for lines, number in on_their_way.items() if self._choose(*lines) == model
+        )
 
     def _choose(self, endpoint: str, wanted: Wanted) -> str | None:
         """As the routes do: nothing stands in for a model of embeddings."""

@@ -3,19 +3,18 @@
 import asyncio
 import logging
 import secrets
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from heapq import heappop, heappush
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
 from gateway import bridge
 from gateway.batches import lines
 from gateway.batches.journal import FileKind, Journal
+from gateway.batches.line_room import LineAnswer, LineRoom, LineUnderWay
 from gateway.batches.lines import BatchLine, Place, Wanted
 from gateway.batches.records import LINE_PRIORITY, Batch
 from gateway.batches.store import Claim
@@ -24,21 +23,11 @@ from protocol.wire.messages import Settle
 
 _logger = logging.getLogger("penstock.gateway.batches")
 
-_PAUSE_S: Final = 0.05
-"""Until it is looked again whether there is room for a line."""
 SAVE_INTERVAL_S: Final = 1.0
 _FIRST_RETRY_S: Final = 0.5
 _MAX_RETRY_S: Final = 30.0
 _SYNC_LINES: Final = 256
 _RETRYABLE: Final = (408, 429, 503)
-
-
-class LineAnswer(NamedTuple):
-    """What a route answered to a line."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 def _refusal(status: int, type_: str, code: str, message: str) -> LineAnswer:
@@ -55,9 +44,6 @@ _FAILED: Final = _refusal(500, "server_error", "internal_error", "Internal serve
 _MAX_PASSED_OVER: Final = 64
 """Models whose lines are passed over at a time: each is looked at before a line begins."""
 
-Ask = Callable[[str, bytes, Caller], Awaitable[LineAnswer]]
-"""Has a route answer a body for somebody."""
-
 
 @dataclass(slots=True)
 class LineErrand:
@@ -71,6 +57,7 @@ class LineErrand:
 
     Attributes:
         settle: Puts a settlement into the outbox.
+        under_way: The line, which an engine counts once a request has its lease.
         settlement: Of the last request so far.
         failure: Why a lease could not be noted.
     """
@@ -78,6 +65,7 @@ class LineErrand:
     journal: Journal
     line: int
     settle: Callable[[Settle], None]
+    under_way: LineUnderWay
     settlement: Settle | None = None
     priority: int = LINE_PRIORITY
     failure: OSError | None = None
@@ -95,6 +83,7 @@ class LineErrand:
         except OSError as error:
             self.failure = error
             raise
+        self.under_way.on_known()
 
     def put(self, settle: Settle) -> None:
         """A request of the try is over."""
@@ -121,95 +110,6 @@ class LineErrand:
         settle = self.close(counts=False)
         if settle is not None:
             self.settle(bridge.as_unused(settle))
-
-
-NumFree = Callable[[str, Wanted, int], int | None]
-"""How many more requests of an endpoint the engines wanted could take now, beside everybody else's
-and so many lines that have begun; None while none is there."""
-
-
-class LineRoom:
-    """What the lines of all batches share: capacity, clocks, and the end of the process.
-
-    Args:
-        ask: Has a body answered.
-        settle: Puts a settlement into the outbox.
-        num_free: See `NumFree`.
-        max_lines: Lines under way at a time, of one batch those that wait to be asked again among
-            them.
-        wall_clock: Unix seconds.
-        clock: Monotonic seconds.
-
-    Attributes:
-        num_running: Lines under way.
-    """
-
-    def __init__(
-        self,
-        *,
-        ask: Ask,
-        settle: Callable[[Settle], None],
-        num_free: NumFree,
-        max_lines: int,
-        wall_clock: Callable[[], float],
-        clock: Callable[[], float],
-    ) -> None:
-        self.ask = ask
-        self.settle = settle
-        self.max_lines = max_lines
-        self.clock = clock
-        self.num_running = 0
-        self._begun: Counter[str | None] = Counter()  # those, by their models
-        self._num_free = num_free
-        self._wall_clock = wall_clock
-        self._is_stopping = asyncio.Event()
-        self._has_changed = asyncio.Event()
-
-    def now(self) -> int:
-        """Unix seconds."""
-        return int(self._wall_clock())
-
-    def num_free(self, endpoint: str, wanted: Wanted) -> int | None:
-        """How many more lines may be under way; None while no engine wanted is there."""
-        found = self._num_free(endpoint, wanted, self._begun[wanted.model])
-        return None if found is None else min(found, self.max_lines - self.num_running)
-
-    @property
-    def is_stopping(self) -> bool:
-        """Whether no more lines are begun."""
-        return self._is_stopping.is_set()
-
-    def begin_to_stop(self) -> None:
-        """Begin no more lines."""
-        self._is_stopping.set()
-        self._has_changed.set()
-
-    def begin(self, wanted: Wanted) -> None:
-        """A line is under way; its engine counts it only once it has its lease and its prompt."""
-        self.num_running += 1
-        self._begun[wanted.model] += 1
-
-    def end(self, wanted: Wanted) -> None:
-        """A line is over, or waits, so that another one may have room."""
-        self.num_running -= 1
-        self._begun[wanted.model] -= 1
-        if not self._begun[wanted.model]:
-            del self._begun[wanted.model]
-        self._has_changed.set()
-
-    async def wait_for_room(self) -> None:
-        """Wait until a line is over, or it is time to look again."""
-        self._has_changed.clear()
-        if not self.is_stopping:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_PAUSE_S):
-                    await self._has_changed.wait()
-
-    async def pause(self, duration_s: float) -> None:
-        """Wait a while, or until no more lines are begun."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(duration_s):
-                await self._is_stopping.wait()
 
 
 class LineRun:
@@ -340,18 +240,18 @@ class LineRun:
         return (self._num_free(wanted) or 0) > 0
 
     def _begin(self, line: BatchLine) -> None:
-        self._room.begin(line.wanted)
-        task = asyncio.get_running_loop().create_task(self._answer(line))
+        under_way = LineUnderWay(self._room, self._claim.batch.endpoint, line.wanted)
+        task = asyncio.get_running_loop().create_task(self._answer(line, under_way))
         self._running.add(task)
-        task.add_done_callback(partial(self._on_done, line.wanted))
+        task.add_done_callback(partial(self._on_done, under_way))
 
-    def _on_done(self, wanted: Wanted, task: "asyncio.Task[None]") -> None:
+    def _on_done(self, under_way: LineUnderWay, task: "asyncio.Task[None]") -> None:
         self._running.discard(task)
-        self._room.end(wanted)
+        under_way.end()
         if not task.cancelled() and task.exception() is not None:
             self._failure = task.exception()
 
-    async def _answer(self, line: BatchLine) -> None:
+    async def _answer(self, line: BatchLine, under_way: LineUnderWay) -> None:
         """Ask until there is an answer that counts, or this process is to end."""
         pause_s = _FIRST_RETRY_S
         try:
@@ -361,7 +261,7 @@ class LineRun:
             await self._answered(line, _TOO_DEEP, None)
             return
         while True:
-            errand = LineErrand(self._journal, line.number, self._room.settle)
+            errand = LineErrand(self._journal, line.number, self._room.settle, under_way)
             answer = None
             try:
                 answer = await self._ask(line, body, errand)
@@ -373,7 +273,7 @@ class LineRun:
             if not self._is_to_be_asked_again(answer):
                 break
             wait_s = min(max(pause_s, _retry_after_s(answer)), _MAX_RETRY_S)
-            if not await self._wait_again(line, wait_s):
+            if not await self._wait_again(line, under_way, wait_s):
                 return
             pause_s *= 2
         await self._answered(line, answer, errand.close(counts=True))
@@ -403,13 +303,13 @@ class LineRun:
         has_to_go = room.is_stopping or self._has_to_make_room()
         return has_to_go or self._claim.is_cancelled
 
-    async def _wait_again(self, line: BatchLine, pause_s: float) -> bool:
+    async def _wait_again(self, line: BatchLine, under_way: LineUnderWay, pause_s: float) -> bool:
         """Wait until a line may be asked again; False when it isn't to be, or is passed over.
 
         Meanwhile its place is anybody's: a caller whose limits are used up would hold it for hours.
         """
         room, wanted = self._room, line.wanted
-        room.end(wanted)
+        under_way.wait()
         try:
             if not self._is_ending() and self._num_free(wanted) is not None:
                 await room.pause(pause_s)
@@ -420,7 +320,7 @@ class LineRun:
             self._pass_over(line)
             return False
         finally:
-            room.begin(wanted)
+            under_way.go_on()
 
     def _note(
         self, line: BatchLine, kind: FileKind, told: dict[str, Any], settle: Settle | None

@@ -14,7 +14,8 @@ from gateway.batches import lines
 from gateway.batches.files import FileStore
 from gateway.batches.finalizer import Finalizer
 from gateway.batches.journal import Journal
-from gateway.batches.line_runs import Ask, LineRoom, LineRun, NumFree
+from gateway.batches.line_room import Ask, LineRoom, NumFree
+from gateway.batches.line_runs import LineRun
 from gateway.batches.lines import ChangedInputError
 from gateway.batches.records import ENDED, Batch, Counts, LineError
 from gateway.batches.store import BatchStore, Claim

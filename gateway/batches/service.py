@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gateway.batches.files import FileBounds, FileStore
-from gateway.batches.line_runs import Ask, NumFree
+from gateway.batches.line_room import Ask, NumFree
 from gateway.batches.runner import BatchRunner
 from gateway.batches.store import BatchStore
 from gateway.housekeeping import logs_failure

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message
 
-from gateway.batches.line_runs import LineAnswer
+from gateway.batches.line_room import LineAnswer
 from gateway.http.errors.error_table import ERROR_TABLE, error_body
 from gateway.request.callers.caller import Caller
 from protocol.errors import ErrorCode

@@ -5,6 +5,7 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
@@ -34,7 +35,7 @@ def test_a_settlement_that_comes_after_the_answer_is_settled(
     journal: Journal, *, counts: bool
 ) -> None:
     settled: list[Settle] = []
-    errand = LineErrand(journal, 0, settled.append)
+    errand = LineErrand(journal, 0, settled.append, Mock())
     assert errand.close(counts=counts) is None  # a deadline; the engine still works on it
     errand.put(settle("late"))
     assert [(one.lease_id, one.is_unused) for one in settled] == [("late", not counts)]
@@ -42,7 +43,7 @@ def test_a_settlement_that_comes_after_the_answer_is_settled(
 
 def test_of_a_try_s_requests_only_the_one_with_the_answer_is_used(journal: Journal) -> None:
     settled: list[Settle] = []
-    errand = LineErrand(journal, 0, settled.append)
+    errand = LineErrand(journal, 0, settled.append, Mock())
     errand.put(settle("first"))
     errand.put(settle("second"))
     assert errand.close(counts=True) == settle("second")

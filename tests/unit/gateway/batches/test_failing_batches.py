@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.batches.journal import Journal
-from gateway.batches.line_runs import LineAnswer
+from gateway.batches.line_room import LineAnswer
 from gateway.batches.runner import MAX_TRIES
 from gateway.batches.store import Claim
 from gateway.request.callers.caller import Caller

@@ -5,12 +5,14 @@ import asyncio
 import pytest
 
 from gateway.batches.idle_room import IdleRoom
+from gateway.batches.line_room import OnTheirWay
 from gateway.batches.lines import Wanted
 from gateway.dispatch.admission import Admission
 from protocol.wire.messages import Load
 from tests.unit.gateway.request.jobs.test_model_names import Engines
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
+NOBODY: OnTheirWay = {}
 
 
 class Room:
@@ -40,9 +42,13 @@ class Room:
         *,
         names_token_ids: bool = False,
         endpoint: str = CHAT,
-        num_begun: int = 0,
+        on_their_way: OnTheirWay = NOBODY,
     ) -> int | None:
-        return self.idle.num_free(endpoint, Wanted(model, names_token_ids), num_begun)
+        return self.idle.num_free(endpoint, Wanted(model, names_token_ids), on_their_way)
+
+
+def lines(model: str, number: int, endpoint: str = CHAT) -> dict[tuple[str, Wanted], int]:
+    return {(endpoint, Wanted(model, False)): number}
 
 
 @pytest.mark.parametrize("why", ["nobody", "waits", "draining"])
@@ -97,13 +103,25 @@ def test_lines_may_fill_what_the_operator_gives_them_of_an_engine() -> None:
     assert [Room(share=share).num_free("a") for share in (0.01, 0.5, 0.75, 1.0)] == [1, 4, 6, 8]
 
 
-def test_lines_count_from_their_beginning_and_once() -> None:
+def test_lines_on_their_way_count_beside_what_the_engines_have() -> None:
     """An engine knows of a line only once that has its lease and its prompt."""
     room = Room()
-    assert [room.num_free("a", num_begun=number) for number in (0, 2, 6)] == [6, 4, 0]
+    room.engines.serve("other")
+    ways = [lines("a", number) for number in (0, 2, 6)]
+    assert [room.num_free("a", on_their_way=way) for way in ways] == [6, 4, 0]
     (engine,) = room.engines.directory.engines("a")
-    engine.num_requests = 2
-    assert [room.num_free("a", num_begun=number) for number in (0, 2, 6)] == [4, 4, 0]
+    engine.num_requests = 2  # of clients, or lines that have come to it
+    assert [room.num_free("a", on_their_way=way) for way in ways] == [4, 2, -2]
+    assert [room.num_free("other", on_their_way=way) for way in ways] == [6, 6, 6]
+
+
+def test_lines_on_their_way_count_by_whatever_name_they_have_the_model() -> None:
+    room = Room(falls_back=True)
+    way = lines("a", 1) | lines("b", 1) | lines("far", 1) | lines("a", 1, EMBEDDINGS)
+    unknown = lines("none", 3) | lines("b", 3, EMBEDDINGS)
+    for name in ("a", "b"):
+        assert room.num_free(name, on_their_way=way | unknown) == 6 - 4
+    assert room.num_free("a", endpoint=EMBEDDINGS, on_their_way=way) == 6 - 4
 
 
 def test_lines_that_have_ended_since_the_last_report_of_an_engine_make_room() -> None:

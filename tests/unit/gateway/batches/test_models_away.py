@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.batches import line_runs, lines
-from gateway.batches.line_runs import LineAnswer
+from gateway.batches import line_room, line_runs, lines
+from gateway.batches.line_room import LineAnswer
 from gateway.batches.lines import BatchLine
 from gateway.batches.records import Batch
 from tests.unit.gateway.batches.test_runner import CHAT, Harness, bad, good
@@ -17,7 +17,7 @@ from tests.unit.gateway.batches.test_runner import CHAT, Harness, bad, good
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(line_runs, "_FIRST_RETRY_S", 0.001)
-    monkeypatch.setattr(line_runs, "_PAUSE_S", 0.001)
+    monkeypatch.setattr(line_room, "_PAUSE_S", 0.001)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.batches.files import FileBounds, FileStore
-from gateway.batches.line_runs import LineAnswer
+from gateway.batches.line_room import LineAnswer, OnTheirWay
 from gateway.batches.lines import Wanted
 from gateway.batches.records import Batch
 from gateway.batches.runner import MAX_OPEN_A_TENANT, TURN_S, BatchRunner
@@ -87,10 +87,11 @@ class Harness:
             clock=self.monotonic,
         )
 
-    def num_free_of(self, endpoint: str, wanted: Wanted, num_begun: int) -> int | None:
+    def num_free_of(self, endpoint: str, wanted: Wanted, on_their_way: OnTheirWay) -> int | None:
         assert endpoint == CHAT
         if wanted.model in self.away:
             return None
+        num_begun = self.under_way + sum(on_their_way.values())
         return 0 if wanted.model in self.busy else self.num_free - num_begun
 
     async def ask(self, path: str, body: bytes, caller: Caller) -> LineAnswer:

@@ -13,7 +13,7 @@ from gateway.batches import store as store_module
 from gateway.batches.files import FileStore
 from gateway.batches.folders import replace_json
 from gateway.batches.journal import Journal
-from gateway.batches.line_runs import LineAnswer, LineRoom
+from gateway.batches.line_room import LineAnswer, LineRoom
 from gateway.batches.records import ENDED, Batch
 from gateway.batches.runner import MAX_TRIES
 from tests.unit.gateway.batches.test_failing_batches import LIMIT_S, take_up
