@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
@@ -16,11 +16,11 @@ from gateway import bridge
 from gateway.errors import (
     ClientDisconnectedError,
     DeniedError,
-    InvalidRequestError,
     WorkerUnavailableError,
 )
 from gateway.http.access.hooking import shown_to_hooks
 from gateway.http.access.kept_answers import DurableClaim
+from gateway.http.access.kind_of_body import METHODS_WITH_BODY, check_kind_of_body, takes_body
 from gateway.http.access.replaying import (
     Replay,
     answered_once,
@@ -43,9 +43,6 @@ from protocol.wire.messages import Actor, Authorize, Granted, KeyRole
 ResultT = TypeVar("ResultT")
 
 
-_METHODS_WITH_BODY = frozenset({"POST", "PUT", "PATCH"})
-
-
 _RESERVED_FIRST = frozenset(
     {
         *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
@@ -54,10 +51,6 @@ _RESERVED_FIRST = frozenset(
     }
 )
 """Metered routes that tell nothing of this server before the reservation."""
-
-
-_FORMS: Final = frozenset({"/v1/files"})
-"""Routes whose bodies are forms."""
 
 
 class GuardedRoute(APIRoute):
@@ -87,13 +80,13 @@ class GuardedRoute(APIRoute):
         guard, endpoint = _GUARDS[self.rule.access], self.endpoint
         path = self.path
         is_replayable = self.rule.access in (Access.METERED, Access.ADMIN)
-        has_body = not _METHODS_WITH_BODY.isdisjoint(self.methods or ())
+        reads_body = takes_body(self)
 
         async def guarded(request: Request) -> Response:
             if guard is not None:
                 await guard(request, path)
-            if has_body:
-                _check_kind_of_body(request)
+            if reads_body:
+                check_kind_of_body(request)
             if is_replayable and (key := idempotency_key(request)) is not None:
                 return await _answer_once(request, path, key, endpoint)
             response: Response = await endpoint(request, **request.path_params)
@@ -146,7 +139,7 @@ async def _guard_metered(request: Request, path: str) -> None:
     if refusal is not None:
         raise _again(refusal)
     # Nothing is reserved for a handshake, though it may say that it has a body.
-    has_body = request.method in _METHODS_WITH_BODY and _has_small_body(request)
+    has_body = request.method in METHODS_WITH_BODY and _has_small_body(request)
     # Code of other packages runs for nobody who is not known.
     is_reserved_first = path in _RESERVED_FIRST and has_body and not parts.hooks
     if not is_reserved_first and parts.identities.find(caller.key_digest, scope_of(path)) is None:
@@ -292,27 +285,6 @@ async def _identify(
 def _again(refusal: DeniedError) -> DeniedError:
     """The same refusal for another request; one that was raised knows the frames of the first."""
     return DeniedError(refusal.message, code=refusal.code, retry_after_s=refusal.retry_after_s)
-
-
-def _check_kind_of_body(request: Request) -> None:
-    """Take plain JSON only.
-
-    Without keys the type is asked for: a web page may send any other one without a preflight.
-
-    Raises:
-        InvalidRequestError: The body is compressed, or of another type.
-    """
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise InvalidRequestError(
-            f"The Content-Encoding {encoding[:64]!r} is not supported; send the body as plain JSON."
-        )
-    if request.scope["path"] in _FORMS:
-        return  # the route says what it takes; a page's `Origin` was looked at before
-    if not parts_of(request).settings.require_keys:
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type != "application/json":
-            raise InvalidRequestError("The Content-Type must be application/json.")
 
 
 def _has_small_body(request: Request) -> bool:

@@ -237,7 +237,7 @@ def _compacted(body: bytes, found: Context | None, context: ParseContext) -> Com
 
 
 def _conversation(body: bytes, _context: ParseContext) -> ConversationBody:
-    value = load_json_object(body)
+    value = load_json_object(body) if body else {}
     request = validate(ConversationRequest, value)
     return _conversation_body(request, value, request.items or [], request.metadata)
 

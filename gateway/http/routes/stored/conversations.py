@@ -41,12 +41,12 @@ _ITEMS: Final = f"{_ONE}/items"
 _ITEM: Final = f"{_ITEMS}/{{item_id}}"
 
 
-def _schema(model: type[BaseModel]) -> dict[str, object]:
+def _schema(model: type[BaseModel], *, is_required: bool = True) -> dict[str, object]:
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": is_required, "content": content}}
 
 
-@router.post(_ALL, openapi_extra=_schema(ConversationRequest))
+@router.post(_ALL, openapi_extra=_schema(ConversationRequest, is_required=False))
 async def create_conversation(request: Request) -> Response:
     """Begin a conversation."""
     tenant, store = await _store_of(request)
