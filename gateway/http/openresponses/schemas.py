@@ -23,6 +23,16 @@ MAX_METADATA: Final = 16
 MAX_METADATA_KEY: Final = 64
 MAX_METADATA_VALUE: Final = 512
 LOGPROBS: Final = "message.output_text.logprobs"
+INCLUDED: Final = frozenset(
+    {
+        *(LOGPROBS, "reasoning.encrypted_content"),
+        # Of what no model here does or reads.
+        *("file_search_call.results", "web_search_call.results", "web_search_call.action.sources"),
+        *("code_interpreter_call.outputs", "computer_call_output.output.image_url"),
+        "message.input_image.image_url",
+    }
+)
+"""What `include` may name."""
 
 HARMLESS_FIELDS: Final[dict[str, str]] = {
     "background_options": "there is one way to run in the background",
@@ -93,7 +103,7 @@ class TextConfig(RequestModel):
     }
 
     format: dict[str, Any] | None = None
-    # Harmless: models here have no such control, and clients send it unasked.
+    # Harmless: few templates have such a control, and clients send it unasked, to all models.
     verbosity: Any = None
 
 
@@ -285,4 +295,8 @@ def parse(model: type[AskedT], body: bytes) -> tuple[AskedT, list[str]]:
     others = frozenset(REFUSED_FIELDS)
     if model is InputTokensRequest:
         others |= ResponsesRequest.known_fields  # the whole request may come to be counted
-    return request, unknown_fields(request, value, others)
+    ignored = unknown_fields(request, value, others)
+    if isinstance(request, ResponsesRequest):
+        asked = enumerate(request.include or ())
+        ignored += [f"include[{index}]" for index, name in asked if name not in INCLUDED]
+    return request, ignored

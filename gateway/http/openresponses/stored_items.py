@@ -40,10 +40,14 @@ _NAMED: Final = re.compile(r"[a-z]+_([A-Za-z0-9]+)_[A-Za-z0-9_]+")
 
 
 def kind_of(item: Item) -> str:
-    """The type of an item: a message where it says none, empty where it says no text."""
+    """The type of an item, empty where it says no text.
+
+    One that says none is a message, or a reference if it has nothing but an id.
+    """
     kind = item.get("type")
     if kind is None:
-        return "message"
+        is_named = "id" in item and "role" not in item and "content" not in item
+        return "item_reference" if is_named else "message"
     return kind if isinstance(kind, str) else ""
 
 

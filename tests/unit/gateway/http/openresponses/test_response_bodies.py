@@ -1,14 +1,16 @@
 """What a chat is told of a Responses body, and what an answer repeats of it."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from openai.types.responses.response_includable import ResponseIncludable
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.bodies.parsers import COMPACT, INPUT_TOKENS, RESPONSES, BodyKind, ParseContext
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.convert import ResponsesBody
+from gateway.http.openresponses.schemas import INCLUDED, LOGPROBS
 from gateway.request.jobs.job import RESPONSES_ENDPOINT
 from protocol.wire import codec
 
@@ -278,3 +280,38 @@ def test_the_end_user_is_told_to_who_counts() -> None:
     assert body(safety_identifier="ada", user="x").job.end_user == "ada"
     assert body(user="grace").job.end_user == "grace"
     assert body().job.end_user == ""
+    assert (echo(user="grace")["user"], echo()["user"]) == ("grace", None)
+
+
+@pytest.mark.parametrize("kind", [RESPONSES, INPUT_TOKENS])
+def test_a_verbosity_that_clients_send_unasked_is_demanded_of_no_template(
+    kind: BodyKind[Any],
+) -> None:
+    value = {"model": "m", "input": "x", "text": {"verbosity": "low"}}
+    found = kind.parse(json.dumps(value).encode(), CONTEXT)
+    prepare = found.body.job.prepares[0] if kind is RESPONSES else found.body.message
+    assert prepare.template_kwargs_json is None
+
+
+def test_what_may_be_included_is_what_the_official_client_knows() -> None:
+    assert frozenset(get_args(ResponseIncludable)) == INCLUDED
+    assert body(include=sorted(INCLUDED)).ignored == []
+    assert body(include=[LOGPROBS, "all"]).ignored == ["include[1]"]
+
+
+@pytest.mark.parametrize("more", [{}, {"type": None}, {"type": "item_reference"}])
+def test_an_item_that_is_nothing_but_an_id_refers_to_another(more: dict[str, Any]) -> None:
+    value = {"model": "m", "input": [{"id": "msg_0_1", **more}]}
+    found = RESPONSES.parse(json.dumps(value).encode(), ParseContext({}, has_store=True))
+    assert found.refs.item_ids == ("msg_0_1",)
+    assert found.body is None
+
+
+def test_what_an_engine_finds_wrong_is_named_by_the_field_that_it_came_from() -> None:
+    assert body().job.prompt_param == "input"
+    schema = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
+    assert body(text={"format": schema}).job.grammar_param.startswith("text.format")
+    asked = {"model": "m", "input": "x"}
+    compact = COMPACT.parse(json.dumps(asked).encode(), CONTEXT)
+    assert compact.job is not None
+    assert compact.job.prompt_param == "input"
