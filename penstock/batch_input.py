@@ -21,6 +21,7 @@ _MAX_LINE_BYTES: Final = MAX_MESSAGE_BYTES
 """No server takes a longer one; it bounds what is read at a time."""
 _FIRST_URL: Final = "/v1/chat/completions"
 _SPACE: Final = " \t\n\r"
+_BOM: Final = "\ufeff".encode()
 _decoder: Final = json.JSONDecoder()
 
 
@@ -85,12 +86,15 @@ def read_input(path: Path) -> BatchInput:
                 if len(text) > _MAX_LINE_BYTES:
                     raise UsageError(f"{path}:{number}: longer than {_MAX_LINE_BYTES} bytes.")
                 digest.update(text)
-                if not text.isspace():
+                begin, next_start = start, start + len(text)
+                if not start and text.startswith(_BOM):
+                    begin, text = len(_BOM), text[len(_BOM) :]
+                if text and not text.isspace():
                     request = _request_of(text)
                     url = request.url or url
-                    lines.append(InputLine(number, start, len(text), request.custom_id, url))
+                    lines.append(InputLine(number, begin, len(text), request.custom_id, url))
                     _note_id(seen, lines[-1], path)
-                start += len(text)
+                start = next_start
     except OSError as error:
         raise UsageError(f"{path} can't be read: {error.strerror or error}.") from None
     if not lines:

@@ -17,6 +17,8 @@ MAX_LINES: Final = 50_000
 MAX_ERRORS: Final = 100
 """Wrong lines that are told of."""
 MAX_CUSTOM_ID_CHARACTERS: Final = 512
+BOM: Final = "\ufeff".encode()
+"""Editors of Windows begin files with it; it is no part of the first line."""
 _DIGEST_BYTES: Final = 8
 _OF_TOKEN_IDS: Final = ("logit_bias", "stop_token_ids", "allowed_token_ids", "logprob_token_ids")
 
@@ -137,9 +139,12 @@ def texts(path: Path, max_bytes: int) -> Iterator[tuple[Place, bytes]]:
             number += 1
             if len(text.rstrip(b"\r\n")) > max_bytes:
                 raise LineTooLongError(number)
-            if not text.isspace():
-                yield Place(number, start), text
-            start += len(text)
+            begin, next_start = start, start + len(text)
+            if not start and text.startswith(BOM):
+                begin, text = len(BOM), text[len(BOM) :]
+            if text and not text.isspace():
+                yield Place(number, begin), text
+            start = next_start
 
 
 def parse(place: Place, text: bytes, endpoint: str) -> BatchLine | LineError:

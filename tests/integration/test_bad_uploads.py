@@ -151,3 +151,24 @@ async def upload(gateway: RunningGateway, content: bytes) -> Any:
 async def can_upload(gateway: RunningGateway) -> None:
     """Nothing of those before holds a place."""
     assert (await upload(gateway, b"{}")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("told", "param"),
+    [
+        ({"anchor": "created_at"}, "expires_after[seconds]"),
+        ({"anchor": "tomorrow", "seconds": "3600"}, "expires_after[anchor]"),
+        ({"anchor": "created_at", "seconds": "3599"}, "expires_after[seconds]"),
+        ({"anchor": "created_at", "seconds": "1e4"}, "expires_after[seconds]"),
+    ],
+)
+async def test_half_an_end_of_a_file_is_refused_and_not_forgotten(
+    socket_dir: Path, told: dict[str, str], param: str
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        form = {"purpose": "batch"} | {f"expires_after[{key}]": one for key, one in told.items()}
+        files = {"file": ("in.jsonl", b"{}")}
+        answer = await gateway.client.post("/v1/files", data=form, files=files)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+        assert kept(socket_dir) == []

@@ -40,6 +40,12 @@ def test_lines_have_their_numbers_and_blank_ones_are_passed_over(tmp_path: Path)
     assert written(source) == [[request_line("a"), request_line("b")]]
 
 
+def test_a_byte_order_mark_at_the_beginning_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    source = read_input(write(tmp_path / "in", "\ufeff" + request_line("a"), request_line("b")))
+    assert [line.custom_id for line in source.lines] == ["a", "b"]
+    assert written(source) == [[request_line("a"), request_line("b")]]
+
+
 def test_a_part_has_lines_of_one_url_and_as_many_as_a_batch_may(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,9 @@ def _checked(fields: dict[str, str]) -> tuple[str, float | None]:
             "`expires_after[anchor]` must be created_at.", param="expires_after[anchor]"
         )
     text = fields.get("expires_after[seconds]")
+    if text is None and "expires_after[anchor]" in fields:
+        param = "expires_after[seconds]"  # a file that is to go must not stay for want of it
+        raise InvalidRequestError(f"Missing required field: `{param}`.", param=param)
     if text is None:
         return purpose, None
     is_number = text.isascii() and text.isdecimal() and len(text) < 9

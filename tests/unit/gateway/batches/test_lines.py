@@ -9,6 +9,7 @@ import orjson
 import pytest
 
 from gateway.batches.lines import (
+    BOM,
     MAX_ERRORS,
     MAX_LINES,
     BatchLine,
@@ -39,6 +40,16 @@ def checked(tmp_path: Path, *written: bytes, end: bytes = b"\n") -> tuple[int, l
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\n\n  \n"])
 def test_a_good_file_has_so_many_requests(tmp_path: Path, end: bytes) -> None:
     assert checked(tmp_path, line(1), line(2), b"", end=end) == (2, [])
+
+
+def test_a_byte_order_mark_at_the_beginning_is_no_part_of_the_first_line(tmp_path: Path) -> None:
+    assert checked(tmp_path, BOM + line(1), line(2)) == (2, [])
+    first, second = left(tmp_path / "in.jsonl", CHAT, set())
+    assert (first.place, first.custom_id, second.custom_id) == (Place(1, len(BOM)), "c1", "c2")
+    assert at(tmp_path / "in.jsonl", CHAT, first.place) == first
+    assert checked(tmp_path, BOM, line(1)) == (1, [])
+    assert checked(tmp_path, BOM) == (0, [("empty_file", None, None)])
+    assert checked(tmp_path, line(1), BOM + line(2)) == (2, [("invalid_json_line", 2, None)])
 
 
 @pytest.mark.parametrize(
