@@ -22,6 +22,7 @@ PenstockError
 │   │   ├── ShuttingDownError        503, and the connection ends with it
 │   │   └── StoreUnavailableError    503: the store of responses can't be used
 │   ├── WorkerLostError          503 (or an event in the stream): a worker died under the request
+│   │   └── WeightsReplacedError     503 (likewise): its weights are served no more
 │   ├── PoisonRequestError       500: engines die of this request
 │   ├── DeadlineExceededError    504
 │   ├── RemoteFailureError       a worker's Failure, with its code
@@ -329,6 +330,16 @@ class WorkerLostError(GatewayError):
     def is_death(self) -> bool:
         """Whether the work that ran there may have been the cause."""
         return self.reason in DEATHS
+
+
+class WeightsReplacedError(WorkerLostError):
+    """The last engine that could go on with a request left cleanly; others are there."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The engines that began this answer were replaced by another version that can't go on "
+            "with it; please try again."
+        )
 
 
 class PoisonRequestError(GatewayError):

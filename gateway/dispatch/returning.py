@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from gateway.dispatch.slots import Accepts, EngineHandle, Slot, SlotKind, least_loaded
-from gateway.errors import WorkerLostError
+from gateway.errors import WeightsReplacedError
 
 
 @dataclass(slots=True, eq=False)
@@ -70,7 +70,7 @@ class ReturningWork:
             fitting = [engine for engine in engines if waiter.accepts(engine)]
             if not fitting and not waiter.may_come():
                 del self._waiters[waiter]
-                waiter.future.set_exception(_replaced())
+                waiter.future.set_exception(WeightsReplacedError())
             elif waiter.is_alone:
                 self._admit(waiter, _emptied(waiter, fitting))
             elif free:
@@ -108,10 +108,3 @@ def _unreserve(waiter: ReturningWaiter) -> None:
     engine, waiter.reserved = waiter.reserved, None
     if engine is not None:
         engine.is_reserved = False
-
-
-def _replaced() -> WorkerLostError:
-    return WorkerLostError(
-        "The engines that began this answer were replaced by another version that can't go on "
-        "with it; please try again."
-    )

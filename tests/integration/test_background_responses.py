@@ -65,6 +65,14 @@ class Harness:
         assert done == "[DONE]"
         return events
 
+    async def told(self, response_id: str, kind: str) -> None:
+        """Until an event of a kind is written down."""
+        path = f"/v1/responses/{response_id}?stream=true"
+        async with self.gateway.client.stream("GET", path) as stream:
+            async for line in stream.aiter_lines():
+                if line == f"event: {kind}":
+                    return
+
     async def generate(self, number: int = 1) -> Generate:
         await self.engine.until(lambda: len(self.engine.of(Generate)) >= number)
         found: Generate = self.engine.of(Generate)[number - 1]
@@ -132,6 +140,43 @@ async def test_a_stream_of_it_goes_on_where_it_was_lost(harness: Harness) -> Non
     assert rest[-1]["type"] == "response.completed"
     numbers = [event["sequence_number"] for event in (*seen, *rest)]
     assert numbers == list(range(len(numbers)))
+
+
+@pytest.mark.parametrize(
+    ("is_streaming", "has_output", "status"),
+    [(True, True, "failed"), (True, False, "completed"), (False, True, "completed")],
+)
+async def test_when_its_weights_are_gone_it_is_made_anew_unless_its_client_has_read_some(
+    harness: Harness,
+    monkeypatch: pytest.MonkeyPatch,
+    is_streaming: bool,
+    has_output: bool,
+    status: str,
+) -> None:
+    monkeypatch.setattr("gateway.http.background.background_responses._RETRY_S", 0.0)
+    body = {"model": "demo", "input": "hi", "background": True, "stream": is_streaming}
+    asking = asyncio.ensure_future(harness.gateway.client.post("/v1/responses", json=body))
+    generate = await harness.generate()
+    if has_output:
+        harness.engine.emit(generate, "Hello")
+    name = "resp_" + generate.request_id.partition("-")[0]
+    await harness.until(name, lambda found: found["status"] == "in_progress")
+    if has_output:
+        await harness.told(name, "response.output_text.delta")
+    await harness.gateway.engine(fingerprint="new", text=("Other",))
+    await harness.gateway.departure(harness.engine)
+    ended = await harness.ended(name)
+    assert ended["status"] == status
+    if status == "failed":
+        assert "replaced by another version" in ended["error"]["message"]
+    else:
+        assert text_of(ended) == "Other"
+    answer = await asking
+    if is_streaming:
+        *events, done = named_events_of(answer.text)
+        assert done == "[DONE]"
+        assert events[-1]["response"] == ended
+        assert told_text(events) == ("Hello" if has_output else "Other")
 
 
 @pytest.mark.parametrize("is_first", [True, False])

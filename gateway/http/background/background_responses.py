@@ -11,7 +11,7 @@ from typing import Final
 
 import orjson
 
-from gateway.errors import DeniedError, GatewayError, ShuttingDownError
+from gateway.errors import DeniedError, GatewayError, ShuttingDownError, WeightsReplacedError
 from gateway.housekeeping import logs_failure
 from gateway.http.background.background_task import BackgroundTask, decoded, piece_of, told_events
 from gateway.http.background.background_trace import TracedTask, traced
@@ -221,6 +221,7 @@ class _Take:
         self._written_at = 0.0
         self._has_told_running = False
         self._is_lost = False
+        self._has_told_output = False
         self._number = job.num_events
 
     def stop(self, error: GatewayError | None) -> None:
@@ -252,6 +253,7 @@ class _Take:
         earlier, num_over = earlier_turns(before) if is_hosted else (Earlier(), 0)
         told = AlreadyTold(before[num_over:], has_begun=AlreadyTold(before).has_begun)
         self._has_told_running = told.has_begun
+        self._has_told_output = told.has_output
         while True:
             if is_hosted:
                 self._turns = self._hosted_turns(asked, task, earlier)
@@ -316,7 +318,9 @@ class _Take:
             await request.start()
             await self._write(events, asked, task.created)
             while (found := await work.next_events(FLUSH_S)) is not None:
-                self._unwritten += events.render(found)
+                rendered = events.render(found)
+                self._has_told_output |= bool(rendered)
+                self._unwritten += rendered
                 if any(isinstance(event, HostedCallRunning) for event in found):
                     await self._note_call(events, asked, task.created)
                 else:
@@ -431,6 +435,9 @@ class _Take:
             return False
         if isinstance(error, DeniedError) and error.retry_after_s is None:
             return False  # no wait makes room for it
+        if isinstance(error, WeightsReplacedError) and asked.is_streaming:
+            # Another text would come behind what its client has read already.
+            return not self._has_told_output
         return isinstance(error, ShuttingDownError) or self._age_s() < PATIENCE_S
 
     def _age_s(self) -> float:

@@ -56,6 +56,11 @@ class AlreadyTold:
             else:
                 self._num_others += 1
 
+    @property
+    def has_output(self) -> bool:
+        """Whether they have told more than that it began."""
+        return bool(self._characters) or self._num_others > 0
+
     def passes(self, event: dict[str, Any]) -> bool:
         """Whether an event is told; of a delta only the rest, if there is one."""
         if event["type"] in _BEGINNINGS:
