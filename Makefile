@@ -130,9 +130,10 @@ suites: $(VENV)/.test
 sanitize:
 	tests/native/sanitize.sh
 
-# Public conformance suites of the HTTP APIs and of MCP; need node and the npm registry.
+# Public conformance suites of the HTTP APIs and of MCP, which need node and the npm registry, and a
+# client in an environment of its own, which needs a package index.
 conformance: $(VENV)/.test
-	$(BIN)/python -m tests.suites llmprobe mcp $(ARGS)
+	$(BIN)/python -m tests.suites llmprobe langchain mcp $(ARGS)
 
 # Half an hour of load and chaos, then 100,000 calm requests; ARGS="--minutes 2 --calm-requests 0"
 # for less. Its report belongs into docs/reliability.md. Then auth workers are killed fifty times on

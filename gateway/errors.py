@@ -333,7 +333,7 @@ class WorkerLostError(GatewayError):
 
 
 class WeightsReplacedError(WorkerLostError):
-    """The last engine that could go on with a request left in good order; others are there."""
+    """The last engine that could go on with a request left cleanly; others are there."""
 
     def __init__(self) -> None:
         super().__init__(

@@ -46,6 +46,7 @@ LOCKS = (
     Lock("serve", "`make serve`", ()),
     Lock("build", "What installs and builds", ("build",)),
     Lock("test", "`make test` and `make check`, without torch", ("test", "check")),
+    Lock("langchain", "The client that `make conformance` tries", ("langchain",)),
     Lock("weights", "The weights that tests use", ("weights",), options=("--no-deps",)),
     Lock("gateway", "The image penstock-gateway", ("gateway", "otlp")),
     Lock("auth", "The image penstock-auth", ("auth", "cli", "otlp")),

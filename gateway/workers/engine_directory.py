@@ -118,8 +118,8 @@ class EngineDirectory:
     def may_return(self, model: str, accepts: Accepts) -> bool:
         """Whether an engine that isn't there is worth waiting for.
 
-        One that crashed is started again; where the last that could do the work has left in good
-        order, other weights have taken its place.
+        One that crashed is started again; where the last that could do the work has left cleanly,
+        other weights have taken its place.
 
         Args:
             model: Whose engines.

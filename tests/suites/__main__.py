@@ -13,7 +13,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Final, Protocol
 
-from tests.suites import function_calls, json_schema, llmprobe, mcp_conformance
+from tests.suites import function_calls, json_schema, langchain, llmprobe, mcp_conformance
 
 
 class Report(Protocol):
@@ -33,6 +33,7 @@ SUITES: Final[dict[str, Callable[[Path], Sequence[Report]]]] = {
     "json-schema": json_schema.run,
     "function-calls": function_calls.run,
     "llmprobe": lambda _data: llmprobe.run(),
+    "langchain": lambda _data: langchain.run(),
     "mcp": lambda _data: mcp_conformance.run(),
 }
 

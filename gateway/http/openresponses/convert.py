@@ -16,7 +16,7 @@ from gateway.http.openresponses.conversation import (
     chat_messages,
     chat_tool_choice,
 )
-from gateway.http.openresponses.error_words import in_their_words
+from gateway.http.openresponses.error_words import in_their_words, their_words
 from gateway.http.openresponses.hosted import (
     HostedPlan,
     HostedTool,
@@ -244,7 +244,12 @@ def responses_body(
     except InvalidRequestError as error:
         raise in_their_words(error, tools.paths) from None
     return ResponsesBody(
-        job=replace(job, endpoint=RESPONSES_ENDPOINT),
+        job=replace(
+            job,
+            endpoint=RESPONSES_ENDPOINT,
+            prompt_param="input",
+            grammar_param=their_words(job.grammar_param),
+        ),
         echo_json=dump_fields(_echo(request, job, is_stored=is_stored)),
         ignored=ignored + tools.left_out,
         spaces=tools.spaces,
@@ -338,7 +343,10 @@ def compact_body(
         raise in_their_words(error, []) from None
     kept = [item for item in items if item.get("type") == "message" and item["role"] == "user"]
     return CompactBody(
-        refs, replace(job, endpoint=COMPACT_ENDPOINT), dump_json(kept, "input"), ignored
+        refs,
+        replace(job, endpoint=COMPACT_ENDPOINT, prompt_param="input"),
+        dump_json(kept, "input"),
+        ignored,
     )
 
 

@@ -19,6 +19,13 @@ _THEIR_WORDS: Final = (
 """What a chat's checks call by its own names."""
 
 
+def their_words(text: str) -> str:
+    """A field of a chat, or what is said of one, with the names of the request behind it."""
+    for pattern, words in _THEIR_WORDS:
+        text = pattern.sub(words, text)
+    return text
+
+
 def in_their_words(error: InvalidRequestError, paths: list[str]) -> InvalidRequestError:
     """An error about a chat, as one about the request that it was made of.
 
@@ -26,7 +33,5 @@ def in_their_words(error: InvalidRequestError, paths: list[str]) -> InvalidReque
         error: Of the chat's own checks.
         paths: Where in the request each tool of the chat is.
     """
-    message, param = error.message, error.param or ""
-    for pattern, words in _THEIR_WORDS:
-        message, param = pattern.sub(words, message), pattern.sub(words, param)
+    message, param = their_words(error.message), their_words(error.param or "")
     return type(error)(with_places(message, paths), param=with_places(param, paths) or None)

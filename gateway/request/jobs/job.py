@@ -30,6 +30,7 @@ class GenerationJob:
         tool_name: The tool of a named choice.
         response_grammar: What the content has to be; None when it is free.
         grammar_param: The field that a grammar without a way to follow it came from.
+        prompt_param: The field that a chat's messages came from.
         parse_reasoning: Whether reasoning is told apart from content (chat only).
         wants_reasoning: The client asked for a reasoning effort.
         thinking: Whether the client switched reasoning on or off; None when it said nothing.
@@ -58,6 +59,7 @@ class GenerationJob:
     tool_name: str = ""
     response_grammar: Grammar | None = None
     grammar_param: str = "tools"
+    prompt_param: str = "messages"
     parallel_tool_calls: bool = True
     parse_reasoning: bool = False
     wants_reasoning: bool = False

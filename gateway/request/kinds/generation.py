@@ -201,7 +201,12 @@ class GenerationWork:
         assert self.offer is not None, "check() found it"
         admitted = self._admitted = self._placed(admitted)
         self._budget.cap(admitted.max_completion_tokens)
-        prepared = await self._launcher.prepare(admitted, self._budget.upper_bound(self.offer))
+        try:
+            prepared = await self._launcher.prepare(admitted, self._budget.upper_bound(self.offer))
+        except GatewayError as error:
+            if error.param == "messages":  # an engine doesn't know where its messages came from
+                error.param = self.job.prompt_param
+            raise
         self._prepared = prepared
         served = self._launcher.offer
         if served is not None and served.fingerprint != self.offer.fingerprint:

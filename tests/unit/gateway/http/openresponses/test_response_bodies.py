@@ -285,18 +285,14 @@ def test_the_end_user_is_told_to_who_counts() -> None:
     assert (echo(user="grace")["user"], echo()["user"]) == ("grace", None)
 
 
-@pytest.mark.parametrize("verbosity", ["low", "medium", "high", None])
 @pytest.mark.parametrize("kind", [RESPONSES, INPUT_TOKENS])
-def test_a_verbosity_asks_nothing_of_the_template(
-    kind: BodyKind[Any], verbosity: str | None
+def test_a_verbosity_that_clients_send_unasked_is_demanded_of_no_template(
+    kind: BodyKind[Any],
 ) -> None:
-    text = {} if verbosity is None else {"verbosity": verbosity}
-    value = {"model": "m", "input": "x", "text": text, "reasoning": {"effort": "low"}}
+    value = {"model": "m", "input": "x", "text": {"verbosity": "low"}}
     found = kind.parse(json.dumps(value).encode(), CONTEXT)
     prepare = found.body.job.prepares[0] if kind is RESPONSES else found.body.message
-    kwargs = json.loads(prepare.template_kwargs_json)
-    # Codex sends it to every model, and few templates read it.
-    assert kwargs == {"reasoning_effort": "low", "enable_thinking": True}
+    assert prepare.template_kwargs_json is None
 
 
 def test_what_may_be_included_is_what_the_official_client_knows() -> None:
@@ -312,3 +308,13 @@ def test_an_item_that_is_nothing_but_an_id_refers_to_another(more: dict[str, Any
     found = RESPONSES.parse(json.dumps(value).encode(), ParseContext({}, has_store=True))
     assert found.refs.item_ids == ("msg_0_1",)
     assert found.body is None
+
+
+def test_what_an_engine_finds_wrong_is_named_by_the_field_that_it_came_from() -> None:
+    assert body().job.prompt_param == "input"
+    schema = {"type": "json_schema", "name": "n", "schema": {"type": "object"}}
+    assert body(text={"format": schema}).job.grammar_param.startswith("text.format")
+    asked = {"model": "m", "input": "x"}
+    compact = COMPACT.parse(json.dumps(asked).encode(), CONTEXT)
+    assert compact.job is not None
+    assert compact.job.prompt_param == "input"
