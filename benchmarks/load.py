@@ -19,7 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -198,10 +198,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             folder.mkdir()
             write_checkpoint(folder, options.shape)
         cache = Path(place) / "cache"
-        settings = ModelSettings(
-            path=folder, name="model", dtype=options.dtype, weights_cache_dir=cache
+        # What is made of a GGUF file stays there when packed weights are forgotten.
+        settings = with_model_folder(
+            ModelSettings(
+                path=folder,
+                name="model",
+                dtype=options.dtype,
+                weights_cache_dir=Path(place) / "made",
+            )
         )
-        loads = Loads(with_model_folder(settings), cache)
+        loads = Loads(replace(settings, weights_cache_dir=cache), cache)
         loads.first()
         loads.written()
         print(
