@@ -72,7 +72,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
-    """The processes of a run share the work of the first import of all modules."""
+    """The processes of a run share the work of the first import of all modules.
+
+    What is imported and collected stays: to look for garbage in it again and again would take a
+    fifth of the time. That begins with `pytest_collection_finish`.
+    """
+    if session.config.getoption("dist", "no") == "no":  # else others collect
+        gc.disable()
     worker = getattr(session.config, "workerinput", None)
     if worker is not None:
         number = int(worker["workerid"].removeprefix("gw"))
@@ -93,13 +99,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """XLA has read its flags, which children must not inherit; thousands of tests and all that they
-    import are there to stay: no collection looks at them."""
+    import are there to stay: no collection of garbage looks at them, now or later."""
     if os.environ.get("XLA_FLAGS") == QUICK:
         if "jax" in sys.modules:
             sys.modules["jax"].numpy.zeros(1).block_until_ready()
         del os.environ["XLA_FLAGS"]
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -4,15 +4,13 @@ import json
 import os
 import signal
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
+from tests.e2e.harness import Harness, eventually
 from tests.e2e.test_when_something_dies import find_gateway, rows_of
 
 pytestmark = pytest.mark.process
@@ -60,22 +58,6 @@ WITH_TOOLS: dict[str, Any] = {
     "tool_choice": {"type": "mcp", "server_label": "weather", "name": "get_weather"},
     "max_tool_calls": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def frail(
-    tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mcp_url: str
-) -> Iterator[Harness]:
-    """A deployment whose processes are killed."""
-    harness = start_harness(
-        tmp_path_factory.mktemp("background") / "data",
-        cache_dir,
-        *("--deterministic", "--drain-timeout", "25"),
-        PENSTOCK_WORKER_DEAD_S="6",
-        PENSTOCK_MCP_SERVERS=f"weather={mcp_url}",
-    )
-    yield harness
-    assert stop_harness(harness) == 0
 
 
 def post(harness: Harness, body: dict[str, Any]) -> dict[str, Any]:
@@ -136,19 +118,19 @@ def booked(harness: Harness, response_id: str) -> list[tuple[Any, ...]]:
     [pytest.param(NUMBERS, id="numbers"), pytest.param(CALL, id="call", marks=pytest.mark.long)],
 )
 def test_whoever_is_killed_it_ends_once_with_the_same_text(
-    frail: Harness, victim: str, body: dict[str, Any]
+    mortal: Harness, victim: str, body: dict[str, Any]
 ) -> None:
-    undisturbed = post(frail, body)
-    made = post(frail, {**body, "background": True})
-    wait_for_output(frail, made["id"])
-    (pid,) = frail.pids(victim)
+    undisturbed = post(mortal, body)
+    made = post(mortal, {**body, "background": True})
+    wait_for_output(mortal, made["id"])
+    (pid,) = mortal.pids(victim)
     os.kill(pid, signal.SIGKILL)
     if victim == "gateway":
-        find_gateway(frail, pid)
-    eventually(lambda: get(frail, made["id"]).get("status") == undisturbed["status"], 120)
-    ended = get(frail, made["id"])
+        find_gateway(mortal, pid)
+    eventually(lambda: get(mortal, made["id"]).get("status") == undisturbed["status"], 120)
+    ended = get(mortal, made["id"])
     assert without_ids(ended) == without_ids(undisturbed)
-    told = events(frail, made["id"])
+    told = events(mortal, made["id"])
     assert [event["sequence_number"] for event in told] == list(range(len(told)))
     ends = [event for event in told if event["type"] == f"response.{ended['status']}"]
     assert [event["response"] for event in ends] == [ended]
@@ -158,25 +140,25 @@ def test_whoever_is_killed_it_ends_once_with_the_same_text(
     assert deltas == whole
 
     def is_booked_once() -> bool:
-        used = [one for one in booked(frail, made["id"]) if one[0] != "unused"]
+        used = [one for one in booked(mortal, made["id"]) if one[0] != "unused"]
         return used == [("finished", ended["usage"]["output_tokens"])]
 
     eventually(is_booked_once)
-    frail.wait_ready()
+    mortal.wait_ready()
 
 
 @pytest.mark.long
-def test_a_call_of_a_tool_outlives_its_gateway(frail: Harness) -> None:
-    undisturbed = post(frail, WITH_TOOLS)
-    made = post(frail, {**WITH_TOOLS, "background": True})
-    wait_for_output(frail, made["id"], b"response.output_text.delta")
-    (pid,) = frail.pids("gateway")
+def test_a_call_of_a_tool_outlives_its_gateway(mortal: Harness) -> None:
+    undisturbed = post(mortal, WITH_TOOLS)
+    made = post(mortal, {**WITH_TOOLS, "background": True})
+    wait_for_output(mortal, made["id"], b"response.output_text.delta")
+    (pid,) = mortal.pids("gateway")
     os.kill(pid, signal.SIGKILL)
-    find_gateway(frail, pid)
-    eventually(lambda: get(frail, made["id"]).get("status") == undisturbed["status"], 120)
-    ended = get(frail, made["id"])
+    find_gateway(mortal, pid)
+    eventually(lambda: get(mortal, made["id"]).get("status") == undisturbed["status"], 120)
+    ended = get(mortal, made["id"])
     assert without_ids(ended) == without_ids(undisturbed)
-    told = events(frail, made["id"])
+    told = events(mortal, made["id"])
     assert [event["sequence_number"] for event in told] == list(range(len(told)))
     kinds = [event["type"] for event in told]
     assert kinds.count("response.mcp_call.in_progress") == 1
@@ -185,9 +167,9 @@ def test_a_call_of_a_tool_outlives_its_gateway(frail: Harness) -> None:
     def turns() -> list[tuple[Any, ...]]:
         name = made["id"].removeprefix("resp_")
         query = "SELECT request_id, outcome FROM ledger WHERE request_id IN (?, ?)"
-        rows = rows_of(frail, query, name, f"{name}t1")
+        rows = rows_of(mortal, query, name, f"{name}t1")
         return sorted(one for one in rows if one[1] != "unused")
 
     name = made["id"].removeprefix("resp_")
     eventually(lambda: turns() == [(name, "finished"), (f"{name}t1", "finished")])
-    frail.wait_ready()
+    mortal.wait_ready()

@@ -3,21 +3,24 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
+from tests.e2e.harness import Harness, eventually
 from tests.e2e.test_when_something_dies import find_gateway
 
 pytestmark = pytest.mark.process
 MODEL = "penstock-demo"
 CHAT = "/v1/chat/completions"
 SAMPLING = {"temperature": 0, "max_tokens": 4}
+
+
+@pytest.fixture
+def client(mortal: Harness) -> Any:
+    return mortal.client()
 
 
 def chat_line(number: int, **changes: Any) -> str:
@@ -126,7 +129,7 @@ def test_a_wrong_file_fails_with_the_numbers_of_its_lines(client: Any) -> None:
     ]
 
 
-def test_what_is_wrong_with_a_batch_or_a_file_is_said(client: Any, harness: Harness) -> None:
+def test_what_is_wrong_with_a_batch_or_a_file_is_said(client: Any, mortal: Harness) -> None:
     with pytest.raises(openai.NotFoundError):
         client.batches.create(
             input_file_id="file-" + "0" * 24, endpoint=CHAT, completion_window="24h"
@@ -147,28 +150,14 @@ def test_what_is_wrong_with_a_batch_or_a_file_is_said(client: Any, harness: Harn
         b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx',
     ):
         answer = httpx.post(
-            f"{harness.url}/v1/files",
+            f"{mortal.url}/v1/files",
             content=content,
             headers={"content-type": "multipart/form-data; boundary=b"},
             trust_env=False,
         )
         assert answer.status_code == 400, answer.text
-    answer = httpx.post(f"{harness.url}/v1/files", json={"a": 1}, trust_env=False)
+    answer = httpx.post(f"{mortal.url}/v1/files", json={"a": 1}, trust_env=False)
     assert answer.status_code == 400
-
-
-@pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
-    """A deployment with keys, whose gateway may be killed."""
-    harness = start_harness(
-        tmp_path_factory.mktemp("mortal") / "data",
-        cache_dir,
-        "--deterministic",
-        PENSTOCK_REQUIRE_KEYS="true",
-        PENSTOCK_MAX_BATCH_REQUESTS="4",
-    )
-    yield harness
-    assert stop_harness(harness) == 0
 
 
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]

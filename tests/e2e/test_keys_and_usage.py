@@ -2,32 +2,23 @@
 usage."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import openai
 import pytest
 
-from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
+from tests.e2e.harness import Harness, eventually
 
 pytestmark = pytest.mark.process
 
 HELLO = [{"role": "user", "content": "Hello!"}]
 
 
-@pytest.fixture(scope="module")
-def locked_harness(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
-    data_dir = tmp_path_factory.mktemp("locked") / "data"
-    harness = start_harness(data_dir, cache_dir, "--auth", "--deterministic")
-    yield harness
-    assert stop_harness(harness) == 0
-
-
 @pytest.fixture
-def admin(locked_harness: Harness) -> Iterator[httpx.Client]:
-    key = (locked_harness.data_dir / "admin.key").read_text(encoding="utf-8").strip()
+def admin(locked: Harness) -> Iterator[httpx.Client]:
+    key = (locked.data_dir / "admin.key").read_text(encoding="utf-8").strip()
     headers = {"Authorization": f"Bearer {key}"}
-    with httpx.Client(base_url=locked_harness.url, headers=headers, trust_env=False) as client:
+    with httpx.Client(base_url=locked.url, headers=headers, trust_env=False) as client:
         yield client
 
 
@@ -38,26 +29,26 @@ def make_key(admin: httpx.Client, **body: object) -> dict[str, str]:
     return created
 
 
-def test_the_first_admin_key_is_private_to_the_owner(locked_harness: Harness) -> None:
-    path = locked_harness.data_dir / "admin.key"
+def test_the_first_admin_key_is_private_to_the_owner(locked: Harness) -> None:
+    path = locked.data_dir / "admin.key"
     assert path.stat().st_mode & 0o077 == 0
-    assert any(str(path) in line for line in locked_harness.output) or path.exists()
+    assert any(str(path) in line for line in locked.output) or path.exists()
 
 
-def test_without_a_key_or_with_a_wrong_one_the_answer_is_401(locked_harness: Harness) -> None:
+def test_without_a_key_or_with_a_wrong_one_the_answer_is_401(locked: Harness) -> None:
     for key in ("", "psk-wrong"):
         with pytest.raises((openai.AuthenticationError, openai.APIConnectionError)) as info:
-            client = locked_harness.client(api_key=key or "x")
+            client = locked.client(api_key=key or "x")
             client.chat.completions.create(model="penstock-demo", messages=HELLO)
         assert isinstance(info.value, openai.AuthenticationError)
         assert info.value.code == "invalid_api_key"
 
 
 def test_a_key_works_until_it_is_revoked_and_its_usage_is_booked(
-    locked_harness: Harness, admin: httpx.Client
+    locked: Harness, admin: httpx.Client
 ) -> None:
     created = make_key(admin)
-    client = locked_harness.client(api_key=created["key"])
+    client = locked.client(api_key=created["key"])
     completion = client.chat.completions.create(
         model="penstock-demo", messages=HELLO, temperature=0, max_tokens=5
     )
@@ -78,10 +69,10 @@ def test_a_key_works_until_it_is_revoked_and_its_usage_is_booked(
 
 
 def test_a_request_limit_is_a_429_with_the_time_to_wait(
-    locked_harness: Harness, admin: httpx.Client
+    locked: Harness, admin: httpx.Client
 ) -> None:
     created = make_key(admin, requests_per_minute=1)
-    client = locked_harness.client(api_key=created["key"])
+    client = locked.client(api_key=created["key"])
     client.chat.completions.create(model="penstock-demo", messages=HELLO, max_tokens=1)
     with pytest.raises(openai.RateLimitError) as info:
         client.chat.completions.create(model="penstock-demo", messages=HELLO, max_tokens=1)
@@ -89,12 +80,10 @@ def test_a_request_limit_is_a_429_with_the_time_to_wait(
     assert int(info.value.response.headers["retry-after"]) >= 1
 
 
-def test_a_user_key_can_not_reach_admin_routes(
-    locked_harness: Harness, admin: httpx.Client
-) -> None:
+def test_a_user_key_can_not_reach_admin_routes(locked: Harness, admin: httpx.Client) -> None:
     created = make_key(admin)
     response = httpx.get(
-        f"{locked_harness.url}/v1/admin/keys",
+        f"{locked.url}/v1/admin/keys",
         headers={"Authorization": f"Bearer {created['key']}"},
         trust_env=False,
     )
@@ -102,12 +91,12 @@ def test_a_user_key_can_not_reach_admin_routes(
 
 
 def test_the_command_line_makes_lists_and_revokes_keys(
-    locked_harness: Harness, capsys: pytest.CaptureFixture[str]
+    locked: Harness, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from penstock.__main__ import main
 
     def run(*arguments: str) -> str:
-        where = ("--url", locked_harness.url, "--data-dir", str(locked_harness.data_dir))
+        where = ("--url", locked.url, "--data-dir", str(locked.data_dir))
         with pytest.raises(SystemExit) as info:
             main(["keys", *arguments, *where])
         assert info.value.code in (0, None)

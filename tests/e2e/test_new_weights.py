@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -147,35 +146,25 @@ def roll(harness: Harness, model: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
-    """A server with one engine."""
-    harness = start_harness(
-        tmp_path_factory.mktemp("server") / "data", cache_dir, "--deterministic"
-    )
-    yield harness
-    assert stop_harness(harness) == 0
-
-
-def test_weights_that_no_engine_can_load_change_nothing(server: Harness, tmp_path: Path) -> None:
+def test_weights_that_no_engine_can_load_change_nothing(mortal: Harness, tmp_path: Path) -> None:
     folder = tmp_path / "broken"
     make_other_weights(str(folder))
     (file,) = folder.glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1000])
-    pids, (name,) = server.pids("engine_worker"), served(server)
-    done = roll(server, f"{MODEL}={folder}")
+    pids, (name,) = mortal.pids("engine_worker"), served(mortal)
+    done = roll(mortal, f"{MODEL}={folder}")
     assert done.returncode == 1
     assert "1 of 1 engines go on with the old weights, 0 serve" in done.stdout
     assert done.stderr == "penstock: The rollout did not reach all engines; see above.\n"
-    assert (server.pids("engine_worker"), served(server)) == (pids, [name])
-    assert ask(server.client(), "Hello!", is_streaming=False).text
+    assert (mortal.pids("engine_worker"), served(mortal)) == (pids, [name])
+    assert ask(mortal.client(), "Hello!", is_streaming=False).text
 
 
 @pytest.mark.timeout(300)
-def test_new_weights_come_under_load_and_no_request_fails(server: Harness, tmp_path: Path) -> None:
+def test_new_weights_come_under_load_and_no_request_fails(mortal: Harness, tmp_path: Path) -> None:
     folder = tmp_path / "new"
     make_other_weights(str(folder))
-    roll_under_load(server, f"{MODEL}={folder}", num_engines=1, num_clients=4)
+    roll_under_load(mortal, f"{MODEL}={folder}", num_engines=1, num_clients=4)
 
 
 @pytest.mark.long

@@ -59,6 +59,20 @@ def test_a_file_of_requests_is_answered_good_and_bad(harness: Harness, tmp_path:
     assert ids == ["0", "1", "2"]
 
 
+def deployed(tmp_path: Path) -> dict[str, str]:
+    """The environment of a shell that is set up for another deployment."""
+    settings = {
+        "PENSTOCK_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/production",
+        "PENSTOCK_STORE_URL": "postgresql://nobody@127.0.0.1:1/production",
+        "PENSTOCK_UDS": str(tmp_path / "http.sock"),
+        "PENSTOCK_ALLOWED_HOSTS": "api.example",
+        "PENSTOCK_AUDIT_KEY_FILE": str(tmp_path / "missing"),
+    }
+    return {**os.environ, **settings}
+
+
+# The next test shows the same of a command that goes on.
+@pytest.mark.long
 def test_its_own_server_has_nothing_to_do_with_the_deployment_of_the_shell(
     cache_dir: Path, tmp_path: Path
 ) -> None:
@@ -66,17 +80,10 @@ def test_its_own_server_has_nothing_to_do_with_the_deployment_of_the_shell(
     body = {"prompt": "One, two,", "max_tokens": 3}
     line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
     source.write_text(json.dumps(line) + "\n", encoding="utf-8")
-    deployed = {
-        "PENSTOCK_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/production",
-        "PENSTOCK_STORE_URL": "postgresql://nobody@127.0.0.1:1/production",
-        "PENSTOCK_UDS": str(tmp_path / "http.sock"),
-        "PENSTOCK_ALLOWED_HOSTS": "api.example",
-        "PENSTOCK_AUDIT_KEY_FILE": str(tmp_path / "missing"),
-    }
     command = [sys.executable, "-m", "penstock", "run-batch", str(source), str(target)]
     done = subprocess.run(
         [*command, "--cache-dir", str(cache_dir)],
-        env={**os.environ, **deployed},
+        env=deployed(tmp_path),
         capture_output=True,
         text=True,
         timeout=150,
@@ -118,8 +125,17 @@ def test_its_own_server_killed_with_it_goes_on_with_what_it_had_written(
     kept = written()
     assert (tmp_path / "out.jsonl.penstock-run").stat().st_mode & 0o777 == 0o700
     assert 3 <= len(kept) < 40
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    # Its own server has nothing to do with the deployment that a shell is set up for.
+    done = subprocess.run(
+        command,
+        env=deployed(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "http.sock").exists()
     assert "40 answered, 0 failed, 0 were answered before" in done.stderr
     answers = target.read_bytes().splitlines()
     assert [json.loads(answer)["custom_id"] for answer in answers] == [f"c{n}" for n in range(40)]

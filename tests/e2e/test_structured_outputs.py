@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -12,7 +10,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.e2e.harness import Harness, start_harness, stop_harness
+from tests.e2e.harness import Harness
 
 pytestmark = pytest.mark.process
 
@@ -44,9 +42,12 @@ def tool(name: str, **more: Any) -> Any:
     return {"type": "function", "function": function}
 
 
-def post(harness: Harness, path: str, **fields: Any) -> httpx.Response:
+def post(harness: Harness, path: str, /, key: Any = "any", **fields: Any) -> httpx.Response:
     body = {"model": MODEL, "max_tokens": 200, **fields}
-    return httpx.post(f"{harness.url}{path}", json=body, timeout=120.0, trust_env=False)
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.post(
+        f"{harness.url}{path}", json=body, headers=headers, timeout=120.0, trust_env=False
+    )
 
 
 def content(harness: Harness, **fields: Any) -> str:
@@ -296,31 +297,23 @@ def test_a_strict_tool_asks_for_all_of_its_schema(harness: Harness, is_strict: b
     assert ("X-Penstock-Unenforced" in response.headers) is not is_strict
 
 
-@pytest.fixture(scope="module")
-def pythonic(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
-    """A deployment whose model calls tools as Python does, which no JSON grammar describes."""
-    data_dir = tmp_path_factory.mktemp("pythonic") / "data"
-    harness = start_harness(data_dir, cache_dir, "--tool-format", "pythonic")
-    yield harness
-    assert stop_harness(harness) == 0
-
-
 @pytest.mark.parametrize("is_streaming", [False, True])
 def test_a_format_that_spells_calls_as_text_names_what_it_leaves_to_the_model(
-    pythonic: Harness, is_streaming: bool
+    locked: Harness, is_streaming: bool
 ) -> None:
+    key = (locked.data_dir / "admin.key").read_text(encoding="utf-8").strip()
     function: dict[str, Any] = {"name": "tag", "parameters": TAGS}
-    asked = {
+    asked: dict[str, Any] = {
         "messages": ASK,
         "tools": [{"type": "function", "function": function}],
         "tool_choice": "required",
         "stream": is_streaming,
     }
-    response = post(pythonic, "/v1/chat/completions", **asked)
+    response = post(locked, "/v1/chat/completions", key, **asked)
     assert response.status_code == 200, response.text
     assert response.headers["X-Penstock-Unenforced"] == "/properties/tags/uniqueItems"
     function["strict"] = True
-    response = post(pythonic, "/v1/chat/completions", **asked)
+    response = post(locked, "/v1/chat/completions", key, **asked)
     assert response.status_code == 400
     error = response.json()["error"]
     assert (error["code"], error["param"]) == ("unsupported_grammar", "tools")

@@ -44,6 +44,7 @@ from protocol.wire.messages import (
 )
 from protocol.wire.peers import Peer, PeerEvent
 from protocol.wire.role_server import RoleServer
+from tests.fakes.fork_server import AUTH_WORKER, Forked
 
 ADMIN_SECRET = "psk-Zk3vPq8Rw1Xy6Tn4Lm9Bd2Gf7Hc5"
 USER_SECRET = "psk-user-of-the-auth-deployment-0123456789"
@@ -130,7 +131,7 @@ class AuthHarness:
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder = folder
         self.promises = Promises()
-        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        self.workers: dict[str, subprocess.Popen[bytes] | Forked] = {}
         self.peers: list[Peer] = []
         self._settings = settings
         self._acknowledged: dict[str, asyncio.Event] = {}
@@ -162,7 +163,7 @@ class AuthHarness:
 
     # The workers.
 
-    def start_worker(self, name: str, **settings: str) -> subprocess.Popen[bytes]:
+    def start_worker(self, name: str, **settings: str) -> subprocess.Popen[bytes] | Forked:
         """Start one, or one anew under the same name."""
         data_dir = self.folder / (name if "PENSTOCK_DATABASE_URL" in self._settings else "data")
         environ = {
@@ -176,9 +177,14 @@ class AuthHarness:
             **settings,
         }
         with (self.folder / f"{name}.log").open("ab") as log:
-            self.workers[name] = subprocess.Popen(
-                [sys.executable, "-m", "auth_worker"], env=environ, stderr=log
-            )
+            if "PYTEST_VERSION" in os.environ:
+                self.workers[name] = Forked(
+                    "auth_worker", preloaded=AUTH_WORKER, environ=environ, stderr=log
+                )
+            else:  # how long a start takes is measured
+                self.workers[name] = subprocess.Popen(
+                    [sys.executable, "-m", "auth_worker"], env=environ, stderr=log
+                )
         return self.workers[name]
 
     def log_of(self, name: str) -> str:

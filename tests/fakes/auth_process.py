@@ -2,8 +2,6 @@
 
 import os
 import secrets
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.fakes.fork_server import AUTH_WORKER, Forked
 from tests.fakes.running_gateway import RunningGateway
 
 START_TIMEOUT_S = 60.0
@@ -20,7 +19,7 @@ START_TIMEOUT_S = 60.0
 class AuthProcess:
     """A worker and the key that it takes for its administrator's."""
 
-    process: subprocess.Popen[bytes]
+    process: Forked
     admin_key: str
     data_dir: Path
     log: Path
@@ -49,9 +48,7 @@ async def auth_process(gateway: RunningGateway, **environment: str) -> AsyncIter
         **environment,
     }
     with log.open("ab") as stderr:
-        process = subprocess.Popen(  # noqa: ASYNC220 - it starts in no time
-            [sys.executable, "-m", "auth_worker"], env=environ, stderr=stderr
-        )
+        process = Forked("auth_worker", preloaded=AUTH_WORKER, environ=environ, stderr=stderr)
     link = gateway.application.auth
     try:
         await gateway.until(lambda: link.is_ready or process.poll() is not None, START_TIMEOUT_S)

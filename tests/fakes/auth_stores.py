@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from sqlalchemy import create_engine
 
+from auth_worker.storage import migrations
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.postgres_database import PostgresDatabase
 from auth_worker.storage.sql_store import SqlStore
@@ -35,11 +36,16 @@ class StoreHarness:
         self._stores: list[SqlStore] = []
         self.begin_anew()
 
-    def begin_anew(self) -> None:
-        """The next stores are opened on another, empty database."""
+    def begin_anew(self, *, is_bare: bool = False) -> None:
+        """The next stores are opened on another, empty database.
+
+        Args:
+            is_bare: It is to have no tables yet; one of SQLite never has.
+        """
         self._num_databases += 1
         if self.kind == "postgresql":
-            self._name = self._server().new_database()
+            server = self._server()
+            self._name = server.new_database(None if is_bare else _with_tables(server))
 
     @property
     def data_dir(self) -> Path:
@@ -95,6 +101,19 @@ class StoreHarness:
     def close(self) -> None:
         for store in self._stores:
             store.close()
+
+
+def _with_tables(server: PostgresServer) -> str:
+    """A database of that server in which `migrate` has made the tables, which takes PostgreSQL
+    longer than to copy them."""
+    if server.with_tables is None:
+        name = server.new_database()
+        engine = create_engine(server.url(name))
+        with engine.begin() as connection:
+            migrations.migrate(connection, now_s=0.0)
+        engine.dispose()
+        server.with_tables = name
+    return server.with_tables
 
 
 def rows(store: SqlStore, query: str) -> list[tuple[object, ...]]:

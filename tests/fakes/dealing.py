@@ -19,7 +19,10 @@ TOGETHER = {
     # others.
     "tests/e2e/": "tests/e2e",
     # The runners of tests/unit/engine_worker/conftest.py, compiled once.
+    "tests/unit/engine_worker/compute/runner/test_cached_prefix_bits.py": "shared runners",
+    "tests/unit/engine_worker/compute/runner/test_deterministic_runner.py": "shared runners",
     "tests/unit/engine_worker/compute/runner/test_full_sampler.py": "shared runners",
+    "tests/unit/engine_worker/compute/runner/test_score_program.py": "shared runners",
     "tests/unit/engine_worker/core/test_deterministic_engine.py": "shared runners",
     "tests/unit/engine_worker/core/test_sampling_parameters.py": "shared runners",
     "tests/unit/engine_worker/core/test_speculating_engine.py": "shared runners",

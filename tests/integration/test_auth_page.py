@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from auth_worker.principals.key_definition import FIELDS
 from auth_worker.principals.roles import ROLE_SCOPES, SCOPES
 from auth_worker.records.operations import AuditAction
 from gateway.http.access.route_rules import ROUTE_RULES
+from tests.fakes import fork_client
+from tests.fakes.fork_server import COMMANDS, fork_server
 from tests.fakes.running_gateway import running_gateway
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +83,8 @@ async def test_the_examples_run_in_order(socket_dir: Path, tmp_path: Path) -> No
     script = "\n".join((README_PRICE, *examples, WHAT_IS_LEFT))
     bin_dir = tmp_path / "bin"
     bin_dir.mkdir()
-    (bin_dir / "penstock").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m penstock "$@"\n')
+    client = [sys.executable, "-IS", fork_client.__file__, fork_server(COMMANDS), "penstock"]
+    (bin_dir / "penstock").write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n')
     (bin_dir / "penstock").chmod(0o755)
     environment = {
         **os.environ,

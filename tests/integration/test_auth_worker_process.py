@@ -9,7 +9,7 @@ import resource
 import signal
 import sqlite3
 import subprocess
-import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from protocol.wire.messages import (
 )
 from protocol.wire.peers import Peer, PeerEvent
 from protocol.wire.role_server import RoleServer
+from tests.fakes.fork_server import AUTH_WORKER, Forked
 
 pytestmark = pytest.mark.process
 
@@ -55,7 +56,7 @@ class Harness:
         self.endpoint = f"ipc://{directory}/auth"
         self.events: asyncio.Queue[AuthEvent] = asyncio.Queue()
         self.ready: asyncio.Queue[Peer] = asyncio.Queue()
-        self.worker: subprocess.Popen[str] | None = None
+        self.worker: Forked | None = None
         self.peer: Peer | None = None
         self._server = RoleServer(
             "auth",
@@ -72,9 +73,7 @@ class Harness:
         if event.kind == "ready":
             self.ready.put_nowait(event.peer)
 
-    def start_worker(
-        self, max_file_bytes: int = resource.RLIM_INFINITY, /, **settings: str
-    ) -> subprocess.Popen[str]:
+    def start_worker(self, max_file_bytes: int = -1, /, **settings: str) -> Forked:
         """Start a worker whose files can't grow beyond a size, as on a disk without room."""
         environ = {
             **os.environ,
@@ -82,15 +81,12 @@ class Harness:
             "PENSTOCK_DATA_DIR": str(self.data_dir),
             **settings,
         }
-        limited = "import resource, runpy, sys; limit = int(sys.argv.pop(1))"
-        limited += "; hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]"
-        limited += "; resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))"
-        limited += "; runpy.run_module('auth_worker', run_name='__main__')"
-        return subprocess.Popen(
-            [sys.executable, "-c", limited, str(max_file_bytes)],
-            env=environ,
+        return Forked(
+            "auth_worker",
+            preloaded=AUTH_WORKER,
+            environ=environ,
             stderr=subprocess.PIPE,
-            text=True,
+            max_file_bytes=max_file_bytes,
         )
 
     async def begin(self, **settings: str) -> None:
@@ -100,12 +96,12 @@ class Harness:
         while not self.events.empty():
             self.events.get_nowait()
 
-    async def outcome(self, worker: subprocess.Popen[str]) -> tuple[int, str]:
+    async def outcome(self, worker: Forked) -> tuple[int, str]:
         """The exit code and the one line of a worker that can't start."""
         _, errors = await asyncio.to_thread(worker.communicate, timeout=WAIT_S)
         assert len(errors.splitlines()) == 1, errors
         assert "Traceback" not in errors
-        return worker.returncode, errors
+        return worker.wait(), errors
 
     async def end(self, number: signal.Signals) -> int:
         assert self.worker is not None
@@ -116,7 +112,7 @@ class Harness:
         """The exit code, once the worker has ended."""
         assert self.worker is not None
         await asyncio.to_thread(self.worker.communicate, timeout=WAIT_S)
-        return self.worker.returncode
+        return self.worker.wait()
 
     def send(self, message: Message) -> None:
         assert self.peer is not None
@@ -223,6 +219,17 @@ async def settle_until_killed(
     return sent, acknowledged
 
 
+def wait_stopped(pid: int) -> None:
+    """Until no thread of a process runs."""
+    deadline = time.monotonic() + WAIT_S
+    while {
+        task.joinpath("stat").read_text("ascii", "replace").rpartition(") ")[2][0]
+        for task in Path(f"/proc/{pid}/task").iterdir()
+    } != {"T"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def ledger_of(harness: Harness) -> dict[str, tuple[str, int]]:
     """Key and completion tokens by lease id, read beside the worker."""
     connection = sqlite3.connect(harness.data_dir / "auth.sqlite3")
@@ -316,7 +323,7 @@ async def test_a_second_auth_worker_on_the_same_data_waits_and_ends_with_one_lin
     await harness.begin()
     second = harness.start_worker()
     _, errors = await asyncio.to_thread(second.communicate, timeout=WAIT_S)
-    assert second.returncode == 1
+    assert second.wait() == 1
     waits, refused = errors.splitlines()
     assert "another auth worker" in waits
     assert "Another auth worker" in refused
@@ -438,7 +445,7 @@ async def test_a_worker_that_was_stopped_grants_nothing_that_nobody_waits_for_an
     assert harness.worker is not None
     harness.worker.send_signal(signal.SIGSTOP)
     # Every thread of it: one that still ran would answer.
-    await asyncio.to_thread(os.waitid, os.P_PID, harness.worker.pid, os.WSTOPPED | os.WNOWAIT)
+    await asyncio.to_thread(wait_stopped, harness.worker.pid)
     harness.send(authorize(1, wait_s=1.0))
     # The time itself is the test: it must be beyond two heartbeats and beyond `wait_s`.
     await asyncio.sleep(3.0)

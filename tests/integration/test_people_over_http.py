@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.fakes.fork_server import AUTH_WORKER, Forked
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
 ADMIN_SECRET = "psk-Zk3vPq8Rw1Xy6Tn4Lm9Bd2Gf7Hc5"
@@ -29,9 +29,7 @@ async def a_harness(socket_dir: Path, tmp_path: Path) -> AsyncIterator[RunningGa
         "PENSTOCK_ADMIN_KEY": ADMIN_SECRET,
     }
     async with running_gateway(socket_dir, require_keys=True) as gateway:
-        worker = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "auth_worker", env=environment
-        )
+        worker = Forked("auth_worker", preloaded=AUTH_WORKER, environ=environment, stderr=2)
         try:
             await gateway.until(
                 lambda: any(
@@ -43,7 +41,7 @@ async def a_harness(socket_dir: Path, tmp_path: Path) -> AsyncIterator[RunningGa
             yield gateway
         finally:
             worker.terminate()
-            await asyncio.wait_for(worker.wait(), WAIT_S)
+            await asyncio.to_thread(worker.wait, WAIT_S)
 
 
 class Admin:

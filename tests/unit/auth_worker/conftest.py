@@ -8,8 +8,15 @@ import pytest
 from auth_worker.storage.sql_store import SqlStore
 from tests.fakes.auth_stores import StoreHarness
 from tests.fakes.postgres_fixture import postgres_server
+from tests.fakes.quick_databases import quick_databases
 
 __all__ = ["postgres_server"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def databases_made_quickly() -> Iterator[None]:
+    with quick_databases():
+        yield
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

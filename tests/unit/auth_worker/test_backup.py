@@ -79,6 +79,7 @@ def test_a_backup_made_while_it_is_in_use_restores_into_either_database(
     assert file.stat().st_mode & 0o077 == 0
     store.apply([AddKey(stored_key("key_later", "psk-later"), AUDIT)])
     target = other(kind)
+    target.begin_anew(is_bare=True)
     assert run(target, "restore", str(file)) == maintenance.DONE
     assert run(target, "check") == maintenance.DONE
     capsys.readouterr()
@@ -152,7 +153,7 @@ def test_a_backup_that_is_none_leaves_the_database_empty(
             change(file, "CREATE TABLE customers (id INTEGER)")
         case _:
             change(file, "INSERT INTO schema_version VALUES (999, 'future', 0)")
-    harness.begin_anew()
+    harness.begin_anew(is_bare=True)
     assert run(harness, "restore", str(file)) == maintenance.FAILED
     one_line(capsys)
     assert list(harness.data_dir.glob("auth.sqlite3.rest*")) == []
@@ -174,6 +175,7 @@ def test_a_backup_of_an_older_schema_is_brought_forward(
     old_database(tmp_path / "old")
     file = tmp_path / "old" / DATABASE_NAME
     before = file.read_bytes()
+    harness.begin_anew(is_bare=True)
     assert run(harness, "restore", str(file)) == maintenance.DONE
     assert file.read_bytes() == before
     store = harness.open()

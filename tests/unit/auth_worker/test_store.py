@@ -31,6 +31,7 @@ from auth_worker.storage.sql_store import SqlStore
 from protocol.wire.messages import KeyDetails
 from tests.fakes.auth_parts import START_S, booking, stored_key
 from tests.fakes.auth_stores import StoreHarness, rows
+from tests.fakes.fuzz_effort import EFFORT
 
 AUDIT = AuditEntry(int(START_S * 1000), "key_admin", "key_created", "key_user", {"name": "ü"})
 LEASE = LeaseRow("lease:1:1:key_user:demo", "req-1", "key_user", "demo", 5, 10, 20, 3, 4)
@@ -237,6 +238,8 @@ def test_a_database_of_a_newer_penstock_is_refused_and_its_lock_let_go(
 def test_a_database_of_another_program_is_refused(harness: StoreHarness) -> None:
     if harness.kind == "sqlite":
         harness.data_dir.mkdir()
+    else:
+        harness.begin_anew(is_bare=True)
     harness.execute("CREATE TABLE customers (id INTEGER)")
     with pytest.raises(StoreForeignError, match=r"not Penstock's \(customers\)"):
         harness.open()
@@ -262,7 +265,9 @@ BOOKINGS = st.builds(
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=8 * EFFORT,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(groups=st.lists(st.lists(BOOKINGS, max_size=8), max_size=6))
 def test_totals_are_always_the_sums_of_the_ledger(

@@ -1,6 +1,7 @@
 """How test files are dealt out, and what is left of a process that crashed."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -38,7 +39,7 @@ def test_all_who_share_runners_are_in_their_group() -> None:
     """A file left out compiles the session's runners again."""
     for path in (ROOT / "tests/unit/engine_worker").rglob("test_*.py"):
         source = path.read_text(encoding="utf-8")
-        if "bucket_runner" in source or "deterministic_runner" in source:
+        if re.search(r"\b(bucket_runner|deterministic_runner|runner_of_engines)\b", source):
             assert group_of(f"{path.relative_to(ROOT)}::test_a") == "shared runners"
 
 

@@ -14,7 +14,6 @@ from tests.fakes.tiny_engine import (
     engine_on,
     generate,
     run_all,
-    tiny_runner,
 )
 
 WATCHED = SamplingParams(
@@ -49,8 +48,8 @@ def watched_command(**changes: Any) -> Generate:
 
 
 @pytest.fixture(scope="module")
-def runner(bits_of_engines: None) -> JaxModelRunner:
-    return tiny_runner(deterministic=True)
+def runner(runner_of_engines: JaxModelRunner) -> JaxModelRunner:
+    return runner_of_engines
 
 
 @pytest.fixture(scope="module")

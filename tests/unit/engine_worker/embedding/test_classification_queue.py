@@ -210,6 +210,8 @@ def test_what_a_broken_batch_computed_is_counted_once(monkeypatch: pytest.Monkey
         is_wanted(range(len(rows)))
         if len(rows) > 1:
             raise RuntimeError("no device")
+        if lab.sent:
+            return compute(rows, *rest, is_wanted=is_wanted, **options)
         lab.queue.cancel("gw", "one")
         return compute(rows, *rest, is_wanted=lambda _: False, **options)
 

@@ -2,31 +2,17 @@
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.engine import Engine
 from engine_worker.core.scheduling.block_hashes import block_hashes
 from protocol.wire.messages import Generate, SamplingParams
-from tests.fakes.tiny_decoder import VOCAB_SIZE, tiny_weights
-from tests.fakes.tiny_tokenizers import byte_level_tokenizer
+from tests.fakes.tiny_decoder import VOCAB_SIZE
+from tests.fakes.tiny_engine import engine_on
 
 BLOCK_SIZE = 8
-TOKENIZER = byte_level_tokenizer()
 PROMPT = tuple(np.random.default_rng(1).integers(0, VOCAB_SIZE, 37).tolist())
 SAMPLING = SamplingParams(temperature=1.0, seed=5, max_tokens=20, ignore_eos=True)
-
-
-def make_runner() -> JaxModelRunner:
-    return JaxModelRunner.create(
-        tiny_weights(),
-        num_blocks=40,
-        max_model_len=80,
-        block_size=BLOCK_SIZE,
-        max_num_seqs=4,
-        max_num_batched_tokens=64,
-        deterministic=True,
-    )
 
 
 def complete(engine: Engine, *prompts: tuple[int, ...]) -> list[tuple[list[int], int]]:
@@ -70,10 +56,10 @@ def content_bits(
     ]
 
 
-@pytest.mark.usefixtures("bits_of_engines_here")
-def test_an_answer_on_a_cached_prompt_has_the_bits_of_one_without() -> None:
-    runner = make_runner()
-    engine = Engine(runner, TOKENIZER, vocab_size=VOCAB_SIZE, max_model_len=80)
+def test_an_answer_on_a_cached_prompt_has_the_bits_of_one_without(
+    runner_of_engines: JaxModelRunner,
+) -> None:
+    runner, engine = runner_of_engines, engine_on(runner_of_engines)
     ((cold, num_cached),) = complete(engine, PROMPT)
     assert num_cached == 0
     text = (*PROMPT, *cold[:-1])

@@ -1,46 +1,28 @@
 """The deterministic mode: a request's bits depend on nothing but the request."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine_worker.compute.runner.buckets import DETERMINISTIC_ROWS
+from engine_worker.compute.runner.buckets import DETERMINISTIC_ROWS, Bucket
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.batch import RowSampling
 from tests.fakes.runner_requests import RunnerRequest, begin, generate, step
-from tests.fakes.tiny_decoder import VOCAB_SIZE, GreedyReference, tiny_weights
+from tests.fakes.tiny_decoder import VOCAB_SIZE, GreedyReference
+from tests.fakes.tiny_engine import MAX_MODEL_LEN, tiny_engine_weights
 
-BLOCK_SIZE = 8
-MAX_MODEL_LEN = 80
-WEIGHTS = tiny_weights()
 PROMPT = np.random.default_rng(0).integers(0, VOCAB_SIZE, 37).tolist()
 SAMPLING = RowSampling(temperature=1.0, seed=77, top_p=0.97, presence_penalty=0.3)
 
 Bits = list[npt.NDArray[np.uint32]]
 
 
-@pytest.fixture(scope="module")
-def warm_runner(bits_of_engines: None) -> Iterator[JaxModelRunner]:
-    runner = JaxModelRunner.create(
-        WEIGHTS,
-        num_blocks=90,
-        max_model_len=MAX_MODEL_LEN,
-        block_size=BLOCK_SIZE,
-        max_num_seqs=8,
-        max_num_batched_tokens=64,
-        deterministic=True,
-    )
-    runner.warm_up(lambda fraction, text: None)
-    yield runner
-    runner.close()
-
-
 @pytest.fixture
-def runner(warm_runner: JaxModelRunner) -> JaxModelRunner:
-    warm_runner.reset()
-    return warm_runner
+def runner(runner_of_engines: JaxModelRunner) -> JaxModelRunner:
+    runner_of_engines.reset()
+    return runner_of_engines
 
 
 def blocks(slot: int) -> list[int]:
@@ -64,17 +46,17 @@ def assert_same_bits(actual: Bits, expected: Bits) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(warm_runner: JaxModelRunner) -> tuple[list[int], Bits]:
+def alone(runner_of_engines: JaxModelRunner) -> tuple[list[int], Bits]:
     """Output and cache of the request when it runs alone, its prompt in one piece."""
-    warm_runner.reset()
+    runner_of_engines.reset()
     request = RunnerRequest(0, PROMPT, blocks(0), SAMPLING)
-    output = generate(warm_runner, request, 20)
-    return list(output), cache_bits(warm_runner, request)
+    output = generate(runner_of_engines, request, 20)
+    return list(output), cache_bits(runner_of_engines, request)
 
 
 def test_it_computes_what_the_dense_reference_computes(runner: JaxModelRunner) -> None:
     request = RunnerRequest(0, PROMPT, blocks(0))
-    reference = GreedyReference(WEIGHTS, MAX_MODEL_LEN)
+    reference = GreedyReference(tiny_engine_weights(), MAX_MODEL_LEN)
     assert generate(runner, request, 8) == reference.continue_greedily(PROMPT, 8)
 
 
@@ -128,7 +110,7 @@ def test_eight_streams_share_each_call_of_the_program(
     requests = [RunnerRequest(slot, [1 + slot], blocks(slot)) for slot in range(8)]
     for request in requests:
         begin(runner, request)
-    (bucket,) = runner.programs
+    (bucket,) = (key for key in runner.programs if isinstance(key, Bucket))
     program, num_calls = runner.programs[bucket], 0
 
     def counted(*args: object) -> object:

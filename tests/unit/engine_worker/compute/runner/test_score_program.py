@@ -33,9 +33,7 @@ QUESTIONS = (
 NUM_LABELS = 6
 
 
-def make_runner(
-    weights: DecoderWeights | PackedDecoder, *, deterministic: bool = False, num_blocks: int = 60
-) -> JaxModelRunner:
+def make_runner(weights: DecoderWeights | PackedDecoder, *, num_blocks: int = 60) -> JaxModelRunner:
     return JaxModelRunner.create(
         weights,
         num_blocks=num_blocks,
@@ -43,7 +41,6 @@ def make_runner(
         block_size=8,
         max_num_seqs=4,
         max_num_batched_tokens=64,
-        deterministic=deterministic,
     )
 
 
@@ -167,15 +164,17 @@ def test_a_pack_with_as_many_places_as_it_holds_scores_each_label_after_its_own(
     assert together == pytest.approx(np.sum(alone, axis=0).tolist(), abs=1e-4)
 
 
-@pytest.mark.usefixtures("bits_of_engines_here")
-def test_in_the_deterministic_mode_a_question_has_the_same_bits_whatever_is_asked_beside() -> None:
-    runner = make_runner(tiny_weights(), deterministic=True)
+def test_in_the_deterministic_mode_a_question_has_the_same_bits_whatever_is_asked_beside(
+    runner_of_engines: JaxModelRunner,
+) -> None:
+    runner = runner_of_engines
+    runner.reset()
     prefill(runner, PROMPT)
     together = scores(runner, QUESTIONS)
     backwards = scores(runner, QUESTIONS[::-1])
     alone = np.sum([scores(runner, (question,)) for question in QUESTIONS], axis=0).tolist()
     assert together == backwards == alone
-    assert together == pytest.approx(prompt_scores(make_runner(tiny_weights())), abs=1e-4)
+    assert together == pytest.approx(prompt_scores(runner), abs=1e-4)
 
 
 def test_what_a_block_holds_beyond_the_beginning_is_not_seen() -> None:
