@@ -25,7 +25,10 @@ WAY_OUT: Final = "name a folder with the model's tokenizer.json by --tokenizer"
 MAX_FILE_BYTES: Final = 16 * 2**20
 """Those of 200,000 tokens have 4 MB."""
 MAX_TOKENS: Final = 2**20
-MAX_TOKEN_BYTES: Final = 1024
+MAX_TOKEN_BYTES: Final = 256
+MAX_MERGES: Final = 8
+"""For each token, on average; those of real files have two or three. All of them are kept as text,
+so that a file of many would take a thousand times its size of memory."""
 MAX_RESERVED: Final = 4096
 _PLAIN_NAME: Final = "tokenizer.model"
 _NAMES: Final = (_PLAIN_NAME, "tiktoken.model", "*.tiktoken")
@@ -65,6 +68,14 @@ def read_tiktoken(
         TokenizerLoadError: It is broken, or nothing here knows how its texts are cut into words;
             names the file and the way out.
     """
+    try:
+        check_size(path, MAX_FILE_BYTES)
+        ranks = _parsed(path.read_bytes())
+        bpe = _bpe(ranks)
+    except (OSError, ValueError) as error:
+        raise TokenizerLoadError(
+            f"{path}: no readable file of tiktoken: {error}; download it again, or {WAY_OUT}"
+        ) from error
     cuts = _CUTS.get(class_name)
     if cuts is None and path.name == _PLAIN_NAME and class_name in _PLAIN_CLASSES:
         cuts = PRE_TOKENIZERS["llama3"]
@@ -73,17 +84,12 @@ def read_tiktoken(
             f"{path}: is of tiktoken's format, which doesn't say how texts are cut into words, and"
             f" for the class {class_name!r:.80} that isn't known here; {WAY_OUT}"
         )
-    try:
-        check_size(path, MAX_FILE_BYTES)
-        ranks = _parsed(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise TokenizerLoadError(
-            f"{path}: no readable file of tiktoken: {error}; download it again, or {WAY_OUT}"
-        ) from error
-    backend = Backend(_bpe(ranks))
+    config = _without_gaps(config, len(ranks))
+    _check_special(path, config, ranks)
+    backend = Backend(bpe)
     backend.pre_tokenizer = cuts.splits()
     backend.decoder = decoders.ByteLevel()
-    return backend, {"add_bos_token": cuts.adds_bos, **_without_gaps(config, len(ranks))}
+    return backend, {"add_bos_token": cuts.adds_bos, **config}
 
 
 def _parsed(data: bytes) -> dict[bytes, int]:
@@ -115,6 +121,35 @@ def _parsed(data: bytes) -> dict[bytes, int]:
     return ranks
 
 
+def _check_special(path: Path, config: Mapping[str, Any], ranks: Mapping[bytes, int]) -> None:
+    """Refuses special tokens that can't be those of the model's own code.
+
+    Raises:
+        TokenizerLoadError: None is listed, or one that is can't get its id.
+    """
+    stated = config.get("added_tokens_decoder")
+    special = {
+        int(key): str(value.get("content"))
+        for key, value in (stated if isinstance(stated, dict) else {}).items()
+        if key.isdecimal() and len(key) < 10 and isinstance(value, dict)
+        if int(key) >= len(ranks)
+    }
+    if not special:
+        raise TokenizerLoadError(
+            f"{path}: says nothing of special tokens, and neither does added_tokens_decoder in"
+            f" tokenizer_config.json: no text would end; {WAY_OUT}"
+        )
+    taken = set(ranks)
+    for number, content in special.items():
+        spelt = content.encode("utf-8", "surrogatepass")
+        if spelt in taken:
+            raise TokenizerLoadError(
+                f"{path}: the special token {content!r:.80}, in tokenizer_config.json with id"
+                f" {number}, is another token already; {WAY_OUT}"
+            )
+        taken.add(spelt)
+
+
 def _bpe(ranks: Mapping[bytes, int]) -> Any:
     by_byte = {byte: character for character, byte in byte_level_table().items()}
     spelt = {token: "".join(map(by_byte.__getitem__, token)) for token in ranks}
@@ -124,6 +159,8 @@ def _bpe(ranks: Mapping[bytes, int]) -> Any:
         found = [pair for pair in pairs if pair[0] in ranks and pair[1] in ranks]
         found.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
         merges += [(spelt[left], spelt[right]) for left, right in found]
+        if len(merges) > MAX_MERGES * len(ranks):
+            raise ValueError(f"its tokens can be joined in more than {MAX_MERGES} ways each")
     vocabulary = {spelt[token]: rank for token, rank in ranks.items()}
     # A word that is a token is one, whatever its merges make of it.
     return models.BPE(vocabulary, merges, ignore_merges=True)

@@ -198,7 +198,8 @@ def _converted(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 def _tiktoken_of(folder: Path) -> Path | None:
     """A file of ranks where there is nothing that says more."""
-    return None if (folder / TEKKEN_JSON).is_file() else find_tiktoken(folder)
+    has_merges = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    return None if has_merges or (folder / TEKKEN_JSON).is_file() else find_tiktoken(folder)
 
 
 def _from_file(path: Path) -> Any:

@@ -38,6 +38,7 @@ TOKENS = tuple(
     )
 )
 RANKS = {token: rank for rank, token in enumerate(TOKENS)}
+END = {str(len(TOKENS)): {"content": "<|end|>", "special": True}}
 MOONSHOT = "TikTokenTokenizer"
 PATTERNS = {
     "": PRE_TOKENIZERS["llama3"].patterns,
@@ -82,7 +83,7 @@ def class_name(request: pytest.FixtureRequest) -> str:
 def backend(class_name: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = tmp_path_factory.mktemp("ranks") / "tokenizer.model"
     path.write_text(lines_of(), encoding="ascii")
-    return read_tiktoken(path, class_name, {})[0]
+    return read_tiktoken(path, class_name, {"added_tokens_decoder": END})[0]
 
 
 TEXTS = st.one_of(
@@ -144,7 +145,7 @@ def test_a_tokenizer_json_goes_before(tmp_path: Path) -> None:
     path = tmp_path / "own" / "tokenizer.model"
     path.parent.mkdir()
     path.write_text(lines_of(), encoding="ascii")
-    read_tiktoken(path, "", {})[0].save(str(folder / "tokenizer.json"))
+    read_tiktoken(path, "", {"added_tokens_decoder": END})[0].save(str(folder / "tokenizer.json"))
     assert read_tokenizer(folder).backend.encode("the").ids == [RANKS[b"the"]]
 
 
@@ -210,8 +211,57 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 def test_a_listed_id_far_away_makes_no_tokens_up_to_it(tmp_path: Path, key: str) -> None:
     path = tmp_path / "tiktoken.model"
     path.write_text(lines_of(), encoding="ascii")
-    config = {"added_tokens_decoder": {key: {"content": "<far>"}}}
+    config = {"added_tokens_decoder": {**END, key: {"content": "<far>"}}}
     assert read_tiktoken(path, MOONSHOT, config)[1] == {"add_bos_token": False, **config}
+
+
+@pytest.mark.parametrize(
+    ("listed", "named"),
+    [
+        ({}, "says nothing of special tokens"),
+        ({5: "<|end|>"}, "says nothing of special tokens"),
+        ({0: "<|end|>", 1: "the"}, f"'the'.* with id {len(TOKENS) + 1}, is another token"),
+        ({0: "<|end|>", 1: "<|end|>"}, r"'<\|end\|>'.* is another token already"),
+        (
+            {0: f"<|reserved_token_{len(TOKENS) + 1}|>", 2: "<|end|>"},
+            "reserved_token_.* is another token already",
+        ),
+    ],
+)
+def test_special_tokens_that_cant_be_the_models_are_refused(
+    tmp_path: Path, listed: dict[int, str], named: str
+) -> None:
+    """Without its end token a model was served that never stopped."""
+    first = 0 if 5 in listed else len(TOKENS)
+    stated = {str(first + at): {"content": text} for at, text in listed.items()}
+    folder = folder_of(tmp_path, "tokenizer.model", added_tokens_decoder=stated)
+    with pytest.raises(TokenizerLoadError, match=named):
+        read_tokenizer(folder)
+
+
+def test_tokens_that_can_be_joined_in_many_ways_take_no_memory(tmp_path: Path) -> None:
+    """Each run of a letter is made of any two shorter ones."""
+    runs = (bytes([byte]) * length for byte in b"ab" for length in range(2, 257))
+    tokens = (*(bytes([byte]) for byte in range(256)), *runs)
+    path = tmp_path / "tokenizer.model"
+    path.write_text(lines_of(tokens), encoding="ascii")
+    with pytest.raises(TokenizerLoadError, match="joined in more than 8 ways each"):
+        read_tokenizer(tmp_path)
+
+
+def test_words_and_merges_go_before_ranks_and_a_broken_file_before_its_class(
+    tmp_path: Path,
+) -> None:
+    folder = folder_of(tmp_path, "qwen.tiktoken", tokenizer_class="Qwen2Tokenizer")
+    words = {chr(33 + at): at for at in range(94)}
+    (folder / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    (folder / "config.json").write_text('{"model_type": "qwen2"}', encoding="utf-8")
+    assert read_tokenizer(folder).backend.encode("ab").ids == [words["a"], words["b"]]
+    (folder / "vocab.json").unlink()
+    (folder / "qwen.tiktoken").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(TokenizerLoadError, match="line 1 is no token.* download it again"):
+        read_tokenizer(folder)
 
 
 def test_a_folder_without_any_tokenizer_is_told_what_it_lacks(tmp_path: Path) -> None:
