@@ -47,11 +47,12 @@ serve: $(VENV)/.serve
 
 # Four processes, because many tests wait; a file at a time in the order of their names, but for
 # what tests/fakes/dealing.py keeps together: end-to-end tests, which wait more than they work,
-# go to two processes. Longer forms of shorter tests are in `make soak` and `make parity`.
+# go to two processes. Each thing is shown once; longer forms are in `make soak`, `make fuzz` and
+# `make parity`.
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not long and not parity" $(ARGS)
 
-# Every family of models against transformers; `make test` has five of them.
+# Every family of models against transformers; `make test` has three of them.
 parity: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 tests/integration/test_model_parity.py \
 		tests/integration/test_encoder_parity.py $(ARGS)
@@ -78,18 +79,28 @@ wheel: $(VENV)/.test
 wheel-check: wheel
 	tools/check_wheel.sh dist/*.whl
 
-# A million hostile frames each to a gateway and a worker, 25 times the texts of the parsers' law of
-# cuts and the schemas of the grammars' law, four times the examples of the parsers' other laws, fifty
-# times the odd bodies; other ones each time.
+# A million hostile frames each to a gateway and a worker, 60 times the texts of the parsers' law of
+# cuts, 25 times the schemas of the grammars' law, ten times the examples of all other laws, 200 times
+# the odd bodies; other ones each time.
 fuzz: $(VENV)/.test
 	FUZZ_FRAMES=1000000 $(BIN)/python -m pytest tests/integration/test_transport_bounds.py
-	FUZZ_EFFORT=25 FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest -n 2 \
-		tests/unit/toolparser_worker/test_parser_cuts.py \
+	FUZZ_EFFORT=60 FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest \
+		tests/unit/toolparser_worker/test_parser_cuts.py
+	FUZZ_EFFORT=25 FUZZ_SEED=$$(date +%s) $(BIN)/python -m pytest \
 		tests/unit/engine_worker/grammar/test_schema_laws.py
-	FUZZ_EFFORT=4 $(BIN)/python -m pytest -n 2 tests/unit/toolparser_worker/test_parser_laws.py \
+	FUZZ_EFFORT=10 $(BIN)/python -m pytest -n 2 tests/unit/toolparser_worker/test_parser_laws.py \
 		tests/unit/toolparser_worker/test_parser_early.py \
-		tests/unit/toolparser_worker/test_parser_work.py
-	FUZZ_EFFORT=50 $(BIN)/python -m pytest -n 2 tests/unit/gateway/http/bodies/test_odd_bodies.py
+		tests/unit/toolparser_worker/test_parser_work.py \
+		tests/unit/toolparser_worker/grammar/test_call_grammars.py \
+		tests/unit/auth_worker/test_store.py tests/unit/auth_worker/test_pending_sums.py \
+		tests/unit/auth_worker/test_no_overspend.py \
+		tests/unit/engine_worker/compute/backends/cpu_native/test_blocks.py \
+		tests/unit/engine_worker/compute/backends/cpu_native/test_experts.py \
+		tests/unit/engine_worker/compute/models/test_recurrent_chunks.py \
+		tests/unit/engine_worker/compute/sampling/test_sampler_variants.py \
+		tests/unit/engine_worker/loading/test_gguf_hostile_values.py
+	FUZZ_EFFORT=200 $(BIN)/python -m pytest -n 2 tests/unit/gateway/http/bodies/test_odd_bodies.py \
+		tests/unit/gateway/http/bodies/test_request_body_fuzz.py
 
 # Faults put into gateway/request, gateway/dispatch and gateway/ledger one by one: do their unit tests
 # notice? A second run tries only what changed, ARGS="gateway.ledger.*" all of some; see

@@ -76,12 +76,9 @@ def _llama() -> dict[str, FamilyCase]:
                 "sliding_window": 11,
                 "max_window_layers": 1,
             },
-            in_make_test=True,
         ),
         "qwen2_with_yarn_rope": FamilyCase("Qwen2Config", {"rope_parameters": yarn_rope}),
-        "qwen3": FamilyCase(
-            "Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}, in_make_test=True
-        ),
+        "qwen3": FamilyCase("Qwen3Config", {"head_dim": 16, "tie_word_embeddings": True}),
         "smollm2": FamilyCase(
             "LlamaConfig",
             {

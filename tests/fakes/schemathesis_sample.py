@@ -5,13 +5,13 @@ from typing import Any, Final
 
 import schemathesis
 
-EACH: Final = 6
+EACH: Final = 15
 _seen: Counter[str] = Counter()
 
 
 @schemathesis.hook
 def filter_case(_context: Any, case: Any) -> bool:
-    """Take every sixth case of a route, the first one always."""
+    """Take one of so many cases of a route, the first one always."""
     number = _seen[case.operation.label]
     _seen[case.operation.label] += 1
     return number % EACH == 0

@@ -31,6 +31,7 @@ from protocol.wire.messages import (
     Settle,
 )
 from tests.fakes.auth_parts import FakeClock, authorize, stored_key
+from tests.fakes.fuzz_effort import EFFORT
 from tests.fakes.limit_parts import HOUSE_PRICE, limit
 from tests.fakes.memory_store import MemoryStore
 
@@ -471,4 +472,4 @@ class NoOverspend(RuleBasedStateMachine):
 
 
 TestNoOverspend = NoOverspend.TestCase
-TestNoOverspend.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+TestNoOverspend.settings = settings(max_examples=60 * EFFORT, stateful_step_count=40, deadline=None)

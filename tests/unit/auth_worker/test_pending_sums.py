@@ -29,6 +29,7 @@ from auth_worker.storage.pending_sums import load_sums
 from auth_worker.storage.sql_store import SqlStore
 from tests.fakes.auth_parts import START_S, booking, stored_key
 from tests.fakes.auth_stores import StoreHarness, rows
+from tests.fakes.fuzz_effort import EFFORT
 
 AUDIT = AuditEntry(int(START_S * 1000), "key_admin", "key_created", "key_user", {})
 HOUR_MS = 3_600_000
@@ -233,7 +234,9 @@ def test_totals_and_what_waits_are_the_sums_of_the_ledger(
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=12, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=5 * EFFORT,
+    deadline=None,
 )
 @given(st.lists(steps, max_size=12))
 def test_they_are_at_any_moment_whatever_comes(tmp_path: Path, plan: list[Any]) -> None:

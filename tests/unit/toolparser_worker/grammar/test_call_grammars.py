@@ -13,6 +13,7 @@ from engine_worker.errors import UnsupportedGrammarError
 from engine_worker.grammar.compiler import GrammarCompiler
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Grammar, OpenParse
+from tests.fakes.fuzz_effort import EFFORT
 from tests.fakes.grammar_texts import compiler_for, random_walk
 from tests.fakes.parsed_text import REASONING, TOOLS, Parsed
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
@@ -94,7 +95,7 @@ def test_a_named_call_is_one_valid_call(name: str, kind: str, compiler: GrammarC
     tools = [OTHER, a_tool("do_it", PARAMETERS[kind])]
     wish = Wish(tools=tools, tool_choice="named", tool_name="do_it")
     grammar = required(request_grammar(FORMATS[name], None, wish))
-    for seed in range(2):
+    for seed in range(min(EFFORT, 2)):
         parsed = parse(walk(compiler, grammar, seed), tools, FORMATS[name])
         check_calls(parsed, tools)
         assert [call.name for call in parsed.calls] == ["do_it"]
@@ -110,7 +111,7 @@ def test_a_required_choice_may_call_any_tool_and_several(
         request_grammar(FORMATS[name], None, Wish(tools=tools, tool_choice="required"))
     )
     found = []
-    for seed in range(12):
+    for seed in range(8):
         parsed = parse(walk(compiler, grammar, seed), tools, FORMATS[name])
         check_calls(parsed, tools)
         found.append([call.name for call in parsed.calls])
@@ -437,7 +438,7 @@ ANY_SCHEMA = st.recursive(
 
 
 @pytest.mark.parametrize("name", ["hermes", "qwen3_coder", "pythonic", "gemma4", "minimax_m3"])
-@settings(max_examples=150)
+@settings(max_examples=40 * EFFORT)
 @given(parameters=st.dictionaries(KEYWORDS, ANY_SCHEMA, max_size=5))
 def test_any_schema_is_written_or_refused_and_none_is_held_when_its_request_is_over(
     name: str, parameters: dict[str, Any]

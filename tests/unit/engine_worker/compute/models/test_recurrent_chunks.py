@@ -20,6 +20,7 @@ from engine_worker.compute.models.recurrent.scan import (
     each_token,
 )
 from engine_worker.compute.models.recurrent.state_space import state_space
+from tests.fakes.fuzz_effort import EFFORT
 
 Array = npt.NDArray[Any]
 Arrays = tuple[Array, ...]
@@ -130,7 +131,7 @@ def assert_close(found: Any, expected: Any, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8 * EFFORT, deadline=None)
 @given(
     lengths=st.tuples(st.integers(0, 70), st.integers(0, 70)),
     chunk_size=st.sampled_from([1, 5, CHUNK_SIZE]),

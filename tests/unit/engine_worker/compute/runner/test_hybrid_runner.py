@@ -13,6 +13,7 @@ from engine_worker.compute.backends.kv_layout import LayerStates
 from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.models.recurrent.specs import DeltaNetSpec
 from engine_worker.compute.models.spec import LayerSpec, MlpSpec
+from engine_worker.compute.runner import buckets
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.batch import RowWork, StepBatch
 from engine_worker.core.choice.score_pack import ScoredTexts, packs_of
@@ -37,17 +38,20 @@ def long(value: int) -> Any:
 def make_runner(
     weights: DecoderWeights = WEIGHTS, *, deterministic: bool = False, run_ahead: bool = False
 ) -> JaxModelRunner:
-    runner = JaxModelRunner.create(
-        weights,
-        num_blocks=40,
-        max_model_len=96,
-        block_size=BLOCK_SIZE,
-        max_num_seqs=4,
-        max_num_batched_tokens=32,
-        deterministic=deterministic,
-        speculates=True,
-        run_ahead=run_ahead,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # Programs of one row and of all rows, of five kinds of layers each, are enough to compile.
+        patch.setattr(buckets, "DECODE_ROWS", (1,))
+        runner = JaxModelRunner.create(
+            weights,
+            num_blocks=40,
+            max_model_len=96,
+            block_size=BLOCK_SIZE,
+            max_num_seqs=4,
+            max_num_batched_tokens=32,
+            deterministic=deterministic,
+            speculates=True,
+            run_ahead=run_ahead,
+        )
     spoil(runner)
     return runner
 

@@ -20,6 +20,7 @@ from engine_worker.compute.sampling import filters
 from engine_worker.compute.sampling.sampler import sample_tokens
 from engine_worker.core.choice.batch import RowSampling, RowWork
 from engine_worker.core.choice.token_mask import allow_all
+from tests.fakes.fuzz_effort import EFFORT
 
 NUM_ROWS, VOCAB_SIZE = 8, 70
 Floats = npt.NDArray[np.float32]
@@ -132,7 +133,7 @@ SAMPLINGS = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=15 * EFFORT)
 @given(st.data())
 def test_every_variant_row_and_company_draws_the_same(
     variants: dict[str, Sample], data: st.DataObject

@@ -66,7 +66,7 @@ def test_an_odd_value_at_any_place_is_the_clients_error_at_most(kind: str) -> No
                 parsed_or_refused(kind, replaced(body, path, odd))
 
 
-@settings(max_examples=60 * EFFORT)
+@settings(max_examples=15 * EFFORT)
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.data())
 def test_odd_values_at_several_places_are_the_clients_error_at_most(

@@ -16,6 +16,7 @@ from gateway.http.schemas.inference.tokenize import (
     parse_detokenize_body,
     parse_tokenize_body,
 )
+from tests.fakes.fuzz_effort import EFFORT
 
 SCALARS = (
     st.none()
@@ -57,7 +58,7 @@ VALUES = st.recursive(
 BODIES = st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=4), VALUES, max_size=8)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=60 * EFFORT, deadline=None)
 @given(BODIES)
 def test_any_json_is_a_request_or_a_clear_error(body: dict[str, object]) -> None:
     for fields in (body, {"model": "m", "prompt": "x", "messages": [body], **body}):
@@ -76,7 +77,7 @@ def test_any_json_is_a_request_or_a_clear_error(body: dict[str, object]) -> None
             parse_detokenize_body(data)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=60 * EFFORT, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_request_or_a_clear_error(data: bytes) -> None:
     with suppress(InvalidRequestError):

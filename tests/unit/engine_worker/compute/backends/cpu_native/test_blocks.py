@@ -27,7 +27,8 @@ from tests.fakes.block_oracle import (
     distance,
     rounded,
 )
-from tests.fakes.native_levels import LEVELS
+from tests.fakes.fuzz_effort import EFFORT
+from tests.fakes.native_levels import LEVELS, at_levels
 
 SOME_ROWS = StepShape((Row(0, 5), Row(70, 1), Row(31, 2), Row(300, 30)), 32, num_padding=2)
 
@@ -101,7 +102,7 @@ def test_the_levels_of_this_page_are_all_that_there_are(kernels: Library) -> Non
     assert kernels.levels[-1] == "generic"
 
 
-@settings(max_examples=12)
+@settings(max_examples=8 * EFFORT)
 @given(
     step=steps,
     config=attention_configs(),
@@ -135,7 +136,7 @@ def test_an_attention_block_is_the_oracles(level: str) -> None:
     check_attention()
 
 
-@settings(max_examples=12)
+@settings(max_examples=8 * EFFORT)
 @given(
     step=steps,
     config=mlp_configs(),
@@ -154,7 +155,7 @@ def test_an_mlp_block_is_the_oracles(level: str) -> None:
     check_mlp()
 
 
-@settings(max_examples=10)
+@settings(max_examples=7 * EFFORT)
 @given(
     num_rows=st.integers(1, 40),
     outputs=st.sampled_from([1, 31, 32, 100]),
@@ -199,7 +200,7 @@ def test_a_head_is_the_oracles_and_its_table_looks_up(level: str) -> None:
     check_head()
 
 
-@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+@at_levels("weight_type", packing.WEIGHT_TYPES)
 def test_the_likeliest_token_is_the_first_of_a_tie_and_none_without_a_number(
     level: str, weight_type: str
 ) -> None:
@@ -231,8 +232,7 @@ def greedy_rows(num_rows: int) -> SamplingRows:
     return unpack_row_fields(jnp.asarray(fields))
 
 
-@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
-@pytest.mark.parametrize("cache_type", calls.CACHE_TYPES)
+@at_levels("weight_type,cache_type", packing.WEIGHT_TYPES, calls.CACHE_TYPES)
 def test_every_type_is_near_plain_xla_in_float32(
     level: str, weight_type: str, cache_type: str
 ) -> None:
@@ -261,7 +261,7 @@ def xla_mlp(block: Any, x: Any) -> jax.Array:
     return jnp.where(is_live, out, residual)
 
 
-@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+@at_levels("weight_type", packing.WEIGHT_TYPES)
 def test_a_tokens_bits_do_not_depend_on_what_else_a_call_computes(
     level: str, weight_type: str
 ) -> None:
@@ -308,9 +308,7 @@ def test_a_long_context_whose_spans_threads_share_has_the_same_bits(
     assert distance(together - x, expected - crowd.x) < TOLERANCE["bfloat16"]
 
 
-@pytest.mark.parametrize("block_size", [32, 24])
-@pytest.mark.parametrize("window", [0, 290])
-@pytest.mark.parametrize("cache_type", calls.CACHE_TYPES)
+@at_levels("cache_type,window,block_size", calls.CACHE_TYPES, [0, 290], [32, 24])
 def test_rows_that_begin_with_the_same_blocks_have_the_bits_that_each_has_alone(
     level: str, cache_type: str, window: int, block_size: int
 ) -> None:

@@ -16,6 +16,8 @@ from engine_worker.compute.backends.cpu_native.library import Library
 from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.spec import Activation
 from tests.fakes.block_oracle import TOLERANCE, ExpertsProblem, distance
+from tests.fakes.fuzz_effort import EFFORT
+from tests.fakes.native_levels import at_levels
 
 K4 = BlockFormat(4, 32, 64, has_scales=True, has_minima=True)
 Q8 = BlockFormat(8, 32, 32)
@@ -61,7 +63,7 @@ def problems(draw: st.DrawFn) -> ExpertsProblem:
     return ExpertsProblem(config, num_experts, chosen, draw(st.sampled_from([1, 17, 64])), seed)
 
 
-@settings(max_examples=20)
+@settings(max_examples=10 * EFFORT)
 @given(problem=problems())
 def check_experts(problem: ExpertsProblem) -> None:
     limit = TOLERANCE[problem.config.weight_type]
@@ -72,7 +74,7 @@ def test_experts_are_the_oracles(level: str) -> None:
     check_experts()
 
 
-@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+@at_levels("weight_type", packing.WEIGHT_TYPES)
 def test_one_expert_that_all_tokens_chose_and_experts_that_none_did(
     level: str, weight_type: str
 ) -> None:
@@ -92,7 +94,7 @@ def test_experts_as_a_checkpoint_keeps_them(
     assert distance(problem.found(), problem.oracle()) < TOLERANCE["int8"]
 
 
-@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+@at_levels("weight_type", packing.WEIGHT_TYPES)
 def test_a_tokens_bits_do_not_depend_on_the_others_and_what_they_chose(
     level: str, weight_type: str
 ) -> None:

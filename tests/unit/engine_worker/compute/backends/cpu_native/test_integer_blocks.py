@@ -14,6 +14,7 @@ from engine_worker.compute.backends.cpu_native.library import Library
 from engine_worker.compute.models.integer_blocks import SCALE_DTYPES, BlockFormat
 from tests.fakes.block_oracle import Problem, Row, StepShape, distance, rounded
 from tests.fakes.integer_blocks import random_blocks
+from tests.fakes.native_levels import at_levels
 
 FORMATS = [
     BlockFormat(bits, group, 64 if has_scales else group, dtype, has_scales, has_minima)
@@ -138,7 +139,7 @@ def test_activations_are_rounded_as_those_of_int8(kernels: Library) -> None:
     assert distance(np.asarray(found), expected) < 1e-3
 
 
-@pytest.mark.parametrize("size", [1e-45, 1e-38, 2e-37, 9e-31, 2e-30])
+@at_levels("size", [1e-45, 1e-38, 2e-37, 9e-31, 2e-30])
 def test_activations_too_small_for_an_inverse_of_their_scale_are_zeros(
     level: str, size: float
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from engine_worker.compute.backends.cpu_native import calls, packing
 from engine_worker.compute.models.integer_blocks import BlockFormat
 from tests.fakes.integer_blocks import random_blocks
+from tests.fakes.native_levels import at_levels
 
 Head = Callable[[jax.Array], jax.Array]
 Numbers = npt.NDArray[np.float32]
@@ -41,7 +42,7 @@ def check(x: Numbers, numbers: Numbers, head: Head, tolerance: float) -> None:
         np.testing.assert_array_equal(np.asarray(head(jnp.asarray(x[rows]))), whole[rows])
 
 
-@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+@at_levels("weight_type", packing.WEIGHT_TYPES)
 def test_a_wide_product_is_exact_and_the_same_in_any_company(level: str, weight_type: str) -> None:
     # float32 and bfloat16 hold multiples of an eighth; int8 and int4 are what was packed of them.
     values = np.random.default_rng(1).integers(-7, 8, (OUTPUTS, INPUTS)).astype(np.float32) / 8
