@@ -10,19 +10,9 @@ import pytest
 from auth_worker.principals.limit_rules import Holder, Limit, Window, WindowKind
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import Price
-from auth_worker.records.limit_usage import SaveCounter, amounts_of
 from auth_worker.records.operations import AppendAudit, BookUsage, Snapshot
 from protocol.errors import ErrorCode
-from protocol.wire.messages import (
-    Adjust,
-    Adjusted,
-    Denied,
-    Granted,
-    LeaseReport,
-    LimitRefusal,
-    Renew,
-    Settle,
-)
+from protocol.wire.messages import Adjust, Adjusted, Denied, Granted, LimitRefusal, Settle
 from tests.fakes.auth_parts import AuthorityBench, authority_bench, authorize, stored_key
 from tests.fakes.limit_parts import HOUSE_PRICE, limit
 
@@ -404,80 +394,6 @@ def test_a_limit_that_does_not_renew_has_no_room_after_its_first_window() -> Non
     answer = denied(bench)
     assert (answer.code, refusing(answer).frees_s) == (ErrorCode.INSUFFICIENT_QUOTA, None)
     assert "is over" in answer.message
-
-
-def counter_of(bench: AuthorityBench) -> int:
-    """The one counter of which a slice was committed."""
-    rows = [one.row for one in bench.emitted if isinstance(one, SaveCounter)]
-    (counter_id,) = {row.counter_id for row in rows if row.granted}
-    return counter_id
-
-
-def killed(bench: AuthorityBench, *limits: Limit) -> AuthorityBench:
-    """The next process after a kill that forgot every lease; counters had been committed."""
-    counters = {
-        one.row.counter_id: one.row for one in bench.emitted if isinstance(one, SaveCounter)
-    }
-    snapshot = Snapshot(
-        keys=(KEY, OTHER),
-        leases=(),
-        recent=(),
-        users=(USER,),
-        teams=(TEAM,),
-        limits=limits,
-        prices=(HOUSE_PRICE,),
-        counters=tuple(counters.values()),
-    )
-    return authority_bench(snapshot=snapshot, epoch=4, clock=bench.clock)
-
-
-@pytest.mark.parametrize("auto_renews", [True, False])
-@pytest.mark.parametrize("model", ["demo", "other"])
-def test_what_a_kill_forgot_is_settled_in_the_window_it_began_in(
-    auto_renews: bool, model: str
-) -> None:
-    daily = limit("tokens", 5000, "calendar_day", auto_renews=auto_renews)
-    first = bench_of(daily)
-    set_wall(first, "2026-06-15T23:59:00")
-    lease = granted(first)
-    granted_from = counter_of(first)
-    second = killed(first, daily)
-    set_wall(second, "2026-06-16T00:01:00")
-    booking = settle(second, lease, model=model)
-    assert amounts_of(booking) == [(granted_from, 100)]
-    set_wall(second, "2026-06-15T23:59:30")  # to look at that window
-    assert second.authority.meter_of(daily).total == 100
-
-
-def test_a_model_that_answered_after_the_window_ended_counts_in_the_one_it_began_in() -> None:
-    once = limit("tokens", 5000, "calendar_day", auto_renews=False)
-    bench = bench_of(once)
-    set_wall(bench, "2026-06-15T23:59:00")
-    lease = granted(bench)
-    granted_from = counter_of(bench)
-    set_wall(bench, "2026-06-16T00:01:00")
-    assert amounts_of(settle(bench, lease, model="other")) == [(granted_from, 100)]
-
-
-def test_a_lease_of_before_a_limit_was_made_does_not_begin_and_end_its_only_window() -> None:
-    once = limit("tokens", 5000, "calendar_day", auto_renews=False)
-    first = bench_of()
-    set_wall(first, "2026-06-15T23:59:00")
-    lease = granted(first)
-    set_wall(first, "2026-06-16T00:01:00")
-    second = killed(first, once)
-    report = LeaseReport(
-        lease.lease_id,
-        10,
-        40,
-        endpoint="/v1/chat/completions",
-        max_prompt_tokens=10,
-        max_completion_tokens=90,
-    )
-    second.authority.renew(Renew(leases=(report,)))
-    granted(second)
-    set_wall(second, "2026-06-17T00:01:00")
-    denied(second)
 
 
 def test_a_custom_window_has_no_room_before_it_begins() -> None:
