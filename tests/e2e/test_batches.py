@@ -200,6 +200,7 @@ def test_each_line_is_answered_and_booked_once_whoever_is_killed(
     os.kill(pid, signal.SIGKILL)
     if victim == "gateway":
         find_gateway(mortal, pid)
+    eventually(lambda: mortal.pids(victim) not in ([], [pid]), 60)  # its death was noticed
     mortal.wait_ready()
     client = mortal.client(api_key=keys[0]["key"], max_retries=5)
     admin.base_url = mortal.url
