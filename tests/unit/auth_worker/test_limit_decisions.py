@@ -491,15 +491,3 @@ def test_a_late_settlement_of_another_model_is_priced_as_of_the_grant() -> None:
     bench.authority.prices.put(replace(DEAR, version=2, valid_from_ms=now_ms, request=9_000))
     late = settle(bench, lease, model="dear")
     assert (late.price_version, late.cost_micros) == (1, 900)
-
-
-def test_a_limit_rolls_over_nothing_of_the_time_before_it_was_made() -> None:
-    daily = limit("tokens", 1000, "calendar_day", rolls_over=True)
-    first = bench_of()
-    set_wall(first, "2026-06-15T23:59:00")
-    lease = granted(first)
-    set_wall(first, "2026-06-16T00:01:00")
-    second = killed(first, daily)
-    settle(second, lease)
-    meter = second.authority.meter_of(daily)
-    assert (meter.amount, meter.total) == (1000, 100)

@@ -114,3 +114,15 @@ def test_a_lease_of_before_a_limit_was_made_does_not_begin_and_end_its_only_wind
     granted(second)
     set_wall(second, "2026-06-17T00:01:00")
     assert isinstance(second.authority.authorize(authorize()), Denied)
+
+
+def test_a_limit_rolls_over_nothing_of_the_time_before_it_was_made() -> None:
+    daily = limit("tokens", 1000, "calendar_day", rolls_over=True)
+    first = bench_of()
+    set_wall(first, "2026-06-15T23:59:00")
+    lease = granted(first)
+    set_wall(first, "2026-06-16T00:01:00")
+    second = killed(first, daily)
+    settle(second, lease, model="demo")
+    meter = second.authority.meter_of(daily)
+    assert (meter.amount, meter.total) == (1000, 100)
