@@ -67,6 +67,7 @@ class Answer:
         self.first_output_at: float | None = None
         self.unenforced: tuple[str, ...] = ()
         self._job = job
+        self._tells_of_prompts = job.sampling.prompt_logprobs is not None
         self._owner = owner
         self._pool = pool
         self._launcher = launcher
@@ -107,7 +108,7 @@ class Answer:
     def abort(self) -> None:
         """Stop every choice that an engine works on."""
         for choice in self._choices:
-            if choice.is_at_engine:
+            if choice.slot is not None:
                 choice.abort()
 
     def give_up(self) -> None:
@@ -123,7 +124,7 @@ class Answer:
     @property
     def is_at_worker(self) -> bool:
         """Whether an engine may still report what it used."""
-        return any(choice.is_at_engine for choice in self._choices)
+        return any(choice.slot is not None for choice in self._choices)
 
     @property
     def num_resumed(self) -> int:
@@ -158,7 +159,7 @@ class Answer:
                 return
         if self.first_output_at is None:
             self.first_output_at = self._clock()
-        if choice.is_first and choice.has_prompt_logprobs:
+        if self._tells_of_prompts and choice.is_first and choice.has_prompt_logprobs:
             self._pipeline.on_prompt_logprobs(choice.index, choice.prompt_logprobs)
         if not self._job.discards_output:
             self._take_output(choice, delta)
@@ -266,7 +267,7 @@ class Answer:
         if choice.is_done:
             return
         choice.is_done = True
-        if choice.is_first:
+        if self._tells_of_prompts and choice.is_first:
             # An engine that told less than it was asked for must not hold the others up.
             self._pipeline.on_prompt_logprobs(index, choice.prompt_logprobs)
         usage, reason = choice.usage, choice.finish_reason

@@ -86,7 +86,7 @@ class ChoicePlan(Struct, frozen=True):
 class EngineChoice:
     """One choice; it holds a slot exactly as long as an engine works on it.
 
-    It is long because half of its methods are one-line questions of launcher, lease and answer.
+    It is long because launcher, lease and answer ask and tell it things, each by a method.
 
     It keeps what an engine needs to go on where another one stopped: the tokens that came, and how
     many characters of their text.
@@ -100,6 +100,12 @@ class EngineChoice:
         owner: Is told what happens.
         admission: Takes slots back.
         suspicion: What speaks against it.
+
+    Attributes:
+        slot: At the engine that works on it, or may still; None at other times.
+        is_first: Whether it is its prompt's first choice, whose engine tells of the prompt.
+        num_output_tokens: Tokens that arrived, from all engines together.
+        was_started: Whether an engine computed anything for it.
     """
 
     def __init__(
@@ -117,6 +123,9 @@ class EngineChoice:
     ) -> None:
         self.plan = plan
         self.index = index
+        self.is_first = number == 0
+        self.slot: Slot | None = None
+        self.num_output_tokens = 0
         self.attempt = 0
         self.resume_version = 0
         self.reserved_tokens = reserved_tokens
@@ -138,24 +147,8 @@ class EngineChoice:
         self._num_characters = 0
         self._num_cached_tokens = 0
         self._num_fruitless = 0
-        self._slot: Slot | None = None
         self._is_aborted = False
         self._usage: Usage | None = None
-
-    @property
-    def is_at_engine(self) -> bool:
-        """Whether an engine works on it, or may still."""
-        return self._slot is not None
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it is its prompt's first choice, whose engine tells of the prompt."""
-        return self._number == 0
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Tokens that arrived, from all engines together."""
-        return len(self._token_ids)
 
     @property
     def has_output(self) -> bool:
@@ -213,7 +206,7 @@ class EngineChoice:
         """
         plan = self.plan
         self._was_started_before = self.was_started
-        self._slot = slot
+        self.slot = slot
         self._usage = None
         self._num_cached_tokens = 0
         self._num_fruitless += 1
@@ -255,23 +248,23 @@ class EngineChoice:
     def extend(self, lease_tokens: int) -> None:
         """The lease grew to so many output tokens in all."""
         self.lease_tokens = lease_tokens
-        if self._slot is not None:
-            self._admission.resize(self._slot, self.bound_tokens)
+        if self.slot is not None:
+            self._admission.resize(self.slot, self.bound_tokens)
             self._engines.extend(
-                self._slot.engine,
+                self.slot.engine,
                 bridge.extend(self.plan.request_id, self._number, self.attempt, lease_tokens),
             )
 
     def abort(self) -> None:
         """Stop, without another word to the client; `on_choice_aborted` follows."""
         self._is_aborted = True
-        if self._slot is not None:
-            self._send_abort(self._slot.engine)
+        if self.slot is not None:
+            self._send_abort(self.slot.engine)
 
     def cut(self) -> None:
         """Stop here with what there is: the regular end follows."""
-        if self._slot is not None:
-            self._send_abort(self._slot.engine)
+        if self.slot is not None:
+            self._send_abort(self.slot.engine)
 
     def release(self) -> None:
         """Its end was told: nothing more is; a choice that is done keeps nobody alive."""
@@ -279,8 +272,8 @@ class EngineChoice:
 
     def give_up(self) -> None:
         """No end came after an abort: take what arrived for the usage."""
-        if self._slot is not None:
-            self._engines.forget(self._slot.engine, self.plan.request_id, self._number)
+        if self.slot is not None:
+            self._engines.forget(self.slot.engine, self.plan.request_id, self._number)
             self._free_slot()
 
     @property
@@ -301,12 +294,13 @@ class EngineChoice:
     def on_delta(self, delta: Delta) -> None:
         """New output of the current attempt."""
         self._token_ids += delta.token_ids
+        self.num_output_tokens += len(delta.token_ids)
         self._num_characters += len(delta.text)
         if delta.cached_tokens:
             self._num_cached_tokens = delta.cached_tokens
         self._num_fruitless = 0
-        if self.suspicion.on_tokens(len(delta.token_ids)) and self._slot is not None:
-            self._admission.share(self._slot)
+        if self.suspicion.on_tokens(len(delta.token_ids)) and self.slot is not None:
+            self._admission.share(self.slot)
         self.prompt_logprobs.extend(delta.prompt_logprobs)
         if not self._is_aborted:
             self._owner.on_choice_text(self, delta)
@@ -329,7 +323,7 @@ class EngineChoice:
             self._usage = failure.usage
         elif failure is not None and not self.has_output:
             self.was_started = self._was_started_before  # whoever refuses has computed nothing
-        error = self.suspicion.on_failure(error, self._slot)
+        error = self.suspicion.on_failure(error, self.slot)
         self._free_slot()
         if self._is_aborted:
             self._owner.on_choice_aborted(self)
@@ -338,8 +332,8 @@ class EngineChoice:
 
     def on_broken(self, error: GatewayError) -> None:
         """What its output led to here raised; its engine is told to stop, and nobody listens."""
-        if self._slot is not None:
-            self._send_abort(self._slot.engine)
+        if self.slot is not None:
+            self._send_abort(self.slot.engine)
             self._free_slot()
         self._owner.on_choice_broken(error)
 
@@ -347,7 +341,7 @@ class EngineChoice:
         self._engines.abort(engine, bridge.abort(self.plan.request_id, self._number, self.attempt))
 
     def _free_slot(self) -> None:
-        slot, self._slot = self._slot, None
+        slot, self.slot = self.slot, None
         if slot is not None:
             num_prompt_tokens = len(self.plan.prepared.prompt_token_ids)
             self._admission.release(slot, num_prompt_tokens + self.num_output_tokens)
