@@ -13,7 +13,7 @@ MODEL_HEADER: Final = "X-Penstock-Model"
 
 
 class Granted(Protocol):
-    """Work that was granted: a request, or several that make one answer together."""
+    """What was granted: the lease of a request, or of several that make one answer together."""
 
     @property
     def limits(self) -> LimitState:
@@ -36,7 +36,7 @@ def answer_headers(
     """The headers that every answer of a metered route has.
 
     Args:
-        granted: What was done.
+        granted: What the answer was made with.
         model: Who answered; empty where no model did.
         asked: The model as the client named it; None where it named none.
         tell_limits: In the words of the API that was asked.

@@ -146,7 +146,7 @@ async def _answer_by(
     try:
         await request.start()
         headers |= answer_headers(
-            request, model=model, asked=job.model, tell_limits=shape.limit_headers
+            request.lease, model=model, asked=job.model, tell_limits=shape.limit_headers
         )
         if not job.options.is_streaming:
             content = await collect_answer(work, shape.collector(request, work))
@@ -250,7 +250,7 @@ async def count_tokens(
         question, caller_of(http_request), http_request.state.request_id
     )
     await run_to_end(http_request, request)
-    headers |= answer_headers(request, model=model, asked=body.model, tell_limits=tell_limits)
+    headers |= answer_headers(request.lease, model=model, asked=body.model, tell_limits=tell_limits)
     return CountedTokens(len(work.answer.prompt_token_ids), headers)
 
 

@@ -435,7 +435,7 @@ class HostedTurns:
                     raise error from None
             else:
                 if self._limits is None:
-                    self._limits = request.limits, request.warnings
+                    self._limits = request.lease.limits, request.lease.warnings
                 return
 
     def _close_turn(self) -> None:

@@ -6,8 +6,9 @@ identified -> reserved -> prepared -> running -> ending -> settled
      +------------+-----------+----------+---------+   any failure, a client that leaves
 ```
 
-Being admitted, to a slot of an engine, is a part of preparing that only generations have. A
-`Request` alone owns outcome, deadline, lease and session; its `Work` owns what is at workers.
+Being admitted, to a slot of an engine, is a part of preparing that only work of engines has (ADR
+0030). A `Request` alone owns outcome, deadline, lease and session; its `Work` owns what is at
+workers.
 """
 
 import asyncio
@@ -37,7 +38,7 @@ from gateway.request.lifecycle.work import SimpleWork, Work
 from gateway.request.lifecycle.work_trace import WorkTrace
 from gateway.workers.auth import AuthLink
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Granted, LeaseReport, LimitState, LimitWarning, Scope, Usage
+from protocol.wire.messages import Granted, LeaseReport, Scope, Usage
 
 _logger = logging.getLogger("penstock.gateway.request")
 
@@ -75,7 +76,7 @@ _UNTOLD = nullcontext()
 
 
 class State(IntEnum):
-    """Where a request is in its life; it only ever moves on."""
+    """Where a request is in its life."""
 
     IDENTIFIED = 0
     RESERVED = 1
@@ -83,6 +84,11 @@ class State(IntEnum):
     RUNNING = 3
     ENDING = 4
     SETTLED = 5
+
+    def then(self, later: "State") -> "State":
+        """The later state; a life never goes back, nor stands still."""
+        assert later > self, f"a request that is {self.name} doesn't become {later.name}"
+        return later
 
 
 class Request:
@@ -109,8 +115,12 @@ class Request:
         takes: Of a request that may be made several times.
 
     Attributes:
+        trace_id: The client's `X-Request-ID`.
+        traceparent: Where in a trace it belongs, for workers; empty when it isn't traced.
         state: Where it is in its life.
+        outcome: How it ended; None while it runs.
         identity: Who the caller turned out to be; None before the grant.
+        lease: What it may use, and where its caller stands.
         trace: What is told of it to a collector of traces; None when it isn't traced.
     """
 
@@ -134,11 +144,14 @@ class Request:
         self.work = work
         self.request_id = request_id
         self.caller = caller
+        self.trace_id = caller.trace_id
         self.state = State.IDENTIFIED
+        self.outcome: Outcome | None = None
         self.identity: Identity | None = None
         self.lease = RequestLease(auth, request_id)
         self.background = Background(request_id, self.fail)
         self.trace = None if caller.trace is None else WorkTrace(caller.trace)
+        self.traceparent = "" if self.trace is None else self.trace.traceparent
         self._scope = scope
         self._auth = auth
         self._outbox = outbox
@@ -151,7 +164,6 @@ class Request:
         self._arrived_at = clock()
         self._starter: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._outcome: Outcome | None = None
         self._error: GatewayError | None = None
         self._is_ours = True
         self._takes = takes
@@ -168,16 +180,6 @@ class Request:
         """Whose work it is."""
         return self.work.model
 
-    @property
-    def trace_id(self) -> str:
-        """The client's `X-Request-ID`."""
-        return self.caller.trace_id
-
-    @property
-    def traceparent(self) -> str:
-        """Where in a trace it belongs, for workers; empty when it isn't traced."""
-        return "" if self.trace is None else self.trace.traceparent
-
     def step(self, name: str) -> AbstractContextManager[None]:
         """What happens within is a step of the request's trace."""
         return _UNTOLD if self.trace is None else self._told_step(self.trace, name)
@@ -189,21 +191,6 @@ class Request:
             yield
         finally:
             trace.tell_step(name, began_at, self._clock())
-
-    @property
-    def limits(self) -> LimitState:
-        """Where the caller stands, as last reported."""
-        return self.lease.limits
-
-    @property
-    def warnings(self) -> tuple[LimitWarning, ...]:
-        """Limits of the caller that were used up to a threshold when the request was granted."""
-        return self.lease.warnings
-
-    @property
-    def outcome(self) -> Outcome | None:
-        """How it ended; None while it runs."""
-        return self._outcome
 
     def usage(self) -> Usage:
         """What was used so far; final once the request is settled."""
@@ -242,14 +229,14 @@ class Request:
             GatewayError: The request ended meanwhile, or had before: a client may leave while its
                 body is looked at. Whatever was reserved is given back.
         """
-        if self.outcome is not None:
+        if self.state >= State.ENDING:
             raise self._error or ClientDisconnectedError("The client disconnected.")
         self._starter = asyncio.current_task()
         self._sessions.add_for(self, self._timeout_s, self._on_deadline)
         try:
             await self._start()
         except asyncio.CancelledError:
-            if self._outcome is None:
+            if self.outcome is None:
                 self.end("aborted")  # our caller's task is cancelled, and we with it
                 raise
             if self._starter is not None:
@@ -275,13 +262,13 @@ class Request:
             outcome: How it ended.
             error: Why, for who still reads.
         """
-        if self._outcome is not None:
+        if self.outcome is not None:
             return
-        self._outcome, self._error = outcome, error
+        self.outcome, self._error = outcome, error
         self._is_ours = _is_ours(error)
         if self._takes is not None and error is not None:
             self._is_put_off = self._takes.is_put_off(error)
-        self.state = State.ENDING
+        self.state = self.state.then(State.ENDING)
         if self._starter is not None and self._starter is not asyncio.current_task():
             self._starter.cancel()
         self.background.close()
@@ -289,9 +276,6 @@ class Request:
             self.work.abort(error)
         except Exception:  # what it used is settled anyway
             _logger.exception("request %s could not be stopped", self.request_id)
-        if self.work.is_at_worker:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(ABORT_PATIENCE_S, self._give_up)
         self.on_idle()
 
     def fail(self, error: GatewayError) -> None:
@@ -303,28 +287,36 @@ class Request:
         self.end("aborted", ClientDisconnectedError("The client disconnected."))
 
     def on_idle(self) -> None:
-        """Settle once: when the request has its outcome and nothing of it is at a worker."""
-        if self._outcome is None or self.state is State.SETTLED or self.work.is_at_worker:
+        """Settle once: when the request has its outcome and nothing of it is at a worker.
+
+        What a worker has not reported by then is waited for, but not for ever.
+        """
+        if self.outcome is None or self.state is State.SETTLED:
             return
-        self.state = State.SETTLED
+        if self.work.is_at_worker:
+            if self._timer is None:
+                loop = asyncio.get_running_loop()
+                self._timer = loop.call_later(ABORT_PATIENCE_S, self._give_up)
+            return
+        self.state = self.state.then(State.SETTLED)
         if self._timer is not None:
             self._timer.cancel()
         self._sessions.discard(self)
         usage = self._usage = self.work.usage()
         has_begun = self.work.has_begun
-        is_unused = self._outcome != "finished" and not has_begun and self._is_ours
+        is_unused = self.outcome != "finished" and not has_begun and self._is_ours
         if not self._is_put_off:
             earlier = () if self._takes is None else self._takes.earlier
             outbox = self.caller.errand or self._outbox
             self.lease.settle(
                 outbox,
                 usage,
-                self._outcome,
+                self.outcome,
                 is_unused=is_unused,
                 has_begun=has_begun or bool(earlier),  # what was put off had begun
                 earlier=earlier,
             )
-        self.work.observe(self._outcome, self._clock() - self._arrived_at)
+        self.work.observe(self.outcome, self._clock() - self._arrived_at)
         if self.trace is not None:
             self.trace.tell(
                 self.work,
@@ -332,13 +324,13 @@ class Request:
                 began_at=self._arrived_at,
                 ended_at=self._clock(),
                 first_output_s=self.first_output_s,
-                error="" if self._outcome == "finished" else self._why_it_ended(),
+                error="" if self.outcome == "finished" else self._why_it_ended(),
             )
         if self._is_released:
             self.work = _DONE
 
     def _why_it_ended(self) -> str:
-        return self._outcome or "" if self._error is None else str(self._error.code)
+        return self.outcome or "" if self._error is None else str(self._error.code)
 
     def take_back(self) -> None:
         """Nothing was computed of a request that was put off, so it uses no lease."""
@@ -366,10 +358,10 @@ class Request:
         )
         with self.step("prepare"):
             corrected = await self.work.prepare(admitted)
-        self.state = State.PREPARED
+        self.state = self.state.then(State.PREPARED)
         if corrected is not None:
             await self.lease.correct(*corrected)
-        self.state = State.RUNNING
+        self.state = self.state.then(State.RUNNING)
         await self.work.run()
 
     async def _reserve(self) -> Granted:
@@ -415,7 +407,7 @@ class Request:
             self.caller.asked.append(question)
         if self.caller.errand is not None and granted.lease_id:
             self.caller.errand.on_granted(granted.lease_id)
-        self.state = State.RESERVED
+        self.state = self.state.then(State.RESERVED)
         if known is not None and known != self.identity:
             self.work.withdraw()
         return granted

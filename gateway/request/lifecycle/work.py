@@ -17,23 +17,17 @@ class Owner(Protocol):
 
     Attributes:
         request_id: Made by the gateway.
+        trace_id: The client's `X-Request-ID`.
+        traceparent: Where in a trace it belongs, for workers; empty when it isn't traced.
         lease: What the work may use.
         background: Runs things beside the request, which end with it.
     """
 
     request_id: str
+    trace_id: str
+    traceparent: str
     lease: RequestLease
     background: Background
-
-    @property
-    def trace_id(self) -> str:
-        """The client's `X-Request-ID`."""
-        ...
-
-    @property
-    def traceparent(self) -> str:
-        """Where in a trace it belongs, for workers; empty when it isn't traced."""
-        ...
 
     def step(self, name: str) -> AbstractContextManager[None]:
         """What happens within is a step of the request's trace."""

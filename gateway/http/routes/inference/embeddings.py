@@ -62,7 +62,7 @@ async def embeddings(http_request: HttpRequest) -> Response:
         await run_to_end(http_request, request)
     except ClientDisconnectedError:
         return Response(status_code=499)
-    headers |= answer_headers(request, model=work.model, asked=body.model)
+    headers |= answer_headers(request.lease, model=work.model, asked=body.model)
     rendering = (work.answer, request.usage().prompt_tokens, work.model, body.encoding)
     is_large = len(work.answer.vectors) > _LARGE_BYTES
     content = await asyncio.to_thread(_render, *rendering) if is_large else _render(*rendering)

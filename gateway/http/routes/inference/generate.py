@@ -79,7 +79,7 @@ class _OpenAIShape(UnstoredShape):
             model=work.model,
             system_fingerprint=f"fp_{'' if offer is None else offer.fingerprint[:12]}",
             budget_warnings=(
-                warning_objects(request.warnings)
+                warning_objects(request.lease.warnings)
                 if work.job.options.shows_budget_warnings
                 else None
             ),

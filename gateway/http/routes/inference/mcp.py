@@ -225,7 +225,7 @@ async def _call(request: HttpRequest, message: McpMessage, version: str) -> Resp
     )
     await run_to_end(request, call)
     result = told_result(work.result, parts.settings.max_tool_output_bytes)
-    return _json(result_answer(message, version, result), answer_headers(call))
+    return _json(result_answer(message, version, result), answer_headers(call.lease))
 
 
 async def _generated(

@@ -201,7 +201,7 @@ async def _run(
         await run_to_end(http_request, request)
     except ClientDisconnectedError:
         return Response(status_code=499)
-    headers |= answer_headers(request, model=work.model, asked=body.model)
+    headers |= answer_headers(request.lease, model=work.model, asked=body.model)
     headers |= more_headers(work.answer)
     told = (work.answer, replace(body, model=work.model), request.usage())
     is_large = _num_numbers(work.answer) > _MANY_LABELS

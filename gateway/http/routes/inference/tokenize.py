@@ -76,7 +76,9 @@ async def tokenize(http_request: HttpRequest) -> Response:
         "tokens": prepared.prompt_token_ids,
         "token_strs": prepared.tokens if body.returns_strings else None,
     }
-    return _json(answer, headers | answer_headers(request, model=work.model, asked=body.model))
+    return _json(
+        answer, headers | answer_headers(request.lease, model=work.model, asked=body.model)
+    )
 
 
 @router.post(_DETOKENIZE, openapi_extra=_schema(DetokenizeRequest.__name__))
@@ -106,7 +108,9 @@ async def detokenize(http_request: HttpRequest) -> Response:
     except ClientDisconnectedError:
         return Response(status_code=499)
     answer = {"prompt": work.answer.text}
-    return _json(answer, headers | answer_headers(request, model=work.model, asked=body.model))
+    return _json(
+        answer, headers | answer_headers(request.lease, model=work.model, asked=body.model)
+    )
 
 
 @router.get(

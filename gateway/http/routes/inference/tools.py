@@ -109,7 +109,7 @@ async def execute_tool(request: Request) -> Response:
     except ClientDisconnectedError:
         return Response(status_code=499)
     answer = {"object": "tool.result", "name": body.name, **work.result.as_json()}
-    return _json(answer, answer_headers(call))
+    return _json(answer, answer_headers(call.lease))
 
 
 @router.post(_PARSE, openapi_extra=_schema("ParseRequest"))
@@ -138,7 +138,7 @@ async def parse_text(request: Request) -> Response:
             ],
             "num_malformed": parse.num_malformed,
         },
-        answer_headers(call) | ignored,
+        answer_headers(call.lease) | ignored,
     )
 
 

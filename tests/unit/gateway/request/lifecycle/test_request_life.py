@@ -293,19 +293,50 @@ async def test_a_whole_life_goes_through_all_states_and_settles_once() -> None:
     assert len(parts.outbox.settles) == 1
 
 
+@stages
+async def test_a_request_never_goes_back_to_an_earlier_state(
+    begin: Callable[[Parts], Awaitable[Generation]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[State] = []
+
+    def note(request: Request, name: str, value: object) -> None:
+        object.__setattr__(request, name, value)
+        if name == "state":
+            assert isinstance(value, State)
+            states.append(value)
+
+    monkeypatch.setattr(Request, "__setattr__", note)
+    started = await begin(Parts())
+    started.request.end("aborted")
+    started.request.end("failed", GatewayError("too late"))
+    started.request.on_idle()
+    await started.error()
+    assert states == [*list(State)[: STAGES[begin] + 1], State.ENDING, State.SETTLED]
+
+
+@pytest.mark.parametrize("state", State)
+def test_only_a_later_state_follows(state: State) -> None:
+    for other in State:
+        if other > state:
+            assert state.then(other) is other
+        else:
+            with pytest.raises(AssertionError, match="doesn't become"):
+                state.then(other)
+
+
 async def test_where_the_caller_stands_is_what_auth_said_last() -> None:
     parts = Parts()
     parts.engine()
     started = await parts.generation()
-    assert started.request.limits == LimitState()
+    assert started.request.lease.limits == LimitState()
     identities = [started.request.identity]
     await parts.grant(limits=LimitState(remaining_tokens=7), priority=2)
-    assert started.request.limits == LimitState(remaining_tokens=7)
+    assert started.request.lease.limits == LimitState(remaining_tokens=7)
     identities.append(started.request.identity)
     assert identities == [None, Identity("t", 2, "k")]
     await parts.prepare_next(num_tokens=50)
     await parts.adjust(LimitState(remaining_tokens=3))
-    assert started.request.limits == LimitState(remaining_tokens=3)
+    assert started.request.lease.limits == LimitState(remaining_tokens=3)
 
 
 async def test_the_settlement_of_an_aborted_request_waits_for_the_engines_count() -> None:
