@@ -83,7 +83,7 @@ class Answer:
 
     def start(
         self,
-        prepared: list[Prepared],
+        prompts: list[tuple[Prepared, int]],
         admitted: Admitted,
         parse: ParseSession | None,
         opened: ParseOpened | None,
@@ -92,14 +92,14 @@ class Answer:
         """Start every choice: the first at the slot that prepared the prompts.
 
         Args:
-            prepared: The prompts.
+            prompts: Each with the output tokens at most of its choices.
             admitted: Whose request it is.
             parse: What the text passes, if anything.
             opened: What that said.
             limit: Of the reasoning of each choice.
         """
         self._parse = parse
-        self._make_choices(prepared, admitted, opened, limit)
+        self._make_choices(prompts, admitted, opened, limit)
         first, *others = self._choices
         for choice in others:
             self._owner.background.spawn(self._launcher.launch(choice))
@@ -141,7 +141,7 @@ class Answer:
         usages = [
             final or choice.usage for final, choice in zip(self._finals, self._choices, strict=True)
         ]
-        return total_usage(usages, self._job.num_choices)
+        return total_usage(usages, self._job.options.num_choices)
 
     def choice_usages(self) -> tuple[StreamUsage, ...]:
         """The same by choice, where there are several."""
@@ -196,13 +196,13 @@ class Answer:
 
     def _make_choices(
         self,
-        prepared: list[Prepared],
+        prompts: list[tuple[Prepared, int]],
         admitted: Admitted,
         opened: ParseOpened | None,
         thought_limit: ThoughtLimit | None,
     ) -> None:
-        limits = self._budget.output_limits(prepared)
-        for number, (prompt, limit) in enumerate(zip(prepared, limits, strict=True)):
+        num_choices = self._job.options.num_choices
+        for number, (prompt, limit) in enumerate(prompts):
             plan = ChoicePlan(
                 request_id=self._launcher.wire_id(number),
                 lease_id=admitted.lease_id,
@@ -213,7 +213,7 @@ class Answer:
                 priority=admitted.priority,
                 keep_special_tokens=() if opened is None else opened.keep_special_tokens,
                 grammar=self._job.response_grammar if opened is None else opened.grammar,
-                num_choices=self._job.num_choices,
+                num_choices=num_choices,
                 is_streaming=self._job.options.is_streaming,
                 trace_id=self._owner.trace_id,
                 limit=thought_limit,
@@ -221,12 +221,12 @@ class Answer:
                 traceparent=self._owner.traceparent,
             )
             reserved = self._budget.slice_of(limit)
-            for choice in range(self._job.num_choices):
+            for choice in range(num_choices):
                 self._choices.append(
                     EngineChoice(
                         self._pool.link,
                         plan,
-                        index=number * self._job.num_choices + choice,
+                        index=number * num_choices + choice,
                         number=choice,
                         reserved_tokens=reserved,
                         lease_tokens=self._budget.released(reserved),

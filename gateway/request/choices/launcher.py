@@ -65,6 +65,7 @@ class Launcher:
         self._pool = pool
         self._job = job
         self._owner = owner
+        self._request_id = job.attempt_id(owner.request_id)
         self._admitted = Admitted()
         self._fingerprint = JobFingerprint(job)
         self._suspicion = Suspicion(pool.quarantine, self._fingerprint)
@@ -163,7 +164,7 @@ class Launcher:
 
         After `withdraw` it is another one: an answer to what was withdrawn may be on its way.
         """
-        request_id = self._job.attempt_id(self._owner.request_id)
+        request_id = self._request_id
         if self._num_withdrawn:
             request_id += f"-again{self._num_withdrawn}"
         return request_id if len(self._job.prepares) == 1 else f"{request_id}-{number}"

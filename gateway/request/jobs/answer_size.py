@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from gateway.errors import InvalidRequestError
 from gateway.request.jobs.job import GenerationJob
-from protocol.wire.messages import Prepared
 
 TOKEN_BYTES = 6
 """Text of a token in an answer, escapes included."""
@@ -31,8 +30,9 @@ def check_answer_size(
     options = job.options
     estimate = 0
     per_prompt_token = TOKEN_BYTES if options.echoes or options.shows_token_ids else 0
-    if options.engine_prompt_logprobs is not None:
-        per_prompt_token += (1 + options.engine_prompt_logprobs) * LOGPROB_BYTES
+    num_beside_prompt = options.engine_prompt_logprobs
+    if num_beside_prompt is not None:
+        per_prompt_token += (1 + num_beside_prompt) * LOGPROB_BYTES
     per_token = TOKEN_BYTES
     if options.num_top_logprobs is not None:
         num_beside = options.num_top_logprobs + options.num_wanted_logprobs
@@ -49,8 +49,3 @@ def check_answer_size(
             "for a stream.",
             param="logprobs" if options.shows_logprobs else "n",
         )
-
-
-def lengths(prepared: Sequence[Prepared]) -> list[int]:
-    """Tokens of each prompt."""
-    return [len(one.prompt_token_ids) for one in prepared]

@@ -74,11 +74,6 @@ class GenerationJob:
     take: str = ""
 
     @property
-    def num_choices(self) -> int:
-        """Choices generated for each prompt."""
-        return self.options.num_choices
-
-    @property
     def names_token_ids(self) -> bool:
         """Whether it says something in ids, which mean other tokens with another tokenizer."""
         sampling = self.sampling
@@ -93,7 +88,7 @@ class GenerationJob:
     @property
     def num_choices_in_all(self) -> int:
         """Choices of all prompts together."""
-        return len(self.prepares) * self.num_choices
+        return len(self.prepares) * self.options.num_choices
 
     def attempt_id(self, request_id: str) -> str:
         """The id of a request at workers."""

@@ -13,7 +13,7 @@ from gateway.request.choices.lease_watch import LeaseWatch
 from gateway.request.delivery.event_queue import EventQueue
 from gateway.request.delivery.events import GenerationEvent
 from gateway.request.delivery.pipeline import Pipeline
-from gateway.request.jobs.answer_size import check_answer_size, lengths
+from gateway.request.jobs.answer_size import check_answer_size
 from gateway.request.jobs.job import GenerationJob
 from gateway.request.jobs.model_limits import check_served, check_template, find_offer
 from gateway.request.jobs.thoughts import check_budget, thought_limit
@@ -95,6 +95,7 @@ class GenerationWork:
         self._parse: ParseSession | None = None
         self._opening: OpenParse | None = None
         self._prepared: list[Prepared] = []
+        self._output_limits: list[int] = []
         self._admitted = Admitted()
         self._queue = EventQueue()
         self._pipeline = Pipeline(self._queue, job.options)
@@ -211,13 +212,10 @@ class GenerationWork:
         served = self._launcher.offer
         if served is not None and served.fingerprint != self.offer.fingerprint:
             self._go_by(served)  # the other one of two that serve the model at the moment
-        check_answer_size(
-            self.job,
-            lengths(prepared),
-            self._budget.output_limits(prepared),
-            self._max_answer_bytes,
-        )
-        return self._budget.reservation(prepared)
+        prompt_tokens = [len(one.prompt_token_ids) for one in prepared]
+        limits = self._output_limits = self._budget.output_limits(prepared)
+        check_answer_size(self.job, prompt_tokens, limits, self._max_answer_bytes)
+        return self._budget.reservation(prompt_tokens, limits)
 
     async def run(self) -> None:
         """Open the parser, if one is needed, and start the choices.
@@ -233,7 +231,8 @@ class GenerationWork:
         opened = await self._open_parse()
         version = self._pool.directory.version(self.model)
         limit = thought_limit(self.job, self._thinking_budgets, opened, version)
-        self._answer.start(self._prepared, self._admitted, self._parse, opened, limit)
+        prompts = list(zip(self._prepared, self._output_limits, strict=True))
+        self._answer.start(prompts, self._admitted, self._parse, opened, limit)
 
     def abort(self, error: GatewayError | None) -> None:
         """Stop the choices and the parser; the reader gets the error after the events so far."""

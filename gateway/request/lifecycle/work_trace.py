@@ -121,8 +121,8 @@ def generation_attributes(job: GenerationJob, finish_reasons: Sequence[str]) -> 
         "gen_ai.request.frequency_penalty": sampling.frequency_penalty,
         "gen_ai.request.presence_penalty": sampling.presence_penalty,
     }
-    if job.num_choices != 1:
-        attributes["gen_ai.request.choice.count"] = job.num_choices
+    if job.options.num_choices != 1:
+        attributes["gen_ai.request.choice.count"] = job.options.num_choices
     if job.max_tokens is not None:
         attributes["gen_ai.request.max_tokens"] = job.max_tokens
     if finish_reasons:

@@ -67,7 +67,7 @@ def parse_opening(
         return None
     return bridge.open_parse(
         job.attempt_id(request_id),
-        num_choices=job.num_choices,
+        num_choices=job.options.num_choices,
         tool_format=tool_format,
         reasoning_format=reasoning_format,
         tools_json=job.enforced_tools_json,

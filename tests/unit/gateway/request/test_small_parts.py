@@ -10,7 +10,7 @@ from gateway import bridge
 from gateway.errors import GatewayError, InvalidRequestError, RemoteFailureError, WorkerLostError
 from gateway.request.delivery.events import total_usage
 from gateway.request.jobs.answer_options import AnswerOptions
-from gateway.request.jobs.answer_size import LOGPROB_BYTES, TOKEN_BYTES, check_answer_size, lengths
+from gateway.request.jobs.answer_size import LOGPROB_BYTES, TOKEN_BYTES, check_answer_size
 from gateway.request.jobs.job import job_fingerprint, question_fingerprint
 from gateway.request.leases.budget import TokenBudget
 from gateway.request.preparation.engine_asker import is_retryable
@@ -117,11 +117,6 @@ def test_without_log_probabilities_it_is_the_number_of_choices() -> None:
 def test_each_prompt_needs_its_limit() -> None:
     with pytest.raises(ValueError, match="zip"):
         check_answer_size(generation_job(), [5], [], 10)
-
-
-def test_the_length_of_prompts_is_in_tokens() -> None:
-    prompts = [Prepared(request_id="r", prompt_token_ids=(1,) * number) for number in (3, 0, 2)]
-    assert lengths(prompts) == [3, 0, 2]
 
 
 # What a request may use.

@@ -48,5 +48,6 @@ def test_nobody_reserves_more_than_the_context() -> None:
 def test_after_tokenising_the_real_numbers_count() -> None:
     budget = TokenBudget(job(max_tokens=8, n=2, prompt=["a", "b"]), slice_tokens=4)
     prompts = [prepared(3, 100), prepared(5, 6)]
-    assert budget.output_limits(prompts) == [8, 6]
-    assert budget.reservation(prompts) == (8, 28)
+    limits = budget.output_limits(prompts)
+    assert limits == [8, 6]
+    assert budget.reservation([3, 5], limits) == (8, 28)
