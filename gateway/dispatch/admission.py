@@ -37,9 +37,9 @@ class _Model:
             "question": ReturningWork(),
         }
 
-    def is_behind(self, kind: SlotKind) -> bool:
-        """Whether somebody waits who goes before a newcomer of this kind."""
-        return bool(self.lines[kind]) or bool(self.returning[kind])
+    def has_waiters(self, kind: SlotKind) -> bool:
+        """Whether somebody waits for a slot of this kind, and so goes before a newcomer."""
+        return self.lines[kind].num_in_line > 0 or bool(self.returning[kind].waiters)
 
 
 class Admission:
@@ -113,7 +113,7 @@ class Admission:
             return slot
         queue = self._model(model)
         line = queue.lines[kind]
-        is_behind = queue.is_behind(kind)
+        is_behind = queue.has_waiters(kind)
         if not is_extra:
             line.check_room(model, tenant)
         waiter = Waiter(
@@ -146,7 +146,7 @@ class Admission:
         The arguments are those of `acquire`.
         """
         queue = self._model(model)
-        if queue.is_behind(kind):
+        if queue.has_waiters(kind):
             return None
         line = queue.lines[kind]
         fitting = [engine for engine in self._engines(model) if accepts(engine)]
@@ -264,7 +264,7 @@ class Admission:
     def pump(self, model: str) -> None:
         """Admit who waits, as far as credits go; called when something may have become free."""
         queue = self._models.get(model)
-        if queue is None or not (any(queue.returning.values()) or any(queue.lines.values())):
+        if queue is None or not any(map(queue.has_waiters, queue.lines)):
             return
         engines = self._engines(model)
         if not engines:

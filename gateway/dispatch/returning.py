@@ -32,21 +32,22 @@ class ReturningWaiter:
 
 
 class ReturningWork:
-    """The waiters of one model, in order."""
+    """The waiters of one model and kind of slot.
+
+    Attributes:
+        waiters: All of them, in order.
+    """
 
     def __init__(self) -> None:
-        self._waiters: dict[ReturningWaiter, None] = {}
-
-    def __len__(self) -> int:
-        return len(self._waiters)
+        self.waiters: dict[ReturningWaiter, None] = {}
 
     def add(self, waiter: ReturningWaiter) -> None:
         """One more, behind the others."""
-        self._waiters[waiter] = None
+        self.waiters[waiter] = None
 
     def discard(self, waiter: ReturningWaiter) -> None:
         """It gave up; idempotent."""
-        self._waiters.pop(waiter, None)
+        self.waiters.pop(waiter, None)
         _unreserve(waiter)
 
     def place(self, engines: Sequence[EngineHandle], turn: Iterator[int]) -> list[EngineHandle]:
@@ -63,13 +64,13 @@ class ReturningWork:
             The engines that nobody here waits for.
         """
         free = list(engines)
-        for waiter in list(self._waiters):
+        for waiter in list(self.waiters):
             if waiter.future.done():
                 self.discard(waiter)
                 continue
             fitting = [engine for engine in engines if waiter.accepts(engine)]
             if not fitting and not waiter.may_come():
-                del self._waiters[waiter]
+                del self.waiters[waiter]
                 waiter.future.set_exception(WeightsReplacedError())
             elif waiter.is_alone:
                 self._admit(waiter, _emptied(waiter, fitting))
@@ -83,7 +84,7 @@ class ReturningWork:
     def _admit(self, waiter: ReturningWaiter, engine: EngineHandle | None) -> bool:
         if engine is None:
             return False
-        del self._waiters[waiter]
+        del self.waiters[waiter]
         slot = Slot(engine, waiter.tokens, is_alone=waiter.is_alone, kind=waiter.kind)
         slot.occupy()
         waiter.future.set_result(slot)

@@ -52,7 +52,8 @@ class WaitingLine:
         overload_message: What is said where no place is left; empty says how many wait.
 
     Attributes:
-        num_waiting: Waiters to which the bounds apply.
+        num_in_line: All waiters.
+        num_waiting: Those to which the bounds apply.
         turn: Breaks ties between engines.
     """
 
@@ -60,6 +61,7 @@ class WaitingLine:
         self, max_waiting: int, clock: Callable[[], float], overload_message: str = ""
     ) -> None:
         self._overload_message = overload_message
+        self.num_in_line = 0
         self.num_waiting = 0
         self.turn: Iterator[int] = itertools.count()
         self._max_waiting = max_waiting
@@ -67,9 +69,6 @@ class WaitingLine:
         self._queue: FairQueue[Waiter] = FairQueue()
         self._by_tenant: Counter[str] = Counter()
         self._departures: deque[tuple[float, str]] = deque(maxlen=_RATE_WINDOW)
-
-    def __len__(self) -> int:
-        return len(self._queue)
 
     def __iter__(self) -> Iterator[Waiter]:
         """Everybody, in no particular order; the line may change meanwhile."""
@@ -149,6 +148,7 @@ class WaitingLine:
         return float(min(MAX_RETRY_AFTER_S, max(MIN_RETRY_AFTER_S, math.ceil(wait_s))))
 
     def _count(self, waiter: Waiter, change: int) -> None:
+        self.num_in_line += change
         if waiter.is_extra:
             return
         self.num_waiting += change

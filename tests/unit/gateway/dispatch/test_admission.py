@@ -189,7 +189,7 @@ async def test_who_gave_up_does_not_stay_in_the_queue() -> None:
         leaving = await desk.queued("t")
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
-    assert len(desk.admission._models["m"].lines["work"]) == 1
+    assert desk.admission._models["m"].lines["work"].num_in_line == 1
     desk.admission.release(slot)
     assert (await patient).engine.num_requests == 1
 

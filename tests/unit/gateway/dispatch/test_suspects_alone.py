@@ -115,7 +115,8 @@ async def test_of_returning_work_that_left_while_no_engine_was_there_nothing_sta
     desk = Desk()
     await left(await desk.again(), await desk.queued(is_extra=True))
     model = desk.admission._models["m"]
-    assert (sum(map(len, model.returning.values())), len(model.lines["work"])) == (0, 0)
+    assert not any(one.waiters for one in model.returning.values())
+    assert model.lines["work"].num_in_line == 0
 
 
 async def test_a_slot_given_to_returning_work_that_just_left_is_given_back() -> None:

@@ -212,8 +212,9 @@ async def test_of_who_left_nothing_stays_anywhere() -> None:
         )
     model = desk.admission._models["m"]
     line = model.lines["work"]
-    assert (len(line), line.num_waiting, dict(line._by_tenant)) == (1, 1, {"stays": 1})
-    assert (len(model.lines["question"]), sum(map(len, model.returning.values()))) == (0, 0)
+    assert (line.num_in_line, line.num_waiting, dict(line._by_tenant)) == (1, 1, {"stays": 1})
+    assert model.lines["question"].num_in_line == 0
+    assert not any(one.waiters for one in model.returning.values())
     assert not model.lines["question"]._by_tenant
     classes = line._queue._classes
     assert list(classes) == [0]
