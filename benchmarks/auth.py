@@ -384,10 +384,10 @@ class WireClient:
             endpoint,
             auth_event_decoder(),
             instance_id="benchmark",
-            on_event=self._on_event,
-            on_peer=self._on_peer,
         )
-        self.server.start(asyncio.get_running_loop())
+        self.server.start(
+            asyncio.get_running_loop(), on_event=self._on_event, on_peer=self._on_peer
+        )
 
     async def measure(
         self, label: str, num_requests: int, num_in_flight: int, *, settles: bool

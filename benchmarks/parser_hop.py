@@ -111,11 +111,9 @@ async def parser_process() -> AsyncIterator[tuple[ParserLink, psutil.Process]]:
             endpoint,
             parser_event_decoder(),
             instance_id="benchmark",
-            on_event=on_event,
-            on_peer=on_peer,
         )
         link = ParserLink(server)
-        server.start(asyncio.get_running_loop())
+        server.start(asyncio.get_running_loop(), on_event=on_event, on_peer=on_peer)
         environ = without_settings(os.environ) | {
             "PENSTOCK_TOOLPARSER_ENDPOINT": endpoint,
             "PENSTOCK_LOG_LEVEL": "error",

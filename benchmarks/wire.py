@@ -190,10 +190,8 @@ async def ask_worker(endpoint: str, outstanding: int, tally: Tally) -> None:
         endpoint,
         codec.auth_event_decoder(),
         instance_id="benchmark",
-        on_event=on_event,
-        on_peer=on_peer,
     )
-    server.start(loop)
+    server.start(loop, on_event=on_event, on_peer=on_peer)
     await is_over.wait()
     server.close()
 

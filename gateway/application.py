@@ -109,16 +109,13 @@ class Application:
         self._security = None if settings.key_dir is None else ServerSecurity.load(settings.key_dir)
         self._clock = clock
         self.engine_server: RoleServer[EngineEvent] = self._role_server(
-            "engine", settings.engine_endpoint, engine_event_decoder(), lambda: self.engines
+            "engine", settings.engine_endpoint, engine_event_decoder()
         )
         self.auth_server: RoleServer[AuthEvent] = self._role_server(
-            "auth", settings.auth_endpoint, auth_event_decoder(), lambda: self.auth
+            "auth", settings.auth_endpoint, auth_event_decoder()
         )
         self.parser_server: RoleServer[ParserEvent] = self._role_server(
-            "toolparser",
-            settings.toolparser_endpoint,
-            parser_event_decoder(),
-            lambda: self.parsers,
+            "toolparser", settings.toolparser_endpoint, parser_event_decoder()
         )
         self.metrics = Metrics()
         self.sessions = SessionTable()
@@ -322,20 +319,14 @@ class Application:
         )
 
     def _role_server(
-        self,
-        role: Role,
-        endpoint: Endpoint,
-        decoder: Decoder[EventT],
-        link: Callable[[], LinkHandler[EventT]],
+        self, role: Role, endpoint: Endpoint, decoder: Decoder[EventT]
     ) -> RoleServer[EventT]:
-        """The socket of a role; its link is asked for later, because it needs the socket."""
+        """The socket of a role."""
         return RoleServer(
             role,
             endpoint.text,
             decoder,
             instance_id=self.instance_id,
-            on_event=lambda peer, event: link().on_event(peer, event),
-            on_peer=lambda event: _hand_on(link(), event),
             security=self._security,
             peer_limits=PeerLimits(
                 silent_s=min(PeerLimits.silent_s, self.settings.worker_dead_s / 2),
@@ -355,9 +346,9 @@ class Application:
         Raises:
             ConfigurationError: An endpoint can't be bound.
         """
-        loop = asyncio.get_running_loop()
-        for server in self._servers:
-            server.start(loop)
+        _listen(self.engine_server, self.engines)
+        _listen(self.auth_server, self.auth)
+        _listen(self.parser_server, self.parsers)
         self._housekeeping.start()
 
     async def until_serving(self, patience_s: float) -> None:
@@ -472,6 +463,11 @@ class Application:
         replayed: dict[tuple[str, ...], float] = {(): self.replays.num_replayed}
         yield "replayed_answers_total", "Requests answered by their Idempotency-Key.", (), replayed
         yield "requests_in_flight", "Metered requests in progress.", (), {(): len(self.sessions)}
+
+
+def _listen(server: RoleServer[EventT], link: LinkHandler[EventT]) -> None:
+    loop = asyncio.get_running_loop()
+    server.start(loop, on_event=link.on_event, on_peer=partial(_hand_on, link))
 
 
 def _hand_on(link: LinkHandler[Any], event: PeerEvent) -> None:

@@ -38,9 +38,6 @@ class RoleServer(Generic[EventT]):
         endpoint: What to bind.
         decoder: Of the events of the role.
         instance_id: Of the gateway; the same on all its sockets, new at each start.
-        on_event: Called with each message that is no matter of the connection: outputs, answers
-            and failures of requests.
-        on_peer: Called when a peer joins, becomes ready, changes or is lost.
         security: CURVE keys for tcp; a Unix socket is guarded by its file mode.
         limits: Bounds of the socket.
         peer_limits: When a peer counts as silent, dead or hung.
@@ -55,8 +52,6 @@ class RoleServer(Generic[EventT]):
         decoder: Decoder[EventT],
         *,
         instance_id: str,
-        on_event: Callable[[Peer, EventT], None],
-        on_peer: Callable[[PeerEvent], None],
         security: ServerSecurity | None = None,
         limits: TransportLimits | None = None,
         peer_limits: PeerLimits | None = None,
@@ -65,8 +60,8 @@ class RoleServer(Generic[EventT]):
     ) -> None:
         self.role: Role = role
         self._instance_id = instance_id
-        self._on_event = on_event
-        self._on_peer = on_peer
+        self._on_event: Callable[[Peer, EventT], None]
+        self._on_peer: Callable[[PeerEvent], None]
         self._heartbeat_interval_s = heartbeat_interval_s
         self._clock = clock
         self._phase: Phase = "ready"
@@ -89,8 +84,20 @@ class RoleServer(Generic[EventT]):
             limits=limits,
         )
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> str:
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        on_event: Callable[[Peer, EventT], None],
+        on_peer: Callable[[PeerEvent], None],
+    ) -> str:
         """Begin listening.
+
+        Args:
+            loop: Where everything happens.
+            on_event: Called with each message that is no matter of the connection: outputs, answers
+                and failures of requests.
+            on_peer: Called when a peer joins, becomes ready, changes or is lost.
 
         Returns:
             The endpoint with the real port.
@@ -98,6 +105,7 @@ class RoleServer(Generic[EventT]):
         Raises:
             ConfigurationError: It can't be bound.
         """
+        self._on_event, self._on_peer = on_event, on_peer
         bound = self._router.bind(loop)
         self._loop = loop
         self._tick_timer = loop.call_later(self._heartbeat_interval_s, self._tick)

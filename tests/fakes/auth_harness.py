@@ -144,8 +144,6 @@ class AuthHarness:
             f"ipc://{folder}/auth",
             auth_event_decoder(),
             instance_id="gateway-test",
-            on_event=lambda peer, event: self.link.on_event(peer, event),
-            on_peer=self._on_peer,
             heartbeat_interval_s=0.2,
         )
         self.link = AuthLink(
@@ -159,7 +157,11 @@ class AuthHarness:
                 on_orphans_noted=lambda _: None,
             ),
         )
-        self._server.start(asyncio.get_running_loop())
+        self._server.start(
+            asyncio.get_running_loop(),
+            on_event=lambda peer, event: self.link.on_event(peer, event),
+            on_peer=self._on_peer,
+        )
 
     # The workers.
 

@@ -38,8 +38,6 @@ class RecordingGateway(Generic[EventT]):
             endpoint,
             decoder,
             instance_id=instance_id,
-            on_event=self._on_event,
-            on_peer=self._on_peer,
             security=security,
             limits=limits,
             peer_limits=peer_limits,
@@ -48,7 +46,9 @@ class RecordingGateway(Generic[EventT]):
 
     def start(self) -> Endpoint:
         """Bind in the running loop; what a worker shall dial."""
-        bound = self.server.start(asyncio.get_running_loop())
+        bound = self.server.start(
+            asyncio.get_running_loop(), on_event=self._on_event, on_peer=self._on_peer
+        )
         return parse_endpoint(bound, setting="test", secured=True)
 
     async def until(self, fact: Callable[[], bool], timeout_s: float = 10.0) -> None:

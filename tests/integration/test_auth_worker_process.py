@@ -63,11 +63,13 @@ class Harness:
             self.endpoint,
             auth_event_decoder(),
             instance_id="gateway-test",
-            on_event=lambda peer, event: self.events.put_nowait(event),
-            on_peer=self._on_peer,
             heartbeat_interval_s=0.1,
         )
-        self._server.start(asyncio.get_running_loop())
+        self._server.start(
+            asyncio.get_running_loop(),
+            on_event=lambda peer, event: self.events.put_nowait(event),
+            on_peer=self._on_peer,
+        )
 
     def _on_peer(self, event: PeerEvent) -> None:
         if event.kind == "ready":

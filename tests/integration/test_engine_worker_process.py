@@ -72,11 +72,13 @@ class EngineHarness:
             endpoint,
             engine_event_decoder(),
             instance_id="gateway-test",
-            on_event=self._on_event,
-            on_peer=self.peer_events.put,
             heartbeat_interval_s=0.1,
         )
-        self._call(lambda: self._server.start(self._loop))
+        self._call(
+            lambda: self._server.start(
+                self._loop, on_event=self._on_event, on_peer=self.peer_events.put
+            )
+        )
         self.process = subprocess.Popen(
             [sys.executable, "-m", "engine_worker"],
             env={

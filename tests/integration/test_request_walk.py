@@ -12,10 +12,10 @@ from tests.fakes.running_gateway import running_gateway
 GATEWAY: Final = Path(__file__).parents[2] / "gateway"
 LONG: Final = 10
 """Lines of a function that a reader has to stop at."""
-MAX_FILES: Final = 70
-MAX_RETURNS: Final = 230
+MAX_FILES: Final = 68
+MAX_RETURNS: Final = 195
 """To files that the walk had left."""
-MAX_FILES_OF_LONG: Final = 50
+MAX_FILES_OF_LONG: Final = 51
 MAX_RETURNS_OF_LONG: Final = 70
 """The same of functions of at least `LONG` lines; all four a little above what they are, see
 docs/architecture.md."""
