@@ -18,7 +18,7 @@ from gateway.errors import (
     DeniedError,
     WorkerUnavailableError,
 )
-from gateway.http.access.hooking import shown_to_hooks
+from gateway.http.access.hooking import SHOWN, shown_to_hooks
 from gateway.http.access.kept_answers import DurableClaim
 from gateway.http.access.kind_of_body import METHODS_WITH_BODY, check_kind_of_body, takes_body
 from gateway.http.access.replaying import (
@@ -30,7 +30,7 @@ from gateway.http.access.replaying import (
 )
 from gateway.http.access.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
 from gateway.http.bodies.parsers import BodyKind
-from gateway.http.bodies.reading import LONG_NUMBERS_BYTES, SMALL_BYTES, BodyPlace
+from gateway.http.bodies.reading import LONG_NUMBERS_BYTES, SMALL_BYTES, Bodies, BodyPlace
 from gateway.http.connections.disconnect import watch
 from gateway.http.parts import parts_of
 from gateway.request.callers.caller import Caller
@@ -415,16 +415,25 @@ async def parsed_body(request: Request, kind: BodyKind[ResultT]) -> ResultT:
 async def body_and_parsed(request: Request, kind: BodyKind[ResultT]) -> tuple[bytes, ResultT]:
     """The same, with the body itself, for a route that has to parse it again."""
     parts, caller = parts_of(request), caller_of(request)
-    identify = partial(key_id_of, request, request.scope["route"].path)
     with parts.bodies.place(caller.name) as place:
-        body = await _read(request, place)
-        body = await shown_to_hooks(kind, body, request, caller, request.state.log, identify)
-        return body, await parsed(request, body, kind)
+        body = await _read(request, parts.bodies, place)
+        if parts.hooks and kind.name in SHOWN:
+            identify = partial(key_id_of, request, request.scope["route"].path)
+            body = await shown_to_hooks(
+                parts.hooks, body, request, caller, request.state.log, identify
+            )
+        return body, await _parsed(request, parts.bodies, caller.name, body, kind)
 
 
 async def parsed(request: Request, body: bytes, kind: BodyKind[ResultT]) -> ResultT:
     """What bytes say; as `parsed_body` does it with a request's own body, which has been read."""
-    parsing = parts_of(request).bodies.parse(body, caller_of(request).name, kind)
+    return await _parsed(request, parts_of(request).bodies, caller_of(request).name, body, kind)
+
+
+async def _parsed(
+    request: Request, bodies: Bodies, caller: bytes, body: bytes, kind: BodyKind[ResultT]
+) -> ResultT:
+    parsing = bodies.parse(body, caller, kind)
     if len(body) < LONG_NUMBERS_BYTES:  # it never leaves this process
         return await parsing
     task = asyncio.get_running_loop().create_task(parsing)
@@ -445,14 +454,15 @@ def _cancel(task: "asyncio.Task[Any]") -> None:
 
 async def read_body(request: Request) -> bytes:
     """The body of a request, within the bounds of its caller."""
-    with parts_of(request).bodies.place(caller_of(request).name) as place:
-        return await _read(request, place)
+    bodies = parts_of(request).bodies
+    with bodies.place(caller_of(request).name) as place:
+        return await _read(request, bodies, place)
 
 
-async def _read(request: Request, place: BodyPlace) -> bytes:
+async def _read(request: Request, bodies: Bodies, place: BodyPlace) -> bytes:
     state = request.scope["state"]
     state["has_read_body"] = False
-    body = await parts_of(request).bodies.read(request.receive, place)
+    body = await bodies.read(request.receive, place)
     state["has_read_body"] = True
     if (replay := replay_of(request)) is not None:
         await replay.on_body(body)

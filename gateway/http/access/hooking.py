@@ -9,6 +9,7 @@ from fastapi import Request
 
 from gateway.errors import GatewayError, InvalidRequestError
 from gateway.hooks.hook import HookRequest
+from gateway.hooks.runner import HookRunner
 from gateway.http.bodies.parsers import (
     CHAT,
     COMPACT,
@@ -18,9 +19,7 @@ from gateway.http.bodies.parsers import (
     MESSAGES,
     RESPONSES,
     SOCKET,
-    BodyKind,
 )
-from gateway.http.parts import parts_of
 from gateway.http.schemas.base.body import load_plain_json_object
 from gateway.request.callers.caller import Caller
 from gateway.telemetry.access_log import AccessRecord
@@ -42,7 +41,7 @@ _TELLING: Final = ("type", "server_label", "server_url", "name", "url")
 
 
 async def shown_to_hooks(
-    kind: BodyKind[Any],
+    hooks: HookRunner,
     body: bytes,
     request: Request,
     caller: Caller,
@@ -54,8 +53,8 @@ async def shown_to_hooks(
     """A body as the hooks leave it; the very bytes, where they change nothing.
 
     Args:
-        kind: Of the body.
-        body: As it came.
+        hooks: Which there are.
+        body: As it came; of a kind that is `SHOWN`.
         request: That it came with.
         caller: Who sent it.
         record: Its line of the access log, which takes the hooks' tags.
@@ -68,9 +67,6 @@ async def shown_to_hooks(
         DeniedError: The key has ended meanwhile.
         GatewayError: A hook failed.
     """
-    parts = parts_of(request)
-    if not parts.hooks or kind.name not in SHOWN:
-        return body
     secrets = BodySecrets()
     value, before = await asyncio.to_thread(_loaded, body, secrets)
     shown = HookRequest(
@@ -82,7 +78,7 @@ async def shown_to_hooks(
         body=value,
     )
     try:
-        await parts.hooks.refine(shown)
+        await hooks.refine(shown)
     finally:
         record.tags.update(shown.tags)
     after = await asyncio.to_thread(_dumped, shown.body, secrets)

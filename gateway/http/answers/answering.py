@@ -109,7 +109,7 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
     request_id, num_takes = http_request.state.request_id, 1
     while True:
         try:
-            response = await _answer_by(http_request, model, request_id, body, shape)
+            response = await _answer_by(http_request, parts, model, request_id, body, shape)
         except GatewayError as error:
             if too_long is not None and error.code is ErrorCode.PERMISSION_DENIED:
                 # Of a model that the caller may not use it need not hear.
@@ -131,13 +131,14 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
 
 async def _answer_by(
     http_request: HttpRequest,
+    parts: HttpParts,
     model: str,
     request_id: str,
     body: AskedGeneration,
     shape: AnswerShape,
 ) -> Response:
     """The same by one model, whose name is told where it isn't the one that was asked for."""
-    parts, job = parts_of(http_request), body.job
+    job = body.job
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
     record: AccessRecord = http_request.state.log
     request, work = parts.requests.generation(job, caller_of(http_request), request_id, model=model)

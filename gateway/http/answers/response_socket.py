@@ -150,9 +150,10 @@ class ResponseSocket:
             with bodies.place(caller.name) as place:
                 await bodies.hold(message, place)
                 self._socket.let_go()
-                message = await shown_to_hooks(
-                    SOCKET, message, self._request, caller, record, identify
-                )
+                if self._parts.hooks:
+                    message = await shown_to_hooks(
+                        self._parts.hooks, message, self._request, caller, record, identify
+                    )
                 body = await bodies.parse(message, caller.name, SOCKET)
             if body.type == "response.processed":
                 return  # Codex says so; nothing follows from it

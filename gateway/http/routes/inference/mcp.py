@@ -249,12 +249,13 @@ async def _generated(
                 f"Missing argument: `model`, one of {', '.join(models) or 'none at present'}.",
                 param="model",
             )
-    caller = caller_of(request)
-    identify = partial(key_id_of, request, MCP_PATH)
+    hooks, caller, record = parts_of(request).hooks, caller_of(request), request.state.log
     body = chat_body(asked, model)
-    body = await shown_to_hooks(
-        CHAT, body, request, caller, request.state.log, identify, endpoint=CHAT_ENDPOINT
-    )
+    if hooks:
+        identify = partial(key_id_of, request, MCP_PATH)
+        body = await shown_to_hooks(
+            hooks, body, request, caller, record, identify, endpoint=CHAT_ENDPOINT
+        )
     generation = await parsed(request, body, CHAT)
     return await answer(request, generation, _GenerateShape(message, version))
 
