@@ -68,7 +68,7 @@ def chat_job(
     kwargs = _template_kwargs(request)
     continues = bool(request.continue_final_message)
     adds_prompt = request.add_generation_prompt
-    wanted = request.wanted_content
+    wanted, limit = request.wanted_content, request.output_limit
     budget = request.thinking_token_budget
     options = _options(
         request,
@@ -84,7 +84,7 @@ def chat_job(
         template_kwargs_json=kwargs_json,
         add_generation_prompt=not continues if adds_prompt is None else adds_prompt,
         continue_final_message=continues,
-        max_tokens=request.output_limit,
+        max_tokens=limit,
         truncate_prompt_tokens=request.truncate_prompt_tokens,
         chat_template=request.chat_template,
         cache_salt=request.cache_salt or "",
@@ -93,8 +93,8 @@ def chat_job(
         endpoint=CHAT_ENDPOINT,
         model=request.model,
         prepares=(prepare,),
-        sampling=_sampling(request, options, request.output_limit, defaults, make_seed),
-        max_tokens=request.output_limit,
+        sampling=_sampling(request, options, limit, defaults, make_seed),
+        max_tokens=limit,
         prompt_bytes=_bound(
             sum(len((text or "").encode()) for text in (messages_json, tools_json, kwargs_json)),
             request,
@@ -102,7 +102,7 @@ def chat_job(
         tools_json=tools_json,
         enforced_tools_json=dump_json(enforced, "tools") if enforced is not None else None,
         tool_choice=choice_mode(request.tool_choice) if may_call else "none",
-        tool_name=request.named_tool or "",
+        tool_name=(request.named_tool or "") if may_call else "",
         response_grammar=None if wanted is None else wanted.grammar,
         grammar_param="tools" if wanted is None else wanted.param,
         parallel_tool_calls=request.parallel_tool_calls is not False,
@@ -206,6 +206,7 @@ def _options(
     names_functions: bool = False,
     custom_tools: frozenset[str] = frozenset(),
 ) -> AnswerOptions:
+    stream_options = request.stream_options
     return AnswerOptions(
         num_choices=request.num_generated,
         num_answers=request.n or 1,
@@ -217,8 +218,10 @@ def _options(
         shows_budget_warnings=bool(request.include_budget_warnings),
         shows_timings=bool(request.include_timings),
         names_token_ids=bool(request.return_tokens_as_token_ids),
-        include_usage=request.include_usage,
-        continuous_usage=request.continuous_usage,
+        include_usage=stream_options is not None and bool(stream_options.include_usage),
+        continuous_usage=(
+            stream_options is not None and bool(stream_options.continuous_usage_stats)
+        ),
         shows_reasoning=shows_reasoning,
         names_functions=names_functions,
         custom_tools=custom_tools,

@@ -87,10 +87,11 @@ class ChatRequest(GenerationRequest):
             raise field_error("it needs `logprobs`.", "top_logprobs")
         if self.tool_choice not in (None, "none") and not self.tools:
             raise field_error("it needs `tools`.", "tool_choice")
-        names = {tool.name for tool in self.tools or ()}
-        for name in (self.named_tool, *(self.allowed_tools or ())):
-            if name is not None and name not in names:
-                raise field_error(f"there is no tool `{name[:100]}` in `tools`.", "tool_choice")
+        if self.tool_choice is not None:
+            names = {tool.name for tool in self.tools or ()}
+            for name in (self.named_tool, *(self.allowed_tools or ())):
+                if name is not None and name not in names:
+                    raise field_error(f"there is no tool `{name[:100]}` in `tools`.", "tool_choice")
         if self.continue_final_message and self.add_generation_prompt:
             raise field_error("it contradicts `add_generation_prompt`.", "continue_final_message")
         last = self.messages[-1]

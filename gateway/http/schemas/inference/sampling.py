@@ -142,14 +142,18 @@ class GenerationRequest(StructuredFields):
 
     @model_validator(mode="after")
     def _consistent(self) -> "GenerationRequest":
-        if self.stream_options is not None and not self.stream:
-            raise field_error("it is only allowed when `stream` is true.", "stream_options")
-        if self.continuous_usage and not self.include_usage:
-            raise field_error("it needs `include_usage`.", "stream_options.continuous_usage_stats")
-        if self.wanted_content is not None:
+        options, wanted = self.stream_options, self.wanted_content
+        if options is not None:
+            if not self.stream:
+                raise field_error("it is only allowed when `stream` is true.", "stream_options")
+            if options.continuous_usage_stats and not options.include_usage:
+                raise field_error(
+                    "it needs `include_usage`.", "stream_options.continuous_usage_stats"
+                )
+        if wanted is not None:
             for name in ("ignore_eos", "bad_words"):
                 if getattr(self, name):
-                    raise field_error(f"it contradicts `{self.wanted_content.param}`.", name)
+                    raise field_error(f"it contradicts `{wanted.param}`.", name)
         if self.prompt_logprobs is not None and self.stream:
             raise field_error("it can't be streamed.", "prompt_logprobs")
         if self.logprob_token_ids and self.num_top_logprobs is None:
@@ -166,17 +170,6 @@ class GenerationRequest(StructuredFields):
     def output_limit(self) -> int | None:
         """Output tokens at most, None when the client set no limit."""
         return self.max_tokens
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @property
-    def continuous_usage(self) -> bool:
-        """Whether each chunk of a stream tells the usage so far."""
-        options = self.stream_options
-        return options is not None and bool(options.continuous_usage_stats)
 
     @property
     def num_generated(self) -> int:
