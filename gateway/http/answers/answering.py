@@ -15,8 +15,7 @@ from gateway.errors import (
 )
 from gateway.http.access.guard import caller_of
 from gateway.http.access.replaying import refuse_stream
-from gateway.http.answers.answer_headers import answer_headers
-from gateway.http.answers.ignored_fields import ignored_headers, unenforced_headers
+from gateway.http.answers.answer_headers import answer_headers, ignored_headers, unenforced_headers
 from gateway.http.answers.responses import (
     Answering,
     EventStreamResponse,

@@ -6,8 +6,7 @@ from fastapi import Response
 from gateway.errors import ClientDisconnectedError, GatewayError, UnsupportedFieldError
 from gateway.http.access.guard import caller_of, tenant_of
 from gateway.http.access.replaying import refuse_stream
-from gateway.http.answers.answer_headers import answer_headers
-from gateway.http.answers.ignored_fields import ignored_headers, unenforced_headers
+from gateway.http.answers.answer_headers import answer_headers, ignored_headers, unenforced_headers
 from gateway.http.answers.responses import EventStreamResponse, collect_answer, note
 from gateway.http.bodies.parsers import CONTINUED_RESPONSES
 from gateway.http.connections.disconnect import watch

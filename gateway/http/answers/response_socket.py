@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 from gateway.errors import ClientDisconnectedError, GatewayError, InvalidRequestError
 from gateway.http.access.guard import caller_of, key_id_of, tenant_of
 from gateway.http.access.hooking import shown_to_hooks
+from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.answers.hosted_answering import hosted_turns
-from gateway.http.answers.ignored_fields import ignored_headers
 from gateway.http.answers.responses import Answering
 from gateway.http.bodies.parsed_bodies import (
     SocketBody,

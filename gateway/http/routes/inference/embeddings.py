@@ -15,8 +15,7 @@ from gateway.errors import (
     WorkerUnavailableError,
 )
 from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
-from gateway.http.answers.answer_headers import answer_headers
-from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.answer_headers import answer_headers, ignored_headers
 from gateway.http.answers.responses import run_to_end
 from gateway.http.bodies.parsed_bodies import (
     EmbeddingBody,

@@ -7,8 +7,8 @@ from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
 from gateway.http.access.guard import GuardedRoute, parsed_body
+from gateway.http.answers.answer_headers import warning_objects
 from gateway.http.answers.answering import UnstoredShape, answer
-from gateway.http.answers.limit_warnings import warning_objects
 from gateway.http.bodies.parsers import CHAT, COMPLETION
 from gateway.http.errors.error_table import limit_headers
 from gateway.http.parts import parts_of

@@ -25,9 +25,9 @@ from gateway.http.access.guard import (
     tenant_of,
 )
 from gateway.http.access.replaying import refuse_stream
+from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.answers.answering import UnstoredShape, answer, check_model, count_tokens
 from gateway.http.answers.hosted_answering import answer_hosted
-from gateway.http.answers.ignored_fields import ignored_headers
 from gateway.http.answers.response_socket import SocketAnswer
 from gateway.http.background.background_responses import BackgroundResponses
 from gateway.http.background.background_task import BackgroundTask, begun, encoded

@@ -10,8 +10,7 @@ from fastapi import Request as HttpRequest
 
 from gateway.errors import ClientDisconnectedError, InvalidRequestError, UnsupportedFieldError
 from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
-from gateway.http.answers.answer_headers import answer_headers
-from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.answer_headers import answer_headers, ignored_headers
 from gateway.http.answers.responses import run_to_end
 from gateway.http.bodies.parsers import CLASSIFY, DECISION, RERANK, SCORE, SYSTEMONE
 from gateway.http.parts import parts_of

@@ -11,9 +11,8 @@ from gateway.errors import (
     UnsupportedFieldError,
 )
 from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
-from gateway.http.answers.answer_headers import answer_headers
+from gateway.http.answers.answer_headers import answer_headers, ignored_headers
 from gateway.http.answers.answering import only_model
-from gateway.http.answers.ignored_fields import ignored_headers
 from gateway.http.answers.responses import run_to_end
 from gateway.http.bodies.parsers import DETOKENIZE, TOKENIZE
 from gateway.http.parts import HttpParts, parts_of

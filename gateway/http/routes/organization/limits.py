@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.errors import InvalidRequestError, RemoteFailureError
 from gateway.http.access.guard import GuardedRoute
-from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.organization import shapes
 from gateway.http.parts import parts_of
 from gateway.http.query import query_text

@@ -9,7 +9,7 @@ from gateway.batches.files import disk_error
 from gateway.batches.store import BatchStore
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.access.guard import GuardedRoute, caller_of, read_body
-from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.parts import parts_of
 from gateway.http.query import query_number, query_text
 from gateway.http.routes.stored.files import as_json, files_of, page, tenant_of

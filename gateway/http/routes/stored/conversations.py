@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from gateway.errors import UnsupportedFieldError
 from gateway.http.access.guard import GuardedRoute, parsed_body, tenant_of
-from gateway.http.answers.ignored_fields import ignored_headers
+from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.bodies.parsed_bodies import (
     ConversationBody,
 )
