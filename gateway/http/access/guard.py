@@ -33,8 +33,7 @@ from gateway.http.bodies.parsers import BodyKind
 from gateway.http.bodies.reading import LONG_NUMBERS_BYTES, SMALL_BYTES, Bodies, BodyPlace
 from gateway.http.connections.disconnect import watch
 from gateway.http.parts import parts_of
-from gateway.request.callers.caller import Caller
-from gateway.request.callers.end_users import end_user_of
+from gateway.request.callers.caller import Caller, end_user_of
 from gateway.request.idempotency.replays import KeptAnswer
 from protocol.errors import NO_API_KEY, ErrorCode
 from protocol.wire.endpoints import is_loopback

@@ -21,7 +21,7 @@ from gateway.http.schemas.inference.sampling import GenerationRequest
 from gateway.http.schemas.inference.tokenize import TokenizeRequest
 from gateway.http.schemas.tools.functions import names_functions
 from gateway.http.schemas.tools.tool_choice import choice_mode
-from gateway.request.callers.end_users import named_end_user
+from gateway.request.callers.caller import named_end_user
 from gateway.request.jobs.answer_options import PLAIN_ANSWER, AnswerOptions
 from gateway.request.jobs.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT, GenerationJob
 from protocol.wire.messages import Prepare, SamplingDefaults, SamplingParams

@@ -78,8 +78,8 @@ from gateway.http.schemas.tools.functions import in_words_of_functions
 from gateway.http.scoring.classify import ClassifyBody, classify_body
 from gateway.http.scoring.convert import DecisionBody, decision_body, systemone_body
 from gateway.http.scoring.rerank import RerankBody, rerank_body, score_body
-from gateway.request.callers.end_users import named_end_user
-from gateway.request.preparation.prompt_length import MANY_IDS, check_inputs, check_prompts
+from gateway.request.callers.caller import named_end_user
+from gateway.request.jobs.model_limits import MANY_IDS, check_inputs, check_prompts
 from protocol.wire.messages import EngineOffer, SamplingDefaults
 
 ResultT = TypeVar("ResultT")

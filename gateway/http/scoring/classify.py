@@ -21,7 +21,7 @@ from gateway.http.schemas.base.body import (
 from gateway.http.schemas.base.ranges import MAX_EMBEDDING_INPUTS, MAX_TOKEN_IDS, ranged
 from gateway.http.schemas.inference.embedding import Input, input_of_one_kind
 from gateway.http.scoring.probabilities import probabilities, shown
-from gateway.request.callers.end_users import named_end_user
+from gateway.request.callers.caller import named_end_user
 from protocol.wire.messages import Classified, Classify, EngineOffer, Usage
 
 MAX_NUMBERS: Final = 1_000_000

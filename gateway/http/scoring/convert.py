@@ -23,7 +23,7 @@ from gateway.http.scoring.decision_schemas import (
     SystemoneRequest,
     check_json,
 )
-from gateway.request.callers.end_users import named_end_user
+from gateway.request.callers.caller import named_end_user
 from protocol.wire.messages import Score as ScoreMessage
 
 _KWARGS_JSON: Final = '{"enable_thinking":false,"thinking":false}'

@@ -27,7 +27,7 @@ from gateway.http.scoring.convert import upper_bound
 from gateway.http.scoring.decision_schemas import MAX_TEXT_CHARACTERS
 from gateway.http.scoring.probabilities import probabilities, shown
 from gateway.http.scoring.render import logprobs_of
-from gateway.request.callers.end_users import named_end_user
+from gateway.request.callers.caller import named_end_user
 from protocol.wire.messages import Classified, Classify, EngineOffer, Scored, Usage
 from protocol.wire.messages import Score as ScoreMessage
 

@@ -1,7 +1,7 @@
 """Keeps choices within what is paid for, and within what their reader takes."""
 
 from gateway.request.choices.choice import EngineChoice
-from gateway.request.delivery.event_queue import EventQueue
+from gateway.request.delivery.pipeline import EventQueue
 from gateway.request.leases.lease import RequestLease
 from gateway.request.lifecycle.background import Background
 

@@ -1,6 +1,12 @@
-"""What a request may ask of one model, beyond what every request is checked for."""
+"""What a request may ask of one model, beyond what every request is checked for.
 
-from collections.abc import Iterable
+What its engines can do and which ids it has; prompts that can't fit its context, before anybody
+tokenises them; answers larger than this server sends, before anything is computed for them. Of
+prompts only what a client gave as text or as token ids is looked at: a chat template may leave out
+most of a history. The messages are the engines' own.
+"""
+
+from collections.abc import Iterable, Sequence
 
 from gateway.errors import (
     InvalidRequestError,
@@ -9,10 +15,18 @@ from gateway.errors import (
     WorkerUnavailableError,
 )
 from gateway.request.jobs.job import CHAT_ENDPOINT, GenerationJob
-from gateway.request.preparation.prompt_length import check_prompts
 from gateway.workers.engine_directory import EngineDirectory
+from protocol.errors import ErrorCode
 from protocol.version import EXTRAS_VERSION, SURFACE_VERSION, ProtocolVersion
-from protocol.wire.messages import EngineOffer, Prepare
+from protocol.wire.messages import Classify, Embed, EngineOffer, Prepare
+
+MANY_IDS = 128 * 1024
+"""A body with more token ids is so large that its caller was known before it was read; too many of
+them are refused where the body is parsed, before anything is done for each."""
+TOKEN_BYTES = 6
+"""Text of a token in an answer, escapes included."""
+LOGPROB_BYTES = 96
+"""One token with its log probability and its bytes, as JSON."""
 
 
 def find_offer(directory: EngineDirectory, model: str, configured: tuple[str, ...]) -> EngineOffer:
@@ -168,3 +182,104 @@ def _check_logprobs(name: str, number: int | None, offer: EngineOffer) -> None:
         f"Invalid `{name}`: {number} is out of this model's range, 0 ≤ x ≤ {offer.max_logprobs}.",
         param=name,
     )
+
+
+def check_prompts(prepares: Sequence[Prepare], offer: EngineOffer) -> None:
+    """Refuse prompts of completions by their length.
+
+    Raises:
+        InvalidRequestError: `context_length_exceeded`; with the length, or the least it can be.
+    """
+    for prepare in prepares:
+        if prepare.kind != "completion" or prepare.truncate_prompt_tokens is not None:
+            continue
+        least, is_exact = _least_tokens(prepare.prompt, prepare.prompt_token_ids, offer)
+        if prepare.suffix is not None:
+            behind, _ = _least_tokens(prepare.suffix, None, offer)
+            least, is_exact = least + behind, False
+        if least + (prepare.max_tokens or 1) > offer.max_model_len:
+            wanted = prepare.max_tokens
+            output = "at least 1 output token" if wanted is None else f"{wanted} output tokens"
+            raise InvalidRequestError(
+                f"This model's maximum context length is {offer.max_model_len} tokens. However, "
+                f"you requested {output} and your prompt contains "
+                f"{'' if is_exact else 'at least '}{least} input tokens. Shorten the prompt or ask "
+                "for fewer output tokens.",
+                code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                param="prompt",
+            )
+
+
+def check_inputs(message: Embed | Classify, offer: EngineOffer) -> None:
+    """Refuse inputs of embeddings, or texts to be classified, by their length.
+
+    Of pairs the first texts alone are looked at.
+
+    Raises:
+        InvalidRequestError: `context_length_exceeded`, naming the first input that is too long.
+    """
+    if message.truncate_prompt_tokens is not None:
+        return
+    rows = [_least_tokens(text, None, offer) for text in message.texts]
+    rows += [_least_tokens(None, ids, offer) for ids in message.token_ids]
+    for index, (least, is_exact) in enumerate(rows):
+        if least > offer.max_model_len:
+            raise InvalidRequestError(
+                f"This model's maximum context length is {offer.max_model_len} tokens, but input "
+                f"{index} has {'' if is_exact else 'at least '}{least}. Shorten it, or set "
+                "'truncate_prompt_tokens' to -1.",
+                code=ErrorCode.CONTEXT_LENGTH_EXCEEDED,
+                param="input",
+            )
+
+
+def _least_tokens(
+    text: str | None, token_ids: tuple[int, ...] | None, offer: EngineOffer
+) -> tuple[int, bool]:
+    """The fewest tokens that a prompt can have, and whether it has just these."""
+    if token_ids is not None:
+        return len(token_ids), True
+    if text is None or not offer.max_token_bytes:
+        return 0, False
+    num_bytes = len(text.encode("utf-8", "surrogatepass"))
+    return -(-num_bytes // offer.max_token_bytes), False
+
+
+def check_answer_size(
+    job: GenerationJob, prompt_tokens: Sequence[int], output_limits: Sequence[int], max_bytes: int
+) -> None:
+    """Refuse what would be answered with more than a client or this server can hold.
+
+    A stream's output leaves as it is made, so only what it tells of its prompts counts.
+
+    Args:
+        job: What is asked for.
+        prompt_tokens: Tokens of each prompt.
+        output_limits: Output tokens at most of a choice of each prompt.
+        max_bytes: Larger answers are refused.
+
+    Raises:
+        InvalidRequestError: With both numbers.
+    """
+    options = job.options
+    estimate = 0
+    per_prompt_token = TOKEN_BYTES if options.echoes or options.shows_token_ids else 0
+    num_beside_prompt = options.engine_prompt_logprobs
+    if num_beside_prompt is not None:
+        per_prompt_token += (1 + num_beside_prompt) * LOGPROB_BYTES
+    per_token = TOKEN_BYTES
+    if options.num_top_logprobs is not None:
+        num_beside = options.num_top_logprobs + options.num_wanted_logprobs
+        per_token += (1 + num_beside) * LOGPROB_BYTES
+    for num_prompt, num_output in zip(prompt_tokens, output_limits, strict=True):
+        num_shown = options.num_choices if options.echoes else 1
+        estimate += num_prompt * per_prompt_token * num_shown
+        if not options.is_streaming and not job.discards_output:
+            estimate += num_output * per_token * options.num_choices
+    if estimate > max_bytes:
+        raise InvalidRequestError(
+            f"The answer could have {estimate} bytes, over this server's limit of {max_bytes} "
+            "(PENSTOCK_MAX_ANSWER_BYTES). Ask for fewer choices, tokens or log probabilities, or "
+            "for a stream.",
+            param="logprobs" if options.shows_logprobs else "n",
+        )

@@ -10,19 +10,22 @@ from gateway.errors import GatewayError, InvalidRequestError
 from gateway.request.choices.answer import Answer
 from gateway.request.choices.launcher import EnginePool, Launcher
 from gateway.request.choices.lease_watch import LeaseWatch
-from gateway.request.delivery.event_queue import EventQueue
 from gateway.request.delivery.events import GenerationEvent
-from gateway.request.delivery.pipeline import Pipeline
-from gateway.request.jobs.answer_size import check_answer_size
+from gateway.request.delivery.pipeline import EventQueue, Pipeline
 from gateway.request.jobs.job import GenerationJob
-from gateway.request.jobs.model_limits import check_served, check_template, find_offer
+from gateway.request.jobs.model_limits import (
+    check_answer_size,
+    check_prompts,
+    check_served,
+    check_template,
+    find_offer,
+)
 from gateway.request.jobs.thoughts import check_budget, thought_limit
 from gateway.request.leases.budget import TokenBudget
 from gateway.request.leases.work_bound import Admitted, Bound
 from gateway.request.lifecycle.work import Owner
 from gateway.request.lifecycle.work_trace import generation_attributes
 from gateway.request.parsers.parsing import ParseSession, parse_opening
-from gateway.request.preparation.prompt_length import check_prompts
 from gateway.telemetry.metrics import GenerationRecord, Metrics
 from gateway.workers.parsers import ParserLink
 from protocol.runtime.tracing import Attributes

@@ -29,8 +29,8 @@ from gateway.http.schemas.inference.embedding import (
     EncodingFormat,
     prompt_name_of,
 )
+from gateway.request.jobs.model_limits import check_inputs
 from gateway.request.kinds.questions import Question
-from gateway.request.preparation.prompt_length import check_inputs
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import Embed, Embedded, EngineOffer
 

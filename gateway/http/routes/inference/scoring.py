@@ -32,8 +32,8 @@ from gateway.http.scoring.rerank import (
     rerank_answer,
     score_answer,
 )
+from gateway.request.jobs.model_limits import check_inputs
 from gateway.request.kinds.questions import AnswerT, Question, QuestionT
-from gateway.request.preparation.prompt_length import check_inputs
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import Classified, Classify, EngineOffer, Score, Scored, Usage
 

@@ -10,8 +10,8 @@ from gateway import bridge
 from gateway.errors import GatewayError, InvalidRequestError, RemoteFailureError, WorkerLostError
 from gateway.request.delivery.events import total_usage
 from gateway.request.jobs.answer_options import AnswerOptions
-from gateway.request.jobs.answer_size import LOGPROB_BYTES, TOKEN_BYTES, check_answer_size
 from gateway.request.jobs.job import job_fingerprint, question_fingerprint
+from gateway.request.jobs.model_limits import LOGPROB_BYTES, TOKEN_BYTES, check_answer_size
 from gateway.request.leases.budget import TokenBudget
 from gateway.request.preparation.engine_asker import is_retryable
 from gateway.request.preparation.prompts import WINDOW, PromptBatch

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from gateway.errors import InvalidRequestError
-from gateway.request.callers.end_users import (
+from gateway.request.callers.caller import (
     MAX_CHARS,
     bounded_name,
     end_user_of,

@@ -5,8 +5,8 @@ import asyncio
 
 import pytest
 
-from gateway.request.delivery.event_queue import MAX_UNREAD
 from gateway.request.delivery.events import ChoiceFinished
+from gateway.request.delivery.pipeline import MAX_UNREAD
 from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Abort, Adjust, Authorize, Extend, Usage

@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from gateway.errors import GatewayError, OverloadedError
-from gateway.request.delivery.event_queue import MAX_UNREAD, EventQueue
 from gateway.request.delivery.events import ContentText
+from gateway.request.delivery.pipeline import MAX_UNREAD, EventQueue
 from gateway.request.lifecycle.background import Background
 from gateway.request.lifecycle.sessions import SessionTable
 from protocol.wire.messages import LeaseReport

@@ -1,7 +1,7 @@
 """Which tokens belong to which piece of parsed content."""
 
 from gateway.request.delivery.events import ContentText, GenerationEvent, PromptReport, PromptShown
-from gateway.request.delivery.prompt_gate import PromptGate
+from gateway.request.delivery.pipeline import PromptGate
 from gateway.request.parsers.token_spans import TokenSpans
 from protocol.wire.messages import Prepared, TokenLogprob, TokenLogprobs
 

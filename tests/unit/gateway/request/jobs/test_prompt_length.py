@@ -4,7 +4,7 @@ import pytest
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError
-from gateway.request.preparation.prompt_length import check_inputs, check_prompts
+from gateway.request.jobs.model_limits import check_inputs, check_prompts
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Embed, EngineOffer, Prepare
 from tests.fakes.request_parts import engine_offer
