@@ -25,6 +25,7 @@ from gateway.http.connections.limits import (
     raise_descriptor_limit,
 )
 from gateway.http.parts import HttpParts
+from gateway.telemetry.refusals import Refusals
 from protocol.errors import ConfigurationError
 
 _BACKLOG = 2048
@@ -138,14 +139,15 @@ def _limits(settings: GatewaySettings) -> ConnectionLimits:
     return ConnectionLimits(in_all, by_address, settings.trusted_proxies)
 
 
-def _protocol(settings: GatewaySettings) -> Callable[..., asyncio.Protocol]:
+def _protocol(settings: GatewaySettings, refusals: Refusals) -> Callable[..., asyncio.Protocol]:
     """Makes the protocol of a new connection; without uvicorn's TLS, which has no bounds."""
     context = None
     if settings.tls_cert_file is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
     limits = _limits(settings)
-    return Arrivals(limits, context, partial(BoundedHttpProtocol, limits=limits))
+    http = partial(BoundedHttpProtocol, limits=limits, refusals=refusals)
+    return Arrivals(limits, context, http, refusals)
 
 
 class HttpServer(uvicorn.Server):
@@ -159,10 +161,11 @@ class HttpServer(uvicorn.Server):
     """
 
     def __init__(self, parts: HttpParts) -> None:
+        refusals = Refusals(parts.access_log, parts.metrics)
         super().__init__(
             uvicorn.Config(
                 build_app(parts),
-                http=cast("Any", _protocol(parts.settings)),
+                http=cast("Any", _protocol(parts.settings, refusals)),
                 log_config=None,
                 access_log=False,
                 lifespan="off",

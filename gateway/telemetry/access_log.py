@@ -23,6 +23,7 @@ class AccessRecord:
         first_output_s: From arrival to the first output; None when there was none.
         prompt_tokens: What was charged, as are the next two.
         tags: What hooks said of it.
+        num_left_out: For so many more like it no line was written.
     """
 
     request_id: str
@@ -41,6 +42,7 @@ class AccessRecord:
     completion_tokens: int = 0
     cached_tokens: int = 0
     tags: dict[str, str] = field(default_factory=dict)
+    num_left_out: int = 0
 
 
 class AccessLog:
@@ -76,6 +78,8 @@ class AccessLog:
             fields["cached_tokens"] = record.cached_tokens
         if record.tags:
             fields["tags"] = record.tags
+        if record.num_left_out:
+            fields["left_out"] = record.num_left_out
         _logger.info(
             "%s %s %d", record.method, record.route, record.status, extra={"fields": fields}
         )

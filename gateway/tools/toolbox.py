@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from gateway.errors import (
     ToolPluginsError,
 )
 from protocol.runtime.child_environment import child_environment
+from protocol.runtime.child_process import ChildProcess, StartChild, start_child
 
 START_TIMEOUT_S = 60.0
 """What loading the packages may take."""
@@ -64,12 +63,14 @@ class ToolResult:
 class _ToolProcess:
     """One process, for one call at a time."""
 
-    def __init__(self, process: asyncio.subprocess.Process, tools: tuple[ToolCard, ...]) -> None:
+    def __init__(self, process: ChildProcess, tools: tuple[ToolCard, ...]) -> None:
         self.tools = tools
         self._process = process
 
     @classmethod
-    async def start(cls, command: Sequence[str], environment: Mapping[str, str]) -> "_ToolProcess":
+    async def start(
+        cls, start: StartChild, command: Sequence[str], environment: Mapping[str, str]
+    ) -> "_ToolProcess":
         """Start one and read its tools.
 
         Raises:
@@ -77,14 +78,8 @@ class _ToolProcess:
             OverloadedError: The system has no room for a process.
         """
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env=environment,
-                limit=MAX_ANSWER_BYTES,
-                start_new_session=True,  # its own children end with it
-            )
+            # In a group of its own: its own children end with it.
+            process = await start(command, environment, limit=MAX_ANSWER_BYTES)
         except OSError as error:
             _logger.error("cannot start a tool process: %s", error.strerror)
             raise OverloadedError(
@@ -110,12 +105,9 @@ class _ToolProcess:
 
     async def begin(self, call: bytes) -> bool:
         """Hand a call over; False when the process had died before it took it."""
-        stdin = self._process.stdin
-        if stdin is None:
-            return False
         with contextlib.suppress(ConnectionError):
-            stdin.write(call)
-            await stdin.drain()
+            self._process.writer.write(call)
+            await self._process.writer.drain()
         return await self._read() is not None
 
     async def result(self) -> dict[str, Any] | None:
@@ -127,15 +119,14 @@ class _ToolProcess:
         return await self._read()
 
     async def _read(self) -> dict[str, Any] | None:
-        stdout = self._process.stdout
-        line = b"" if stdout is None else await stdout.readline()
+        line = b""
+        with contextlib.suppress(ConnectionError):  # it died with a call that it hadn't read
+            line = await self._process.reader.readline()
         return orjson.loads(line) if line.endswith(b"\n") else None
 
     async def kill(self) -> None:
         """End the process and its children, whatever they do."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        await self._process.wait()
+        await self._process.end()
 
 
 class ToolBox:
@@ -146,6 +137,7 @@ class ToolBox:
         timeout_s: How long a call may run.
         environment: Of the processes.
         command: Starts one.
+        start: Does so, while the event loop goes on.
     """
 
     def __init__(
@@ -155,7 +147,9 @@ class ToolBox:
         timeout_s: float,
         environment: Mapping[str, str],
         command: Sequence[str] = _COMMAND,
+        start: StartChild = start_child,
     ) -> None:
+        self._start = start
         self._timeout_s = timeout_s
         self._command = command
         self._environment = dict(environment)
@@ -240,7 +234,7 @@ class ToolBox:
     async def _find(self) -> _ToolProcess:
         if self._idle:
             return self._idle.pop()
-        return await _ToolProcess.start(self._command, self._environment)
+        return await _ToolProcess.start(self._start, self._command, self._environment)
 
     async def _exchange(self, dead: _ToolProcess) -> _ToolProcess:
         """Another process in the place of one that is dead."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gateway.http.connections import http_protocol
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Authorize, Embed, Generate, OpenParse, Prepare
 from tests.fakes.raw_http import connected, post
@@ -135,12 +136,62 @@ async def test_an_error_within_a_stream_stands_in_its_line(
     assert line["first_output_ms"] >= 0
 
 
-async def test_what_is_no_http_has_no_line(
-    socket_dir: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("sent", "method", "status", "error_code"),
+    [
+        (b"nonsense\r\n\r\n", "unknown", 400, "invalid_request"),
+        (b"POST /live HTTP/1.1\r\nA: " + b"x" * 70_000, "POST", 431, "headers_too_large"),
+        (b"GET /" + b"x" * 70_000, "GET", 431, "headers_too_large"),
+        (b"CONNECT example.org:443 HTTP/1.1\r\n\r\n", "unknown", 400, "invalid_request"),
+    ],
+)
+async def test_what_never_becomes_a_request_has_a_line_too(
+    socket_dir: Path,
+    caplog: pytest.LogCaptureFixture,
+    sent: bytes,
+    method: str,
+    status: int,
+    error_code: str,
 ) -> None:
     async with running_gateway(socket_dir) as gateway, connected(gateway) as odd:
-        await odd.until_closed(b"nonsense\r\n\r\n")
-    assert lines(caplog) == []
+        answer = await odd.until_closed(sent)
+        metrics = gateway.application.metrics.render().decode()
+    (line,) = lines(caplog)
+    assert line.pop("duration_ms") >= 0
+    assert b"x-penstock-request-id: " + line.pop("request_id").encode() in answer
+    assert line == {
+        "method": method,
+        "route": "unknown",
+        "status": status,
+        "address": "127.0.0.1",
+        "error_code": error_code,
+    }
+    assert f'http_requests_total{{route="unknown",status="{status}"}} 1.0' in metrics
+
+
+async def test_a_connection_too_many_has_a_line(
+    socket_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_gateway(socket_dir, max_connections=1) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine(text=None)
+        async with connected(gateway) as busy:
+            busy.writer.write(post())
+            await engine.until(lambda: bool(engine.of(Generate)))
+            async with connected(gateway) as late:
+                assert (await late.until_closed(b"x")).startswith(b"HTTP/1.1 503 ")
+            (line,) = lines(caplog)
+    assert (line["status"], line["error_code"]) == (503, "overloaded")
+
+
+async def test_half_a_head_that_takes_too_long_has_a_line(
+    socket_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.02)
+    async with running_gateway(socket_dir) as gateway, connected(gateway) as slow:
+        await slow.until_closed(b"GET /live HTTP/1.1\r\nA: b\r\nC")
+    (line,) = lines(caplog)
+    assert (line["method"], line["status"], line["error_code"]) == ("GET", 0, "head_timeout")
 
 
 async def test_the_log_can_be_switched_off(

@@ -9,7 +9,8 @@ from pathlib import Path
 TOLD = "the client was told the same"
 TOLD_MORE = "the client was told more"
 TOLD_LESS = "the client was told less"
-UNKNOWN = "no client saw its id: it ended before its first event"
+UNKNOWN = "no client saw its id: no head of an answer came"
+REFUSED = "the client got a 503, and output had been made"
 WITHOUT_ROW = "the client was told its usage, and no row has it"
 
 
@@ -69,6 +70,8 @@ def accounts(rows: Iterable[tuple[str, int]], seen: Mapping[str, Seen]) -> dict[
 
     for request_id, tokens in settled.items():
         one = seen.get(request_id)
+        if one is not None and one.ending == "refused" and not tokens:
+            continue  # a refusal that was charged nothing
         if one is None:
             book(UNKNOWN, tokens, 0)
         else:
@@ -80,6 +83,8 @@ def accounts(rows: Iterable[tuple[str, int]], seen: Mapping[str, Seen]) -> dict[
 
 
 def _cause(one: Seen, settled: int) -> str:
+    if one.ending == "refused":
+        return REFUSED
     if not one.is_told:
         return f"the stream ended before its usage: {one.ending}"
     if settled == one.arrived:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tests.soak.accounts import Account, render_accounts
+from tests.soak.accounts import UNKNOWN, Account, render_accounts
 from tests.soak.chaos import Fault
 from tests.soak.traffic import Ledger
 
@@ -39,10 +39,17 @@ class Findings:
         return sum(self.ledger.endings.values())
 
     @property
+    def num_unexplained(self) -> int:
+        """Answers that were charged and that no client can have lost with its gateway."""
+        unknown = self.accounts.get(UNKNOWN, Account())
+        return max(0, unknown.num_answers - self.ledger.num_lost_early)
+
+    @property
     def is_clean(self) -> bool:
-        """Whether no stream failed, lied, or lacked its one end, and no lease is left."""
+        """Whether no stream failed, lied, lacked its one end or a client, and no lease is left."""
         ledger = self.ledger
-        return not (ledger.failures or ledger.wrong or ledger.without_one_end or self.open_leases)
+        has_faults = ledger.failures or ledger.wrong or ledger.without_one_end
+        return not (has_faults or self.open_leases or self.num_unexplained)
 
 
 def render(findings: Findings) -> str:
@@ -56,7 +63,9 @@ def render(findings: Findings) -> str:
         ("finished", f"{ledger.endings['finished']}"),
         ("left by their client in mid-stream", f"{ledger.endings['left']}"),
         ("503 with Retry-After before the first byte", f"{ledger.endings['refused']}"),
+        ("came while no gateway took connections", f"{ledger.endings['unreachable']}"),
         ("died with the socket of a killed gateway", f"{ledger.endings['gateway_lost']}"),
+        ("of these, before the head of their answer", f"{ledger.num_lost_early}"),
         ("**failed**", f"**{ledger.endings['failed']}**"),
         ("choices with wrong or duplicated text", f"{len(ledger.wrong)}"),
         ("requests without exactly one end", f"{len(ledger.without_one_end)}"),
@@ -79,6 +88,7 @@ def render(findings: Findings) -> str:
             f"{findings.settled_completion_tokens} / {ledger.delivered_completion_tokens}",
         ),
         ("requests whose usage no client saw (left, lost)", f"{ledger.num_unknown_usage}"),
+        ("charged, and no client lost so many before a head", f"{findings.num_unexplained}"),
     ]
     if findings.growth:
         rows.append(

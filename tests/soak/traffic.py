@@ -16,7 +16,8 @@ from tests.soak.accounts import Seen
 
 MODEL = "penstock-demo"
 _MAX_REFUSALS = 60
-Ending = Literal["finished", "left", "refused", "gateway_lost", "failed"]
+Ending = Literal["finished", "left", "refused", "unreachable", "gateway_lost", "failed"]
+"""`refused` is a 503 that says when to come again, `unreachable` a connection that nobody took."""
 
 _USAGE = {"include_usage": True, "continuous_usage_stats": True}
 """Told beside every piece of the answer, so that what arrived is known when no end comes."""
@@ -150,7 +151,8 @@ class Answer:
     """One request as the client saw it.
 
     Attributes:
-        response_id: The server's id of it, without its prefix.
+        request_id: The server's, by the head of its answer; empty when none came.
+        response_id: That of the first event, without its prefix.
         event_times: Monotonic seconds of each event with output.
         num_done: `[DONE]` marks.
         prompt_tokens: As the end of the stream tells; output likewise.
@@ -161,6 +163,7 @@ class Answer:
     kind: Kind
     started_at: float
     ending: Ending = "failed"
+    request_id: str = ""
     response_id: str = ""
     said: dict[int, Said] = field(default_factory=dict)
     event_times: list[float] = field(default_factory=list)
@@ -186,6 +189,8 @@ class Ledger:
         wrong: What differed from the known text, a line each.
         delivered_prompt_tokens: Of requests whose usage the client knows; output likewise.
         seen: Request id → what is known of the answer, for the accounts.
+        num_lost_early: Answers that died with their gateway before their head, so that their
+            clients know no id.
     """
 
     endings: Counter[str] = field(default_factory=Counter)
@@ -197,6 +202,7 @@ class Ledger:
     delivered_completion_tokens: int = 0
     num_unknown_usage: int = 0
     seen: dict[str, Seen] = field(default_factory=dict)
+    num_lost_early: int = 0
 
     def take(self, answer: Answer, known: Mapping[str, Answer]) -> None:
         """Count and check one answer."""
@@ -215,12 +221,16 @@ class Ledger:
                     f"{name}: {answer.num_done} [DONE], {answer.num_errors} errors, ends {ends}"
                 )
         is_told = bool(answer.completion_tokens)
-        if answer.response_id:
-            self.seen[answer.response_id] = Seen(answer.ending, answer.arrived_tokens, is_told)
+        if answer.response_id not in ("", answer.request_id):
+            self.wrong.append(f"{name}: {answer.response_id} in {answer.request_id}'s answer")
+        if answer.request_id:
+            self.seen[answer.request_id] = Seen(answer.ending, answer.arrived_tokens, is_told)
+        elif answer.ending == "gateway_lost":
+            self.num_lost_early += 1
         if is_told:
             self.delivered_prompt_tokens += answer.prompt_tokens
             self.delivered_completion_tokens += answer.completion_tokens
-        elif answer.ending != "refused":
+        elif answer.ending not in ("refused", "unreachable"):
             self.num_unknown_usage += 1
         self._check(answer, known.get(name))
 
@@ -270,6 +280,7 @@ class Client:
         turn = self._gateway_turns()
         try:
             async with self._http.stream("POST", kind.path, json=dict(kind.body)) as reply:
+                answer.request_id = reply.headers.get("x-penstock-request-id", "")
                 if reply.status_code == 503 and "retry-after" in reply.headers:
                     answer.ending = "refused"
                 elif reply.status_code != 200:
@@ -278,12 +289,12 @@ class Client:
                 else:
                     await self._read(reply, answer)
         except httpx.TransportError as error:
-            when = "in mid-stream" if answer.response_id else "before the first byte"
+            when = "in mid-stream" if answer.request_id else "before the first byte"
             answer.error = f"{type(error).__name__} {when} {error}"
             # A death may not have been noticed yet when its sockets break.
             await asyncio.sleep(0.5)
-            if not answer.response_id and isinstance(error, httpx.ConnectError):
-                answer.ending = "refused"
+            if not answer.request_id and isinstance(error, httpx.ConnectError):
+                answer.ending = "unreachable"
             elif turn % 2 or self._gateway_turns() != turn:
                 answer.ending = "gateway_lost"
         answer.ended_at = time.monotonic()
@@ -368,7 +379,7 @@ class Crowd:
         while not self._is_stopping:
             answer = await client.ask(rng.choice(client.requests))
             self.ledger.take(answer, self._known)
-            if answer.ending in ("refused", "gateway_lost"):
+            if answer.ending in ("refused", "unreachable", "gateway_lost"):
                 await asyncio.sleep(rng.uniform(0.1, 0.5))  # what Retry-After asks of clients
 
 
@@ -383,7 +394,7 @@ async def learn(client: Client) -> dict[str, Answer]:
         patient = Kind(kind.name, kind.path, kind.body)
         answer = await client.ask(patient)
         for _ in range(_MAX_REFUSALS):  # a machine that others use lets engines seem dead at times
-            if answer.ending != "refused":
+            if answer.ending not in ("refused", "unreachable"):
                 break
             await asyncio.sleep(1.0)
             answer = await client.ask(patient)

@@ -1,10 +1,7 @@
 """The processes that parse large bodies: started when they are needed, ended when nothing comes."""
 
 import asyncio
-import contextlib
 import logging
-import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -13,6 +10,7 @@ from gateway.errors import GatewayError, InvalidRequestError, OverloadedError
 from gateway.http.bodies.body_process import FAILURE, LENGTH_BYTES, RESULT, ParseTask, Refusal
 from gateway.http.bodies.parsers import KINDS, BodyKind, ParseContext
 from gateway.http.bodies.turns import Turns
+from protocol.runtime.child_process import ChildProcess, StartChild, start_child
 from protocol.wire import codec
 
 IDLE_S = 60.0
@@ -36,6 +34,7 @@ class BodyPool:
         environment: Of the processes.
         max_processes: Bodies that are parsed at a time; one a caller.
         command: Starts a process.
+        start: Does so, while the event loop goes on.
     """
 
     def __init__(
@@ -44,15 +43,17 @@ class BodyPool:
         *,
         max_processes: int = 2,
         command: Sequence[str] = _COMMAND,
+        start: StartChild = start_child,
     ) -> None:
         self._environment = dict(environment)
         self._command = command
+        self._start = start
         self._turns = Turns(max_processes, 1)
-        self._idle: list[asyncio.subprocess.Process] = []
-        self._busy: set[asyncio.subprocess.Process] = set()
-        # Bodies whose clients have left.
-        self._left: set[asyncio.Task[bytes]] = set()
+        self._idle: list[ChildProcess] = []
+        # Bodies that are with a process, or wait until one has started.
+        self._asking: set[asyncio.Task[bytes]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
         # Made at the start: each takes milliseconds.
         self._decoders: dict[str, codec.Decoder[Any]] = {
             kind.name: codec.Decoder(kind.result) for kind in KINDS.values()
@@ -75,10 +76,14 @@ class BodyPool:
         task = codec.encode_value(ParseTask(kind.name, context))
         await self._turns.take(caller)
         asking = asyncio.get_running_loop().create_task(self._ask(task, body))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
         asking.add_done_callback(lambda _: self._turns.give(caller))
         try:
             frame = await asyncio.shield(asking)
         except asyncio.CancelledError:
+            if asking.cancelled():
+                raise _could_not_parse() from None  # the pool was closed
             self._leave(asking)
             raise
         if frame[:1] == RESULT:
@@ -92,15 +97,16 @@ class BodyPool:
         raise InvalidRequestError(refusal.message, code=refusal.code, param=refusal.param)
 
     async def close(self) -> None:
-        """End all processes."""
+        """End all processes; whoever waits for one is told to try again."""
+        self._is_closed = True
         if self._timer is not None:
             self._timer.cancel()
-        for asking in self._left:
-            asking.cancel()
-        await asyncio.gather(*self._left, return_exceptions=True)
-        for process in (*self._idle, *self._busy):
-            await _end(process)
-        self._idle.clear()
+        asking = tuple(self._asking)
+        for one in asking:
+            one.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        while self._idle:
+            await self._idle.pop().end()
 
     def _leave(self, asking: "asyncio.Task[bytes]") -> None:
         """Nobody waits for an answer any more."""
@@ -108,11 +114,9 @@ class BodyPool:
 
         def on_done(done: "asyncio.Task[bytes]") -> None:
             timer.cancel()
-            self._left.discard(done)
             if not done.cancelled():
                 done.exception()  # it is nobody's any more
 
-        self._left.add(asking)
         asking.add_done_callback(on_done)
 
     async def _ask(self, task: bytes, body: bytes) -> bytes:
@@ -130,10 +134,7 @@ class BodyPool:
             except TimeoutError as error:
                 raise _could_not_parse() from error
 
-    async def _ask_one(
-        self, process: asyncio.subprocess.Process, task: bytes, body: bytes
-    ) -> bytes:
-        self._busy.add(process)
+    async def _ask_one(self, process: ChildProcess, task: bytes, body: bytes) -> bytes:
         is_well = False
         try:
             async with asyncio.timeout(PARSE_TIMEOUT_S):
@@ -141,7 +142,7 @@ class BodyPool:
             is_well = True
             return frame
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError) as error:
-            await _end(process)
+            await process.end()
             _logger.error(
                 "a process that parses bodies ended with %s (%s)",
                 process.returncode,
@@ -149,28 +150,24 @@ class BodyPool:
             )
             raise
         finally:
-            self._busy.discard(process)
             if is_well:
                 self._idle.append(process)
                 self._plan_end()
             else:
-                await _end(process)
+                await process.end()
 
-    async def _process(self) -> tuple[asyncio.subprocess.Process, bool]:
+    async def _process(self) -> tuple[ChildProcess, bool]:
         """An idle one that lives, else a new one; whether it is new."""
         while self._idle:
             process = self._idle.pop()
             if process.returncode is None:
                 return process, False
+            process.release()
+        if self._is_closed:
+            raise _could_not_parse()
         try:
-            process = await asyncio.create_subprocess_exec(
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                env=self._environment,
-                limit=_PIPE_BYTES,
-                start_new_session=True,  # Ctrl-C is for the gateway, which lets requests finish
-            )
+            # In a session of its own: Ctrl-C is for the gateway, which lets requests finish.
+            process = await self._start(self._command, self._environment, limit=_PIPE_BYTES)
         except OSError as error:
             _logger.error("cannot start a process that parses bodies: %s", error.strerror)
             raise _could_not_parse() from error
@@ -184,18 +181,15 @@ class BodyPool:
     def _end_idle(self) -> None:
         idle, self._idle = self._idle, []
         for process in idle:
-            if process.stdin is not None:
-                process.stdin.close()  # its end of input
+            process.release()
 
 
 def _could_not_parse() -> OverloadedError:
     return OverloadedError("The request body could not be parsed; please try again later.")
 
 
-async def _exchange(process: asyncio.subprocess.Process, task: bytes, body: bytes) -> bytes:
-    stdin, stdout = process.stdin, process.stdout
-    assert stdin is not None, "it was started with pipes"
-    assert stdout is not None, "it was started with pipes"
+async def _exchange(process: ChildProcess, task: bytes, body: bytes) -> bytes:
+    stdin, stdout = process.writer, process.reader
     for frame in (task, body):
         stdin.write(len(frame).to_bytes(LENGTH_BYTES, "big"))
         view = memoryview(frame)
@@ -204,11 +198,3 @@ async def _exchange(process: asyncio.subprocess.Process, task: bytes, body: byte
             await stdin.drain()
     length = int.from_bytes(await stdout.readexactly(LENGTH_BYTES), "big")
     return await stdout.readexactly(length)
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            # Its own `kill` may reap a process that has just died, and asyncio would not learn how.
-            os.killpg(process.pid, signal.SIGKILL)
-    await process.wait()

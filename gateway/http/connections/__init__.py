@@ -7,5 +7,5 @@ counts connections by address, `arrival.py` has them before they say anything, a
 have come.
 Others use `watch` of `disconnect.py`, `arrived_body`, `WebSocket` and `SocketBuffers`; the server
 takes the rest.
-May import `gateway.http.errors.error_table`.
+May import `gateway.http.errors.error_table` and `gateway.telemetry`.
 """

@@ -10,6 +10,8 @@ from typing import Any, Final
 from uvicorn.server import ServerState
 
 from gateway.http.connections.limits import ConnectionLimits
+from gateway.telemetry.refusals import Refusals
+from protocol.errors import ErrorCode
 
 ARRIVAL_TIMEOUT_S: Final = 60.0
 """For the first byte of a request."""
@@ -24,6 +26,7 @@ class Arrivals:
         limits: The bounds of connections.
         context: For TLS, with the server's certificate; None serves plain HTTP.
         http: Makes the protocol that takes over, of what uvicorn calls this with.
+        refusals: Is told of those that get no place and no answer.
     """
 
     def __init__(
@@ -31,8 +34,10 @@ class Arrivals:
         limits: ConnectionLimits,
         context: ssl.SSLContext | None,
         http: Callable[..., asyncio.Protocol],
+        refusals: Refusals | None = None,
     ) -> None:
         self.limits = limits
+        self.refusals = refusals
         self.context = context
         self._http = http
         # The same for each connection, and made once.
@@ -119,6 +124,9 @@ class Arrival(asyncio.Protocol):
         elif context is None:
             self._hand_over()  # which tells the client why it has to go
         else:
+            if self._arrivals.refusals is not None:
+                now = asyncio.get_running_loop().time()
+                self._arrivals.refusals.tell(self.address, 0, ErrorCode.OVERLOADED, now)
             transport.abort()
 
     def data_received(self, data: bytes) -> None:

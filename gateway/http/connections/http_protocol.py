@@ -18,6 +18,7 @@ from gateway.http.connections.socket_buffers import SocketBuffer
 from gateway.http.connections.websocket import EXTENSION as WEBSOCKET
 from gateway.http.connections.websocket import CloseCode, WebSocket, accept_key
 from gateway.http.errors.error_table import ERROR_TABLE, HEAD_TOO_LARGE, ErrorRow, error_body
+from gateway.telemetry.refusals import UNKNOWN, Refusals
 from protocol.errors import ErrorCode
 
 MAX_HEAD_BYTES = 64 * 1024
@@ -34,6 +35,7 @@ hold ten thousand, each of which takes kilobytes once it is parsed."""
 _CHUNKED_PIECE_BYTES = 4096
 """The same of a body that doesn't say how long it is; others are parsed at once."""
 _OVERLOADED = ERROR_TABLE[ErrorCode.OVERLOADED]
+_LATE = "head_timeout"
 _NOT_FORWARDED = frozenset({b"upgrade", b"connection", b"http2-settings"})
 
 
@@ -57,14 +59,24 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     Args:
         limits: The bounds of connections.
+        refusals: Is told of what is refused here, and so becomes no request.
         args: As uvicorn's protocol takes them.
         kwargs: Likewise.
     """
 
-    def __init__(self, *args: Any, limits: ConnectionLimits | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        limits: ConnectionLimits | None = None,
+        refusals: Refusals | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.address = ""
         self._limits = limits
+        self._refusals = refusals
+        self._has_told = False
+        self._head_began_at = self.loop.time()
         self._is_admitted = False
         self._num_lingering_bytes = 0
         self._disconnects: list[tuple[RequestResponseCycle, Disconnects]] = []
@@ -289,6 +301,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body or cycle.response_started:
+                self._tell(0, row.code)
                 cycle.keep_alive = False
                 self.flow.pause_reading()
                 self._watch_unread()
@@ -296,14 +309,26 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         body = error_body(message, row)
-        retry = "retry-after: 1\r\n" if row.status == HTTPStatus.SERVICE_UNAVAILABLE else ""
+        request_id = self._tell(row.status, row.code)
+        more = "retry-after: 1\r\n" if row.status == HTTPStatus.SERVICE_UNAVAILABLE else ""
+        if request_id:
+            more += f"x-request-id: {request_id}\r\nx-penstock-request-id: {request_id}\r\n"
         head = (
             f"HTTP/1.1 {row.status} {HTTPStatus(row.status).phrase}\r\n"
             f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-            f"connection: close\r\n{retry}\r\n"
+            f"connection: close\r\n{more}\r\n"
         )
         self.transport.write(head.encode("ascii") + body)
         self.linger()
+
+    def _tell(self, status: int, error_code: str) -> str:
+        """What came is refused; its id."""
+        if self._refusals is None or self._has_told:
+            return ""
+        self._has_told = True
+        has_method = self._is_in_head and bool(self.url)
+        method = self.parser.get_method().decode("ascii") if has_method else UNKNOWN
+        return self._refusals.tell(self.address, status, error_code, self._head_began_at, method)
 
     def linger(self) -> None:
         """Close once the client had a moment to read.
@@ -360,6 +385,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._watch_unread()
 
     def _start_head_timer(self) -> None:
+        self._head_began_at = self.loop.time()
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_late_head)
 
     def _stop_head_timer(self) -> None:
@@ -371,6 +397,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if any(not cycle.response_complete for cycle in self._cycles):
             self._start_head_timer()  # a pipelined head may wait for its turn
         elif not self.transport.is_closing():
+            if self._is_in_head:
+                self._tell(0, _LATE)
             self.transport.close()
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from auth_worker.storage import schema
 from tests.soak.accounts import (
+    REFUSED,
     TOLD,
     TOLD_LESS,
     TOLD_MORE,
@@ -16,6 +17,7 @@ from tests.soak.accounts import (
     render_accounts,
     rows_of_keys,
 )
+from tests.soak.report import Findings, render
 from tests.soak.traffic import Answer, Kind, Ledger
 
 CUT = "the stream ended before its usage: gateway_lost"
@@ -31,10 +33,12 @@ def test_each_answer_is_booked_under_its_cause() -> None:
         "left": Seen("left", 6, is_told=False),
         "lost": Seen("finished", 7, is_told=True),
         "never granted": Seen("gateway_lost", 0, is_told=False),
+        "refused": Seen("refused", 0, is_told=False),
+        "refused late": Seen("refused", 0, is_told=False),
     }
     rows = [
         *(("same", 10), ("less", 10), ("less", 3), ("more", 9), ("cut", 9), ("cut too", 6)),
-        *(("left", 160), ("nobody's", 5)),
+        *(("left", 160), ("nobody's", 5), ("refused", 0), ("refused late", 3)),
     ]
     assert accounts(rows, seen) == {
         TOLD: Account(1, 10, 10),
@@ -42,6 +46,7 @@ def test_each_answer_is_booked_under_its_cause() -> None:
         TOLD_MORE: Account(1, 9, 10),
         CUT: Account(2, 15, 10),
         "the stream ended before its usage: left": Account(1, 160, 6),
+        REFUSED: Account(1, 3, 0),
         UNKNOWN: Account(1, 5, 0),
         WITHOUT_ROW: Account(1, 0, 7),
     }
@@ -77,13 +82,33 @@ def test_rows_are_those_that_count_of_the_named_keys(tmp_path: Path) -> None:
 def test_what_a_client_saw_is_noted_by_the_server_s_id() -> None:
     kind = Kind("k", "/v1/completions", {})
     ledger = Ledger()
-    told = Answer(kind, 0.0, "finished", "1", num_done=1, completion_tokens=5, arrived_tokens=5)
-    cut = Answer(kind, 0.0, "gateway_lost", "2", arrived_tokens=3)
-    nameless = Answer(kind, 0.0, "refused")
-    for answer in (told, cut, nameless):
+    told = Answer(kind, 0.0, "finished", "1", "1", num_done=1)
+    told.completion_tokens = told.arrived_tokens = 5
+    cut = Answer(kind, 0.0, "gateway_lost", "2", "2", arrived_tokens=3)
+    refused = Answer(kind, 0.0, "refused", "3")
+    early, unreachable = Answer(kind, 0.0, "gateway_lost"), Answer(kind, 0.0, "unreachable")
+    for answer in (told, cut, refused, early, unreachable):
         ledger.take(answer, {})
     assert ledger.seen == {
         "1": Seen("finished", 5, is_told=True),
         "2": Seen("gateway_lost", 3, is_told=False),
+        "3": Seen("refused", 0, is_told=False),
     }
+    assert ledger.num_lost_early == 1
+    assert not ledger.wrong
     assert ledger.delivered_completion_tokens == 5
+
+
+def test_an_answer_with_anothers_id_is_wrong() -> None:
+    ledger = Ledger()
+    ledger.take(Answer(Kind("k", "/v1/completions", {}), 0.0, "left", "1", "2"), {})
+    assert ledger.wrong == ["k: 2 in 1's answer"]
+
+
+def test_what_was_charged_and_no_client_can_have_lost_is_not_clean() -> None:
+    ledger = Ledger(num_lost_early=2)
+    explained = Findings(1.0, ledger, [], accounts={UNKNOWN: Account(2, 9, 0)})
+    assert explained.is_clean
+    unexplained = Findings(1.0, ledger, [], accounts={UNKNOWN: Account(3, 9, 0)})
+    assert not unexplained.is_clean
+    assert "| charged, and no client lost so many before a head | 1 |" in render(unexplained)

@@ -1,11 +1,15 @@
 """Places of tool processes: none is lost, whatever happens to the processes."""
 
 import asyncio
+import errno
+from collections.abc import Mapping, Sequence
 
 import pytest
 
+from gateway.errors import OverloadedError
 from gateway.tools import toolbox
 from gateway.tools.toolbox import ToolBox
+from protocol.runtime.child_process import ChildProcess
 
 
 class _Tool:
@@ -49,3 +53,30 @@ async def test_the_place_of_a_dead_process_whose_successor_does_not_start_is_fre
     monkeypatch.setattr(toolbox._ToolProcess, "start", staticmethod(lives))
     async with asyncio.timeout(5):
         await box.execute("t", "{}")
+
+
+async def test_a_client_that_leaves_while_its_process_starts_gives_its_place_back() -> None:
+    has_begun = asyncio.Event()
+
+    async def never(
+        command: Sequence[str], environment: Mapping[str, str], *, limit: int
+    ) -> ChildProcess:
+        has_begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def no_room(
+        command: Sequence[str], environment: Mapping[str, str], *, limit: int
+    ) -> ChildProcess:
+        raise OSError(errno.EAGAIN, "no room")
+
+    box = ToolBox(max_processes=1, timeout_s=1.0, environment={}, start=never)
+    calling = asyncio.create_task(box.tools())
+    await has_begun.wait()
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    box._start = no_room
+    async with asyncio.timeout(5):
+        with pytest.raises(OverloadedError, match="can't start its tools"):
+            await box.tools()

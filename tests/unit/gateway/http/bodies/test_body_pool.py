@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -14,6 +15,7 @@ from gateway.http.bodies import body_pool
 from gateway.http.bodies.body_pool import BodyPool
 from gateway.http.bodies.parsers import CHAT, COMPLETION, RESPONSES, ParseContext
 from protocol.runtime.child_environment import child_environment
+from protocol.runtime.child_process import ChildProcess
 
 MESSAGES = [{"role": "user", "content": "x" * 300_000}]
 BODY = orjson.dumps({"model": "m", "messages": MESSAGES})
@@ -108,7 +110,7 @@ async def test_a_body_whose_client_left_leaves_its_process_to_the_next() -> None
         # It is the caller's turn for as long.
         await parse(pool)
         assert pool._idle == [process]
-        assert not pool._left
+        assert not pool._asking
     finally:
         await pool.close()
 
@@ -121,11 +123,10 @@ async def test_a_process_that_goes_on_for_a_client_that_left_is_ended(
     pool = BodyPool(child_environment(os.environ), command=(sys.executable, "-c", code))
     try:
         await left(pool)
-        (asking,) = pool._left
+        (asking,) = pool._asking
         await asyncio.wait((asking,))
         assert not pool._idle
-        assert not pool._busy
-        assert not pool._left
+        assert not pool._asking
     finally:
         await pool.close()
 
@@ -135,8 +136,55 @@ async def test_a_body_whose_client_left_holds_up_no_end_of_the_pool() -> None:
     pool = BodyPool(child_environment(os.environ), command=(sys.executable, "-c", code))
     await left(pool)
     await pool.close()
-    assert not pool._left
-    assert not pool._busy
+    assert not pool._asking
+
+
+class SlowStart:
+    """Processes that never come to be; counts those that are awaited and those given up."""
+
+    def __init__(self) -> None:
+        self.num_awaited = self.num_given_up = 0
+        self.has_begun = asyncio.Event()
+
+    async def __call__(
+        self, command: Sequence[str], environment: Mapping[str, str], *, limit: int
+    ) -> ChildProcess:
+        self.num_awaited += 1
+        self.has_begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.num_awaited -= 1
+            self.num_given_up += 1
+        raise AssertionError
+
+
+async def test_the_end_of_the_pool_waits_for_no_start() -> None:
+    start = SlowStart()
+    pool = BodyPool({}, max_processes=1, start=start)
+    parsing, waiting = (asyncio.create_task(parse(pool)) for _ in range(2))
+    await start.has_begun.wait()
+    async with asyncio.timeout(60):
+        await pool.close()
+        for body in (parsing, waiting):
+            with pytest.raises(OverloadedError):
+                await body
+    assert (start.num_awaited, start.num_given_up) == (0, 1)
+
+
+async def test_a_client_that_leaves_gives_up_the_start_of_its_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(body_pool, "LEFT_GRACE_S", 0.0)
+    start = SlowStart()
+    pool = BodyPool({}, max_processes=1, start=start)
+    parsing = asyncio.create_task(parse(pool))
+    await start.has_begun.wait()
+    (asking,) = pool._asking
+    parsing.cancel()
+    await asyncio.wait((asking, parsing))
+    assert (start.num_awaited, start.num_given_up) == (0, 1)
+    await pool.close()
 
 
 async def test_a_large_body_with_an_odd_type_is_wrong_as_a_small_one_is() -> None:

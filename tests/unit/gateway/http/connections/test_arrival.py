@@ -1,12 +1,18 @@
 """Connections that say nothing: counted, made nothing of, and ended when their time is over."""
 
 import asyncio
+import logging
+import ssl
 from typing import Any
 
+import pytest
 from uvicorn.server import ServerState
 
 from gateway.http.connections.arrival import ARRIVAL_TIMEOUT_S, Arrivals
 from gateway.http.connections.limits import ConnectionLimits
+from gateway.telemetry.access_log import AccessLog
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.refusals import Refusals
 from tests.fakes.virtual_time import VirtualTimeLoop
 
 LOOP = VirtualTimeLoop
@@ -42,10 +48,13 @@ class Http(asyncio.Protocol):
 class House:
     """Arrivals, and the connections that have come."""
 
-    def __init__(self, max_connections: int = 10) -> None:
+    def __init__(
+        self, max_connections: int = 10, *, tls: bool = False, refusals: Refusals | None = None
+    ) -> None:
         self.state = ServerState()
         self.limits = ConnectionLimits(max_connections)
-        self.arrivals = Arrivals(self.limits, None, Http)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
+        self.arrivals = Arrivals(self.limits, context, Http, refusals)
 
     def come(self) -> Transport:
         transport = Transport()
@@ -98,6 +107,17 @@ async def test_the_oldest_silent_connection_makes_room() -> None:
 async def test_who_comes_beyond_the_bound_is_told_by_http() -> None:
     house = House(max_connections=0)
     assert isinstance(house.come().protocol, Http)
+
+
+async def test_over_tls_it_is_told_nothing_but_the_log_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="penstock.access")
+    refusals = Refusals(AccessLog(is_on=True), Metrics())
+    assert House(max_connections=0, tls=True, refusals=refusals).come().ended_at == 0.0
+    (line,) = (record.__dict__["fields"] for record in caplog.records)
+    assert (line["address"], line["status"]) == ("192.0.2.1", 0)
+    assert line["error_code"] == "overloaded"
 
 
 async def test_a_client_that_leaves_and_a_server_that_stops_leave_nothing_behind() -> None:
