@@ -22,7 +22,8 @@ PenstockError
 │   │   ├── ShuttingDownError        503, and the connection ends with it
 │   │   └── StoreUnavailableError    503: the store of responses can't be used
 │   ├── WorkerLostError          503 (or an event in the stream): a worker died under the request
-│   │   └── WeightsReplacedError     503 (likewise): its weights are served no more
+│   │   ├── WeightsReplacedError     503 (likewise): its weights are served no more
+│   │   └── AnotherTextError         (in a background response) it would go on with another text
 │   ├── PoisonRequestError       500: engines die of this request
 │   ├── DeadlineExceededError    504
 │   ├── RemoteFailureError       a worker's Failure, with its code
@@ -339,6 +340,17 @@ class WeightsReplacedError(WorkerLostError):
         super().__init__(
             "The engines that began this answer were replaced by another version that can't go on "
             "with it; please try again."
+        )
+
+
+class AnotherTextError(WorkerLostError):
+    """A response that is made again has another text than the part that was told of it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Part of this answer was told, and then it had to be made again, by other weights or "
+            "with other rounding: its text is another one now, which can't go on behind that part. "
+            "Please ask for it again."
         )
 
 

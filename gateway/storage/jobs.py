@@ -64,6 +64,7 @@ def enqueue(
         "INSERT INTO jobs VALUES (?, ?, NULL, ?, ?, 0, '', ?)",
         (response.id, tenant, response.created_ms, now_ms, request),
     )
+    connection.execute("INSERT INTO event_logs VALUES (?, 0, '')", (response.id,))
     _insert_events(connection, tenant, response.id, events)
     responses.make_room(connection, tenant, bounds, keep=response.id)
 
@@ -102,7 +103,16 @@ def claim(connection: Connection, owner: str, now_ms: int) -> Job | None:
         return None
     response_id, tenant, request, takes, leases, created_ms = rows[0]
     number = _num_events(connection, response_id)
-    return Job(response_id, tenant, request, takes, tuple(leases.split()), created_ms, number)
+    logs = connection.execute(
+        "SELECT is_read, model FROM event_logs WHERE response_id = ?", (response_id,)
+    )
+    # An older gateway has queued one without a log: nobody knows who has read it.
+    is_read, model = logs[0] if logs else (1, "")
+    return Job(
+        *(response_id, tenant, request, takes, tuple(leases.split()), created_ms, number),
+        is_read=bool(is_read),
+        model=model,
+    )
 
 
 def release(
@@ -140,6 +150,7 @@ def note_events(
     response_id: str,
     events: EventPiece,
     running: StoredResponse | None,
+    model: str | None,
     now_ms: int,
 ) -> bool:
     """More events of a job; False when it isn't this gateway's any more.
@@ -150,6 +161,7 @@ def note_events(
         response_id: Of the job.
         events: Behind all others.
         running: What the response now says of itself; None when that hasn't changed.
+        model: Whose output they tell; None when that hasn't changed.
         now_ms: Unix milliseconds.
     """
     tenant = _tenant_of(connection, owner, response_id)
@@ -158,6 +170,30 @@ def note_events(
     _insert_events(connection, tenant, response_id, events)
     if running is not None:
         responses.update(connection, tenant, running, now_ms)
+    if model is not None:
+        connection.execute(
+            "UPDATE event_logs SET model = ? WHERE response_id = ?", (model, response_id)
+        )
+    return True
+
+
+def take_back_events(connection: Connection, owner: str, response_id: str) -> bool:
+    """Drop all events but those of a response that waits; False when somebody has read some.
+
+    It is False, too, when the job isn't this gateway's any more.
+    """
+    tenant = _tenant_of(connection, owner, response_id)
+    # This holds back whoever wants to read the events, until they are gone.
+    if tenant is None or not connection.execute(
+        "UPDATE event_logs SET model = '' WHERE response_id = ? AND is_read = 0 RETURNING model",
+        (response_id,),
+    ):
+        return False
+    dropped = connection.execute(
+        "DELETE FROM events WHERE response_id = ? AND first > 0 RETURNING LENGTH(body)",
+        (response_id,),
+    )
+    responses.count(connection, tenant, 0, -sum(row[0] for row in dropped))
     return True
 
 
@@ -184,7 +220,7 @@ def finish(
     tenant = _tenant_of(connection, owner, response.id)
     if tenant is None:
         return False
-    connection.execute("DELETE FROM jobs WHERE response_id = ?", (response.id,))
+    responses.end_job(connection, response.id)
     responses.update(connection, tenant, response, now_ms)
     if events is not None:
         _insert_events(connection, tenant, response.id, events)
@@ -213,7 +249,7 @@ def cancel(
         )
     if response.status in OVER:
         return response
-    connection.execute("DELETE FROM jobs WHERE response_id = ?", (response_id,))
+    responses.end_job(connection, response_id)
     connection.execute(
         "UPDATE conversations SET writer = NULL, writer_owner = NULL WHERE writer = ?",
         (response_id,),
@@ -239,6 +275,8 @@ def events_after(
 ) -> tuple[list[EventPiece], str]:
     """Pieces with events behind a number, and the status of the response then.
 
+    From then on its events can't be taken back.
+
     Raises:
         StoredNotFoundError: There is no such response.
     """
@@ -247,12 +285,23 @@ def events_after(
     )
     if not rows:
         raise StoredNotFoundError("response", response_id)
+    if connection.execute(
+        "SELECT 1 FROM event_logs WHERE response_id = ? AND is_read = 0", (response_id,)
+    ):
+        connection.execute(
+            "UPDATE event_logs SET is_read = 1 WHERE response_id = ?", (response_id,)
+        )
+    return told(connection, response_id, number, limit), rows[0][0]
+
+
+def told(connection: Connection, response_id: str, number: int, limit: int) -> list[EventPiece]:
+    """Pieces with events behind a number, for whoever makes the response."""
     pieces = connection.execute(
         "SELECT first, last, body FROM events WHERE response_id = ? AND last > ?"
         " ORDER BY first LIMIT ?",
         (response_id, number, limit),
     )
-    return [EventPiece(*piece) for piece in pieces], rows[0][0]
+    return [EventPiece(*piece) for piece in pieces]
 
 
 def _tenant_of(connection: Connection, owner: str, response_id: str) -> str | None:

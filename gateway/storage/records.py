@@ -84,6 +84,8 @@ class Job:
         leases: Of earlier takes, oldest first; all is booked on the first one.
         created_ms: Unix milliseconds.
         num_events: How many events were told already.
+        is_read: Whether somebody may have read events: they can't be taken back any more.
+        model: Whose output they tell; empty where they tell none.
     """
 
     response_id: str
@@ -93,6 +95,8 @@ class Job:
     leases: tuple[str, ...]
     created_ms: int
     num_events: int
+    is_read: bool
+    model: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,13 +97,19 @@ def remove(connection: Connection, tenant: str, response_id: str) -> bool:
     events = connection.execute(
         "DELETE FROM events WHERE response_id = ? RETURNING LENGTH(body)", (response_id,)
     )
-    connection.execute("DELETE FROM jobs WHERE response_id = ?", (response_id,))
+    end_job(connection, response_id)
     connection.execute(
         "UPDATE conversations SET writer = NULL, writer_owner = NULL WHERE writer = ?",
         (response_id,),
     )
     count(connection, tenant, -1, -rows[0][0] - sum(row[0] for row in events))
     return True
+
+
+def end_job(connection: Connection, response_id: str) -> None:
+    """Nobody makes a response any more; its events stay."""
+    connection.execute("DELETE FROM jobs WHERE response_id = ?", (response_id,))
+    connection.execute("DELETE FROM event_logs WHERE response_id = ?", (response_id,))
 
 
 def chain(

@@ -55,6 +55,12 @@ TABLES: Final[tuple[str, ...]] = (
         last BIGINT NOT NULL,
         body BLOB NOT NULL,
         PRIMARY KEY (response_id, first))""",
+    # A row while a response is made in the background: whether anybody has asked for its events,
+    # and the model whose output they tell.
+    """CREATE TABLE IF NOT EXISTS event_logs (
+        response_id TEXT PRIMARY KEY,
+        is_read INTEGER NOT NULL,
+        model TEXT NOT NULL)""",
     "CREATE TABLE IF NOT EXISTS owners (id TEXT PRIMARY KEY, alive_ms BIGINT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS tenants (
         tenant TEXT PRIMARY KEY,

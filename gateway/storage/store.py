@@ -388,14 +388,37 @@ class JobStore:
         )
 
     async def note_events(
-        self, response_id: str, events: EventPiece, running: StoredResponse | None = None
+        self,
+        response_id: str,
+        events: EventPiece,
+        running: StoredResponse | None = None,
+        model: str | None = None,
     ) -> bool:
-        """More events of a job; False when it is somebody else's by now."""
+        """More events of a job; False when it is somebody else's by now.
+
+        Args:
+            response_id: Of the job.
+            events: Behind all others.
+            running: What the response now says of itself; None when that hasn't changed.
+            model: Whose output they tell; None when that hasn't changed.
+        """
         now_ms = self._now_ms()
         return await self._database.run(
             lambda connection: jobs.note_events(
-                connection, self._owner, response_id, events, running, now_ms
+                connection, self._owner, response_id, events, running, model, now_ms
             )
+        )
+
+    async def take_back_events(self, response_id: str) -> bool:
+        """Drop what was told of a job's output; False when somebody may have read it."""
+        return await self._database.run(
+            lambda connection: jobs.take_back_events(connection, self._owner, response_id)
+        )
+
+    async def told(self, response_id: str, number: int) -> list[EventPiece]:
+        """Some pieces with events behind a number, for whoever makes the response."""
+        return await self._database.run(
+            lambda connection: jobs.told(connection, response_id, number, _MAX_PIECES)
         )
 
     async def finish(
@@ -432,6 +455,8 @@ class JobStore:
         self, tenant: str, response_id: str, number: int
     ) -> tuple[list[EventPiece], str]:
         """Some pieces with events behind a number, and the status of the response.
+
+        From then on its events can't be taken back.
 
         Raises:
             StoredNotFoundError: This tenant has none of this id.

@@ -66,7 +66,6 @@ REASONS = {
     "engine_worker/grammar/json_schema/reader.py SchemaReader": "a method a keyword",
     "engine_worker/text/tokenizer.py Tokenizer": "a question each, of a few lines",
     "gateway/config.py": "every setting of the gateway, declared once",
-    "gateway/http/background/background_responses.py": "what becomes of an attempt, by its ways",
     "tests/fakes/block_oracle.py": "blocks of every kind, computed again in float64",
     "tests/fakes/fake_workers.py": "a scripted worker a role, and what they share",
     "tests/fakes/gguf_families.py": "a config of each family, and what the converter does to it",

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.asyncio
 async def test_a_background_response_outlives_its_store(
     socket_dir: Path, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.http.background.background_responses._RETRY_S", 0.01)
+    monkeypatch.setattr("gateway.http.background.background_take.RETRY_S", 0.01)
     monkeypatch.setattr("gateway.http.background.background_responses.BEAT_S", 0.1)
     url = postgres_server.url(postgres_server.new_database())
     async with running_gateway(socket_dir, store_url=url) as gateway:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
@@ -142,41 +143,85 @@ async def test_a_stream_of_it_goes_on_where_it_was_lost(harness: Harness) -> Non
     assert numbers == list(range(len(numbers)))
 
 
+class Reader(Enum):
+    """Who reads the events of a response that is begun and can't be gone on with."""
+
+    ITS_CLIENT = auto()
+    ANOTHER = auto()
+    NOBODY = auto()
+
+
 @pytest.mark.parametrize(
-    ("is_streaming", "has_output", "status"),
-    [(True, True, "failed"), (True, False, "completed"), (False, True, "completed")],
+    ("reader", "has_output", "status"),
+    [
+        (Reader.ITS_CLIENT, True, "failed"),
+        (Reader.ITS_CLIENT, False, "completed"),
+        (Reader.ANOTHER, True, "failed"),
+        (Reader.ANOTHER, False, "completed"),
+        (Reader.NOBODY, True, "completed"),
+    ],
 )
-async def test_when_its_weights_are_gone_it_is_made_anew_unless_its_client_has_read_some(
+async def test_when_its_weights_are_gone_it_is_made_anew_unless_somebody_has_read_some(
     harness: Harness,
     monkeypatch: pytest.MonkeyPatch,
-    is_streaming: bool,
+    reader: Reader,
     has_output: bool,
     status: str,
 ) -> None:
-    monkeypatch.setattr("gateway.http.background.background_responses._RETRY_S", 0.0)
+    monkeypatch.setattr("gateway.http.background.background_take.RETRY_S", 0.0)
+    is_streaming = reader is Reader.ITS_CLIENT
     body = {"model": "demo", "input": "hi", "background": True, "stream": is_streaming}
     asking = asyncio.ensure_future(harness.gateway.client.post("/v1/responses", json=body))
     generate = await harness.generate()
-    if has_output:
-        harness.engine.emit(generate, "Hello")
     name = "resp_" + generate.request_id.partition("-")[0]
     await harness.until(name, lambda found: found["status"] == "in_progress")
+    if reader is Reader.ANOTHER:
+        await harness.told(name, "response.in_progress")
     if has_output:
-        await harness.told(name, "response.output_text.delta")
+        harness.engine.emit(generate, "Hello")
+        await told(harness.gateway, name, "Hello")
     await harness.gateway.engine(fingerprint="new", text=("Other",))
     await harness.gateway.departure(harness.engine)
     ended = await harness.ended(name)
     assert ended["status"] == status
+    events = await harness.events(name)
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert events[-1]["response"] == ended
     if status == "failed":
-        assert "replaced by another version" in ended["error"]["message"]
+        assert "another one now" in ended["error"]["message"]
+        assert (ended["output"], told_text(events)) == ([], "Hello")
     else:
-        assert text_of(ended) == "Other"
+        assert text_of(ended) == told_text(events) == "Other"
     answer = await asking
     if is_streaming:
-        *events, done = named_events_of(answer.text)
-        assert done == "[DONE]"
-        assert events[-1]["response"] == ended
-        assert told_text(events) == ("Hello" if has_output else "Other")
+        *streamed, done = named_events_of(answer.text)
+        assert (streamed, done) == (events, "[DONE]")
+    await harness.auth.until(lambda: bool(harness.booked()))
+    # An auth worker books a lease once, however often it is settled.
+    assert len({settle.lease_id for settle in harness.booked()}) == 1
+
+
+async def test_another_model_that_stands_in_tells_nothing_behind_what_was_read(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.http.background.background_take.RETRY_S", 0.0)
+    settings = {"model_fallbacks": ("demo=other",)}
+    async with running_gateway(socket_dir, **settings) as gateway:
+        harness = Harness(gateway, await gateway.auth(), await gateway.engine(text=None))
+        await gateway.engine(model="other", text=("Other",))
+        read, unread = await harness.create(), await harness.create()
+        for number in (1, 2):
+            harness.engine.emit(await harness.generate(number), "Hello")
+        for made in (read, unread):
+            await told(gateway, made["id"], "Hello")
+        await harness.told(read["id"], "response.output_text.delta")
+        await gateway.departure(harness.engine)
+        ended = await harness.ended(unread["id"])
+        assert text_of(ended) == told_text(await harness.events(unread["id"])) == "Other"
+        assert (await harness.get(read["id"]))["status"] == "in_progress"
+        await gateway.engine(text=("Hello", ", world"))
+        ended = await harness.ended(read["id"])
+        assert text_of(ended) == told_text(await harness.events(read["id"])) == "Hello, world"
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -295,12 +340,12 @@ async def test_a_gateway_that_stops_hands_it_back_and_the_next_goes_on(socket_di
 
 
 async def told(gateway: RunningGateway, response_id: str, text: str) -> list[dict[str, Any]]:
-    """The events in the store, once they tell a text."""
+    """The events in the store, once they tell a text; nobody has read them by that."""
     store = gateway.application.store
     assert store is not None
     async with asyncio.timeout(10):
         while True:
-            pieces, _ = await store.jobs.events_after("local", response_id, -1)
+            pieces = await store.jobs.told(response_id, -1)
             events = [event for piece in pieces for event in orjson.loads(piece.body)]
             if told_text(events) == text:
                 return events
@@ -333,9 +378,7 @@ async def test_what_its_gateways_die_of_is_given_up(socket_dir: Path) -> None:
 async def test_a_store_in_passing_trouble_fails_no_response_that_is_made(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, kind: type[GatewayError]
 ) -> None:
-    monkeypatch.setattr(
-        "gateway.http.background.background_responses._END_PAUSES_S", (0.0, 0.0, 0.0)
-    )
+    monkeypatch.setattr("gateway.http.background.background_take._END_PAUSES_S", (0.0, 0.0, 0.0))
     store = harness.gateway.application.store
     assert store is not None
     real, num_failures = store.jobs.finish, 0

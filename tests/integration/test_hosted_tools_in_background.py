@@ -40,7 +40,7 @@ async def told(harness: Harness, name: str, kind: str, times: int = 1) -> list[d
     assert store is not None
     async with asyncio.timeout(20):
         while True:
-            pieces, _ = await store.jobs.events_after("local", name, -1)
+            pieces = await store.jobs.told(name, -1)
             events = [event for piece in pieces for event in orjson.loads(piece.body)]
             if [event["type"] for event in events].count(kind) >= times:
                 return events

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.anthropic.client_tools import client_function
 from gateway.http.render.call_arguments import arguments_object
 from gateway.http.schemas.base.body import dump_json
 from gateway.http.schemas.base.ranges import MAX_CONTENT_PARTS
@@ -83,7 +84,7 @@ def chat_tools(tools: list[Block] | None) -> tuple[list[Block], list[str]]:
     """The functions of a chat, and the tools that this server can't run, which are left out.
 
     Raises:
-        InvalidRequestError: A tool is none.
+        InvalidRequestError: A tool is none, or one of the client's that can't be served.
     """
     found: list[Block] = []
     left_out: list[str] = []
@@ -91,21 +92,32 @@ def chat_tools(tools: list[Block] | None) -> tuple[list[Block], list[str]]:
         if not isinstance(tool.get("type"), str | None):
             param = f"tools[{index}].type"
             raise InvalidRequestError(f"Invalid `{param}`: must be a string.", param=param)
-        if tool.get("type") not in (None, "custom"):
+        function = (
+            _own_function(tool, f"tools[{index}]")
+            if tool.get("type") in (None, "custom")
+            else client_function(tool, f"tools[{index}]")
+        )
+        if function is None:
             left_out.append(f"tools[{index}]")
             continue
-        if not isinstance(tool.get("name"), str):
-            param = f"tools[{index}].name"
-            raise InvalidRequestError(f"Invalid `{param}`: must be a string.", param=param)
-        if not isinstance(tool.get("input_schema"), dict):
-            param = f"tools[{index}].input_schema"
-            raise InvalidRequestError(f"Invalid `{param}`: must be an object.", param=param)
-        function = {"name": tool["name"], "parameters": tool["input_schema"]}
-        function |= {
-            name: tool[name] for name in ("description", "strict") if tool.get(name) is not None
-        }
+        if tool.get("strict") is not None:
+            function["strict"] = tool["strict"]
         found.append({"type": "function", "function": function})
     return found, left_out
+
+
+def _own_function(tool: Block, where: str) -> Block:
+    """The function that the client describes."""
+    if not isinstance(tool.get("name"), str):
+        param = f"{where}.name"
+        raise InvalidRequestError(f"Invalid `{param}`: must be a string.", param=param)
+    if not isinstance(tool.get("input_schema"), dict):
+        param = f"{where}.input_schema"
+        raise InvalidRequestError(f"Invalid `{param}`: must be an object.", param=param)
+    function = {"name": tool["name"], "parameters": tool["input_schema"]}
+    if tool.get("description") is not None:
+        function["description"] = tool["description"]
+    return function
 
 
 def chat_tool_choice(choice: Block | None) -> Block:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, field_validator
 
 from gateway.errors import UnsupportedFieldError
+from gateway.http.anthropic.client_tools import CLIENT_TOOLS
 from gateway.http.schemas.base.body import (
     RequestModel,
     field_error,
@@ -17,9 +18,12 @@ from gateway.http.schemas.base.shapes import ByType, ListOf, fields, with_neutra
 
 MAX_TOKENS: Final = 2**31 - 1
 HARMLESS_FIELDS: Final[dict[str, str]] = {
+    "betas": "the client sends a header of this name",
     "cache_control": "prompts are cached by themselves",
     "context_management": "histories are taken as they are sent",
     "diagnostics": "nothing is diagnosed",
+    "fallback_credit_token": "cached prompts are found without one",
+    "fallbacks": "no model here refuses what another one would answer",
     "inference_geo": "there is one place",
     "metadata": "its `user_id` names an end user; it counts with keys that may do so",
     "service_tier": "there is one tier",
@@ -29,9 +33,17 @@ HARMLESS_FIELDS: Final[dict[str, str]] = {
 }
 """Accepted and without effect: a client loses nothing when they do nothing."""
 REFUSED_FIELDS: Final[dict[str, str]] = {
+    "billing_policy": "the key says who pays",
+    "compaction": "this API makes no summaries; `POST /v1/responses/compact` does",
     "container": "there are no containers for code",
     "mcp_servers": "this server calls no tools of others",
+    "thread": "no conversations are held here; send all messages",
 }
+_NEUTRAL: Final[dict[str, Any]] = {
+    "billing_policy": {"type": "billing_policy", "bill_to": "self"},
+    "mcp_servers": [],
+}
+"""Values that ask for nothing."""
 
 
 _TEXTS: Final = ListOf(ByType({"text": fields("type", "text", "cache_control", "citations")}))
@@ -59,16 +71,20 @@ _BLOCKS: Final = ListOf(
         }
     )
 )
+_ANY_TOOL: Final = ("type", "name", "strict", "cache_control")
+# The model alone calls tools, and sees all of them.
+_OF_TOOLS: Final = {
+    "allowed_callers": (["direct"],),
+    "defer_loading": (False,),
+    "input_examples": ([],),
+}
 _TOOL: Final = ByType(
     {
         "custom": with_neutral(
-            fields(
-                *("type", "name", "description", "input_schema", "strict", "cache_control"),
-                "eager_input_streaming",
-            ),
-            # The model alone calls tools, and sees all of them.
-            {"allowed_callers": (["direct"],), "defer_loading": (False,), "input_examples": ([],)},
-        )
+            fields(*_ANY_TOOL, "description", "input_schema", "eager_input_streaming"), _OF_TOOLS
+        ),
+        **dict.fromkeys(CLIENT_TOOLS, with_neutral(fields(*_ANY_TOOL), _OF_TOOLS)),
+        "text_editor_20250728": with_neutral(fields(*_ANY_TOOL, "max_characters"), _OF_TOOLS),
     },
     default="custom",
 )
@@ -112,6 +128,7 @@ class CountTokensRequest(RequestModel):
     output_config: OutputConfig | None = None
     output_format: dict[str, Any] | None = None
     # Harmless, see `HARMLESS_FIELDS`.
+    betas: Any = None
     cache_control: Any = None
     context_management: Any = None
     speed: Any = None
@@ -161,6 +178,8 @@ class MessagesRequest(CountTokensRequest):
     top_k: int | None = None
     # Harmless, see `HARMLESS_FIELDS`.
     diagnostics: Any = None
+    fallback_credit_token: Any = None
+    fallbacks: Any = None
     inference_geo: Any = None
     metadata: Any = None
     service_tier: Any = None
@@ -197,7 +216,9 @@ def parse(
     """
     value = load_json_object(body)
     for name in REFUSED_FIELDS.keys() & value.keys():
-        if value[name] not in (None, []):
+        # What is counted is the conversation as it was sent.
+        is_harmless = name == "compaction" and model is CountTokensRequest
+        if value[name] is not None and value[name] != _NEUTRAL.get(name) and not is_harmless:
             raise UnsupportedFieldError(
                 f"`{name}` is not supported: {REFUSED_FIELDS[name]}.", param=name
             )

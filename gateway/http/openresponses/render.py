@@ -7,6 +7,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.http.errors.error_table import ERROR_TABLE
+from gateway.http.openresponses.already_told import AlreadyTold
 from gateway.http.openresponses.events import (
     HostedCallEnded,
     HostedCallRunning,
@@ -23,61 +24,7 @@ from protocol.wire.messages import Usage
 
 PING: Final = b": ping\n\n"
 DONE: Final = b"data: [DONE]\n\n"
-_BEGINNINGS: Final = ("response.created", "response.queued", "response.in_progress")
-_ENDS: Final = ("error", "response.completed", "response.incomplete", "response.failed")
 _ERROR_CODES: Final = {"rate_limit_exceeded": "rate_limit_exceeded"}
-
-
-class AlreadyTold:
-    """What earlier attempts at a response have told; the next one goes on behind it.
-
-    The same text comes again, cut into other pieces: of its deltas as many characters are left out
-    as were told of their item, and of all other events as many as were told. An end is always told:
-    no earlier attempt came to one.
-
-    Args:
-        events: In order, all attempts together.
-        has_begun: Whether earlier ones have told that it is in progress.
-
-    Attributes:
-        has_begun: Whether they have told that it is in progress.
-    """
-
-    def __init__(self, events: Iterable[dict[str, Any]], *, has_begun: bool = False) -> None:
-        self._characters: dict[tuple[str, int], int] = {}
-        self._num_others = 0
-        self.has_begun = has_begun
-        for event in events:
-            if event["type"] in _BEGINNINGS:
-                self.has_begun |= event["type"] == "response.in_progress"
-            elif "delta" in event:
-                key = (event["type"], event["output_index"])
-                self._characters[key] = self._characters.get(key, 0) + len(event["delta"])
-            else:
-                self._num_others += 1
-
-    @property
-    def has_output(self) -> bool:
-        """Whether they have told more than that it began."""
-        return bool(self._characters) or self._num_others > 0
-
-    def passes(self, event: dict[str, Any]) -> bool:
-        """Whether an event is told; of a delta only the rest, if there is one."""
-        if event["type"] in _BEGINNINGS:
-            return not self.has_begun
-        if event["type"] in _ENDS:
-            return True
-        if "delta" not in event:
-            self._num_others -= 1
-            return self._num_others < 0
-        key = (event["type"], event["output_index"])
-        known = self._characters.get(key, 0)
-        if not known:
-            return True
-        delta: str = event["delta"]
-        self._characters[key] = max(0, known - len(delta))
-        event["delta"] = delta[known:]
-        return bool(event["delta"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 from gateway.http.answers.responses import Answering
 from gateway.http.errors.error_table import limit_headers
+from gateway.http.openresponses.already_told import AlreadyTold
 from gateway.http.openresponses.conversation import EMPTY
 from gateway.http.openresponses.convert import AskedResponse, ResponsesBody
 from gateway.http.openresponses.hosted import HostedTool
 from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.render import (
-    AlreadyTold,
     FinalResponse,
     ResponseCollector,
     ResponseEvents,

@@ -320,6 +320,44 @@ def test_what_fails_leaves_the_others_of_its_transaction_alone(engine: Engine) -
     play(engine, story)
 
 
+def test_events_are_taken_back_as_long_as_nobody_has_read_them(engine: Engine) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, other = shelf.store(), shelf.store("other")
+        await one.jobs.beat()
+        await other.jobs.beat()
+        for name in ("read", "unread", "foreign"):
+            await one.jobs.enqueue("t", response(name, status="queued"), b"x", FIRST)
+            job = await one.jobs.claim()
+            assert job is not None
+            assert (job.is_read, job.model) == (False, "")
+            await one.jobs.note_events(name, EventPiece(2, 3, b"[2]"), model="demo")
+            assert len(await one.jobs.told(name, -1)) == 2  # who makes it doesn't count
+        await other.jobs.events_after("t", "read", -1)
+        with pytest.raises(StoredNotFoundError):
+            await other.jobs.events_after("another", "unread", -1)
+        assert not await one.jobs.take_back_events("read")
+        assert not await other.jobs.take_back_events("foreign")
+        assert await one.jobs.take_back_events("unread")
+        for name, expected in (
+            ("read", (True, "demo", 4, 2)),
+            ("unread", (False, "", 2, 1)),
+            ("foreign", (False, "demo", 4, 2)),
+        ):
+            await one.jobs.release(name, 0)
+            again = await other.jobs.claim()
+            assert again is not None
+            assert again.response_id == name
+            pieces = await other.jobs.told(name, -1)
+            assert (again.is_read, again.model, again.num_events, len(pieces)) == expected
+        assert_counts(shelf)
+        await other.jobs.finish(response("unread"), None)
+        await other.jobs.cancel("t", "foreign", lambda _one, _number: Cancellation(b"{}", b"[]"))
+        await other.responses.remove("t", "read")
+        assert shelf.raw("SELECT * FROM event_logs") == []
+
+    play(engine, story)
+
+
 ITEM = ConversationItem("i", b"1")
 
 

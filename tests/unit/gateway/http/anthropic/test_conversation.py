@@ -152,6 +152,69 @@ def test_tools_are_functions_and_what_runs_elsewhere_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "name", "commands", "field"),
+    [
+        ("bash_20250124", "bash", None, "restart"),
+        (
+            *("text_editor_20250124", "str_replace_editor"),
+            *(["view", "create", "str_replace", "insert", "undo_edit"], "new_str"),
+        ),
+        (
+            *("text_editor_20250728", "str_replace_based_edit_tool"),
+            *(["view", "create", "str_replace", "insert"], "insert_text"),
+        ),
+        (
+            *("memory_20250818", "memory"),
+            *(["view", "create", "str_replace", "insert", "delete", "rename"], "new_path"),
+        ),
+    ],
+)
+def test_tools_that_the_client_runs_are_functions_with_their_documented_schema(
+    kind: str, name: str, commands: list[str] | None, field: str
+) -> None:
+    tool = {"type": kind, "name": name, "cache_control": {"type": "ephemeral"}}
+    made, ignored = parsed(tools=[tool], tool_choice={"type": "tool", "name": name})
+    assert (ignored, made.tool_choice, made.tool_name) == ([], "named", name)
+    (found,) = json.loads(made.tools_json or "")
+    properties = found["function"]["parameters"]["properties"]
+    assert found["function"]["name"] == name
+    assert field in properties
+    assert properties["command"].get("enum") == commands
+
+
+@pytest.mark.parametrize(
+    ("tool", "param"),
+    [
+        ({"type": "computer_20250124", "name": "computer"}, "tools[0].type"),
+        ({"type": "browser_toolset_20260801"}, "tools[0].type"),
+        ({"type": "bash_20990101", "name": "bash"}, "tools[0].type"),
+        ({"type": "bash_20250124", "name": "sh"}, "tools[0].name"),
+        (
+            {
+                "type": "text_editor_20250728",
+                "name": "str_replace_based_edit_tool",
+                "max_characters": 0,
+            },
+            "tools[0].max_characters",
+        ),
+    ],
+)
+def test_tools_of_the_client_that_no_model_here_can_use_are_refused_by_name(
+    tool: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        job(tools=[tool])
+    assert caught.value.param == param
+
+
+def test_how_much_of_a_file_is_shown_is_told_to_the_model() -> None:
+    tool = {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"}
+    made, ignored = parsed(tools=[{**tool, "max_characters": 9000, "x": 1}])
+    assert "9000 characters" in (made.tools_json or "")
+    assert ignored == ["tools[0].x"]
+
+
+@pytest.mark.parametrize(
     ("choice", "mode", "name"),
     [
         ({"type": "auto"}, "auto", ""),
@@ -217,8 +280,8 @@ def test_counting_reads_the_same_prompt() -> None:
 
 
 def test_harmless_fields_are_taken_and_unknown_ones_listed() -> None:
-    _, ignored = parsed(metadata={"user_id": "u"}, service_tier="auto", betas=["x"])
-    assert ignored == ["betas"]
+    _, ignored = parsed(metadata={"user_id": "u"}, service_tier="auto", betas=["x"], beta=1)
+    assert ignored == ["beta"]
 
 
 def block(**fields: Any) -> dict[str, Any]:

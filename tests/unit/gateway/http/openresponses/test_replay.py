@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import GatewayError
+from gateway.errors import AnotherTextError, GatewayError
+from gateway.http.openresponses.already_told import AlreadyTold
 from gateway.http.openresponses.render import (
-    AlreadyTold,
     ResponseEvents,
     ResponseHead,
     ToldEvent,
@@ -109,6 +109,44 @@ def test_attempts_tell_each_text_once_however_they_are_cut(
         for event in expected
         if "delta" not in event and event["type"] != "response.created"
     ]
+
+
+@given(st.integers(0), st.integers(0), st.lists(st.integers(1, 5), max_size=8), st.booleans())
+def test_another_text_is_never_told_behind_what_was_told(
+    stop: int, place: int, cuts: list[int], is_shorter: bool
+) -> None:
+    """A text that differs at a character, or ends there, is found out or is told as a whole."""
+    first = ResponseEvents(HEAD, maker())
+    rendered = loaded([one for event in EVENTS for one in first.render([event])])
+    told = rendered[: stop % (len(rendered) + 1)]
+    where = [number for number, event in enumerate(EVENTS) if isinstance(event, TEXTS)]
+    number = where[place % len(where)]
+    changed: list[GenerationEvent] = list(EVENTS)
+    event = EVENTS[number]
+    assert isinstance(event, TEXTS)
+    at = place % (len(event.text) or 1)
+    other = event.text[:at] if is_shorter else f"{event.text[:at]}#{event.text[at + 1 :]}"
+    if isinstance(event, ToolCallArguments):
+        changed[number] = ToolCallArguments(event.choice, event.index, other)
+    else:
+        changed[number] = type(event)(event.choice, other)
+    head = ResponseHead(
+        *(HEAD.id, HEAD.created, HEAD.model, HEAD.echo_json, HEAD.clock),
+        first_number=len(told),
+        told=AlreadyTold(told),
+    )
+    second = ResponseEvents(head, maker())
+    more: list[ToldEvent] = []
+    try:
+        for one in recut(changed, cuts):
+            more += second.render([one])
+        more += second.finish(Usage())
+    except AnotherTextError:
+        assert all(one.type == "response.in_progress" for one in more)
+        ends = loaded(second.fail(AnotherTextError()))
+        assert [event["type"] for event in ends[-2:]] == ["error", "response.failed"]
+    else:
+        assert texts(told + loaded(more)) == texts(streamed(changed))
 
 
 @given(st.integers(0), st.integers(0))
