@@ -8,12 +8,19 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from websockets.sync.client import connect
 
 from tests.e2e.harness import Harness, eventually
-from tests.fakes.client_requests import claude_code_turn, codex_turn
+from tests.fakes.client_requests import (
+    CLAUDE_CODE_HEADERS,
+    CODEX_HEADERS,
+    claude_code_turn,
+    codex_turn,
+)
 
 pytestmark = pytest.mark.process
 
@@ -54,24 +61,125 @@ def test_the_agent_calls_and_answers(harness: Harness) -> None:
     assert "16" in run_example(harness, "agents_sdk.py", "What is the weather in Berlin?")
 
 
-def test_the_settings_of_codex_and_claude_code_name_this_servers_routes(harness: Harness) -> None:
-    codex = tomllib.loads((EXAMPLES / "codex" / "config.toml").read_text(encoding="utf-8"))
-    provider = codex["model_providers"][codex["model_provider"]]
-    settings = json.loads((EXAMPLES / "claude_code" / "settings.json").read_text(encoding="utf-8"))
-    claude = settings["env"]
+def claude_code() -> dict[str, str]:
+    """The environment of Claude Code's example."""
+    settings = (EXAMPLES / "claude_code" / "settings.json").read_text(encoding="utf-8")
+    env: dict[str, str] = json.loads(settings)["env"]
+    return env
+
+
+def codex() -> tuple[str, dict[str, Any]]:
+    """The model of Codex's example, and its provider."""
+    config = tomllib.loads((EXAMPLES / "codex" / "config.toml").read_text(encoding="utf-8"))
+    provider: dict[str, Any] = config["model_providers"][config["model_provider"]]
+    return config["model"], provider
+
+
+def events_at(url: str, body: dict[str, Any], headers: dict[str, str]) -> list[dict[str, Any]]:
+    """The events of a stream, but for `[DONE]`."""
+    answer = httpx.post(url, json=body, headers=headers, timeout=120, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    data = [line[6:] for line in answer.text.splitlines() if line.startswith("data: ")]
+    return [json.loads(one) for one in data if one != "[DONE]"]
+
+
+def test_claude_code_runs_a_tool_and_goes_on(harness: Harness) -> None:
+    env = claude_code()
+    base = env["ANTHROPIC_BASE_URL"].replace("http://127.0.0.1:8000", harness.url)
+    url, model = f"{base}/v1/messages?beta=true", env["ANTHROPIC_MODEL"]
+    # The bundled model is too small to want a tool by itself.
+    forced = {"type": "tool", "name": "Bash"}
+    fields: dict[str, Any] = {"tool_choice": forced, "thinking": {"type": "disabled"}}
+    first = claude_code_turn(model, "1", max_tokens=128, **fields)
+    events = events_at(url, first, CLAUDE_CODE_HEADERS)
+    (started,) = [one for one in events if one["type"] == "content_block_start"]
+    call = started["content_block"]
+    assert (call["type"], call["name"], call["id"][:6]) == ("tool_use", "Bash", "toolu_")
+    pieces = [one["delta"] for one in events if one["type"] == "content_block_delta"]
+    said = "".join(one["partial_json"] for one in pieces)
+    assert events[-2]["delta"]["stop_reason"] == "tool_use", said
+    command = json.loads(said)
+    assert isinstance(command["command"], str)
+
+    result = {
+        "type": "tool_result",
+        "tool_use_id": call["id"],
+        "content": [{"type": "text", "text": "a.py"}],
+        "is_error": False,
+    }
+    turn = claude_code_turn(model, "2", max_tokens=16)
+    turn["messages"] += [
+        {"role": "assistant", "content": [{**call, "input": command}]},
+        {"role": "user", "content": [result]},
+    ]
+    events = events_at(url, turn, CLAUDE_CODE_HEADERS)
+    assert [one["type"] for one in events][-2:] == ["message_delta", "message_stop"]
+    # The prompt of the second turn begins as that of the first, which was cached.
+    usage = events[-2]["usage"]
+    assert usage["cache_read_input_tokens"] > 0
+    assert 0 < usage["output_tokens"] <= 16
+
+
+def test_codex_runs_a_tool_and_replays_it(harness: Harness) -> None:
+    model, provider = codex()
     assert (provider["wire_api"], provider["supports_websockets"]) == ("responses", True)
-    assert claude["ANTHROPIC_MODEL"] == codex["model"]
-    for base, path, body in (
-        (provider["base_url"], "/responses", codex_turn(codex["model"])),
-        (
-            claude["ANTHROPIC_BASE_URL"],
-            "/v1/messages?beta=true",
-            claude_code_turn(claude["ANTHROPIC_MODEL"], "1", max_tokens=16),
-        ),
-    ):
-        url = base.replace("http://127.0.0.1:8000", harness.url) + path
-        answer = httpx.post(url, json=body, timeout=120, trust_env=False)
-        assert answer.status_code == 200, answer.text
+    assert model == claude_code()["ANTHROPIC_MODEL"]
+    url = provider["base_url"].replace("http://127.0.0.1:8000", harness.url) + "/responses"
+    forced = {"type": "function", "name": "exec_command"}
+    first = codex_turn(model, tool_choice=forced, max_output_tokens=128)
+    events = events_at(url, first, CODEX_HEADERS)
+    assert events[-1]["type"] == "response.completed", events[-1]
+    items = [one["item"] for one in events if one["type"] == "response.output_item.done"]
+    call = items[-1]
+    assert (call["type"], call["name"]) == ("function_call", "exec_command")
+    assert isinstance(json.loads(call["arguments"])["cmd"], str)
+
+    output = {"type": "function_call_output", "call_id": call["call_id"], "output": "a.py"}
+    replayed = [{key: one[key] for key in one if key not in ("id", "status")} for one in items]
+    turn = codex_turn(model, input=[*first["input"], *replayed, output], max_output_tokens=16)
+    last = events_at(url, turn, CODEX_HEADERS)[-1]
+    assert last["type"] in ("response.completed", "response.incomplete")
+    assert last["response"]["usage"]["input_tokens_details"]["cached_tokens"] > 0
+
+
+def test_codex_goes_on_over_its_websocket(harness: Harness) -> None:
+    model, provider = codex()
+    base = provider["base_url"].replace("http://127.0.0.1:8000", harness.url)
+    headers = {**CODEX_HEADERS, "OpenAI-Beta": "responses_websockets=2026-02-06"}
+    agent = headers.pop("user-agent")
+    with connect(
+        f"{base.replace('http', 'ws', 1)}/responses",
+        proxy=None,
+        additional_headers=headers,
+        user_agent_header=agent,
+    ) as socket:
+
+        def turn(**fields: Any) -> dict[str, Any]:
+            socket.send(json.dumps({"type": "response.create", **codex_turn(model, **fields)}))
+            while True:
+                event: dict[str, Any] = json.loads(socket.recv(timeout=120))
+                assert event["type"] not in ("error", "response.failed"), event
+                if event["type"] in ("response.completed", "response.incomplete"):
+                    response: dict[str, Any] = event["response"]
+                    return response
+
+        # It warms the prompt up first, then goes on from that by id with what is new alone.
+        warm = turn(generate=False)
+        assert warm["output"] == []
+        forced = {"type": "function", "name": "exec_command"}
+        first = turn(
+            input=[],
+            previous_response_id=warm["id"],
+            tool_choice=forced,
+            max_output_tokens=128,
+        )
+        call = first["output"][-1]
+        assert (call["type"], call["name"]) == ("function_call", "exec_command")
+        output = {"type": "function_call_output", "call_id": call["call_id"], "output": "a.py"}
+        second = turn(input=[output], previous_response_id=first["id"], max_output_tokens=16)
+        assert second["usage"]["input_tokens"] > first["usage"]["input_tokens"]
+        assert second["output"]
 
 
 def test_the_server_calls_tools_of_an_mcp_server(harness: Harness) -> None:

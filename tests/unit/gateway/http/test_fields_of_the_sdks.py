@@ -1,6 +1,6 @@
 """Every field that the official clients can send stands on the page of its route.
 
-Chat, completions, responses, messages and decisions have tests of their own beside their tables.
+Bodies with a table of their fields have a test beside it, `test_tables_of_fields.py`.
 """
 
 import importlib
@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from gateway.http.schemas.inference.embedding import EmbeddingRequest
-
 DOCS = Path(__file__).parents[4] / "docs"
 OF_THE_PATH = {"conversation_id"}
 
@@ -18,10 +16,7 @@ OF_THE_PATH = {"conversation_id"}
 @pytest.mark.parametrize(
     ("params", "page", "heading"),
     [
-        ("openai.types.embedding_create_params.EmbeddingCreateParams", "http-api", "Embeddings"),
-        ("openai.types.file_create_params.FileCreateParams", "batches-api", "Files"),
         ("openai.types.file_list_params.FileListParams", "batches-api", "Files"),
-        ("openai.types.batch_create_params.BatchCreateParams", "batches-api", "Batches"),
         ("openai.types.batch_list_params.BatchListParams", "batches-api", "Batches"),
         *(
             (f"openai.types.{name}", "responses-api", "What is stored")
@@ -35,7 +30,6 @@ OF_THE_PATH = {"conversation_id"}
                 "responses.input_item_list_params.InputItemListParams",
             )
         ),
-        ("openai.types.decision_create_params.DecisionCreateParams", "decisions-api", "POST"),
         ("anthropic.types.model_list_params.ModelListParams", "messages-api", "Answers"),
     ],
 )
@@ -46,8 +40,3 @@ def test_every_field_of_a_request_type_is_on_its_page(params: str, page: str, he
     section = re.split(r"^## ", text.split(f"\n## {heading}", 1)[1], maxsplit=1, flags=re.M)[0]
     assert fields
     assert fields - OF_THE_PATH <= set(re.findall(r"`(\w+)[`=]", section))
-
-
-def test_every_field_of_embeddings_is_known() -> None:
-    params = importlib.import_module("openai.types.embedding_create_params")
-    assert set(params.EmbeddingCreateParams.__annotations__) <= EmbeddingRequest.known_fields
