@@ -43,7 +43,7 @@ class JaxModelRunner:
     shape, one token a row, and all are sampled by one full sampler, so that what a token computes
     depends on nothing but its own request.
 
-    It is long because the port alone has seventeen members, all on the one state of the device.
+    It is long because the port alone has eighteen members, all on the one state of the device.
     """
 
     program_set: ClassVar[type[ProgramSet]] = ProgramSet
@@ -297,6 +297,11 @@ class JaxModelRunner:
         self._uncounted.clear()
         self._ahead.drop()
         self._state = self._programs.new_state()
+
+    def release_memory(self, block_ids: Sequence[Sequence[int]]) -> int:
+        """Gives back the memory of blocks that hold nothing; see the port."""
+        self._ahead.drop()
+        return self._kv_layout.release(self._state.cache, block_ids)
 
     def _run_buckets(
         self, rows: Sequence[RowWork], outcome: StepOutcome, *, has_next: bool
