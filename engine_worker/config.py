@@ -90,6 +90,7 @@ class ModelSettings:
             ),
         )
     )
+    num_threads: int | None = setting(shared.THREADS)
     dtype: str = setting(shared.DTYPE)
     backend: str = setting(shared.BACKEND)
     deterministic: bool = setting(shared.DETERMINISTIC)

@@ -70,7 +70,7 @@ def run(job: Job) -> dict[str, object]:
     from engine_worker.text.tokenizer import Tokenizer
 
     settings = with_model_folder(job.settings)
-    prepare_backend(settings.compile_cache_dir)
+    prepare_backend(settings.compile_cache_dir, settings.num_threads)
     measured = choose_for_settings(settings)
     reference_dtype = job.reference_dtype
     if reference_dtype == "auto":

@@ -128,6 +128,7 @@ class ServeSettings:
     backend: str = setting(shared.BACKEND)
     max_model_len: int | None = setting(shared.MAX_MODEL_LEN)
     max_num_seqs: int | None = setting(shared.MAX_NUM_SEQS, default=None)
+    num_threads: int | None = setting(shared.THREADS)
     kv_memory_bytes: int | None = setting(shared.KV_MEMORY)
     block_size: int | None = setting(shared.BLOCK_SIZE)
     deterministic: bool = setting(shared.DETERMINISTIC)

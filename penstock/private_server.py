@@ -14,7 +14,7 @@ KEPT: Final = frozenset(
         # How the model computes and where engines keep what they made.
         *("DTYPE", "BACKEND", "DETERMINISTIC", "KV_MEMORY", "BLOCK_SIZE", "MAX_MODEL_LEN"),
         *("MAX_NUM_SEQS", "MAX_NUM_BATCHED_TOKENS", "PREFIX_CACHE", "SPECULATION", "LORA"),
-        *("COMPILE_CACHE_DIR", "WEIGHTS_CACHE_DIR", "POOLING", "RERANK_WORDING"),
+        *("COMPILE_CACHE_DIR", "WEIGHTS_CACHE_DIR", "POOLING", "RERANK_WORDING", "THREADS"),
         *("TOOL_FORMAT", "REASONING_FORMAT", "TOKENIZER_PATH", "SPECIAL_TOKENS_IN_TEXT"),
         # What a request may say, and what it means.
         *("MODEL_ALIASES", "MODEL_FALLBACKS", "THINKING_BUDGETS", "REQUEST_CHAT_TEMPLATES"),

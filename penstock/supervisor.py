@@ -21,8 +21,9 @@ from penstock.restart_policy import (
     RestartPolicy,
     may_pass,
 )
+from protocol.runtime.container_limits import num_usable_cores, shares_of_cores
 from protocol.runtime.settings import environment_of
-from protocol.runtime.shared_settings import SHARED
+from protocol.runtime.shared_settings import SHARED, THREADS
 from protocol.wire.endpoints import ENDPOINT_SETTINGS
 from protocol.wire.readiness import READY_FILE_SETTING
 
@@ -107,6 +108,8 @@ def process_specs(
         ProcessSpec(f"toolparser-{number}", "toolparser_worker", formats, stop_order=2)
         for number in range(settings.num_parsers)
     ]
+    num_engines = sum(model.num_engines for model in settings.models)
+    threads = iter(_threads(settings, num_engines))
     for model in settings.models:
         environment = {"PENSTOCK_MODEL_NAME": model.name}
         folder = folders[model.name]
@@ -114,10 +117,23 @@ def process_specs(
             environment["PENSTOCK_MODEL_PATH"] = str(folder)
         environment |= environment_of(model, SHARED)
         specs += [
-            ProcessSpec(f"engine[{model.name}]-{number}", "engine_worker", environment, 2)
+            ProcessSpec(
+                f"engine[{model.name}]-{number}", "engine_worker", environment | next(threads), 2
+            )
             for number in range(model.num_engines)
         ]
     return tuple(specs)
+
+
+def _threads(settings: ServeSettings, num_engines: int) -> list[dict[str, str]]:
+    """For each engine its part of the cores: threads that outnumber them wait for each other.
+
+    A lone engine takes what it may use, which it knows better, and a given number is everybody's.
+    """
+    if num_engines == 1 or settings.num_threads is not None:
+        return [{}] * num_engines
+    shares = shares_of_cores(num_usable_cores(), num_engines)
+    return [{THREADS.name: str(num_threads)} for num_threads in shares]
 
 
 def _gateways(settings: ServeSettings, run_dir: Path) -> list[ProcessSpec]:

@@ -272,8 +272,17 @@ class Engine:
         return changes if self._has_prefix_cache else None
 
     def clear_cache(self) -> int:
-        """Forget what is cached of prompts and held by no choice; how many blocks those were."""
-        return self._scheduler.clear_cache()
+        """Forget what is cached of prompts and held by no choice; how many blocks those were.
+
+        Their memory is given back.
+        """
+        num_blocks = self._scheduler.clear_cache()
+        self.release_memory()
+        return num_blocks
+
+    def release_memory(self) -> int:
+        """Give back the memory of cache blocks that hold nothing; how many bytes that may be."""
+        return self._runner.release_memory([pool.empty_blocks for pool in self._pools])
 
     def extend(self, gateway_id: str, command: Extend) -> None:
         """Raise a choice's lease; a smaller one than before is ignored, so order can't matter."""

@@ -126,7 +126,7 @@ def load_model(
         ConfigurationError: A setting doesn't go with the model.
     """
     on_phase("loading", 0.0, "configuration")
-    prepare_backend(settings.compile_cache_dir)
+    prepare_backend(settings.compile_cache_dir, settings.num_threads)
     spec = _load_spec(settings)
     dtype = _choose_dtype(settings, spec)
     backend = _choose_backend(settings, spec, dtype)

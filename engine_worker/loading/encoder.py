@@ -77,7 +77,7 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
         ConfigurationError: A setting doesn't go with the model.
     """
     on_phase("loading", 0.0, "configuration")
-    prepare_backend(settings.compile_cache_dir)
+    prepare_backend(settings.compile_cache_dir, settings.num_threads)
     config = read_config(settings.path)
     pooling = None if has_classifier(config) else _pooling_of(settings, config)
     # A tokenizer that can't be loaded is no reason to read all weights first.

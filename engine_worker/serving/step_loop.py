@@ -19,6 +19,7 @@ from engine_worker.serving.handler import (
     ScoreCommand,
     StopLoop,
 )
+from engine_worker.serving.idle_release import IdleRelease
 from engine_worker.serving.isolation import Isolation
 from engine_worker.serving.orphans import OrphanTracker
 from protocol.errors import ErrorCode, PenstockError
@@ -41,7 +42,8 @@ _log = logging.getLogger("penstock.engine")
 _UNHANDLED = "The engine failed to take this request."
 
 _MAX_SLEEP_S = 1.0
-"""So soon a gateway that came to an idle engine learns what is cached there."""
+"""So soon a gateway that came to an idle engine learns what is cached there, and memory that isn't
+needed is given back."""
 
 
 class StepLoop:
@@ -71,6 +73,7 @@ class StepLoop:
         self._isolation = Isolation(clock)
         self._orphans = OrphanTracker(engine_id, clock)
         self._cache_reporter = CacheReporter(engine, outlet, clock)
+        self._idle_release = IdleRelease(engine, clock)
         self._windows: dict[str, Credits | None] = {}
         self._is_stopping = False
 
@@ -102,6 +105,7 @@ class StepLoop:
             self._share_out(outputs)
         self._report_orphans()
         self._cache_reporter.report(is_idle=not self._engine.has_work())
+        self._idle_release.poll()
         self._handler.publish(
             EngineStatus(
                 load=self._engine.load(),

@@ -1,4 +1,4 @@
-"""What a container may use of its machine: memory and cores by its control groups, v2 and v1.
+"""What a process may use of its machine: memory and cores by its control groups, v2 and v1.
 
 `/proc/meminfo` and the number of cores are the machine's, also within a container; whoever believes
 them is killed by the kernel, or waits for its turn. Formats: https://docs.kernel.org/admin-guide/cgroup-v2.html
@@ -41,6 +41,16 @@ _MEMORY: Final = (
 _CORE_CONTROLLERS: Final = ("", "cpu")
 
 
+@dataclass(slots=True)
+class _Granted:
+    """What this process was given of the cores that it could use; None is all of them."""
+
+    num_cores: int | None = None
+
+
+_granted: Final = _Granted()
+
+
 def free_memory_bytes(machine_bytes: int, root: Path = _ROOT) -> int:
     """What this process may still take, bytes.
 
@@ -65,7 +75,9 @@ def free_memory_bytes(machine_bytes: int, root: Path = _ROOT) -> int:
 
 
 def num_usable_cores(root: Path = _ROOT, num_schedulable: Callable[[], int] | None = None) -> int:
-    """How many cores this process can keep busy: those it may run on, and its groups' share.
+    """How many cores this process is to keep busy.
+
+    No more than it may run on, than its groups' share of time allows, and than it was granted.
 
     Args:
         root: As above.
@@ -76,7 +88,24 @@ def num_usable_cores(root: Path = _ROOT, num_schedulable: Callable[[], int] | No
         for folder in _folders(controller, root):
             share = min(share, _core_share(folder))
     num_cores = (num_schedulable or num_schedulable_cores)()
+    if _granted.num_cores is not None:
+        num_cores = min(num_cores, _granted.num_cores)
     return max(1, min(num_cores, math.ceil(share) if share < math.inf else num_cores))
+
+
+def grant_cores(num_cores: int | None) -> None:
+    """Leaves the other cores to processes beside this one; the system doesn't hold it to that.
+
+    Args:
+        num_cores: The most that `num_usable_cores` says from now on; None is no such limit.
+    """
+    _granted.num_cores = num_cores
+
+
+def shares_of_cores(num_cores: int, num_processes: int) -> list[int]:
+    """The cores of each of some processes; where there are fewer cores, one each."""
+    each, rest = divmod(num_cores, num_processes)
+    return [max(1, each + (index < rest)) for index in range(num_processes)]
 
 
 def num_schedulable_cores() -> int:

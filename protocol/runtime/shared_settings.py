@@ -158,6 +158,17 @@ MAX_NUM_SEQS = whole_number(
     option="--max-num-seqs",
     meaning="requests that run together in one engine",
 )
+THREADS = whole_number(
+    "PENSTOCK_THREADS",
+    None,
+    minimum=1,
+    maximum=1024,
+    option="--threads",
+    shown_default=(
+        "the cores that it may use; `penstock serve` divides them among the engines it starts"
+    ),
+    meaning="threads that one engine computes with, at most the cores that it may use",
+)
 KV_MEMORY = size(
     "PENSTOCK_KV_MEMORY",
     None,

@@ -120,6 +120,7 @@ class DeterministicFakeRunner:
         self._states = RecurrentStates(block_size, self.max_draft_tokens + 2)
         self.batches: list[StepBatch] = []
         self.packs: list[ScorePack] = []
+        self.released: list[list[int]] = []
         self.assigned: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = []
         self._counted: dict[int, list[int]] = {}
         self.num_resets = 0
@@ -289,6 +290,12 @@ class DeterministicFakeRunner:
         self._states.lose()
         self._counted.clear()
         self.num_resets += 1
+
+    def release_memory(self, block_ids: Sequence[Sequence[int]]) -> int:
+        self.released.append([len(ids) for ids in block_ids])
+        for cache, ids in zip(self._caches, block_ids, strict=True):
+            cache[list(ids)] = -1
+        return 0
 
     def close(self) -> None:
         self.is_closed = True

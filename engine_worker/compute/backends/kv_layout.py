@@ -12,6 +12,7 @@ them those of sequences that are in the middle of a block: for each slot the sta
 few tokens, in a ring, because a step may be computed again from a little before (ADR 50).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine_worker.compute.backends.layer_groups import LayerGroups
-from engine_worker.compute.memory.host_memory import release_pages, use_large_pages
+from engine_worker.compute.memory.host_memory import release_pages, release_rows, use_large_pages
 from engine_worker.compute.models.recurrent.specs import StateShapes, bytes_of
 
 
@@ -188,6 +189,33 @@ class KvLayout:
         # One after the other, so that never more than one of them is there in full.
         cache: KvCache = jax.tree.map(reserve, self.abstract())
         return cache
+
+    def release(self, cache: KvCache, block_ids: Sequence[Sequence[int]]) -> int:
+        """Gives memory of the host back that blocks take; their content is lost.
+
+        Args:
+            cache: Of this layout; nothing is computed with it meanwhile.
+            block_ids: For each cache group.
+
+        Returns:
+            Bytes; 0 on another device, and where the blocks don't fill a large page together.
+        """
+        runs = [_runs(ids) for ids in block_ids]
+        jax.block_until_ready(cache)  # type: ignore[no-untyped-call]
+        return sum(
+            release_rows(array, runs[group])
+            for layer, group in zip(cache, self.groups.of_layer, strict=True)
+            for array in jax.tree.leaves(layer)
+        )
+
+
+def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """The numbers as ranges, each its first one and the one after its last."""
+    if not numbers:
+        return []
+    ordered = np.sort(np.asarray(numbers))
+    pieces = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)
+    return [(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]
 
 
 def _zeros(shape_and_type: tuple[tuple[int, ...], Any]) -> jax.Array:

@@ -27,7 +27,8 @@ ALIGNMENT: Final = 64
 LARGE_PAGE_BYTES: Final = 2 * 2**20
 """Of x86, and of ARM where usual pages have 4 KiB."""
 _MADV_HUGEPAGE: Final = 14
-"""Of <linux/mman.h>, as the next one."""
+"""Of <linux/mman.h>, as the next two."""
+_MADV_DONTNEED: Final = 4
 _MAP_FIXED: Final = 16
 
 
@@ -178,6 +179,32 @@ def release_pages(array: jax.Array) -> bool:
     if place != first:
         raise ModelMemoryError("The system takes memory for the cache away and gives none back.")
     return True
+
+
+def release_rows(array: jax.Array, runs: Sequence[tuple[int, int]]) -> int:
+    """Drops the large pages that lie wholly within some rows of an array; they then read as zeros.
+
+    A large page of which something is kept stays: cut into small ones it would be slower to read.
+
+    Args:
+        array: As `release_pages` takes it, and no program is at work on it.
+        runs: First row and the one after the last, along the first axis; their content is lost.
+
+    Returns:
+        Bytes of the pages, whether or not they took memory.
+    """
+    if not _is_on_linux(array):
+        return 0
+    start, page = array.unsafe_buffer_pointer(), LARGE_PAGE_BYTES
+    row_bytes = array.nbytes // len(array)
+    num_bytes = 0
+    for first_row, end_row in runs:
+        first = -(-(start + first_row * row_bytes) // page) * page
+        end = (start + end_row * row_bytes) // page * page
+        # Not mapped again as in `release_pages`: each hole would be a mapping of its own.
+        if _advise(first, end - first, _MADV_DONTNEED):
+            num_bytes += end - first
+    return num_bytes
 
 
 def _is_on_linux(array: jax.Array) -> bool:

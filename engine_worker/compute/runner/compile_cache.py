@@ -13,7 +13,11 @@ from typing import Final
 import jax
 import jaxlib.version
 
-from protocol.runtime.container_limits import num_schedulable_cores, num_usable_cores
+from protocol.runtime.container_limits import (
+    grant_cores,
+    num_schedulable_cores,
+    num_usable_cores,
+)
 
 _log = logging.getLogger("penstock.compile_cache")
 _CACHE_HIT_EVENT: Final = "/jax/compilation_cache/cache_hits"
@@ -22,17 +26,22 @@ _CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
 def prepare_backend(
-    cache_dir: Path | None, environment: MutableMapping[str, str] = os.environ
+    cache_dir: Path | None,
+    num_threads: int | None = None,
+    environment: MutableMapping[str, str] = os.environ,
 ) -> None:
     """Sets jax up for serving; must run before the first array is made.
 
     Args:
         cache_dir: Folder of the persistent cache, made if missing; None for no cache. A folder
             that can't be written is logged and left out.
+        num_threads: What this process computes with; None is a thread for each core that it may
+            use.
         environment: Whose `XLA_FLAGS` decide about the cache's subfolder, and whose `NPROC` says
-            how many threads XLA makes for computing; set here in a container with fewer cores' time
-            than cores.
+            how many threads XLA makes for computing; set here where those are fewer than the cores
+            that the process may run on.
     """
+    grant_cores(num_threads)
     limit_threads(environment)
     # The engine waits for every step, so dispatching from another thread only costs a core.
     _configure("jax_cpu_enable_async_dispatch", False)
@@ -55,13 +64,14 @@ def prepare_backend(
 
 
 def limit_threads(environment: MutableMapping[str, str]) -> None:
-    """Has XLA make no more threads than a container's share of time keeps busy; before jax starts.
+    """Has XLA make no more threads than there are cores for this process; before jax starts.
 
-    XLA counts the cores that it may run on and knows nothing of such a share: it would make a
-    thread for each core of the machine, and these would take the share from each other.
+    XLA counts the cores that it may run on. It knows nothing of a container's share of their time,
+    nor of what this process was granted: it would make a thread for each core of the machine, and
+    these would take the time from each other.
 
     Args:
-        environment: Gets `NPROC`, which XLA reads, where it has none and there is such a share.
+        environment: Gets `NPROC`, which XLA reads, where it has none and there is such a limit.
     """
     if (num_cores := num_usable_cores()) < num_schedulable_cores():
         environment.setdefault("NPROC", str(num_cores))

@@ -283,5 +283,15 @@ class ModelRunner(Protocol):
     def reset(self) -> None:
         """Start over with an empty KV cache after a step that raised; every slot is free."""
 
+    def release_memory(self, block_ids: Sequence[Sequence[int]]) -> int:
+        """Give memory back that blocks take; what they hold is of no use to anybody.
+
+        Args:
+            block_ids: For each cache group.
+
+        Returns:
+            Bytes; 0 where the device keeps what it has.
+        """
+
     def close(self) -> None:
         """Leave nothing running behind; `run` works on, with the programs that are there."""

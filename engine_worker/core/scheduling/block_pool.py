@@ -49,6 +49,11 @@ class BlockPool:
         return len(self._empty) + len(self._cached)
 
     @property
+    def empty_blocks(self) -> tuple[int, ...]:
+        """Blocks that nobody holds and that hold nothing."""
+        return tuple(self._empty)
+
+    @property
     def num_token_capacity(self) -> int:
         """Tokens that fit when one request has every block."""
         return self.num_blocks * self.block_size

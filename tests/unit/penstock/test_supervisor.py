@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from penstock import supervisor
 from penstock.config import ModelChoice, ServeSettings, build_settings
 from penstock.errors import CommandError, UsageError
 from penstock.restart_policy import MAX_DELAY_S
@@ -256,6 +257,28 @@ def test_there_is_one_process_a_role_and_engine(tmp_path: Path) -> None:
     assert engine.environment["PENSTOCK_MODEL_PATH"] == str(tmp_path)
     demo = next(spec for spec in specs if spec.name == "engine[b]-0")
     assert "PENSTOCK_MODEL_PATH" not in demo.environment
+
+
+def test_engines_divide_the_cores_unless_they_were_given_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "num_usable_cores", lambda: 8)
+
+    def threads(**arguments: object) -> list[str | None]:
+        settings = settings_of(**arguments)
+        folders = {model.name: None for model in settings.models}
+        common = common_environment(settings, tmp_path)
+        return [
+            (common | spec.environment).get("PENSTOCK_THREADS")
+            for spec in process_specs(settings, folders, tmp_path)
+            if spec.module == "engine_worker"
+        ]
+
+    assert threads() == [None]
+    assert threads(threads=5) == ["5"]
+    assert threads(engines=3) == ["3", "3", "2"]
+    assert threads(models=["a=x", "b=y"]) == ["4", "4"]
+    assert threads(models=["a=x", "b=y"], threads=6) == ["6", "6"]
 
 
 def test_several_gateways_share_a_port_and_have_sockets_of_their_own(tmp_path: Path) -> None:

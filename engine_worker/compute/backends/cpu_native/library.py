@@ -78,8 +78,8 @@ def load(
     """Loads the library once and registers its targets with jax.
 
     Args:
-        num_threads: Threads of a call; None takes the cores that this process may use, by its CPU
-            set and its control group. Only the first load of a process sets it.
+        num_threads: Threads of a call; None takes the cores that are this process's, by its CPU
+            set, its control group and its settings. Only the first load of a process sets it.
         level: The instruction level; None is the best one.
         path: Of the library.
 

@@ -8,6 +8,7 @@ from msgspec import structs
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.engine import Engine
 from engine_worker.serving.handler import EngineHandler
+from engine_worker.serving.idle_release import IDLE_S
 from engine_worker.serving.step_loop import StepLoop
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.preparation import PromptPreparer
@@ -509,3 +510,21 @@ def test_texts_are_taken_by_an_engine_of_their_kind_alone() -> None:
         "This engine only makes embeddings.",
     ]
     handler.close()
+
+
+def test_an_engine_that_has_rested_gives_memory_back_once_after_each_burst() -> None:
+    harness = Harness()
+    runner = harness.engine._runner
+    assert isinstance(runner, DeterministicFakeRunner)
+    harness.serve()
+    for burst in (1, 2):
+        harness.handler.on_command("g", generate(str(burst)))
+        harness.rest()
+        for _ in range(3):
+            harness.loop.run_once(block=False)
+            harness.now += IDLE_S / 4
+        assert len(runner.released) == burst - 1
+        for _ in range(3):
+            harness.now += IDLE_S / 2
+            harness.loop.run_once(block=False)
+        assert len(runner.released) == burst

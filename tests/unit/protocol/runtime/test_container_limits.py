@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from protocol.runtime.container_limits import free_memory_bytes, num_usable_cores
+from protocol.runtime.container_limits import (
+    free_memory_bytes,
+    grant_cores,
+    num_usable_cores,
+    shares_of_cores,
+)
 
 GIB = 2**30
 MACHINE = 64 * GIB
@@ -153,6 +158,26 @@ def test_the_tightest_share_of_cores_above_counts(tmp_path: Path) -> None:
 def test_a_v1_share_of_cores_counts(tmp_path: Path, quota: str, expected: int) -> None:
     files = {"cpu/cpu.cfs_quota_us": quota, "cpu/cpu.cfs_period_us": "100000"}
     assert num_usable_cores(v1(tmp_path, files), lambda: 8) == expected
+
+
+def test_a_process_takes_no_more_cores_than_it_was_granted(tmp_path: Path) -> None:
+    root = v2(tmp_path, {"cpu.max": "300000 100000"})
+    try:
+        for granted, expected in ((2, 2), (5, 3), (None, 3)):
+            grant_cores(granted)
+            assert num_usable_cores(root, lambda: 8) == expected
+    finally:
+        grant_cores(None)
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_processes", "expected"),
+    [(8, 1, [8]), (8, 3, [3, 3, 2]), (2, 3, [1, 1, 1]), (4, 2, [2, 2])],
+)
+def test_cores_are_divided_and_nobody_is_left_without(
+    num_cores: int, num_processes: int, expected: list[int]
+) -> None:
+    assert shares_of_cores(num_cores, num_processes) == expected
 
 
 def test_this_very_machine_has_some_of_both() -> None:

@@ -162,6 +162,26 @@ def test_a_cache_takes_no_memory_until_something_is_stored_and_only_that_then() 
     assert resident_bytes() - before < layout.size_bytes // 8
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are dropped on Linux only")
+def test_blocks_that_hold_nothing_give_their_memory_back_and_others_keep_theirs() -> None:
+    layout = xla_kv_layout(SPEC, np.float32, num_blocks=2**15, block_size=16)
+    fill = jax.jit(lambda cache: jax.tree.map(lambda pages: pages + 1.0, cache), donate_argnums=0)
+    cache = jax.block_until_ready(fill(layout.allocate()))  # type: ignore[no-untyped-call]
+    before = resident_bytes()
+    # Free are the first half, and in the last quarter every second block.
+    kept = [*range(2**14, 3 * 2**13), *range(3 * 2**13, 2**15, 2)]
+    free = sorted(set(range(2**15)) - set(kept))
+    assert layout.release(cache, [free]) > layout.size_bytes * 0.4
+    assert before - resident_bytes() > layout.size_bytes * 0.4
+    for array in jax.tree.leaves(cache):
+        assert float(array[np.asarray(kept)].min()) == 1.0
+        assert float(array[2**13].max()) == 0.0
+    # What was given back is written to as if nothing had been.
+    for array in jax.tree.leaves(fill(cache)):
+        assert float(array[np.asarray(kept)].min()) == 2.0
+        assert float(array[2**13].min()) == 1.0
+
+
 def test_dropped_pages_read_as_zeros_and_neighbours_keep_theirs() -> None:
     arrays = [jax.jit(lambda: jnp.ones(100_001, jnp.float32))() for _ in range(3)]
     dropped = release_pages(arrays[1])

@@ -86,6 +86,26 @@ def test_xla_makes_as_many_threads_as_it_is_told() -> None:
     assert num_threads("3") == 3
 
 
+def test_an_engine_computes_with_as_many_threads_as_it_was_given() -> None:
+    script = (
+        "import jax, pathlib;"
+        "from engine_worker.compute.runner.compile_cache import prepare_backend;"
+        "from engine_worker.compute.backends.cpu_native.library import load;"
+        "prepare_backend(None, 1); jax.numpy.ones(3).block_until_ready();"
+        "print(load().num_threads, sum('XLAEigen' in (task / 'comm').read_text()"
+        " for task in pathlib.Path('/proc/self/task').iterdir()))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment,
+    )
+    assert done.stdout.split() == ["1", "1"]
+
+
 def test_the_key_changes_with_cpu_and_flags() -> None:
     keys = {cache_key("", "a"), cache_key("--f", "a"), cache_key("", "b"), cache_key("", "a")}
     assert len(keys) == 3
