@@ -5,7 +5,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import psutil
 from penstock.config import ModelChoice, ServeSettings
 from penstock.errors import ModelError
 from penstock.gguf_source import (
-    STORED_BYTES,
     HubName,
     choose_files,
     config_of,
@@ -23,150 +21,11 @@ from penstock.gguf_source import (
     hub_name,
     local_file,
 )
+from penstock.memory_estimate import QUANT_METHODS, estimate_memory, require_memory
 from protocol.runtime.container_limits import free_memory_bytes
 
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
-QUANT_METHODS = {
-    "awq": 4,
-    "gptq": 4,
-    "compressed-tensors": 8,
-    "fp8": 8,
-    "fbgemm_fp8": 8,
-    "mxfp4": 4,
-    "bitsandbytes": 4,
-}
-"""Those that the engine reads, and the bits of most of their weights where the config is silent."""
-_KEPT_METHODS = ("awq", "gptq", "compressed-tensors", "mxfp4")
-"""Those whose weights may stay as they are."""
-_KV_BYTES_PER_VALUE = 2
-_BITS_BY_WEIGHT = {"int8": 8, "int4": 5}
-"""Scales of groups and rows included."""
-_LEAST_CONTEXT = 2048
-"""Tokens: with less than that nobody serves a model; what it was made for need not fit."""
-_STATEFUL_KINDS = ("linear_attention", "conv", "mamba", "mlp", "moe")
-"""Kinds of layers that keep nothing of each token."""
-_MEMORY_SHARE = 0.9
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """What a model will take, bytes.
-
-    Attributes:
-        weights_bytes: The checkpoint's tensors as the engine holds them.
-        kv_bytes: The KV cache of one sequence of `num_tokens`.
-        num_tokens: Of context: as asked for, else few, because the engine cuts a model's own
-            context to what fits.
-    """
-
-    weights_bytes: int
-    kv_bytes: int
-    num_tokens: int
-
-    @property
-    def total_bytes(self) -> int:
-        """Weights and KV together."""
-        return self.weights_bytes + self.kv_bytes
-
-
-def estimate_memory(
-    config: Mapping[str, Any],
-    checkpoint_bytes: int,
-    *,
-    dtype: str,
-    max_model_len: int | None,
-    keeps_stored: bool = False,
-) -> MemoryEstimate:
-    """What a checkpoint takes once loaded.
-
-    Args:
-        config: The checkpoint's `config.json`.
-        checkpoint_bytes: Sum of its safetensors files; a quantised one's weights become wider.
-        dtype: `auto` keeps the checkpoint's; `float32` doubles a 16-bit one, `int8` halves it.
-        max_model_len: Tokens of context to hold; None is as many as memory has room for, of which
-            few are counted.
-        keeps_stored: Quantised weights may stay as they are (`auto` on the native kernels). Which
-            of them do is for the engine to say, which refuses what doesn't fit then: this is the
-            least that they take.
-    """
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
-    is_half = stored in ("bfloat16", "float16")
-    widening = 2 if dtype == "float32" and is_half else 1
-    stored_bits = 16 if is_half else 32
-    bits = _quantised_bits(config) or stored_bits
-    weights_bytes = checkpoint_bytes * _BITS_BY_WEIGHT.get(dtype, stored_bits * widening)
-    stored_bytes = config.get(STORED_BYTES)
-    if stored_bytes is None and _method(config) in _KEPT_METHODS:
-        stored_bytes = checkpoint_bytes
-    if keeps_stored and stored_bytes is not None:
-        weights_bytes = min(weights_bytes, int(stored_bytes) * bits)
-    longest = max(1, int(config.get("max_position_embeddings") or _LEAST_CONTEXT))
-    length = max_model_len or min(longest, _LEAST_CONTEXT)
-    values = _values_of_a_token(config) * _cached_tokens(config, length)
-    kv_bytes = values * _KV_BYTES_PER_VALUE * widening
-    return MemoryEstimate(weights_bytes // bits, kv_bytes, length)
-
-
-def _values_of_a_token(config: Mapping[str, Any]) -> int:
-    """Numbers that a layer keeps of each token: keys and values, or what they are made of (MLA)."""
-    if config.get("kv_lora_rank"):
-        return int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
-    num_heads = int(config.get("num_attention_heads") or 1)
-    head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // num_heads)
-    return 2 * int(config.get("num_key_value_heads") or num_heads) * head_dim
-
-
-def _cached_tokens(config: Mapping[str, Any], length: int) -> int:
-    """Tokens that all layers together keep of one sequence, where the config says which see it."""
-    num_layers = int(config.get("num_hidden_layers") or 0)
-    kinds = config.get("layer_types")
-    if not isinstance(kinds, list) or len(kinds) != num_layers:
-        return num_layers * length
-    window = min(length, max(1, int(config.get("sliding_window") or length)))
-    by_kind = {"sliding_attention": window, **dict.fromkeys(_STATEFUL_KINDS, 0)}
-    return sum(by_kind.get(str(kind), length) for kind in kinds)
-
-
-def _method(config: Mapping[str, Any]) -> str:
-    quantization = config.get("quantization_config")
-    return str(quantization.get("quant_method")) if isinstance(quantization, dict) else ""
-
-
-def _quantised_bits(config: Mapping[str, Any]) -> int | None:
-    """Bits that a weight takes in the files of a quantised checkpoint, scales left out."""
-    quantization = config.get("quantization_config")
-    if not isinstance(quantization, dict) or quantization.get("quant_method") is None:
-        return None
-    bits = quantization.get("bits")
-    for group in (quantization.get("config_groups") or {}).values():
-        bits = bits or (group.get("weights") or {}).get("num_bits")
-    if quantization.get("load_in_8bit"):
-        bits = 8
-    bits = int(bits or QUANT_METHODS.get(str(quantization["quant_method"]), 8))
-    if not 1 <= bits <= 32:
-        raise ValueError(f"weights of {bits} bits")
-    return bits
-
-
-def _gigabytes(size_bytes: int) -> str:
-    return f"{size_bytes / 2**30:.1f} GiB"
-
-
-def require_memory(name: str, estimate: MemoryEstimate, available_bytes: int) -> None:
-    """Refuse a model that can't fit.
-
-    Raises:
-        ModelError: With what it needs, what there is, and ways out.
-    """
-    if estimate.total_bytes <= available_bytes * _MEMORY_SHARE:
-        return
-    raise ModelError(
-        f"{name} needs about {_gigabytes(estimate.total_bytes)} of memory "
-        f"({_gigabytes(estimate.weights_bytes)} weights, {_gigabytes(estimate.kv_bytes)} KV cache "
-        f"for {estimate.num_tokens} tokens) and {_gigabytes(available_bytes)} are free. Lower "
-        "--max-model-len, use --dtype bfloat16 or int8, or choose a smaller model."
-    )
 
 
 def refuse_foreign_formats(name: str, config: Mapping[str, Any], files: Iterable[str]) -> None:

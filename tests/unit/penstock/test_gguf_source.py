@@ -11,7 +11,8 @@ from gguf import GGUFWriter
 from penstock.config import ModelChoice, build_settings, parse_model
 from penstock.errors import ModelError
 from penstock.gguf_source import HubName, choose_files, config_of, config_of_hub, hub_name
-from penstock.model_source import estimate_memory, resolve_model
+from penstock.memory_estimate import estimate_memory
+from penstock.model_source import resolve_model
 
 SETTINGS = build_settings({}, {"HOME": "/home/someone"})
 

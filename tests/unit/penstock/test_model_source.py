@@ -9,18 +9,10 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from engine_worker.compute.models.quantization import QuantMethod
 from penstock.config import ModelChoice, build_settings
 from penstock.errors import ModelError
-from penstock.model_source import (
-    QUANT_METHODS,
-    MemoryEstimate,
-    estimate_memory,
-    is_complete,
-    refuse_foreign_formats,
-    require_memory,
-    resolve_model,
-)
+from penstock.memory_estimate import estimate_memory
+from penstock.model_source import is_complete, refuse_foreign_formats, resolve_model
 from protocol.runtime.container_limits import free_memory_bytes
 from tests.fakes.container import v2_container
 
@@ -41,102 +33,6 @@ def make_folder(folder: Path, *, config: dict[str, object] | None = None) -> Pat
     (folder / "config.json").write_text(json.dumps(config or CONFIG), encoding="utf-8")
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
     return folder
-
-
-def test_the_estimate_counts_weights_and_the_cache_of_one_request() -> None:
-    estimate = estimate_memory(CONFIG, 1000, dtype="auto", max_model_len=None)
-    assert estimate == MemoryEstimate(1000, 2 * 3 * 2 * 16 * 100 * 2, 100)
-    asked = estimate_memory(CONFIG, 1000, dtype="auto", max_model_len=10)
-    assert asked == MemoryEstimate(1000, estimate.kv_bytes // 10, 10)
-
-
-def test_a_context_that_nobody_asked_for_need_not_fit_whole() -> None:
-    """The engine cuts it to what fits; models of 128k tokens were refused before it could."""
-    config = CONFIG | {"max_position_embeddings": 131072}
-    estimate = estimate_memory(config, 1000, dtype="auto", max_model_len=None)
-    assert estimate.num_tokens == 2048
-    assert estimate.kv_bytes == 2 * 3 * 2 * 16 * 2048 * 2
-    asked = estimate_memory(config, 1000, dtype="auto", max_model_len=131072)
-    assert asked.kv_bytes == 64 * estimate.kv_bytes
-
-
-@pytest.mark.parametrize(
-    ("differences", "cached"),
-    [
-        ({"kv_lora_rank": 40, "qk_rope_head_dim": 8}, 3 * 48 * 1000),
-        (
-            {
-                "layer_types": ["full_attention", "sliding_attention", "linear_attention"],
-                "sliding_window": 100,
-            },
-            64 * (1000 + 100),
-        ),
-        ({"layer_types": ["full_attention", "sliding_attention", "conv"]}, 64 * 2000),
-        ({"layer_types": ["full_attention"], "sliding_window": 100}, 64 * 3000),
-        ({"layer_types": None, "sliding_window": None}, 64 * 3000),
-    ],
-)
-def test_layers_that_keep_less_of_a_token_or_fewer_of_them_count_so(
-    differences: dict[str, object], cached: int
-) -> None:
-    config = CONFIG | differences
-    estimate = estimate_memory(config, 1000, dtype="auto", max_model_len=1000)
-    assert estimate.kv_bytes == cached * 2
-
-
-def test_float32_doubles_a_16_bit_checkpoint() -> None:
-    narrow = estimate_memory(CONFIG, 1000, dtype="auto", max_model_len=10)
-    wide = estimate_memory(CONFIG, 1000, dtype="float32", max_model_len=10)
-    assert wide.total_bytes == 2 * narrow.total_bytes
-
-
-@pytest.mark.parametrize(("dtype", "share"), [("int8", 1 / 2), ("int4", 5 / 16)])
-def test_quantised_weights_take_less_and_the_cache_as_much(dtype: str, share: float) -> None:
-    plain = estimate_memory(CONFIG | {"dtype": "bfloat16"}, 1600, dtype="auto", max_model_len=10)
-    small = estimate_memory(CONFIG | {"dtype": "bfloat16"}, 1600, dtype=dtype, max_model_len=10)
-    assert small.weights_bytes == 1600 * share
-    assert small.kv_bytes == plain.kv_bytes
-
-
-@pytest.mark.parametrize(
-    ("quantization", "widening"),
-    [
-        ({"quant_method": "awq", "bits": 4}, 4),
-        ({"quant_method": "gptq", "bits": 8}, 2),
-        ({"quant_method": "fp8"}, 2),
-        ({"quant_method": "mxfp4"}, 4),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 2),
-        (
-            {
-                "quant_method": "compressed-tensors",
-                "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
-            },
-            4,
-        ),
-    ],
-)
-def test_quantised_checkpoints_take_what_their_weights_become(
-    quantization: dict[str, object], widening: int
-) -> None:
-    config = CONFIG | {"dtype": "bfloat16", "quantization_config": quantization}
-    estimate = estimate_memory(config, 1600, dtype="auto", max_model_len=10)
-    assert estimate.weights_bytes == 1600 * widening
-    packed = estimate_memory(config, 1600, dtype="int8", max_model_len=10)
-    assert packed.weights_bytes == 1600 * widening // 2
-    kept = estimate_memory(config, 1600, dtype="auto", max_model_len=10, keeps_stored=True)
-    stays = quantization["quant_method"] in ("awq", "gptq", "compressed-tensors", "mxfp4")
-    assert kept.weights_bytes == (1600 if stays else 1600 * widening)
-
-
-def test_the_methods_let_through_are_those_that_the_engine_reads() -> None:
-    assert set(QUANT_METHODS) == set(QuantMethod)
-
-
-def test_a_model_too_large_is_refused_with_both_numbers_and_a_way_out() -> None:
-    with pytest.raises(
-        ModelError, match=r"needs about 30\.0 GiB.*2048 tok.*16\.0 GiB.*--max-model"
-    ):
-        require_memory("big", MemoryEstimate(20 * 2**30, 10 * 2**30, 2048), 16 * 2**30)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,244 @@
+"""What a model will take of memory, told from its config and the size of its files alone.
+
+The engine asks again, by each of its weights, before it loads them; this is told before a download.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.errors import ModelError
+from penstock.gguf_source import STORED_BYTES
+
+QUANT_METHODS = {
+    "awq": 4,
+    "gptq": 4,
+    "compressed-tensors": 8,
+    "fp8": 8,
+    "fbgemm_fp8": 8,
+    "mxfp4": 4,
+    "bitsandbytes": 4,
+}
+"""Those that the engine reads, and the bits of most of their weights where the config is silent."""
+_KEPT_METHODS = ("awq", "gptq", "compressed-tensors", "mxfp4")
+"""Those whose weights may stay as they are."""
+_KV_BYTES_PER_VALUE = 2
+_BITS_BY_WEIGHT = {"int8": 8, "int4": 5}
+"""Scales of groups and rows included."""
+_LEAST_CONTEXT = 2048
+"""Tokens: with less than that nobody serves a model; what it was made for need not fit."""
+_FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attention"
+_CHUNKED = "chunked_attention"
+_STATEFUL_KINDS = (_LINEAR, "conv", "mamba", "mlp", "moe")
+"""Kinds of layers that keep nothing of each token."""
+_ATTENTION_LETTER = "*"
+"""In `hybrid_override_pattern`, which has a letter for each layer."""
+_UNSAID = {
+    "gemma3_text": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "num_hidden_layers": 26,
+        "max_position_embeddings": 131_072,
+        "sliding_window": 4096,
+        "sliding_window_pattern": 6,
+    },
+    "gemma2": {"head_dim": 256, "sliding_window": 4096, "sliding_window_pattern": 2},
+    "cohere2": {"sliding_window_pattern": 4},
+    "gpt_oss": {"sliding_window_pattern": 2},
+    "olmo3": {"sliding_window_pattern": 4},
+}
+"""By model type: sizes that published configs leave out, because transformers' own are so."""
+_GPT2_NAMES = {
+    "n_embd": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_positions": "max_position_embeddings",
+}
+_TOWERS = ("vision_config", "audio_config")
+_MEMORY_SHARE = 0.9
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a model will take, bytes.
+
+    Attributes:
+        weights_bytes: The checkpoint's tensors as the engine holds them.
+        kv_bytes: The KV cache of one sequence of `num_tokens`.
+        num_tokens: Of context: as asked for, else few, because the engine cuts a model's own
+            context to what fits.
+    """
+
+    weights_bytes: int
+    kv_bytes: int
+    num_tokens: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights and KV together."""
+        return self.weights_bytes + self.kv_bytes
+
+
+def estimate_memory(
+    config: Mapping[str, Any],
+    checkpoint_bytes: int,
+    *,
+    dtype: str,
+    max_model_len: int | None,
+    keeps_stored: bool = False,
+) -> MemoryEstimate:
+    """What a checkpoint takes once loaded.
+
+    Args:
+        config: The checkpoint's `config.json`.
+        checkpoint_bytes: Sum of its safetensors files; a quantised one's weights become wider.
+        dtype: `auto` keeps the checkpoint's; `float32` doubles a 16-bit one, `int8` halves it.
+        max_model_len: Tokens of context to hold; None is as many as memory has room for, of which
+            few are counted.
+        keeps_stored: Quantised weights may stay as they are (`auto` on the native kernels). Which
+            of them do is for the engine to say, which refuses what doesn't fit then: this is the
+            least that they take.
+    """
+    text = _text_config(config)
+    stored = str(text.get("dtype") or text.get("torch_dtype") or "float32")
+    is_half = stored in ("bfloat16", "float16")
+    widening = 2 if dtype == "float32" and is_half else 1
+    stored_bits = 16 if is_half else 32
+    checkpoint_bytes -= min(checkpoint_bytes // 2, _tower_values(config) * stored_bits // 8)
+    bits = _quantised_bits(text) or stored_bits
+    weights_bytes = checkpoint_bytes * _BITS_BY_WEIGHT.get(dtype, stored_bits * widening)
+    stored_bytes = text.get(STORED_BYTES)
+    if stored_bytes is None and _method(text) in _KEPT_METHODS:
+        stored_bytes = checkpoint_bytes
+    if keeps_stored and stored_bytes is not None:
+        weights_bytes = min(weights_bytes, int(stored_bytes) * bits)
+    longest = max(1, int(text.get("max_position_embeddings") or _LEAST_CONTEXT))
+    length = max_model_len or min(longest, _LEAST_CONTEXT)
+    kv_bytes = _cached_values(text, length) * _KV_BYTES_PER_VALUE * widening
+    return MemoryEstimate(weights_bytes // bits, kv_bytes, length)
+
+
+def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said of the text model, which may be part of one that also sees or hears."""
+    text = config.get("text_config")
+    inner = text if isinstance(text, dict) else {}
+    said = {name: value for name, value in inner.items() if value is not None}
+    whole = {**config, **said}
+    whole |= {usual: whole[name] for name, usual in _GPT2_NAMES.items() if name in whole}
+    return {**_UNSAID.get(str(whole.get("model_type")), {}), **whole}
+
+
+def _tower_values(config: Mapping[str, Any]) -> int:
+    """Numbers in the layers of what sees and hears, which are in the files and aren't loaded.
+
+    Of attention and MLP alone: the least that they have.
+    """
+    total = 0
+    for name in _TOWERS:
+        tower = config.get(name)
+        if not isinstance(tower, dict):
+            continue
+        width = int(tower.get("hidden_size") or 0)
+        inner = int(tower.get("intermediate_size") or 0)
+        num_layers = int(tower.get("num_hidden_layers") or tower.get("depth") or 0)
+        total += num_layers * (4 * width * width + 2 * width * inner)
+    return total
+
+
+def _cached_values(config: Mapping[str, Any], length: int) -> int:
+    """Numbers that all layers together keep of one sequence."""
+    kinds = _kinds_of_layers(config)
+    # The last layers may read the keys of those before them.
+    kinds = kinds[: len(kinds) - int(config.get("num_kv_shared_layers") or 0)]
+    window = min(length, max(1, int(config.get("sliding_window") or length)))
+    chunk = min(length, max(1, int(config.get("attention_chunk_size") or length)))
+    tokens = {_SLIDING: window, _CHUNKED: chunk, **dict.fromkeys(_STATEFUL_KINDS, 0)}
+    return sum(
+        tokens.get(kind, length) * _values_of_a_token(config, index, kind)
+        for index, kind in enumerate(kinds)
+    )
+
+
+def _kinds_of_layers(config: Mapping[str, Any]) -> list[str]:
+    """What each layer is, where the config says so in any of the ways that there are."""
+    num_layers = int(config.get("num_hidden_layers") or 0)
+    pattern = config.get("hybrid_override_pattern")
+    if isinstance(pattern, str):
+        return [_FULL if letter == _ATTENTION_LETTER else "mamba" for letter in pattern]
+    for name in ("layer_types", "layers_block_type"):
+        kinds = config.get(name)
+        if isinstance(kinds, list):
+            is_whole = len(kinds) == (num_layers or len(kinds))
+            return [str(kind) for kind in kinds] if is_whole else [_FULL] * num_layers
+    attending = config.get("attn_layer_indices")
+    if isinstance(attending, list):
+        return [_FULL if index in attending else "mamba" for index in range(num_layers)]
+    between, period = _FULL, 0
+    if config.get("linear_num_key_heads"):
+        between, period = _LINEAR, int(config.get("full_attention_interval") or 4)
+    elif config.get("sliding_window") and config.get("use_sliding_window", True):
+        # Without a period no layer sees everything.
+        between, period = _SLIDING, int(config.get("sliding_window_pattern") or num_layers + 1)
+    if not period:
+        return [_FULL] * num_layers
+    return [between if (index + 1) % period else _FULL for index in range(num_layers)]
+
+
+def _values_of_a_token(config: Mapping[str, Any], index: int, kind: str) -> int:
+    """Numbers that a layer keeps of each token: keys and values, or what they are made of (MLA)."""
+    if config.get("kv_lora_rank"):
+        return int(config["kv_lora_rank"]) + int(config.get("qk_rope_head_dim") or 0)
+    num_heads = int(config.get("num_attention_heads") or 1)
+    head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // num_heads)
+    num_keys = int(config.get("num_key_value_heads") or num_heads)
+    if kind == _FULL and config.get("global_head_dim"):
+        head_dim = int(config["global_head_dim"])
+        if config.get("attention_k_eq_v"):
+            num_keys = int(config.get("num_global_key_value_heads") or num_keys)
+    own = (config.get("per_layer_config") or {}).get(str(index)) or {}
+    num_keys = int(own.get("num_key_value_heads") or num_keys)
+    head_dim = int(own.get("head_dim") or head_dim)
+    return 2 * num_keys * head_dim
+
+
+def _method(config: Mapping[str, Any]) -> str:
+    quantization = config.get("quantization_config")
+    return str(quantization.get("quant_method")) if isinstance(quantization, dict) else ""
+
+
+def _quantised_bits(config: Mapping[str, Any]) -> int | None:
+    """Bits that a weight takes in the files of a quantised checkpoint, scales left out."""
+    quantization = config.get("quantization_config")
+    if not isinstance(quantization, dict) or quantization.get("quant_method") is None:
+        return None
+    bits = quantization.get("bits")
+    for group in (quantization.get("config_groups") or {}).values():
+        bits = bits or (group.get("weights") or {}).get("num_bits")
+    if quantization.get("load_in_8bit"):
+        bits = 8
+    bits = int(bits or QUANT_METHODS.get(str(quantization["quant_method"]), 8))
+    if not 1 <= bits <= 32:
+        raise ValueError(f"weights of {bits} bits")
+    return bits
+
+
+def _gigabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**30:.1f} GiB"
+
+
+def require_memory(name: str, estimate: MemoryEstimate, available_bytes: int) -> None:
+    """Refuse a model that can't fit.
+
+    Raises:
+        ModelError: With what it needs, what there is, and ways out.
+    """
+    if estimate.total_bytes <= available_bytes * _MEMORY_SHARE:
+        return
+    raise ModelError(
+        f"{name} needs about {_gigabytes(estimate.total_bytes)} of memory "
+        f"({_gigabytes(estimate.weights_bytes)} weights, {_gigabytes(estimate.kv_bytes)} KV cache "
+        f"for {estimate.num_tokens} tokens) and {_gigabytes(available_bytes)} are free. Lower "
+        "--max-model-len, use --dtype bfloat16, int8 or (on the native kernels) int4, or choose a "
+        "smaller model."
+    )

@@ -1,0 +1,164 @@
+"""What a model is told to take before it is downloaded, by its config alone."""
+
+import pytest
+
+from engine_worker.compute.models.quantization import QuantMethod
+from penstock.errors import ModelError
+from penstock.memory_estimate import (
+    QUANT_METHODS,
+    MemoryEstimate,
+    estimate_memory,
+    require_memory,
+)
+
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "torch_dtype": "bfloat16",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 100,
+}
+
+
+def test_the_estimate_counts_weights_and_the_cache_of_one_request() -> None:
+    estimate = estimate_memory(CONFIG, 1000, dtype="auto", max_model_len=None)
+    assert estimate == MemoryEstimate(1000, 2 * 3 * 2 * 16 * 100 * 2, 100)
+    asked = estimate_memory(CONFIG, 1000, dtype="auto", max_model_len=10)
+    assert asked == MemoryEstimate(1000, estimate.kv_bytes // 10, 10)
+
+
+def test_a_context_that_nobody_asked_for_need_not_fit_whole() -> None:
+    """The engine cuts it to what fits; models of 128k tokens were refused before it could."""
+    config = CONFIG | {"max_position_embeddings": 131072}
+    estimate = estimate_memory(config, 1000, dtype="auto", max_model_len=None)
+    assert estimate.num_tokens == 2048
+    assert estimate.kv_bytes == 2 * 3 * 2 * 16 * 2048 * 2
+    asked = estimate_memory(config, 1000, dtype="auto", max_model_len=131072)
+    assert asked.kv_bytes == 64 * estimate.kv_bytes
+
+
+@pytest.mark.parametrize(
+    ("differences", "cached"),
+    [
+        ({"kv_lora_rank": 40, "qk_rope_head_dim": 8}, 3 * 48 * 1000),
+        (
+            {
+                "layer_types": ["full_attention", "sliding_attention", "linear_attention"],
+                "sliding_window": 100,
+            },
+            64 * (1000 + 100),
+        ),
+        ({"layer_types": ["full_attention", "sliding_attention", "conv"]}, 64 * 2000),
+        ({"layer_types": ["full_attention"], "sliding_window": 100}, 64 * 3000),
+        ({"layer_types": None, "sliding_window": None}, 64 * 3000),
+    ],
+)
+def test_layers_that_keep_less_of_a_token_or_fewer_of_them_count_so(
+    differences: dict[str, object], cached: int
+) -> None:
+    config = CONFIG | differences
+    estimate = estimate_memory(config, 1000, dtype="auto", max_model_len=1000)
+    assert estimate.kv_bytes == cached * 2
+
+
+def test_float32_doubles_a_16_bit_checkpoint() -> None:
+    narrow = estimate_memory(CONFIG, 1000, dtype="auto", max_model_len=10)
+    wide = estimate_memory(CONFIG, 1000, dtype="float32", max_model_len=10)
+    assert wide.total_bytes == 2 * narrow.total_bytes
+
+
+@pytest.mark.parametrize(("dtype", "share"), [("int8", 1 / 2), ("int4", 5 / 16)])
+def test_quantised_weights_take_less_and_the_cache_as_much(dtype: str, share: float) -> None:
+    plain = estimate_memory(CONFIG | {"dtype": "bfloat16"}, 1600, dtype="auto", max_model_len=10)
+    small = estimate_memory(CONFIG | {"dtype": "bfloat16"}, 1600, dtype=dtype, max_model_len=10)
+    assert small.weights_bytes == 1600 * share
+    assert small.kv_bytes == plain.kv_bytes
+
+
+@pytest.mark.parametrize(
+    ("quantization", "widening"),
+    [
+        ({"quant_method": "awq", "bits": 4}, 4),
+        ({"quant_method": "gptq", "bits": 8}, 2),
+        ({"quant_method": "fp8"}, 2),
+        ({"quant_method": "mxfp4"}, 4),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, 2),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "config_groups": {"group_0": {"weights": {"num_bits": 4}}},
+            },
+            4,
+        ),
+    ],
+)
+def test_quantised_checkpoints_take_what_their_weights_become(
+    quantization: dict[str, object], widening: int
+) -> None:
+    config = CONFIG | {"dtype": "bfloat16", "quantization_config": quantization}
+    estimate = estimate_memory(config, 1600, dtype="auto", max_model_len=10)
+    assert estimate.weights_bytes == 1600 * widening
+    packed = estimate_memory(config, 1600, dtype="int8", max_model_len=10)
+    assert packed.weights_bytes == 1600 * widening // 2
+    kept = estimate_memory(config, 1600, dtype="auto", max_model_len=10, keeps_stored=True)
+    stays = quantization["quant_method"] in ("awq", "gptq", "compressed-tensors", "mxfp4")
+    assert kept.weights_bytes == (1600 if stays else 1600 * widening)
+
+
+def test_the_methods_let_through_are_those_that_the_engine_reads() -> None:
+    assert set(QUANT_METHODS) == set(QuantMethod)
+
+
+def test_a_model_too_large_is_refused_with_both_numbers_and_a_way_out() -> None:
+    with pytest.raises(
+        ModelError, match=r"30\.0 GiB.*2048 tok.*16\.0 GiB.*--max-model.*int8 or .*int4"
+    ):
+        require_memory("big", MemoryEstimate(20 * 2**30, 10 * 2**30, 2048), 16 * 2**30)
+
+
+GEMMA3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "model_type": "gemma3",
+    "torch_dtype": "bfloat16",
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "sliding_window": 1024,
+    },
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "model_type": "siglip_vision_model",
+    },
+}
+"""As published: the heads are those that transformers takes where nothing is said."""
+
+
+def test_the_text_model_of_one_that_also_sees_is_counted() -> None:
+    """Its sizes stand in `text_config`: no cache was counted, and what sees as weights."""
+    files_bytes = 8_600_158_944
+    estimate = estimate_memory(GEMMA3_4B, files_bytes, dtype="auto", max_model_len=32_768)
+    per_token = 2 * 4 * 256 * 2
+    assert estimate.kv_bytes == per_token * (5 * 32_768 + 29 * 1024)
+    # Of 4.3 billion numbers 0.42 are of what sees.
+    assert files_bytes - 2 * 420_000_000 < estimate.weights_bytes < files_bytes - 2 * 400_000_000
+
+
+def test_a_type_that_is_said_of_the_text_model_alone_counts() -> None:
+    """`int8` was estimated at a quarter of the file's bytes, not at half."""
+    config = {"text_config": {**CONFIG, "dtype": "bfloat16"}}
+    del config["text_config"]["torch_dtype"]
+    packed = estimate_memory(config, 1600, dtype="int8", max_model_len=10)
+    assert packed.weights_bytes == 800
+    assert packed.kv_bytes == 2 * 3 * 2 * 16 * 10 * 2
+
+
+def test_a_quantisation_that_is_said_of_the_text_model_alone_counts() -> None:
+    text = CONFIG | {"quantization_config": {"quant_method": "awq", "bits": 4}}
+    estimate = estimate_memory({"text_config": text}, 1600, dtype="auto", max_model_len=10)
+    assert estimate.weights_bytes == 1600 * 4
