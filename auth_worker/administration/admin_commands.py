@@ -27,7 +27,7 @@ from auth_worker.records.operations import (
 )
 from auth_worker.storage.backlog import OnDone
 from auth_worker.storage.committer import Committer
-from protocol.errors import ErrorCode
+from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.messages import (
     Actor,
     AnswerClaimed,
@@ -131,7 +131,7 @@ class AdminCommands:
         except RefusedError as error:
             if self._committer.is_healthy:
                 self._note_refusal(command, error)
-            answer(_failure(command.request_id, error))
+            answer(failure_of(command.request_id, error))
             return None
         if self._committer.is_full:
             answer(_stuck(command.request_id))
@@ -190,7 +190,7 @@ class AdminCommands:
             try:
                 answer(self._reports.told(command, result))
             except AuthError as error:
-                answer(_failure(command.request_id, error))
+                answer(failure_of(command.request_id, error))
 
         return on_done
 
@@ -274,7 +274,7 @@ class AdminCommands:
             else:
                 no_answer = AuthError("The auth worker gave no answer.")
                 error = result if isinstance(result, AuthError) else no_answer
-                answer(_failure(request_id, error))
+                answer(failure_of(request_id, error))
 
         return on_done
 
@@ -325,5 +325,6 @@ def _stuck(request_id: str) -> Failure:
     )
 
 
-def _failure(request_id: str, error: AuthError) -> Failure:
+def failure_of(request_id: str, error: PenstockError) -> Failure:
+    """The answer to a command that failed."""
     return Failure(request_id=request_id, code=error.code, message=error.message, param=error.param)

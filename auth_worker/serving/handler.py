@@ -6,7 +6,7 @@ from typing import TypeGuard
 
 from msgspec import structs
 
-from auth_worker.administration.admin_commands import AdminCommand, AdminCommands
+from auth_worker.administration.admin_commands import AdminCommand, AdminCommands, failure_of
 from auth_worker.administration.key_administration import Administration
 from auth_worker.administration.resource_administration import ResourceAdministration
 from auth_worker.clock import Clock
@@ -29,7 +29,7 @@ from auth_worker.serving.token_desk import TokenDesk
 from auth_worker.storage.backlog import OnDone
 from auth_worker.storage.committer import Committer, Delivery
 from auth_worker.tokens.checker import TokenChecker
-from protocol.errors import ErrorCode, PenstockError
+from protocol.errors import ErrorCode
 from protocol.runtime import logs
 from protocol.runtime.tracing import tell_step
 from protocol.wire.messages import (
@@ -314,7 +314,7 @@ class AuthHandler:
             self._settling.discard(settling)
             self._authority.booked(booking, result)
             if isinstance(result, AuthError):
-                self._send(gateway_id, _failure(command.request_id, result))
+                self._send(gateway_id, failure_of(command.request_id, result))
             else:
                 self._send(gateway_id, Settled(lease_id=command.lease_id))
 
@@ -393,10 +393,6 @@ class AuthHandler:
 def _is_stranger(answer: Granted | Denied | Postponed) -> TypeGuard[Denied]:
     """Whether nobody is known by what was presented."""
     return isinstance(answer, Denied) and answer.code is ErrorCode.INVALID_API_KEY
-
-
-def _failure(request_id: str, error: PenstockError) -> Failure:
-    return Failure(request_id=request_id, code=error.code, message=error.message, param=error.param)
 
 
 def _unsettled(command: Adjust) -> Failure:

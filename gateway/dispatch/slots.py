@@ -22,6 +22,7 @@ class EngineHandle:
     Attributes:
         peer: Its connection, with its latest load and credit.
         offer: What it serves.
+        is_live: Until its connection is lost; another one is another handle.
         num_requests: Slots for work that this gateway has there; `num_tokens` their tokens.
         num_questions: Slots for questions.
         is_backing_off: It just refused work that seemed to be within its credit.
@@ -32,6 +33,7 @@ class EngineHandle:
 
     peer: Peer
     offer: EngineOffer
+    is_live: bool = True
     num_requests: int = 0
     num_tokens: int = 0
     num_questions: int = 0

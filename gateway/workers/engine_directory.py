@@ -107,6 +107,7 @@ class EngineDirectory:
         """An engine is dead; who it was."""
         handle = self._handles.pop(peer, None)
         if handle is not None:
+            handle.is_live = False
             model = handle.offer.model
             self._by_model[model].remove(handle)
             self._note_gone(handle)

@@ -138,7 +138,7 @@ class EngineLink:
 
     def close(self, engine: EngineHandle, request_id: str) -> None:
         """Nobody waits for an answer any more; one that is still to come is cancelled there."""
-        if self._questions.close(request_id) and self._directory.handle(engine.peer) is engine:
+        if self._questions.close(request_id) and engine.is_live:
             self._wire.cancel(engine.peer, request_id)
 
     def cancel(
@@ -149,7 +149,7 @@ class EngineLink:
         None when the engine is gone, or has answered already.
         """
         is_open = self._questions.close(request_id)
-        if not is_open or self._directory.handle(engine.peer) is not engine:
+        if not is_open or not engine.is_live:
             return None
         answer: asyncio.Future[AnswerT] = self._questions.open(request_id, engine.peer, kind)
         self._wire.cancel(engine.peer, request_id)
@@ -290,6 +290,6 @@ class EngineLink:
             _logger.exception("request %s could not be ended", key[0])
 
     def _send(self, engine: EngineHandle, message: Message) -> None:
-        if self._directory.handle(engine.peer) is not engine:
+        if not engine.is_live:
             raise WorkerLostError("The engine that was to take this request was lost.")
         self._wire.send(engine.peer, message)

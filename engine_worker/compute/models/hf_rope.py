@@ -112,11 +112,11 @@ def _read_yarn(
     if fields.present("attention_factor"):
         attention_factor = fields.number("attention_factor")
     elif fields.present("mscale") and fields.present("mscale_all_dim"):
-        attention_factor = _mscale(factor, fields.number("mscale")) / _mscale(
+        attention_factor = yarn_temperature(factor, fields.number("mscale")) / yarn_temperature(
             factor, fields.number("mscale_all_dim")
         )
     else:
-        attention_factor = _mscale(factor, 1.0)
+        attention_factor = yarn_temperature(factor, 1.0)
     return replace(
         rope,
         factor=factor,
@@ -146,6 +146,6 @@ def _read_longrope(
     )
 
 
-def _mscale(factor: float, weight: float) -> float:
+def yarn_temperature(factor: float, weight: float) -> float:
     """YaRN's temperature, as the factor on cosine and sine (arXiv 2309.00071, eq. 22)."""
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0

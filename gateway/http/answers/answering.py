@@ -70,7 +70,13 @@ class AnswerShape(Protocol):
 
 
 class UnstoredShape:
-    """A base for the shapes of APIs that keep nothing of their answers."""
+    """A base for the shapes of APIs that keep nothing of their answers.
+
+    Attributes:
+        limit_headers: Where the caller stands in its limits, in OpenAI's words.
+    """
+
+    limit_headers = staticmethod(limit_headers)
 
     async def keep(self, request: Answering) -> None:
         """Nothing is kept."""

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+import orjson
 from fastapi import Request as HttpRequest
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -21,6 +22,11 @@ from protocol.wire.messages import Usage
 
 EventT = TypeVar("EventT")
 EventT_contra = TypeVar("EventT_contra", contravariant=True)
+
+
+def json_answer(value: Any, headers: Mapping[str, str] | None = None) -> Response:
+    """A whole answer."""
+    return Response(orjson.dumps(value), headers=headers, media_type="application/json")
 
 
 class Answering(Protocol):

@@ -8,6 +8,7 @@ from gateway.errors import UnsupportedFieldError
 from gateway.http.openresponses.item_shapes import ITEM, TOOL, TOOL_CHOICE
 from gateway.http.schemas.base.body import (
     RequestModel,
+    few_labels,
     field_error,
     load_json_object,
     unknown_fields,
@@ -19,9 +20,6 @@ from gateway.http.schemas.base.shapes import MAX_LISTED_FIELDS, ByType, ListOf, 
 from protocol.wire.sampling_ranges import MAX_INT32
 
 MAX_TEXT_CHARACTERS: Final = 10_485_760
-MAX_METADATA: Final = 16
-MAX_METADATA_KEY: Final = 64
-MAX_METADATA_VALUE: Final = 512
 LOGPROBS: Final = "message.output_text.logprobs"
 INCLUDED: Final = frozenset(
     {
@@ -60,22 +58,6 @@ REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
 """Refused by name unless null or one of the neutral values."""
 
 ModelName = Annotated[str, Field(min_length=1, max_length=512)]
-
-
-def few_labels(value: dict[str, str] | None) -> dict[str, str] | None:
-    """Check `metadata`."""
-    if value is not None and (
-        len(value) > MAX_METADATA
-        or any(
-            len(key) > MAX_METADATA_KEY or len(text) > MAX_METADATA_VALUE
-            for key, text in value.items()
-        )
-    ):
-        raise field_error(
-            f"at most {MAX_METADATA} pairs are accepted, of {MAX_METADATA_KEY} and"
-            f" {MAX_METADATA_VALUE} characters."
-        )
-    return value
 
 
 class Reasoning(RequestModel):

@@ -29,6 +29,7 @@ from gateway.request.parsers.parsing import ParseSession, parse_opening
 from gateway.telemetry.metrics import GenerationRecord, Metrics
 from gateway.workers.parsers import ParserLink
 from protocol.runtime.tracing import Attributes
+from protocol.version import ProtocolVersion
 from protocol.wire.messages import (
     EngineOffer,
     OpenParse,
@@ -65,6 +66,7 @@ class GenerationWork:
     _launcher: Launcher
     _lease_watch: LeaseWatch
     _answer: Answer
+    _version: ProtocolVersion
 
     def __init__(
         self,
@@ -232,8 +234,7 @@ class GenerationWork:
             needs_logprobs=self.job.sampling.prompt_logprobs is not None,
         )
         opened = await self._open_parse()
-        version = self._pool.directory.version(self.model)
-        limit = thought_limit(self.job, self._thinking_budgets, opened, version)
+        limit = thought_limit(self.job, self._thinking_budgets, opened, self._version)
         prompts = list(zip(self._prepared, self._output_limits, strict=True))
         self._answer.start(prompts, self._admitted, self._parse, opened, limit)
 
@@ -294,7 +295,7 @@ class GenerationWork:
     def _go_by(self, offer: EngineOffer) -> None:
         """Take an offer as what the model can do, and how its text is to be read."""
         self.offer = offer
-        version = self._pool.directory.version(self.model)
+        version = self._version = self._pool.directory.version(self.model)
         check_served(self.job, offer, version)
         check_budget(self.job, offer, version)
         self._opening = parse_opening(

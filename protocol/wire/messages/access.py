@@ -216,11 +216,14 @@ class Renew(Message, frozen=True, tag="renew"):
 
 
 class StreamUsage(Part, frozen=True):
-    """What one stream of a lease has used.
+    """What one choice of a lease has used.
+
+    The names `stream` and `streams` are as old as the wire, and a minor version renames nothing;
+    everywhere else it is a choice.
 
     Attributes:
         lease_id: What it is charged to; may be left out where that is clear.
-        stream: `request_id` and `choice` of its `Generate` with a slash between.
+        stream: The choice: `request_id` and `choice` of its `Generate` with a slash between.
         prompt_tokens: Only of a prompt's first choice, so that each prompt is counted once.
     """
 
@@ -234,7 +237,7 @@ class LeaseReport(Part, frozen=True):
     """The last known usage of one open lease.
 
     Attributes:
-        streams: The same stream by stream, when there are several.
+        streams: The same choice by choice, when there are several.
         max_prompt_tokens: What it may use, as last granted (since 1.4, as all that follow): should
             a kill have made the auth worker forget the lease, it holds so much again.
         max_completion_tokens: Likewise.
@@ -255,7 +258,7 @@ class LeaseReport(Part, frozen=True):
 class OrphanUsage(Message, frozen=True, tag="orphan_usage"):
     """What an engine did for a gateway that is gone; any gateway hands it on to the auth worker.
 
-    Sent until acknowledged. It settles nothing: each stream counts with the most that was reported
+    Sent until acknowledged. It settles nothing: each choice counts with the most that was reported
     of it, and a lease that nobody renews or settles any more is soon charged the sum.
 
     Attributes:

@@ -1,6 +1,5 @@
 """DeepSeek V2 and V3 and those with their latent attention: GLM-4-MoE-Lite and Mistral 4."""
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,7 @@ from engine_worker.compute.models.families.common import (
 from engine_worker.compute.models.families.experts import ExpertNames, tensors_with_experts
 from engine_worker.compute.models.families.family import Family
 from engine_worker.compute.models.families.moe import grouped_experts
-from engine_worker.compute.models.hf_rope import read_ropes
+from engine_worker.compute.models.hf_rope import read_ropes, yarn_temperature
 from engine_worker.compute.models.spec import (
     AttentionSpec,
     DecoderSpec,
@@ -78,7 +77,8 @@ def _attention(
     rope_fields = ConfigFields(said, "config.json: rope_parameters")
     scale = (plain + rotated) ** -0.5
     if rope.kind is not RopeKind.DEFAULT and rope_fields.present("mscale_all_dim"):
-        scale *= _temperature(rope.factor, rope_fields.number("mscale_all_dim")) ** 2
+        # Where cosine and sine don't carry it, scores get it squared.
+        scale *= yarn_temperature(rope.factor, rope_fields.number("mscale_all_dim")) ** 2
     query_scale = None
     if traits.has_query_scale and rope_fields.present("llama_4_scaling_beta"):
         length = rope_fields.size("original_max_position_embeddings")
@@ -100,11 +100,6 @@ def _attention(
             value_dim=fields.size("v_head_dim", 128),
         ),
     )
-
-
-def _temperature(factor: float, weight: float) -> float:
-    """YaRN's, which scores get squared where keys don't (arXiv 2309.00071, eq. 22)."""
-    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
 def _is_dense(fields: ConfigFields, layer: int, default: int) -> bool:

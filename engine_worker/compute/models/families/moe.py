@@ -151,7 +151,8 @@ def _qwen_mlp(
     return mlp
 
 
-def _mixtral_mlp(fields: ConfigFields, _: int) -> MoeSpec:
+def _two_experts_mlp(fields: ConfigFields, _: int) -> MoeSpec:
+    """Experts as Mixtral has them, two of eight unless it says otherwise."""
     num_experts = num_experts_of(fields, 8, "num_local_experts", "num_experts")
     return MoeSpec(
         num_experts=num_experts,
@@ -174,15 +175,6 @@ def _finish_olmoe(fields: ConfigFields, spec: DecoderSpec) -> DecoderSpec:
     if fields.present("clip_qkv"):
         raise UnsupportedFeatureError("config.json: clip_qkv is not supported")
     return spec
-
-
-def _granite_mlp(fields: ConfigFields, _: int) -> MoeSpec:
-    num_experts = num_experts_of(fields, 8, "num_local_experts", "num_experts")
-    return MoeSpec(
-        num_experts=num_experts,
-        num_experts_per_token=num_chosen_of(fields, num_experts, 2, "num_experts_per_tok"),
-        expert=mlp_of(fields),
-    )
 
 
 def _finish_granite(fields: ConfigFields, spec: DecoderSpec) -> DecoderSpec:
@@ -350,7 +342,7 @@ _ALL = (
     _Traits(
         "MixtralForCausalLM",
         "mixtral",
-        _mixtral_mlp,
+        _two_experts_mlp,
         (
             ExpertNames("block_sparse_moe.", "w1", "w3", "w2"),
             ExpertNames("mlp.", "w1", "w3", "w2"),
@@ -375,7 +367,7 @@ _ALL = (
     _Traits(
         "GraniteMoeForCausalLM",
         "granitemoe",
-        _granite_mlp,
+        _two_experts_mlp,
         (
             ExpertNames(
                 "block_sparse_moe.",

@@ -18,7 +18,7 @@ from gateway.http.schemas.administration.keys import (
     CreateKeyRequest,
     RotateKeyRequest,
 )
-from gateway.http.schemas.base.body import RequestModel, known_only, load_json_object
+from gateway.http.schemas.base.body import RequestModel, body_schema, known_only, load_json_object
 from gateway.workers.auth import AdminQuestion
 from protocol.wire.messages import (
     Actor,
@@ -39,12 +39,6 @@ _KEYS = "/v1/admin/keys"
 _KEY = f"{_KEYS}/{{key_id}}"
 
 BodyT = TypeVar("BodyT", bound=RequestModel)
-
-
-def body_schema(model: type[RequestModel], *, is_required: bool = True) -> dict[str, Any]:
-    """What OpenAPI says of a route's body, which the route reads itself."""
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-    return {"requestBody": {"required": is_required, "content": content}}
 
 
 @router.post(_KEYS, openapi_extra=body_schema(CreateKeyRequest))

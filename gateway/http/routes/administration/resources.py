@@ -13,7 +13,7 @@ from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.parts import parts_of
 from gateway.http.query import page_size, query_text
-from gateway.http.routes.administration.keys import actor_of, admin_json, body_of, body_schema
+from gateway.http.routes.administration.keys import actor_of, admin_json, body_of
 from gateway.http.schemas.administration.resources import (
     ChangeLimitRequest,
     ChangePriceRequest,
@@ -30,6 +30,7 @@ from gateway.http.schemas.administration.resources import (
     SetMemberRequest,
 )
 from gateway.http.schemas.administration.settings import SettingsModel
+from gateway.http.schemas.base.body import body_schema
 from gateway.workers.auth import AdminQuestion
 from protocol.wire.messages import (
     LimitHolder,

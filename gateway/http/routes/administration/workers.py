@@ -15,7 +15,7 @@ from gateway.http.access.guard import GuardedRoute, read_body
 from gateway.http.parts import HttpParts, parts_of
 from gateway.http.routes.administration.keys import actor_of, admin_json
 from gateway.http.schemas.administration.workers import ClearCacheRequest, DrainRequest
-from gateway.http.schemas.base.body import RequestModel, known_only, load_json_object
+from gateway.http.schemas.base.body import RequestModel, body_schema, known_only, load_json_object
 from protocol.version import CLEAR_CACHE_VERSION
 from protocol.wire.messages import CacheCleared, Load
 from protocol.wire.peers import Peer
@@ -29,11 +29,6 @@ DEGRADED_BELOW: Final = 0.95
 _CLEAR_TIMEOUT_S = 10.0
 
 _logger = logging.getLogger("penstock.gateway.admin")
-
-
-def _schema(model: type[RequestModel]) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-    return {"requestBody": {"required": False, "content": content}}
 
 
 @router.get("/v1/admin/workers")
@@ -53,7 +48,9 @@ async def provider_status(request: Request) -> Response:
     return admin_json({"object": "provider_status", "data": data})
 
 
-@router.post("/v1/admin/workers/{name}/drain", openapi_extra=_schema(DrainRequest))
+@router.post(
+    "/v1/admin/workers/{name}/drain", openapi_extra=body_schema(DrainRequest, is_required=False)
+)
 async def drain_worker(request: Request, name: str) -> Response:
     """Let a worker finish what it has and end; whatever started it may start it again."""
     body = await _body(request, DrainRequest)
@@ -68,7 +65,9 @@ async def drain_worker(request: Request, name: str) -> Response:
     )
 
 
-@router.post("/v1/models/invalidate-cache", openapi_extra=_schema(ClearCacheRequest))
+@router.post(
+    "/v1/models/invalidate-cache", openapi_extra=body_schema(ClearCacheRequest, is_required=False)
+)
 async def invalidate_cache(request: Request) -> Response:
     """Forget what is remembered of models and callers.
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from gateway import bridge
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.query import query_flag, query_text
-from gateway.http.routes.administration.keys import actor_of, admin_json, body_of, body_schema
+from gateway.http.routes.administration.keys import actor_of, admin_json, body_of
 from gateway.http.routes.administration.resources import administer_resources
 from gateway.http.routes.anthropic_organization.members import role_here, role_there
 from gateway.http.routes.anthropic_organization.workspaces import BASE, WORKSPACE, time_text
@@ -31,6 +31,7 @@ from gateway.http.schemas.administration.organization import (
     ChangeWorkspaceMemberRequest,
     WorkspaceAccountRequest,
 )
+from gateway.http.schemas.base.body import body_schema
 from protocol.wire.messages import MemberRole, Resource, UserSettings
 
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])

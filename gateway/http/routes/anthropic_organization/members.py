@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.query import query_text
-from gateway.http.routes.administration.keys import admin_json, body_of, body_schema
+from gateway.http.routes.administration.keys import admin_json, body_of
 from gateway.http.routes.anthropic_organization.workspaces import (
     BASE,
     WORKSPACE,
@@ -29,6 +29,7 @@ from gateway.http.schemas.administration.organization import (
     ChangeWorkspaceMemberRequest,
     WorkspaceMemberRequest,
 )
+from gateway.http.schemas.base.body import body_schema
 from protocol.wire.messages import MemberRole, Resource, UserSettings
 
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])

@@ -14,7 +14,6 @@ from gateway.http.routes.administration.keys import (
     admin_json,
     administer_keys,
     body_of,
-    body_schema,
 )
 from gateway.http.routes.administration.resources import administer_resources
 from gateway.http.routes.organization.parts import (
@@ -34,6 +33,7 @@ from gateway.http.schemas.administration.organization import (
     WorkspaceKeyRequest,
     WorkspaceRequest,
 )
+from gateway.http.schemas.base.body import body_schema
 from protocol.wire.messages import (
     KeyDetails,
     KeySettings,

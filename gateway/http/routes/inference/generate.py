@@ -10,7 +10,6 @@ from gateway.http.access.guard import GuardedRoute, parsed_body
 from gateway.http.answers.answer_headers import warning_objects
 from gateway.http.answers.answering import UnstoredShape, answer
 from gateway.http.bodies.parsers import CHAT, COMPLETION
-from gateway.http.errors.error_table import limit_headers
 from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector, ChatCollector, CompletionCollector
 from gateway.http.render.common import AnswerHead
@@ -19,30 +18,25 @@ from gateway.http.render.stream import (
     CompletionStreamRenderer,
     StreamRenderer,
 )
+from gateway.http.schemas.base.body import body_schema
 from gateway.http.schemas.inference.chat import ChatRequest
 from gateway.http.schemas.inference.completion import CompletionRequest
-from gateway.http.schemas.inference.sampling import GenerationRequest
 from gateway.request.jobs.job import CHAT_ENDPOINT, COMPLETION_ENDPOINT
 from gateway.request.kinds.generation import GenerationWork
 from gateway.request.lifecycle.request import Request
-from protocol.wire.messages import LimitState, Usage
+from protocol.wire.messages import Usage
 
 router = APIRouter(route_class=GuardedRoute)
 
 
-def _schema(model: type[GenerationRequest]) -> dict[str, object]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-@router.post(CHAT_ENDPOINT, tags=["generation"], openapi_extra=_schema(ChatRequest))
+@router.post(CHAT_ENDPOINT, tags=["generation"], openapi_extra=body_schema(ChatRequest))
 async def chat_completions(request: HttpRequest) -> Response:
     """Go on with a conversation."""
     body = await parsed_body(request, CHAT)
     return await answer(request, body, _OpenAIShape(parts_of(request).wall_clock))
 
 
-@router.post(COMPLETION_ENDPOINT, tags=["generation"], openapi_extra=_schema(CompletionRequest))
+@router.post(COMPLETION_ENDPOINT, tags=["generation"], openapi_extra=body_schema(CompletionRequest))
 async def completions(request: HttpRequest) -> Response:
     """Go on with a text."""
     body = await parsed_body(request, COMPLETION)
@@ -54,10 +48,6 @@ class _OpenAIShape(UnstoredShape):
 
     def __init__(self, wall_clock: Callable[[], float]) -> None:
         self._wall_clock = wall_clock
-
-    def limit_headers(self, limits: LimitState) -> dict[str, str]:
-        """Where the caller stands in its limits."""
-        return limit_headers(limits)
 
     def collector(self, request: Request, work: GenerationWork) -> AnswerCollector:
         """For a whole answer."""

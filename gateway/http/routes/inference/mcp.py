@@ -29,7 +29,7 @@ from gateway.http.answers.answer_headers import answer_headers
 from gateway.http.answers.answering import UnstoredShape, answer
 from gateway.http.answers.responses import run_to_end
 from gateway.http.bodies.parsers import CHAT, MCP
-from gateway.http.errors.error_table import ERROR_TABLE, limit_headers
+from gateway.http.errors.error_table import ERROR_TABLE
 from gateway.http.mcp.messages import (
     INVALID_PARAMS,
     LEGACY,
@@ -64,7 +64,6 @@ from gateway.request.jobs.job import CHAT_ENDPOINT
 from gateway.request.kinds.generation import GenerationWork
 from gateway.request.lifecycle.request import Request
 from protocol.errors import ErrorCode
-from protocol.wire.messages import LimitState
 
 router = APIRouter(route_class=GuardedRoute, tags=["tools"])
 
@@ -266,10 +265,6 @@ class _GenerateShape(UnstoredShape):
     def __init__(self, message: McpMessage, version: str) -> None:
         self._message = message
         self._version = version
-
-    def limit_headers(self, limits: LimitState) -> dict[str, str]:
-        """Where the caller stands in its limits."""
-        return limit_headers(limits)
 
     def collector(self, _request: Request, work: GenerationWork) -> GenerateCollector:
         """For the whole answer."""

@@ -13,6 +13,7 @@ from gateway.http.anthropic.errors import limit_headers
 from gateway.http.anthropic.render import MessageCollector, MessageHead, MessageStreamRenderer
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
 from gateway.http.bodies.parsers import COUNT_TOKENS, MESSAGES
+from gateway.http.schemas.base.body import body_schema
 from gateway.request.jobs.job import MESSAGES_ENDPOINT
 from gateway.request.kinds.generation import GenerationWork
 from gateway.request.lifecycle.request import Request
@@ -23,15 +24,11 @@ router = APIRouter(route_class=GuardedRoute, tags=["messages"])
 _COUNT = f"{MESSAGES_ENDPOINT}/count_tokens"
 
 
-def _schema(model: type[CountTokensRequest]) -> dict[str, object]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
 class _MessageShape(UnstoredShape):
     """Answers of Messages."""
 
-    def limit_headers(self, limits: LimitState) -> dict[str, str]:
+    @staticmethod
+    def limit_headers(limits: LimitState) -> dict[str, str]:
         """Where the caller stands in its limits."""
         return limit_headers(limits, time.time())
 
@@ -58,14 +55,14 @@ def _head(request: Request, work: GenerationWork) -> MessageHead:
     )
 
 
-@router.post(MESSAGES_ENDPOINT, openapi_extra=_schema(MessagesRequest))
+@router.post(MESSAGES_ENDPOINT, openapi_extra=body_schema(MessagesRequest))
 async def create_message(request: HttpRequest) -> Response:
     """Go on with a conversation."""
     body = await parsed_body(request, MESSAGES)
     return await answer(request, body, _SHAPE)
 
 
-@router.post(_COUNT, openapi_extra=_schema(CountTokensRequest))
+@router.post(_COUNT, openapi_extra=body_schema(CountTokensRequest))
 async def count_message_tokens(http_request: HttpRequest) -> Response:
     """The tokens of a conversation, as the model would read it."""
     body = await parsed_body(http_request, COUNT_TOKENS)

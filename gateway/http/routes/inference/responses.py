@@ -29,6 +29,7 @@ from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.answers.answering import UnstoredShape, answer, check_model, count_tokens
 from gateway.http.answers.hosted_answering import answer_hosted
 from gateway.http.answers.response_socket import SocketAnswer
+from gateway.http.answers.responses import json_answer
 from gateway.http.background.background_responses import BackgroundResponses
 from gateway.http.background.background_task import BackgroundTask, begun, encoded
 from gateway.http.background.event_log import STREAM_HEADERS, EventLogResponse
@@ -42,7 +43,7 @@ from gateway.http.bodies.parsers import (
 )
 from gateway.http.connections.websocket import EXTENSION as WEBSOCKET
 from gateway.http.connections.websocket import Upgrade
-from gateway.http.errors.error_table import UPGRADE_REQUIRED, error_body, limit_headers
+from gateway.http.errors.error_table import UPGRADE_REQUIRED, error_body
 from gateway.http.openresponses.convert import NO_STORE, AskedResponse, CompactBody
 from gateway.http.openresponses.render import DONE
 from gateway.http.openresponses.schemas import (
@@ -63,6 +64,7 @@ from gateway.http.response_turns.stored_turns import (
     told_again,
 )
 from gateway.http.response_turns.tool_asking import EXECUTE_ENDPOINT
+from gateway.http.schemas.base.body import body_schema
 from gateway.json_numbers import loads
 from gateway.request.jobs.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
 from gateway.request.kinds.generation import GenerationWork
@@ -70,7 +72,6 @@ from gateway.request.lifecycle.request import Request
 from gateway.storage.jobs import Cancellation
 from gateway.storage.records import StoredResponse
 from gateway.storage.store import Store
-from protocol.wire.messages import LimitState
 
 router = APIRouter(route_class=GuardedRoute, tags=["responses"])
 
@@ -79,12 +80,7 @@ _ONE: Final = f"{RESPONSES_ENDPOINT}/{{response_id}}"
 _BOOLEANS: Final = ("true", "false")
 
 
-def _schema(model: type[InputTokensRequest | CompactRequest]) -> dict[str, object]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-@router.post(RESPONSES_ENDPOINT, openapi_extra=_schema(ResponsesRequest))
+@router.post(RESPONSES_ENDPOINT, openapi_extra=body_schema(ResponsesRequest))
 async def create_response(request: HttpRequest) -> Response:
     """Answer items."""
     parts = parts_of(request)
@@ -189,7 +185,7 @@ async def _enqueue(
     return Response(queued.body, headers=headers, media_type="application/json")
 
 
-@router.post(_COUNT, openapi_extra=_schema(InputTokensRequest))
+@router.post(_COUNT, openapi_extra=body_schema(InputTokensRequest))
 async def count_input_tokens(http_request: HttpRequest) -> Response:
     """The tokens of items, as the model would read them."""
     body, asked = await body_and_parsed(http_request, INPUT_TOKENS)
@@ -207,7 +203,7 @@ async def count_input_tokens(http_request: HttpRequest) -> Response:
     return Response(content, headers=counted.headers, media_type="application/json")
 
 
-@router.post(COMPACT_ENDPOINT, openapi_extra=_schema(CompactRequest))
+@router.post(COMPACT_ENDPOINT, openapi_extra=body_schema(CompactRequest))
 async def compact_response(request: HttpRequest) -> Response:
     """Items that say in fewer tokens what was said before."""
     body, asked = await body_and_parsed(request, COMPACT)
@@ -243,10 +239,6 @@ class _CompactShape(UnstoredShape):
     def __init__(self, request: HttpRequest, asked: CompactBody) -> None:
         self._kept_json = asked.kept_json
         self._created = int(parts_of(request).wall_clock())
-
-    def limit_headers(self, limits: LimitState) -> dict[str, str]:
-        """Where the caller stands in its limits."""
-        return limit_headers(limits)
 
     def collector(self, request: Request, work: GenerationWork) -> SummaryCollector:
         """For the summary."""
@@ -291,7 +283,7 @@ async def delete_response(request: HttpRequest, response_id: str) -> Response:
     tenant, store = await _stored(request)
     await store.responses.remove(tenant, id_of_path("response", response_id))
     _background_of(request).drop(response_id)
-    return _json({"id": response_id, "object": "response", "deleted": True})
+    return json_answer({"id": response_id, "object": "response", "deleted": True})
 
 
 @router.post(f"{_ONE}/cancel")
@@ -319,7 +311,7 @@ async def list_input_items(request: HttpRequest, response_id: str) -> Response:
         items = items[ids.index(query.after) + 1 :]
     shown = items[: query.limit]
     ids = [item["id"] for item in shown]
-    return _json(page_object(shown, ids, has_more=len(items) > query.limit))
+    return json_answer(page_object(shown, ids, has_more=len(items) > query.limit))
 
 
 def page_object(items: Sequence[Any], ids: Sequence[str], *, has_more: bool) -> dict[str, Any]:
@@ -362,7 +354,3 @@ def _background_of(request: HttpRequest) -> BackgroundResponses:
     if background is None:
         raise InvalidRequestError(f"Nothing runs in the background: {NO_STORE}.")
     return background
-
-
-def _json(value: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(value), media_type="application/json")

@@ -14,7 +14,7 @@ from gateway.http.answers.answer_headers import answer_headers, ignored_headers
 from gateway.http.answers.responses import run_to_end
 from gateway.http.bodies.parsers import CLASSIFY, DECISION, RERANK, SCORE, SYSTEMONE
 from gateway.http.parts import parts_of
-from gateway.http.schemas.base.body import RequestModel
+from gateway.http.schemas.base.body import body_schema
 from gateway.http.scoring import render
 from gateway.http.scoring.classify import (
     MAX_NUMBERS,
@@ -75,38 +75,33 @@ class ScoringBody(Protocol):
 BodyT = TypeVar("BodyT", DecisionBody, RerankBody, ClassifyBody)
 
 
-def _schema(model: type[RequestModel]) -> dict[str, object]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-@router.post("/v1/decisions", tags=["decisions"], openapi_extra=_schema(DecisionRequest))
+@router.post("/v1/decisions", tags=["decisions"], openapi_extra=body_schema(DecisionRequest))
 async def decisions(request: HttpRequest) -> Response:
     """Answer questions about one material with probabilities."""
     body = await parsed_body(request, DECISION)
     return await _decided(request, "/v1/decisions", body, render.decision)
 
 
-@router.post("/v1/systemone", tags=["decisions"], openapi_extra=_schema(SystemoneRequest))
+@router.post("/v1/systemone", tags=["decisions"], openapi_extra=body_schema(SystemoneRequest))
 async def systemone(request: HttpRequest) -> Response:
     """Answer questions by name about one state with probabilities."""
     body = await parsed_body(request, SYSTEMONE)
     return await _decided(request, "/v1/systemone", body, render.systemone)
 
 
-@router.post("/v1/rerank", tags=["rerank"], openapi_extra=_schema(RerankRequest))
+@router.post("/v1/rerank", tags=["rerank"], openapi_extra=body_schema(RerankRequest))
 async def rerank(request: HttpRequest) -> Response:
     """Order documents by how well they answer a query."""
     return await _reranked(request, "/v1/rerank")
 
 
-@router.post("/v2/rerank", tags=["rerank"], openapi_extra=_schema(RerankRequest))
+@router.post("/v2/rerank", tags=["rerank"], openapi_extra=body_schema(RerankRequest))
 async def rerank_v2(request: HttpRequest) -> Response:
     """The same where clients of Cohere's look for it."""
     return await _reranked(request, "/v2/rerank")
 
 
-@router.post("/v1/score", tags=["rerank"], openapi_extra=_schema(ScoreRequest))
+@router.post("/v1/score", tags=["rerank"], openapi_extra=body_schema(ScoreRequest))
 async def score(request: HttpRequest) -> Response:
     """Score how well each document answers a query."""
     body = await parsed_body(request, SCORE)
@@ -118,7 +113,7 @@ async def score(request: HttpRequest) -> Response:
     return await _answered(request, "/v1/score", body, write)
 
 
-@router.post("/v1/classify", tags=["classify"], openapi_extra=_schema(ClassifyRequest))
+@router.post("/v1/classify", tags=["classify"], openapi_extra=body_schema(ClassifyRequest))
 async def classify(request: HttpRequest) -> Response:
     """Say which labels texts, or pairs of texts, have."""
     body = await parsed_body(request, CLASSIFY)

@@ -1,8 +1,5 @@
 """/tokenize, /detokenize and /tokenizer_info in the shapes of vLLM: texts as a model reads them."""
 
-from typing import Any
-
-import orjson
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
@@ -13,9 +10,10 @@ from gateway.errors import (
 from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
 from gateway.http.answers.answer_headers import answer_headers, ignored_headers
 from gateway.http.answers.answering import only_model
-from gateway.http.answers.responses import run_to_end
+from gateway.http.answers.responses import json_answer, run_to_end
 from gateway.http.bodies.parsers import DETOKENIZE, TOKENIZE
 from gateway.http.parts import HttpParts, parts_of
+from gateway.http.schemas.base.body import body_schema
 from gateway.http.schemas.inference.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.request.jobs.model_limits import (
     check_extras,
@@ -34,12 +32,7 @@ _DETOKENIZE = "/detokenize"
 _INFO = "/tokenizer_info"
 
 
-def _schema(name: str) -> dict[str, object]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-    return {"requestBody": {"required": True, "content": content}}
-
-
-@router.post(_TOKENIZE, openapi_extra=_schema(TokenizeRequest.__name__))
+@router.post(_TOKENIZE, openapi_extra=body_schema(TokenizeRequest))
 async def tokenize(http_request: HttpRequest) -> Response:
     """The tokens of a text, or of a conversation with the model's template."""
     parts, caller = parts_of(http_request), caller_of(http_request)
@@ -75,12 +68,12 @@ async def tokenize(http_request: HttpRequest) -> Response:
         "tokens": prepared.prompt_token_ids,
         "token_strs": prepared.tokens if body.returns_strings else None,
     }
-    return _json(
+    return json_answer(
         answer, headers | answer_headers(request.lease, model=work.model, asked=body.model)
     )
 
 
-@router.post(_DETOKENIZE, openapi_extra=_schema(DetokenizeRequest.__name__))
+@router.post(_DETOKENIZE, openapi_extra=body_schema(DetokenizeRequest))
 async def detokenize(http_request: HttpRequest) -> Response:
     """The text of tokens."""
     parts, caller = parts_of(http_request), caller_of(http_request)
@@ -107,7 +100,7 @@ async def detokenize(http_request: HttpRequest) -> Response:
     except ClientDisconnectedError:
         return Response(status_code=499)
     answer = {"prompt": work.answer.text}
-    return _json(
+    return json_answer(
         answer, headers | answer_headers(request.lease, model=work.model, asked=body.model)
     )
 
@@ -143,7 +136,3 @@ async def tokenizer_info(http_request: HttpRequest) -> Response:
 def _model(parts: HttpParts, name: str | None) -> str:
     """The model that is meant: the only one, when the request names none."""
     return only_model(parts) if name is None else parts.names.offered(name).model
-
-
-def _json(value: dict[str, Any], headers: dict[str, str]) -> Response:
-    return Response(orjson.dumps(value), headers=headers, media_type="application/json")

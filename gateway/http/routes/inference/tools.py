@@ -2,9 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
-import orjson
 from fastapi import APIRouter, Request, Response
 
 from gateway import bridge
@@ -15,7 +13,7 @@ from gateway.errors import (
 )
 from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
 from gateway.http.answers.answer_headers import answer_headers, ignored_headers
-from gateway.http.answers.responses import run_to_end
+from gateway.http.answers.responses import json_answer, run_to_end
 from gateway.http.bodies.parsed_bodies import (
     ParseBody,
 )
@@ -27,16 +25,13 @@ from gateway.http.errors.error_table import NOT_IMPLEMENTED, error_body
 from gateway.http.parts import HttpParts, parts_of
 from gateway.http.render.custom_calls import tool_call
 from gateway.http.routes.server.models import visible_models
+from gateway.http.schemas.base.body import body_schema
+from gateway.http.schemas.inference.tools import ExecuteRequest, ParseRequest
 from gateway.request.callers.caller import Caller
 from gateway.workers.parsers import knows_format
 from protocol.wire.messages import OpenParse
 
 router = APIRouter(route_class=GuardedRoute, tags=["tools"])
-
-
-def _schema(name: str) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
-    return {"requestBody": {"required": True, "content": content}}
 
 
 @router.get("/v1/tools")
@@ -55,7 +50,7 @@ async def list_tools(request: Request) -> Response:
         }
         for name in sorted(offers)
     ]
-    return _json(
+    return json_answer(
         {
             "object": "list",
             "data": [
@@ -81,7 +76,7 @@ _EXECUTE = "/v1/tools/execute"
 _PARSE = "/v1/parse"
 
 
-@router.post(_EXECUTE, openapi_extra=_schema("ExecuteRequest"))
+@router.post(_EXECUTE, openapi_extra=body_schema(ExecuteRequest))
 async def execute_tool(request: Request) -> Response:
     """Run a tool of this server; what goes wrong within the tool is a result, too."""
     parts = parts_of(request)
@@ -108,10 +103,10 @@ async def execute_tool(request: Request) -> Response:
     except ClientDisconnectedError:
         return Response(status_code=499)
     answer = {"object": "tool.result", "name": body.name, **work.result.as_json()}
-    return _json(answer, answer_headers(call.lease))
+    return json_answer(answer, answer_headers(call.lease))
 
 
-@router.post(_PARSE, openapi_extra=_schema("ParseRequest"))
+@router.post(_PARSE, openapi_extra=body_schema(ParseRequest))
 async def parse_text(request: Request) -> Response:
     """Tell content, reasoning and tool calls apart in a model's text."""
     parts, caller = parts_of(request), caller_of(request)
@@ -124,7 +119,7 @@ async def parse_text(request: Request) -> Response:
     except ClientDisconnectedError:
         return Response(status_code=499)
     parse = work.parse
-    return _json(
+    return json_answer(
         {
             "object": "parsed_text",
             "format": opening.tool_format,
@@ -187,7 +182,3 @@ def _served(parts: HttpParts, attribute: str) -> list[str]:
         getattr(offer, attribute) for offer in offers if offer is not None
     )
     return sorted({name for names in found for name in names})
-
-
-def _json(value: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(value), headers=headers, media_type="application/json")

@@ -14,7 +14,7 @@ from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.organization import shapes
 from gateway.http.query import query_text
-from gateway.http.routes.administration.keys import admin_json, body_of, body_schema
+from gateway.http.routes.administration.keys import admin_json, body_of
 from gateway.http.routes.organization.parts import (
     BASE,
     check_query,
@@ -27,6 +27,7 @@ from gateway.http.routes.organization.parts import (
     set_member,
 )
 from gateway.http.schemas.administration.organization import InviteRequest
+from gateway.http.schemas.base.body import body_schema
 from protocol.wire.messages import MemberRole, PrincipalRole, Resource, UserSettings
 
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])

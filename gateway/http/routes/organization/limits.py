@@ -12,7 +12,7 @@ from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.organization import shapes
 from gateway.http.parts import parts_of
 from gateway.http.query import query_text
-from gateway.http.routes.administration.keys import admin_json, body_of, body_schema
+from gateway.http.routes.administration.keys import admin_json, body_of
 from gateway.http.routes.organization.parts import (
     BASE,
     PROJECT,
@@ -30,6 +30,7 @@ from gateway.http.schemas.administration.organization import (
     SpendAlertRequest,
     SpendLimitRequest,
 )
+from gateway.http.schemas.base.body import body_schema
 from protocol.errors import ErrorCode
 from protocol.wire.messages import LimitSettings, Resource, TeamSettings
 

@@ -9,7 +9,7 @@ from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.organization import shapes
 from gateway.http.query import query_text
-from gateway.http.routes.administration.keys import admin_json, body_of, body_schema
+from gateway.http.routes.administration.keys import admin_json, body_of
 from gateway.http.routes.organization.parts import (
     BASE,
     PROJECT,
@@ -35,6 +35,7 @@ from gateway.http.schemas.administration.organization import (
     ProjectUserRequest,
     ServiceAccountRequest,
 )
+from gateway.http.schemas.base.body import body_schema
 from protocol.wire.messages import KeySettings, Resource, UserKind, UserSettings
 
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])

@@ -5,11 +5,11 @@ from typing import Any, Final
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
 from gateway.errors import UnsupportedFieldError
 from gateway.http.access.guard import GuardedRoute, parsed_body, tenant_of
 from gateway.http.answers.answer_headers import ignored_headers
+from gateway.http.answers.responses import json_answer
 from gateway.http.bodies.parsed_bodies import (
     ConversationBody,
 )
@@ -29,6 +29,7 @@ from gateway.http.parts import parts_of
 from gateway.http.query import id_of_path, list_query
 from gateway.http.response_turns.stored_turns import off_loop
 from gateway.http.routes.inference.responses import page_object
+from gateway.http.schemas.base.body import body_schema
 from gateway.json_numbers import loads
 from gateway.storage.records import Conversation, ConversationItem
 from gateway.storage.store import ConversationStore
@@ -41,12 +42,7 @@ _ITEMS: Final = f"{_ONE}/items"
 _ITEM: Final = f"{_ITEMS}/{{item_id}}"
 
 
-def _schema(model: type[BaseModel], *, is_required: bool = True) -> dict[str, object]:
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
-    return {"requestBody": {"required": is_required, "content": content}}
-
-
-@router.post(_ALL, openapi_extra=_schema(ConversationRequest, is_required=False))
+@router.post(_ALL, openapi_extra=body_schema(ConversationRequest, is_required=False))
 async def create_conversation(request: Request) -> Response:
     """Begin a conversation."""
     tenant, store = await _store_of(request)
@@ -56,24 +52,24 @@ async def create_conversation(request: Request) -> Response:
     created_ms = int(parts.wall_clock()) * 1000
     made = Conversation(f"conv_{request_id}", created_ms, body.metadata_json.encode())
     await store.create(tenant, made, await _items(body, made.id, request_id))
-    return _json(_shown(made), headers)
+    return json_answer(_shown(made), headers)
 
 
 @router.get(_ONE)
 async def retrieve_conversation(request: Request, conversation_id: str) -> Response:
     """A conversation without its items."""
     tenant, store = await _store_of(request)
-    return _json(_shown(await store.find(tenant, _id(conversation_id))))
+    return json_answer(_shown(await store.find(tenant, _id(conversation_id))))
 
 
-@router.post(_ONE, openapi_extra=_schema(ConversationUpdateRequest))
+@router.post(_ONE, openapi_extra=body_schema(ConversationUpdateRequest))
 async def update_conversation(request: Request, conversation_id: str) -> Response:
     """Replace its metadata."""
     tenant, store = await _store_of(request)
     body = await parsed_body(request, CONVERSATION_UPDATE)
     headers = _headers(request, body)
     found = await store.set_metadata(tenant, _id(conversation_id), body.metadata_json.encode())
-    return _json(_shown(found), headers)
+    return json_answer(_shown(found), headers)
 
 
 @router.delete(_ONE)
@@ -81,10 +77,10 @@ async def delete_conversation(request: Request, conversation_id: str) -> Respons
     """Forget a conversation and its items; the responses that were made in it stay."""
     tenant, store = await _store_of(request)
     await store.remove(tenant, _id(conversation_id))
-    return _json({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
+    return json_answer({"id": conversation_id, "object": "conversation.deleted", "deleted": True})
 
 
-@router.post(_ITEMS, openapi_extra=_schema(ConversationItemsRequest))
+@router.post(_ITEMS, openapi_extra=body_schema(ConversationItemsRequest))
 async def add_items(request: Request, conversation_id: str) -> Response:
     """Add items behind all others."""
     tenant, store = await _store_of(request)
@@ -92,7 +88,7 @@ async def add_items(request: Request, conversation_id: str) -> Response:
     headers = _headers(request, body)
     items = await _items(body, _id(conversation_id), request.state.request_id)
     await store.append(tenant, conversation_id, items)
-    return _json(_page(items, has_more=False), headers)
+    return json_answer(_page(items, has_more=False), headers)
 
 
 @router.get(_ITEMS)
@@ -107,7 +103,7 @@ async def list_items(request: Request, conversation_id: str) -> Response:
         query.limit,
         is_ascending=query.is_ascending,
     )
-    return _json(_page(page.items, has_more=page.has_more))
+    return json_answer(_page(page.items, has_more=page.has_more))
 
 
 @router.get(_ITEM)
@@ -123,7 +119,7 @@ async def delete_item(request: Request, conversation_id: str, item_id: str) -> R
     """Drop one item; answers the conversation."""
     tenant, store = await _store_of(request)
     found = await store.remove_item(tenant, _id(conversation_id), id_of_path("item", item_id))
-    return _json(_shown(found))
+    return json_answer(_shown(found))
 
 
 def _id(conversation_id: str) -> str:
@@ -166,7 +162,3 @@ async def _store_of(request: Request) -> tuple[str, ConversationStore]:
     if store is None:
         raise UnsupportedFieldError(f"There are no conversations: {NO_STORE}.")
     return await tenant_of(request, request.scope["route"].path), store.conversations
-
-
-def _json(value: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(value), headers=headers, media_type="application/json")

@@ -10,7 +10,12 @@ from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.schemas.base.core_schemas import BRANCH, shape_errors
-from gateway.http.schemas.base.ranges import RANGES
+from gateway.http.schemas.base.ranges import (
+    MAX_METADATA,
+    MAX_METADATA_KEY,
+    MAX_METADATA_VALUE,
+    RANGES,
+)
 from gateway.http.schemas.base.shapes import (
     MAX_LISTED_FIELDS,
     MAX_NAME_CHARACTERS,
@@ -54,6 +59,12 @@ class RequestModel(BaseModel):
         schema = handler.resolve_ref_schema(handler(source))
         shape_errors(schema)
         return schema
+
+
+def body_schema(model: type[BaseModel], *, is_required: bool = True) -> dict[str, Any]:
+    """What OpenAPI says of a route's body, which the route reads itself."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}}}
+    return {"requestBody": {"required": is_required, "content": content}}
 
 
 _NAME_BEFORE_NUMBER = re.compile(r'"(\w{1,64})"\s*:\s*\[?[-+.,\deE\s]*\Z', re.ASCII)
@@ -165,6 +176,22 @@ def field_error(message: str, suffix: str = "", *, unsupported: bool = False) ->
     return PydanticCustomError(
         "request_field", "{text}", {"text": message, "suffix": suffix, "unsupported": unsupported}
     )
+
+
+def few_labels(value: dict[str, str] | None) -> dict[str, str] | None:
+    """Check `metadata`, for validators."""
+    if value is not None and (
+        len(value) > MAX_METADATA
+        or any(
+            len(key) > MAX_METADATA_KEY or len(text) > MAX_METADATA_VALUE
+            for key, text in value.items()
+        )
+    ):
+        raise field_error(
+            f"at most {MAX_METADATA} pairs are accepted, of {MAX_METADATA_KEY} and"
+            f" {MAX_METADATA_VALUE} characters."
+        )
+    return value
 
 
 def unknown_fields(

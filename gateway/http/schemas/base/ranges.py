@@ -10,6 +10,9 @@ from pydantic import Field
 from protocol.wire.sampling_ranges import MAX_INT32, NUMBER_RANGES, WORDS, NumberRange
 
 MAX_TOKENS: Final = MAX_INT32
+MAX_METADATA: Final = 16
+MAX_METADATA_KEY: Final = 64
+MAX_METADATA_VALUE: Final = 512
 
 RANGES: Final[dict[str, NumberRange]] = {
     **NUMBER_RANGES,

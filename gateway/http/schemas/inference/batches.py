@@ -1,14 +1,10 @@
 """The body of POST /v1/batches."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from gateway.http.schemas.base.body import RequestModel, field_error
-
-MAX_METADATA = 16
-MAX_METADATA_KEY = 64
-MAX_METADATA_VALUE = 512
+from gateway.http.schemas.base.body import RequestModel, few_labels
 
 
 class OutputExpiresAfter(RequestModel):
@@ -27,18 +23,4 @@ class BatchRequest(RequestModel):
     metadata: dict[str, str] | None = None
     output_expires_after: OutputExpiresAfter | None = None
 
-    @field_validator("metadata")
-    @classmethod
-    def _a_few_labels(cls, value: Any) -> Any:
-        if value is not None and (
-            len(value) > MAX_METADATA
-            or any(
-                len(key) > MAX_METADATA_KEY or len(text) > MAX_METADATA_VALUE
-                for key, text in value.items()
-            )
-        ):
-            raise field_error(
-                f"at most {MAX_METADATA} pairs are accepted, of {MAX_METADATA_KEY} and"
-                f" {MAX_METADATA_VALUE} characters."
-            )
-        return value
+    _few_labels = field_validator("metadata")(few_labels)
