@@ -181,6 +181,8 @@ class Authority:
         answer = self._decide(command)
         if isinstance(answer, Denied):
             self._note_refusal(command, answer)
+        if command.num_refused_guesses > 0 and not isinstance(answer, Postponed):
+            self._note_guesses(command)
         return answer
 
     def forget(self, key_id: str) -> None:
@@ -483,6 +485,22 @@ class Authority:
                 request_id=command.request_id[:64],
             )
         )
+
+    def _note_guesses(self, command: Authorize) -> None:
+        """Put on record what a gateway refused without asking, as one entry."""
+        entry = AuditEntry(
+            at_ms=int(self._clock.wall_s() * 1000),
+            actor_key_id="",
+            action="request_refused",
+            subject="",
+            detail={
+                "code": str(ErrorCode.TOO_MANY_WRONG_KEYS),
+                "num_refused": command.num_refused_guesses,
+            },
+            outcome="refused",
+            address=command.address[:64],
+        )
+        self.refusals.note(entry, command.num_refused_guesses)
 
     def _note_action(self, key: StoredKey, command: Authorize) -> None:
         """Put on record what an administrator does elsewhere than here."""
