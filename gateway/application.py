@@ -134,6 +134,7 @@ class Application:
             require_keys=settings.require_keys,
             records=self.worker_records,
             carries_tokens=settings.auth_endpoint.is_ipc or self._security is not None,
+            take_refused=self.identities.guesses.take_refused,
             news=AuthNews(
                 on_settled=lambda lease_id: self.outbox.acknowledge(lease_id),
                 on_settle_refused=lambda request_id: self.outbox.refuse(request_id),

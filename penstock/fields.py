@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
@@ -20,6 +21,7 @@ Clear = Annotated[
 MICROS = 1_000_000
 _MAX_MONEY_CHARS = 32
 _MAX_MONEY = 10**12
+_MAX_SECRET_CHARS = 4096
 
 
 class Field(NamedTuple):
@@ -122,6 +124,19 @@ def micros(text: str) -> int:
     if exact != exact.to_integral_value():
         raise UsageError(f"{text!r} has more than six decimals.")
     return int(exact)
+
+
+def secret_of(path: str) -> str:
+    """The secret in a file: what stands in a command can be read by others on the machine.
+
+    Raises:
+        UsageError: It can't be read, or is no text.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            return file.read(_MAX_SECRET_CHARS).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} can't be read: {error}") from None
 
 
 def money(amount: int | None) -> str:

@@ -1,7 +1,7 @@
 """`penstock keys …`: make, list, change and end the API keys of a running server."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
@@ -10,7 +10,7 @@ from penstock.admin_options import AsJson, DataDir, KeyFile, Url, admin_client
 from penstock.api_client import all_pages
 from penstock.config import URL
 from penstock.fields import Clear, Field, body_of, changes_of, pairs, with_fields
-from penstock.tables import print_json, print_record, print_table
+from penstock.tables import print_change, print_json, print_record, print_table
 from penstock.terminal import visible_line
 
 _PATH = "/v1/admin/keys"
@@ -169,42 +169,58 @@ def rotate_key(
 
 @keys.command("suspend")
 def suspend_key(
-    key_id: KeyId, url: Url = URL.default, key_file: KeyFile = None, data_dir: DataDir = None
+    key_id: KeyId,
+    as_json: AsJson = False,
+    url: Url = URL.default,
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
 ) -> None:
     """End a key for the time being, at once."""
     with admin_client(url, key_file, data_dir) as client:
-        client.request("POST", f"{_path(key_id)}/suspend")
-    _say(key_id, "suspended")
+        changed = client.request("POST", f"{_path(key_id)}/suspend")
+        print_change(changed, as_json, f"{key_id} is suspended.")
 
 
 @keys.command("reactivate")
 def reactivate_key(
-    key_id: KeyId, url: Url = URL.default, key_file: KeyFile = None, data_dir: DataDir = None
+    key_id: KeyId,
+    as_json: AsJson = False,
+    url: Url = URL.default,
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Let a suspended key work again."""
     with admin_client(url, key_file, data_dir) as client:
-        client.request("POST", f"{_path(key_id)}/reactivate")
-    _say(key_id, "active")
+        changed = client.request("POST", f"{_path(key_id)}/reactivate")
+        print_change(changed, as_json, f"{key_id} is active.")
 
 
 @keys.command("revoke")
 def revoke_key(
-    key_id: KeyId, url: Url = URL.default, key_file: KeyFile = None, data_dir: DataDir = None
+    key_id: KeyId,
+    as_json: AsJson = False,
+    url: Url = URL.default,
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
 ) -> None:
     """End a key at once and for good."""
     with admin_client(url, key_file, data_dir) as client:
-        client.request("DELETE", f"{_path(key_id)}/revoke")
-    _say(key_id, "revoked")
+        changed = client.request("DELETE", f"{_path(key_id)}/revoke")
+        print_change(changed, as_json, f"{key_id} is revoked.")
 
 
 @keys.command("delete")
 def delete_key(
-    key_id: KeyId, url: Url = URL.default, key_file: KeyFile = None, data_dir: DataDir = None
+    key_id: KeyId,
+    as_json: AsJson = False,
+    url: Url = URL.default,
+    key_file: KeyFile = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Forget a key; what it used stays in the totals under its id."""
     with admin_client(url, key_file, data_dir) as client:
-        client.request("DELETE", _path(key_id))
-    _say(key_id, "deleted")
+        changed = client.request("DELETE", _path(key_id))
+        print_change(changed, as_json, f"{key_id} is deleted.")
 
 
 @keys.command("stats")
@@ -257,7 +273,3 @@ def _print_secret(record: Mapping[str, Any], as_json: bool) -> None:
         ),
         err=True,
     )
-
-
-def _say(key_id: str, state: Literal["suspended", "active", "revoked", "deleted"]) -> None:
-    typer.echo(visible_line(f"{key_id} is {state}."))

@@ -19,9 +19,10 @@ from penstock.fields import (
     moment,
     money,
     pairs,
+    secret_of,
     with_fields,
 )
-from penstock.tables import print_json, print_record, print_table
+from penstock.tables import print_change, print_json, print_record, print_table
 from penstock.terminal import visible_line
 
 _TAGS: Final = Field("tags", "--tag", list[str], "A tag to find it by; repeat it.")
@@ -209,6 +210,13 @@ WEBHOOKS: Final = Kind(
         _NAME,
         Field("url", "--url-to", str, "Where events are sent, https://…", parameter="target_url"),
         Field("events", "--event", list[str], "Actions like this glob (budget_*); repeat it."),
+        Field(
+            "secret",
+            "--secret-file",
+            str,
+            "A file with a secret of your own (whsec_…), which signs from the next attempt on.",
+            secret_of,
+        ),
     ),
     {
         name: _column(name)
@@ -303,22 +311,26 @@ def commands_of(kind: Kind) -> typer.Typer:
             kind.print_one(client.request("PATCH", kind.of_one(one), body), as_json)
 
     def delete(
-        one: resource_id, url: Url = URL.default, key_file: KeyFile = None, data_dir: DataDir = None
+        one: resource_id,
+        as_json: AsJson = False,
+        url: Url = URL.default,
+        key_file: KeyFile = None,
+        data_dir: DataDir = None,
     ) -> None:
         with admin_client(url, key_file, data_dir) as client:
-            client.request("DELETE", kind.of_one(one))
-        typer.echo(visible_line(f"{one} is deleted."))
+            print_change(client.request("DELETE", kind.of_one(one)), as_json, f"{one} is deleted.")
 
     def to(action: str, state: str) -> Callable[..., None]:
         def change_status(
             one: resource_id,
+            as_json: AsJson = False,
             url: Url = URL.default,
             key_file: KeyFile = None,
             data_dir: DataDir = None,
         ) -> None:
             with admin_client(url, key_file, data_dir) as client:
-                client.request("POST", kind.of_one(one, f"/{action}"))
-            typer.echo(visible_line(f"{one} is {state}."))
+                changed = client.request("POST", kind.of_one(one, f"/{action}"))
+                print_change(changed, as_json, f"{one} is {state}.")
 
         return change_status
 
@@ -370,28 +382,30 @@ def add_member(
     role: Annotated[
         str, typer.Option("--role", help="member, or owner: may read what the team uses.")
     ] = "member",
+    as_json: AsJson = False,
     url: Url = URL.default,
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
     """Make a user a member of a team."""
     with admin_client(url, key_file, data_dir) as client:
-        client.request("PUT", _member(team, user), {"role": role})
-    typer.echo(visible_line(f"{user} is {role} of {team}."))
+        changed = client.request("PUT", _member(team, user), {"role": role})
+        print_change(changed, as_json, f"{user} is {role} of {team}.")
 
 
 @teams.command("remove")
 def remove_member(
     team: TeamId,
     user: UserId,
+    as_json: AsJson = False,
     url: Url = URL.default,
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
     """End a membership; the user's keys for the team open nothing any more."""
     with admin_client(url, key_file, data_dir) as client:
-        client.request("DELETE", _member(team, user))
-    typer.echo(visible_line(f"{user} is no member of {team}."))
+        changed = client.request("DELETE", _member(team, user))
+        print_change(changed, as_json, f"{user} is no member of {team}.")
 
 
 @budgets.command("raise")

@@ -57,6 +57,14 @@ def print_record(
     _print_fields(_console(), [fields])
 
 
+def print_change(record: Mapping[str, Any], as_json: bool, text: str) -> None:
+    """What came of a change: what the server answered, or a line that says it."""
+    if as_json:
+        print_json(record)
+    else:
+        typer.echo(visible_line(text))
+
+
 def print_json(value: Any) -> None:
     """The JSON of a value, indented."""
     typer.echo(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))

@@ -7,7 +7,8 @@ from typing import Final
 from auth_worker.administration.actors import check_page
 from auth_worker.clock import Clock
 from auth_worker.decisions.authority import Authority
-from auth_worker.decisions.meters import FixedMeter, Meter
+from auth_worker.decisions.meters import Meter
+from auth_worker.decisions.sliced_meters import FixedMeter
 from auth_worker.errors import (
     ActorNotAllowedError,
     AuthError,

@@ -1,5 +1,6 @@
 """Decides in memory who may do what; pure: no disk, no socket, no thread, time is injected."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -9,7 +10,7 @@ from auth_worker.decisions.leases import Lease
 from auth_worker.decisions.limit_refusals import Refusal
 from auth_worker.decisions.limit_warnings import LimitEvent, event_of, warning_of
 from auth_worker.decisions.meter_table import MeterTable
-from auth_worker.decisions.meters import FixedMeter, Meter
+from auth_worker.decisions.meters import Meter
 from auth_worker.decisions.open_leases import OpenLeases
 from auth_worker.decisions.plans import UNLIMITED, Plan
 from auth_worker.decisions.refusals import RefusalLog
@@ -110,7 +111,6 @@ class Authority:
         emit: Takes operations that nobody waits for.
         commit: Makes an operation durable and calls back with its result; without it, as tests
             want it, whatever is emitted counts as durable at once.
-        on_limit_event: Told when the settled use of a limit passes a threshold; returns at once.
 
     Attributes:
         keys: All of them, with users and teams; administration changes it.
@@ -128,7 +128,6 @@ class Authority:
         clock: Clock,
         emit: Callable[[Operation], None],
         commit: Commit | None = None,
-        on_limit_event: Callable[[LimitEvent], None] | None = None,
     ) -> None:
         self.keys = KeyDirectory(snapshot.keys, snapshot.users, snapshot.teams)
         self.limits = LimitDirectory(snapshot.limits)
@@ -136,7 +135,6 @@ class Authority:
         self._rules = rules
         self._clock = clock
         self._emit = emit
-        self._on_limit_event = on_limit_event
         self._used_s: dict[str, float] = {}
         self.refusals = RefusalLog(clock, emit)
         commit = commit or self._emit_as_durable
@@ -183,6 +181,8 @@ class Authority:
         answer = self._decide(command)
         if isinstance(answer, Denied):
             self._note_refusal(command, answer)
+        if command.num_refused_guesses > 0 and not isinstance(answer, Postponed):
+            self._note_guesses(command)
         return answer
 
     def forget(self, key_id: str) -> None:
@@ -418,23 +418,29 @@ class Authority:
     def _tell_crossed(self) -> None:
         crossed = self._meters.crossed
         if crossed:
-            events = [event_of(meter) for meter in crossed]
+            events = [event_of(meter, used) for meter, used in crossed]
             crossed.clear()
             for event in events:
                 self._tell(event, "warned")
 
     def _note_exceeded(self, refusal: Refusal) -> None:
-        """Put the first refusal by a fixed window on record; the others are samples."""
+        """Put the first refusal of a window on record; the others are samples."""
         meter = refusal.meter
-        if isinstance(meter, FixedMeter) and not meter.has_refused and refusal.is_used_up:
-            meter.has_refused = True
-            self._tell(event_of(meter), "exceeded")
+        if meter is None or not refusal.is_used_up:
+            return
+        if meter.is_first_refusal(self._clock.monotonic_s()):
+            self._tell(event_of(meter, meter.total), "exceeded")
 
     def _tell(self, event: LimitEvent, what: Literal["warned", "exceeded"]) -> None:
         limit = event.limit
         is_budget = limit.measure == "money"
         warned: AuditAction = "budget_warned" if is_budget else "limit_warned"
         exceeded: AuditAction = "budget_exceeded" if is_budget else "limit_exceeded"
+        whose: dict[str, str] = {}
+        if event.end_user:
+            # An entry stays for good: it must not hold what may be somebody's address.
+            name = event.end_user.encode("utf-8", "surrogatepass")
+            whose["end_user_sha256"] = hashlib.sha256(name).hexdigest()
         entry = AuditEntry(
             at_ms=int(self._clock.wall_s() * 1000),
             actor_key_id="",
@@ -448,11 +454,10 @@ class Authority:
                 "window": limit.window.kind,
                 "holder": limit.holder,
                 "holder_id": limit.holder_id,
+                **whose,
             },
         )
         self._emit(AppendAudit(entry))
-        if self._on_limit_event is not None and what == "warned":
-            self._on_limit_event(event)
 
     def _emit_as_durable(self, operation: Operation, on_done: Callable[[Result], None]) -> None:
         self._emit(operation)
@@ -480,6 +485,22 @@ class Authority:
                 request_id=command.request_id[:64],
             )
         )
+
+    def _note_guesses(self, command: Authorize) -> None:
+        """Put on record what a gateway refused without asking, as one entry."""
+        entry = AuditEntry(
+            at_ms=int(self._clock.wall_s() * 1000),
+            actor_key_id="",
+            action="request_refused",
+            subject="",
+            detail={
+                "code": str(ErrorCode.TOO_MANY_WRONG_KEYS),
+                "num_refused": command.num_refused_guesses,
+            },
+            outcome="refused",
+            address=command.address[:64],
+        )
+        self.refusals.note(entry, command.num_refused_guesses)
 
     def _note_action(self, key: StoredKey, command: Authorize) -> None:
         """Put on record what an administrator does elsewhere than here."""

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Literal
 
-from auth_worker.decisions.meters import FixedMeter, Meter, SlidingMeter
+from auth_worker.decisions.meters import Meter, SlidingMeter
 from auth_worker.decisions.plans import Short
+from auth_worker.decisions.sliced_meters import FixedMeter
 from auth_worker.principals.limit_rules import MICROS_PER_UNIT, Holder, Limit, Measure
 from protocol.errors import ErrorCode
 from protocol.wire.messages import LimitRefusal

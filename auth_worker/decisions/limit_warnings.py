@@ -3,20 +3,19 @@
 import math
 from dataclasses import dataclass
 
-from auth_worker.decisions.meters import FixedMeter, Meter
+from auth_worker.decisions.meters import Meter
 from auth_worker.principals.limit_rules import Limit
 from protocol.wire.messages import LimitWarning
 
 
 @dataclass(frozen=True, slots=True)
 class LimitEvent:
-    """The settled use of a limit has passed a threshold, once in its window.
+    """The settled use of a limit has passed a threshold.
 
     Attributes:
         end_user: Whose use it is under a template; otherwise empty.
         percent: The threshold; 100 for a soft limit that is used up.
         amount: With a raise and what was carried over.
-        begins_s: Of the window, in Unix seconds; infinitely early for one that has no begin.
     """
 
     limit: Limit
@@ -24,8 +23,6 @@ class LimitEvent:
     percent: int
     used: int
     amount: int
-    begins_s: float
-    ends_s: float
 
 
 def warning_of(meter: Meter, now_s: float, wall_s: float) -> LimitWarning:
@@ -40,30 +37,28 @@ def warning_of(meter: Meter, now_s: float, wall_s: float) -> LimitWarning:
         window=limit.window.kind,
         amount=meter.amount,
         used=max(0, meter.total),
-        percent=percent_of(meter),
+        percent=percent_of(meter, meter.total),
         is_hard=limit.is_hard,
         resets_s=None if math.isinf(resets_s) else resets_s,
     )
 
 
-def event_of(meter: FixedMeter) -> LimitEvent:
-    """What a meter has to tell that has passed another threshold."""
+def event_of(meter: Meter, used: int) -> LimitEvent:
+    """What a meter has to tell that has passed another threshold, when so much was used."""
     return LimitEvent(
         limit=meter.limit,
         end_user=meter.end_user,
-        percent=percent_of(meter),
-        used=meter.total,
+        percent=percent_of(meter, used),
+        used=used,
         amount=meter.amount,
-        begins_s=meter.begins_s,
-        ends_s=meter.ends_s,
     )
 
 
-def percent_of(meter: Meter) -> int:
+def percent_of(meter: Meter, used: int) -> int:
     """The highest threshold that was passed; 100 is one of a limit that is used up."""
     passed = [
         percent
         for percent in (*meter.limit.thresholds, 100)
-        if meter.total * 100 >= meter.amount * percent
+        if used * 100 >= meter.amount * percent
     ]
     return max(passed, default=0)

@@ -2,17 +2,24 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
 from typing import Final
 
 from auth_worker.clock import Clock
 from auth_worker.decisions.limit_refusals import Refusal
-from auth_worker.decisions.meters import FixedMeter, Meter, ParallelMeter, SlidingMeter
+from auth_worker.decisions.meters import Meter, ParallelMeter, SlidingMeter
 from auth_worker.decisions.named_users import NamedUsers
 from auth_worker.decisions.plans import Plan
 from auth_worker.decisions.served_models import ServedModels
-from auth_worker.decisions.slices import Slices, row_of
+from auth_worker.decisions.sliced_meters import (
+    SLICE_OF_SLIDING,
+    FixedMeter,
+    SlicedMeter,
+    SlidingBudget,
+    take_unknown,
+)
+from auth_worker.decisions.slices import Slices
 from auth_worker.decisions.windows import Span, span_at
 from auth_worker.principals.keys import StoredKey
 from auth_worker.principals.limit_directory import LimitDirectory
@@ -105,11 +112,12 @@ class MeterTable:
         epoch: Of this process; no other one numbers its counters as it does.
         clock: Both clocks.
         emit: Takes operations that nobody waits for.
-        slices: Makes room in hard fixed windows.
+        slices: Makes room in hard budgets and quotas.
         served: Models by whose names plans are kept; for other names they are made each time.
 
     Attributes:
-        crossed: Windows whose use has passed another threshold; whoever tells of them empties it.
+        crossed: Meters whose use has passed another threshold, with what was used then; whoever
+            tells of them empties it.
     """
 
     def __init__(
@@ -125,7 +133,7 @@ class MeterTable:
     ) -> None:
         self.limits = limits
         self._served = served
-        self.crossed: list[FixedMeter] = []
+        self.crossed: list[tuple[Meter, int]] = []
         self._clock = clock
         self._emit = emit
         self._slices = slices
@@ -216,6 +224,8 @@ class MeterTable:
             if meter is not None:
                 meter.correct(num_more, were_unknown=were_unknown)
             elif sliding is not None:
+                if were_unknown and isinstance(sliding, SlidingBudget):
+                    take_unknown(sliding, num_more)
                 sliding.correct_counter(counter_id, num_more)
 
     def limits_of(self, key: StoredKey) -> tuple[Limit, ...]:
@@ -235,7 +245,7 @@ class MeterTable:
         if not end_user or which in self._meters or which in self._windows:
             return self._meter(limit, end_user, wall_s)[0]
         if limit.measure == "parallel" or limit.window.slides:
-            return self._new_meter(limit, end_user, limit.amount_at(wall_s))
+            return self._new_meter(limit, end_user, limit.amount_at(wall_s), counter_id=0)
         span = _renewed(limit, {}, span_at(limit.window, wall_s))
         if not span.is_open:
             return self._closed(limit, end_user, span)
@@ -250,18 +260,24 @@ class MeterTable:
 
     def hold_unknown(self, until_s: float) -> None:
         """The leases of before a restart are open again: what else was granted is held back."""
-        for windows in self._windows.values():
-            for meter in windows.values():
-                if meter.limit.is_hard:
-                    meter.hold_unknown(until_s)
+        now_s = self._clock.monotonic_s()
+        for meter in self._sliced():
+            meter.hold_unknown(now_s, until_s)
 
     def release_slices(self) -> None:
         """This process ends cleanly: nothing beyond what is held needs to be kept back."""
+        for meter in self._sliced():
+            if meter.granted:
+                meter.granted = meter.total + meter.held
+                self._emit(SaveCounter(meter.row))
+
+    def _sliced(self) -> Iterator[SlicedMeter]:
+        """Every meter that grants from slices."""
         for windows in self._windows.values():
-            for meter in windows.values():
-                if meter.limit.is_hard and meter.granted:
-                    meter.granted = meter.total + meter.held
-                    self._emit(SaveCounter(row_of(meter)))
+            yield from (meter for meter in windows.values() if meter.limit.is_hard)
+        for meter in self._meters.values():
+            if isinstance(meter, SlidingBudget) and meter.limit.is_hard:
+                yield meter
 
     def sweep(self) -> None:
         """Release some of what no limit needs any more; to be called about every second.
@@ -289,6 +305,8 @@ class MeterTable:
             meter.refresh(now_s)
             if meter.total or meter.held or meter.due_s != math.inf:
                 return False
+            if not self._let_slice_go(meter):
+                return False
             meter.is_gone = True
             del self._meters[which]
         windows = self._windows.get(which)
@@ -301,6 +319,14 @@ class MeterTable:
         self._windows.pop(which, None)
         self._named.remove(limit_id, end_user)
         return True
+
+    def _let_slice_go(self, meter: Meter) -> bool:
+        """Forget how far a meter may grant that has nothing left; not while it waits for more."""
+        if not isinstance(meter, SlidingBudget):
+            return True
+        if meter.granted and not meter.asked:
+            self._emit(DropCounters((meter.counter_id,)))
+        return not meter.asked
 
     def _is_known(self, limit_id: str) -> bool:
         return "/" in limit_id or self.limits.get(limit_id) is not None
@@ -382,22 +408,38 @@ class MeterTable:
         meter = self._meters.get(which)
         amount = self._amount(limit, wall_s)
         if meter is None or not _is_same_kind(meter.limit, limit):
-            meter = self._meters[which] = self._new_meter(limit, end_user, amount)
+            if isinstance(meter, SlidingBudget):
+                self._emit(DropCounters((meter.counter_id,)))
+            counter_id = self._take_counter() if limit.measure == "money" else 0
+            meter = self._new_meter(limit, end_user, amount, counter_id)
+            self._meters[which] = meter
             self._named.add(limit, end_user)
         elif meter.limit is not limit or meter.amount != amount:
             meter.change(limit, amount)
         return meter, Span(-math.inf, math.inf)
 
-    def _new_meter(self, limit: Limit, end_user: str, amount: int) -> SlidingMeter | ParallelMeter:
+    def _new_meter(
+        self, limit: Limit, end_user: str, amount: int, counter_id: int
+    ) -> SlidingMeter | ParallelMeter:
         if limit.measure == "parallel":
             return ParallelMeter(limit, end_user, amount)
-        if limit.window.kind == "minute":
-            return SlidingMeter(limit, end_user, amount)
-        return SlidingMeter(
-            limit, end_user, amount, open_slot=self._open_slot, close_slot=self._close_slot
-        )
+        if limit.measure == "money":
+            return SlidingBudget(limit, end_user, amount, keeper=self, counter_id=counter_id)
+        return SlidingMeter(limit, end_user, amount, self)
 
-    def _open_slot(self, meter: SlidingMeter, begins_s: float) -> int:
+    # What meters tell.
+
+    def note_crossing(self, meter: Meter) -> None:
+        """See `SlotKeeper`."""
+        self.crossed.append((meter, meter.total))
+
+    def save_slice(self, meter: SlidingBudget) -> None:
+        """See `SliceKeeper`."""
+        if not meter.is_gone:
+            self._emit(SaveCounter(meter.row))
+
+    def open_slot(self, meter: SlidingMeter, begins_s: float) -> int:
+        """See `SlotKeeper`."""
         if meter.is_gone:
             return 0  # what ran when its limit was removed: nobody would close the slot
         age_s = self._clock.monotonic_s() - begins_s
@@ -405,13 +447,14 @@ class MeterTable:
             self._take_counter(),
             meter.limit.limit_id,
             meter.end_user,
-            int(self._clock.wall_s() - age_s),
+            math.ceil(self._clock.wall_s() - age_s),  # never sooner than it was
         )
         self._emit(SaveCounter(row))
         self._of_slot[row.counter_id] = meter
         return row.counter_id
 
-    def _close_slot(self, counter_id: int) -> None:
+    def close_slot(self, counter_id: int) -> None:
+        """See `SlotKeeper`."""
         self._of_slot.pop(counter_id, None)
         self._emit(DropCounters((counter_id,)))
 
@@ -473,9 +516,9 @@ class MeterTable:
             ends_s=span.ends_s,
             counter_id=self._take_counter(),
             carried=carried,
-            crossed=self.crossed,
+            keeper=self,
         )
-        self._emit(SaveCounter(row_of(meter)))
+        self._emit(SaveCounter(meter.row))
         self._add_window(windows, meter)
         if limit.auto_renews:
             # The one before is kept for a clock that is set back, and for its last requests.
@@ -528,6 +571,8 @@ class MeterTable:
         """Count a row again; False when the limit is not of that kind any more."""
         if limit.window.slides:
             meter = self._meter(limit, row.end_user, wall_s)[0]
+            if row.begins_at == SLICE_OF_SLIDING:
+                return _restore_slice(meter, row)
             if not isinstance(meter, SlidingMeter) or not meter.is_durable:
                 return False
             # A wall clock that was set back must not make an age negative.
@@ -545,11 +590,19 @@ class MeterTable:
             ends_s=span.ends_s,
             counter_id=row.counter_id,
             carried=row.carried,
-            crossed=self.crossed,
+            keeper=self,
         )
         meter.restore(row.used, row.granted)
         self._add_window(self._windows.get((limit.limit_id, row.end_user), {}), meter)
         return True
+
+
+def _restore_slice(meter: Meter, row: CounterRow) -> bool:
+    """How far a meter could grant before; False when that is of a limit as it was before."""
+    if not isinstance(meter, SlidingBudget) or meter.granted:
+        return False
+    meter.restore_slice(row.granted, row.counter_id)
+    return True
 
 
 def _bounds(key: StoredKey) -> object:

@@ -6,16 +6,12 @@ Unix time. Pure.
 """
 
 import math
-from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from auth_worker.principals.limit_rules import SLIDING_S, Limit
 
 SLOTS_A_SPAN: Final = 60
 """A window of a minute has slots of a second, one of an hour of a minute, one of a day of 24."""
-SLICE_SHARE: Final = 16
-SLICE_REQUESTS: Final = 16
-"""A slice is a sixteenth of the amount, or enough for sixteen requests like the current one."""
 
 
 class Slot:
@@ -42,9 +38,9 @@ class Meter:
         amount: What may be used, with a raise and what was carried over.
         total: What was used and still counts.
         room: What may be granted: `amount` less `total` and what running requests hold.
-        uncommitted: What else is free, once a slice of it is durable; see `FixedMeter`.
+        uncommitted: What else is free, once a slice of it is durable; see `sliced_meters`.
         due_s: From when on (monotonic) `refresh` has something to do.
-        low: Below so much room a slice should be asked for; of a `FixedMeter` never below 0.
+        low: Below so much room a slice should be asked for; of a sliced meter never below 0.
         warn_at: From so much used on, answers warn; infinite where nothing is to be said.
         is_gone: Whether it was released; another one counts in its place, if any.
     """
@@ -63,7 +59,7 @@ class Meter:
         self.uncommitted = 0
         self.due_s = math.inf
         self.low: float = -math.inf
-        self.warn_at = _warn_at(limit, amount)
+        self.warn_at = warn_at(limit, amount)
         self.is_gone = False
 
     @property
@@ -80,7 +76,7 @@ class Meter:
         """The limit was changed; what was counted stays."""
         self.room += amount - self.amount
         self.limit, self.amount = limit, amount
-        self.warn_at = _warn_at(limit, amount)
+        self.warn_at = warn_at(limit, amount)
 
     def refresh(self, now_s: float) -> None:
         """Release what no longer counts."""
@@ -94,6 +90,10 @@ class Meter:
         """A request ends: what it held is free again, and what it used counts."""
         raise NotImplementedError
 
+    def is_first_refusal(self, now_s: float) -> bool:
+        """Whether a refusal, because all is used, is the first one that is to be told of."""
+        return False
+
     def frees_s(self, now_s: float, wall_s: float, need: int) -> float | None:
         """Seconds until there is so much room by time alone; infinite = never.
 
@@ -106,6 +106,52 @@ class Meter:
         raise NotImplementedError
 
 
+class SlotKeeper(Protocol):
+    """Makes slots outlive the process, and hears of what their meters have to tell."""
+
+    def open_slot(self, meter: "SlidingMeter", begins_s: float) -> int:
+        """A slot begins; the id under which it outlives this process, or 0."""
+        ...
+
+    def close_slot(self, counter_id: int) -> None:
+        """A slot has left."""
+        ...
+
+    def note_crossing(self, meter: Meter) -> None:
+        """The use of a meter has passed a threshold."""
+        ...
+
+
+class _Watch:
+    """What of a sliding window is told once in its span: thresholds, and the first refusal."""
+
+    __slots__ = ("event_at", "refused_s", "told_s")
+
+    def __init__(self) -> None:
+        self.event_at = math.inf  # what is to be used for the next threshold to be passed
+        self.told_s: dict[int, float] = {}  # by percent
+        self.refused_s = -math.inf
+
+    def arm(self, meter: "SlidingMeter", now_s: float) -> None:
+        """See which threshold is the next that is passed, and wasn't told of for a whole span."""
+        self.event_at = min(
+            (
+                step
+                for percent, step in steps_of(meter.limit, meter.amount).items()
+                if step > meter.total
+                and now_s - self.told_s.get(percent, -math.inf) >= meter.span_s
+            ),
+            default=math.inf,
+        )
+
+    def note(self, meter: "SlidingMeter", now_s: float) -> None:
+        """One was passed."""
+        for percent, step in steps_of(meter.limit, meter.amount).items():
+            if self.event_at <= step <= meter.total:
+                self.told_s[percent] = now_s
+        self.arm(meter, now_s)
+
+
 class SlidingMeter(Meter):
     """The last minute, hour or day, wherever it begins, and never counted too short.
 
@@ -115,34 +161,31 @@ class SlidingMeter(Meter):
     token bucket, GCRA, would need one number only, but lets twice the amount pass in one span.)
 
     Args:
-        open_slot: Called with this meter and the moment in which a slot begins; returns the id
-            under which the slot outlives this process. None: its slots don't.
-        close_slot: Called with the id of a slot that has left.
+        keeper: Keeps the slots of an hour and of a day; those of a minute come back by the ledger.
     """
 
-    __slots__ = ("_close_slot", "_open_slot", "_slots", "last", "span_s", "writable_s")
+    __slots__ = ("_keeper", "_slots", "_watch", "last", "span_s", "writable_s")
 
     def __init__(
         self,
         limit: Limit,
         end_user: str,
         amount: int,
-        *,
-        open_slot: "Callable[[SlidingMeter, float], int] | None" = None,
-        close_slot: Callable[[int], None] | None = None,
+        keeper: SlotKeeper | None = None,
     ) -> None:
         super().__init__(limit, end_user, amount)
         self.span_s = SLIDING_S[limit.window.kind]
         self._slots: list[Slot] = []  # the oldest first; a deque takes six times as much memory
         self.last = _NO_SLOT
         self.writable_s = -math.inf  # until then amounts go into the last slot
-        self._open_slot = open_slot
-        self._close_slot = close_slot
+        self._keeper = keeper
+        self._watch: _Watch | None = None  # most rates have nothing to tell
+        self._follow_limit()
 
     @property
     def is_durable(self) -> bool:
         """Whether its slots outlive this process."""
-        return self._open_slot is not None
+        return self._keeper is not None and self.limit.window.kind != "minute"
 
     @property
     def slot_s(self) -> float:
@@ -153,6 +196,35 @@ class SlidingMeter(Meter):
     def num_slots(self) -> int:
         """How many slots are held."""
         return len(self._slots)
+
+    def change(self, limit: Limit, amount: int) -> None:
+        """See `Meter.change`."""
+        super().change(limit, amount)
+        self._follow_limit()
+
+    def note_use(self, now_s: float) -> None:
+        """Something was settled: tell of a threshold that was passed by it."""
+        watch = self._watch
+        if watch is not None and self.total >= watch.event_at:
+            watch.note(self, now_s)
+            if self._keeper is not None:
+                self._keeper.note_crossing(self)
+
+    def is_first_refusal(self, now_s: float) -> bool:
+        """See `Meter.is_first_refusal`; of a rate that has nothing to tell no refusal is."""
+        watch = self._watch
+        if watch is None or now_s - watch.refused_s < self.span_s:
+            return False
+        watch.refused_s = now_s
+        return True
+
+    def _follow_limit(self) -> None:
+        limit = self.limit
+        is_told = limit.thresholds or not limit.is_hard or limit.measure == "money"
+        if self._watch is None and is_told:
+            self._watch = _Watch()
+        if self._watch is not None:
+            self._watch.arm(self, math.inf)
 
     def start(self, now_s: float) -> None:
         """Count a request from its grant on, not from its end."""
@@ -179,9 +251,11 @@ class SlidingMeter(Meter):
             slot = slots.pop(0)
             self.total -= slot.amount
             self.room += slot.amount
-            if self._close_slot is not None and slot.counter_id:
-                self._close_slot(slot.counter_id)
+            if self._keeper is not None and slot.counter_id:
+                self._keeper.close_slot(slot.counter_id)
         self.due_s = slots[0].ends_s + span_s if slots else math.inf
+        if self._watch is not None:
+            self._watch.arm(self, now_s)
 
     def take_back(self, at_s: float, amount: int) -> None:
         """Uncount what was counted at a moment; nothing, when it has left already."""
@@ -245,7 +319,7 @@ class SlidingMeter(Meter):
         """See `Meter.frees_s`."""
         if need > self.amount:
             return math.inf
-        excess = need - self.room
+        excess = need - self.free
         for slot in self._slots:
             excess -= slot.amount
             if excess <= 0:
@@ -260,18 +334,22 @@ class SlidingMeter(Meter):
         self.total += amount
         self.room -= amount
         self.due_s = self._slots[0].ends_s + self.span_s
+        if self._watch is not None and self.total >= self._watch.event_at:
+            self._watch.arm(self, math.inf)  # what was passed before was told of then
 
     def _add(self, now_s: float, amount: int) -> None:
         """Open a slot with an amount."""
         self.total += amount
         slot_s = self.span_s / SLOTS_A_SPAN
         ends_s = (now_s // slot_s + 1) * slot_s
-        counter_id = 0 if self._open_slot is None else self._open_slot(self, ends_s - slot_s)
+        counter_id = 0
+        if self._keeper is not None and self.is_durable:
+            counter_id = self._keeper.open_slot(self, ends_s - slot_s)
         self.last = Slot(ends_s, amount, counter_id)
         self._slots.append(self.last)
         self.writable_s = ends_s
         if len(self._slots) == 1:
-            self.due_s = ends_s + self.span_s
+            self.due_s = min(self.due_s, ends_s + self.span_s)
 
     def _slot_at(self, at_s: float) -> Slot | None:
         found: Slot | None = None
@@ -280,162 +358,6 @@ class SlidingMeter(Meter):
                 break
             found = slot
         return found
-
-
-class FixedMeter(Meter):
-    """A window with a begin and an end: a day, a month, a custom span, or all time.
-
-    Whatever it grants was committed beforehand: `granted` is the slice up to which this process
-    may let `total` and what is held grow, and the database knows it. So a process that is killed
-    leaves behind how much it may have granted at most; `unknown` is what of that nobody has
-    accounted for since, and it stays taken until all such requests must have ended.
-
-    Args:
-        begins_s: On the wall clock, as `ends_s`.
-        counter_id: Under which the database counts it.
-        carried: What the window before left to this one.
-        is_open: Whether anything may be used in it.
-        crossed: Takes this meter each time that its use passes a threshold.
-    """
-
-    __slots__ = (
-        *("_crossed", "asked", "begins_s", "carried", "counter_id", "ends_s"),
-        *("event_at", "granted", "has_refused", "is_open", "unknown"),
-    )
-
-    def __init__(
-        self,
-        limit: Limit,
-        end_user: str,
-        amount: int,
-        *,
-        begins_s: float,
-        ends_s: float,
-        counter_id: int,
-        carried: int = 0,
-        is_open: bool = True,
-        crossed: "list[FixedMeter] | None" = None,
-    ) -> None:
-        super().__init__(limit, end_user, amount)
-        self._crossed = crossed
-        self.has_refused = False
-        self.begins_s = begins_s
-        self.ends_s = ends_s
-        self.counter_id = counter_id
-        self.carried = carried
-        self.is_open = is_open
-        self.granted = 0
-        self.asked = 0  # the slice on its way to the disk; 0 = none
-        self.unknown = 0
-        self.room = self._bound
-        self.event_at = _next_warning(limit, amount, 0)
-        self._set_low(0)
-
-    @property
-    def _bound(self) -> int:
-        """What may be used as of now: with a hard limit no more than the slice."""
-        return min(self.amount, self.granted) if self.limit.is_hard else self.amount
-
-    @property
-    def held(self) -> int:
-        """What running requests hold, and what those of a killed process may have held."""
-        return self._bound - self.total - self.room
-
-    def change(self, limit: Limit, amount: int) -> None:
-        """See `Meter.change`."""
-        before = self._bound
-        self.limit, self.amount = limit, amount
-        self.room += self._bound - before
-        self.warn_at = _warn_at(limit, amount)
-        self.event_at = _next_warning(limit, amount, self.total)
-        self._set_low(0)
-
-    def settle(self, now_s: float, num_held: int, num_used: int) -> None:
-        """See `Meter.settle`."""
-        self.total += num_used
-        self.room += num_held - num_used
-        if self.total >= self.event_at:
-            self._note_crossing()
-
-    def correct(self, num_more: int, *, were_unknown: bool = False) -> None:
-        """So much more was used than was counted; less, where it is negative.
-
-        Args:
-            num_more: The difference.
-            were_unknown: It was used by requests of a killed process: it comes out of what was
-                kept for them.
-        """
-        if were_unknown:
-            self.take_unknown(num_more)
-        self.total += num_more
-        self.room -= num_more
-        if self.total >= self.event_at:
-            self._note_crossing()
-
-    def restore(self, used: int, granted: int) -> None:
-        """What the database remembers of it."""
-        self.total, self.granted = used, granted
-        self.room = self._bound - used
-        self.event_at = _next_warning(self.limit, self.amount, used)
-        self._set_low(0)
-
-    def hold_unknown(self, until_s: float) -> None:
-        """After a restart: all of the slice that nobody accounts for may be in use."""
-        self.unknown = max(0, self.room)
-        self.room -= self.unknown
-        self.due_s = until_s if self.unknown else math.inf
-
-    def take_unknown(self, amount: int) -> None:
-        """A request of the killed process turned up: its part is accounted for by itself now."""
-        known = max(0, min(amount, self.unknown))
-        self.unknown -= known
-        self.room += known
-
-    def refresh(self, now_s: float) -> None:
-        """Every request of the killed process must have ended: nothing is kept for them now."""
-        self.room += self.unknown
-        self.unknown = 0
-        self.due_s = math.inf
-
-    def next_slice(self, need: int) -> int:
-        """How far the next slice should reach for a request of that need, and for others."""
-        ahead = max(self.amount // SLICE_SHARE, SLICE_REQUESTS * need)
-        return min(self.amount, self._bound - self.room + need + ahead)
-
-    def on_granted(self, granted: int, need: int) -> None:
-        """A slice is durable."""
-        before = self._bound
-        self.granted = max(self.granted, granted)
-        self.asked = 0
-        self.room += self._bound - before
-        self._set_low(need)
-
-    def frees_s(self, now_s: float, wall_s: float, need: int) -> float | None:
-        """See `Meter.frees_s`."""
-        if self.is_open and self.amount - self.total >= need:
-            return None
-        may_fit = need <= self.amount or not self.is_open
-        return max(0.0, self.ends_s - wall_s) if may_fit and self.renews else math.inf
-
-    @property
-    def renews(self) -> bool:
-        """Whether there is another window after it."""
-        return self.limit.auto_renews or not self.is_open
-
-    def reset_s(self, now_s: float, wall_s: float) -> float:
-        """See `Meter.reset_s`."""
-        return max(0.0, self.ends_s - wall_s)
-
-    def _note_crossing(self) -> None:
-        self.event_at = _next_warning(self.limit, self.amount, self.total)
-        if self._crossed is not None:
-            self._crossed.append(self)
-
-    def _set_low(self, need: int) -> None:
-        self.uncommitted = self.amount - self._bound
-        is_whole = not self.limit.is_hard or self.granted >= self.amount
-        ahead = max(self.amount // SLICE_SHARE, SLICE_REQUESTS * need)
-        self.low = 0 if is_whole else ahead // 2
 
 
 class ParallelMeter(Meter):
@@ -456,15 +378,15 @@ class ParallelMeter(Meter):
         return 0.0
 
 
-def _warn_at(limit: Limit, amount: int) -> float:
+def warn_at(limit: Limit, amount: int) -> float:
     """From so much on there is something to say: the first threshold, or the end of a soft one."""
     first = -(-amount * min(limit.thresholds, default=100) // 100)
     return first if limit.thresholds or not limit.is_hard else math.inf
 
 
-def _next_warning(limit: Limit, amount: int, total: int) -> float:
-    """What is to be used for the next threshold to be passed; the whole amount is the last one."""
-    steps = sorted({-(-amount * percent // 100) for percent in limit.thresholds})
-    if steps or not limit.is_hard:
-        steps = sorted({*steps, amount})
-    return next((step for step in steps if step > total), math.inf)
+def steps_of(limit: Limit, amount: int) -> dict[int, int]:
+    """What is to be used for each threshold to be passed, by percent; the amount is the last."""
+    if not limit.thresholds and limit.is_hard:
+        return {}
+    percents = sorted({*limit.thresholds, 100})
+    return {percent: -(-amount * percent // 100) for percent in percents}

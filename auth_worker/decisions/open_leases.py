@@ -11,10 +11,10 @@ from auth_worker.decisions.bookings import Bookings
 from auth_worker.decisions.leases import Lease, LeaseTable
 from auth_worker.decisions.limit_refusals import Refusal, refuse, refuse_parallel
 from auth_worker.decisions.meter_table import MeterTable
-from auth_worker.decisions.meters import FixedMeter
 from auth_worker.decisions.plans import NOTHING, Needs, Plan, Short, needs_of
 from auth_worker.decisions.restoring import Restoring, principal_of
 from auth_worker.decisions.served_models import ServedModels
+from auth_worker.decisions.sliced_meters import FixedMeter, SlidingBudget
 from auth_worker.decisions.slices import Commit, Postponed, Slices
 from auth_worker.principals.keys import ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.prices import PriceTable, highest_cost
@@ -53,7 +53,7 @@ class OpenLeases:
         meters: What the limits count.
         prices: What tokens cost.
         served: Models by whose names bookings are kept.
-        slices: Makes room in hard fixed windows.
+        slices: Makes room in hard budgets and quotas.
         snapshot: What the store remembered.
         duration_s: The term of a lease.
         clock: Both clocks.
@@ -190,7 +190,7 @@ class OpenLeases:
             return refuse(for_ever, now_s, wall_s)
         pending: Postponed | None = None
         for meter, need in shorts:
-            if isinstance(meter, FixedMeter):
+            if isinstance(meter, FixedMeter | SlidingBudget):
                 pending = self._slices.ask(meter, need) or pending
         return pending
 
@@ -506,7 +506,9 @@ class OpenLeases:
 def _is_only_uncommitted(short: Short) -> bool:
     """Whether there is room, and only its slice isn't committed."""
     meter, need = short
-    return isinstance(meter, FixedMeter) and meter.is_open and meter.free >= need
+    if isinstance(meter, FixedMeter) and not meter.is_open:
+        return False
+    return isinstance(meter, FixedMeter | SlidingBudget) and meter.free >= need
 
 
 def _refuse_unpriced(model: str) -> Refusal:

@@ -4,7 +4,13 @@ import math
 from collections.abc import Sequence
 from typing import Final, NamedTuple, TypeVar
 
-from auth_worker.decisions.meters import FixedMeter, Meter, ParallelMeter, SlidingMeter
+from auth_worker.decisions.meters import Meter, ParallelMeter, SlidingMeter
+from auth_worker.decisions.sliced_meters import (
+    FixedMeter,
+    SlicedMeter,
+    SlidingBudget,
+    take_unknown,
+)
 from auth_worker.principals.limit_rules import Measure
 from auth_worker.records.limit_usage import CHARGE_LETTERS, charge_text
 from protocol.wire.messages import LimitState
@@ -55,7 +61,7 @@ class Plan:
     """
 
     __slots__ = (
-        *("_bounds", "_fixed", "_parallel", "_sliding", "_slotted", "_soft", "_started"),
+        *("_bounds", "_parallel", "_sliced", "_sliding", "_slotted", "_soft", "_started"),
         *("_due_s", "_meters", "_named", "_request_meters", "_token_meters", "_warners"),
         *("charges", "gives_back", "has_money", "origin", "since_s", "thirsty", "until_s"),
     )
@@ -67,7 +73,7 @@ class Plan:
         self._meters = tuple(meters)
         self._due_s = -math.inf
         started, slotted = list[SlidingMeter](), list[tuple[SlidingMeter, int]]()
-        sliding, fixed = dict[int, list[SlidingMeter]](), dict[int, list[FixedMeter]]()
+        sliding, sliced = dict[int, list[SlidingMeter]](), dict[int, list[SlicedMeter]]()
         parallel, soft = list[ParallelMeter](), list[tuple[Meter, int]]()
         charges = list[tuple[int, str]]()
         self.has_money = self.gives_back = self.thirsty = False
@@ -88,16 +94,16 @@ class Plan:
                 soft.append((meter, index))
                 continue
             self.gives_back = self.gives_back or index > 0
-            if isinstance(meter, SlidingMeter):
+            if isinstance(meter, FixedMeter | SlidingBudget):
+                sliced.setdefault(index, []).append(meter)
+            elif isinstance(meter, SlidingMeter):
                 sliding.setdefault(index, []).append(meter)
-            elif isinstance(meter, FixedMeter):
-                fixed.setdefault(index, []).append(meter)
             elif isinstance(meter, ParallelMeter):
                 parallel.append(meter)
         self._started, self._slotted = tuple(started), tuple(slotted)
         bounds = tuple(starter for starter in started if starter.limit.is_hard)
         # By kind and measure: a loop over meters of one class, with one need, takes half as long.
-        self._sliding, self._fixed = _grouped(sliding), _grouped(fixed)
+        self._sliding, self._sliced = _grouped(sliding), _grouped(sliced)
         self._parallel, self._soft = tuple(parallel), tuple(soft)
         self._warners = tuple(
             meter for meter in meters if meter.limit.thresholds or not meter.limit.is_hard
@@ -135,10 +141,10 @@ class Plan:
                     room = slider.room = slider.room - need
                     if room < 0:
                         return self._short_after(slider, needs)
-        for index, fixed in self._fixed:
+        for index, sliced in self._sliced:
             need = needs[index]
             if need:
-                for meter in fixed:
+                for meter in sliced:
                     room = meter.room = meter.room - need
                     if room < meter.low:
                         if room < 0:
@@ -206,14 +212,17 @@ class Plan:
                     slider.last.amount += num_used
                 else:
                     slider.settle(now_s, num_held, num_used)
-        for index, fixed in self._fixed:
+        for index, sliced in self._sliced:
             num_held, num_used = held[index], used[index]
-            for meter in fixed:
+            for meter in sliced:
                 meter.settle(now_s, num_held, num_used)
         for runs in self._parallel:
             runs.room += held[0]
         for other, index in self._soft:
             other.settle(now_s, 0, used[index])
+        for warner in self._warners:
+            if isinstance(warner, SlidingMeter):
+                warner.note_use(now_s)
 
     def take_back(self, held: Needs, started_s: float | None) -> None:
         """A request is taken back whole, as if it had never been.
@@ -259,23 +268,25 @@ class Plan:
                 starter.start(now_s)
         for meter, index in (*self._held(), *self._soft):
             if isinstance(meter, SlidingMeter) and not meter.is_durable:
+                if isinstance(meter, SlidingBudget):
+                    take_unknown(meter, used[index])
                 meter.settle(now_s, 0, used[index])
 
-    def thirsty_meters(self, needs: Needs) -> list[tuple[FixedMeter, int]]:
+    def thirsty_meters(self, needs: Needs) -> list[tuple[SlicedMeter, int]]:
         """The meters whose slice runs low and is not asked for yet, and what a request needs."""
         self.thirsty = False
         return [
             (meter, needs[index])
-            for index, fixed in self._fixed
-            for meter in fixed
+            for index, sliced in self._sliced
+            for meter in sliced
             if meter.room < meter.low and not meter.asked
         ]
 
     def take_unknown(self, held: Needs, used: Needs) -> None:
         """A request of a killed process ends; what it doesn't hold itself was kept for it."""
-        for index, fixed in self._fixed:
-            for meter in fixed:
-                meter.take_unknown(used[index] - held[index])
+        for index, sliced in self._sliced:
+            for meter in sliced:
+                take_unknown(meter, used[index] - held[index])
 
     def restore_start(self, at_s: float) -> None:
         """Count a request of before a restart in the windows that don't outlive it."""
@@ -336,7 +347,7 @@ class Plan:
     def _held(self) -> list[tuple[Meter, int]]:
         """The meters that a request holds something of, and which of its needs."""
         held: list[tuple[Meter, int]] = []
-        for index, meters in (*self._sliding, *self._fixed, (0, self._parallel)):
+        for index, meters in (*self._sliding, *self._sliced, (0, self._parallel)):
             held += [(meter, index) for meter in meters]
         return held
 

@@ -43,8 +43,8 @@ class RefusalLog:
         self._house = _Bucket(HOUSE_BURST, clock.monotonic_s())
         self._callers: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def note(self, entry: AuditEntry) -> None:
-        """A refusal; the caller is its actor, or without one its address."""
+    def note(self, entry: AuditEntry, number: int = 1) -> None:
+        """So many refusals; the caller is their actor, or without one their address."""
         now_s = self._clock.monotonic_s()
         caller = entry.actor_key_id or f"address {entry.address}"
         bucket = self._callers.get(caller)
@@ -56,7 +56,7 @@ class RefusalLog:
         bucket.refill(now_s, BURST, INTERVAL_S)
         self._house.refill(now_s, HOUSE_BURST, HOUSE_INTERVAL_S)
         if bucket.tokens < 1 or self._house.tokens < 1:
-            bucket.num_left_out += 1
+            bucket.num_left_out += number
             return
         bucket.tokens -= 1
         self._house.tokens -= 1

@@ -6,25 +6,13 @@ only the first request of a window, or a sudden burst, waits for one commit.
 
 from collections.abc import Callable, Iterable
 
-from auth_worker.decisions.meters import FixedMeter
+from auth_worker.decisions.sliced_meters import SlicedMeter, next_slice, on_granted
 from auth_worker.errors import AuthError
-from auth_worker.records.limit_usage import CounterRow, SaveCounter
+from auth_worker.records.limit_usage import SaveCounter
 from auth_worker.records.operations import Operation, Result
 
 Commit = Callable[[Operation, Callable[[Result], None]], None]
 """Makes an operation durable and calls back with its result, in the I/O thread."""
-
-
-def row_of(meter: FixedMeter) -> CounterRow:
-    """What the database should remember of a window, but for its use."""
-    return CounterRow(
-        meter.counter_id,
-        meter.limit.limit_id,
-        meter.end_user,
-        int(max(0.0, meter.begins_s)),
-        meter.granted,
-        meter.carried,
-    )
 
 
 class Postponed:
@@ -61,9 +49,9 @@ class Slices:
 
     def __init__(self, commit: Commit) -> None:
         self._commit = commit
-        self._pending: dict[FixedMeter, Postponed] = {}
+        self._pending: dict[SlicedMeter, Postponed] = {}
 
-    def ask(self, meter: FixedMeter, need: int) -> Postponed | None:
+    def ask(self, meter: SlicedMeter, need: int) -> Postponed | None:
         """Make room for a request of that need, and for others like it.
 
         Returns:
@@ -72,25 +60,25 @@ class Slices:
         pending = self._pending.get(meter)
         if pending is not None:
             return pending
-        granted = meter.next_slice(need)
+        granted = next_slice(meter, need)
         if granted <= meter.granted:
             return None
         pending = self._pending[meter] = Postponed()
         meter.asked = granted
-        row = row_of(meter)._replace(granted=granted)
+        row = meter.row._replace(granted=granted)
         self._commit(SaveCounter(row), lambda result: self._on_done(meter, granted, need, result))
         return self._pending.get(meter)
 
-    def replenish(self, meters: Iterable[FixedMeter], need: int) -> None:
+    def replenish(self, meters: Iterable[SlicedMeter], need: int) -> None:
         """Ask for what will be needed soon; nobody waits for it."""
         for meter in meters:
             self.ask(meter, need)
 
-    def _on_done(self, meter: FixedMeter, granted: int, need: int, result: Result) -> None:
+    def _on_done(self, meter: SlicedMeter, granted: int, need: int, result: Result) -> None:
         pending = self._pending.pop(meter)
         if isinstance(result, AuthError):
             meter.asked = 0
             pending.done(is_durable=False)
         else:
-            meter.on_granted(granted, need)
+            on_granted(meter, granted, need)
             pending.done(is_durable=True)

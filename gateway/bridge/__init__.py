@@ -33,6 +33,7 @@ from gateway.bridge.auth import (
     update_key,
     update_resource,
     with_reasoning,
+    with_refused_guesses,
     with_token,
     without_completion,
 )
@@ -117,6 +118,7 @@ __all__ = [
     "with_reasoning",
     "with_seed",
     "with_stop_token_ids",
+    "with_refused_guesses",
     "with_token",
     "without_completion",
     "without_length",

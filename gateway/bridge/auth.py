@@ -93,6 +93,11 @@ def with_token(authorize: Authorize, token: str) -> Authorize:
     return structs.replace(authorize, token=token)
 
 
+def with_refused_guesses(authorize: Authorize, num_refused: int) -> Authorize:
+    """The same question, with the keys of its address that were refused unasked."""
+    return structs.replace(authorize, num_refused_guesses=num_refused)
+
+
 def adjust(question_id: str, lease_id: str, prompt_tokens: int, completion_tokens: int) -> Adjust:
     """Another bound for a lease."""
     return Adjust(

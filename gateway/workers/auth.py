@@ -139,6 +139,8 @@ class AuthLink:
         require_keys: An auth worker that lets anonymous callers in is not asked when this is set.
         news: Who is told the rest.
         carries_tokens: Whether bearer tokens may cross this socket: nobody else can read it.
+        take_refused: How many keys of an address this gateway refused by itself, since it was last
+            asked; the auth worker is told with the next question that comes from there.
         records: Where answers are counted.
     """
 
@@ -150,6 +152,7 @@ class AuthLink:
         require_keys: bool,
         news: AuthNews,
         carries_tokens: bool = True,
+        take_refused: Callable[[str], int] = lambda _address: 0,
         records: WorkerRecords | None = None,
     ) -> None:
         self._wire = wire
@@ -157,6 +160,7 @@ class AuthLink:
         self._require_keys = require_keys
         self._news = news
         self._carries_tokens = carries_tokens
+        self._take_refused = take_refused
         self._tokens: dict[str, Authorize] = {}
         self._peers: list[Peer] = []
         self._questions = QuestionTable(timeout_s, _unavailable, records)
@@ -184,6 +188,9 @@ class AuthLink:
             if not self._carries_tokens:
                 raise _no_tokens()
             self._tokens[authorize.request_id] = bridge.with_token(authorize, token)
+        num_refused = self._take_refused(authorize.address)
+        if num_refused:
+            authorize = bridge.with_refused_guesses(authorize, num_refused)
         try:
             return self._open(authorize, authorize.request_id, Granted)
         except BaseException:

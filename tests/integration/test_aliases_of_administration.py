@@ -1,4 +1,4 @@
-"""Administration in the words of other APIs takes an alias for the model that it stands for."""
+"""Administration takes an alias for the model that it stands for, in whosever words."""
 
 import time
 from collections.abc import AsyncIterator
@@ -75,3 +75,51 @@ async def test_workspaces_limits_by_an_alias_are_those_of_its_model(socket_dir: 
         assert [one["models"] for one in found.json()["data"]] == [["demo"]]
         missing = await admin.get(f"{base}/rate_limits", params={"model": "gpt-5"})
         assert missing.status_code == 404
+
+
+async def test_prices_budgets_and_models_of_keys_named_by_an_alias_hold_for_its_model(
+    socket_dir: Path,
+) -> None:
+    async with a_harness(socket_dir) as (gateway, admin):
+        price = {"models": ALIAS, "prompt": 0, "completion": 0, "request": 700}
+        made_price = await made(admin, "/v1/admin/prices", price)
+        assert made_price["models"] == "demo"
+        rules = {"name": "app", "allowed_models": [ALIAS, "demo", "x*"]}
+        key = await made(admin, "/v1/admin/keys", rules)
+        assert key["allowed_models"] == ["demo", "x*"]
+        budget = await made(
+            admin,
+            "/v1/admin/budgets",
+            {
+                "name": "a day",
+                "holder": "key",
+                "holder_id": key["id"],
+                "amount": 1500,
+                "window": "day",
+                "models": [ALIAS],
+            },
+        )
+        assert budget["models"] == ["demo"]
+        body = {"model": ALIAS, "messages": MESSAGES}
+        headers = {"Authorization": f"Bearer {key['key']}"}
+        for status in (200, 200, 402):
+            answer = await gateway.client.post("/v1/chat/completions", json=body, headers=headers)
+            assert answer.status_code == status, answer.text
+        query: dict[str, str] = {"key_id": key["id"], "by": "total"}
+        used = (await admin.get("/v1/usage", params=query)).json()
+        assert used["data"][0]["cost_micros"] == 1400
+
+        team = await made(admin, "/v1/admin/teams", {"name": "t", "allowed_models": ["x*"]})
+        path = f"/v1/admin/teams/{team['id']}"
+        changed = await admin.patch(path, json={"allowed_models": [ALIAS]})
+        assert changed.json()["allowed_models"] == ["demo"]
+        path = f"/v1/admin/keys/{key['id']}"
+        changed = await admin.patch(path, json={"allowed_models": ["x*", ALIAS]})
+        assert changed.json()["allowed_models"] == ["x*", "demo"]
+        limit = {"name": "r", "holder": "house", "measure": "requests", "amount": 1}
+        rate = await made(
+            admin, "/v1/admin/limits", {**limit, "window": "minute", "models": ["x*"]}
+        )
+        path = f"/v1/admin/limits/{rate['id']}"
+        changed = await admin.patch(path, json={"models": [ALIAS]})
+        assert changed.json()["models"] == ["demo"]

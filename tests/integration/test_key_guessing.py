@@ -41,6 +41,27 @@ async def test_who_guesses_keys_gets_a_429_and_the_auth_worker_is_not_asked(
         assert (await gateway.client.get("/v1/models", headers=good)).status_code == 200
         metrics = (await gateway.client.get("/metrics")).text
         assert "penstock_gateway_refused_guesses_total 10.0" in metrics
+        # The auth worker hears of them with the next question from there, and once.
+        for path in ("/v1/tools", "/v1/usage"):
+            await gateway.client.get(path, headers=good)
+        assert [asked.num_refused_guesses for asked in auth.of(Authorize)[4:]] == [10, 0, 0]
+
+
+async def test_keys_that_administer_are_guarded_where_no_other_is_asked_for(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, max_wrong_keys=3) as gateway:
+        auth = await gateway.auth()
+        auth.good_keys = (GOOD,)
+
+        async def status(key: str, path: str) -> int:
+            return (await gateway.client.get(path, headers={"X-API-Key": key})).status_code
+
+        guesses = [await status(f"psk-{number}", "/v1/admin/keys") for number in range(6)]
+        assert guesses == [401] * 3 + [429] * 3
+        auth.good_keys = None  # as auth workers do where no key is asked for
+        assert await status("psk-7", "/v1/models") == 200
+        assert await status("psk-8", "/v1/admin/keys") == 429
 
 
 async def test_the_address_that_counts_is_the_clients_behind_a_trusted_proxy(

@@ -454,15 +454,23 @@ async def test_an_operator_sets_up_a_team_with_twenty_dollars_a_month(harness: H
             role="reader",
             projects=[{"id": lab.id, "role": "member"}],
         )
-        account = await organization.projects.service_accounts.create(lab.id, name="notebook")
         members = [one.id async for one in organization.projects.users.list(lab.id)]
         assert members == [grace.id]
+        # OpenAI's client makes keys for service accounts only, not for users.
+        key = await admin.post(
+            "/v1/admin/keys",
+            json={"name": "notebook", "user_id": grace.id, "team_id": lab.id},
+        )
+        assert key.status_code == 201, key.text
+        (shown,) = [one async for one in organization.projects.api_keys.list(lab.id)]
+        assert shown.owner.user is not None
+        assert (shown.id, shown.owner.user.id) == (key.json()["id"], grace.id)
 
         async def ask() -> httpx.Response:
             return await harness.gateway.client.post(
                 "/v1/chat/completions",
                 json={"model": "demo", "messages": MESSAGES},
-                headers={"Authorization": f"Bearer {account.api_key.value}"},
+                headers={"Authorization": f"Bearer {key.json()['key']}"},
             )
 
         answers = []

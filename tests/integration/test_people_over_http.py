@@ -193,6 +193,7 @@ async def test_a_caller_sees_what_it_used_and_has_left(socket_dir: Path, tmp_pat
             "projected_monthly",
             "days_remaining",
         }
+        assert told["data"]["total_usage"] == 0.5
         assert told["data"]["warnings"] == []
         used = (await gateway.client.get("/v1/usage?by=total&group_by=model,key")).json()
         assert used["object"] == "usage"

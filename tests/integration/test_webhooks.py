@@ -86,3 +86,41 @@ async def test_addresses_inside_are_not_asked_unless_they_are_listed(socket_dir:
                     await asyncio.sleep(0.1)  # it is another process's and tells nobody
             assert "PENSTOCK_INTERNAL_TARGETS" in await last_error()
         assert victim.received == []
+
+
+async def test_a_sliding_budget_that_passes_its_threshold_is_told_once(socket_dir: Path) -> None:
+    with http_target() as target:
+        async with (
+            running_gateway(socket_dir, require_keys=True) as gateway,
+            auth_process(gateway, PENSTOCK_INTERNAL_TARGETS="127.0.0.0/8") as auth,
+            auth.admin(gateway) as admin,
+        ):
+            await gateway.engine()
+
+            async def make(kind: str, **body: object) -> dict[str, str]:
+                made = await admin.post(f"/v1/admin/{kind}", json=body)
+                assert made.status_code == 201, made.text
+                record: dict[str, str] = made.json()
+                return record
+
+            hook = await make("webhooks", name="ops", url=target.url, events=["budget_warned"])
+            await make("prices", models="*", prompt=0, completion=0, request=450)
+            key = await make("keys", name="k")
+            holder = {"holder": "key", "holder_id": key["id"]}
+            budget = await make(
+                "budgets", name="b", **holder, amount=1000, window="day", thresholds=[40, 80]
+            )
+            gateway.client.headers["Authorization"] = f"Bearer {key['key']}"
+            for _ in range(2):
+                assert (await gateway.chat()).status_code == 200
+            received = await asyncio.to_thread(target.wait_for, 2)
+            events = [verified(one, hook["secret"]) for one in received]
+            assert [event["type"] for event in events] == ["budget_warned"] * 2
+            entries = [event["data"] for event in events]
+            details = [entry["detail"] for entry in entries if isinstance(entry, dict)]
+            assert [(one["percent"], one["used"], one["window"]) for one in details] == [
+                (40, 450, "day"),
+                (80, 900, "day"),
+            ]
+            found = await admin.get("/v1/admin/audit-logs", params={"action": "budget_warned"})
+            assert [entry["subject"] for entry in found.json()["data"]] == [budget["id"]] * 2

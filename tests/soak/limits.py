@@ -1,10 +1,11 @@
 """Requests over limits while clients, gateways and auth workers go away: nothing is overspent.
 
 `python -m tests.soak.limits [--requests 20000]` runs a gateway and an auth worker as processes and
-an engine of its own that counts what it tells. Keys have budgets, quotas and parallel limits that
-are too small for all requests. Clients leave in the middle, gateway and auth worker are killed
-(SIGKILL) in turn. Limits are looked at all the while; in the end the ledger is compared with the
-engine's own counts, and everything that `penstock auth check` looks at has to hold.
+an engine of its own that counts what it tells. Teams, their users, keys and end users, and the
+house have budgets, quotas, rates and parallel limits that are too small for all requests. Clients
+leave in the middle, gateway and auth worker are killed (SIGKILL) in turn. Limits are looked at all
+the while; in the end the ledger is compared with the engine's own counts, and everything that
+`penstock auth check` looks at has to hold.
 """
 
 import argparse
@@ -53,6 +54,10 @@ PROMPT: Final = "one two three"
 NUM_CLIENTS: Final = 64
 BUDGET_MICROS: Final = 3_000
 """A completion token costs ten micro-units here, so this is 300 tokens of a team."""
+HOUSE_SHARE: Final = 0.9
+"""Of all budgets of teams together, what the house may spend in a day that slides."""
+MOST_PARALLEL: Final = 8
+END_USERS: Final = ("", "ada", "bob")
 REQUESTS_A_TEAM: Final = 150
 """Of which some thirty use all of its budget."""
 BOTH: Final = ("auth_worker", "gateway")
@@ -170,12 +175,14 @@ class Figures:
 
     Attributes:
         parallel_over: Requests that were seen to run beyond a parallel limit, at most.
+        rate_over: Requests that were seen to count beyond a rate, at most.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
     num_looks: int = 0
     parallel_over: int = 0
+    rate_over: int = 0
     num_rows: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -185,11 +192,12 @@ class Figures:
         kills = ", ".join(f"{name} {num}" for name, num in sorted(self.kills.items()))
         return (
             f"{self.statuses.total()} requests ({told}; 0 is a broken connection, -1 a client that"
-            f" left); kills: {kills}; limits of a team"
-            f" looked at {self.num_looks} times: budget and quota never overspent, at most"
-            f" {self.parallel_over} more at a time than its limit; {self.num_rows} rows of the"
-            f" ledger hold {self.prompt_tokens} prompt and {self.completion_tokens} completion"
-            " tokens, as the engine counted"
+            f" left); kills: {kills}; limits of a key, its user, end user, team and house"
+            f" looked at {self.num_looks} times: budgets and quotas never overspent, at most"
+            f" {self.parallel_over} more at a time than a limit and {self.rate_over} more in a"
+            f" minute than a rate, after a kill; {self.num_rows} rows of the ledger hold"
+            f" {self.prompt_tokens} prompt and {self.completion_tokens} completion tokens, as the"
+            " engine counted"
         )
 
 
@@ -198,7 +206,7 @@ class LimitsHarness:
 
     Args:
         folder: Short, for sockets.
-        num_teams: Each with a key of its own, a budget, a quota and a bound of parallel requests.
+        num_teams: Each with a user and a key of its own, and limits of every holder.
         victims: What is killed, one after the other; without it, both in turn to the end.
     """
 
@@ -209,7 +217,8 @@ class LimitsHarness:
         self._victims = victims
         self._admin_key = f"psk-{secrets.token_urlsafe(32)}"
         self._keys: list[str] = []
-        self._teams: list[str] = []
+        self._key_ids: list[str] = []
+        self._budgets: dict[str, int] = {}  # of teams, by id
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._engine = CountingEngine(folder)
         self._is_over = False
@@ -230,25 +239,57 @@ class LimitsHarness:
         async with self._client(self._admin_key) as admin:
             price = {"models": "*", "prompt": 0, "completion": 10_000_000}
             assert (await admin.post("/v1/admin/prices", json=price)).status_code == 201
+            house = int(HOUSE_SHARE * BUDGET_MICROS * self._num_teams)
+            await _make(admin, "budgets", name="h", holder="house", amount=house, window="day")
             for number in range(self._num_teams):
                 await self._make_team(admin, f"team {number}")
 
     async def _make_team(self, admin: httpx.AsyncClient, name: str) -> None:
-        team = (await admin.post("/v1/admin/teams", json={"name": name})).json()["id"]
-        self._teams.append(team)
-        holder = {"holder": "team", "holder_id": team}
-        limits: list[tuple[str, dict[str, Any]]] = [
-            ("budgets", {"amount": BUDGET_MICROS, "window": "total"}),
-            ("limits", {"measure": "tokens", "amount": 1_500, "window": "calendar_day"}),
-            ("limits", {"measure": "parallel", "amount": 8, "window": "total"}),
+        user = (await _make(admin, "users", name=name))["id"]
+        team = (await _make(admin, "teams", name=name))["id"]
+        joined = await admin.put(f"/v1/admin/teams/{team}/members/{user}", json={})
+        assert joined.status_code == 200, joined.text
+        key = await _make(
+            admin, "keys", name=name, team_id=team, user_id=user, may_name_end_users=True
+        )
+        self._keys.append(key["key"])
+        self._key_ids.append(key["id"])
+        budget = await _make(
+            admin,
+            "budgets",
+            name=name,
+            holder="team",
+            holder_id=team,
+            amount=BUDGET_MICROS,
+            window="total",
+        )
+        self._budgets[budget["id"]] = BUDGET_MICROS
+        limits: list[tuple[str, str, str, dict[str, Any]]] = [
+            ("limits", "team", team, {"measure": "tokens", "amount": 1_500, "window": "total"}),
+            (
+                "limits",
+                "team",
+                team,
+                {"measure": "parallel", "amount": MOST_PARALLEL, "window": "total"},
+            ),
+            ("budgets", "user", user, {"amount": 900, "window": "minute"}),
+            ("limits", "key", key["id"], {"measure": "requests", "amount": 60, "window": "minute"}),
+            (
+                "limits",
+                "user",
+                user,
+                {"measure": "completion_tokens", "amount": 280, "window": "calendar_day"},
+            ),
+            (
+                "limits",
+                "end_user",
+                team,
+                {"measure": "tokens", "amount": 600, "window": "calendar_day"},
+            ),
+            ("budgets", "end_user", key["id"], {"amount": 1_500, "window": "hour"}),
         ]
-        for kind, fields in limits:
-            body = {"name": name, **holder, **fields}
-            made = await admin.post(f"/v1/admin/{kind}", json=body)
-            assert made.status_code == 201, made.text
-        made = await admin.post("/v1/admin/keys", json={"name": name, "team_id": team})
-        assert made.status_code == 201, made.text
-        self._keys.append(made.json()["key"])
+        for kind, holder, holder_id, fields in limits:
+            await _make(admin, kind, name=name, holder=holder, holder_id=holder_id, **fields)
 
     async def load(self, num_requests: int, seed: int) -> None:
         """So many requests, while something is killed now and then and budgets are looked at."""
@@ -257,10 +298,12 @@ class LimitsHarness:
         looking = asyncio.get_running_loop().create_task(self._look())
         killing = asyncio.get_running_loop().create_task(self._kill(random.Random(seed + 1)))
 
-        async def one(key: str, leaves_after_s: float | None, max_tokens: int) -> None:
+        async def one(
+            key: str, leaves_after_s: float | None, max_tokens: int, end_user: str
+        ) -> None:
             async with places:
                 while True:
-                    status = await self._ask(key, leaves_after_s, max_tokens)
+                    status = await self._ask(key, leaves_after_s, max_tokens, end_user)
                     self.figures.statuses[status] += 1
                     if status not in AWAY:
                         return
@@ -272,6 +315,7 @@ class LimitsHarness:
                 dice.choice(self._keys),
                 dice.random() * 0.1 if dice.random() < 0.3 else None,
                 dice.choice((4, 8, 16)),
+                dice.choice(END_USERS),
             )
             for _ in range(num_requests)
         ]
@@ -283,13 +327,16 @@ class LimitsHarness:
         self._is_over = True
         await looking
 
-    async def _ask(self, key: str, leaves_after_s: float | None, max_tokens: int) -> int:
+    async def _ask(
+        self, key: str, leaves_after_s: float | None, max_tokens: int, end_user: str
+    ) -> int:
         """The status that a client gets; -1 when it leaves before."""
         body = {
             "model": "demo",
             "messages": [{"role": "user", "content": PROMPT}],
             "max_tokens": max_tokens,
             "stream": True,
+            **({"user": end_user} if end_user else {}),
         }
         headers = {"Authorization": f"Bearer {key}"}
         try:
@@ -307,14 +354,14 @@ class LimitsHarness:
             return 0
 
     async def _look(self) -> None:
-        """No limit of a team is ever above its amount, with what is reserved."""
-        for team in itertools.cycle(self._teams):
+        """No limit of a key is ever above its amount, with what is reserved."""
+        for key_id, end_user in itertools.cycle(itertools.product(self._key_ids, END_USERS[1:])):
             if self._is_over:
                 return
             with suppress(httpx.HTTPError, OSError):
                 found = await self._shared.get(
                     f"{self._url()}/v1/usage",
-                    params={"team_id": team},
+                    params={"key_id": key_id, "end_user": end_user},
                     headers={"Authorization": f"Bearer {self._admin_key}"},
                 )
                 if found.status_code == 200:
@@ -322,19 +369,24 @@ class LimitsHarness:
             await asyncio.sleep(0.05)
 
     def _check_limits(self, limits: list[dict[str, Any]]) -> None:
-        """Money and tokens are never overspent; what runs at a time may be more after a kill.
+        """Money and quotas are never overspent; rates and what runs may be more after a kill.
 
-        Slices of budgets and quotas are on the disk before anything is granted from them; what ran
-        in the last tenth of a second before a kill is known to nobody until it is renewed.
+        Slices of budgets and quotas are on the disk before anything is granted from them. Of a rate
+        and a parallel limit, what was granted in the last tenth of a second before a kill is known
+        to nobody until it is renewed or settled: as many as may run at a time, and no more.
         """
-        assert {limit["measure"] for limit in limits} == {"money", "tokens", "parallel"}
+        assert {limit["holder"] for limit in limits} == {"end_user", "key", "user", "team", "house"}
+        num_kills = self.figures.kills["auth_worker"]
         for limit in limits:
-            taken = limit["used"] + limit["reserved"]
+            over = limit["used"] + limit["reserved"] - limit["amount"]
             if limit["measure"] == "parallel":
-                over = taken - limit["amount"]
                 self.figures.parallel_over = max(self.figures.parallel_over, over)
+                assert over <= (MOST_PARALLEL if num_kills else 0), limit
+            elif limit["measure"] == "requests":
+                self.figures.rate_over = max(self.figures.rate_over, over)
+                assert over <= MOST_PARALLEL * num_kills, limit
             else:
-                assert taken <= limit["amount"], limit
+                assert over <= 0, limit
         self.figures.num_looks += 1
 
     async def _kill(self, dice: random.Random) -> None:
@@ -388,11 +440,10 @@ class LimitsHarness:
             by_request[request_id] += completion
         counted = {name: num for name, num in self._engine.completion_tokens.items() if num}
         assert {name: num for name, num in by_request.items() if num} == counted
-        for limit_id, amount in used:
-            if limit_id.startswith("bud_"):
-                assert amount <= BUDGET_MICROS, (limit_id, amount)
-        spent = sum(amount for limit_id, amount in used if limit_id.startswith("bud_"))
-        assert spent == 10 * self.figures.completion_tokens
+        of_teams = [(limit_id, amount) for limit_id, amount in used if limit_id in self._budgets]
+        for limit_id, amount in of_teams:
+            assert amount <= self._budgets[limit_id], (limit_id, amount)
+        assert sum(amount for _, amount in of_teams) == 10 * self.figures.completion_tokens
         found = check_database(reader(self.folder / "auth-data", None), signer=None, noted=())
         for holds, sentence in found:
             assert holds, sentence
@@ -440,6 +491,13 @@ class LimitsHarness:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", name], env=environ, stdout=log, stderr=log
             )
+
+
+async def _make(admin: httpx.AsyncClient, kind: str, **body: Any) -> dict[str, Any]:
+    made = await admin.post(f"/v1/admin/{kind}", json=body)
+    assert made.status_code == 201, made.text
+    record: dict[str, Any] = made.json()
+    return record
 
 
 async def over_limits(

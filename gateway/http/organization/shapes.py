@@ -240,13 +240,22 @@ def cents_text(micros: int) -> str:
     return f"{whole}.{thousandths:03}".rstrip("0").rstrip(".")
 
 
+def is_rate_limit(limit: LimitSettings, measure: str, window: str, model: str) -> bool:
+    """Whether a limit is such a one of a model: one that only warns, or of some routes, is not."""
+    return (
+        (limit.measure, limit.window, limit.models) == (measure, window, (model,))
+        and limit.is_hard
+        and limit.endpoints is None
+    )
+
+
 def rate_limit(model: str, limits: Iterable[LimitSettings]) -> dict[str, Any]:
     """What a team may ask of one model; `NO_LIMIT` where there is none, of a day null."""
     figures: dict[str, int | None] = dict.fromkeys(RATE_FIELDS)
     figures |= dict.fromkeys(_RATES_OF_EVERY_MODEL, NO_LIMIT)
     for limit in limits:
         for name, (measure, window) in RATE_FIELDS.items():
-            if (limit.measure, limit.window, limit.models) == (measure, window, (model,)):
+            if is_rate_limit(limit, measure, window, model):
                 figures[name] = limit.amount
     return {
         "object": "project.rate_limit",

@@ -22,6 +22,7 @@ _IPV6_PREFIX = 64
 class _Bucket:
     left: float
     filled_s: float
+    num_refused: int = 0  # that nobody was told of
 
     def refill(self, now_s: float, burst: int) -> None:
         self.left = min(float(burst), self.left + (now_s - self.filled_s) / REFILL_S)
@@ -61,11 +62,20 @@ class GuessGuard:
         if bucket.left >= 1.0:
             return None
         self.num_refused += 1
+        bucket.num_refused += 1
         return DeniedError(
             "Too many wrong API keys came from this address; try again later.",
             code=ErrorCode.TOO_MANY_WRONG_KEYS,
             retry_after_s=math.ceil((1.0 - bucket.left) * REFILL_S),
         )
+
+    def take_refused(self, address: str) -> int:
+        """How many keys of an address were refused since this was last asked."""
+        bucket = self._buckets.get(network_of(address)) if self._buckets else None
+        if bucket is None:
+            return 0
+        num_refused, bucket.num_refused = bucket.num_refused, 0
+        return num_refused
 
     def note_good(self, key_digest: bytes | None) -> None:
         """A key opened something."""

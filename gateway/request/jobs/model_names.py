@@ -1,6 +1,6 @@
 """Which model is served for a name that a client asks for: aliases, and fallbacks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import orjson
@@ -45,6 +45,10 @@ class ModelNames:
     def served(self, name: str) -> str:
         """The model that a name stands for; itself, where it is no alias."""
         return self.aliases.get(name, name)
+
+    def served_globs(self, globs: Iterable[str]) -> tuple[str, ...]:
+        """Names and globs of models, with the model in place of each alias; each of them once."""
+        return tuple(dict.fromkeys(map(self.served, globs)))
 
     def offered(self, name: str) -> EngineOffer:
         """What the engines of the model serve that a name stands for, or served last.

@@ -71,6 +71,8 @@ class Authorize(Message, frozen=True, tag="authorize"):
         token: The token itself; only in answer to `TokenWanted`, over ipc or CURVE.
         end_user: For whom the request is, if the caller says so (since 1.4); it counts with keys
             that may name their end users.
+        num_refused_guesses: Wrong keys from this address that the gateway refused by itself since
+            it last told of them, because too many came (since 1.5); for the audit log.
     """
 
     request_id: str
@@ -92,6 +94,7 @@ class Authorize(Message, frozen=True, tag="authorize"):
     token: str = ""
     end_user: str = ""
     traceparent: str = ""
+    num_refused_guesses: int = 0
 
     def __repr__(self) -> str:
         """Without the token, which opens doors for whoever reads it in a log."""

@@ -462,3 +462,26 @@ def test_what_is_no_audit_log_is_one_clear_line(
     assert "there is no" in capsys.readouterr().err
     (tmp_path / "auth.sqlite3").write_bytes(b"no database" * 100)
     assert verify_audit.main(["--data-dir", str(tmp_path)]) == verify_audit.UNREADABLE
+
+
+def test_keys_that_a_gateway_refused_unasked_are_one_entry_with_their_number() -> None:
+    bench = authority_bench()
+    for number in (0, 7, 0, 4):
+        bench.authority.authorize(
+            authorize("psk-wrong", address="192.0.2.1", num_refused_guesses=number)
+        )
+    entries = [one.entry for one in bench.emitted if isinstance(one, AppendAudit)]
+    told = [(entry.address, entry.detail) for entry in entries if "num_refused" in entry.detail]
+    assert told == [
+        ("192.0.2.1", {"code": "too_many_wrong_keys", "num_refused": 7}),
+        ("192.0.2.1", {"code": "too_many_wrong_keys", "num_refused": 4}),
+    ]
+    for _ in range(9):
+        bench.authority.authorize(
+            authorize("psk-wrong", address="192.0.2.1", num_refused_guesses=100)
+        )
+    bench.clock.advance(11.0)
+    bench.authority.authorize(authorize("psk-wrong", address="192.0.2.1"))
+    last = [one.entry for one in bench.emitted if isinstance(one, AppendAudit)][-1]
+    assert isinstance(last.detail["num_left_out"], int)
+    assert last.detail["num_left_out"] > 500

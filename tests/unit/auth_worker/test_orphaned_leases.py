@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from auth_worker.decisions.leases import MAX_STREAMS_A_LEASE
-from auth_worker.decisions.meters import FixedMeter
 from auth_worker.decisions.open_leases import ORPHAN_TERM_S
+from auth_worker.decisions.sliced_meters import FixedMeter
 from auth_worker.records.lease_names import LeaseName
 from auth_worker.records.limit_usage import CounterRow
 from auth_worker.records.operations import BookUsage, SaveLease, Snapshot

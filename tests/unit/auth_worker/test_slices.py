@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from auth_worker.principals.limit_rules import Limit
+from auth_worker.decisions.sliced_meters import SLICE_OF_SLIDING
+from auth_worker.principals.limit_rules import Limit, WindowKind
 from auth_worker.records.limit_usage import CounterRow
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
@@ -93,7 +94,7 @@ def test_nothing_is_granted_before_its_slice_is_on_the_disk(
         assert isinstance(bench.ask(authorize(scope=SCOPE)), Granted)
 
 
-def test_a_limit_that_slides_or_only_warns_waits_for_no_disk(
+def test_a_rate_and_a_limit_that_only_warns_wait_for_no_disk(
     tmp_path: Path, clock: FakeClock
 ) -> None:
     soft = limit("money", 1000, "calendar_month", is_hard=False)
@@ -276,6 +277,86 @@ def test_counters_of_limits_that_are_gone_are_forgotten(tmp_path: Path, clock: F
     with running(tmp_path, clock) as bench:
         bench.write()
         assert counters(bench) == {}
+
+
+@pytest.mark.parametrize("kind", ["minute", "hour", "day"])
+def test_a_hard_budget_that_slides_is_granted_from_the_disk_and_forgets_nothing_at_a_kill(
+    tmp_path: Path, clock: FakeClock, kind: WindowKind
+) -> None:
+    budget = limit("money", 1000, kind, limit_id="bud_s")
+    with running(tmp_path, clock, budget) as bench:
+        assert bench.ask(authorize(scope=SCOPE)) is None  # waits for its slice
+        assert counters(bench) == {}
+        assert [type(message) for message in bench.write()] == [Granted]
+        for _ in range(4):
+            assert isinstance(bench.ask(authorize(scope=SCOPE)), Granted)  # never written
+    with running(tmp_path, clock, budget) as bench:
+        assert bench.authority.meter_of(budget).held == 1000
+        num_granted, refusal = grants_until_refused(bench)
+        assert num_granted == 0
+        assert refusal.limit is not None
+        assert refusal.limit.source == "in_flight"
+        clock.advance(601.0)
+        bench.handler.expire()
+        bench.write()
+        assert grants_until_refused(bench)[0] == 5
+
+
+@pytest.mark.parametrize("kind", ["minute", "hour"])
+def test_what_a_kill_forgot_counts_in_a_sliding_budget_when_its_gateway_tells_of_it(
+    tmp_path: Path, clock: FakeClock, kind: WindowKind
+) -> None:
+    budget = limit("money", 1000, kind, limit_id="bud_s")
+    with running(tmp_path, clock, budget) as bench:
+        grant(bench)
+        forgotten = [bench.ask(authorize(scope=SCOPE)) for _ in range(4)]
+    with running(tmp_path, clock, budget) as bench:
+        for number, lease in enumerate(forgotten):
+            assert isinstance(lease, Granted)
+            settle(bench, lease.lease_id)
+            meter = bench.authority.meter_of(budget)
+            assert (meter.total, meter.total + meter.held) == (190 * (number + 1), 1000)
+        assert grants_until_refused(bench)[0] == 0
+
+
+def test_what_left_a_sliding_budget_shortly_before_a_kill_made_room_for_others(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    budget = limit("money", 1000, "minute", limit_id="bud_s")
+    with running(tmp_path, clock, budget) as bench:
+        for _ in range(5):
+            settle(bench, grant(bench).lease_id)
+        clock.advance(61.0)
+        for _ in range(5):
+            assert isinstance(bench.ask(authorize(scope=SCOPE)), Granted)  # never written
+    with running(tmp_path, clock, budget) as bench:
+        clock.advance(2.0)
+        assert grants_until_refused(bench)[0] == 0
+
+
+def test_the_slice_of_a_sliding_budget_shrinks_with_what_counts(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    budget = limit("money", 100_000, "hour", limit_id="bud_s")
+    with running(tmp_path, clock, budget) as bench:
+        for _ in range(200):
+            settle(bench, grant(bench).lease_id)
+        before = slice_of(bench)
+        clock.advance(3700.0)
+        grant(bench)
+        bench.write()
+        assert slice_of(bench) < before / 2
+        bench.authority.close()
+        bench.write()
+        assert slice_of(bench) == 190
+    with running(tmp_path, clock, budget) as bench:
+        assert bench.authority.meter_of(budget).held == 190
+
+
+def slice_of(bench: AuthHandlerBench) -> int:
+    rows = bench.store.load(recent_since_ms=0).counters
+    (granted,) = [row.granted for row in rows if row.begins_at == SLICE_OF_SLIDING]
+    return granted
 
 
 def test_slots_of_a_sliding_day_come_and_go_with_it(tmp_path: Path, clock: FakeClock) -> None:

@@ -149,6 +149,45 @@ def test_what_makes_no_sense_is_not_asked_for(words: list[str], run: Run) -> Non
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ["keys", "suspend", "k"],
+        ["keys", "reactivate", "k"],
+        ["keys", "revoke", "k"],
+        ["keys", "delete", "k"],
+        ["users", "suspend", "u"],
+        ["webhooks", "reactivate", "w"],
+        ["prices", "delete", "p"],
+        ["teams", "add", "t", "u"],
+        ["teams", "remove", "t", "u"],
+    ],
+)
+def test_every_change_prints_what_the_server_answers_when_json_is_asked_for(
+    words: list[str], run: Run
+) -> None:
+    result, _ = run(*words, "--json")
+    assert json.loads(result.stdout) == BUDGET
+    result, _ = run(*words)
+    assert result.stdout.count("\n") == 1
+
+
+def test_a_webhooks_secret_comes_from_a_file(tmp_path: Path, run: Run) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("whsec_abc\n")
+    _, asked = run("webhooks", "update", "w", "--secret-file", str(secret))
+    assert asked == [("PATCH", "/v1/admin/webhooks/w", {"secret": "whsec_abc"})]
+    _, asked = run(
+        *("webhooks", "create", "ops", "--url-to", "https://a.example", "--event", "key_*"),
+        *("--secret-file", str(secret)),
+        answer={"id": "w"},
+    )
+    assert asked[0][2]["secret"] == "whsec_abc"
+    result, asked = run("webhooks", "update", "w", "--secret-file", str(tmp_path / "none"))
+    assert isinstance(result.exception, UsageError)
+    assert asked == []
+
+
+@pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["users", "show", "u/1"], ("GET", "/v1/admin/users/u%2F1", None)),

@@ -7,6 +7,7 @@ from typing import Any, TypeVar, get_args
 
 import orjson
 from fastapi import APIRouter, Request, Response
+from msgspec import structs
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError
@@ -45,6 +46,7 @@ BodyT = TypeVar("BodyT", bound=RequestModel)
 async def create_key(request: Request) -> Response:
     """Make a key; the answer is the only place where it is ever shown."""
     _, settings = (await body_of(request, CreateKeyRequest)).settings()
+    settings = _of_served_models(request, settings)
     key, digest, hint = new_key_secret()
     made = await administer_keys(
         request,
@@ -102,6 +104,7 @@ async def get_key(request: Request, key_id: str) -> Response:
 async def change_key(request: Request, key_id: str) -> Response:
     """Change what is sent; null clears, what isn't sent stays, and the secret does, too."""
     fields, settings = (await body_of(request, ChangeKeyRequest)).settings()
+    settings = _of_served_models(request, settings)
     if not fields:
         raise InvalidRequestError("The body names nothing to change.")
     question = bridge.update_key(
@@ -193,6 +196,14 @@ async def body_of(request: Request, model: type[BodyT], *, is_required: bool = T
     content = await read_body(request)
     value = load_json_object(content) if content or is_required else {}
     return known_only(model, value)  # a misspelt limit would make a key without it
+
+
+def _of_served_models(request: Request, settings: KeySettings) -> KeySettings:
+    """The same settings with the models that aliases stand for."""
+    allowed = settings.allowed_models
+    if allowed is None:
+        return settings
+    return structs.replace(settings, allowed_models=parts_of(request).names.served_globs(allowed))
 
 
 def new_key_secret() -> tuple[str, bytes, str]:

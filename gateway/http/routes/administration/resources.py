@@ -138,6 +138,7 @@ def _add_routes(of: ResourceRoutes) -> None:
 
     async def create(request: Request) -> Response:
         _, values = (await body_of(request, of.create)).given()
+        values = _of_served_models(request, values)
         if kind == "webhook":
             values.setdefault("secret", new_webhook_secret())
         question = bridge.make_resource(
@@ -171,6 +172,7 @@ def _add_routes(of: ResourceRoutes) -> None:
         fields, values = (await body_of(request, of.change)).given()
         if not fields:
             raise InvalidRequestError("The body names nothing to change.")
+        values = _of_served_models(request, values)
         return await _update(request, of, resource_id, fields, values)
 
     async def delete(request: Request, resource_id: str) -> Response:
@@ -345,6 +347,19 @@ async def _update(
         of.made_of(values),
     )
     return admin_json(resource_record(of.kind, await administer_resources(request, question)))
+
+
+def _of_served_models(request: Request, values: dict[str, Any]) -> dict[str, Any]:
+    """The same values with the models that aliases stand for: nothing else is ever decided by."""
+    names = parts_of(request).names
+    served = dict(values)
+    for field in ("models", "allowed_models"):
+        value = values.get(field)
+        if isinstance(value, str):
+            served[field] = names.served(value)
+        elif value is not None:
+            served[field] = names.served_globs(value)
+    return served
 
 
 async def _act(

@@ -26,6 +26,8 @@ router = APIRouter(route_class=GuardedRoute, tags=["usage"])
 MICROS_PER_CENT: Final = 10_000
 DAY_S: Final = 86_400
 DEFAULT_DAYS: Final = 30
+MAX_DAYS: Final = 3640
+"""Of one question, a little less than ten years."""
 DAYS_A_MONTH: Final = 30
 
 _BUCKETS: Final[dict[str, tuple[UsageBucket, int]]] = {
@@ -96,10 +98,26 @@ async def read_usage(request: Request) -> Response:
 @router.get("/v1/budget/status")
 async def read_budget_status(request: Request) -> Response:
     """How much of each budget is spent and left, how fast, and where that leads."""
-    question = bridge.read_standing(request.state.request_id, actor_of(request), **_whom(request))
-    standing = await parts_of(request).auth.administer(question, Standing)
+    auth, actor, whom = parts_of(request).auth, actor_of(request), _whom(request)
+    request_id, now = request.state.request_id, int(time.time())
+    everything = bridge.read_usage(
+        f"{request_id}:usage",
+        actor,
+        **whom,
+        model="",
+        is_of_all=False,
+        since_s=max(0, now - MAX_DAYS * DAY_S),
+        until_s=now + 1,
+        bucket="",
+        group_by=(),
+        skip=0,
+        limit=1,
+    )
+    spent = sum(row.cost_micros for row in (await auth.administer(everything, UsageFound)).rows)
+    question = bridge.read_standing(f"{request_id}:standing", actor, **whom)
+    standing = await auth.administer(question, Standing)
     budgets = [one for one in standing.limits if one.settings.measure == "money"]
-    return admin_json({"object": "budget_status", "data": _status(budgets, time.time())})
+    return admin_json({"object": "budget_status", "data": _status(budgets, spent, time.time())})
 
 
 def cents(micros: int) -> int:
@@ -158,7 +176,7 @@ def _record(standing: Standing) -> dict[str, Any]:
         "total_completion_tokens": key.total_completion_tokens,
         "total_cost_cents": cents(key.total_cost_micros),
         "total_cost_micros": key.total_cost_micros,
-        "rate_limits": _rate_limits(standing.limits),
+        "rate_limits": rate_limits(standing.limits),
         "permissions": {name: getattr(settings, name) for name in _PERMISSIONS},
         "scopes": standing.scopes,
         "allowed_models": settings.allowed_models,
@@ -167,8 +185,11 @@ def _record(standing: Standing) -> dict[str, Any]:
     }
 
 
-def _rate_limits(limits: Sequence[LimitStanding]) -> dict[str, int | None]:
-    """Requests a minute, hour and day: the tightest of each, whoever's they are."""
+def rate_limits(limits: Sequence[LimitStanding]) -> dict[str, int | None]:
+    """Requests a minute, hour and day that the key may send: the tightest of each.
+
+    Those of some models or routes, and those of each of its end users, are among `limits` only.
+    """
 
     def tightest(window: str) -> int | None:
         fitting = [
@@ -177,6 +198,9 @@ def _rate_limits(limits: Sequence[LimitStanding]) -> dict[str, int | None]:
             if one.settings.measure == "requests"
             and one.settings.window == window
             and one.settings.is_hard
+            and one.settings.holder != "end_user"
+            and one.settings.models is None
+            and one.settings.endpoints is None
         ]
         return min(fitting, default=None)
 
@@ -198,14 +222,14 @@ def _limit(one: LimitStanding) -> dict[str, Any]:
     }
 
 
-def _status(budgets: Sequence[LimitStanding], now_s: float) -> dict[str, Any]:
-    """The budgets, what they warn of, and the tightest outlook of all."""
+def _status(budgets: Sequence[LimitStanding], spent: int, now_s: float) -> dict[str, Any]:
+    """The budgets, what was spent in all, what they warn of, and the tightest outlook of all."""
     lasting = [one.days_left for one in budgets if one.days_left is not None]
     burn = max((one.daily_burn for one in budgets), default=0)
     return {
         "budgets": [_budget(one, now_s) for one in budgets],
-        "total_usage_micros": max((one.used for one in budgets), default=0),
-        "total_usage": max((one.used for one in budgets), default=0) / 1_000_000,
+        "total_usage_micros": spent,
+        "total_usage": spent / 1_000_000,
         "warnings": [_warning(one) for one in budgets if one.passed or _is_exceeded(one)],
         "projections": {
             "daily_burn_rate": burn / 1_000_000,

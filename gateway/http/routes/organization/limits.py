@@ -137,9 +137,7 @@ async def set_rate_limit(
         amount: None takes it away.
     """
     same = [
-        resource
-        for resource, limit in known
-        if (limit.measure, limit.window, limit.models) == (measure, window, (model,))
+        resource for resource, limit in known if shapes.is_rate_limit(limit, measure, window, model)
     ]
     if amount is None:
         for resource in same:

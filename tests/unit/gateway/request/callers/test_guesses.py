@@ -47,6 +47,16 @@ def test_wrong_keys_of_one_address_are_heard_up_to_a_burst_and_then_slowly() -> 
     assert guess(guard, range(200, 300)) == 5
 
 
+def test_what_was_refused_is_told_once_by_the_address_that_it_came_from() -> None:
+    guard = GuessGuard(5, Clock())
+    assert guard.take_refused("192.0.2.1") == 0
+    guess(guard, range(12))
+    guess(guard, range(12, 20), "2001:db8:1:1::1")
+    assert guard.take_refused("192.0.2.9") == 0
+    assert guard.take_refused("2001:db8:1:1::2") == 3
+    assert [guard.take_refused("192.0.2.1") for _ in range(2)] == [7, 0]
+
+
 def test_another_address_is_not_concerned() -> None:
     guard = GuessGuard(1, Clock())
     assert guess(guard, range(3), "192.0.2.1") == 1
