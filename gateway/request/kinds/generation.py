@@ -1,7 +1,7 @@
 """Chat and completions as a kind of work: prompts, choices, a parser, and the events they make."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gateway import bridge
@@ -202,7 +202,9 @@ class GenerationWork:
         admitted = self._admitted = self._placed(admitted)
         self._budget.cap(admitted.max_completion_tokens)
         try:
-            prepared = await self._launcher.prepare(admitted, self._budget.upper_bound(self.offer))
+            prepared = await self._launcher.prepare(
+                admitted, self._budget.upper_bound(self.offer), self._check_answer_size
+            )
         except GatewayError as error:
             if error.param == "messages":  # an engine doesn't know where its messages came from
                 error.param = self.job.prompt_param
@@ -211,13 +213,13 @@ class GenerationWork:
         served = self._launcher.offer
         if served is not None and served.fingerprint != self.offer.fingerprint:
             self._go_by(served)  # the other one of two that serve the model at the moment
-        check_answer_size(
-            self.job,
-            lengths(prepared),
-            self._budget.output_limits(prepared),
-            self._max_answer_bytes,
-        )
+        self._check_answer_size(prepared)
         return self._budget.reservation(prepared)
+
+    def _check_answer_size(self, prepared: Sequence[Prepared]) -> None:
+        """What the prompts so far would be answered with."""
+        limits = self._budget.output_limits(prepared)
+        check_answer_size(self.job, lengths(prepared), limits, self._max_answer_bytes)
 
     async def run(self) -> None:
         """Open the parser, if one is needed, and start the choices.
