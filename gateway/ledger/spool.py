@@ -109,7 +109,7 @@ class Spool:
             await asyncio.to_thread(journal.append, lines)
             return True
         if lines:
-            journal.clear()
+            await asyncio.to_thread(journal.clear)  # cutting a file waits for its disk as well
         if not self.is_trial_due:
             return False
         await asyncio.to_thread(journal.probe)

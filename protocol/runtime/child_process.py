@@ -4,7 +4,7 @@ uvloop forks in the loop's thread: it copies the tables of all pages, waits unti
 scheduled and has become the other program, and pays for each page that is written afterwards: 5 ms
 in a process of 60 MB, 40 ms on a busy machine. `subprocess` and `os.posix_spawn` copy nothing, but
 keep Python's lock until the child has become the other program. Here C's `posix_spawn` is called by
-`ctypes`, which lets go of that lock, in a thread that then waits for the child's end.
+`ctypes`, which releases that lock, in a thread that then waits for the child's end.
 """
 
 import asyncio

@@ -23,6 +23,9 @@ def main() -> int:
     parser.add_argument("--calm-seconds", type=float, default=10.0, help="measured before each")
     parser.add_argument("--settle-seconds", type=float, default=30.0, help="of patience after it")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--stalls", action="store_true", help="tell what held up the gateway's event loop"
+    )
     parser.add_argument("--report", type=Path, help="write the Markdown here, too")
     args = parser.parse_args()
     if args.list:
@@ -35,6 +38,7 @@ def main() -> int:
         attack_s=args.seconds,
         settle_s=args.settle_seconds,
         seed=args.seed,
+        has_stalls=args.stalls,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
     chosen = [attack for attack in ATTACKS if not args.only or attack.name in args.only]

@@ -2,6 +2,8 @@
 model."""
 
 import asyncio
+import json
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import httpx
 import psutil
 
 from penstock.supervisor import ProcessSpec
+from tests.attack.stalls import Stall, summary
 from tests.attack.target import EMBEDDING_MODEL, MODEL, HarnessKind
 from tests.soak.processes import WatchedHarness
 
@@ -59,12 +62,21 @@ class AttackHarness(WatchedHarness):
         cache_dir: Compiled programs.
         port: Of the gateway.
         num_engines: How many.
+        has_stalls: Whether the gateway's loop is watched, which costs a few percent.
     """
 
     def __init__(
-        self, kind: HarnessKind, directory: Path, cache_dir: Path, port: int, num_engines: int
+        self,
+        kind: HarnessKind,
+        directory: Path,
+        cache_dir: Path,
+        port: int,
+        num_engines: int,
+        *,
+        has_stalls: bool = False,
     ) -> None:
         self.kind = kind
+        self._stalls = directory / "stalls.json" if has_stalls else None
         is_real = kind == "real"
         super().__init__(
             directory,
@@ -78,7 +90,10 @@ class AttackHarness(WatchedHarness):
     def _command(self, spec: ProcessSpec) -> list[str]:
         if spec.module == "gateway":
             limit = f'ulimit -S -n {_USUAL_DESCRIPTORS}; exec "$@"'
-            return ["/bin/sh", "-c", limit, "sh", *super()._command(spec)]
+            command = super()._command(spec)
+            if self._stalls is not None:
+                command = [sys.executable, "-m", "tests.attack.stalls", str(self._stalls)]
+            return ["/bin/sh", "-c", limit, "sh", *command]
         if spec.module == "engine_worker" and self.kind == "scripted":
             options = ("--tokens-per-s", str(SCRIPTED_TOKENS_PER_S), "--max-num-seqs", "256")
             return [sys.executable, "-m", "penstock", "fake-engine", "--model", MODEL, *options]
@@ -103,6 +118,24 @@ class AttackHarness(WatchedHarness):
             for name in self.names("engine_worker")
             if MODEL in name
         )
+
+    def watch_stalls(self) -> None:
+        """From now on, if they are watched at all."""
+        if self._stalls is not None:
+            self.processes["gateway"].send_signal(signal.SIGUSR1)
+
+    async def stalls(self) -> list[str]:
+        """What held up the gateway's loop since then, in lines for people."""
+        if self._stalls is None:
+            return []
+        self._stalls.unlink(missing_ok=True)
+        self.processes["gateway"].send_signal(signal.SIGUSR2)
+        async with asyncio.timeout(30):
+            while not self._stalls.exists():  # noqa: ASYNC110 - a file tells nobody
+                await asyncio.sleep(_LOOK_S)
+        told = json.loads(self._stalls.read_text(encoding="utf-8"))
+        stalls = [Stall(**one | {"where": tuple(one["where"])}) for one in told["stalls"]]
+        return summary(stalls, told["seconds"])
 
     def log_sizes(self) -> dict[str, int]:
         """How long each log is."""

@@ -47,6 +47,7 @@ def render(findings: Sequence[Finding], command: str) -> str:
             ("a good request", finding.under_attack.good.failures[:3]),
             ("a wrong answer", finding.outcome.faults[:10]),
             ("traceback", finding.tracebacks[:3]),
+            ("the gateway's loop stood", finding.stalls),
         ):
             lines += [f"- {title}: {_one_line(entry)}" for entry in entries]
     return "\n".join(lines) + "\n"
@@ -73,7 +74,7 @@ def _row(finding: Finding) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
+    return " ".join(text.split())[:500]
 
 
 def _machine() -> str:

@@ -42,6 +42,7 @@ class Options:
         attack_s: How long an attack goes on.
         settle_s: Patience with memory, descriptors and gauges afterwards.
         seed: Of all choices.
+        has_stalls: Whether it is told what held up the gateway's loop.
         say: Told how it goes.
     """
 
@@ -50,6 +51,7 @@ class Options:
     attack_s: float = 10.0
     settle_s: float = 30.0
     seed: int = 1
+    has_stalls: bool = False
     say: Callable[[str], None] = lambda text: None
 
 
@@ -79,6 +81,7 @@ class Finding:
         before: The idle deployment before; `after` once it had settled.
         tracebacks: In any process's log.
         deaths: Processes that ended by themselves.
+        stalls: What held up the gateway's loop under attack, if that was looked at.
     """
 
     attack: Attack
@@ -90,6 +93,7 @@ class Finding:
     settled_s: float
     tracebacks: list[str]
     deaths: list[str]
+    stalls: list[str] = field(default_factory=list)
 
     @property
     def growth(self) -> dict[str, float]:
@@ -156,7 +160,12 @@ async def run_attack(attack: Attack, options: Options) -> Finding:
     """
     directory = Path(tempfile.mkdtemp(prefix="attack-"))
     harness = AttackHarness(
-        attack.harness, directory, options.cache_dir, free_port(), attack.num_engines
+        attack.harness,
+        directory,
+        options.cache_dir,
+        free_port(),
+        attack.num_engines,
+        has_stalls=options.has_stalls,
     )
     try:
         await harness.start(_START_TIMEOUT_S)
@@ -192,6 +201,7 @@ async def _attack(
     calm = await measure(asyncio.sleep(options.calm_s))
     before = await harness.snapshot()
     log_sizes = harness.log_sizes()
+    harness.watch_stalls()
     outcome = Outcome()
 
     async def hostile() -> None:
@@ -206,6 +216,7 @@ async def _attack(
         )
 
     under_attack = await measure(hostile())
+    stalls = await harness.stalls()
     began = time.monotonic()
     while True:
         after = await harness.snapshot()
@@ -219,6 +230,7 @@ async def _attack(
             settled_s=time.monotonic() - began,
             tracebacks=harness.tracebacks(log_sizes),
             deaths=list(harness.deaths),
+            stalls=stalls,
         )
         if finding.has_settled or finding.settled_s > options.settle_s:
             return finding

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.http.render.answer import ChatCollector
+from gateway.request.preparation.prompts import WINDOW
 from protocol.wire.messages import Abort, Authorize, Generate, Prepare, Usage
 from tests.fakes.fake_workers import FakeEngine, extended_tokens
 from tests.fakes.raw_http import connected, post
@@ -58,6 +59,17 @@ async def test_an_answer_that_is_too_large_is_refused_before_anything_is_generat
         granted = [one.request_id for one in auth.of(Authorize)]
         await auth.until(lambda: len(auth.settled()) == len(granted))
         assert engine.of(Prepare)
+
+
+async def test_of_many_prompts_only_those_are_tokenised_that_show_it(socket_dir: Path) -> None:
+    fields = {"prompt": ["x"] * 128, "echo": True, "logprobs": 20, "max_tokens": 0}
+    async with running_gateway(socket_dir, max_answer_bytes=100_000) as gateway:
+        await gateway.auth()
+        engine = await gateway.engine()
+        status, _ = await ask(gateway, "/v1/completions", **fields)
+        assert status == 400
+        # 16 of them would be answered with more, and as many may be on their way.
+        assert len(engine.of(Prepare)) <= 16 + WINDOW
 
 
 def has_more(engine: FakeEngine, num_tokens: int) -> bool:

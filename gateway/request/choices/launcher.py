@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway import bridge
@@ -102,12 +102,15 @@ class Launcher:
             batch.close()
             self._pool.admission.release(slot)
 
-    async def prepare(self, admitted: Admitted, tokens: int) -> list[Prepared]:
+    async def prepare(
+        self, admitted: Admitted, tokens: int, check: Callable[[Sequence[Prepared]], object]
+    ) -> list[Prepared]:
         """Have every prompt tokenised where a slot is; elsewhere if that engine dies.
 
         Args:
             admitted: Whose request it is.
             tokens: What a choice may need.
+            check: Raises if by the prompts that are there the others aren't worth it.
 
         Returns:
             The prompts; `slot` is the slot for the first choice.
@@ -135,7 +138,7 @@ class Launcher:
                 if batches
                 else PromptBatch(self._pool.link, slot.engine, self._questions())
             )
-            return await batch.wait()
+            return await batch.wait(check)
 
         self.slot, prepared = await self._asker.ask(slot, ask)
         self.offer = self.slot.engine.offer

@@ -1,7 +1,7 @@
 """Chat and completions as a kind of work: prompts, choices, a parser, and the events they make."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from gateway import bridge
@@ -208,7 +208,9 @@ class GenerationWork:
         admitted = self._admitted = self._placed(admitted)
         self._budget.cap(admitted.max_completion_tokens)
         try:
-            prepared = await self._launcher.prepare(admitted, self._budget.upper_bound(self.offer))
+            prepared = await self._launcher.prepare(
+                admitted, self._budget.upper_bound(self.offer), self._checked_sizes
+            )
         except GatewayError as error:
             if error.param == "messages":  # an engine doesn't know where its messages came from
                 error.param = self.job.prompt_param
@@ -217,10 +219,16 @@ class GenerationWork:
         served = self._launcher.offer
         if served is not None and served.fingerprint != self.offer.fingerprint:
             self._go_by(served)  # the other one of two that serve the model at the moment
-        prompt_tokens = [len(one.prompt_token_ids) for one in prepared]
-        limits = self._output_limits = self._budget.output_limits(prepared)
-        check_answer_size(self.job, prompt_tokens, limits, self._max_answer_bytes)
+        prompt_tokens, limits = self._checked_sizes(prepared)
+        self._output_limits = limits
         return self._budget.reservation(prompt_tokens, limits)
+
+    def _checked_sizes(self, prepared: Sequence[Prepared]) -> tuple[list[int], list[int]]:
+        """Tokens of the prompts so far, and the most that may answer each."""
+        prompt_tokens = [len(one.prompt_token_ids) for one in prepared]
+        limits = self._budget.output_limits(prepared)
+        check_answer_size(self.job, prompt_tokens, limits, self._max_answer_bytes)
+        return prompt_tokens, limits
 
     async def run(self) -> None:
         """Open the parser, if one is needed, and start the choices.

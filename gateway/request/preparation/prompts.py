@@ -1,7 +1,7 @@
 """The prompts of one request at one engine: a few at a time, so that others don't wait for all."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from gateway.dispatch.slots import EngineHandle
 from gateway.workers.engines import EngineLink
@@ -9,6 +9,8 @@ from protocol.wire.messages import Prepare, Prepared
 
 WINDOW = 16
 """Prompts that are on their way at a time."""
+CHECK_EVERY = 8
+"""After so many prompts it is looked whether the others are worth tokenising."""
 
 
 class PromptBatch:
@@ -40,8 +42,11 @@ class PromptBatch:
             self._answers[number] = self._engines.ask(self.engine, self._prepares[number], Prepared)
             self._num_sent += 1
 
-    async def wait(self) -> list[Prepared]:
+    async def wait(self, check: Callable[[Sequence[Prepared]], object]) -> list[Prepared]:
         """All prompts, in order; the first failure cancels the others.
+
+        Args:
+            check: Is shown those that are there now and then; what it raises ends the batch.
 
         Raises:
             RemoteFailureError: A prompt is wrong, too long, or the engine is full.
@@ -54,6 +59,8 @@ class PromptBatch:
                 prepared.append(await self._answers[number])
                 del self._answers[number]
                 self._engines.close(self.engine, question.request_id)
+                if len(prepared) % CHECK_EVERY == 0:
+                    check(prepared)
         finally:
             self.close()
         return prepared

@@ -27,6 +27,16 @@ def test_a_second_auth_worker_is_refused_with_one_clear_line(store: SqliteStore)
     assert "\n" not in caught.value.message
 
 
+def test_what_settlements_leave_in_its_page_cache_is_bounded(tmp_path: Path) -> None:
+    """They append, so that a larger one only grows; SQLite tells KiB as a negative number."""
+    database = SqliteDatabase(tmp_path)
+    try:
+        with database.transaction() as connection:
+            assert connection.execute(text("PRAGMA cache_size")).scalar_one() == -512
+    finally:
+        database.close()
+
+
 @pytest.mark.parametrize(("num_free", "says"), [(3, True), (1000, False)])
 def test_a_failed_write_says_when_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_free: int, says: bool

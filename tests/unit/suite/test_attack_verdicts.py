@@ -12,6 +12,7 @@ from tests.attack.harness import BUSY_GAUGES, Snapshot, gauges_of
 from tests.attack.raw_http import Answer
 from tests.attack.report import render
 from tests.attack.run import Finding, Traffic
+from tests.attack.stalls import Stall, queued_s, summary
 from tests.attack.target import Outcome
 
 CALM = Snapshot({"gateway": 100_000_000}, 40, {})
@@ -91,3 +92,19 @@ def test_a_gauge_that_is_missing_counts_as_busy() -> None:
 
 def test_attacks_have_names_of_their_own() -> None:
     assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
+
+
+def test_a_stall_is_told_from_a_wait_for_a_core() -> None:
+    assert queued_s("4321 2500000 7\n") == 0.0025
+    of_the_machine = Stall(80.0, computed_ms=1.0, queued_ms=79.0, where=("a.py:1 f",))
+    of_ours = Stall(30.0, computed_ms=20.0, queued_ms=5.0, where=("b.py:2 g", "c.py:3 h"))
+    lines = summary([of_the_machine, of_ours, of_ours], 10.0)
+    assert lines[0].startswith("3 in 10 s; not for want of a core 51 ms in all, the longest 25 ms")
+    assert lines[1] == "50 ms in all: b.py:2 g < c.py:3 h"
+    assert lines[3].startswith("25 ms (20 computed, 5 more for want of a core): b.py:2 g")
+    assert summary([], 10.0)[0].startswith("0 in 10 s")
+
+
+def test_stalls_stand_in_the_report() -> None:
+    page = render([finding(stalls=["25 ms: b.py:2 g"])], "command")
+    assert "- the gateway's loop stood: 25 ms: b.py:2 g" in page

@@ -1,7 +1,11 @@
 """What is written when: batches, a full disk, and what is acknowledged meanwhile."""
 
 import asyncio
+import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +64,53 @@ async def test_nothing_is_written_before_it_is_time(tmp_path: Path, spool: Spool
     assert len(spool) == 1
     spool.close()
     assert kept(tmp_path) == [settle(1)]
+
+
+async def test_the_event_loop_waits_for_no_disk(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: dict[str, set[int]] = {}
+
+    def noted(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapper(*args: Any) -> Any:
+            called.setdefault(name, set()).add(threading.get_ident())
+            return call(*args)
+
+        return wrapper
+
+    for name in ("write", "pwrite", "fsync", "ftruncate"):
+        monkeypatch.setattr(f"gateway.ledger.journal.os.{name}", noted(name, getattr(os, name)))
+    spool.add(settle(1))
+    await spool.write_out()
+    spool.acknowledge("lease-1")
+    spool._tried_at -= PROBE_AFTER_S
+    await spool.write_out()
+    assert set(called) == {"write", "pwrite", "fsync", "ftruncate"}
+    assert threading.get_ident() not in set().union(*called.values())
+    spool.close()
+
+
+async def test_what_comes_while_the_file_is_cut_is_kept(
+    tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool.add(settle(1))
+    await spool.write_out()
+    spool.acknowledge("lease-1")
+    clear, loop = Journal.clear, asyncio.get_running_loop()
+
+    async def put() -> None:
+        spool.add(settle(2))
+
+    def slow(journal: Journal) -> None:
+        asyncio.run_coroutine_threadsafe(put(), loop).result()
+        clear(journal)
+
+    monkeypatch.setattr(Journal, "clear", slow)
+    await spool.write_out()
+    assert len(spool) == 1
+    await spool.write_out()
+    spool.close()
+    assert kept(tmp_path) == [settle(2)]
 
 
 async def test_what_is_acknowledged_later_has_to_be_written_once(

@@ -2,6 +2,7 @@
 time."""
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from gateway.request.jobs.job import job_fingerprint, question_fingerprint
 from gateway.request.jobs.model_limits import LOGPROB_BYTES, TOKEN_BYTES, check_answer_size
 from gateway.request.leases.budget import TokenBudget
 from gateway.request.preparation.engine_asker import is_retryable
-from gateway.request.preparation.prompts import WINDOW, PromptBatch
+from gateway.request.preparation.prompts import CHECK_EVERY, WINDOW, PromptBatch
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Cancel,
@@ -235,6 +236,10 @@ def batch(parts: Parts, num_prompts: int) -> PromptBatch:
     return PromptBatch(parts.link, parts.handle(one), prepares)
 
 
+def worthwhile(_prepared: Sequence[Prepared]) -> None:
+    """So are all prompts of a request whose answer isn't too large."""
+
+
 def answer(parts: Parts, number: int) -> None:
     (one,) = parts.directory.peers()
     parts.link.on_event(one, Prepared(request_id=f"r-{number}", prompt_token_ids=(number,)))
@@ -247,7 +252,7 @@ async def test_prompts_travel_in_a_window_and_come_back_in_order() -> None:
     prompts.send()
     prompts.send()
     assert len(parts.engine_wire.of(Prepare)) == WINDOW
-    waiting = asyncio.create_task(prompts.wait())
+    waiting = asyncio.create_task(prompts.wait(worthwhile))
     await idle()
     answer(parts, 1)
     await idle()
@@ -266,7 +271,7 @@ async def test_prompts_travel_in_a_window_and_come_back_in_order() -> None:
 async def test_the_first_failure_cancels_the_other_prompts() -> None:
     parts = Parts()
     one = parts.engine()
-    waiting = asyncio.create_task(batch(parts, 4).wait())
+    waiting = asyncio.create_task(batch(parts, 4).wait(worthwhile))
     await idle()
     answer(parts, 0)
     await parts.fail(one, "r-2", ErrorCode.OVERLOADED)  # noticed, and nobody need be told twice
@@ -275,6 +280,25 @@ async def test_the_first_failure_cancels_the_other_prompts() -> None:
         await waiting
     assert raised.value.code is ErrorCode.INVALID_REQUEST
     assert [cancel.request_id for cancel in parts.engine_wire.of(Cancel)] == ["r-3"]
+    assert len(parts.link._questions) == 0
+
+
+async def test_prompts_that_show_that_it_is_not_worth_it_spare_the_others() -> None:
+    def too_much(prepared: Sequence[Prepared]) -> None:
+        assert len(prepared) == CHECK_EVERY
+        raise InvalidRequestError("too much")
+
+    parts = Parts()
+    parts.engine()
+    waiting = asyncio.create_task(batch(parts, 128).wait(too_much))
+    for number in range(CHECK_EVERY):
+        await idle()
+        answer(parts, number)
+    with pytest.raises(InvalidRequestError, match="too much"):
+        await waiting
+    num_sent = len(parts.engine_wire.of(Prepare))
+    assert num_sent < CHECK_EVERY + WINDOW
+    assert len(parts.engine_wire.of(Cancel)) == num_sent - CHECK_EVERY
     assert len(parts.link._questions) == 0
 
 

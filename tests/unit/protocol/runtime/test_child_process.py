@@ -210,7 +210,7 @@ def test_a_loop_that_ends_meanwhile_leaves_no_process() -> None:
 
 
 def test_other_threads_run_while_c_starts_it() -> None:
-    """`CDLL` lets go of Python's lock for each call; `PyDLL`, and Python's own spawn, keep it."""
+    """`CDLL` releases Python's lock for each call; `PyDLL`, and Python's own spawn, keep it."""
     assert type(child_process._libc()) is ctypes.CDLL
 
 
