@@ -15,7 +15,12 @@ from gateway.request.delivery.events import GenerationEvent
 from gateway.request.delivery.pipeline import Pipeline
 from gateway.request.jobs.answer_size import check_answer_size, lengths
 from gateway.request.jobs.job import GenerationJob
-from gateway.request.jobs.model_limits import check_served, check_template, find_offer
+from gateway.request.jobs.model_limits import (
+    check_served,
+    check_template,
+    find_offer,
+    unread_fields,
+)
 from gateway.request.jobs.thoughts import check_budget, thought_limit
 from gateway.request.leases.budget import TokenBudget
 from gateway.request.leases.work_bound import Admitted, Bound
@@ -148,6 +153,11 @@ class GenerationWork:
     def unenforced(self) -> tuple[str, ...]:
         """Keywords of the output's schemas that are left to the model."""
         return self._answer.unenforced
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Fields of the request that its model's template never reads."""
+        return () if self.offer is None else unread_fields(self.job, self.offer)
 
     # The stages of a request.
 

@@ -286,13 +286,11 @@ def test_the_end_user_is_told_to_who_counts() -> None:
 
 
 @pytest.mark.parametrize("kind", [RESPONSES, INPUT_TOKENS])
-def test_a_verbosity_that_clients_send_unasked_is_demanded_of_no_template(
-    kind: BodyKind[Any],
-) -> None:
+def test_a_verbosity_goes_to_the_template(kind: BodyKind[Any]) -> None:
     value = {"model": "m", "input": "x", "text": {"verbosity": "low"}}
     found = kind.parse(json.dumps(value).encode(), CONTEXT)
     prepare = found.body.job.prepares[0] if kind is RESPONSES else found.body.message
-    assert prepare.template_kwargs_json is None
+    assert json.loads(prepare.template_kwargs_json) == {"verbosity": "low"}
 
 
 def test_what_may_be_included_is_what_the_official_client_knows() -> None:
