@@ -387,6 +387,7 @@ def _capabilities(
         "embeddings": embedder is not None,
         "scores": template.exists and has_scores,
         "fill_in_middle": FillInMiddle(tokenizer).exists,
+        "verbosity": template.knows_verbosity,
     }
     return tuple(name for name, is_there in found.items() if is_there)
 

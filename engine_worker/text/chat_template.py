@@ -40,7 +40,7 @@ _RESERVED_ARGUMENTS = frozenset(
         "tools",
     }
 )
-_NEEDED_IN_TEMPLATE = frozenset({"documents", "verbosity"})
+_NEEDED_IN_TEMPLATE = frozenset({"documents"})
 """Arguments that a template which never reads them would ignore silently."""
 _EXAMINATION_COMPUTE_S = 2.0
 """Of one conversation of a few words, by which a template is examined."""
@@ -107,6 +107,11 @@ class ChatTemplate:
     def exists(self) -> bool:
         """Whether chat requests can be served."""
         return self._plain is not None
+
+    @property
+    def knows_verbosity(self) -> bool:
+        """Whether it asks how long answers should be."""
+        return self._plain is not None and "verbosity" in self._plain.source
 
     def render(
         self,

@@ -422,7 +422,12 @@ _OWN: Final[dict[str, list[Body]]] = {
     "decision": [_DECISION],
     "systemone": [_SYSTEMONE],
     "rerank": [_RERANK],
-    "score": [_PAIRS, {"model": "m", "queries": ["a"], "documents": "b"}],
+    "score": [
+        _PAIRS,
+        {"model": "m", "queries": ["a"], "documents": "b"},
+        {"model": "m", "queries": "a", "items": ["b"]},
+        {"model": "m", "data_1": "a", "data_2": ["b"]},
+    ],
     "classify": [
         {"model": "m", "input": [["a", "b"]], "use_activation": True, "priority": 0},
         {"model": "m", "input": [[1, 2]], "user": "u"},

@@ -22,7 +22,7 @@ async def test_documents_and_verbosity_reach_the_template(socket_dir: Path) -> N
             "documents": DOCUMENTS,
             "verbosity": "low",
         }
-        assert (await gateway.chat(documents=[], verbosity="medium")).status_code == 200
+        assert (await gateway.chat(documents=[])).status_code == 200
         assert engine.of(Prepare)[-1].template_kwargs_json is None
         wrong: list[tuple[str, object]] = [
             ("documents", ["text"]),
@@ -33,6 +33,29 @@ async def test_documents_and_verbosity_reach_the_template(socket_dir: Path) -> N
             refused = await gateway.chat(**{name: value})
             assert refused.status_code == 400
             assert refused.json()["error"]["param"].startswith(name)
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_a_verbosity_that_no_template_reads_is_told_to_have_no_effect(
+    socket_dir: Path, is_read: bool
+) -> None:
+    settings = {"request_chat_templates": True, "strict_fields": True}
+    async with running_gateway(socket_dir, **settings) as gateway:
+        await gateway.auth()
+        more = ("verbosity",) if is_read else ()
+        engine = await gateway.engine(capabilities=("chat", "completions", *more))
+        header = "x-penstock-ignored-fields"
+        for stream in (False, True):
+            answer = await gateway.chat(verbosity="medium", stream=stream)
+            assert answer.headers.get(header) == (None if is_read else "verbosity")
+            body = {"model": "demo", "input": "hi", "text": {"verbosity": "high"}, "stream": stream}
+            answer = await gateway.client.post("/v1/responses", json=body)
+            assert answer.headers.get(header) == (None if is_read else "text.verbosity")
+        sent = [json.loads(one.template_kwargs_json or "") for one in engine.of(Prepare)]
+        assert [one["verbosity"] for one in sent] == ["medium", "high"] * 2
+        own = "{{ verbosity }}" if not is_read else "x"
+        answer = await gateway.chat(verbosity="low", chat_template=own)
+        assert answer.headers.get(header) == ("verbosity" if is_read else None)
 
 
 @pytest.mark.parametrize(("asked", "sent"), [(None, 0), (0, 0), (-5, 0), (1, 1), (2**31 - 1, 1)])

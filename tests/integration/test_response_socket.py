@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import websockets
+from openai.types.responses import ResponseSteerFailedEvent
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -26,6 +27,7 @@ from tests.fakes.raw_http import connected
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
 pytestmark = pytest.mark.asyncio
+WEB = {"type": "web_search"}
 OPEN = (
     b"GET /v1/responses HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\n"
     b"connection: Upgrade\r\nsec-websocket-version: 13\r\n"
@@ -140,6 +142,49 @@ async def test_a_response_without_output_is_continued(gateway: RunningGateway) -
         name = told[-1]["response"]["id"]
         await turn(socket, input="now", previous_response_id=name, store=False)
         assert read_by_engine(gateway) == ["ahead", "now"]
+
+
+async def test_lanes_have_their_events_and_may_be_continued_by_others(
+    gateway: RunningGateway,
+) -> None:
+    async with opened(gateway) as socket:
+        first = await turn(socket, stream_id="a", store=False, input="one")
+        second = await turn(socket, stream_id="b", store=False, input="two")
+        for lane, told in (("a", first), ("b", second)):
+            assert {event["stream_id"] for event in told} == {lane}
+        # The first lane's response is remembered beside the second's, and forks into a third.
+        name = first[-1]["response"]["id"]
+        fork = await turn(socket, stream_id="c", store=False, previous_response_id=name)
+        assert fork[-1]["type"] == "response.completed"
+        assert read_by_engine(gateway) == ["one", "Hello, world", "hi"]
+        assert "stream_id" not in (await turn(socket))[0]
+        for wrong in ({"temperature": 9}, {"previous_response_id": "resp_none"}):
+            (error,) = await turn(socket, stream_id="b", **wrong)
+            assert (error["type"], error["stream_id"]) == ("error", "b")
+        (error,) = await turn(socket, stream_id="")
+        assert (error["status"], error["error"]["param"]) == (400, "stream_id")
+
+
+async def test_fields_without_an_effect_are_listed_in_the_first_event(
+    gateway: RunningGateway,
+) -> None:
+    async with opened(gateway) as socket:
+        for generate in (True, False):
+            first, *others = await turn(socket, nonsense=1, tools=[WEB], generate=generate)
+            assert first["ignored_fields"] == ["nonsense", "tools[0]"]
+            assert not any("ignored_fields" in event for event in others)
+        assert "ignored_fields" not in (await turn(socket))[0]
+
+
+async def test_steering_is_refused_by_the_name_of_its_own_error(gateway: RunningGateway) -> None:
+    async with opened(gateway) as socket:
+        asked = {"input": "shorter", "previous_response_id": "resp_1"}
+        await socket.send(json.dumps({"type": "response.steer", **asked}))
+        told = json.loads(await asyncio.wait_for(socket.recv(), 10))
+        event = ResponseSteerFailedEvent.model_validate(told)
+        assert event.error.code == "steering_not_supported"
+        assert told["steer"] == asked
+        assert (await turn(socket))[-1]["type"] == "response.completed"
 
 
 async def test_what_is_prepared_ahead_is_bounded(socket_dir: Path) -> None:

@@ -88,6 +88,7 @@ async def answer_hosted(
     is_handed_on = False
     try:
         await turns.start()
+        headers |= ignored_headers([*body.ignored, *turns.unread], strict=False)
         headers |= answer_headers(
             turns, model=turns.model, asked=asked.model, tell_limits=shape.limit_headers
         )

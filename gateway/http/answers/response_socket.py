@@ -19,6 +19,7 @@ from gateway.http.access.hooking import shown_to_hooks
 from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.answers.hosted_answering import hosted_turns
 from gateway.http.answers.responses import Answering
+from gateway.http.answers.socket_lanes import LaneEvents, LaneTurns, lane_of
 from gateway.http.bodies.parsed_bodies import (
     SocketBody,
 )
@@ -101,7 +102,7 @@ class ResponseSocket:
         self._parts = parts_of(request)
         settings = self._parts.settings
         self._traces = RequestTraces(settings.trace_ratio, settings.trace_clients)
-        self._last: LocalTurn | None = None
+        self._last = LaneTurns(settings.store_max_context_bytes)
         self._num_turns = 0
 
     async def talk(self) -> None:
@@ -140,6 +141,7 @@ class ResponseSocket:
             status=200,
         )
         previous: str | None = None
+        lane: str | None = None
         # Of its own, however long the connection is open.
         trace = self._traces.begin(self._request.scope["headers"])
         caller = replace(caller_of(self._request), trace=None if trace is None else trace.context)
@@ -155,8 +157,12 @@ class ResponseSocket:
                         self._parts.hooks, message, self._request, caller, record, identify
                     )
                 body = await bodies.parse(message, caller.name, SOCKET)
+            lane = body.stream_id
             if body.type == "response.processed":
                 return  # Codex says so; nothing follows from it
+            if body.type == "response.steer":
+                await self._socket.send(_not_steered(body))
+                return
             if body.type != "response.create" or body.asked is None:
                 raise InvalidRequestError(
                     f"Invalid `type`: `{body.type[:100]}` is not known; say `response.create`.",
@@ -167,11 +173,13 @@ class ResponseSocket:
         except ClientDisconnectedError:
             raise
         except GatewayError as error:
-            await self._end_turn(error, previous, record)
+            lane = lane_of(message) if lane is None else lane
+            await self._end_turn(error, previous, lane, record)
         except Exception:
             # A bug that one message has met is nothing to the next one.
             _logger.exception("request %s: a message of a WebSocket failed", turn_id)
-            await self._end_turn(GatewayError("Internal server error."), previous, record)
+            bug = GatewayError("Internal server error.")
+            await self._end_turn(bug, previous, lane or "", record)
         finally:
             now = self._clock()
             self._parts.access_log.write(record, now)
@@ -179,13 +187,12 @@ class ResponseSocket:
                 trace.tell(record, now)
 
     async def _end_turn(
-        self, error: GatewayError, previous: str | None, record: AccessRecord
+        self, error: GatewayError, previous: str | None, lane: str, record: AccessRecord
     ) -> None:
         """Tell of what a message has failed with."""
         record.error_code, record.status = str(error.code), ERROR_TABLE[error.code].status
-        if self._last is not None and previous == self._last.response_id:
-            self._last = None  # as OpenAI's does: it isn't continued from there again
-        await self._refuse(error)
+        self._last.forget(previous)  # as OpenAI's does: it isn't continued from there again
+        await self._refuse(error, lane=lane)
 
     async def _respond(
         self,
@@ -195,8 +202,10 @@ class ResponseSocket:
         turn_id: str,
         record: AccessRecord,
     ) -> None:
-        turn = StoredTurn(self._parts.store, f"resp_{turn_id}", local=self._last)
-        context = ReadContext(message, b"[]", {})
+        previous = asked.refs.previous_id
+        local = self._last.find(previous)
+        turn = StoredTurn(self._parts.store, f"resp_{turn_id}", local=local)
+        context, lane = ReadContext(message, b"[]", {}), body.stream_id
         try:
             if not asked.refs.is_empty:
                 # Who calls may have changed since the handshake.
@@ -206,9 +215,12 @@ class ResponseSocket:
                 asked = await self._reparsed(context.frame())
             ignored_headers(body_of(asked).ignored, strict=self._parts.settings.strict_fields)
             if not body.generates:
-                await self._prepare_only(asked, turn, context)
+                self._last.remember(lane, await self._prepare_only(asked, turn, context, lane))
             else:
-                await self._generate(asked, turn, context, record)
+                made = await self._generate(asked, turn, context, lane, record)
+                if made is None:
+                    self._last.forget(previous)
+                self._last.remember(lane, made)
         finally:
             turn.close()
 
@@ -217,23 +229,24 @@ class ResponseSocket:
         asked: AskedResponse,
         turn: StoredTurn,
         context: ReadContext,
+        lane: str,
         record: AccessRecord,
-    ) -> None:
+    ) -> LocalTurn | None:
         while True:
             try:
-                final_items = await self._make(asked, turn, context, record)
+                output = await self._make(asked, turn, context, lane, record)
             except GatewayError as error:
                 asked = await shortened(asked, context, error, self._reparsed)
             else:
                 break
-        if final_items is not None:
-            self._remember(turn, asked, context, final_items)
+        return None if output is None else self._kept(turn, asked, context, output)
 
     async def _make(
         self,
         asked: AskedResponse,
         turn: StoredTurn,
         context: ReadContext,
+        lane: str,
         record: AccessRecord,
     ) -> bytes | None:
         """Generate and tell; the output, or None when it failed after it had begun.
@@ -260,9 +273,10 @@ class ResponseSocket:
             await request.start()
             found = await work.next_events(None)
             events = shape.events(request)
+            frames = LaneEvents(lane, [*body_of(asked).ignored, *work.unread])
             try:
                 while found is not None:
-                    await self._tell(events.render(found))
+                    await self._tell(events.render(found), frames)
                     found = await work.next_events(None)
                 last = events.finish(work.usage())
                 await shape.keep(request)
@@ -275,9 +289,7 @@ class ResponseSocket:
                 if request.keeps_failure:
                     with contextlib.suppress(GatewayError):
                         await shape.keep(request)
-            await self._tell(last)
-            if output is None:
-                self._last = None
+            await self._tell(last, frames)
             return output
         finally:
             self._socket.on_lost(None)
@@ -296,8 +308,8 @@ class ResponseSocket:
         request.release()
 
     async def _prepare_only(
-        self, asked: AskedResponse, turn: StoredTurn, context: ReadContext
-    ) -> None:
+        self, asked: AskedResponse, turn: StoredTurn, context: ReadContext, lane: str
+    ) -> LocalTurn:
         """`generate: false`: the input is remembered, and an empty response names it.
 
         Raises:
@@ -314,18 +326,19 @@ class ResponseSocket:
             )
         shape = ResponseShape(asked, turn, self._parts.wall_clock)
         events = shape.prepared(turn.response_id)
-        await self._tell(events.render([]))
-        await self._tell(events.finish(Usage()))
-        self._last = LocalTurn(turn.response_id, items, is_stored=False)
+        frames = LaneEvents(lane, body_of(asked).ignored)
+        await self._tell(events.render([]), frames)
+        await self._tell(events.finish(Usage()), frames)
+        return LocalTurn(turn.response_id, items, is_stored=False)
 
-    def _remember(
+    def _kept(
         self, turn: StoredTurn, asked: AskedResponse, context: ReadContext, output: bytes
-    ) -> None:
+    ) -> LocalTurn | None:
         """What the next response may go on from, unless it has become too much."""
         items = joined((context.items, asked.input_json.encode(), output))
         is_small = len(items) <= self._parts.settings.store_max_context_bytes
         is_free = asked.refs.conversation_id is None
-        self._last = (
+        return (
             LocalTurn(turn.response_id, items, is_stored=asked.is_stored)
             if is_small and is_free
             else None
@@ -338,11 +351,11 @@ class ResponseSocket:
         assert body.asked is not None, "it was one before"
         return body.asked
 
-    async def _tell(self, events: list[ToldEvent]) -> None:
+    async def _tell(self, events: list[ToldEvent], frames: LaneEvents) -> None:
         for event in events:
-            await self._socket.send(event.body)
+            await self._socket.send(frames.frame(event.body))
 
-    async def _refuse(self, error: GatewayError, code: str = "") -> None:
+    async def _refuse(self, error: GatewayError, code: str = "", lane: str = "") -> None:
         row = ERROR_TABLE[error.code]
         told = {
             "type": row.type,
@@ -350,6 +363,21 @@ class ResponseSocket:
             "message": error.message,
             "param": error.param,
         }
-        await self._socket.send(
-            orjson.dumps({"type": "error", "status": row.status, "error": told})
-        )
+        body = orjson.dumps({"type": "error", "status": row.status, "error": told})
+        await self._socket.send(LaneEvents(lane).frame(body))
+
+
+def _not_steered(body: SocketBody) -> bytes:
+    """The answer to who wants to add to a response that is being made."""
+    told = {
+        "type": "response.steer.failed",
+        "sequence_number": 0,
+        "error": {
+            "type": "invalid_request_error",
+            "code": "steering_not_supported",
+            "message": "Models here read no more of a response that is being made; say it in the"
+            " next `response.create`.",
+        },
+        "steer": orjson.Fragment(body.steer_json),
+    }
+    return orjson.dumps(told)

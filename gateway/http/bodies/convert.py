@@ -115,6 +115,7 @@ def chat_job(
         options=options,
         end_user=named_end_user(request.safety_identifier, request.user),
         is_background=(request.priority or 0) > 0,
+        verbosity_param="" if request.verbosity is None else "verbosity",
     )
 
 
@@ -240,7 +241,7 @@ def _template_kwargs(request: ChatRequest) -> dict[str, Any]:
         # Templates know one or the other; both say the same.
         kwargs.setdefault("reasoning_effort", request.reasoning_effort)
         kwargs.setdefault("enable_thinking", request.reasoning_effort not in ("none", "minimal"))
-    if request.verbosity not in (None, "medium"):
+    if request.verbosity is not None:
         kwargs.setdefault("verbosity", request.verbosity)
     if request.documents:
         kwargs["documents"] = request.documents

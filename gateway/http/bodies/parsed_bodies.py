@@ -59,11 +59,15 @@ class SocketBody:
     Attributes:
         generates: Whether it wants output.
         asked: None for another type than `response.create`.
+        stream_id: The lane that its events name; empty for none.
+        steer_json: Of `response.steer`, what it wants to say, a JSON object.
     """
 
     type: str
     generates: bool
     asked: AskedResponse | None
+    stream_id: str = ""
+    steer_json: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ from gateway.http.schemas.base.body import (
     unknown_fields,
     validate,
 )
-from gateway.http.schemas.base.ranges import MAX_TOKEN_IDS
+from gateway.http.schemas.base.ranges import MAX_STREAM_ID, MAX_TOKEN_IDS
 from gateway.http.schemas.inference.chat import parse_chat_body
 from gateway.http.schemas.inference.completion import parse_completion_body
 from gateway.http.schemas.inference.embedding import (
@@ -188,8 +188,17 @@ def _continued_socket(frame: bytes, context: ParseContext) -> SocketBody:
 def _said(message: bytes, found: Context | None, context: ParseContext) -> SocketBody:
     value = load_json_object(message)
     kind = value.pop("type", "")
+    if kind == "response.steer":
+        steer = {name: value.get(name) for name in ("input", "previous_response_id")}
+        return SocketBody(kind, False, None, steer_json=dump_json(steer, "input"))
     if kind != "response.create":
         return SocketBody(kind if isinstance(kind, str) else "", True, None)
+    stream_id = value.pop("stream_id", None)
+    if stream_id is not None and not is_stream_id(stream_id):
+        raise InvalidRequestError(
+            f"Invalid `stream_id`: a text of 1 to {MAX_STREAM_ID} characters is expected.",
+            param="stream_id",
+        )
     generates = value.pop("generate", True) is not False
     for name in ("stream", "stream_options"):
         value.pop(name, None)  # everything is told as it comes
@@ -198,7 +207,12 @@ def _said(message: bytes, found: Context | None, context: ParseContext) -> Socke
             "`background` is not supported over a WebSocket; use POST.", param="background"
         )
     body = dump_fields({**value, "stream": True}).encode()
-    return SocketBody(kind, generates, _asked(body, found, context))
+    return SocketBody(kind, generates, _asked(body, found, context), stream_id or "")
+
+
+def is_stream_id(value: Any) -> bool:
+    """Whether a value may name a lane of a WebSocket."""
+    return isinstance(value, str) and 1 <= len(value) <= MAX_STREAM_ID
 
 
 def _input_tokens(body: bytes, context: ParseContext) -> InputTokensBody:

@@ -31,15 +31,37 @@ SUMMARY: Final = "Summary of the conversation so far:\n"
 """What a compacted beginning is to the model, before its text."""
 _REFUSED_ITEMS: Final[dict[str, str]] = {
     "item_reference": "nothing is stored here; send the item itself",
+    "additional_tools": "give all tools in `tools`",
     "compaction_trigger": "use /v1/responses/compact",
-    "configuration_update": "it has no effect here",
+    "configuration_update": "say in the request what holds for it",
+    "program": "no tools are called by programs here",
+    "program_output": "no tools are called by programs here",
+    # What the client did is in these, and a model here wouldn't know the tool.
+    **dict.fromkeys(
+        (
+            *("shell_call", "shell_call_output", "local_shell_call", "local_shell_call_output"),
+            *("apply_patch_call", "apply_patch_call_output"),
+        ),
+        "its tool isn't offered here; send `function_call` and `function_call_output` instead",
+    ),
+    **dict.fromkeys(
+        ("computer_call", "computer_call_output"), "it is about pictures, and models here read text"
+    ),
 }
+LEFT_OUT_ITEMS: Final = frozenset(
+    (
+        *("web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"),
+        *("tool_search_call", "tool_search_output"),
+    )
+)
+"""Traces of what OpenAI's server did: what came of it is in the message behind them."""
 _REASONED: Final = {"role", "reasoning_content"}
 HOSTED_TOOLS: Final = frozenset(
     (
         *("web_search", "web_search_preview", "web_search_2025_08_26", "file_search", "mcp"),
         *("web_search_preview_2025_03_11", "code_interpreter", "image_generation", "shell"),
         *("local_shell", "apply_patch", "tool_search", "computer", "computer_use_preview"),
+        "programmatic_tool_calling",
     )
 )
 """Run by OpenAI's own server; clients send some of them unasked."""
@@ -56,7 +78,7 @@ class Tools:
         chat: As a chat has them.
         paths: Where in the request each of those is.
         servers: MCP servers whose tools are run.
-        left_out: Paths of those that this server can't run.
+        left_out: Paths of those that this server can't run, and of items that tell of such.
         spaces: By the name that the model sees: namespace and own name, where a tool is in one.
 
     Raises:
@@ -260,6 +282,9 @@ def chat_messages(
         elif kind == "compaction":
             summary = unsealed(item.get("encrypted_content"), f"{path}.encrypted_content")
             found.append({"role": "user", "content": SUMMARY + summary})
+        elif kind in LEFT_OUT_ITEMS:
+            if own >= 0:
+                tools.left_out.append(path)
         elif kind in _REFUSED_ITEMS:
             raise UnsupportedFieldError(
                 f"Invalid `{path}.type`: items of type `{kind}` are not supported:"

@@ -249,6 +249,7 @@ def responses_body(
             endpoint=RESPONSES_ENDPOINT,
             prompt_param="input",
             grammar_param=their_words(job.grammar_param),
+            verbosity_param="text.verbosity" if job.verbosity_param else "",
         ),
         echo_json=dump_fields(_echo(request, job, is_stored=is_stored)),
         ignored=ignored + tools.left_out,
@@ -392,6 +393,8 @@ def base_chat(
             "reasoning_effort": request.effort,
             "enable_thinking": thinks,
         }
+    if request.text is not None and request.text.verbosity is not None:
+        chat["verbosity"] = request.text.verbosity
     hosted = EMPTY if plan is None else plan.tools
     if plan is not None and plan.servers and progress is None:
         choice = None  # it may name tools that nobody has listed yet

@@ -85,7 +85,7 @@ class TextConfig(RequestModel):
     }
 
     format: dict[str, Any] | None = None
-    # Harmless: models here have no such control, and clients send it unasked.
+    # For templates that read it; clients send it to models of every kind.
     verbosity: Literal["low", "medium", "high"] | None = None
 
 

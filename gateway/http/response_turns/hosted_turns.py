@@ -221,6 +221,11 @@ class HostedTurns:
         """Keywords of schemas that are left to the model."""
         return () if self._work is None else self._work.unenforced
 
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Fields that the model's template never reads."""
+        return () if self._work is None else self._work.unread
+
     def usage(self) -> Usage:
         """Of all turns so far."""
         running = self._work if self._is_running else None

@@ -108,14 +108,24 @@ class RerankRequest(RequestModel):
         return min(wanted or len(self.documents), len(self.documents))
 
 
+_FIRSTS: Final = ("text_1", "queries", "data_1")
+_SECONDS: Final = ("text_2", "documents", "data_2", "items")
+
+
 class ScoreRequest(RequestModel):
-    """Pairs of texts to be scored: one first text for all, or as many as second ones."""
+    """Pairs of texts to be scored: one first text for all, or as many as second ones.
+
+    Both have several names, of which one is used: clients were written for several servers.
+    """
 
     model: Annotated[str, Field(min_length=1, max_length=512)]
     text_1: str | list[str] | None = None
     text_2: str | list[str] | None = None
     queries: str | list[str] | None = None
     documents: str | list[str] | None = None
+    data_1: str | list[str] | None = None
+    data_2: str | list[str] | None = None
+    items: str | list[str] | None = None
     truncate_prompt_tokens: Annotated[int | None, Field(ge=-1)] = None
     instruction: Annotated[str | None, Field(max_length=MAX_TEXT_CHARACTERS)] = None
     use_activation: bool | None = None
@@ -125,18 +135,18 @@ class ScoreRequest(RequestModel):
 
     @model_validator(mode="after")
     def _pairs(self) -> "ScoreRequest":
-        if (self.text_1 is None) == (self.queries is None):
-            raise field_error("either `text_1` and `text_2`, or `queries` and `documents`.")
-        if (self.text_2 is None) == (self.documents is None):
-            raise field_error("either `text_1` and `text_2`, or `queries` and `documents`.")
+        given = [self._given(names) for names in (_FIRSTS, _SECONDS)]
+        if [len(names) for names in given] != [1, 1]:
+            raise field_error(
+                "either `text_1` and `text_2`, or `queries` and `documents` (or `items`), or"
+                " `data_1` and `data_2`."
+            )
         if self.priority not in (None, 0):
             raise field_error("requests have no priorities of their own.", "priority")
         firsts, seconds = self.firsts, self.seconds
-        name = "text_2" if self.documents is None else "documents"
+        (first_name,), (name,) = given
         if not firsts:
-            raise field_error(
-                "it has to be a string.", "text_1" if self.queries is None else "queries"
-            )
+            raise field_error("it has to be a string.", first_name)
         if not seconds or len(firsts) not in (1, len(seconds)):
             raise field_error(
                 f"there are {len(firsts)} first texts for {len(seconds)} second ones; one for all,"
@@ -160,16 +170,19 @@ class ScoreRequest(RequestModel):
     @property
     def firsts(self) -> list[str]:
         """The queries."""
-        return _as_list(self.text_1 if self.queries is None else self.queries)
+        return self._texts(_FIRSTS)
 
     @property
     def seconds(self) -> list[str]:
         """The documents."""
-        return _as_list(self.text_2 if self.documents is None else self.documents)
+        return self._texts(_SECONDS)
 
+    def _given(self, names: tuple[str, ...]) -> list[str]:
+        return [name for name in names if getattr(self, name) is not None]
 
-def _as_list(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else value or []
+    def _texts(self, names: tuple[str, ...]) -> list[str]:
+        value: str | list[str] = getattr(self, self._given(names)[0])
+        return [value] if isinstance(value, str) else value
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ class GenerationJob:
         options: What the answer shows beside text.
         end_user: For whom it is, as the body says; empty when it doesn't.
         is_background: The client lets others go first.
+        verbosity_param: The field that says how long the answer should be; empty where none does.
         take: Names this attempt at it to engines and parsers, where an earlier one may have died
             with its gateway: ids at workers are used once.
     """
@@ -71,6 +72,7 @@ class GenerationJob:
     options: AnswerOptions = PLAIN_ANSWER
     end_user: str = ""
     is_background: bool = False
+    verbosity_param: str = ""
     take: str = ""
 
     @property

@@ -125,6 +125,13 @@ def check_extras(prepare: Prepare, offer: EngineOffer, version: ProtocolVersion)
         )
 
 
+def unread_fields(job: GenerationJob, offer: EngineOffer) -> tuple[str, ...]:
+    """Fields that the model's template never reads, and that clients send to models of any kind."""
+    own = job.prepares[0].chat_template
+    reads = "verbosity" in (offer.capabilities if own is None else own)
+    return () if reads or not job.verbosity_param else (job.verbosity_param,)
+
+
 def check_template(prepare: Prepare, *, is_allowed: bool) -> None:
     """Refuse a chat template of a client, unless the operator lets them send some.
 

@@ -19,6 +19,7 @@ from gateway.request.jobs.model_limits import (
     check_served,
     check_template,
     find_offer,
+    unread_fields,
 )
 from gateway.request.jobs.thoughts import check_budget, thought_limit
 from gateway.request.leases.budget import TokenBudget
@@ -154,6 +155,11 @@ class GenerationWork:
     def unenforced(self) -> tuple[str, ...]:
         """Keywords of the output's schemas that are left to the model."""
         return self._answer.unenforced
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Fields of the request that its model's template never reads."""
+        return () if self.offer is None else unread_fields(self.job, self.offer)
 
     # The stages of a request.
 

@@ -30,6 +30,8 @@ RANGES: Final[dict[str, NumberRange]] = {
 }
 """Numbers. `logprobs` is one in completions only; chat has a boolean and `top_logprobs`."""
 
+MAX_STREAM_ID: Final = 256
+"""Characters of the name of a lane of a WebSocket."""
 MAX_TOKEN_IDS: Final = 2**20
 """Of one request; what is done for each of them adds up."""
 MAX_EMBEDDING_INPUTS: Final = 2048

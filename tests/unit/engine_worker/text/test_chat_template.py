@@ -132,11 +132,17 @@ def test_template_arguments_reach_the_template_but_reserved_names_do_not() -> No
         assert caught.value.param == f"chat_template_kwargs.{name}"
 
 
-@pytest.mark.parametrize("name", ["documents", "verbosity"])
-def test_what_a_template_never_reads_is_refused_by_name(name: str) -> None:
-    with pytest.raises(UnsupportedParameterError, match=name) as caught:
-        render("{{ messages[0].content }}", USER, template_arguments={name: [{"text": "x"}]})
-    assert caught.value.param == name
+def test_documents_that_a_template_never_reads_are_refused_by_name() -> None:
+    arguments = {"documents": [{"text": "x"}]}
+    with pytest.raises(UnsupportedParameterError, match="documents") as caught:
+        render("{{ messages[0].content }}", USER, template_arguments=arguments)
+    assert caught.value.param == "documents"
+
+
+def test_a_verbosity_reaches_templates_that_read_it_and_harms_no_other() -> None:
+    arguments = {"verbosity": "medium"}
+    assert render("{{ verbosity }}", USER, template_arguments=arguments) == "medium"
+    assert render("{{ messages[0].content }}", USER, template_arguments=arguments) == "?"
 
 
 def test_a_template_that_reads_documents_gets_them() -> None:

@@ -34,6 +34,7 @@ ELSEWHERE: Final = {
     *(("tools", "tool_choice"), ("functions", "function_call"), ("stream", "stream_options")),
     *(("logprobs", "logprob_token_ids"), ("messages", "prompt")),
     *(("input", "tools"), ("text_1", ""), ("text_2", ""), ("queries", ""), ("documents", "")),
+    *(("data_1", ""), ("data_2", ""), ("items", "")),
 }
 
 

@@ -127,6 +127,15 @@ def test_tools_are_those_of_a_chat_and_what_runs_elsewhere_is_left_out() -> None
     assert made.ignored == ["tools[1]"]
 
 
+def test_a_history_of_another_server_is_continued_without_the_traces_of_its_own_tools() -> None:
+    search = {"type": "web_search_call", "id": "ws_1", "status": "completed", "action": {}}
+    said = {"role": "assistant", "content": "found"}
+    made = body(input=[{"role": "user", "content": "x"}, search, said])
+    messages = json.loads(made.job.prepares[0].messages_json or "")
+    assert [one["role"] for one in messages] == ["user", "assistant"]
+    assert made.ignored == ["input[1]"]
+
+
 def test_tools_of_a_namespace_carry_its_name_there_and_back() -> None:
     space = {"type": "namespace", "name": "files", "description": "d", "tools": [FUNCTION]}
     call = {**CALL, "namespace": "files"}
@@ -286,13 +295,11 @@ def test_the_end_user_is_told_to_who_counts() -> None:
 
 
 @pytest.mark.parametrize("kind", [RESPONSES, INPUT_TOKENS])
-def test_a_verbosity_that_clients_send_unasked_is_demanded_of_no_template(
-    kind: BodyKind[Any],
-) -> None:
+def test_a_verbosity_goes_to_the_template(kind: BodyKind[Any]) -> None:
     value = {"model": "m", "input": "x", "text": {"verbosity": "low"}}
     found = kind.parse(json.dumps(value).encode(), CONTEXT)
     prepare = found.body.job.prepares[0] if kind is RESPONSES else found.body.message
-    assert prepare.template_kwargs_json is None
+    assert json.loads(prepare.template_kwargs_json) == {"verbosity": "low"}
 
 
 def test_what_may_be_included_is_what_the_official_client_knows() -> None:

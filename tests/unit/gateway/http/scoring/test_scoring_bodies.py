@@ -216,6 +216,9 @@ def test_score_asks_each_pair_whole_and_tells_them_in_order() -> None:
     one = score_body(orjson.dumps({"model": "m", "text_1": "q", "text_2": ["a", "b"]}))
     many = score_body(orjson.dumps({"model": "m", "queries": ["q", "q"], "documents": ["a", "b"]}))
     assert asked(one).questions == asked(many).questions
+    for other in ({"data_1": "q", "data_2": ["a", "b"]}, {"queries": "q", "items": ["a", "b"]}):
+        found = score_body(orjson.dumps({"model": "m", **other}))
+        assert (asked(found).questions, found.ignored) == (asked(one).questions, [])
     assert asked(one).max_question_tokens is None
     answer = orjson.loads(score_answer(scored(-1, -2, -3, -1), one, Usage(), "id", 5))
     first, second = answer["data"]
@@ -230,6 +233,7 @@ def test_score_asks_each_pair_whole_and_tells_them_in_order() -> None:
         {"text_1": "a", "text_2": []},
         {"text_1": ["a", "b"], "text_2": ["c"]},
         {"text_1": "a", "queries": "b", "text_2": "c"},
+        {"data_1": "a", "text_2": "b", "data_2": "c"},
     ],
 )
 def test_texts_that_make_no_pairs_are_refused(fields: dict[str, Any]) -> None:
