@@ -1,14 +1,12 @@
 """A small config of each family that GGUF files hold, and what llama.cpp's converter does to it."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from gguf import ExpertGatingFuncType, GGUFWriter, RopeScalingType
 
+from tests.fakes.gguf_case import GgufCase, config_of
 from tests.fakes.gguf_files import (
-    Tensor,
     deepseek_tensors,
     gemma_tensors,
     gpt2_tensors,
@@ -17,39 +15,12 @@ from tests.fakes.gguf_files import (
     grouped_moe_tensors,
     lfm2_moe_tensors,
     lfm2_tensors,
-    llama_tensors,
     mixtral_tensors,
     moe_tensors,
     plain_tensors,
 )
+from tests.fakes.gguf_newer_families import NEWER
 from tests.fakes.tiny_checkpoint import TINY_LLAMA
-
-
-def _nothing(_: GGUFWriter) -> None:
-    return
-
-
-@dataclass(frozen=True)
-class GgufCase:
-    """One family.
-
-    Attributes:
-        arch: llama.cpp's name of it.
-        config: Hugging Face's `config.json`.
-        convert: What happens to tensors.
-        more: Adds what only this family has.
-    """
-
-    arch: str
-    config: Mapping[str, Any]
-    convert: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Iterable[tuple[str, Tensor]]] = (
-        llama_tensors
-    )
-    more: Callable[[GGUFWriter], None] = _nothing
-
-
-def _config(architecture: str, model_type: str, **values: Any) -> dict[str, Any]:
-    return {**TINY_LLAMA, "architectures": [architecture], "model_type": model_type, **values}
 
 
 def _lfm2_more(writer: GGUFWriter) -> None:
@@ -64,7 +35,7 @@ def _gpt_oss_more(writer: GGUFWriter) -> None:
     writer.add_expert_feed_forward_length(24)
 
 
-_GPT_OSS = _config(
+_GPT_OSS = config_of(
     "GptOssForCausalLM",
     "gpt_oss",
     head_dim=8,
@@ -80,7 +51,7 @@ _GPT_OSS = _config(
         "truncate": False,
     },
 )
-_LFM2 = _config(
+_LFM2 = config_of(
     "Lfm2ForCausalLM",
     "lfm2",
     num_hidden_layers=3,
@@ -145,12 +116,12 @@ _GEMMA2 = {
 _DENSE = (
     GgufCase(
         "gemma",
-        _config("GemmaForCausalLM", "gemma", head_dim=8, hidden_act="gelu_pytorch_tanh"),
+        config_of("GemmaForCausalLM", "gemma", head_dim=8, hidden_act="gelu_pytorch_tanh"),
         gemma_tensors,
     ),
     GgufCase(
         "gemma2",
-        _config(
+        config_of(
             "Gemma2ForCausalLM",
             "gemma2",
             **_GEMMA2,
@@ -162,7 +133,7 @@ _DENSE = (
     ),
     GgufCase(
         "gemma3",
-        _config(
+        config_of(
             "Gemma3ForCausalLM",
             "gemma3_text",
             **_GEMMA2,
@@ -176,7 +147,7 @@ _DENSE = (
     ),
     GgufCase(
         "phi3",
-        _config(
+        config_of(
             "Phi3ForCausalLM",
             "phi3",
             hidden_size=48,
@@ -194,7 +165,7 @@ _DENSE = (
     ),
     GgufCase(
         "granite",
-        _config(
+        config_of(
             "GraniteForCausalLM",
             "granite",
             attention_multiplier=0.3,
@@ -203,10 +174,10 @@ _DENSE = (
             logits_scaling=8.0,
         ),
     ),
-    GgufCase("olmo2", _config("Olmo2ForCausalLM", "olmo2"), plain_tensors),
+    GgufCase("olmo2", config_of("Olmo2ForCausalLM", "olmo2"), plain_tensors),
     GgufCase(
         "olmo2",
-        _config(
+        config_of(
             "Olmo3ForCausalLM",
             "olmo3",
             num_hidden_layers=4,
@@ -221,20 +192,20 @@ _DENSE = (
     ),
     GgufCase(
         "glm4",
-        _config("Glm4ForCausalLM", "glm4", head_dim=8, partial_rotary_factor=0.5),
+        config_of("Glm4ForCausalLM", "glm4", head_dim=8, partial_rotary_factor=0.5),
         plain_tensors,
         _glm4_more,
     ),
-    GgufCase("seed_oss", _config("SeedOssForCausalLM", "seed_oss", head_dim=8), plain_tensors),
-    GgufCase("ernie4_5", _config("Ernie4_5ForCausalLM", "ernie4_5", head_dim=8), plain_tensors),
+    GgufCase("seed_oss", config_of("SeedOssForCausalLM", "seed_oss", head_dim=8), plain_tensors),
+    GgufCase("ernie4_5", config_of("Ernie4_5ForCausalLM", "ernie4_5", head_dim=8), plain_tensors),
     GgufCase(
         "command-r",
-        {**_config("CohereForCausalLM", "cohere", logit_scale=0.25), "layer_norm_eps": 1e-5},
+        {**config_of("CohereForCausalLM", "cohere", logit_scale=0.25), "layer_norm_eps": 1e-5},
         plain_tensors,
     ),
     GgufCase(
         "command-r",
-        _config(
+        config_of(
             "CohereForCausalLM",
             "cohere",
             logit_scale=0.25,
@@ -245,7 +216,7 @@ _DENSE = (
     ),
     GgufCase(
         "cohere2",
-        _config(
+        config_of(
             "Cohere2ForCausalLM",
             "cohere2",
             num_hidden_layers=5,
@@ -257,13 +228,13 @@ _DENSE = (
     ),
     GgufCase(
         "starcoder2",
-        _config("Starcoder2ForCausalLM", "starcoder2", norm_epsilon=1e-5),
+        config_of("Starcoder2ForCausalLM", "starcoder2", norm_epsilon=1e-5),
         plain_tensors,
     ),
     GgufCase("gpt2", _GPT2, gpt2_tensors),
     GgufCase(
         "mistral3",
-        _config(
+        config_of(
             "Ministral3ForCausalLM",
             "ministral3",
             head_dim=8,
@@ -357,7 +328,7 @@ _MLA = {
 _WITH_EXPERTS = (
     GgufCase(
         "glm4moe",
-        _config(
+        config_of(
             "Glm4MoeForCausalLM",
             "glm4_moe",
             **_ROUTED,
@@ -372,7 +343,7 @@ _WITH_EXPERTS = (
     ),
     GgufCase(
         "ernie4_5-moe",
-        _config(
+        config_of(
             "Ernie4_5_MoeForCausalLM",
             "ernie4_5_moe",
             num_hidden_layers=3,
@@ -387,7 +358,7 @@ _WITH_EXPERTS = (
     ),
     GgufCase(
         "granitemoe",
-        _config(
+        config_of(
             "GraniteMoeForCausalLM",
             "granitemoe",
             num_local_experts=5,
@@ -415,7 +386,7 @@ _WITH_EXPERTS = (
     ),
     GgufCase(
         "deepseek2",
-        _config(
+        config_of(
             "DeepseekV3ForCausalLM",
             "deepseek_v3",
             **_ROUTED,
@@ -437,7 +408,7 @@ _WITH_EXPERTS = (
     ),
     GgufCase(
         "deepseek2",
-        _config(
+        config_of(
             "DeepseekV2ForCausalLM",
             "deepseek_v2",
             **_ROUTED,
@@ -451,12 +422,15 @@ _WITH_EXPERTS = (
     ),
 )
 
+__all__ = ["GGUF_FAMILIES", "GgufCase"]
+
 GGUF_FAMILIES = (
+    *NEWER,
     *_DENSE,
     *_WITH_EXPERTS,
     GgufCase(
         "olmoe",
-        _config(
+        config_of(
             "OlmoeForCausalLM",
             "olmoe",
             num_experts=6,
@@ -475,12 +449,12 @@ GGUF_FAMILIES = (
     ),
     GgufCase(
         "llama",
-        _config("MixtralForCausalLM", "mixtral", num_local_experts=5, num_experts_per_tok=2),
+        config_of("MixtralForCausalLM", "mixtral", num_local_experts=5, num_experts_per_tok=2),
         mixtral_tensors,
     ),
     GgufCase(
         "qwen2moe",
-        _config(
+        config_of(
             "Qwen2MoeForCausalLM",
             "qwen2_moe",
             num_experts=5,
@@ -493,7 +467,7 @@ GGUF_FAMILIES = (
     ),
     GgufCase(
         "qwen3moe",
-        _config(
+        config_of(
             "Qwen3MoeForCausalLM",
             "qwen3_moe",
             num_experts=6,
@@ -504,14 +478,14 @@ GGUF_FAMILIES = (
         ),
         moe_tensors,
     ),
-    GgufCase("qwen2", _config("Qwen2ForCausalLM", "qwen2"), plain_tensors),
+    GgufCase("qwen2", config_of("Qwen2ForCausalLM", "qwen2"), plain_tensors),
     GgufCase(
         "qwen3",
-        _config("Qwen3ForCausalLM", "qwen3", head_dim=8, tie_word_embeddings=False),
+        config_of("Qwen3ForCausalLM", "qwen3", head_dim=8, tie_word_embeddings=False),
         plain_tensors,
     ),
     GgufCase(
         "smollm3",
-        _config("SmolLM3ForCausalLM", "smollm3", num_hidden_layers=5, no_rope_layer_interval=4),
+        config_of("SmolLM3ForCausalLM", "smollm3", num_hidden_layers=5, no_rope_layer_interval=4),
     ),
 )

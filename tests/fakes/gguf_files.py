@@ -204,11 +204,10 @@ def write_tensor(writer: GGUFWriter, name: str, raw: Tensor, kind: GGMLQuantizat
 
 def hyperparameters(writer: GGUFWriter, arch: str, config: Keys) -> None:
     for name, key in _CONFIG_KEYS.items():
-        is_listed = name == "num_key_value_heads" and "conv" in config.get("layer_types", ())
-        if config.get(name) is not None and not is_listed:
+        if isinstance(config.get(name), int) and f"{arch}.{key}" not in writer.kv_data[0]:
             writer.add_uint32(f"{arch}.{key}", config[name])
     for name, key in _CONFIG_NUMBERS.items():
-        if config.get(name) is not None:
+        if config.get(name) is not None and f"{arch}.{key}" not in writer.kv_data[0]:
             writer.add_float32(f"{arch}.{key}", config[name])
 
 
@@ -239,13 +238,15 @@ def write_gguf(
     """
     config = json.loads((folder / "config.json").read_text())
     writer = GGUFWriter(path, arch, split_max_tensors=max_tensors)
+    # Those that a family writes in another way go before the usual ones.
+    more(writer)
     hyperparameters(writer, arch, config)
     add_tokenizer(writer, folder)
-    more(writer)
-    num_layers = config.get("num_hidden_layers") or config["n_layer"]
+    num_layers = writer.kv_data[0][f"{arch}.block_count"].value
     names = get_tensor_name_map(_ARCHITECTURES[arch], num_layers)
     for hf_name, values in convert(_widened(folder), config):
-        name = names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
+        is_named = hf_name.startswith("blk.")
+        name = hf_name if is_named else names.get_name(hf_name, try_suffixes=(".weight", ".bias"))
         assert name is not None, hf_name
         own = (other for part, other in (kinds or {}).items() if part in name)
         quantisation = GGMLQuantizationType[next(own, kind)]

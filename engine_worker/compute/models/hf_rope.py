@@ -94,8 +94,9 @@ def _read_rope(
 
 def _read_llama3(rope: RopeSpec, fields: ConfigFields, context: int) -> RopeSpec:
     low, high = fields.number("low_freq_factor"), fields.number("high_freq_factor")
-    if low >= high:
-        raise fields.error("low_freq_factor", f"must be below high_freq_factor ({high})", low)
+    # Llama 4 has both at 1: between them nothing is blended.
+    if low > high:
+        raise fields.error("low_freq_factor", f"must be at most high_freq_factor ({high})", low)
     return replace(
         rope,
         factor=fields.number("factor"),

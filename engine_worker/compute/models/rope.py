@@ -113,6 +113,8 @@ def _llama3(inv_freq: npt.NDArray[np.float32], rope: RopeSpec) -> npt.NDArray[np
     wavelength = np.float32(2 * math.pi) / inv_freq
     low, high = np.float32(rope.low_freq_factor), np.float32(rope.high_freq_factor)
     scaled = np.where(wavelength > context / low, inv_freq / np.float32(rope.factor), inv_freq)
+    if low == high:
+        return scaled.astype(np.float32)
     smooth = (context / wavelength - low) / (high - low)
     blended = (1 - smooth) * scaled / np.float32(rope.factor) + smooth * scaled
     medium = (wavelength >= context / high) & (wavelength <= context / low)

@@ -294,6 +294,8 @@ FAMILIES = tuple(
         partial(_tensors, traits.projections),
         # What drafts tokens ahead, and a vision tower.
         ignored_prefixes=("mtp.", "model.visual."),
+        # Which stands behind the other layers in GGUF files.
+        has_prediction_layers=True,
     )
     for traits in _ALL
 )

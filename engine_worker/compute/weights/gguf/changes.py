@@ -25,12 +25,15 @@ class Change:
         shape: To the shape alone, equally.
         keeps_rows: Only rows change their places, so that it goes for integers and scales, too.
         is_transposition: Nothing but the order of the last two axes changes.
+        column_parts: Nothing but the order of so many equal parts of the columns changes; 0 where
+            that isn't so.
     """
 
     apply: Callable[[Values], Values]
     shape: Callable[[Shape], Shape] = _same
     keeps_rows: bool = False
     is_transposition: bool = False
+    column_parts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +44,9 @@ class Join:
         places: Their names without `blk.0.`.
         apply: To their numbers, in this order.
         shape: Of the result, from all of theirs; raises ValueError where they don't go together.
-        order: Where a matrix of the result is made of the rows of one of each, how these change
-            their places: from those of all of them below each other. None where it is made
-            otherwise.
+        order: Where a matrix of the result, or each of a stack, is made of the rows of one of each,
+            how these change their places: from those of all of them below each other. None where it
+            is made otherwise.
         is_transposed: The result has the last two axes of such matrices the other way round.
     """
 
@@ -96,6 +99,63 @@ def rotate_halves(num_heads: int) -> Change:
     return Change(apply, keeps_rows=True)
 
 
+def below_each_other(places: tuple[str, ...]) -> Join:
+    """The rows of each tensor below those of the one before, of each matrix where they are stacks.
+
+    Args:
+        places: Of the tensors, which are equally shaped.
+    """
+
+    def apply(parts: Sequence[Values]) -> Values:
+        return np.concatenate(list(parts), axis=-2)
+
+    def shape(first: Shape, *others: Shape) -> Shape:
+        if any(other != first for other in others) or len(first) < 2:
+            raise ValueError("their shapes differ")
+        return *first[:-2], len(places) * first[-2], first[-1]
+
+    return Join(places, apply, shape, order=lambda rows: rows)
+
+
+def neighbours(num_groups: int, num_heads: int, before: int = 0) -> Change:
+    """Rows of heads back to where those that share a key stand beside each other.
+
+    llama.cpp has the first head of each group, then the second of each.
+
+    Args:
+        num_groups: Of heads that share a key.
+        num_heads: All of them.
+        before: Rows that stand before them and keep their places.
+    """
+
+    def apply(values: Values) -> Values:
+        moved = values[before:]
+        heads = moved.reshape(-1, num_groups, len(moved) // num_heads, *values.shape[1:])
+        grouped = heads.swapaxes(0, 1).reshape(moved.shape)
+        return np.concatenate([values[:before], grouped]) if before else grouped
+
+    return Change(apply, keeps_rows=True)
+
+
+def neighbouring_columns(num_groups: int, num_heads: int) -> Change:
+    """The same of columns; see `neighbours`."""
+
+    def apply(values: Values) -> Values:
+        heads = values.reshape(len(values), -1, num_groups, values.shape[1] // num_heads)
+        return heads.swapaxes(1, 2).reshape(values.shape)
+
+    return Change(apply, column_parts=num_heads)
+
+
+def first_then(first: Change, then: Change) -> Change:
+    """One change behind another."""
+    return Change(
+        lambda values: then.apply(first.apply(values)),
+        lambda shape: then.shape(first.shape(shape)),
+        keeps_rows=first.keeps_rows and then.keeps_rows,
+    )
+
+
 def _minus_one(values: Values) -> Values:
     return values.astype(np.float32) - np.float32(1)
 
@@ -105,6 +165,20 @@ MINUS_ONE = Change(_minus_one)
 
 ONE_ROW = Change(lambda values: values.reshape(1, -1), lambda shape: (1, math.prod(shape)))
 """Vectors that Hugging Face keeps as a matrix of one row."""
+
+FLAT = Change(lambda values: values.reshape(-1), lambda shape: (math.prod(shape),))
+"""Vectors that the file has as a matrix of one column, or as a row for each group."""
+
+
+def _logarithm(values: Values) -> Values:
+    # One that isn't below 0 becomes no number, which is refused where weights are read.
+    with np.errstate(all="ignore"):
+        logarithms: Values = np.log(-values.astype(np.float32).reshape(-1))
+    return logarithms
+
+
+DECAY = Change(_logarithm, FLAT.shape)
+"""Decays of a state: the file holds -exp(a)."""
 
 ONE_INPUT = Change(lambda values: values[:, None], lambda shape: (shape[0], 1, *shape[1:]))
 """Convolutions of each channel by itself: [channels, kernel], which Hugging Face keeps as

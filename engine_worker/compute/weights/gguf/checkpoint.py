@@ -1,9 +1,10 @@
 """A GGUF model as a `Checkpoint`: Hugging Face's tensors, dequantised when they are read."""
 
+import math
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,7 +94,10 @@ class GgufCheckpoint:
         is_stack = axes == _STACK_AXES and part.keeps_rows_of_each
         if not (is_matrix or is_stack) or any(one.type_name not in FORMATS for one in tensors):
             return None
-        return common_format([FORMATS[tensor.type_name] for tensor in tensors])
+        form = common_format([FORMATS[tensor.type_name] for tensor in tensors])
+        if form is None or part.change is None or not part.change.column_parts:
+            return form
+        return _within(form, tensors[0].shape[-1] // part.change.column_parts)
 
     @contextmanager
     def reading_blocks(self) -> Iterator[ReadBlocks]:
@@ -114,6 +118,10 @@ class GgufCheckpoint:
                 (matrix,) = matrices
                 if part.change is None or part.change.is_transposition:
                     return matrix
+                if part.change.column_parts:
+                    form = self._block_format(part)
+                    assert form is not None, name
+                    matrix = joined([matrix], form)
                 return matrix.each(part.change.apply)
 
             yield read
@@ -236,10 +244,11 @@ def derive_config(metadata: GgufMetadata) -> dict[str, Any]:
         "dtype": _widest_dtype(metadata),
     }
     factors = read_vector(metadata.tensors.get(ROPE_FACTORS))
-    if factors is not None and "rope_scaling" not in config:
+    if factors is not None and "rope_scaling" not in config and not family.computes_rope:
         config["rope_scaling"] = llama3_scaling(np.array(factors), config, metadata.path)
     config |= family.config(metadata)
-    _check_rotated(metadata, config)
+    if family.has_positions(metadata):
+        _check_rotated(metadata, config)
     return {name: value for name, value in config.items() if value is not None}
 
 
@@ -251,7 +260,8 @@ def _check_rotated(metadata: GgufMetadata, config: dict[str, Any]) -> None:
     """
     rotated = metadata.whole("rope.dimension_count", 0)
     heads, width = config["num_attention_heads"], config["hidden_size"]
-    head_dim = config.get("head_dim") or (width // heads if heads else 0)
+    head_dim = config.get("global_head_dim") or config.get("head_dim")
+    head_dim = head_dim or (width // heads if heads else 0)
     expected = round(head_dim * (config.get("partial_rotary_factor") or 1.0))
     if rotated and rotated != expected:
         raise metadata.error(
@@ -276,6 +286,13 @@ def format_name(files: tuple[GgufFile, ...]) -> str:
             size = tensor.end - tensor.start
             sizes[tensor.type_name] = sizes.get(tensor.type_name, 0) + size
     return max(sizes, key=lambda name: sizes[name], default="nothing")
+
+
+def _within(form: BlockFormat, width: int) -> BlockFormat | None:
+    """A format none of whose blocks lies across columns that are `width` apart; None for none."""
+    if width % form.group_size:
+        return None
+    return replace(form, block_size=math.gcd(form.block_size, width))
 
 
 def _tensor_info(name: str, parts: Parts, metadata: GgufMetadata) -> TensorInfo:

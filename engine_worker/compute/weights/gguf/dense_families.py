@@ -13,18 +13,19 @@ _POST_NORMS = {
     "post_attention_norm": "post_attention_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
-_SANDWICH = {**_POST_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
+SANDWICH = {**_POST_NORMS, "ffn_norm": "pre_feedforward_layernorm"}
 _NORMS = ("attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm")
 _ONE_LESS = {f"{name}.weight": MINUS_ONE for name in (*_NORMS, "post_ffw_norm", "output_norm")}
 _LAYERS_OF_27B = {"gemma2": 46, "gemma3": 62}
 """Of the models whose queries are scaled by the width of the residual, as llama.cpp tells them."""
 
 
-def _window(metadata: GgufMetadata) -> int | None:
+def window_of(metadata: GgufMetadata) -> int | None:
+    """Of the layers that have one; None where none has."""
     return metadata.whole("attention.sliding_window", 0) or None
 
 
-def _layer_types(metadata: GgufMetadata) -> list[str] | None:
+def layer_types_of(metadata: GgufMetadata) -> list[str] | None:
     """Which layers have the window, where the file lists them or says every how manieth has not."""
     key = "attention.sliding_window_pattern"
     if not metadata.has(key):
@@ -38,13 +39,13 @@ def _layer_types(metadata: GgufMetadata) -> list[str] | None:
 
 
 def _gemma2(metadata: GgufMetadata) -> Config:
-    return {**_gemma_windows(metadata), **_softcaps(metadata)}
+    return {**_gemma_windows(metadata), **softcaps_of(metadata)}
 
 
 def _gemma3(metadata: GgufMetadata) -> Config:
     return {
         **_gemma_windows(metadata),
-        **_softcaps(metadata),
+        **softcaps_of(metadata),
         "rope_local_base_freq": metadata.number("rope.freq_base_swa", 10_000.0),
     }
 
@@ -55,13 +56,14 @@ def _gemma_windows(metadata: GgufMetadata) -> Config:
     if metadata.whole("block_count") == _LAYERS_OF_27B[str(metadata.architecture)]:
         scaled_by = metadata.whole("embedding_length") // metadata.whole("attention.head_count")
     return {
-        "sliding_window": _window(metadata),
-        "layer_types": _layer_types(metadata),
+        "sliding_window": window_of(metadata),
+        "layer_types": layer_types_of(metadata),
         "query_pre_attn_scalar": scaled_by,
     }
 
 
-def _softcaps(metadata: GgufMetadata) -> Config:
+def softcaps_of(metadata: GgufMetadata) -> Config:
+    """Caps on scores and logits, where the file names them."""
     caps: Config = {}
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if metadata.has(name):
@@ -71,7 +73,7 @@ def _softcaps(metadata: GgufMetadata) -> Config:
 
 def _phi3(metadata: GgufMetadata) -> Config:
     config: Config = {
-        "sliding_window": _window(metadata),
+        "sliding_window": window_of(metadata),
         "partial_rotary_factor": rotated_share(metadata),
     }
     long, short = (
@@ -114,17 +116,17 @@ def granite_config(metadata: GgufMetadata) -> Config:
 
 
 def _olmo3(metadata: GgufMetadata) -> Config:
-    return {"sliding_window": _window(metadata), "layer_types": _layer_types(metadata)}
+    return {"sliding_window": window_of(metadata), "layer_types": layer_types_of(metadata)}
 
 
 def _has_window(metadata: GgufMetadata) -> bool:
-    return _window(metadata) is not None
+    return window_of(metadata) is not None
 
 
 def _cohere(metadata: GgufMetadata) -> Config:
     return {
         "logit_scale": metadata.number("logit_scale"),
-        "sliding_window": _window(metadata),
+        "sliding_window": window_of(metadata),
         # Command R+ has them.
         "use_qk_norm": "blk.0.attn_q_norm.weight" in metadata.tensors,
     }
@@ -202,10 +204,10 @@ DENSE: Sequence[tuple[str, GgufFamily]] = (
         GgufFamily("Ministral3ForCausalLM", "ministral3", _ministral3, rotates_pairs=True),
     ),
     ("gemma", GgufFamily("GemmaForCausalLM", "gemma", changes=_ONE_LESS)),
-    ("gemma2", GgufFamily("Gemma2ForCausalLM", "gemma2", _gemma2, _SANDWICH, changes=_ONE_LESS)),
+    ("gemma2", GgufFamily("Gemma2ForCausalLM", "gemma2", _gemma2, SANDWICH, changes=_ONE_LESS)),
     (
         "gemma3",
-        GgufFamily("Gemma3ForCausalLM", "gemma3_text", _gemma3, _SANDWICH, changes=_ONE_LESS),
+        GgufFamily("Gemma3ForCausalLM", "gemma3_text", _gemma3, SANDWICH, changes=_ONE_LESS),
     ),
     ("phi3", GgufFamily("Phi3ForCausalLM", "phi3", _phi3, _FUSED_PHI)),
     ("granite", GgufFamily("GraniteForCausalLM", "granite", granite_config, rotates_pairs=True)),

@@ -5,14 +5,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine_worker.compute.weights.gguf.changes import (
+    EACH_TRANSPOSED,
     ONE_INPUT,
     ONE_ROW,
     Join,
     Shape,
     Values,
+    below_each_other,
 )
 from engine_worker.compute.weights.gguf.dense_families import granite_config, rotated_share
-from engine_worker.compute.weights.gguf.family import Config, GgufFamily, rope_scaling
+from engine_worker.compute.weights.gguf.family import (
+    PREDICTION,
+    Config,
+    GgufFamily,
+    rope_scaling,
+)
 from engine_worker.compute.weights.gguf.hybrid_families import LFM2_LAYER, lfm2_config
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
 
@@ -25,12 +32,6 @@ _SHARED = {
     _CORRECTION: "mlp.gate.e_score_correction_bias",
     **{f"ffn_{name}_shexp": f"mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")},
 }
-_PREDICTION = {
-    **{f"nextn.{name}": name for name in ("eh_proj", "enorm", "hnorm", "embed_tokens")},
-    "nextn.shared_head_head": "shared_head.head",
-    "nextn.shared_head_norm": "shared_head.norm",
-}
-"""Of layers that predict several tokens at once, which are left out."""
 
 
 def _routed(metadata: GgufMetadata) -> Config:
@@ -143,24 +144,45 @@ def _latent_shape(*shapes: Shape) -> Shape:
     return heads * (nope + value), rank
 
 
-def _halves_of_experts(parts: Sequence[Values]) -> Values:
-    return np.concatenate(list(parts), axis=1)
+_CHUNK, _TURNS = 8192, 4
+"""llama.cpp has them in its program: tokens of a chunk, and every how manieth layer sees all."""
+_WITHOUT_NORMS = 128
+"""Experts of Llama 4 Maverick, whose queries and keys aren't normalised, as llama.cpp tells it."""
 
 
-def _halves_shape(*shapes: Shape) -> Shape:
-    first, second = shapes
-    if first != second:
-        raise ValueError("gate and up differ")
-    experts, inner, hidden = first
-    return experts, 2 * inner, hidden
+def _llama4(metadata: GgufMetadata) -> Config:
+    num_experts = metadata.whole("expert_count")
+    return {
+        "intermediate_size": metadata.whole("expert_feed_forward_length"),
+        "intermediate_size_mlp": metadata.whole("feed_forward_length"),
+        "interleave_moe_layer_step": metadata.whole("interleave_moe_layer_step", 1),
+        "num_local_experts": num_experts,
+        "num_experts_per_tok": metadata.whole("expert_used_count"),
+        "use_qk_norm": num_experts != _WITHOUT_NORMS,
+        "attention_chunk_size": _CHUNK,
+        "no_rope_layer_interval": _TURNS,
+        "attention_bias": "blk.0.attn_q.bias" in metadata.tensors,
+    }
 
 
-_GRANITE_JOIN = Join(
+def _gate_and_up(parts: Sequence[Values]) -> Values:
+    return np.swapaxes(np.concatenate(list(parts), axis=-2), -1, -2)
+
+
+def _gate_and_up_shape(first: Shape, second: Shape) -> Shape:
+    if first != second or len(first) < 2:
+        raise ValueError("their shapes differ")
+    return *first[:-2], first[-1], 2 * first[-2]
+
+
+_LLAMA4_JOIN = Join(
     ("ffn_gate_exps.weight", "ffn_up_exps.weight"),
-    _halves_of_experts,
-    _halves_shape,
+    _gate_and_up,
+    _gate_and_up_shape,
     order=lambda rows: rows,
+    is_transposed=True,
 )
+_GRANITE_JOIN = below_each_other(("ffn_gate_exps.weight", "ffn_up_exps.weight"))
 _LATENT = {
     **_SHARED,
     "attn_q_a": "self_attn.q_a_proj",
@@ -177,12 +199,31 @@ _LATENT_JOIN = {
 }
 EXPERTS: Sequence[tuple[str, GgufFamily]] = (
     (
+        "llama4",
+        GgufFamily(
+            "Llama4ForCausalLM",
+            "llama4_text",
+            _llama4,
+            {
+                "ffn_gate_inp": "feed_forward.router",
+                "ffn_down_exps.weight": "feed_forward.experts.down_proj",
+                **{f"ffn_{name}": f"feed_forward.{name}_proj" for name in ("gate", "up", "down")},
+                **{
+                    f"ffn_{name}_shexp": f"feed_forward.shared_expert.{name}_proj"
+                    for name in ("gate", "up", "down")
+                },
+            },
+            joins={"feed_forward.experts.gate_up_proj": _LLAMA4_JOIN},
+            changes={"ffn_down_exps.weight": EACH_TRANSPOSED},
+        ),
+    ),
+    (
         "glm4moe",
         GgufFamily(
             "Glm4MoeForCausalLM",
             "glm4_moe",
             _glm4_moe,
-            {**_SHARED, **_PREDICTION, "post_attention_norm": "post_attention_layernorm"},
+            {**_SHARED, **PREDICTION, "post_attention_norm": "post_attention_layernorm"},
             _EXPERTS,
         ),
     ),

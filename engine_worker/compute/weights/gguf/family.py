@@ -41,9 +41,14 @@ class Part:
     def keeps_rows(self) -> bool:
         """Whether a matrix is one of the file but for the order of its rows."""
         if self.join is not None:
-            return False
+            return self.join.order is not None and not self.join.is_transposed
         change = self.change
-        return change is None or change.keeps_rows or change.is_transposition
+        return (
+            change is None
+            or change.keeps_rows
+            or change.is_transposition
+            or change.column_parts > 0
+        )
 
     @property
     def keeps_rows_of_each(self) -> bool:
@@ -79,6 +84,12 @@ class GgufFamily:
         joins: Of tensors of a layer that are made of several, by the end of their own name.
         rotates_pairs: Whether the rows of queries and keys were reordered (see `rotate_halves`).
         changes: To tensors of a layer or of the whole model, by GGUF's name without `blk.0.`.
+        changes_of: Those that take the model's sizes.
+        joins_of: Joins that do.
+        stacks: Tensors of the whole model that hold several of Hugging Face's: its name, with `{}`
+            in the place of the number, by GGUF's.
+        has_positions: Whether a model rotates anything.
+        computes_rope: The config says what the file's factors of frequencies stand for.
         prefix: Of Hugging Face's names of a layer's tensors, before its number.
         fits: Whether a model is of this family, where several share a name.
     """
@@ -91,6 +102,11 @@ class GgufFamily:
     joins: Mapping[str, Join] = field(default_factory=dict)
     rotates_pairs: bool = False
     changes: Mapping[str, Change] = field(default_factory=dict)
+    changes_of: Callable[[GgufMetadata], Mapping[str, Change]] = lambda _: {}
+    joins_of: Callable[[GgufMetadata], Mapping[str, Join]] = lambda _: {}
+    stacks: Mapping[str, str] = field(default_factory=dict)
+    has_positions: Callable[[GgufMetadata], bool] = lambda _: True
+    computes_rope: bool = False
     prefix: str = "model.layers"
     fits: Callable[[GgufMetadata], bool] = lambda _: True
 
@@ -117,6 +133,12 @@ _LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 """Llama's names, which most families have taken over; each with `.weight` or `.bias` behind."""
+PREDICTION = {
+    **{f"nextn.{name}": name for name in ("eh_proj", "enorm", "hnorm", "embed_tokens")},
+    "nextn.shared_head_head": "shared_head.head",
+    "nextn.shared_head_norm": "shared_head.norm",
+}
+"""Of layers that predict several tokens at once, which are left out."""
 _ENDINGS = (".weight", ".bias")
 ROPE_FACTORS = "rope_freqs.weight"
 COMPUTED = (ROPE_FACTORS, "rope_factors_long.weight", "rope_factors_short.weight")
@@ -133,13 +155,15 @@ def parts_of(family: GgufFamily, metadata: GgufMetadata) -> Parts:
     """
     _check_experts(family, metadata)
     parts: Parts = {}
-    rotations = _rotations(metadata) if family.rotates_pairs else {}
-    joined = {place: (end, join) for end, join in family.joins.items() for place in join.places}
+    changes = _rotations(metadata) if family.rotates_pairs else {}
+    changes |= {**family.changes_of(metadata), **family.changes}
+    joins = {**family.joins, **family.joins_of(metadata)}
+    joined = {place: (end, join) for end, join in joins.items() for place in join.places}
     for name in metadata.tensors:
         if name in COMPUTED:
             continue
         index, place = split_layer(name)
-        change = family.changes.get(place) or rotations.get(place)
+        change = changes.get(place)
         stem, _, ending = place.rpartition(".")
         if index is not None and place in joined:
             end, join = joined[place]
@@ -150,6 +174,9 @@ def parts_of(family: GgufFamily, metadata: GgufMetadata) -> Parts:
             for expert in range(_num_experts(metadata, name)):
                 hf_name = f"{family.prefix}.{index}.{block}experts.{expert}.{expert_name}.{ending}"
                 parts[hf_name] = Part(name, change, expert)
+        elif name in family.stacks:
+            for number in range(_num_experts(metadata, name)):
+                parts[family.stacks[name].format(number)] = Part(name, change, number)
         else:
             parts[_hf_name(family, name, index, place)] = Part(name, change)
     return parts

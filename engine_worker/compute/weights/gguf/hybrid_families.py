@@ -1,4 +1,4 @@
-"""GGUF's families in which some layers mix tokens by something else than attention."""
+"""GGUF's LFM2: convolutions over the last few tokens, with attention in some layers."""
 
 from collections.abc import Sequence
 

@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from engine_worker.errors import UnsupportedFeatureError
 
-_LOW_FREQ, _HIGH_FREQ = 1.0, 4.0
+_LOW_FREQ = 1.0
+_HIGH_FREQS: Final = (4.0, 1.0)
+"""Of Llama 3 and of Llama 4, which blends nothing."""
 _ORIGINAL: Final = 8192
 _TOLERANCE: Final = 1e-4
 
@@ -21,8 +23,8 @@ def llama3_scaling(
     """The `rope_scaling` of a model whose file holds the factors that Llama 3's formula gives.
 
     llama.cpp divides each frequency by its factor and doesn't keep what the factors were made
-    from. All models of this kind have the same three of the four parameters; the fourth is the
-    largest factor. The formula must give every factor again.
+    from. All models of this kind have the same two of the four parameters, and one of two values in
+    the third; the fourth is the largest factor. The formula must give every factor again.
 
     Args:
         factors: One for each pair of a head's numbers.
@@ -40,8 +42,16 @@ def llama3_scaling(
     factor = float(factors.max())
     if factor == 1.0 == float(factors.min()):
         return None
-    expected = _llama3_factors(len(factors), float(config["rope_theta"]), factor)
-    if not np.allclose(factors, expected, rtol=_TOLERANCE, atol=0):
+    theta = float(config["rope_theta"])
+    found = (
+        high
+        for high in _HIGH_FREQS
+        if np.allclose(
+            factors, _llama3_factors(len(factors), theta, factor, high), rtol=_TOLERANCE, atol=0
+        )
+    )
+    high = next(found, None)
+    if high is None:
         raise UnsupportedFeatureError(
             f"{path}: the frequency factors of its rope are not those of Llama 3's formula for"
             f" {_ORIGINAL} tokens, which is the only one that is read; use the model's safetensors"
@@ -51,14 +61,17 @@ def llama3_scaling(
         "rope_type": "llama3",
         "factor": round(factor, 4),
         "low_freq_factor": _LOW_FREQ,
-        "high_freq_factor": _HIGH_FREQ,
+        "high_freq_factor": high,
         "original_max_position_embeddings": _ORIGINAL,
     }
 
 
-def _llama3_factors(num_pairs: int, theta: float, factor: float) -> npt.NDArray[np.float64]:
+def _llama3_factors(
+    num_pairs: int, theta: float, factor: float, high: float
+) -> npt.NDArray[np.float64]:
     frequencies = theta ** (-np.arange(num_pairs, dtype=np.float64) / num_pairs)
     rotations = _ORIGINAL * frequencies / (2 * math.pi)
-    smooth = np.clip((rotations - _LOW_FREQ) / (_HIGH_FREQ - _LOW_FREQ), 0, 1)
+    width = high - _LOW_FREQ
+    smooth = np.clip((rotations - _LOW_FREQ) / width, 0, 1) if width else rotations > _LOW_FREQ
     scaled: npt.NDArray[np.float64] = 1 / ((1 - smooth) / factor + smooth)
     return scaled

@@ -543,7 +543,7 @@ def test_a_value_that_is_not_implemented_is_refused_by_name(
                 "rope_scaling": {
                     "type": "llama3",
                     "factor": 8,
-                    "low_freq_factor": 4,
+                    "low_freq_factor": 4.5,
                     "high_freq_factor": 4,
                 }
             },

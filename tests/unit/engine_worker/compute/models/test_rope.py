@@ -33,6 +33,14 @@ from tests.fakes.tiny_checkpoint import TINY_LLAMA
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 512,
         },
+        {
+            # As Llama 4 Scout has it.
+            "rope_type": "llama3",
+            "factor": 16.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 512,
+        },
         {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
         {
             "rope_type": "yarn",

@@ -9,11 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 
+from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec, load_spec
+from engine_worker.compute.models.reference import ReferenceCache, reference_step
 from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.compute.weights.gguf.checkpoint import (
     checkpoint_of,
@@ -24,6 +27,7 @@ from engine_worker.compute.weights.gguf.checkpoint import (
 )
 from engine_worker.compute.weights.gguf.families import FAMILIES
 from engine_worker.compute.weights.gguf.family import parts_of
+from engine_worker.compute.weights.loader import load_weights
 from engine_worker.compute.weights.sources import is_ignorable
 from engine_worker.errors import (
     CheckpointError,
@@ -35,14 +39,16 @@ from engine_worker.errors import (
 )
 from tests.fakes.gguf_families import GGUF_FAMILIES, GgufCase
 from tests.fakes.gguf_files import llama_tensors, write_gguf
-from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
+from tests.fakes.gguf_newer_families import FALCON_MULTIPLIERS
+from tests.fakes.tiny_checkpoint import TINY_LLAMA, random_tensors, write_checkpoint
 
 CASES = [(case.arch, case) for case in GGUF_FAMILIES]
 
 
 def gguf_of(case: GgufCase, folder: Path, **options: Any) -> Path:
     """A random checkpoint of a family, and the same as GGUF beside it."""
-    write_checkpoint(folder, dict(case.config))
+    config = dict(case.config)
+    write_checkpoint(folder, config, random_tensors(config, names=case.names))
     path = folder / "m.gguf"
     write_gguf(path, folder, arch=case.arch, convert=case.convert, more=case.more, **options)
     return path
@@ -81,6 +87,91 @@ def test_config_and_tensors_are_those_of_the_folder(
                 atol=1e-6,
                 err_msg=tensor.name,
             )
+
+
+MOVED = {
+    "qwen3next": ("in_proj_qkvz", "out_proj"),
+    "qwen35": ("in_proj_qkv", "in_proj_z", "out_proj"),
+    "granitehybrid": ("input_linear", "q_proj"),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [next(case for case in GGUF_FAMILIES if case.arch == arch) for arch in MOVED],
+    ids=MOVED,
+)
+def test_matrices_whose_heads_were_moved_stay_in_their_blocks(
+    tmp_path: Path, case: GgufCase
+) -> None:
+    """Rows of several tensors, and columns in parts that no block lies across."""
+    wide = {"hidden_size": 64, "intermediate_size": 64, "shared_intermediate_size": 64}
+    wide |= {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "head_dim": 16}
+    states = {"linear_value_head_dim": 32, "linear_key_head_dim": 16, "mamba_expand": 1}
+    config = {**case.config, **wide, **states}
+    sizes = {"ssm.inner_size": 6 * 32, "ssm.state_size": 16}
+    if case.arch == "granitehybrid":
+        sizes = {"ssm.inner_size": 64}
+
+    def more(writer: GGUFWriter) -> None:
+        case.more(writer)
+        for key, value in sizes.items():
+            writer.add_uint32(f"{case.arch}.{key}", value)
+
+    kinds = dict.fromkeys(("attn_", "ssm_out", "ffn_"), "Q8_0")
+    path = gguf_of(replace(case, config=config, more=more), tmp_path, kinds=kinds)
+    checkpoint = open_gguf(path)
+    for part in MOVED[case.arch]:
+        assert [name for name in checkpoint.block_formats if part in name], part
+    with checkpoint.reading() as read, checkpoint.reading_blocks() as read_kept:
+        for name in checkpoint.block_formats:
+            if len(checkpoint.tensors[name].shape) == 2:
+                np.testing.assert_allclose(read_kept(name).numbers(), read(name), rtol=2e-6)
+
+
+def test_columns_stay_in_blocks_only_where_no_group_lies_across_their_parts(
+    tmp_path: Path,
+) -> None:
+    case = next(case for case in GGUF_FAMILIES if case.arch == "qwen35")
+    # Of 48 columns six heads of eight are moved; a group of Q8_0 has 32.
+    config = {**case.config, "linear_value_head_dim": 16}
+
+    def more(writer: GGUFWriter) -> None:
+        case.more(writer)
+        writer.add_uint32("qwen35.ssm.inner_size", 96)
+
+    path = gguf_of(
+        replace(case, config=config, more=more), tmp_path, kind="F32", kinds={"ssm_out": "Q8_0"}
+    )
+    checkpoint = open_gguf(path)
+    assert not checkpoint.block_formats
+    original = open_checkpoint(tmp_path)
+    name = "model.layers.0.linear_attn.out_proj.weight"
+    with checkpoint.reading() as read, original.reading() as read_original:
+        np.testing.assert_allclose(read(name), read_original(name), atol=0.02)
+
+
+def logits_of(folder: Path) -> np.ndarray:
+    weights = load_weights(folder, declare(load_spec(folder), np.float32))
+    tokens = jnp.arange(3, 20)
+    cache = ReferenceCache.empty(weights.graph.spec, len(tokens)).layers
+    positions = jnp.arange(len(tokens))
+    logits, _ = reference_step(weights.graph, weights.leaves, cache, tokens, positions)
+    return np.asarray(logits)
+
+
+def test_multipliers_that_became_part_of_the_weights_give_the_same_logits(tmp_path: Path) -> None:
+    """Falcon-H1's converter writes none of them; the embedding's and the head's are among them."""
+    case = next(case for case in GGUF_FAMILIES if case.arch == "falcon-h1")
+    folder, other = tmp_path / "original", tmp_path / "gguf"
+    folder.mkdir()
+    other.mkdir()
+    path = gguf_of(replace(case, config={**case.config, **FALCON_MULTIPLIERS}), folder)
+    path.rename(other / "m.gguf")
+    config = derive_config(read_metadata(other / "m.gguf"))
+    (other / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    expected = logits_of(folder)
+    np.testing.assert_allclose(logits_of(other), expected, atol=1e-4 * float(expected.std()))
 
 
 LLAMA = next(case for case in GGUF_FAMILIES if case.arch == "llama")
