@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from tests.e2e.harness import Harness, start_harness, stop_harness
+from tests.fakes.quick_compile import QUICK
 
 pytestmark = pytest.mark.process
 TEXTS = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell on Monday."]
@@ -28,6 +29,9 @@ def library(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterat
         "--max-model-len",
         "64",
         "--deterministic",
+        # Programs that no other deployment has; tests/e2e/test_classification.py
+        # has an encoder compiled as users' engines compile.
+        XLA_FLAGS=QUICK,
     )
     yield harness
     assert stop_harness(harness) == 0

@@ -242,15 +242,20 @@ async def bad_credentials(harness: Harness) -> dict[str, tuple[dict[str, str], i
     return tried
 
 
+@pytest.mark.parametrize("one_of", [5, pytest.param(1, marks=pytest.mark.long)])
 async def test_no_route_opens_to_a_bad_credential_and_no_secret_is_in_any_output(
-    harness: Harness,
+    harness: Harness, one_of: int
 ) -> None:
+    """Every route without any credential and with one of so many bad ones, which are other ones at
+    the next route."""
     tried = await bad_credentials(harness)
     routes = await guarded_routes(harness)
     guarded = {path for path, rule in ROUTE_RULES.items() if rule.access is not Access.OPEN}
     assert {template for _, template in routes} == guarded
-    for method, template in routes:
-        for name, (headers, status) in tried.items():
+    for number, (method, template) in enumerate(routes):
+        for turn, (name, (headers, status)) in enumerate(tried.items()):
+            if turn and (number + turn) % one_of:
+                continue
             answer = await call(harness.client, method, template, headers)
             harness.hear(answer)
             where = (method, template, name, answer.status_code, answer.text)
