@@ -2,10 +2,12 @@
 
     python -m benchmarks.backends                                     # xla and cpu_native, bfloat16
     python -m benchmarks.backends --sides xla:bfloat16 cpu_native:int8 --rounds 5
+    python -m benchmarks.backends --sides cpu_native:int8 --speculation auto
 
 A checkpoint of a real model's shape with random weights, prompts of 128 tokens, 128 new tokens,
-greedy, no end of sequence, streamed, no drafts. All servers are up at once and take turns within
-each round, so that a noisy machine treats them alike; medians over rounds are compared.
+greedy, no end of sequence, streamed, without drafts unless asked for. All servers are up at once
+and take turns within each round, so that a noisy machine treats them alike; medians over rounds are
+compared.
 """
 
 import argparse
@@ -36,6 +38,7 @@ from benchmarks.whole_engine import wide_vocabulary
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.weights.sources import weight_sources
+from engine_worker.core.decoding.speculation import SpeculationMode
 from protocol.runtime.child_environment import without_settings
 
 NUM_PROMPT_TOKENS = NUM_NEW_TOKENS = 128
@@ -47,7 +50,7 @@ class Side:
     """One server.
 
     Attributes:
-        backend, dtype: What it was told.
+        backend, dtype, speculation: What it was told.
         url: Where it listens.
         start_s: From its start to `/ready`, its compile and weights caches filled.
         rates: Tokens per second by concurrency, one of each round.
@@ -57,6 +60,7 @@ class Side:
     backend: str
     dtype: str
     url: str
+    speculation: str = "off"
     start_s: float = 0.0
     rates: dict[int, list[float]] = field(default_factory=dict)
     resident_mib: int = 0
@@ -96,7 +100,7 @@ def served(folder: Path, cache_dir: Path, side: Side) -> Iterator[psutil.Process
         "--data-dir": str(cache_dir / f"data-{port}"),
         "--kv-memory": "1GiB",
     }
-    environment = without_settings(os.environ) | {"PENSTOCK_SPECULATION": "off"}
+    environment = without_settings(os.environ) | {"PENSTOCK_SPECULATION": side.speculation}
     started = time.perf_counter()
     process = psutil.Popen(
         [*command, *(word for option in options.items() for word in option)],
@@ -167,7 +171,10 @@ def free_port() -> int:
 def measure(args: argparse.Namespace) -> list[Side]:
     """All sides, side by side."""
     named = (side.split(":") for side in args.sides)
-    sides = [Side(name, dtype, f"http://127.0.0.1:{free_port()}") for name, dtype in named]
+    sides = [
+        Side(name, dtype, f"http://127.0.0.1:{free_port()}", args.speculation)
+        for name, dtype in named
+    ]
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-bench-")))
         write_checkpoint(home / args.shape, args.shape)
@@ -234,6 +241,7 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=["xla:bfloat16", "cpu_native:bfloat16"])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--speculation", choices=tuple(SpeculationMode), default="off")
     args = parser.parse_args()
     print(table(measure(args), args.concurrency))
 

@@ -2,6 +2,7 @@
 
     python -m benchmarks.engine            # both shapes, both types: some minutes
     python -m benchmarks.engine --quick    # the demo model's shape and a few points
+    python -m benchmarks.engine --backend cpu_native --dtype int8
 
 A decode step must read every weight and every stored key and value of its rows once, so
 `bytes / bandwidth` bounds it from below. The share of the bound that a step reaches is printed with
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.host_share import HostShare, measure_host_share, print_host_shares
+from benchmarks.random_decoder import BACKENDS, WEIGHT_TYPES, random_decoder
 from benchmarks.shapes import SHAPES
 from benchmarks.steps import (
     BLOCK_SIZE,
@@ -33,9 +35,9 @@ from benchmarks.steps import (
     row_blocks,
     time_decode,
 )
+from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.backends.kv_layout import BlockShapes
 from engine_worker.compute.backends.xla.pages import store_tokens, xla_kv_layout
-from engine_worker.compute.models.decoder import DecoderWeights, declare, random_weights
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.runner.compile_cache import prepare_backend
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
@@ -96,6 +98,7 @@ class Plan:
     contexts: Sequence[int]
     prompts: Sequence[int]
     num_repeats: int
+    backend: str = "xla"
 
     @property
     def longest(self) -> int:
@@ -146,7 +149,7 @@ def time_kv_write(dtype: str, num_cached_tokens: int) -> float:
     return median_s(call, 30)
 
 
-def make_runner(weights: DecoderWeights, plan: Plan) -> JaxModelRunner:
+def make_runner(weights: PackedDecoder, plan: Plan) -> JaxModelRunner:
     """A runner whose cache holds every row of the plan."""
     num_blocks_per_row = -(-plan.longest // BLOCK_SIZE)
     return JaxModelRunner.create(
@@ -159,7 +162,7 @@ def make_runner(weights: DecoderWeights, plan: Plan) -> JaxModelRunner:
 
 
 def decode_points(
-    name: str, dtype: str, weights: DecoderWeights, plan: Plan, bandwidth: float
+    name: str, dtype: str, weights: PackedDecoder, plan: Plan, bandwidth: float
 ) -> Iterator[DecodeResult]:
     """Every decode point of one model."""
     runner = make_runner(weights, plan)
@@ -189,7 +192,7 @@ def decode_points(
 
 
 def prefill_points(
-    name: str, dtype: str, weights: DecoderWeights, plan: Plan
+    name: str, dtype: str, weights: PackedDecoder, plan: Plan
 ) -> Iterator[PrefillResult]:
     """Every prefill point of one model."""
     runner = make_runner(weights, plan)
@@ -236,7 +239,7 @@ def run(plan: Plan) -> dict[str, Any]:
     for name in plan.shapes:
         for dtype in plan.dtypes:
             progress(f"{name} {dtype}: making weights")
-            weights = random_weights(declare(decoder_spec(SHAPES[name]), DTYPES[dtype]), seed=0)
+            weights = random_decoder(name, dtype, plan.backend)
             decodes.extend(decode_points(name, dtype, weights, plan, bandwidth))
             prefills.extend(prefill_points(name, dtype, weights, plan))
     print_tables(bandwidth, decodes, prefills)
@@ -244,6 +247,7 @@ def run(plan: Plan) -> dict[str, Any]:
         KvWriteResult(dtype, size, time_kv_write(dtype, size))
         for dtype in plan.dtypes
         for size in KV_SIZES
+        if dtype in DTYPES
     ]
     print("\n| type | cached tokens | KV write us |\n|---|---|---|")
     for result in kv_writes:
@@ -270,12 +274,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Times engine steps against the memory bound.")
     parser.add_argument("--quick", action="store_true", help="a few points of the demo model")
     parser.add_argument("--shape", choices=tuple(SHAPES), help="only this model")
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="only this type")
+    parser.add_argument("--dtype", choices=WEIGHT_TYPES, help="only this type")
+    parser.add_argument("--backend", choices=BACKENDS, default="xla")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     options = parser.parse_args(arguments)
     # Before any array is made, as in the engine's own process.
     prepare_backend(None)
-    plan = QUICK if options.quick else FULL
+    plan = replace(QUICK if options.quick else FULL, backend=options.backend)
     if options.shape:
         plan = replace(plan, shapes=(options.shape,))
     if options.dtype:

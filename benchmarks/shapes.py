@@ -42,6 +42,17 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 14,
         "num_key_value_heads": 2,
     },
+    "SmolLM2-1.7B": LLAMA
+    | {
+        "rope_theta": 130000.0,
+        "max_position_embeddings": 8192,
+        "vocab_size": 49152,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+    },
     "Llama-3.1-8B": LLAMA
     | {
         "rope_theta": 500000.0,

@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.batch import RowWork, StepBatch
 
 BLOCK_SIZE = 32
 MIN_SAMPLE_S = 0.3
+AnyDecoder = DecoderWeights | PackedDecoder
+"""As plain XLA takes its weights, or as some backend packed them."""
 
 
 def median_s(call: Callable[[], object], num_repeats: int) -> float:
@@ -46,15 +49,16 @@ def row_blocks(runner: JaxModelRunner, num_rows: int) -> list[list[int]]:
     return [[int(block) for block in part] for part in np.array_split(blocks, num_rows)]
 
 
-def decode_bytes(runner: JaxModelRunner, weights: DecoderWeights, rows: int, context: int) -> int:
+def decode_bytes(runner: JaxModelRunner, weights: AnyDecoder, rows: int, context: int) -> int:
     """Bytes that a decode step can't avoid to read; embeddings of the tied head count once."""
     layout = runner.kv_layout
     token_bytes = sum(layout.block_bytes) // layout.block_size
-    return weights.graph.size_bytes + rows * context * token_bytes
+    weight_bytes = sum(leaf.nbytes for leaf in weights.leaves)
+    return weight_bytes + rows * context * token_bytes
 
 
 def time_decode(
-    runner: JaxModelRunner, weights: DecoderWeights, rows: Sequence[RowWork], num_repeats: int
+    runner: JaxModelRunner, weights: AnyDecoder, rows: Sequence[RowWork], num_repeats: int
 ) -> tuple[float, float]:
     """Median seconds of a step through the runner, and of its bare program."""
     batch = StepBatch(tuple(rows))

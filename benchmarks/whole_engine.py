@@ -10,8 +10,8 @@ from tokenizers import Tokenizer as BackendTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 from benchmarks.shapes import SHAPES
-from benchmarks.steps import BLOCK_SIZE, row_blocks, time_decode
-from engine_worker.compute.models.decoder import DecoderWeights, declare
+from benchmarks.steps import BLOCK_SIZE, AnyDecoder, row_blocks, time_decode
+from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.dtype import read_cpu_flags, resolve_dtype
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.runner.buckets import Bucket
@@ -107,15 +107,14 @@ class WholeEngine:
 
     def __init__(
         self,
-        weights: DecoderWeights,
+        weights: AnyDecoder,
         max_concurrency: int,
         num_prompt_tokens: int = NUM_PROMPT_TOKENS,
         num_new_tokens: int = NUM_NEW_TOKENS,
     ) -> None:
-        spec = weights.graph.spec
         self.weights = weights
         self._num_prompt_tokens = num_prompt_tokens
-        self._num_new_tokens = num_new_tokens
+        self.num_new_tokens = num_new_tokens
         self._max_model_len = num_prompt_tokens + num_new_tokens + 1
         self.runner = TimedRunner.create(
             self.weights,
@@ -126,8 +125,8 @@ class WholeEngine:
         )
         self.runner.warm_up(lambda done, text: None)
         self.runner.finish_warm_up()
-        self._tokenizer = wide_tokenizer(spec.vocab_size)
-        self._vocab_size = spec.vocab_size
+        self._vocab_size = self.runner.backend.spec.vocab_size
+        self._tokenizer = wide_tokenizer(self._vocab_size)
         self.engine = self.make_engine()
         self._generator = np.random.default_rng(0)
         self._num_requests = 0
@@ -149,12 +148,11 @@ class WholeEngine:
         num_new_tokens: int,
         *,
         is_streaming: bool,
-        temperature: float = 0.0,
+        **sampling_changes: Any,
     ) -> None:
         """Hand in requests."""
-        sampling = SamplingParams(
-            temperature=temperature, seed=1, max_tokens=num_new_tokens, ignore_eos=True
-        )
+        changes = {"temperature": 0.0, **sampling_changes}
+        sampling = SamplingParams(seed=1, max_tokens=num_new_tokens, ignore_eos=True, **changes)
         for _ in range(concurrency):
             self._num_requests += 1
             prompt = self._generator.integers(0, self._vocab_size, self._num_prompt_tokens)
@@ -172,10 +170,12 @@ class WholeEngine:
                 ),
             )
 
-    def generate(self, concurrency: int, num_new_tokens: int, *, is_streaming: bool) -> float:
+    def generate(
+        self, concurrency: int, num_new_tokens: int, *, is_streaming: bool, **sampling: Any
+    ) -> float:
         """Seconds from the first request to the last end."""
         started = time.perf_counter()
-        self.add(concurrency, num_new_tokens, is_streaming=is_streaming)
+        self.add(concurrency, num_new_tokens, is_streaming=is_streaming, **sampling)
         while self.engine.has_work():
             self.step()
         return time.perf_counter() - started
@@ -189,8 +189,8 @@ class WholeEngine:
     def decode_rate(self, concurrency: int, *, is_streaming: bool) -> float:
         """Decode tokens per second: a whole run less one that makes one token."""
         first_s = self.generate(concurrency, 1, is_streaming=is_streaming)
-        whole_s = self.generate(concurrency, self._num_new_tokens, is_streaming=is_streaming)
-        return concurrency * (self._num_new_tokens - 1) / (whole_s - first_s)
+        whole_s = self.generate(concurrency, self.num_new_tokens, is_streaming=is_streaming)
+        return concurrency * (self.num_new_tokens - 1) / (whole_s - first_s)
 
     def bare_tokens_per_s(self, concurrency: int) -> float:
         """Of the decode program alone, with the contexts that it has while outputs grow."""
@@ -198,7 +198,7 @@ class WholeEngine:
         blocks = row_blocks(self.runner, concurrency)
         program_s = []
         for eighths in (1, 3, 5, 7):
-            context = self._num_prompt_tokens + self._num_new_tokens * eighths // 8
+            context = self._num_prompt_tokens + self.num_new_tokens * eighths // 8
             rows = [
                 RowWork(slot, (1,), context - 1, blocks[slot][:num_blocks], True, RowSampling())
                 for slot in range(concurrency)

@@ -60,10 +60,12 @@ def run(job: Job) -> dict[str, object]:
         PenstockError: A model can't be loaded, the text is too short, or the two models read it as
             different tokens.
     """
+    from engine_worker.compute.backends.kv_memory import device_memory_stats
     from engine_worker.compute.models.dtype import FLOAT32_MAX_PARAMETERS
     from engine_worker.compute.runner.compile_cache import prepare_backend
     from engine_worker.loading.decoder import choose_for_settings
     from engine_worker.loading.gguf_folder import with_model_folder
+    from engine_worker.loading.memory_estimate import require_memory_of_both
     from engine_worker.loading.quality import measure_quality
     from engine_worker.loading.quality_record import write_quality
     from engine_worker.loading.weights import load_for_backend
@@ -92,6 +94,7 @@ def run(job: Job) -> dict[str, object]:
             " can be compared",
             param="against",
         )
+    require_memory_of_both(settings, measured, other, reference, device_memory_stats())
     ours, theirs = (
         load_for_backend(one.path, backend, settings.weights_cache_dir, _tell, one.lora)
         for one, backend in ((settings, measured), (other, reference))

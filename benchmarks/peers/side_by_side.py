@@ -4,9 +4,10 @@
     python -m benchmarks.peers.side_by_side --shape Qwen2.5-0.5B --peers llama.cpp openvino
 
 One checkpoint of a real model's shape with random weights, written for each peer in its format.
-Prompts of 128 random tokens, 128 new ones, greedy, no end of sequence, no drafts, no cached
-prompts; then the time to the first token of one prompt of 1,024. All sides are up at once and take
-turns within each round, so that a noisy machine treats them alike; medians are compared.
+Prompts of 128 random tokens, 128 new ones, greedy, no end of sequence, no cached prompts, no drafts
+(with `--speculation off auto` Penstock runs twice, without and with them); then the time to the
+first token of one prompt of 1,024. All sides are up at once and take turns within each round, so
+that a noisy machine treats them alike; medians are compared.
 Peers are installed below `--environments`, once; who can't be is left out with the reason.
 """
 
@@ -30,6 +31,7 @@ from benchmarks.peers.sides import (
 )
 from benchmarks.shapes import SHAPES
 from benchmarks.steps import progress
+from engine_worker.core.decoding.speculation import SpeculationMode
 
 PEERS: Final = ("llama.cpp", "openvino", "vllm", "transformers")
 AIMS: Final = {
@@ -78,7 +80,9 @@ def make_sides(args: argparse.Namespace, home: Path) -> list[Side]:
         "transformers": transformers,
     }
     sides: list[Side] = [
-        PenstockSide(folder, home / "cache", weights, slots) for weights in args.types
+        PenstockSide(folder, home / "cache", weights, slots, speculation)
+        for weights in args.types
+        for speculation in args.speculation
     ]
     for name in args.peers:
         try:
@@ -148,9 +152,9 @@ def table(sides: Sequence[Side], concurrencies: Sequence[int]) -> str:
 
 def ratios(sides: Sequence[Side], concurrencies: Sequence[int]) -> str:
     """Penstock over the best peer of the same type, round by round, beside the aims."""
-    rows = ["| weights | what | best peer | Penstock / it | aim |", "|---|---|---|---|---|"]
+    rows = ["| weights | | what | best peer | Penstock / it | aim |", "|---" * 6 + "|"]
     for ours in (side for side in sides if isinstance(side, PenstockSide)):
-        others = [s for s in sides if s.weights == ours.weights and s is not ours]
+        others = [s for s in sides if s.weights == ours.weights and not isinstance(s, PenstockSide)]
         if not others:
             continue
         for concurrency in concurrencies:
@@ -159,13 +163,15 @@ def ratios(sides: Sequence[Side], concurrencies: Sequence[int]) -> str:
             ratio = statistics.median(a / b for a, b in pairs)
             aim = AIMS.get((ours.weights, concurrency))
             rows.append(
-                f"| {ours.weights} | {concurrency} requests | {best.name} | {ratio:.2f}"
+                f"| {ours.weights} | {ours.name} | {concurrency} requests | {best.name}"
+                f" | {ratio:.2f}"
                 f" | {'–' if aim is None else f'≥ {aim}'} |"
             )
         best = min(others, key=lambda s: statistics.median(s.first_s))
         ratio = statistics.median(b / a for a, b in zip(ours.first_s, best.first_s, strict=True))
         rows.append(
-            f"| {ours.weights} | prompt of 1,024 | {best.name} | {ratio:.2f} | ≥ {PREFILL_AIM} |"
+            f"| {ours.weights} | {ours.name} | prompt of 1,024 | {best.name} | {ratio:.2f}"
+            f" | ≥ {PREFILL_AIM} |"
         )
     return "\n".join(rows)
 
@@ -177,6 +183,7 @@ def main() -> None:
     parser.add_argument("--types", nargs="+", default=["bfloat16", "int8", "int4"])
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--speculation", nargs="+", choices=tuple(SpeculationMode), default=["off"])
     parser.add_argument("--new-tokens", type=int, default=NUM_NEW_TOKENS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="compilers of llama.cpp at a time")

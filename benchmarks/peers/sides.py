@@ -165,16 +165,28 @@ class LlamaCppSide(ServerSide):
 
 
 class PenstockSide(ServerSide):
-    """This server, with what `--backend auto` takes; its caches are filled before it counts."""
+    """This server, with what `--backend auto` takes; its caches are filled before it counts.
 
-    def __init__(self, folder: Path, cache: Path, weights: str, concurrency: int) -> None:
-        super().__init__("Penstock", weights, (), ready_path="/ready", model=folder.name)
+    Args:
+        folder: Of the checkpoint.
+        cache: Folder of compiled programs and packed weights.
+        weights: See `Side`.
+        concurrency: The most requests at once.
+        speculation: Whether answers draft their next tokens.
+    """
+
+    def __init__(
+        self, folder: Path, cache: Path, weights: str, concurrency: int, speculation: str = "off"
+    ) -> None:
+        name = "Penstock" if speculation == "off" else f"Penstock, drafts {speculation}"
+        super().__init__(name, weights, (), ready_path="/ready", model=folder.name)
         self._folder, self._cache, self._concurrency = folder, cache, concurrency
+        self._speculation = speculation
 
     def start(self, stack: ExitStack) -> None:
         for is_counted in (False, True):
             self._url = f"http://127.0.0.1:{free_port()}"
-            side = backends.Side("auto", self.weights, self._url)
+            side = backends.Side("auto", self.weights, self._url, self._speculation)
             server = served(self._folder, self._cache, side)
             if not is_counted:
                 with server as process:

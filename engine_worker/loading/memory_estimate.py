@@ -12,7 +12,7 @@ from engine_worker.compute.backends.choice import stored_label
 from engine_worker.compute.backends.packing_plan import PackedWeight
 from engine_worker.compute.models.decoder import Parameter
 from engine_worker.compute.models.tensors import Source
-from engine_worker.compute.weights.checkpoint import Checkpoint
+from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
 from engine_worker.compute.weights.sources import weight_sources
 from engine_worker.compute.weights.tensor_info import DTYPE_SIZES
 from engine_worker.config import ModelSettings
@@ -193,6 +193,54 @@ def require_memory(
         f"compiled), and {_gibibytes(free)} are free {where}: "
         + _way_out(estimate, backend, needed - free)
     )
+
+
+def require_memory_of_both(
+    settings: ModelSettings,
+    backend: Backend,
+    other: ModelSettings,
+    other_backend: Backend,
+    device_stats: Mapping[str, int] | None = None,
+) -> None:
+    """Refuses two models that are in memory at once, before either is read.
+
+    Args:
+        settings: Of the first.
+        backend: Chosen for it.
+        other: Of the one that it is compared with.
+        other_backend: Chosen for that one.
+        device_stats: As in `require_memory`.
+
+    Raises:
+        ModelMemoryError: As `require_memory`.
+    """
+    taken = _require_beside(0, settings.name, settings, backend, device_stats)
+    name = f"beside {settings.name} the model to compare it with"
+    _require_beside(taken, name, other, other_backend, device_stats)
+
+
+def _require_beside(
+    taken_bytes: int,
+    name: str,
+    settings: ModelSettings,
+    backend: Backend,
+    device_stats: Mapping[str, int] | None,
+) -> int:
+    """As `require_memory`, where something else will have taken its part; the model's weights."""
+    estimate = estimate_memory(
+        backend,
+        settings,
+        kv_memory_bytes=None,
+        checkpoint=open_checkpoint(settings.path, settings.lora),
+    )
+    left = None
+    if device_stats is not None:
+        used = device_stats.get("bytes_in_use", 0) + taken_bytes
+        left = {**device_stats, "bytes_in_use": used}
+    require_memory(
+        name, estimate, backend, left, free_bytes=lambda: max(0, _free_bytes() - taken_bytes)
+    )
+    return estimate.weights_bytes
 
 
 def _way_out(estimate: MemoryEstimate, backend: Backend, missing_bytes: int) -> str:

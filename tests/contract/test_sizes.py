@@ -1,6 +1,7 @@
 """Files, classes and functions stay small enough to be read at once, or say why they don't.
 
-The product's files, classes and functions, and the files of tests, tools and benchmarks.
+The product's files, classes and functions, the files of tests, tools and benchmarks, and all files
+of C++.
 
 A class with more methods than most says in its docstring that it is long, because of what: "It is
 long because …". `REASONS` has those that say so nowhere else, and files.
@@ -26,6 +27,7 @@ BESIDE = ("benchmarks", "examples", "tests", "tools")
 MAX_LINES = 500
 MAX_METHODS = 15
 MAX_FUNCTION_LINES = 100
+_CPP = (".h", ".cc")
 _SAID = re.compile(r"\blong because\b")
 
 REASONS = {
@@ -52,6 +54,10 @@ REASONS = {
         "the methods of `Backend`, a block each"
     ),
     "engine_worker/compute/backends/cpu_native/calls.py": "one declaration a native call",
+    "engine_worker/compute/backends/cpu_native/src/attention.h": (
+        "one class: a softmax over pages, whose steps share its scores and sums"
+    ),
+    "engine_worker/compute/backends/cpu_native/src/xla_ffi_c_api.h": "XLA's own header, as it is",
     "engine_worker/compute/models/config_fields.py ConfigFields": "a reader each kind of value",
     "engine_worker/conversion/restricted_pickle.py _Reader": "a method an opcode",
     "engine_worker/core/choice/batch.py ModelRunner": "the port between engine and device",
@@ -102,10 +108,13 @@ def too_long() -> Iterator[tuple[str, str]]:
         for path in (ROOT / package).rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             yield from too_long_in(path.relative_to(ROOT).as_posix(), text)
-    for folder in BESIDE:
-        for path in (ROOT / folder).rglob("*.py"):
-            text = path.read_text(encoding="utf-8")
-            yield from too_long_file(path.relative_to(ROOT).as_posix(), text)
+    files = [path for folder in BESIDE for path in (ROOT / folder).rglob("*.py")]
+    for folder in (*PACKAGES, *BESIDE):
+        files += [path for end in _CPP for path in (ROOT / folder).rglob(f"*{end}")]
+    for path in files:
+        yield from too_long_file(
+            path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
+        )
 
 
 def too_long_file(name: str, text: str) -> Iterator[tuple[str, str]]:

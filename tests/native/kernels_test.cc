@@ -16,6 +16,7 @@
 
 #include "call_fields.h"
 #include "calls.h"
+#include "driver.h"
 #include "levels.h"
 #include "xla_ffi_c_api.h"
 
@@ -26,125 +27,23 @@ XLA_FFI_Error* penstock_head(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_likeliest(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_embedding(XLA_FFI_CallFrame*);
 int32_t penstock_start_threads(int32_t);
-int32_t penstock_pack(const void*, int32_t, int64_t, int64_t, int32_t, int32_t, int64_t, void*,
-                      int64_t);
 }
-
-struct XLA_FFI_Error {
-  std::string message;
-};
 
 namespace {
 
-using penstock::WeightType;
-
+constexpr int kBfloat16 = 1, kInt8 = 2, kInt4 = 3;  // Of penstock::WeightType.
 constexpr int64_t kVersion = penstock::kConfigVersion;
-
-int num_failures = 0;
-
-void expect(bool condition, const std::string& what) {
-  if (condition) return;
-  std::printf("FAILED: %s\n", what.c_str());
-  num_failures++;
-}
-
-// Numbers from -1 to 1 that are the same everywhere.
-class Random {
- public:
-  float next() {
-    state_ = state_ * 6364136223846793005u + 1442695040888963407u;
-    return static_cast<float>(static_cast<int32_t>(state_ >> 32)) / 2147483648.0f;
-  }
-
- private:
-  uint64_t state_ = 42;
-};
-
-class Array {
- public:
-  Array(XLA_FFI_DataType type, std::vector<int64_t> shape) : type_(type), shape_(std::move(shape)) {
-    int64_t size = type == XLA_FFI_DataType_U8 ? 1 : type == XLA_FFI_DataType_U16 ? 2 : 4;
-    for (int64_t axis : shape_) size *= axis;
-    bytes_ = static_cast<size_t>(size);
-    void* data = nullptr;
-    if (posix_memalign(&data, 64, bytes_) != 0) std::abort();
-    data_.reset(static_cast<char*>(data));
-    std::memset(data, 0, bytes_);
-  }
-
-  template <class T>
-  T* at() const {
-    return reinterpret_cast<T*>(data_.get());
-  }
-  size_t bytes() const { return bytes_; }
-  XLA_FFI_Buffer buffer() {
-    return {XLA_FFI_Buffer_STRUCT_SIZE, nullptr, type_, data_.get(),
-            static_cast<int64_t>(shape_.size()), shape_.data()};
-  }
-  void fill(Random& random) {
-    for (size_t i = 0; i < bytes_ / 4; i++) at<float>()[i] = random.next();
-  }
-
- private:
-  struct Free {
-    void operator()(char* data) const { std::free(data); }
-  };
-  XLA_FFI_DataType type_;
-  std::vector<int64_t> shape_;
-  size_t bytes_;
-  std::unique_ptr<char, Free> data_;
-};
-
-// A call frame; the results that it updates in place are named as arguments.
-struct Call {
-  std::vector<XLA_FFI_Buffer> arguments, results;
-  std::vector<int64_t> config, vocabulary;
-  std::vector<float> scalars;
-
-  std::string run(XLA_FFI_Error* (*handler)(XLA_FFI_CallFrame*)) {
-    XLA_FFI_Api api{};
-    api.XLA_FFI_Error_Create = [](XLA_FFI_Error_Create_Args* args) {
-      return new XLA_FFI_Error{args->message};
-    };
-    std::vector<XLA_FFI_ArgType> argument_types(arguments.size(), XLA_FFI_ArgType_BUFFER);
-    std::vector<XLA_FFI_RetType> result_types(results.size(), XLA_FFI_RetType_BUFFER);
-    std::vector<void*> argument_places, result_places;
-    for (auto& argument : arguments) argument_places.push_back(&argument);
-    for (auto& result : results) result_places.push_back(&result);
-    XLA_FFI_Array arrays[] = {{XLA_FFI_DataType_S64, config.size(), config.data()},
-                              {XLA_FFI_DataType_F32, scalars.size(), scalars.data()},
-                              {XLA_FFI_DataType_S64, vocabulary.size(), vocabulary.data()}};
-    XLA_FFI_ByteSpan names[] = {{"config", 6}, {"scalars", 7}, {"vocabulary", 10}};
-    XLA_FFI_AttrType types[3] = {XLA_FFI_AttrType_ARRAY, XLA_FFI_AttrType_ARRAY,
-                                 XLA_FFI_AttrType_ARRAY};
-    XLA_FFI_ByteSpan* name_places[] = {&names[0], &names[1], &names[2]};
-    void* array_places[] = {&arrays[0], &arrays[1], &arrays[2]};
-    XLA_FFI_CallFrame frame{};
-    frame.api = &api;
-    frame.stage = XLA_FFI_ExecutionStage_EXECUTE;
-    frame.args.size = static_cast<int64_t>(arguments.size());
-    frame.args.types = argument_types.data();
-    frame.args.args = argument_places.data();
-    frame.rets.size = static_cast<int64_t>(results.size());
-    frame.rets.types = result_types.data();
-    frame.rets.rets = result_places.data();
-    frame.attrs.size = 3;
-    frame.attrs.types = types;
-    frame.attrs.names = name_places;
-    frame.attrs.attrs = array_places;
-    std::unique_ptr<XLA_FFI_Error> error(handler(&frame));
-    return error ? error->message : "";
-  }
-};
 
 // An attention block and an MLP block over a ragged step.
 class Problem {
  public:
-  static constexpr int64_t kHidden = 70, kHeads = 6, kKvHeads = 2, kDim = 20, kInner = 50;
+  static constexpr int64_t kHeads = 6, kKvHeads = 2;
   static constexpr int64_t kBlockSize = 24, kTableWidth = 46, kNumBlocks = 99, kTokens = 47;
   static constexpr int64_t kRows = 5, kSharedBlocks = 11;
 
-  Problem(WeightType type, bool is_half_cache) : type_(type), is_half_cache_(is_half_cache) {
+  Problem(int type, bool is_half_cache) : form_(type), is_half_cache_(is_half_cache) {
+    // Odd sizes where the type takes them: those in blocks have whole blocks.
+    if (form_.is_in_blocks()) hidden_ = 64, dim_ = 32, inner_ = 128;
     Random random;
     // Row 0: a chunk of 15 from position 37 on; row 1: one token so far behind that threads share
     // its spans, at the end of its last block; rows 2 to 4: seven tokens each behind the beginning of
@@ -170,19 +69,21 @@ class Problem {
     auto& sine = add(XLA_FFI_DataType_F32, {kTokens, 7});
     cosine.fill(random);
     sine.fill(random);
-    const int64_t width = (kHeads + 2 * kKvHeads) * kDim;
-    add(XLA_FFI_DataType_F32, {kHidden + width + 2 * kDim + 2 * kHidden + kHeads}).fill(random);
-    add_matrix(random, width, kHidden, false);
-    add_matrix(random, kHidden, kHeads * kDim, false);
+    const int64_t width = (kHeads + 2 * kKvHeads) * dim_;
+    add(XLA_FFI_DataType_F32, {hidden_ + width + 2 * dim_ + 2 * hidden_ + kHeads}).fill(random);
+    add_matrix(random, width, hidden_, false);
+    add_matrix(random, hidden_, kHeads * dim_, false);
     const auto cache = is_half_cache ? XLA_FFI_DataType_U16 : XLA_FFI_DataType_F32;
     const int64_t lane = is_half_cache ? 2 : 1;
     first_page_ = arrays_.size();
-    add(cache, {kNumBlocks, kKvHeads, kDim / lane, kBlockSize, lane});
-    add(cache, {kNumBlocks, kKvHeads, kBlockSize / lane, kDim, lane});
-    add(XLA_FFI_DataType_F32, {kHidden + 2 * kInner}).fill(random);
-    add_matrix(random, 2 * kInner, kHidden, true);
-    add_matrix(random, kHidden, kInner, false);
+    add(cache, {kNumBlocks, kKvHeads, dim_ / lane, kBlockSize, lane});
+    add(cache, {kNumBlocks, kKvHeads, kBlockSize / lane, dim_, lane});
+    add(XLA_FFI_DataType_F32, {hidden_ + 2 * inner_}).fill(random);
+    add_matrix(random, 2 * inner_, hidden_, true);
+    add_matrix(random, hidden_, inner_, false);
   }
+
+  Array residual() const { return Array(XLA_FFI_DataType_F32, {kTokens, hidden_}); }
 
   // The call over a fresh residual.
   Call call(Array& x) {
@@ -192,19 +93,18 @@ class Problem {
     call.arguments.push_back(x.buffer());
     for (auto& array : arrays_) call.arguments.push_back(array.buffer());
     call.results = {x.buffer(), arrays_[first_page_].buffer(), arrays_[first_page_ + 1].buffer()};
-    const auto type = static_cast<int64_t>(type_);
     // In the order of handlers.cc: one group of block tables; attention (0) with a norm a head, all
     // biases, a norm behind and sinks, and an MLP (1).
     call.config = {kVersion, 1, 2, 1, 0};
-    const int64_t format[] = {type, 32, 0, 0, 0, 0};
+    const std::vector<int64_t> format = form_.fields();
     const auto add = [&](std::initializer_list<int64_t> fields) {
       for (int matrix = 0; matrix < 2; matrix++) {
-        call.config.insert(call.config.end(), std::begin(format), std::end(format));
+        call.config.insert(call.config.end(), format.begin(), format.end());
       }
       call.config.insert(call.config.end(), fields);
     };
-    add({kHeads, kKvHeads, kDim, 0, 0, 1, 1, is_half_cache_, 0, 1, 1, 1, 1, 0, 1});
-    add({kInner, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0});
+    add({kHeads, kKvHeads, dim_, 0, 0, 1, 1, is_half_cache_, 0, 1, 1, 1, 1, 0, 1});
+    add({inner_, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0});
     call.scalars = {1e-5f, 0.2f, 5.0f, 1.0f, 1e-5f, 1.0f, 0.0f, 0.0f};
     return call;
   }
@@ -216,24 +116,19 @@ class Problem {
     return arrays_.emplace_back(type, std::move(shape));
   }
   void add_matrix(Random& random, int64_t outputs, int64_t inputs, bool is_gate_up) {
-    std::vector<float> values(static_cast<size_t>(outputs * inputs));
-    for (float& value : values) value = random.next() * 0.2f;
     const int64_t panels = is_gate_up ? penstock::divide_up(outputs / 2, 16)
                                       : penstock::divide_up(outputs, penstock::kPanelOutputs);
-    const int64_t size = penstock::panel_bytes(type_, inputs, 32);
+    const int64_t size = form_.panel_bytes(inputs);
     auto& packed = add(XLA_FFI_DataType_U8, {panels, size});
-    expect(penstock_pack(values.data(), 0, outputs, inputs, static_cast<int32_t>(type_),
-                         is_gate_up, 32, packed.at<char>(), panels * size) == 0,
-           "packing");
+    form_.pack(random, outputs, inputs, is_gate_up, packed.at<char>(), panels * size);
   }
 
-  WeightType type_;
+  const MatrixForm form_;
+  int64_t hidden_ = 70, dim_ = 20, inner_ = 50;
   bool is_half_cache_;
   std::deque<Array> arrays_;
   size_t first_page_ = 0;
 };
-
-Array residual() { return Array(XLA_FFI_DataType_F32, {Problem::kTokens, Problem::kHidden}); }
 
 double distance(const Array& a, const Array& b) {
   double difference = 0, norm = 0;
@@ -246,16 +141,16 @@ double distance(const Array& a, const Array& b) {
 }
 
 void test_levels() {
-  for (int type = 0; type < 4; type++) {
+  for (int type = 0; type < kNumTypes; type++) {
     for (bool is_half_cache : {false, true}) {
-      Problem problem(static_cast<WeightType>(type), is_half_cache);
-      Array expected = residual();
+      Problem problem(type, is_half_cache);
+      Array expected = problem.residual();
       penstock::choose_level("generic");
       std::string error = problem.call(expected).run(penstock_blocks);
       expect(error.empty(), error);
       for (auto level = penstock::compiled_levels(); *level != nullptr; level++) {
         if (!penstock::choose_level((*level)->name)) continue;
-        Array found = residual();
+        Array found = problem.residual();
         error = problem.call(found).run(penstock_blocks);
         expect(error.empty(), error);
         const double miss = distance(found, expected);
@@ -268,15 +163,14 @@ void test_levels() {
 
 void test_head_and_embedding() {
   Random random;
-  for (int type = 0; type < 4; type++) {
-    const int64_t outputs = 45, inputs = 50, rows = 17;
-    std::vector<float> values(static_cast<size_t>(outputs * inputs));
-    for (float& value : values) value = random.next();
-    const int64_t size = penstock::panel_bytes(static_cast<WeightType>(type), inputs, 64);
+  for (int type = 0; type < kNumTypes; type++) {
+    const MatrixForm form(type);
+    const int64_t outputs = 45, inputs = form.is_in_blocks() ? 128 : 50, rows = 17;
+    const int64_t size = form.panel_bytes(inputs);
     Array table(XLA_FFI_DataType_U8, {2, size}), hidden(XLA_FFI_DataType_F32, {rows, inputs});
     Array wanted(XLA_FFI_DataType_S32, {rows}), logits(XLA_FFI_DataType_F32, {rows, outputs});
     Array ids(XLA_FFI_DataType_S32, {rows}), x(XLA_FFI_DataType_F32, {rows, inputs});
-    penstock_pack(values.data(), 0, outputs, inputs, type, 0, 64, table.at<char>(), 2 * size);
+    form.pack(random, outputs, inputs, false, table.at<char>(), 2 * size);
     hidden.fill(random);
     for (int i = 0; i < rows; i++) {
       wanted.at<int32_t>()[i] = i == 15;
@@ -287,7 +181,8 @@ void test_head_and_embedding() {
       Call head;
       head.arguments = {hidden.buffer(), wanted.buffer(), table.buffer()};
       head.results = {logits.buffer()};
-      head.config = {kVersion, type, 64, 0, 0, 0, 0};
+      head.config = form.fields();
+      head.config.insert(head.config.begin(), kVersion);
       head.scalars = {1.0f, 3.0f};
       std::string error = head.run(penstock_head);
       expect(error.empty(), error);
@@ -317,27 +212,27 @@ void test_head_and_embedding() {
 // Experts over some tokens: one that many chose, some that nobody did, tokens without any.
 class Experts {
  public:
-  static constexpr int64_t kTokens = 41, kChosen = 3, kExperts = 6, kWidth = 64, kInner = 96;
+  static constexpr int64_t kTokens = 41, kChosen = 3, kExperts = 6, kWidth = 64, kInner = 128;
 
-  explicit Experts(WeightType type)
-      : is_in_blocks_(penstock::is_in_blocks(type)),
+  explicit Experts(int type)
+      : form_(type),
         x_(XLA_FFI_DataType_F32, {kTokens, kWidth}),
         experts_(XLA_FFI_DataType_S32, {kTokens, kChosen}),
         weights_(XLA_FFI_DataType_F32, {kTokens, kChosen}),
         vectors_(XLA_FFI_DataType_F32, {kExperts * (2 * kInner + kWidth)}),
-        gate_up_(packed(type, 2 * kInner, kWidth, true)),
-        down_(packed(type, kWidth, kInner, false)) {
+        gate_up_(packed(2 * kInner, kWidth, true)),
+        down_(packed(kWidth, kInner, false)) {
     x_.fill(random_);
     weights_.fill(random_);
     vectors_.fill(random_);
     const int32_t chosen[] = {4, 1, kExperts, 4, 5, 1, kExperts, kExperts, kExperts};
     for (int64_t i = 0; i < kTokens * kChosen; i++) experts_.at<int32_t>()[i] = chosen[i % 9];
-    const int64_t groups = is_in_blocks_ ? 32 : 0, id = static_cast<int64_t>(type);
+    const std::vector<int64_t> format = form_.fields();
     call.arguments = {x_.buffer(),       experts_.buffer(), weights_.buffer(),
                       vectors_.buffer(), gate_up_.buffer(), down_.buffer()};
     call.config = {kVersion};
     for (int matrix = 0; matrix < 2; matrix++) {
-      call.config.insert(call.config.end(), {id, 32, groups, 0, 0, 0});
+      call.config.insert(call.config.end(), format.begin(), format.end());
     }
     // An activation of GPT-OSS with both biases and its clamp.
     call.config.insert(call.config.end(), {kInner, 4, 1, 0, 0, 1, 1, 0});
@@ -355,31 +250,25 @@ class Experts {
   Call call;
 
  private:
-  Array packed(WeightType type, int64_t outputs, int64_t inputs, bool is_gate_up) {
+  Array packed(int64_t outputs, int64_t inputs, bool is_gate_up) {
     const int64_t panels = outputs / penstock::kPanelOutputs;
-    const penstock::BlockLayout blocks{is_in_blocks_ ? 32 : 0};
-    const int64_t size = penstock::panel_bytes(type, inputs, 32, blocks);
+    const int64_t size = form_.panel_bytes(inputs);
     Array matrices(XLA_FFI_DataType_U8, {kExperts, panels, size});
-    std::memset(matrices.at<char>(), 0x11, matrices.bytes());  // Half floats of it are small.
-    std::vector<float> values(static_cast<size_t>(outputs * inputs));
-    for (int64_t expert = 0; expert < kExperts && !is_in_blocks_; expert++) {
-      for (float& value : values) value = random_.next() * 0.2f;
-      expect(penstock_pack(values.data(), 0, outputs, inputs, static_cast<int32_t>(type),
-                           is_gate_up, 32, matrices.at<char>() + expert * panels * size,
-                           panels * size) == 0,
-             "packing experts");
+    for (int64_t expert = 0; expert < kExperts; expert++) {
+      form_.pack(random_, outputs, inputs, is_gate_up,
+                 matrices.at<char>() + expert * panels * size, panels * size);
     }
     return matrices;
   }
 
-  bool is_in_blocks_;
+  const MatrixForm form_;
   Random random_;
   Array x_, experts_, weights_, vectors_, gate_up_, down_;
 };
 
 void test_experts() {
-  for (int type = 0; type < 7; type++) {
-    Experts experts(static_cast<WeightType>(type));
+  for (int type = 0; type < kNumTypes; type++) {
+    Experts experts(type);
     Array expected = Experts::result();
     penstock::choose_level("generic");
     std::string error = experts.run(expected);
@@ -394,7 +283,7 @@ void test_experts() {
                               std::to_string(type) + " are " + std::to_string(miss) + " away");
     }
   }
-  Experts experts(WeightType::kBfloat16);
+  Experts experts(kBfloat16);
   Array y = Experts::result();
   const Call good = experts.call;
   for (size_t field = 0; field < good.config.size(); field++) {
@@ -421,8 +310,8 @@ void expect_refused(const Call& call, const std::string& what) {
 
 // What jax can't be made to send.
 void test_the_border() {
-  Problem problem(WeightType::kBfloat16, true);
-  Array x = residual();
+  Problem problem(kBfloat16, true);
+  Array x = problem.residual();
   const Call good = problem.call(x);
   for (size_t i = 6; i < good.arguments.size(); i++) {
     Call call = good;
@@ -431,7 +320,7 @@ void test_the_border() {
   }
   for (size_t i = 0; i < good.results.size(); i++) {
     Call call = good;
-    Array other = residual();
+    Array other = problem.residual();
     call.results[i].data = other.at<char>();
     expect_refused(call, "is not updated in place");
   }
@@ -461,8 +350,8 @@ void test_the_border() {
 
 // Several callers at once, and threads that are parked and woken.
 void test_callers_at_once() {
-  Problem problems[] = {{WeightType::kBfloat16, true}, {WeightType::kInt8, true}};
-  Experts experts(WeightType::kInt4);
+  Problem problems[] = {{kBfloat16, true}, {kInt8, true}};
+  Experts experts(kInt4);
   std::vector<std::thread> callers;
   callers.emplace_back([&experts] {
     Array first = Experts::result(), again = Experts::result();
@@ -474,10 +363,10 @@ void test_callers_at_once() {
   });
   for (Problem& problem : problems) {
     callers.emplace_back([&problem] {
-      Array first = residual();
+      Array first = problem.residual();
       problem.call(first).run(penstock_blocks);
       for (int i = 0; i < 40; i++) {
-        Array again = residual();
+        Array again = problem.residual();
         problem.call(again).run(penstock_blocks);
         if (std::memcmp(first.at<char>(), again.at<char>(), first.bytes()) != 0) {
           std::printf("FAILED: a caller's result depends on the other\n");

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the native kernels with a test of their own under AddressSanitizer with
-# UndefinedBehaviorSanitizer, and under ThreadSanitizer, and runs it. Two minutes on two cores.
+# UndefinedBehaviorSanitizer, and under ThreadSanitizer, and runs it. Some minutes on two cores.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 sources=engine_worker/compute/backends/cpu_native/src
@@ -9,9 +9,10 @@ cxx=${CXX:-g++}
 avx512="-mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
 declare -A levels=(
   [amx]="$avx512 -mavx512vnni -mavx512bf16 -mamx-tile -mamx-bf16 -mamx-int8"
-  [avx512_bf16]="$avx512 -mavx512vnni -mavx512bf16" [avx512]="$avx512" [avx2]="-mavx2 -mfma" [generic]=""
+  [avx512_bf16]="$avx512 -mavx512vnni -mavx512bf16" [avx512_vnni]="$avx512 -mavx512vnni" [avx512]="$avx512"
+  [avx2_vnni]="-mavx2 -mfma -mavxvnni" [avx2]="-mavx2 -mfma" [generic]=""
 )
-names=${PENSTOCK_KERNEL_LEVELS:-"amx avx512_bf16 avx512 avx2 generic"}
+names=${PENSTOCK_KERNEL_LEVELS:-"amx avx512_bf16 avx512_vnni avx512 avx2_vnni avx2 generic"}
 [ "$(uname -m)" = x86_64 ] || names=generic
 for sanitizer in address,undefined thread; do
   folder=$build/$sanitizer

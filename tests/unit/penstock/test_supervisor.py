@@ -269,7 +269,7 @@ def test_engines_divide_the_cores_unless_they_were_given_threads(
         folders = {model.name: None for model in settings.models}
         common = common_environment(settings, tmp_path)
         return [
-            (common | spec.environment).get("PENSTOCK_THREADS")
+            {**common, **spec.environment}.get("PENSTOCK_THREADS")
             for spec in process_specs(settings, folders, tmp_path)
             if spec.module == "engine_worker"
         ]

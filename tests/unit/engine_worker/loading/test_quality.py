@@ -8,7 +8,12 @@ import pytest
 
 from engine_worker import quality
 from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.compute.weights.checkpoint import open_checkpoint
+from engine_worker.config import ModelSettings
 from engine_worker.demo import demo_model_path
+from engine_worker.loading import memory_estimate
+from engine_worker.loading.decoder import choose_for_settings
+from engine_worker.loading.memory_estimate import estimate_memory
 from engine_worker.loading.quality import measure_quality
 from tests.fakes.gguf_files import write_gguf
 from tests.fakes.packed_decoder import packed
@@ -54,7 +59,7 @@ def test_a_text_of_one_token_is_refused(exact: PackedDecoder) -> None:
         measure_quality(exact, exact, [1], lambda done: None)
 
 
-def test_the_command_prints_the_record_keeps_it_and_the_engine_offers_it(
+def test_the_command_prints_the_record_and_keeps_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "text.txt"
@@ -70,6 +75,38 @@ def test_the_command_prints_the_record_keeps_it_and_the_engine_offers_it(
     kept = json.loads(record.read_text())
     assert kept["text"] == "text.txt"
     assert {name: str(value) for name, value in kept.items()} == printed
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "name"),
+    [(2**20, "penstock-demo"), (0, "beside penstock-demo the model to compare it with")],
+)
+def test_two_models_that_do_not_fit_at_once_are_refused_before_either_is_read(
+    free_bytes: int,
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = ModelSettings.from_env({"PENSTOCK_DTYPE": "float32", "PENSTOCK_BACKEND": "xla"})
+    backend = choose_for_settings(settings)
+    if not free_bytes:  # room for either alone, of which neither is beside the other
+        estimate = estimate_memory(
+            backend,
+            settings,
+            kv_memory_bytes=None,
+            checkpoint=open_checkpoint(settings.path),
+        )
+        free_bytes = estimate.total_bytes + estimate.weights_bytes // 2
+
+    def load(*_: object) -> None:
+        raise AssertionError("read")
+
+    monkeypatch.setattr("engine_worker.loading.weights.load_for_backend", load)
+    monkeypatch.setattr(memory_estimate, "_free_bytes", lambda: free_bytes)
+    caches = ["--weights-cache", str(tmp_path / "w"), "--compile-cache", str(tmp_path / "c")]
+    assert quality.main(["--dtype", "float32", "--backend", "xla", *caches]) == 1
+    assert f"{name} needs about" in capsys.readouterr().err
 
 
 def test_a_gguf_file_is_compared_with_what_it_was_made_of(

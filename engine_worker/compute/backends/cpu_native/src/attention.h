@@ -5,42 +5,8 @@
 // chunks, which are merged in order. The borders of both are fixed: a token's result has the same
 // bits whatever other tokens it is computed with, and whether or not threads share its spans.
 
-// Positions of a chunk: whole pages, about this many.
-constexpr int64_t kChunk = 256;
-inline int64_t chunk_size(int64_t block_size) {
-  return block_size >= kChunk ? block_size : kChunk / block_size * block_size;
-}
-// Positions of a span: whole chunks, about this many.
-constexpr int64_t kSpan = 1024;
-inline int64_t span_size(int64_t block_size) {
-  const int64_t chunk = chunk_size(block_size);
-  return chunk >= kSpan ? chunk : kSpan / chunk * chunk;
-}
-
-// Queries times heads that are computed together, so that they read a page once.
-constexpr int64_t kFoldedRows = kHasAmx ? kMostBlockRows : 24;
 // Positions of a page that registers of AMX take at once.
 constexpr int64_t kRunPositions = kRunBytes / 2;
-
-// Neighbouring live tokens of one row at ascending positions.
-struct QuerySegment {
-  int64_t first, count;  // in the order of BlocksCall::live
-};
-
-// Neighbouring segments, the rows of which begin with the same blocks. Positions below `num_shared`,
-// a multiple of the chunk, lie in these and are before every token of the tile: they are read once
-// for all of them, and further ones for each segment by itself.
-struct QueryTile {
-  int64_t first, count;  // in the order of BlocksCall::live
-  int64_t first_segment, num_segments, num_shared;
-};
-
-struct QueryTiles {
-  std::vector<QueryTile> tiles;
-  std::vector<QuerySegment> segments;
-  int64_t most_tokens = 1;  // of a tile
-  int64_t num_spans = 1;    // up to the furthest position
-};
 
 template <CacheType kType>
 using CacheProduct =

@@ -1,5 +1,5 @@
 // Everything that depends on the instruction level. Compiled once a level, with that level's options
-// and its name in PENSTOCK_LEVEL; see build_kernels.py.
+// and its name in PENSTOCK_LEVEL; see setup.py.
 //
 // All of it lives in a namespace of the level's own, so that no function compiled for a newer
 // processor can stand in for one of an older level when the library is linked.
@@ -26,9 +26,11 @@ namespace {
 #include "vector.h"
 #include "dot_products.h"
 #include "linear.h"
+#include "query_tiles.h"
 #include "attention.h"
 #include "mlp.h"
 #include "blocks.h"
+#include "head.h"
 #include "experts.h"
 
 }  // namespace
