@@ -16,6 +16,7 @@ from gateway.config import GatewaySettings
 from gateway.http.server import HttpServer, bind_socket, bind_unix_socket
 from protocol.wire.endpoints import Endpoint
 from protocol.wire.messages import Load
+from tests.fakes.documented_answers import DocumentedTransport
 from tests.fakes.fake_workers import FakeAuth, FakeEngine, FakeParser, FakeWorker
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -145,8 +146,11 @@ async def running_gateway(
             base_url=f"{scheme}://{address}",
             timeout=30.0,
             trust_env=False,
-            # A server's own certificate, where it has one.
-            transport=httpx.AsyncHTTPTransport(uds=None if uds is None else str(uds), verify=False),
+            transport=DocumentedTransport(
+                # A server's own certificate, where it has one.
+                httpx.AsyncHTTPTransport(uds=None if uds is None else str(uds), verify=False),
+                application,
+            ),
         ) as client:
             gateway = RunningGateway(directory, application, server, client)
             try:

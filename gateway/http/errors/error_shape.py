@@ -13,7 +13,8 @@ from gateway.http.mcp.messages import INTERNAL_ERROR, MCP_PATH, REFUSED, error_m
 from gateway.request.jobs.job import MESSAGES_ENDPOINT
 from protocol.errors import PenstockError
 
-_MODELS = "/v1/models"
+MODELS_PATH = "/v1/models"
+"""Whoever asks there with a version of Anthropic's gets errors in their words."""
 _ORGANIZATIONS = "/v1/organizations/"
 _VERSION = VERSION_HEADER.encode("ascii")
 
@@ -22,7 +23,7 @@ def is_anthropic(scope: Scope) -> bool:
     """Whether a request is for Anthropic's API: by its path, or at the list of models by header."""
     path: str = scope["path"]
     return is_anthropic_path(path) or (
-        path.startswith(_MODELS) and any(name == _VERSION for name, _ in scope["headers"])
+        path.startswith(MODELS_PATH) and any(name == _VERSION for name, _ in scope["headers"])
     )
 
 

@@ -9,9 +9,11 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.http.access.route_rules import ROUTE_RULES, Access
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
-from gateway.http.errors.error_shape import is_anthropic_path
+from gateway.http.errors.error_shape import MODELS_PATH, is_anthropic_path
 from gateway.http.mcp.messages import MCP_PATH, McpRequest
+from gateway.http.openapi import answers, errors
 from gateway.http.openapi.queries import QUERIES
+from gateway.http.openapi.shapes import TEXT, Answers, either, ref
 from gateway.http.openresponses.schemas import (
     CompactRequest,
     ConversationItemsRequest,
@@ -328,16 +330,13 @@ EXAMPLES: Final[dict[str, dict[str, Any]]] = {
 }
 """A body for each route that takes one."""
 
-_MEDIA_TYPES: Final[dict[str, tuple[str, ...]]] = {
-    "/v1/chat/completions": ("application/json", "text/event-stream"),
-    "/v1/completions": ("application/json", "text/event-stream"),
-    "/v1/responses": ("application/json", "text/event-stream"),
-    "/v1/responses/{response_id}": ("application/json", "text/event-stream"),
-    "/v1/messages": ("application/json", "text/event-stream"),
-    "/metrics": ("text/plain", "application/json"),
-    "/v1/files/{file_id}/content": ("application/octet-stream",),
+_OTHERS: Final[dict[str, dict[str, Any]]] = {
+    "GET /metrics": {"text/plain": {"schema": TEXT}},
+    "GET /v1/files/{file_id}/content": {"application/octet-stream": {}},
+    "GET /v1/hooks/{name}/{path}": {"*/*": {}},
+    "POST /v1/hooks/{name}/{path}": {"*/*": {}},
 }
-"""What answers are, where it is not JSON alone."""
+"""What answers are beside JSON of a known shape: of hooks other packages know it."""
 _CREATED: Final = (
     *("/v1/admin/keys", "/v1/admin/users", "/v1/admin/teams"),
     *("/v1/admin/limits", "/v1/admin/budgets", "/v1/admin/prices", "/v1/admin/webhooks"),
@@ -347,67 +346,19 @@ _WEBSOCKET: Final = ("get", "/v1/responses")
 _DRAIN: Final = "/v1/admin/workers/{name}/drain"
 _SOMETHING: Final = {"minProperties": 1}
 """A change names something."""
-_ERROR_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
-_ANTHROPIC_ERROR_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["type", "error", "request_id"],
-    "properties": {
-        "type": {"const": "error"},
-        "error": {
-            "type": "object",
-            "required": ["type", "message", "details"],
-            "properties": {
-                "type": {"type": "string"},
-                "message": {"type": "string"},
-                "details": {
-                    "type": "object",
-                    "required": ["error_code"],
-                    "properties": {"error_code": {"type": "string"}},
-                },
-            },
-        },
-        "request_id": {"type": "string"},
-    },
-}
 
 
-_MCP_ERROR_SCHEMA: Final[dict[str, Any]] = {
-    "type": "object",
-    "required": ["jsonrpc", "id", "error"],
-    "properties": {
-        "jsonrpc": {"const": "2.0"},
-        "id": {"type": ["string", "integer", "null"]},
-        "error": {
-            "type": "object",
-            "required": ["code", "message"],
-            "properties": {
-                "code": {"type": "integer"},
-                "message": {"type": "string"},
-                "data": {"type": "object"},
-            },
-        },
-    },
-}
-
-
-def _error(name: str, description: str = "An error.") -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{name}"}
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
+def _error(path: str) -> dict[str, Any]:
+    """An error in the words of its path; of the list of models, in those of whoever asks."""
+    if path == MCP_PATH:
+        schema = ref("McpError")
+    elif is_anthropic_path(path):
+        schema = ref("AnthropicError")
+    elif path.startswith(MODELS_PATH):
+        schema = either(ref("Error"), ref("AnthropicError"))
+    else:
+        schema = ref("Error")
+    return {"description": "An error.", "content": {"application/json": {"schema": schema}}}
 
 
 def describe(
@@ -440,12 +391,7 @@ def describe(
     )
     components = document.setdefault("components", {})
     # FastAPI's own validation errors are never sent; every error has OpenAI's shape.
-    components["schemas"] = {
-        **definitions["$defs"],
-        "Error": _ERROR_SCHEMA,
-        "AnthropicError": _ANTHROPIC_ERROR_SCHEMA,
-        "McpError": _MCP_ERROR_SCHEMA,
-    }
+    components["schemas"] = {**definitions["$defs"], **answers.SCHEMAS, **errors.SCHEMAS}
     components["securitySchemes"] = _SCHEMES
     document["security"] = _KEY if requires_keys else _KEY_IF_ANY
     # The document names path parameters without their converters.
@@ -472,13 +418,42 @@ def describe(
     return document
 
 
+def _content(route: str) -> dict[str, Any]:
+    """What an answer is, by its media type."""
+    found = answers.ROUTES.get(route) or Answers(None)
+    content: dict[str, Any] = {}
+    if found.body is not None:
+        content["application/json"] = {"schema": found.body}
+    if found.event is not None:
+        content["text/event-stream"] = {"itemSchema": _event(found.event)}
+    return {**_OTHERS.get(route, {}), **content}
+
+
+def _event(data: dict[str, Any]) -> dict[str, Any]:
+    """A server-sent event, in the words of OpenAPI 3.2, which readers of 3.1 pass over."""
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "event": TEXT,
+            "data": {
+                "type": "string",
+                "description": "JSON; of OpenAI's routes the last one is `[DONE]`.",
+                "contentMediaType": "application/json",
+                "contentSchema": data,
+            },
+        },
+    }
+
+
 def _responses(method: str, path: str) -> dict[str, Any]:
-    name = "AnthropicError" if is_anthropic_path(path) else "Error"
-    error = _error("McpError" if path == MCP_PATH else name)
+    error = _error(path)
     if (method, path) == _WEBSOCKET:
         refused = {**error, "description": "No upgrade to a WebSocket was asked for."}
         return {"101": {"description": "A WebSocket."}, "426": refused, "default": error}
-    content: dict[str, Any] = {kind: {} for kind in _MEDIA_TYPES.get(path, ("application/json",))}
+    content = _content(f"{method.upper()} {path}")
+    if not content:
+        return {"default": error}
     is_creation = method == "post" and path in _CREATED
     done = {"description": "Created." if is_creation else "Done.", "content": content}
     responses = {"201" if is_creation else "200": done, "default": error}

@@ -33,7 +33,7 @@ def api_page(document: Mapping[str, Any], document_url: str) -> str:
 
 
 def _operations(document: Mapping[str, Any]) -> Iterator[str]:
-    yield "<h2>Routes</h2><table><tr><th>Route</th><th>What</th><th>Body</th></tr>"
+    yield "<h2>Routes</h2><table><tr><th>Route</th><th>What</th><th>Body</th><th>Answer</th></tr>"
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             content = operation.get("requestBody", {}).get("content", {})
@@ -41,15 +41,31 @@ def _operations(document: Mapping[str, Any]) -> Iterator[str]:
             yield (
                 f'<tr><td><code><span class="method">{escape(method.upper())}</span>'
                 f"{escape(path)}</code></td><td>{escape(operation.get('description', ''))}</td>"
-                f"<td>{_type(schema) if schema else ''}</td></tr>"
+                f"<td>{_type(schema) if schema else ''}</td>"
+                f"<td>{_answer(operation['responses'])}</td></tr>"
             )
     yield "</table>"
+
+
+def _answer(responses: Mapping[str, Any]) -> str:
+    """What a route answers when all goes well, and the events of its streams."""
+    good = [one.get("content", {}) for status, one in responses.items() if status.startswith("2")]
+    kinds = [kind for content in good for kind in content.values()]
+    shown = [_type(kind["schema"]) for kind in kinds if "schema" in kind]
+    for kind in kinds:
+        if "itemSchema" in kind:
+            event = kind["itemSchema"]["properties"]["data"]["contentSchema"]
+            shown.append(f"events: {_type(event)}")
+    return "<br>".join(shown)
 
 
 def _schemas(document: Mapping[str, Any]) -> Iterator[str]:
     for name, schema in document["components"]["schemas"].items():
         yield f'<h2 id="{escape(name)}">{escape(name)}</h2>'
         yield f"<p>{escape(schema.get('description', ''))}</p>"
+        if "properties" not in schema:
+            yield f"<p>{_type(schema)}</p>"
+            continue
         yield "<table><tr><th>Field</th><th>Type</th><th></th></tr>"
         required = schema.get("required", ())
         for field, kind in schema.get("properties", {}).items():
@@ -64,8 +80,12 @@ def _type(schema: Mapping[str, Any]) -> str:
     if "$ref" in schema:
         name = escape(schema["$ref"].rsplit("/", 1)[1])
         return f'<a href="#{name}">{name}</a>'
-    if "anyOf" in schema:
-        kinds = [_type(one) for one in schema["anyOf"] if one.get("type") != "null"]
+    if "anyOf" in schema or "oneOf" in schema:
+        kinds = [
+            _type(one)
+            for one in schema.get("anyOf", schema.get("oneOf"))
+            if one.get("type") != "null"
+        ]
         return " or ".join(kinds)
     if "enum" in schema or "const" in schema:
         values = schema.get("enum", [schema.get("const")])
