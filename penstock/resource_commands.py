@@ -320,20 +320,6 @@ def commands_of(kind: Kind) -> typer.Typer:
         with admin_client(url, key_file, data_dir) as client:
             print_change(client.request("DELETE", kind.of_one(one)), as_json, f"{one} is deleted.")
 
-    def to(action: str, state: str) -> Callable[..., None]:
-        def change_status(
-            one: resource_id,
-            as_json: AsJson = False,
-            url: Url = URL.default,
-            key_file: KeyFile = None,
-            data_dir: DataDir = None,
-        ) -> None:
-            with admin_client(url, key_file, data_dir) as client:
-                changed = client.request("POST", kind.of_one(one, f"/{action}"))
-                print_change(changed, as_json, f"{one} is {state}.")
-
-        return change_status
-
     app.command("create", help="Make one and print its id.")(create)
     app.command("list", help="List them.")(list_all)
     app.command("show", help="Show everything about one.")(show)
@@ -341,9 +327,26 @@ def commands_of(kind: Kind) -> typer.Typer:
     app.command("delete", help="Delete one.")(delete)
     if kind.status_help is not None:
         of_suspend, of_reactivate = kind.status_help
-        app.command("suspend", help=of_suspend)(to("suspend", "suspended"))
-        app.command("reactivate", help=of_reactivate)(to("reactivate", "active"))
+        app.command("suspend", help=of_suspend)(_to(kind, "suspend", "suspended"))
+        app.command("reactivate", help=of_reactivate)(_to(kind, "reactivate", "active"))
     return app
+
+
+def _to(kind: Kind, action: str, state: str) -> Callable[..., None]:
+    """A command that changes the status of one of a kind."""
+
+    def change_status(
+        one: Annotated[str, typer.Argument(metavar="ID", help=f"From `{kind.word} list`.")],
+        as_json: AsJson = False,
+        url: Url = URL.default,
+        key_file: KeyFile = None,
+        data_dir: DataDir = None,
+    ) -> None:
+        with admin_client(url, key_file, data_dir) as client:
+            changed = client.request("POST", kind.of_one(one, f"/{action}"))
+            print_change(changed, as_json, f"{one} is {state}.")
+
+    return change_status
 
 
 def _once(kind: Kind, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any, TypeVar, get_args
 
 import orjson
 from fastapi import APIRouter, Request, Response
-from msgspec import structs
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError
@@ -40,13 +39,14 @@ _KEYS = "/v1/admin/keys"
 _KEY = f"{_KEYS}/{{key_id}}"
 
 BodyT = TypeVar("BodyT", bound=RequestModel)
+KeyBodyT = TypeVar("KeyBodyT", CreateKeyRequest, ChangeKeyRequest)
 
 
 @router.post(_KEYS, openapi_extra=body_schema(CreateKeyRequest))
 async def create_key(request: Request) -> Response:
     """Make a key; the answer is the only place where it is ever shown."""
-    _, settings = (await body_of(request, CreateKeyRequest)).settings()
-    settings = _of_served_models(request, settings)
+    body = _of_served_models(request, await body_of(request, CreateKeyRequest))
+    _, settings = body.settings()
     key, digest, hint = new_key_secret()
     made = await administer_keys(
         request,
@@ -103,8 +103,8 @@ async def get_key(request: Request, key_id: str) -> Response:
 @router.patch(_KEY, openapi_extra=body_schema(ChangeKeyRequest))
 async def change_key(request: Request, key_id: str) -> Response:
     """Change what is sent; null clears, what isn't sent stays, and the secret does, too."""
-    fields, settings = (await body_of(request, ChangeKeyRequest)).settings()
-    settings = _of_served_models(request, settings)
+    body = _of_served_models(request, await body_of(request, ChangeKeyRequest))
+    fields, settings = body.settings()
     if not fields:
         raise InvalidRequestError("The body names nothing to change.")
     question = bridge.update_key(
@@ -198,12 +198,12 @@ async def body_of(request: Request, model: type[BodyT], *, is_required: bool = T
     return known_only(model, value)  # a misspelt limit would make a key without it
 
 
-def _of_served_models(request: Request, settings: KeySettings) -> KeySettings:
-    """The same settings with the models that aliases stand for."""
-    allowed = settings.allowed_models
-    if allowed is None:
-        return settings
-    return structs.replace(settings, allowed_models=parts_of(request).names.served_globs(allowed))
+def _of_served_models(request: Request, body: KeyBodyT) -> KeyBodyT:
+    """The same body with the models that aliases stand for."""
+    if body.allowed_models is None:
+        return body
+    served = list(parts_of(request).names.served_globs(body.allowed_models))
+    return body.model_copy(update={"allowed_models": served})
 
 
 def new_key_secret() -> tuple[str, bytes, str]:
