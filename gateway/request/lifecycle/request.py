@@ -289,7 +289,7 @@ class Request:
     def on_idle(self) -> None:
         """Settle once: when the request has its outcome and nothing of it is at a worker.
 
-        What a worker has not reported by then is waited for, but not for ever.
+        What a worker has not reported by then is waited for, ten seconds at most.
         """
         if self.outcome is None or self.state is State.SETTLED:
             return
