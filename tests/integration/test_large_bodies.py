@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from gateway.http.bodies import parsers
 from gateway.http.bodies import reading as bodies
+from gateway.http.bodies.body_pool import BodyPool
+from protocol.runtime.child_process import ChildProcess
 from protocol.wire.messages import Abort, Authorize, Prepare
 from tests.fakes.raw_http import connected, post
 from tests.fakes.running_gateway import RunningGateway, running_gateway
@@ -95,6 +98,21 @@ async def test_a_large_request_says_the_same_to_the_engine_as_a_small_one(
         assert first.messages_json == second.messages_json
 
 
+def started_by(pool: BodyPool) -> list[ChildProcess]:
+    """The processes that a pool starts from now on."""
+    started, start = [], pool._start
+
+    async def noted(
+        command: Sequence[str], environment: Mapping[str, str], *, limit: int
+    ) -> ChildProcess:
+        process = await start(command, environment, limit=limit)
+        started.append(process)
+        return process
+
+    pool._start = noted
+    return started
+
+
 async def test_a_process_that_is_killed_is_a_503_and_the_next_body_gets_another(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,11 +120,12 @@ async def test_a_process_that_is_killed_is_a_503_and_the_next_body_gets_another(
         await gateway.auth()
         await gateway.engine()
         pool = pool_of(gateway)
+        started = started_by(pool)
         command, pool._command = pool._command, NEVER_ANSWERS
         asked = asyncio.ensure_future(completion(gateway, prompt=LARGE))
-        await gateway.until(lambda: pool._busy)
+        await gateway.until(lambda: started)
         pool._command = command
-        (process,) = pool._busy
+        (process,) = started
         os.kill(process.pid, signal.SIGKILL)
         status, body = await asked
         assert (status, body["error"]["code"]) == (503, "overloaded")
@@ -123,13 +142,14 @@ async def test_parsing_ends_with_the_client_that_asked(socket_dir: Path) -> None
         auth = await gateway.auth()
         await gateway.engine()
         pool = pool_of(gateway)
+        started = started_by(pool)
         pool._command = NEVER_ANSWERS
         async with connected(gateway) as leaving:
             leaving.writer.write(post(json.dumps({"model": "demo", "prompt": LARGE}).encode()))
-            await gateway.until(lambda: pool._busy)
-            (process,) = pool._busy
+            await gateway.until(lambda: started)
+            (process,) = started
         await gateway.until(lambda: process.returncode is not None)
-        await gateway.until(lambda: not pool._busy and not pool._turns._held)
+        await gateway.until(lambda: not pool._asking and not pool._turns._held)
         assert auth.of(Authorize) == []
 
 
