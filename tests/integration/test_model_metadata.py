@@ -44,3 +44,16 @@ async def test_what_a_model_supports_is_what_its_engine_offers(
         found = {name for name, is_there in listed.items() if is_there is True}
         assert found == supported
         assert listed["supports_vision"] is False
+
+
+async def test_a_classifier_reads_no_question_and_says_where_its_labels_are(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine(capabilities=("classify",))
+        question = {"type": "predicate", "instructions": "Is it spam?"}
+        body = {"model": "demo", "input": "x", "questions": [question]}
+        answer = await gateway.client.post("/v1/decisions", json=body)
+        assert answer.status_code == 400
+        assert "/v1/classify" in answer.json()["error"]["message"]

@@ -71,7 +71,7 @@ _BASH: Final = ClientTool(
     _schema(
         [],
         command=_text("The command to run; needed unless the shell is restarted."),
-        restart={"type": "boolean", "description": "True starts the shell anew."},
+        restart={"type": "boolean", "description": "True starts the shell again."},
     ),
 )
 

@@ -272,10 +272,14 @@ def _question(endpoint: str, body: ScoringBody, message: Score) -> Question[Scor
 
     def check(offer: EngineOffer, _version: ProtocolVersion) -> None:
         if "scores" not in offer.capabilities:
+            why = (
+                "it is a classifier, which has the labels it was trained for and reads no questions"
+                " (POST /v1/classify)"
+                if "classify" in offer.capabilities
+                else "it has no chat template, or its engines are of an older release"
+            )
             raise UnsupportedFieldError(
-                f"The model `{offer.model}` answers no such questions: it has no chat template, or"
-                " its engines are of an older release.",
-                param="model",
+                f"The model `{offer.model}` answers no such questions: {why}.", param="model"
             )
 
     def bound(offer: EngineOffer | None) -> int:
