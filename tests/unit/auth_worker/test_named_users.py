@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from auth_worker.decisions.meter_table import SWEPT_A_TURN
-from auth_worker.decisions.named_users import MAX_NAMES_A_TEMPLATE, NamedUsers
+from auth_worker.decisions.named_users import LOOKED_AT, NamedUsers
 from auth_worker.principals.limit_rules import Limit, WindowKind
 from auth_worker.records.limit_usage import CounterRow, DropCounters, SaveCounter
 from auth_worker.records.operations import Snapshot
@@ -15,7 +15,15 @@ from tests.fakes.auth_parts import AuthorityBench, authority_bench, authorize, s
 from tests.fakes.limit_parts import limit
 
 KEY = stored_key(may_name_end_users=True)
-MANY = MAX_NAMES_A_TEMPLATE
+MANY = 4 * LOOKED_AT
+
+
+@pytest.fixture
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What holds of ten thousand names holds of fewer, which are counted sooner."""
+    defaults = NamedUsers.__init__.__kwdefaults__
+    assert defaults is not None
+    monkeypatch.setitem(defaults, "max_a_template", MANY)
 
 
 def bench_of(*limits: Limit, **fields: Any) -> AuthorityBench:
@@ -45,6 +53,7 @@ def used_by_many(bench: AuthorityBench) -> None:
         assert isinstance(use(bench, f"user-{number}"), Granted)
 
 
+@pytest.mark.usefixtures("few_are_many")
 def test_one_end_user_too_many_is_refused_and_those_who_are_counted_go_on() -> None:
     bench = bench_of(template("total", name="each"))
     used_by_many(bench)
@@ -57,6 +66,7 @@ def test_one_end_user_too_many_is_refused_and_those_who_are_counted_go_on() -> N
     assert isinstance(use(bench, ""), Granted)
 
 
+@pytest.mark.usefixtures("few_are_many")
 def test_whoever_is_idle_makes_room_and_starts_anew_later() -> None:
     bench = bench_of(template("minute"))
     used_by_many(bench)
@@ -129,6 +139,7 @@ def test_a_window_that_is_not_followed_by_another_is_remembered() -> None:
     assert isinstance(use(bench, "ada"), Denied)
 
 
+@pytest.mark.usefixtures("few_are_many")
 def test_names_of_before_a_restart_have_their_places() -> None:
     each = template("total")
     rows = tuple(
