@@ -1,7 +1,7 @@
 """Sampling apart from the forward pass: with biases, masks and log probabilities.
 
-Rows that need any of these are rare, so the step programs do without them. Of such a row a step
-program only computes the hidden state, and this one goes on from there. Masks are asked for
+Rows that need any of these are rare, so the step programs do without them. When a step holds such
+a row its program only computes hidden states, and this one goes on from there. Masks are asked for
 in between, so that they can be made while the forward pass runs.
 """
 

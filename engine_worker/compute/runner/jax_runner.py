@@ -328,10 +328,9 @@ class JaxModelRunner:
         for first in range(0, len(pieces), bucket.num_rows):
             tile = pieces[first : first + bucket.num_rows]
             indices, works = [index for index, _ in tile], [work for _, work in tile]
-            output = self._step(bucket, list(map(_unsampled, works)))
+            output = self._step(bucket, works, samples=False)
             targets = [next(iter(work.scored_token_ids), None) for work in works]
-            places = range(len(works))
-            self._sample_fully(output.last_hidden, places, indices, works, targets, outcome)
+            self._sample_fully(output.last_hidden, indices, works, targets, outcome)
 
     def _call(
         self,
@@ -343,44 +342,40 @@ class JaxModelRunner:
         has_next: bool = False,
     ) -> ProgramOutput:
         """Runs and samples some of the step's rows, which `indices` names."""
-        apart = [i for i, row in enumerate(rows) if row.sample and row.needs_full_sampler]
-        if not apart and not bucket.is_prefill:
+        is_apart = any(row.sample and row.needs_full_sampler for row in rows)
+        if is_apart or bucket.is_prefill:
+            self._ahead.drop()
+            output = self._step(bucket, rows, samples=not is_apart)
+        else:
             output = self._ahead.run(bucket, rows, has_next=has_next)
+        if is_apart:
+            targets = [None] * len(rows)
+            self._sample_fully(output.last_hidden, indices, rows, targets, outcome)
+        else:
             outcome.put_tokens(indices, np.asarray(output.tokens))
-            return output
-        self._ahead.drop()
-        output = self._step(
-            bucket, [_unsampled(r) if i in apart else r for i, r in enumerate(rows)]
-        )
-        if apart:
-            works, targets = [rows[i] for i in apart], [None] * len(apart)
-            apart_indices = [indices[i] for i in apart]
-            self._sample_fully(output.last_hidden, apart, apart_indices, works, targets, outcome)
-        others = [i for i in range(len(rows)) if i not in apart]
-        if others:
-            tokens = np.asarray(output.tokens)[:, others]
-            outcome.put_tokens([indices[i] for i in others], tokens)
         return output
 
-    def _step(self, bucket: Bucket, rows: Sequence[RowWork]) -> ProgramOutput:
-        output, self._state = self._programs.step(self._state, bucket, rows)
+    def _step(
+        self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool = True
+    ) -> ProgramOutput:
+        output, self._state = self._programs.step(self._state, bucket, rows, samples=samples)
         return output
 
     def _sample_fully(
         self,
         hidden: jax.Array | npt.NDArray[np.float32],
-        places: Sequence[int],
         indices: Sequence[int],
         rows: Sequence[RowWork],
         targets: Sequence[int | None],
         outcome: StepOutcome,
     ) -> None:
-        """Samples rows from their places in hidden states [S, hidden], or scores their targets."""
-        fitting = [num for num in self._buckets.sampler_rows if num >= len(rows)]
+        """Samples rows from their hidden states [R, hidden], or scores their targets."""
+        fitting = [num for num in self._buckets.sampler_rows if num >= hidden.shape[0]]
         num_rows = self._programs.store.first_ready(fitting)
-        outputs, self._state = self._programs.sample(
-            self._state, num_rows, hidden, places, rows, targets
-        )
+        if num_rows > hidden.shape[0]:
+            # On the host: a padding program would be one more to compile.
+            hidden = np.pad(np.asarray(hidden), ((0, num_rows - hidden.shape[0]), (0, 0)))
+        outputs, self._state = self._programs.sample(self._state, num_rows, hidden, rows, targets)
         samples = self._programs.samplers[num_rows].read(outputs, rows, targets)
         for index, sample in zip(indices, samples, strict=True):
             outcome.put(index, sample)
@@ -394,12 +389,13 @@ class JaxModelRunner:
     ) -> None:
         """Scores a chunk's following tokens from its hidden states [Q, hidden]."""
         num_rows = max(self._programs.samplers)
-        works = [_unsampled(row)] * num_rows
+        unsampled = replace(row, sample=False)
         for first in range(0, len(row.scored_token_ids), num_rows):
             targets = row.scored_token_ids[first : first + num_rows]
+            tile = np.zeros((num_rows, hidden.shape[1]), np.float32)
+            tile[: len(targets)] = hidden[first : first + len(targets)]
             num = len(targets)
-            places, indices = range(first, first + num), [index] * num
-            self._sample_fully(hidden, places, indices, works[:num], targets, outcome)
+            self._sample_fully(tile, [index] * num, [unsampled] * num, targets, outcome)
 
     def _count_slots(self, rows: Sequence[RowWork]) -> None:
         for row in rows:
@@ -412,11 +408,6 @@ class JaxModelRunner:
         vocab_size = self._backend.spec.vocab_size
         slot_counts = count_tokens(prompt_token_ids, output_token_ids, vocab_size)
         self._state = self._programs.set_counts(self._state, slot, slot_counts)
-
-
-def _unsampled(row: RowWork) -> RowWork:
-    """The row as far as it is computed before it is sampled or scored apart."""
-    return replace(row, sample=False)
 
 
 def _single_tokens(index: int, row: RowWork) -> list[tuple[int, RowWork]]:

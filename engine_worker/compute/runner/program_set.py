@@ -147,11 +147,11 @@ class ProgramSet:
         )
 
     def step(
-        self, state: DeviceState, bucket: Bucket, rows: Sequence[RowWork]
+        self, state: DeviceState, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool
     ) -> tuple[ProgramOutput, DeviceState]:
         """Dispatches a step program; `state` is donated."""
         buffer = self._buffers.get(bucket) or self.packed_layouts[bucket]
-        packed = buffer.pack(rows)
+        packed = buffer.pack(rows, samples=samples)
         output: ProgramOutput
         output, state = self.store.get(bucket)(self._decoder.leaves, state, packed)
         return output, state
@@ -161,27 +161,14 @@ class ProgramSet:
         state: DeviceState,
         num_rows: int,
         hidden: jax.Array | npt.NDArray[np.float32],
-        places: Sequence[int],
         rows: Sequence[RowWork],
         targets: Sequence[int | None],
     ) -> tuple[npt.NDArray[np.int32], DeviceState]:
-        """Runs a full sampler: what `FullSampler.read` takes.
+        """Runs a full sampler on hidden states [num_rows, hidden]: what `FullSampler.read` takes.
 
-        Args:
-            state: Its counts are donated.
-            num_rows: Of the sampler.
-            hidden: [S, hidden], whose row of `places` is the state of each of `rows`.
-            places: Each below S.
-            rows: At most `num_rows`.
-            targets: For each row a token to score instead of sampling one, or None.
+        The counts of `state` are donated.
         """
-        # Before anybody waits for the hidden states: masks are still being made meanwhile.
         inputs = self.samplers[num_rows].pack(rows, targets)
-        if len(hidden) != num_rows or list(places) != list(range(len(places))):
-            # On the host: a gathering program would be one more to compile.
-            gathered = np.zeros((num_rows, hidden.shape[1]), np.float32)
-            gathered[: len(places)] = np.asarray(hidden)[list(places)]
-            hidden = gathered
         program = self.store.get(num_rows)
         outputs, counts = program(self._decoder.leaves, state.counts, hidden, inputs)
         return np.asarray(outputs), state._replace(counts=counts)

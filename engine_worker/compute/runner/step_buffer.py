@@ -19,13 +19,15 @@ class _Written:
         row: Whose fields were written.
         num_blocks: How many of its blocks were, for each cache group.
         num_freed: How many of those, from the first on, as freed.
+        samples: Whether it does.
     """
 
     row: RowWork
     num_blocks: tuple[int, ...]
     num_freed: tuple[int, ...]
+    samples: bool
 
-    def goes_on(self, row: RowWork) -> bool:
+    def goes_on(self, row: RowWork, *, samples: bool) -> bool:
         """Whether a row differs in its token, its position, further and freed blocks only."""
         known = self.row
         return (
@@ -37,6 +39,7 @@ class _Written:
             )
             and row.slot == known.slot
             and row.sample == known.sample
+            and samples == self.samples
             and (row.sampling is known.sampling or row.sampling == known.sampling)
             and row.stop_token_ids == known.stop_token_ids
         )
@@ -57,11 +60,12 @@ class StepBuffer:
         self._padding = self._fields[0].copy(), self._limits[0].copy()
         self._written: list[_Written] = []
 
-    def pack(self, rows: Sequence[RowWork]) -> npt.NDArray[np.int32]:
+    def pack(self, rows: Sequence[RowWork], *, samples: bool = True) -> npt.NDArray[np.int32]:
         """The vector of one call.
 
         Args:
             rows: At most the program's, of one token each.
+            samples: False computes hidden states only, whatever the rows want.
 
         Returns:
             [num_entries] int32, a copy: the program may still read it when the next is made.
@@ -70,8 +74,8 @@ class StepBuffer:
         written: list[_Written] = []
         for index, row in enumerate(rows):
             known = self._written[index] if index < len(self._written) else None
-            if known is None or not known.goes_on(row):
-                written.append(self._write(index, row))
+            if known is None or not known.goes_on(row, samples=samples):
+                written.append(self._write(index, row, samples=samples))
             else:
                 written.append(self._go_on(index, row, known))
         for index in range(num_rows, len(self._written)):
@@ -82,12 +86,12 @@ class StepBuffer:
         self._token_ids[:num_rows, 0] = [row.token_ids[0] for row in rows]
         return self._packed.copy()
 
-    def _write(self, index: int, row: RowWork) -> _Written:
+    def _write(self, index: int, row: RowWork, *, samples: bool) -> _Written:
         self._clear(index)
-        (self._fields[index],) = pack_row_fields((row,), 1, self._layout.num_slots)
+        (self._fields[index],) = pack_row_fields((row,), 1, self._layout.num_slots, samples=samples)
         self._limits[index, 1 : 1 + len(row.stop_token_ids)] = row.stop_token_ids
         nothing = (0,) * len(self._layout.padding_blocks)
-        return self._go_on(index, row, _Written(row, nothing, nothing))
+        return self._go_on(index, row, _Written(row, nothing, nothing, samples))
 
     def _go_on(self, index: int, row: RowWork, known: _Written) -> _Written:
         """Writes what is new in a row's tables, at their ends and behind their windows."""
@@ -103,7 +107,7 @@ class StepBuffer:
                 end += 1
             table[first:end] = padding_block
             num_freed[group] = end
-        return _Written(row, tuple(num_blocks), tuple(num_freed))
+        return _Written(row, tuple(num_blocks), tuple(num_freed), known.samples)
 
     def _clear(self, index: int) -> None:
         self._fields[index], self._limits[index] = self._padding

@@ -1,7 +1,6 @@
 """Sampling apart from the step program, through the runner: masks, biases and log probabilities."""
 
 from dataclasses import replace
-from typing import Any
 
 import jax
 import numpy as np
@@ -134,38 +133,6 @@ def test_the_same_token_is_drawn_with_and_without_log_probabilities(
         assert len(set(result.token_ids.tolist())) == 1
         alone = run(runner, row(sampling=sampling))
         assert alone.token_ids[0] == result.token_ids[0]
-
-
-def test_a_row_that_needs_the_full_sampler_takes_no_other_row_there(
-    bucket_runner: JaxModelRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bucket_runner.reset()
-    wanted = [GREEDY, replace(RANDOM, num_logprobs=2), RANDOM, replace(RANDOM, top_k=4)]
-    prompts = [row(slot, sampling=sampling) for slot, sampling in enumerate(wanted)]
-    first = run(bucket_runner, *prompts).token_ids.tolist()
-    sampled = []
-    sample = bucket_runner._programs.sample
-
-    def watched(
-        state: Any, num_rows: int, hidden: Any, places: Any, rows: Any, targets: Any
-    ) -> Any:
-        sampled.append((num_rows, [work.slot for work in rows]))
-        return sample(state, num_rows, hidden, places, rows, targets)
-
-    def decode(samplings: list[RowSampling]) -> StepResult:
-        rows = [
-            replace(prompt, token_ids=(token,), start=len(PROMPT), sampling=sampling)
-            for prompt, token, sampling in zip(prompts, first, samplings, strict=True)
-        ]
-        return bucket_runner.run(StepBatch(tuple(rows)))
-
-    plain = decode([replace(sampling, num_logprobs=None) for sampling in wanted])
-    monkeypatch.setattr(bucket_runner._programs, "sample", watched)
-    mixed = decode(wanted)
-    assert sampled == [(bucket_runner._buckets.sampler_rows[0], [1])]
-    assert mixed.token_ids.tolist() == plain.token_ids.tolist()
-    assert set(mixed.logprobs) == {1}
-    assert mixed.logprobs[1].token_id == mixed.token_ids[1]
 
 
 @pytest.mark.parametrize("cut", [21, 8, 1])
