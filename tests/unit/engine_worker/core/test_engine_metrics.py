@@ -6,7 +6,7 @@ import pytest
 
 from engine_worker.core.engine import Engine
 from engine_worker.core.metrics import EngineMetrics
-from protocol.wire.messages import Abort, Generate, Grammar, Load, SamplingParams
+from protocol.wire.messages import Abort, BlockPlacement, Generate, Grammar, Load, SamplingParams
 from tests.fakes.fake_runner import DeterministicFakeRunner, hashed_token
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
@@ -148,3 +148,20 @@ def test_nothing_is_kept_of_requests_that_are_gone() -> None:
     harness.add("forgotten")
     harness.engine.forget_gateway("g")
     assert not harness.metrics._times
+
+
+def test_an_engine_says_which_backend_computes_its_blocks_and_in_which_types() -> None:
+    metrics = EngineMetrics()
+    places = (BlockPlacement("attention", "cpu_native"), BlockPlacement("head", "xla", "why"))
+    metrics.on_loaded(places, weights="int8", keys_and_values="bfloat16")
+    found = {
+        (sample.name, *(value for _, value in sample.labels))
+        for sample in metrics.registry.message().samples
+        if sample.name.endswith("_info")
+    }
+    assert found == {
+        ("penstock_engine_blocks_info", "attention", "cpu_native"),
+        ("penstock_engine_blocks_info", "head", "xla"),
+        ("penstock_engine_types_info", "weights", "int8"),
+        ("penstock_engine_types_info", "kv", "bfloat16"),
+    }

@@ -2,6 +2,7 @@
 
 import _ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,53 @@ blocks = [attention.block(0), mlp.block()]
 x, _ = calls.run_blocks(jnp.asarray(problem.x), problem.step, attention.ropes, blocks)
 print(hashlib.sha256(bytes(x)).hexdigest())
 """
+
+
+_CALLS_BESIDE_XLA = """
+import threading
+import jax, numpy as np
+import jax.numpy as jnp
+from engine_worker.compute.backends.cpu_native import calls
+from engine_worker.compute.backends.cpu_native.calls import AttentionConfig, MlpConfig
+from engine_worker.compute.backends.cpu_native.library import load
+from tests.fakes.block_oracle import Problem, Row, StepShape
+
+assert load(num_threads=4).num_threads == 4
+problem = Problem(StepShape((Row(0, 90), Row(300, 1)), 32), 64)
+attention = problem.attention(AttentionConfig(6, 3, 32, 0.2, 1e-5), 16)
+blocks = [attention.block(0), problem.mlp(MlpConfig(300, 1e-5)).block()]
+square = jnp.asarray(np.random.default_rng(0).standard_normal((600, 600)), jnp.float32)
+
+@jax.jit
+def both(x, square):
+    # XLA's own threads before, beside and after the call: nothing orders the second product.
+    y, _ = calls.run_blocks(x + (square @ square)[0, 0] * 0, problem.step, attention.ropes, blocks)
+    return y, (square @ square) @ square, (square * y[0, 0]) @ square
+
+x = jnp.asarray(problem.x)
+expected = [bytes(one) for one in both(x, square)]
+same = []
+
+def call():
+    for _ in range(25):
+        same.append([bytes(one) for one in both(x, square)] == expected)
+
+callers = [threading.Thread(target=call) for _ in range(4)]
+for caller in callers:
+    caller.start()
+for caller in callers:
+    caller.join()
+print(all(same), len(same))
+"""
+
+
+def test_calls_beside_programs_of_xla_wait_for_nobody_for_ever(kernels: Library) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _CALLS_BESIDE_XLA],
+        check=True, capture_output=True, text=True, cwd=Path(__file__).parents[6],
+        env=os.environ | {"NPROC": "4"},
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", "100"]
 
 
 def test_a_step_has_the_same_bits_with_any_number_of_threads(kernels: Library) -> None:
