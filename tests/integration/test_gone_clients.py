@@ -214,8 +214,8 @@ async def test_who_leaves_before_the_request_begins_reserves_nothing(
     parsed, may_go_on = asyncio.Event(), asyncio.Event()
     read = access._read
 
-    async def slow(request: Any, place: Any) -> bytes:
-        body = await read(request, place)
+    async def slow(request: Any, bodies: Any, place: Any) -> bytes:
+        body = await read(request, bodies, place)
         parsed.set()
         await may_go_on.wait()
         return body

@@ -259,7 +259,7 @@ async def test_a_question_to_a_lost_engine_fails_and_leaves_nothing_behind() -> 
     link.on_peer_ready(one)
     (handle,) = directory.engines("m")
     prepares = [Prepare(request_id=f"r{n}", kind="completion", deadline_s=1.0) for n in range(2)]
-    asking = asyncio.create_task(PromptBatch(link, handle, prepares).wait())
+    asking = asyncio.create_task(PromptBatch(link, handle, prepares).wait(len))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     link.on_peer_lost(one)
