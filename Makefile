@@ -52,7 +52,7 @@ serve: $(VENV)/.serve
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not long and not parity" $(ARGS)
 
-# Every family of models against transformers; `make test` has three of them.
+# Every family of models against transformers; `make test` has five of them.
 parity: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 tests/integration/test_model_parity.py \
 		tests/integration/test_encoder_parity.py $(ARGS)

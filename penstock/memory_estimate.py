@@ -171,7 +171,7 @@ def _kinds_of_layers(config: Mapping[str, Any]) -> list[str]:
         if isinstance(kinds, list):
             is_whole = len(kinds) == (num_layers or len(kinds))
             return [str(kind) for kind in kinds] if is_whole else [_FULL] * num_layers
-    attending = config.get("attn_layer_indices")
+    attending = config.get("attn_layer_indices") or config.get("full_attn_idxs")
     if isinstance(attending, list):
         return [_FULL if index in attending else "mamba" for index in range(num_layers)]
     between, period = _FULL, 0

@@ -1,8 +1,8 @@
 """Writes what docs/models.md has from measurements: `python -m tests.models_table`.
 
-The column of agreement, from docs/measurements/parity.md; and the table of memory, from the
-estimate that an engine makes before it loads a model, of models as they were published. Nothing is
-loaded.
+The column of GGUF files, from the families that are read of them; that of agreement, from
+docs/measurements/parity.md; and the table of memory, from the estimate that an engine makes before
+it loads a model, of models as they were published. Nothing is loaded.
 """
 
 import re
@@ -14,6 +14,7 @@ from typing import Final
 from engine_worker.compute.backends.cpu_native.backend import CpuNativeBackend
 from engine_worker.compute.models.decoder import DecoderGraph, declare
 from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.weights.gguf.families import FAMILIES as GGUF_FAMILIES
 from engine_worker.compute.weights.safetensors_files import SafetensorsCheckpoint
 from engine_worker.compute.weights.sources import weight_sources
 from engine_worker.compute.weights.tensor_info import TensorInfo
@@ -33,8 +34,13 @@ CONTEXT: Final = 4096
 _BACKEND: Final = "cpu_native"
 _SETTINGS: Final = ModelSettings(path=Path("model"), name="model")
 _ROW: Final = re.compile(
-    r"^(\| `\w+` \| .+ \| .+ \| .+ \|) [\d– ]+ (\| (?:`\w+`(?:, )?)+ \|)$", re.M
+    r"^\| `(\w+)` \| (.+) \| .+ \| (.+ \| .+ \|) [\d– ]+ (\| (?:`\w+`(?:, )?)+ \|)$", re.M
 )
+_AS_ANOTHER: Final = {
+    "MistralForCausalLM": ("llama",),
+    "Mistral3ForConditionalGeneration": ("llama", "mistral3"),
+}
+"""Whose files llama.cpp's converter writes under the name of another family."""
 _MEMORY_HEAD: Final = "| model |"
 Parity = Mapping[tuple[str, str, str], Measured]
 
@@ -47,6 +53,17 @@ def agreement(cases: Sequence[str], parity: Parity) -> str:
         shares = [one.ways[way].percent for one in found if one is not None for way in WAYS]
         cells.append("–" if None in found else str(min(shares)))
     return " ".join(cells)
+
+
+def gguf_names(architecture: str) -> str:
+    """What GGUF files of an architecture, or of its text model, call it; `–` where none is read."""
+    text = architecture.replace("ForConditionalGeneration", "ForCausalLM")
+    names = _AS_ANOTHER.get(architecture) or [
+        name
+        for name, families in GGUF_FAMILIES.items()
+        if any(family.architecture == text for family in families)
+    ]
+    return ", ".join(f"`{name}`" for name in names) or "–"
 
 
 def declared(model: PublishedModel) -> dict[str, DecoderGraph]:
@@ -119,9 +136,9 @@ def written(text: str, parity: Parity, memory: Sequence[str] | None) -> str:
     """
 
     def row(match: re.Match[str]) -> str:
-        before, cases = match.groups()
+        name, models, more, cases = match.groups()
         shares = agreement(re.findall(r"`(\w+)`", cases), parity)
-        return f"{before} {shares} {cases}"
+        return f"| `{name}` | {models} | {gguf_names(name)} | {more} {shares} {cases}"
 
     lines = _ROW.sub(row, text).split("\n")
     if memory is None:

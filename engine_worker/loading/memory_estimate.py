@@ -106,7 +106,7 @@ def _read_bytes(parts: Sequence[Source], checkpoint: Checkpoint | None) -> int:
     for part in parts:
         tensor = None if checkpoint is None else checkpoint.tensors.get(part.name)
         # One whose numbers are reordered is there twice.
-        is_reordered = part.has_halves_in_turn or part.is_transposed
+        is_reordered = part.has_halves_in_turn or part.is_transposed or part.pairs > 0
         if tensor is None or tensor.made_of or is_reordered:
             widths.add(_READ_BYTES)
         else:

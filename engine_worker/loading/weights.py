@@ -35,7 +35,7 @@ from engine_worker.errors import CheckpointError, PackedFileBusyError, PackedFil
 from engine_worker.loading.write_behind import WriteBehind
 
 SUFFIX: Final = ".packed"
-_READING_VERSION: Final = 2
+_READING_VERSION: Final = 3
 """Of how files become numbers: another one makes all packed files again."""
 _MIB: Final = 2**20
 _log = logging.getLogger("penstock.engine.weights")

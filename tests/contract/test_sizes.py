@@ -73,7 +73,7 @@ REASONS = {
     "gateway/config.py": "every setting of the gateway, declared once",
     "tests/fakes/block_oracle.py": "blocks of every kind, computed again in float64",
     "tests/fakes/fake_workers.py": "a scripted worker a role, and what they share",
-    "tests/fakes/gguf_families.py": "a config of each family, and what the converter does to it",
+    "tests/fakes/gguf_newer_families.py": "a config of each family, and what converting does to it",
     "tests/fakes/sample_bodies.py": "a good body of every route",
     "tests/unit/engine_worker/embedding/test_embedding_queue.py": "every turn of a queue",
     "tests/integration/test_engine_failover.py": "every way of an engine to be lost",

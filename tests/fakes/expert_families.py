@@ -168,6 +168,7 @@ def _latent() -> dict[str, FamilyCase]:
         "glm4_moe_lite": FamilyCase(
             "Glm4MoeLiteConfig",
             {**latent, "q_lora_rank": 20, "mlp_layer_types": ["dense", "sparse", "dense"]},
+            in_make_test=True,
         ),
         "mistral4_with_growing_queries": FamilyCase(
             "Mistral4Config",
@@ -177,6 +178,16 @@ def _latent() -> dict[str, FamilyCase]:
                 "rope_parameters": rope | {"llama_4_scaling_beta": 0.3},
             },
             model="Mistral4ForCausalLM",
+        ),
+        "mistral4_beside_a_vision_tower": FamilyCase(
+            "Mistral4Config",
+            {
+                **latent,
+                "q_lora_rank": 20,
+                "rope_parameters": rope | {"llama_4_scaling_beta": 0.3},
+            },
+            model="Mistral4ForCausalLM",
+            wrapped_as="Mistral3ForConditionalGeneration",
         ),
     }
 

@@ -190,7 +190,10 @@ def _hybrids() -> dict[str, FamilyCase]:
             "Qwen3NextConfig", {**delta_net, **experts, "mlp_only_layers": [1]}, norm_mean=0.0
         ),
         "qwen3_5": FamilyCase(
-            "Qwen3_5TextConfig", {**delta_net, "tie_word_embeddings": True}, norm_mean=0.0
+            "Qwen3_5TextConfig",
+            {**delta_net, "tie_word_embeddings": True},
+            norm_mean=0.0,
+            in_make_test=True,
         ),
         "qwen3_5_beside_a_vision_tower": FamilyCase(
             "Qwen3_5Config",

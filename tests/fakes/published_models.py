@@ -115,6 +115,15 @@ def _gemma3(sizes: tuple[int, int, int]) -> dict[str, Any]:
     )
 
 
+_GEMMA3_4B: Final[dict[str, Any]] = {
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "sliding_window": 1024,
+}
+
+
 def _gpt_oss(num_layers: int, num_experts: int) -> dict[str, Any]:
     return _config(
         "GptOssForCausalLM",
@@ -128,6 +137,35 @@ def _gpt_oss(num_layers: int, num_experts: int) -> dict[str, Any]:
         sliding_window=128,
         rope_theta=150000,
         attention_bias=True,
+    )
+
+
+def _qwen3_5(
+    sizes: tuple[int, int, int], heads: tuple[int, int], num_values: int, **more: Any
+) -> dict[str, Any]:
+    """The text model of a Qwen 3.5, or of one before it with the same layers.
+
+    Args:
+        sizes: As `_config` has them.
+        heads: Likewise.
+        num_values: Heads of values in a delta net.
+        more: What else it says.
+    """
+    return _config(
+        more.pop("architecture", "Qwen3_5ForCausalLM"),
+        sizes,
+        heads,
+        more.pop("vocab_size", 248320),
+        262144,
+        head_dim=256,
+        full_attention_interval=4,
+        linear_num_key_heads=16,
+        linear_num_value_heads=num_values,
+        linear_key_head_dim=128,
+        linear_value_head_dim=128,
+        linear_conv_kernel_dim=4,
+        partial_rotary_factor=0.25,
+        **more,
     )
 
 
@@ -183,6 +221,41 @@ PUBLISHED: Final = (
         ),
     ),
     PublishedModel(
+        "Qwen 3.5 4B, text", 4_205_751_296, _qwen3_5((2560, 9216, 32), (16, 4), 32, **_TIED)
+    ),
+    PublishedModel("Qwen 3.5 9B, text", 8_953_803_264, _qwen3_5((4096, 12288, 32), (16, 4), 32)),
+    PublishedModel("Qwen 3.5 27B, text", 26_895_998_464, _qwen3_5((5120, 17408, 64), (24, 4), 48)),
+    PublishedModel(
+        "Qwen 3.5 35B-A3B, text",
+        34_660_610_688,
+        _qwen3_5(
+            (2048, 512, 40),
+            (16, 2),
+            32,
+            architecture="Qwen3_5MoeForCausalLM",
+            num_experts=256,
+            num_experts_per_tok=8,
+            moe_intermediate_size=512,
+            shared_expert_intermediate_size=512,
+        ),
+    ),
+    PublishedModel(
+        "Qwen3-Next 80B-A3B",
+        79_674_391_296,
+        _qwen3_5(
+            (2048, 5120, 48),
+            (16, 2),
+            32,
+            architecture="Qwen3NextForCausalLM",
+            vocab_size=151936,
+            num_experts=512,
+            num_experts_per_tok=10,
+            moe_intermediate_size=512,
+            shared_expert_intermediate_size=512,
+            norm_topk_prob=True,
+        ),
+    ),
+    PublishedModel(
         "SmolLM3 3B",
         3_075_098_624,
         _config("SmolLM3ForCausalLM", (2048, 11008, 36), (16, 4), 128256, 65536, **_TIED),
@@ -191,6 +264,11 @@ PUBLISHED: Final = (
     PublishedModel("Gemma 2 9B", 9_241_705_984, _gemma2((3584, 14336, 42), (16, 8))),
     PublishedModel("Gemma 3 270M", 268_098_176, _gemma3((640, 2048, 18))),
     PublishedModel("Gemma 3 1B", 999_885_952, _gemma3((1152, 6912, 26))),
+    PublishedModel(
+        "Gemma 3 4B, text",
+        3_880_263_168,
+        {**_gemma3((2560, 10240, 34)), **_GEMMA3_4B},
+    ),
     PublishedModel(
         "Phi-3 mini 3.8B (4k)",
         3_821_079_552,
@@ -205,6 +283,72 @@ PUBLISHED: Final = (
         "Granite 3.1 8B",
         8_170_848_256,
         _config("GraniteForCausalLM", (4096, 12800, 40), (32, 8), 49155, 131072, **_TIED),
+    ),
+    PublishedModel(
+        "Granite 4.0 H Micro",
+        3_191_396_096,
+        _config(
+            "GraniteMoeHybridForCausalLM",
+            (2048, 8192, 40),
+            (32, 8),
+            100352,
+            131072,
+            layer_types=[
+                "attention" if index in (5, 15, 25, 35) else "mamba" for index in range(40)
+            ],
+            num_local_experts=0,
+            shared_intermediate_size=8192,
+            mamba_n_heads=64,
+            mamba_d_head=64,
+            mamba_d_state=128,
+            mamba_d_conv=4,
+            mamba_n_groups=1,
+            mamba_expand=2,
+            **_TIED,
+        ),
+    ),
+    PublishedModel(
+        "LFM2 1.2B",
+        1_170_340_608,
+        _config(
+            "Lfm2ForCausalLM",
+            (2048, 8192, 16),
+            (32, 8),
+            65536,
+            128000,
+            block_auto_adjust_ff_dim=False,
+            conv_L_cache=3,
+            norm_eps=1e-5,
+            full_attn_idxs=[2, 5, 8, 10, 12, 14],
+            **_TIED,
+        ),
+    ),
+    PublishedModel(
+        "GLM-4 9B (0414)",
+        9_400_279_040,
+        _config(
+            "Glm4ForCausalLM",
+            (4096, 13696, 40),
+            (32, 2),
+            151552,
+            32768,
+            head_dim=128,
+            attention_bias=True,
+        ),
+    ),
+    PublishedModel(
+        "Aya Expanse 8B",
+        8_028_033_024,
+        _config(
+            "CohereForCausalLM",
+            (4096, 14336, 32),
+            (32, 8),
+            256000,
+            8192,
+            logit_scale=0.125,
+            layer_norm_eps=1e-5,
+            **_TIED,
+        ),
     ),
     PublishedModel(
         "OLMo 2 7B",

@@ -24,6 +24,8 @@ class Source:
         is_transposed: The checkpoint holds [.., in, out].
         has_halves_in_turn: Its last axis, as the checkpoint holds it, has the numbers of two halves
             in turn (gate 0, up 0, gate 1, ...), of which the weight has one behind the other.
+        pairs: So many rows at the beginning of each group of `period` are pairs of neighbours, of
+            which the weight has the first of each before the second of each.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Source:
     period: int | None = None
     is_transposed: bool = False
     has_halves_in_turn: bool = False
+    pairs: int = 0
 
 
 Tensors = dict[str, tuple[Source, ...]]
@@ -128,6 +131,48 @@ def text_model_tensors(spelling: Spelling = LLAMA) -> TensorNames:
     return tensors
 
 
+def rotated_by_halves(usual: TensorNames) -> TensorNames:
+    """The tensors of a family that rotates neighbours, (2i, 2i + 1), as one that rotates halves.
+
+    The scores are the same products in another order, and the kernels rotate halves.
+    """
+
+    def tensors(spec: DecoderSpec, names: Collection[str] = ()) -> Tensors:
+        sources = usual(spec, names)
+        for index, layer in enumerate(spec.layers):
+            rope, head_dim = layer.attention.rope, layer.attention.head_dim
+            assert rope is not None, "every layer has one"
+            assert layer.attention.qk_norm is QkNorm.NONE, "a norm would have to be put in order"
+            rotated = int(head_dim * rope.partial_factor)
+            for path in (f"layers.{index}.attention.qkv.{kind}" for kind in ("weight", "bias")):
+                query, key, *rest = sources[path]
+                apart = (replace(one, pairs=rotated, period=head_dim) for one in (query, key))
+                sources[path] = (*apart, *rest)
+        return sources
+
+    return tensors
+
+
+def text_model_of_others(usual: TensorNames) -> TensorNames:
+    """The names of a text model in a checkpoint that has more, from those that it has by itself."""
+
+    def tensors(spec: DecoderSpec, names: Collection[str] = ()) -> Tensors:
+        embeddings = ((prefix, f"{prefix}embed_tokens.weight") for prefix in _TEXT_MODELS)
+        prefix = next((found for found, name in embeddings if name in names), _MODEL)
+        head = next((name for name in _TEXT_HEADS if name in names), HEAD)
+        plain = {f"{_MODEL}{name[len(prefix) :]}" for name in names if name.startswith(prefix)}
+
+        def renamed(source: Source) -> Source:
+            if source.name == HEAD:
+                return replace(source, name=head)
+            return replace(source, name=prefix + source.name.removeprefix(_MODEL))
+
+        return {path: tuple(map(renamed, parts)) for path, parts in usual(spec, plain).items()}
+
+    return tensors
+
+
+_MODEL = "model."
 _TEXT_MODELS = ("language_model.model.", "model.language_model.", "model.")
 _TEXT_HEADS = (f"language_model.{HEAD}", HEAD)
 """Prefixes of a text model's tensors and names of its head, in old checkpoints and new ones."""

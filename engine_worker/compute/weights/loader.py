@@ -260,6 +260,8 @@ class WeightReader:
         matrix = self._read_blocks(part.name, expert)
         if part.has_halves_in_turn:
             matrix = matrix.each(lambda rows: np.concatenate([rows[::2], rows[1::2]]))
+        if part.pairs:
+            matrix = matrix.each(partial(_pairs_apart, part=part))
         if part.rows is not None:
             matrix = matrix.each(partial(_some_rows, rows=part.rows, period=part.period))
         return matrix
@@ -283,6 +285,8 @@ class WeightReader:
                 values = np.swapaxes(values, -1, -2)
             # A vector may be a matrix of one row in the file.
             values = values.reshape(-1) if value.ndim == 1 else _as_rows(values)
+            if part.pairs:
+                values = _pairs_apart(values, part)
             if part.rows is not None:
                 values = _some_rows(values, part.rows, part.period)
             rows[row : row + len(values)] = values
@@ -297,6 +301,15 @@ def _some_rows(
     """Rows of a matrix or vector, or those of each of its groups of `period` rows."""
     groups = values.reshape(-1, period or len(values), *values.shape[1:])
     return groups[:, rows[0] : rows[1]].reshape(-1, *values.shape[1:])
+
+
+def _pairs_apart(values: npt.NDArray[Any], part: Source) -> npt.NDArray[Any]:
+    """Rows of a matrix or vector, pairs of neighbours as halves; see `Source.pairs`."""
+    assert part.period is not None, part.name
+    groups = values.reshape(-1, part.period, *values.shape[1:])
+    paired = groups[:, : part.pairs]
+    halves = (paired[:, ::2], paired[:, 1::2], groups[:, part.pairs :])
+    return np.concatenate(halves, axis=1).reshape(values.shape)
 
 
 def _as_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

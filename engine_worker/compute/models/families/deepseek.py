@@ -153,7 +153,13 @@ def _mistral_mlp(fields: ConfigFields, layer: int) -> MlpSpec | MoeSpec:
     return replace(experts, score=RouterScore.SOFTMAX, correction_bias=False)
 
 
-def _tensors(spec: DecoderSpec, names: Collection[str]) -> Tensors:
+def read_mistral4(config: Mapping[str, Any], architecture: str) -> DecoderSpec:
+    """Mistral 4, of which another architecture may be the text model."""
+    return _read(replace(_MISTRAL4, architecture=architecture), config)
+
+
+def deepseek_tensors(spec: DecoderSpec, names: Collection[str]) -> Tensors:
+    """The tensors of a decoder of this file."""
     sources = tensors_with_experts(ExpertNames())(spec, names)
     for index, layer in enumerate(spec.layers):
         sources |= latent_tensors(
@@ -194,11 +200,12 @@ def latent_tensors(ours: str, block: str, attention: AttentionSpec, hidden: int)
     }
 
 
+_MISTRAL4 = _Traits("Mistral4ForCausalLM", "mistral4", _mistral_mlp, has_query_scale=True)
 _ALL = (
     _Traits("DeepseekV2ForCausalLM", "deepseek_v2", _v2_mlp),
     _Traits("DeepseekV3ForCausalLM", "deepseek_v3", _v3_mlp),
     _Traits("Glm4MoeLiteForCausalLM", "glm4_moe_lite", _glm_lite_mlp, norm_eps=1e-5),
-    _Traits("Mistral4ForCausalLM", "mistral4", _mistral_mlp, has_query_scale=True),
+    _MISTRAL4,
 )
 
 FAMILIES = tuple(
@@ -206,7 +213,7 @@ FAMILIES = tuple(
         traits.architecture,
         traits.model_type,
         partial(_read, traits),
-        _tensors,
+        deepseek_tensors,
         has_prediction_layers=True,
     )
     for traits in _ALL

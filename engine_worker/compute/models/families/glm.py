@@ -19,7 +19,12 @@ from engine_worker.compute.models.spec import (
     LayerSpec,
     NormPlacement,
 )
-from engine_worker.compute.models.tensors import Spelling, spelled
+from engine_worker.compute.models.tensors import (
+    Spelling,
+    decoder_tensors,
+    rotated_by_halves,
+    spelled,
+)
 
 _GLM = {
     "rms_norm_eps": 1.5625e-7,
@@ -57,7 +62,7 @@ def read_glm4(config: Mapping[str, Any]) -> DecoderSpec:
 def _read_glm(config: Mapping[str, Any], architecture: str) -> DecoderSpec:
     config = {**_GLM, **config}
     bias = ConfigFields(config).flag("attention_bias", True), False
-    return _read(config, architecture, theta=10_000.0, bias=bias, is_interleaved=True)
+    return _read(config, architecture, theta=10_000.0, bias=bias)
 
 
 def read_seed_oss(config: Mapping[str, Any]) -> DecoderSpec:
@@ -79,7 +84,6 @@ def read_ernie(config: Mapping[str, Any]) -> DecoderSpec:
         theta=500_000.0,
         bias=(bias, bias),
         mlp_bias=bias,
-        is_interleaved=True,
     )
 
 
@@ -90,11 +94,9 @@ def _read(
     theta: float,
     bias: tuple[bool, bool],
     mlp_bias: bool = False,
-    is_interleaved: bool = False,
 ) -> DecoderSpec:
     fields = ConfigFields(config)
     rope = read_ropes(config, theta, max_positions_of(fields))["full_attention"]
-    rope = replace(rope, interleaved=is_interleaved)
     layer = LayerSpec(
         attention_of(fields, rope, None, bias=bias),
         mlp_of(fields, bias=mlp_bias),
@@ -103,19 +105,21 @@ def _read(
 
 
 FAMILIES = (
-    Family("GlmForCausalLM", "glm", read_glm, spelled(_FUSED)),
+    Family("GlmForCausalLM", "glm", read_glm, rotated_by_halves(spelled(_FUSED))),
     Family(
         "Glm4ForCausalLM",
         "glm4",
         read_glm4,
-        spelled(
-            replace(
-                _FUSED,
-                attention_post_norm="post_self_attn_layernorm",
-                mlp_post_norm="post_mlp_layernorm",
+        rotated_by_halves(
+            spelled(
+                replace(
+                    _FUSED,
+                    attention_post_norm="post_self_attn_layernorm",
+                    mlp_post_norm="post_mlp_layernorm",
+                )
             )
         ),
     ),
     Family("SeedOssForCausalLM", "seed_oss", read_seed_oss),
-    Family("Ernie4_5ForCausalLM", "ernie4_5", read_ernie),
+    Family("Ernie4_5ForCausalLM", "ernie4_5", read_ernie, rotated_by_halves(decoder_tensors)),
 )

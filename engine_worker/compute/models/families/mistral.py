@@ -1,6 +1,6 @@
-"""Ministral 3, and the text models of Mistral Small 3 and Ministral 3 that also see."""
+"""Ministral 3, and the text models of Mistral Small 3 and 4 and Ministral 3 that also see."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,13 +14,18 @@ from engine_worker.compute.models.families.common import (
     stated_window,
     text_config_of,
 )
+from engine_worker.compute.models.families.deepseek import deepseek_tensors, read_mistral4
 from engine_worker.compute.models.families.family import Family
 from engine_worker.compute.models.hf_rope import read_ropes
 from engine_worker.compute.models.spec import DecoderSpec, LayerSpec, QueryScale
-from engine_worker.compute.models.tensors import text_model_tensors
+from engine_worker.compute.models.tensors import (
+    Tensors,
+    text_model_of_others,
+    text_model_tensors,
+)
 from engine_worker.errors import UnsupportedFeatureError
 
-_MINISTRAL3 = "ministral3"
+_MINISTRAL3, _MISTRAL4 = "ministral3", "mistral4"
 _MINISTRAL3_DEFAULTS = {"rms_norm_eps": 1e-5, "head_dim": 128, "num_key_value_heads": 8}
 _MISTRAL_DEFAULTS = {
     "rms_norm_eps": 1e-5,
@@ -59,13 +64,15 @@ def read_ministral3(
 
 
 def read_mistral3(config: Mapping[str, Any]) -> DecoderSpec:
-    """The text model of a model that also sees: Mistral Small 3.1 and 3.2, Ministral 3."""
+    """The text model of a model that also sees: Mistral Small 3.1, 3.2 and 4, Ministral 3."""
     # A head in the checkpoint goes before this, as in transformers.
     text = text_config_of({"tie_word_embeddings": True, **config})
     architecture = "Mistral3ForConditionalGeneration"
     model_type = ConfigFields(text).text("model_type", "mistral")
     if model_type == _MINISTRAL3:
         return read_ministral3(text, architecture)
+    if model_type == _MISTRAL4:
+        return read_mistral4(text, architecture)
     if model_type != "mistral":
         raise UnsupportedFeatureError(
             f"config.json: text_config: model_type {model_type!r} is not supported"
@@ -82,13 +89,22 @@ def _read(
     return decoder_of(fields, architecture, [layer] * num_layers_of(fields), "rms_norm_eps")
 
 
+_PLAIN, _LATENT = text_model_tensors(), text_model_of_others(deepseek_tensors)
+
+
+def _tensors(spec: DecoderSpec, names: Collection[str] = ()) -> Tensors:
+    """Mistral 4's attention keeps a latent; that of the others is the usual one."""
+    is_latent = spec.layers[0].attention.latent is not None
+    return (_LATENT if is_latent else _PLAIN)(spec, names)
+
+
 FAMILIES = (
     Family("Ministral3ForCausalLM", _MINISTRAL3, read_ministral3),
     Family(
         "Mistral3ForConditionalGeneration",
         "mistral3",
         read_mistral3,
-        text_model_tensors(),
+        _tensors,
         _OUTSIDE_TEXT,
     ),
 )

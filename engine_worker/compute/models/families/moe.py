@@ -33,6 +33,7 @@ from engine_worker.compute.models.spec import (
     QkNorm,
     RouterScore,
 )
+from engine_worker.compute.models.tensors import TensorNames, rotated_by_halves
 from engine_worker.errors import UnsupportedFeatureError
 
 MAX_EXPERTS = 4096
@@ -49,6 +50,7 @@ class _Traits:
         finish: What else the family changes.
         layer_types: Which layers attend through the window.
         window: Width of the window in tokens; None is no window at all.
+        rotates_neighbours: Pairs of a head's numbers are neighbours instead of halves.
     """
 
     architecture: str
@@ -64,6 +66,7 @@ class _Traits:
     theta: float = 10_000.0
     norm_eps: float = 1e-6
     tied_head: bool = False
+    rotates_neighbours: bool = False
     has_prediction_layers: bool = False
 
 
@@ -276,12 +279,7 @@ def _ernie_mlp(fields: ConfigFields, layer: int) -> MlpSpec | MoeSpec:
 def _finish_ernie(fields: ConfigFields, spec: DecoderSpec) -> DecoderSpec:
     if fields.flag("use_bias", False):
         raise UnsupportedFeatureError("config.json: use_bias is not supported: a head with a bias")
-
-    def change(attention: AttentionSpec) -> AttentionSpec:
-        assert attention.rope is not None, "every layer has one"
-        return replace(attention, rope=replace(attention.rope, interleaved=True))
-
-    return with_attention(spec, change)
+    return spec
 
 
 def _qwen2_layer_types(fields: ConfigFields, num_layers: int) -> tuple[str, ...]:
@@ -412,15 +410,22 @@ _ALL = (
         theta=500_000.0,
         norm_eps=1e-5,
         tied_head=True,
+        rotates_neighbours=True,
     ),
 )
+
+
+def _tensors(traits: _Traits) -> TensorNames:
+    usual = tensors_with_experts(*traits.names)
+    return rotated_by_halves(usual) if traits.rotates_neighbours else usual
+
 
 FAMILIES = tuple(
     Family(
         traits.architecture,
         traits.model_type,
         partial(_read, traits),
-        tensors_with_experts(*traits.names),
+        _tensors(traits),
         has_prediction_layers=traits.has_prediction_layers,
     )
     for traits in _ALL

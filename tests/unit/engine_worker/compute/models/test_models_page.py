@@ -12,10 +12,11 @@ from engine_worker.compute.backends.cpu_native import coverage
 from engine_worker.compute.models.families.registry import FAMILIES
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.spec import DecoderSpec, LayerSpec, MoeSpec
+from engine_worker.compute.weights.gguf.families import FAMILIES as GGUF_FAMILIES
 from engine_worker.text.format_detection import detect_formats
 from tests.fakes.model_families import CASES, FamilyCase
 from tests.fakes.published_models import PUBLISHED, PublishedModel
-from tests.models_table import agreement, declared, memory_row, written
+from tests.models_table import agreement, declared, gguf_names, memory_row, written
 from tests.parity.page import read_page
 
 PAGE = Path(__file__).parents[5] / "docs" / "models.md"
@@ -31,6 +32,7 @@ TYPES = (
 
 class Row(NamedTuple):
     models: str
+    gguf: str
     formats: str
     native: str
     agreement: str
@@ -40,12 +42,12 @@ class Row(NamedTuple):
 def rows() -> Mapping[str, Row]:
     found: dict[str, Row] = {}
     for line in TEXT.splitlines():
-        match = re.fullmatch(r"\| `(\w+)`" + r" \| (.+)" * 5 + r" \|", line)
+        match = re.fullmatch(r"\| `(\w+)`" + r" \| (.+)" * 6 + r" \|", line)
         if match:
-            name, models, formats, native, shares, cases = match.groups()
+            name, models, gguf, formats, native, shares, cases = match.groups()
             assert name not in found, f"{name} has two rows"
             by_name = tuple(re.findall(r"`(\w+)`", cases))
-            found[name] = Row(models, formats, native, shares, by_name)
+            found[name] = Row(models, gguf, formats, native, shares, by_name)
     return found
 
 
@@ -126,7 +128,33 @@ def test_the_formats_of_a_row_are_what_its_model_type_is_taken_for(name: str) ->
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_native_blocks_of_a_row_are_those_that_the_kernels_cover(name: str) -> None:
-    assert ROWS[name].native == native_blocks([spec_of(CASES[case]) for case in ROWS[name].cases])
+    cases = ROWS[name].cases
+    specs = {case: spec_of(CASES[case]) for case in cases}
+    native = native_blocks(list(specs.values()))
+    if native != "all":
+        whole = [f"`{case}`" for case, spec in specs.items() if native_blocks([spec]) == "all"]
+        native += f" ({', '.join(whole)})" if whole else ""
+    assert ROWS[name].native == native
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_gguf_files_of_a_row_are_those_that_are_read(name: str) -> None:
+    assert ROWS[name].gguf == gguf_names(name)
+
+
+def test_every_family_of_gguf_files_stands_in_a_row() -> None:
+    named = {name for row in ROWS.values() for name in re.findall(r"`([^`]+)`", row.gguf)}
+    assert named == set(GGUF_FAMILIES)
+
+
+def test_those_of_which_no_gguf_file_is_read_are_named() -> None:
+    """README says of whom GGUF isn't served by this list."""
+    page = (PAGE.parent / "gguf.md").read_text(encoding="utf-8")
+    absent = [f"`{name}`" for name, row in ROWS.items() if row.gguf == "–"]
+    assert f"no GGUF file: {', '.join(absent)}, and all encoders." in " ".join(page.split())
+    readme = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    number = {5: "five", 6: "six", 7: "seven"}[len(absent)]
+    assert f"but for [{number} architectures](docs/gguf.md#families)" in " ".join(readme.split())
 
 
 PARITY = read_page((PAGE.parent / "measurements" / "parity.md").read_text(encoding="utf-8"))

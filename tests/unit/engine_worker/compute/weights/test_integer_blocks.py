@@ -20,7 +20,7 @@ from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.compute.weights.gguf import blocks as gguf_blocks
 from engine_worker.compute.weights.gguf.checkpoint import open_gguf
 from engine_worker.compute.weights.gguf.integer_blocks import FORMATS, read_blocks
-from engine_worker.compute.weights.loader import open_weights, stored_formats
+from engine_worker.compute.weights.loader import load_weights, open_weights, stored_formats
 from engine_worker.compute.weights.sources import weight_sources
 from engine_worker.errors import CheckpointError
 from protocol.runtime.gguf_header import BLOCK_TYPES, GgufTensor
@@ -193,6 +193,38 @@ def test_joined_weights_are_those_that_are_dequantised_with_rotated_rows(
     assert {"layers.0.attention.qkv.weight", "layers.1.mlp.gate_up.weight"} <= set(kept)
     for path, matrix in kept.items():
         np.testing.assert_array_equal(matrix.numbers(), plain[path], err_msg=path)
+
+
+def test_neighbours_that_are_rotated_become_halves_in_blocks_as_well(tmp_path: Path) -> None:
+    """GLM-4 rotates (2i, 2i + 1) of half of each head; the kernels rotate halves."""
+    (case,) = (case for case in GGUF_FAMILIES if case.arch == "glm4")
+    config = {**case.config, "hidden_size": 64, "attention_bias": True}
+    tensors = write_checkpoint(tmp_path, config)
+    write_gguf(
+        tmp_path / "m.gguf",
+        tmp_path,
+        arch="glm4",
+        kinds={"attn_": "Q8_0"},
+        convert=case.convert,
+        more=case.more,
+    )
+    path = "layers.0.attention.qkv.weight"
+    kept, plain = read_all(tmp_path)
+    assert path in kept
+    np.testing.assert_array_equal(kept[path].numbers(), plain[path])
+    order = [0, 2, 1, 3, 4, 5, 6, 7]
+    for place, start in (("q_proj", 0), ("k_proj", 32)):
+        original = tensors[f"model.layers.0.self_attn.{place}.weight"]
+        second_head = plain[path][start + 8 : start + 16]
+        np.testing.assert_allclose(second_head, original[8:16][order], atol=0.01)
+    graph = declare(load_spec(tmp_path), "float32")
+    bias = "layers.0.attention.qkv.bias"
+    index = [parameter.path for parameter in graph.parameters].index(bias)
+    (tmp_path / "m.gguf").unlink()
+    read = np.asarray(load_weights(tmp_path, graph).leaves[index])
+    original = tensors["model.layers.0.self_attn.q_proj.bias"]
+    np.testing.assert_array_equal(read[8:16], original[8:16][order])
+    np.testing.assert_array_equal(read[48:], tensors["model.layers.0.self_attn.v_proj.bias"])
 
 
 def test_matrices_that_the_folder_has_transposed_are_kept_as_the_file_has_them(
