@@ -22,7 +22,8 @@ def why_not_native() -> str:
     return ""
 
 
-needs_native = pytest.mark.skipif(bool(why_not_native()), reason=why_not_native())
+needs_native = pytest.mark.skipif("why_not_native()", reason="the native kernels can't be loaded")
+"""The name is known from `tests/conftest.py`."""
 
 
 def packed(
