@@ -204,7 +204,7 @@ async def test_a_turn_of_codex_has_its_reasoning_sealed(gateway: RunningGateway)
     assert (reasoning["type"], reasoning["summary"][0]["text"]) == ("reasoning", "Well")
     assert reasoning["encrypted_content"]
     assert said["content"][0]["text"] == "Hello"
-    assert ignored == "tools[3]"
+    assert ignored == "tools[3], text.verbosity"
     assert tools_of(gateway) == ["exec_command", "write_stdin", "apply_patch", "mcp__docs__find"]
     roles = [message["role"] for message in prompt_of(gateway)]
     assert roles == ["system", "developer", "user", "user"]
