@@ -45,13 +45,12 @@ $(VENV)/.test: requirements/test.txt requirements/weights.txt $(VENV)/.serve
 serve: $(VENV)/.serve
 	$(BIN)/penstock serve $(ARGS)
 
-# Four processes, because many tests wait, forked of one that has collected all tests
-# (tests/fakes/forked_run.py); a file at a time in the order of their names, but for what
-# tests/fakes/dealing.py keeps together: end-to-end tests, which wait more than they work, go to two
-# processes. Each thing is shown once; longer forms are in `make soak`, `make fuzz` and
+# Four processes, because many tests wait; a file at a time in the order of their names, but for
+# what tests/fakes/dealing.py keeps together: end-to-end tests, which wait more than they work,
+# go to two processes. Each thing is shown once; longer forms are in `make soak`, `make fuzz` and
 # `make parity`.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -p tests.fakes.forked_run --forks 4 -m "not long and not parity" $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder -m "not long and not parity" $(ARGS)
 
 # Every family of models against transformers; `make test` has five of them.
 parity: $(VENV)/.test

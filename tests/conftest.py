@@ -1,4 +1,5 @@
-"""Fixtures for every test: a clean environment and short socket folders."""
+"""Fixtures for every test: a clean environment and short socket folders; and how tests are dealt
+out."""
 
 import gc
 import importlib.metadata
@@ -8,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import certifi
 import hypothesis
@@ -18,6 +19,13 @@ from protocol.runtime.child_environment import without_settings
 from tests.fakes.installed_entry_points import entry_points
 from tests.fakes.order import is_small_unit
 from tests.fakes.quick_compile import QUICK
+from tests.fakes.rewritten_modules import rewrite_share
+
+if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.workermanage import WorkerController
+
+    from tests.fakes.dealing import DealtTogether
 
 # No setting of ours leaks from the developer's shell into a test, or into a server that one starts.
 _CLEAN = without_settings(os.environ)
@@ -31,9 +39,6 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # transformers and the hub library must never reach for the network in a test.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
-# As engines have it; its threads would be there before a fork.
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Before anything of ours imports it from there.
 importlib.metadata.entry_points = entry_points  # type: ignore[assignment]
@@ -61,16 +66,23 @@ def pytest_configure(config: pytest.Config) -> None:
     Processes that tests start, and `make parity` and `make soak`, compile as users' engines do.
     """
     if config.getoption("-m") == EVERYDAY:
-        # XLA reads them once, when the first program is compiled, in `_have_xla_read_its_flags`.
+        # XLA reads them once, when the first program is compiled, as modules of tests do.
         os.environ.setdefault("XLA_FLAGS", QUICK)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
-    """What is imported and collected stays: to look for garbage in it again and again would take a
-    fifth of the time. That begins with `pytest_collection_finish`."""
+    """The processes of a run share the work of the first import of all modules.
+
+    What is imported and collected stays: to look for garbage in it again and again would take a
+    fifth of the time. That begins with `pytest_collection_finish`.
+    """
     if session.config.getoption("dist", "no") == "no":  # else others collect
         gc.disable()
+    worker = getattr(session.config, "workerinput", None)
+    if worker is not None:
+        number = int(worker["workerid"].removeprefix("gw"))
+        rewrite_share(session.config, number, worker["workercount"])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -85,40 +97,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"))
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Thousands of tests and all that they import are there to stay: no collection of garbage looks
-    at them, now or later."""
-    if not session.config.getoption("forks", 0):
-        _have_xla_read_its_flags()
+def pytest_collection_finish() -> None:
+    """XLA has read its flags, which children must not inherit; thousands of tests and all that they
+    import are there to stay: no collection of garbage looks at them, now or later."""
+    if os.environ.get("XLA_FLAGS") == QUICK:
+        if "jax" in sys.modules:
+            sys.modules["jax"].numpy.zeros(1).block_until_ready()
+        del os.environ["XLA_FLAGS"]
     gc.collect()
     gc.freeze()
     gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_forked() -> None:
-    """In each process that `tests/fakes/forked_run.py` forks."""
-    _have_xla_read_its_flags()
+def pytest_xdist_make_scheduler(config: pytest.Config, log: "Producer") -> "DealtTogether | None":
+    """With `--dist loadfile`, files that share something expensive go to the same process."""
+    from tests.fakes.dealing import DealtTogether
+
+    return DealtTogether(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
-def _have_xla_read_its_flags() -> None:
-    """Children must not inherit them."""
-    if os.environ.get("XLA_FLAGS") == QUICK:
-        if "jax" in sys.modules:
-            sys.modules["jax"].numpy.zeros(1).block_until_ready()
-        del os.environ["XLA_FLAGS"]
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: "WorkerController", error: object | None) -> None:
+    """What a test process that crashed had started would eat the time of all tests that follow."""
+    from tests.fakes.left_behind import end_left_behind
 
-
-def pytest_markeval_namespace() -> dict[str, Any]:
-    """For `needs_native`, which is asked when a test is about to run: the kernels have threads of
-    their own as soon as they are loaded."""
-
-    def why_not_native() -> str:
-        from tests.fakes.packed_decoder import why_not_native
-
-        return why_not_native()
-
-    return {"why_not_native": why_not_native}
+    if error is not None:
+        end_left_behind(node.workerinput["testrunuid"], node.gateway.id)
 
 
 @pytest.fixture(scope="session")

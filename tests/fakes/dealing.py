@@ -1,6 +1,6 @@
 """Deals test files out to the processes that run tests: what shares something goes together."""
 
-from collections.abc import Sequence
+from xdist.scheduler import LoadFileScheduling
 
 from tests.fakes.order import is_small_unit
 
@@ -41,9 +41,8 @@ def group_of(nodeid: str) -> str:
     return nodeid.split("[", 1)[0] if is_small_unit(nodeid) else path
 
 
-def groups_of(nodeids: Sequence[str]) -> list[list[int]]:
-    """The places of the tests of each group; groups and tests in the order of tests."""
-    groups: dict[str, list[int]] = {}
-    for place, nodeid in enumerate(nodeids):
-        groups.setdefault(group_of(nodeid), []).append(place)
-    return list(groups.values())
+class DealtTogether(LoadFileScheduling):  # type: ignore[misc]
+    """As `--dist loadfile`, but by `group_of`; in the order in which tests were collected."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)

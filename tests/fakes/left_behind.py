@@ -1,4 +1,4 @@
-"""Ends the processes that a crashed process of a run of tests has left behind."""
+"""Ends the processes that a crashed process of pytest-xdist has left behind."""
 
 import contextlib
 
@@ -11,8 +11,7 @@ WORKER = "PYTEST_XDIST_WORKER"
 def end_left_behind(run_id: str, worker_id: str) -> list[int]:
     """Kill what a worker's tests have started, and all that came of it.
 
-    Run and worker stand in the environment, as xdist names them, which every process of a test
-    inherits.
+    xdist names run and worker in the environment, which every process of a test inherits.
 
     Returns:
         The ids of what was killed.

@@ -22,8 +22,7 @@ def why_not_native() -> str:
     return ""
 
 
-needs_native = pytest.mark.skipif("why_not_native()", reason="the native kernels can't be loaded")
-"""The name is known from `tests/conftest.py`."""
+needs_native = pytest.mark.skipif(bool(why_not_native()), reason=why_not_native())
 
 
 def packed(

@@ -1,49 +1,30 @@
-"""In a fresh clone, pytest rewrites the asserts of 500 modules: several processes do it, before the
-tests are collected, and what they did is found done."""
+"""In a fresh clone, pytest rewrites the asserts of 500 modules: each process of a run does a share
+first, and finds the rest done, instead of all of them everything."""
 
-import os
 from pathlib import Path
 
 import pytest
 from _pytest.assertion import rewrite
 
 # pytest offers no way to do this ahead; its major version is pinned, and where these are missing
-# the asserts are rewritten as the modules are imported.
+# each process rewrites for itself.
 _PARTS = (
     *("_read_pyc", "_rewrite_test", "_write_pyc", "try_makedirs"),
     *("assertstate_key", "get_cache_dir", "PYC_TAIL"),
 )
 
 
-def rewrite_together(config: pytest.Config, num_processes: int) -> None:
-    """Put into the cache what isn't there of the test modules; a share in each process."""
+def rewrite_share(config: pytest.Config, number: int, num_processes: int) -> None:
+    """Put into the cache what isn't there of one process's share of the test modules."""
     if not all(hasattr(rewrite, part) for part in _PARTS):
         return
-    missing = [path for path in _modules(config) if rewrite._read_pyc(path, _cached(path)) is None]
-    pids = []
-    for number in range(min(num_processes, len(missing))):
-        pid = os.fork()
-        if pid == 0:
-            try:
-                for path in missing[number::num_processes]:
-                    _rewrite(config, path)
-            finally:
-                # What it left undone the first process does.
-                os._exit(0)
-        pids.append(pid)
-    for pid in pids:
-        os.waitpid(pid, 0)
-
-
-def _cached(path: Path) -> Path:
-    return Path(rewrite.get_cache_dir(path) / (path.stem + rewrite.PYC_TAIL))
-
-
-def _rewrite(config: pytest.Config, path: Path) -> None:
-    cached = _cached(path)
-    if rewrite.try_makedirs(cached.parent):
-        found, code = rewrite._rewrite_test(path, config)
-        rewrite._write_pyc(config.stash[rewrite.assertstate_key], code, found, cached)
+    state = config.stash[rewrite.assertstate_key]
+    for path in _modules(config)[number::num_processes]:
+        folder = rewrite.get_cache_dir(path)
+        cached = folder / (path.stem + rewrite.PYC_TAIL)
+        if rewrite._read_pyc(path, cached) is None and rewrite.try_makedirs(folder):
+            found, code = rewrite._rewrite_test(path, config)
+            rewrite._write_pyc(state, code, found, cached)
 
 
 def _modules(config: pytest.Config) -> list[Path]:
