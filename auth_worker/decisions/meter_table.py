@@ -313,8 +313,6 @@ class MeterTable:
         if windows:
             if is_known and not all(_is_idle(one, wall_s) for one in windows.values()):
                 return False
-            for one in windows.values():
-                one.is_gone = True
             self._drop(windows.values())
         self._windows.pop(which, None)
         self._named.remove(limit_id, end_user)
@@ -408,8 +406,8 @@ class MeterTable:
         meter = self._meters.get(which)
         amount = self._amount(limit, wall_s)
         if meter is None or not _is_same_kind(meter.limit, limit):
-            if isinstance(meter, SlidingBudget):
-                self._emit(DropCounters((meter.counter_id,)))
+            if meter is not None:
+                self._replace(meter)
             counter_id = self._take_counter() if limit.measure == "money" else 0
             meter = self._new_meter(limit, end_user, amount, counter_id)
             self._meters[which] = meter
@@ -417,6 +415,17 @@ class MeterTable:
         elif meter.limit is not limit or meter.amount != amount:
             meter.change(limit, amount)
         return meter, Span(-math.inf, math.inf)
+
+    def _replace(self, meter: SlidingMeter | ParallelMeter) -> None:
+        """Another count begins: the database forgets this one, though leases may go on in it."""
+        meter.is_gone = True
+        counter_ids = meter.counter_ids if isinstance(meter, SlidingMeter) else ()
+        for counter_id in counter_ids:
+            self._of_slot.pop(counter_id, None)
+        if isinstance(meter, SlidingBudget):
+            counter_ids += (meter.counter_id,)
+        if counter_ids:
+            self._emit(DropCounters(counter_ids))
 
     def _new_meter(
         self, limit: Limit, end_user: str, amount: int, counter_id: int
@@ -545,9 +554,11 @@ class MeterTable:
         self._named.add(meter.limit, meter.end_user)
 
     def _drop(self, meters: Iterable[FixedMeter]) -> None:
-        counter_ids = tuple(meter.counter_id for meter in meters)
-        for counter_id in counter_ids:
-            self._by_counter.pop(counter_id, None)
+        counter_ids: tuple[int, ...] = ()
+        for meter in meters:
+            meter.is_gone = True
+            self._by_counter.pop(meter.counter_id, None)
+            counter_ids += (meter.counter_id,)
         if counter_ids:
             self._emit(DropCounters(counter_ids))
 
@@ -560,9 +571,13 @@ class MeterTable:
     def _restore(self, counters: Iterable[CounterRow]) -> None:
         now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
         stale: list[int] = []
-        for row in sorted(counters, key=lambda row: (row.begins_at, row.counter_id)):
+        rows = sorted(counters, key=lambda row: (row.begins_at, row.counter_id))
+        # Earlier releases left some of meters that were replaced: the newest meter's is right.
+        newest = {(row.limit_id, row.end_user): row for row in rows if _is_slice(row)}
+        for row in rows:
             limit = self.limits.get(row.limit_id)
-            if limit is None or not self._restore_row(limit, row, now_s, wall_s):
+            is_replaced = _is_slice(row) and newest[row.limit_id, row.end_user] is not row
+            if limit is None or is_replaced or not self._restore_row(limit, row, now_s, wall_s):
                 stale.append(row.counter_id)
         if stale:
             self._emit(DropCounters(tuple(stale)))
@@ -571,7 +586,7 @@ class MeterTable:
         """Count a row again; False when the limit is not of that kind any more."""
         if limit.window.slides:
             meter = self._meter(limit, row.end_user, wall_s)[0]
-            if row.begins_at == SLICE_OF_SLIDING:
+            if _is_slice(row):
                 return _restore_slice(meter, row)
             if not isinstance(meter, SlidingMeter) or not meter.is_durable:
                 return False
@@ -597,9 +612,13 @@ class MeterTable:
         return True
 
 
+def _is_slice(row: CounterRow) -> bool:
+    return row.begins_at == SLICE_OF_SLIDING
+
+
 def _restore_slice(meter: Meter, row: CounterRow) -> bool:
-    """How far a meter could grant before; False when that is of a limit as it was before."""
-    if not isinstance(meter, SlidingBudget) or meter.granted:
+    """How far a meter could grant before; False when nobody needs to know that any more."""
+    if not isinstance(meter, SlidingBudget) or not row.granted:
         return False
     meter.restore_slice(row.granted, row.counter_id)
     return True
