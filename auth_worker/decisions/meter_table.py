@@ -25,7 +25,7 @@ from auth_worker.principals.keys import StoredKey
 from auth_worker.principals.limit_directory import LimitDirectory
 from auth_worker.principals.limit_rules import Limit, Measure, Window
 from auth_worker.records.limit_usage import CounterRow, DropCounters, SaveCounter
-from auth_worker.records.operations import Operation
+from auth_worker.records.operations import Flush, Operation
 
 MAX_PLANS_A_KEY: Final = 4096
 """Callers choose routes and end users; beyond so many plans they are made again."""
@@ -144,6 +144,7 @@ class MeterTable:
         self._windows: dict[tuple[str, str], dict[float, FixedMeter]] = {}
         self._by_counter: dict[int, FixedMeter] = {}
         self._of_slot: dict[int, SlidingMeter] = {}  # by the counter of the slot
+        self._budgets: deque[SlidingBudget] = deque()  # those of no end user, swept in turn
         self._spans: dict[Window, Span] = {}
         self._next_counter = epoch * COUNTERS_AN_EPOCH
         self._gone: deque[str] = deque()  # limits that were removed, while something counts in them
@@ -265,11 +266,26 @@ class MeterTable:
             meter.hold_unknown(now_s, until_s)
 
     def release_slices(self) -> None:
-        """This process ends cleanly: nothing beyond what is held needs to be kept back."""
+        """This process ends cleanly: nothing beyond what is held needs to be kept back.
+
+        What counts in a sliding budget leaves it while nothing runs, so any slice that was kept
+        would look as if somebody held what has left. Its leases and slots say all that counts, once
+        they are on the disk; only what an earlier kill left unknown needs a slice.
+        """
+        now_s = self._clock.monotonic_s()
+        needless: list[int] = []
         for meter in self._sliced():
-            if meter.granted:
+            meter.refresh_due(now_s)
+            if not meter.granted and not meter.asked:
+                continue
+            if isinstance(meter, SlidingBudget) and not meter.unknown:
+                needless.append(meter.counter_id)
+            else:
                 meter.granted = meter.total + meter.held
                 self._emit(SaveCounter(meter.row))
+        if needless:
+            self._emit(Flush())  # leases may linger: they must be written before
+            self._emit(DropCounters(tuple(needless)))
 
     def _sliced(self) -> Iterator[SlicedMeter]:
         """Every meter that grants from slices."""
@@ -282,8 +298,9 @@ class MeterTable:
     def sweep(self) -> None:
         """Release some of what no limit needs any more; to be called about every second.
 
-        Those of end users are looked at all the time, in turn, and those of limits that are gone
-        until nothing counts in them any more; the rest, however many they are, isn't looked at.
+        Those of end users and the slices of sliding budgets are looked at all the time, in turn,
+        and those of limits that are gone until nothing counts in them any more; the rest, however
+        many they are, isn't looked at.
         """
         gone = self._gone
         for _ in range(min(SWEPT_A_TURN, len(gone))):
@@ -293,6 +310,12 @@ class MeterTable:
                 gone.rotate(-1)
         for limit_id, end_user in self._named.take_turn(SWEPT_A_TURN):
             self._let_go_if_idle(limit_id, end_user)
+        now_s, budgets = self._clock.monotonic_s(), self._budgets
+        for _ in range(min(SWEPT_A_TURN, len(budgets))):
+            budget = budgets.popleft()
+            if not budget.is_gone:
+                budget.release_if_idle(now_s)
+                budgets.append(budget)
 
     def _let_go_if_idle(self, limit_id: str, end_user: str) -> bool:
         """Forget what is counted of a limit for an end user, if that changes nothing."""
@@ -411,6 +434,8 @@ class MeterTable:
             counter_id = self._take_counter() if limit.measure == "money" else 0
             meter = self._new_meter(limit, end_user, amount, counter_id)
             self._meters[which] = meter
+            if isinstance(meter, SlidingBudget) and not end_user:
+                self._budgets.append(meter)
             self._named.add(limit, end_user)
         elif meter.limit is not limit or meter.amount != amount:
             meter.change(limit, amount)

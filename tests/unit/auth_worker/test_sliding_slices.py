@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 
 from auth_worker.decisions.sliced_meters import SLICE_OF_SLIDING
-from auth_worker.principals.limit_rules import Window, WindowKind
-from auth_worker.records.limit_usage import CounterRow, SaveCounter
+from auth_worker.principals.limit_rules import SLIDING_S, Window, WindowKind
+from auth_worker.records.limit_usage import CounterRow, DropCounters, SaveCounter
+from auth_worker.records.operations import SaveLease
 from protocol.wire.messages import Adjust, Adjusted, Granted
 from tests.fakes.auth_handler_bench import AuthHandlerBench
 from tests.fakes.auth_parts import FakeClock, authorize
 from tests.fakes.limit_parts import limit
 from tests.unit.auth_worker.test_slices import (
+    BUDGET,
     SCOPE,
     counters,
     grant,
@@ -94,9 +96,8 @@ def test_the_slice_of_a_sliding_budget_shrinks_with_what_counts(
         grant(bench)
         bench.write()
         assert slice_of(bench) < before / 2
-        bench.authority.close()
-        bench.write()
-        assert slice_of(bench) == 190
+        end(bench)
+        assert slices_of(bench) == []
     with running(tmp_path, clock, budget) as bench:
         assert bench.authority.meter_of(budget).held == 190
 
@@ -109,6 +110,125 @@ def slices_of(bench: AuthHandlerBench) -> list[CounterRow]:
 def slice_of(bench: AuthHandlerBench) -> int:
     (row,) = slices_of(bench)
     return row.granted
+
+
+def end(bench: AuthHandlerBench) -> None:
+    """It ends cleanly."""
+    bench.authority.close()
+    bench.write()
+
+
+@pytest.mark.parametrize("kind", ["minute", "hour", "day"])
+@pytest.mark.parametrize("leaves", ["before the end", "after the end"])
+def test_what_left_a_sliding_budget_is_free_after_a_clean_restart(
+    tmp_path: Path, clock: FakeClock, kind: WindowKind, leaves: str
+) -> None:
+    budget = limit("money", 1000, kind, limit_id="bud_s")
+    idle_s = 2 * SLIDING_S[kind]
+    with running(tmp_path, clock, budget) as bench:
+        for _ in range(5):
+            settle(bench, grant(bench).lease_id)
+        if leaves == "before the end":
+            clock.advance(idle_s)
+        end(bench)
+    if leaves == "after the end":
+        clock.advance(idle_s)
+    with running(tmp_path, clock, budget) as bench:
+        meter = bench.authority.meter_of(budget)
+        assert (meter.total, meter.held) == (0, 0)
+        assert grants_until_refused(bench)[0] == 5
+
+
+@pytest.mark.parametrize("kind", ["minute", "hour"])
+def test_what_counts_in_a_sliding_budget_and_what_runs_is_all_that_a_clean_restart_keeps(
+    tmp_path: Path, clock: FakeClock, kind: WindowKind
+) -> None:
+    budget = limit("money", 1000, kind, limit_id="bud_s")
+    with running(tmp_path, clock, budget) as bench:
+        for _ in range(2):
+            settle(bench, grant(bench).lease_id)
+        assert isinstance(bench.ask(authorize(scope=SCOPE)), Granted)  # not written before the end
+        end(bench)
+    with running(tmp_path, clock, budget) as bench:
+        meter = bench.authority.meter_of(budget)
+        assert (meter.total, meter.held) == (380, 190)
+        clock.advance(SLIDING_S[kind] * 31 / 30)  # nobody has charged the lease yet
+        meter = bench.authority.meter_of(budget)
+        assert (meter.total, meter.held) == (0, 190)
+        assert grants_until_refused(bench)[0] == 4
+
+
+def test_the_leases_of_a_clean_end_are_on_the_disk_before_its_slices_are_dropped(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    budget = limit("money", 10**6, "hour", limit_id="bud_s")
+    with running(tmp_path, clock, budget) as bench:
+        grant(bench)
+        assert isinstance(bench.ask(authorize(scope=SCOPE)), Granted)
+        bench.authority.close()
+        # A group is full: the leases beyond it would be written after it, a kill in between.
+        operations = [item.operation for item in bench.committer._backlog.take(0.0)]
+        kinds = [type(operation) for operation in operations]
+        assert kinds.index(SaveLease) < kinds.index(DropCounters)
+
+
+def test_a_slice_that_was_on_its_way_to_the_disk_is_not_kept_back_after_a_clean_restart(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    budget = limit("money", 1000, "hour", limit_id="bud_s")
+    with running(tmp_path, clock, budget, BUDGET) as bench:
+        assert bench.ask(authorize(scope=SCOPE)) is None
+        bench.authority.close()
+        bench.committer._closing = True  # nobody hears of it any more
+        bench.committer._run()
+    with running(tmp_path, clock, budget, BUDGET) as bench:
+        assert [bench.authority.meter_of(one).held for one in (budget, BUDGET)] == [0, 0]
+        assert grants_until_refused(bench)[0] == 5
+
+
+def test_what_a_kill_left_unknown_is_held_after_a_clean_restart_as_well(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    budget = limit("money", 1000, "hour", limit_id="bud_s")
+    with running(tmp_path, clock, budget) as bench:
+        grant(bench)
+        for _ in range(4):
+            assert isinstance(bench.ask(authorize(scope=SCOPE)), Granted)  # never written
+    with running(tmp_path, clock, budget) as bench:
+        end(bench)
+    with running(tmp_path, clock, budget) as bench:
+        assert grants_until_refused(bench)[0] == 0
+        clock.advance(601.0)  # by then all of them must have ended
+        end(bench)
+    with running(tmp_path, clock, budget) as bench:
+        assert grants_until_refused(bench)[0] == 5
+
+
+def test_a_kill_holds_nothing_back_of_a_sliding_budget_in_which_nothing_counted_any_more(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    budget = limit("money", 1000, "hour", limit_id="bud_s")
+    with running(tmp_path, clock, budget) as bench:
+        for _ in range(5):
+            settle(bench, grant(bench).lease_id)
+        bench.handler.expire()
+        bench.write()
+        assert slice_of(bench) == 1000
+        clock.advance(3700.0)
+        bench.handler.expire()
+        bench.write()
+        assert slice_of(bench) == 0
+        grant(bench)  # waits for the disk again
+        assert slice_of(bench) == 1000
+        clock.advance(7200.0)
+        bench.handler.expire()
+        bench.write()
+        clock.advance(7200.0)
+        bench.handler.expire()
+        bench.write()
+    with running(tmp_path, clock, budget) as bench:
+        assert bench.authority.meter_of(budget).held == 0
+        assert grants_until_refused(bench)[0] == 5
 
 
 def test_the_slice_of_a_budget_that_was_replaced_does_not_come_back(
