@@ -25,7 +25,7 @@ from auth_worker.principals.keys import StoredKey
 from auth_worker.principals.limit_directory import LimitDirectory
 from auth_worker.principals.limit_rules import Limit, Measure, Window
 from auth_worker.records.limit_usage import CounterRow, DropCounters, SaveCounter
-from auth_worker.records.operations import Operation
+from auth_worker.records.operations import Flush, Operation
 
 MAX_PLANS_A_KEY: Final = 4096
 """Callers choose routes and end users; beyond so many plans they are made again."""
@@ -144,6 +144,7 @@ class MeterTable:
         self._windows: dict[tuple[str, str], dict[float, FixedMeter]] = {}
         self._by_counter: dict[int, FixedMeter] = {}
         self._of_slot: dict[int, SlidingMeter] = {}  # by the counter of the slot
+        self._budgets: deque[SlidingBudget] = deque()  # those of no end user, swept in turn
         self._spans: dict[Window, Span] = {}
         self._next_counter = epoch * COUNTERS_AN_EPOCH
         self._gone: deque[str] = deque()  # limits that were removed, while something counts in them
@@ -265,11 +266,26 @@ class MeterTable:
             meter.hold_unknown(now_s, until_s)
 
     def release_slices(self) -> None:
-        """This process ends cleanly: nothing beyond what is held needs to be kept back."""
+        """This process ends cleanly: nothing beyond what is held needs to be kept back.
+
+        What counts in a sliding budget leaves it while nothing runs, so any slice that was kept
+        would look as if somebody held what has left. Its leases and slots say all that counts, once
+        they are on the disk; only what an earlier kill left unknown needs a slice.
+        """
+        now_s = self._clock.monotonic_s()
+        needless: list[int] = []
         for meter in self._sliced():
-            if meter.granted:
+            meter.refresh_due(now_s)
+            if not meter.granted and not meter.asked:
+                continue
+            if isinstance(meter, SlidingBudget) and not meter.unknown:
+                needless.append(meter.counter_id)
+            else:
                 meter.granted = meter.total + meter.held
                 self._emit(SaveCounter(meter.row))
+        if needless:
+            self._emit(Flush())  # leases may linger: they must be written before
+            self._emit(DropCounters(tuple(needless)))
 
     def _sliced(self) -> Iterator[SlicedMeter]:
         """Every meter that grants from slices."""
@@ -282,8 +298,9 @@ class MeterTable:
     def sweep(self) -> None:
         """Release some of what no limit needs any more; to be called about every second.
 
-        Those of end users are looked at all the time, in turn, and those of limits that are gone
-        until nothing counts in them any more; the rest, however many they are, isn't looked at.
+        Those of end users and the slices of sliding budgets are looked at all the time, in turn,
+        and those of limits that are gone until nothing counts in them any more; the rest, however
+        many they are, isn't looked at.
         """
         gone = self._gone
         for _ in range(min(SWEPT_A_TURN, len(gone))):
@@ -293,6 +310,12 @@ class MeterTable:
                 gone.rotate(-1)
         for limit_id, end_user in self._named.take_turn(SWEPT_A_TURN):
             self._let_go_if_idle(limit_id, end_user)
+        now_s, budgets = self._clock.monotonic_s(), self._budgets
+        for _ in range(min(SWEPT_A_TURN, len(budgets))):
+            budget = budgets.popleft()
+            if not budget.is_gone:
+                budget.release_if_idle(now_s)
+                budgets.append(budget)
 
     def _let_go_if_idle(self, limit_id: str, end_user: str) -> bool:
         """Forget what is counted of a limit for an end user, if that changes nothing."""
@@ -313,8 +336,6 @@ class MeterTable:
         if windows:
             if is_known and not all(_is_idle(one, wall_s) for one in windows.values()):
                 return False
-            for one in windows.values():
-                one.is_gone = True
             self._drop(windows.values())
         self._windows.pop(which, None)
         self._named.remove(limit_id, end_user)
@@ -408,15 +429,28 @@ class MeterTable:
         meter = self._meters.get(which)
         amount = self._amount(limit, wall_s)
         if meter is None or not _is_same_kind(meter.limit, limit):
-            if isinstance(meter, SlidingBudget):
-                self._emit(DropCounters((meter.counter_id,)))
+            if meter is not None:
+                self._replace(meter)
             counter_id = self._take_counter() if limit.measure == "money" else 0
             meter = self._new_meter(limit, end_user, amount, counter_id)
             self._meters[which] = meter
+            if isinstance(meter, SlidingBudget) and not end_user:
+                self._budgets.append(meter)
             self._named.add(limit, end_user)
         elif meter.limit is not limit or meter.amount != amount:
             meter.change(limit, amount)
         return meter, Span(-math.inf, math.inf)
+
+    def _replace(self, meter: SlidingMeter | ParallelMeter) -> None:
+        """Another count begins: the database forgets this one, though leases may go on in it."""
+        meter.is_gone = True
+        counter_ids = meter.counter_ids if isinstance(meter, SlidingMeter) else ()
+        for counter_id in counter_ids:
+            self._of_slot.pop(counter_id, None)
+        if isinstance(meter, SlidingBudget):
+            counter_ids += (meter.counter_id,)
+        if counter_ids:
+            self._emit(DropCounters(counter_ids))
 
     def _new_meter(
         self, limit: Limit, end_user: str, amount: int, counter_id: int
@@ -545,9 +579,11 @@ class MeterTable:
         self._named.add(meter.limit, meter.end_user)
 
     def _drop(self, meters: Iterable[FixedMeter]) -> None:
-        counter_ids = tuple(meter.counter_id for meter in meters)
-        for counter_id in counter_ids:
-            self._by_counter.pop(counter_id, None)
+        counter_ids: tuple[int, ...] = ()
+        for meter in meters:
+            meter.is_gone = True
+            self._by_counter.pop(meter.counter_id, None)
+            counter_ids += (meter.counter_id,)
         if counter_ids:
             self._emit(DropCounters(counter_ids))
 
@@ -560,9 +596,13 @@ class MeterTable:
     def _restore(self, counters: Iterable[CounterRow]) -> None:
         now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
         stale: list[int] = []
-        for row in sorted(counters, key=lambda row: (row.begins_at, row.counter_id)):
+        rows = sorted(counters, key=lambda row: (row.begins_at, row.counter_id))
+        # Earlier releases left some of meters that were replaced: the newest meter's is right.
+        newest = {(row.limit_id, row.end_user): row for row in rows if _is_slice(row)}
+        for row in rows:
             limit = self.limits.get(row.limit_id)
-            if limit is None or not self._restore_row(limit, row, now_s, wall_s):
+            is_replaced = _is_slice(row) and newest[row.limit_id, row.end_user] is not row
+            if limit is None or is_replaced or not self._restore_row(limit, row, now_s, wall_s):
                 stale.append(row.counter_id)
         if stale:
             self._emit(DropCounters(tuple(stale)))
@@ -571,7 +611,7 @@ class MeterTable:
         """Count a row again; False when the limit is not of that kind any more."""
         if limit.window.slides:
             meter = self._meter(limit, row.end_user, wall_s)[0]
-            if row.begins_at == SLICE_OF_SLIDING:
+            if _is_slice(row):
                 return _restore_slice(meter, row)
             if not isinstance(meter, SlidingMeter) or not meter.is_durable:
                 return False
@@ -597,9 +637,13 @@ class MeterTable:
         return True
 
 
+def _is_slice(row: CounterRow) -> bool:
+    return row.begins_at == SLICE_OF_SLIDING
+
+
 def _restore_slice(meter: Meter, row: CounterRow) -> bool:
-    """How far a meter could grant before; False when that is of a limit as it was before."""
-    if not isinstance(meter, SlidingBudget) or meter.granted:
+    """How far a meter could grant before; False when nobody needs to know that any more."""
+    if not isinstance(meter, SlidingBudget) or not row.granted:
         return False
     meter.restore_slice(row.granted, row.counter_id)
     return True

@@ -42,7 +42,8 @@ class Meter:
         due_s: From when on (monotonic) `refresh` has something to do.
         low: Below so much room a slice should be asked for; of a sliced meter never below 0.
         warn_at: From so much used on, answers warn; infinite where nothing is to be said.
-        is_gone: Whether it was released; another one counts in its place, if any.
+        is_gone: Whether it was released or replaced; another one counts in its place, if any, and
+            the database remembers nothing of it.
     """
 
     __slots__ = (
@@ -196,6 +197,11 @@ class SlidingMeter(Meter):
     def num_slots(self) -> int:
         """How many slots are held."""
         return len(self._slots)
+
+    @property
+    def counter_ids(self) -> tuple[int, ...]:
+        """The ids of the slots that outlive this process."""
+        return tuple(slot.counter_id for slot in self._slots if slot.counter_id)
 
     def change(self, limit: Limit, amount: int) -> None:
         """See `Meter.change`."""

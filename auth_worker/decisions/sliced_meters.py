@@ -246,15 +246,28 @@ class SlidingBudget(SlidingMeter):
 
     def _shrink(self) -> None:
         """Make the slice smaller here, then on the disk: what the disk says is never less."""
-        before = bound_of(self)
         ahead = slice_of(self.amount, self.need)
-        enough = before - self.room + 2 * ahead
+        enough = bound_of(self) - self.room + 2 * ahead
         if self.granted - enough > ahead:
-            self.granted = enough
-            self.room += bound_of(self) - before
-            set_low(self, self.need)
-            if self._slices is not None:
-                self._slices.save_slice(self)
+            self._grant_up_to(enough)
+
+    def release_if_idle(self, now_s: float) -> None:
+        """Keep no slice where nothing counts or is held: a kill would hold all of it back.
+
+        The next request waits for the disk, as the first one did.
+        """
+        self.refresh_due(now_s)
+        is_used = self.total or self.held or self.asked
+        if self.limit.is_hard and self.granted and not is_used:
+            self._grant_up_to(0)
+
+    def _grant_up_to(self, granted: int) -> None:
+        before = bound_of(self)
+        self.granted = granted
+        self.room += bound_of(self) - before
+        set_low(self, self.need)
+        if self._slices is not None:
+            self._slices.save_slice(self)
 
 
 SlicedMeter = FixedMeter | SlidingBudget

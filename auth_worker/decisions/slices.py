@@ -63,6 +63,10 @@ class Slices:
         granted = next_slice(meter, need)
         if granted <= meter.granted:
             return None
+        if meter.is_gone:
+            # Only leases of before go on in it: its row was dropped and must not come back.
+            on_granted(meter, granted, need)
+            return None
         pending = self._pending[meter] = Postponed()
         meter.asked = granted
         row = meter.row._replace(granted=granted)

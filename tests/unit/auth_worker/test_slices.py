@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from auth_worker.decisions.sliced_meters import SLICE_OF_SLIDING
-from auth_worker.principals.limit_rules import Limit, WindowKind
-from auth_worker.records.limit_usage import CounterRow
+from auth_worker.principals.limit_rules import Limit, Window
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Adjust,
@@ -279,93 +278,19 @@ def test_counters_of_limits_that_are_gone_are_forgotten(tmp_path: Path, clock: F
         assert counters(bench) == {}
 
 
-@pytest.mark.parametrize("kind", ["minute", "hour", "day"])
-def test_a_hard_budget_that_slides_is_granted_from_the_disk_and_forgets_nothing_at_a_kill(
-    tmp_path: Path, clock: FakeClock, kind: WindowKind
-) -> None:
-    budget = limit("money", 1000, kind, limit_id="bud_s")
-    with running(tmp_path, clock, budget) as bench:
-        assert bench.ask(authorize(scope=SCOPE)) is None  # waits for its slice
-        assert counters(bench) == {}
-        assert [type(message) for message in bench.write()] == [Granted]
-        for _ in range(4):
-            assert isinstance(bench.ask(authorize(scope=SCOPE)), Granted)  # never written
-    with running(tmp_path, clock, budget) as bench:
-        assert bench.authority.meter_of(budget).held == 1000
-        num_granted, refusal = grants_until_refused(bench)
-        assert num_granted == 0
-        assert refusal.limit is not None
-        assert refusal.limit.source == "in_flight"
-        clock.advance(601.0)
-        bench.handler.expire()
-        bench.write()
-        assert grants_until_refused(bench)[0] == 5
-
-
-@pytest.mark.parametrize("kind", ["minute", "hour"])
-def test_what_a_kill_forgot_counts_in_a_sliding_budget_when_its_gateway_tells_of_it(
-    tmp_path: Path, clock: FakeClock, kind: WindowKind
-) -> None:
-    budget = limit("money", 1000, kind, limit_id="bud_s")
-    with running(tmp_path, clock, budget) as bench:
-        grant(bench)
-        forgotten = [bench.ask(authorize(scope=SCOPE)) for _ in range(4)]
-    with running(tmp_path, clock, budget) as bench:
-        for number, lease in enumerate(forgotten):
-            assert isinstance(lease, Granted)
-            settle(bench, lease.lease_id)
-            meter = bench.authority.meter_of(budget)
-            assert (meter.total, meter.total + meter.held) == (190 * (number + 1), 1000)
-        assert grants_until_refused(bench)[0] == 0
-
-
-def test_what_left_a_sliding_budget_shortly_before_a_kill_made_room_for_others(
-    tmp_path: Path, clock: FakeClock
-) -> None:
-    budget = limit("money", 1000, "minute", limit_id="bud_s")
-    with running(tmp_path, clock, budget) as bench:
-        for _ in range(5):
-            settle(bench, grant(bench).lease_id)
-        clock.advance(61.0)
-        for _ in range(5):
-            assert isinstance(bench.ask(authorize(scope=SCOPE)), Granted)  # never written
-    with running(tmp_path, clock, budget) as bench:
-        clock.advance(2.0)
-        assert grants_until_refused(bench)[0] == 0
-
-
-def test_the_slice_of_a_sliding_budget_shrinks_with_what_counts(
-    tmp_path: Path, clock: FakeClock
-) -> None:
-    budget = limit("money", 100_000, "hour", limit_id="bud_s")
-    with running(tmp_path, clock, budget) as bench:
-        for _ in range(200):
-            settle(bench, grant(bench).lease_id)
-        before = slice_of(bench)
-        clock.advance(3700.0)
+def test_a_window_that_was_replaced_does_not_come_back(tmp_path: Path, clock: FakeClock) -> None:
+    total = limit("tokens", 10**6, "total", limit_id="lim_t")
+    month = replace(total, window=Window("calendar_month"))
+    with running(tmp_path, clock, total) as bench:
+        lease = grant(bench)
+        bench.authority.limits.put(month)
         grant(bench)
         bench.write()
-        assert slice_of(bench) < before / 2
-        bench.authority.close()
+        rows = bench.store.load(recent_since_ms=0).counters
+        assert len(rows) == 1
+        growth = Adjust(
+            request_id="a", lease_id=lease.lease_id, prompt_tokens=10, completion_tokens=200_000
+        )
+        assert isinstance(bench.ask(growth), Adjusted)
         bench.write()
-        assert slice_of(bench) == 190
-    with running(tmp_path, clock, budget) as bench:
-        assert bench.authority.meter_of(budget).held == 190
-
-
-def slice_of(bench: AuthHandlerBench) -> int:
-    rows = bench.store.load(recent_since_ms=0).counters
-    (granted,) = [row.granted for row in rows if row.begins_at == SLICE_OF_SLIDING]
-    return granted
-
-
-def test_slots_of_a_sliding_day_come_and_go_with_it(tmp_path: Path, clock: FakeClock) -> None:
-    with running(tmp_path, clock, limit("tokens", 10**6, "day", limit_id="lim_day")) as bench:
-        rows: list[CounterRow] = []
-        for number in range(130):
-            settle(bench, grant(bench).lease_id)
-            clock.advance(1441.0)
-            if number > 55:
-                rows = list(bench.store.load(recent_since_ms=0).counters)
-                assert len(rows) <= 62
-        assert sum(row.used for row in rows) == len(rows) * 100
+        assert bench.store.load(recent_since_ms=0).counters == rows
