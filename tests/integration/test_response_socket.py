@@ -180,6 +180,23 @@ async def test_an_error_of_a_large_message_has_its_lane(socket_dir: Path) -> Non
                     assert error["stream_id"] == "a"
 
 
+async def test_what_has_become_too_large_is_forgotten_and_not_what_it_goes_on_from(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, store_max_context_bytes=2000) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        async with opened(gateway) as socket:
+            first = await turn(socket, stream_id="a", store=False, input="one")
+            more = {"store": False, "previous_response_id": first[-1]["response"]["id"]}
+            large = await turn(socket, stream_id="b", input="x" * 2000, **more)
+            assert large[-1]["type"] == "response.completed"
+            assert (await turn(socket, stream_id="c", **more))[-1]["type"] == "response.completed"
+            name = large[-1]["response"]["id"]
+            (error,) = await turn(socket, store=False, previous_response_id=name)
+            assert error["error"]["code"] == "previous_response_not_found"
+
+
 async def test_fields_without_an_effect_are_listed_in_the_first_event(
     gateway: RunningGateway,
 ) -> None:

@@ -197,8 +197,7 @@ class ResponseSocket:
         turn_id: str,
         record: AccessRecord,
     ) -> None:
-        previous = asked.refs.previous_id
-        local = self._last.find(previous)
+        local = self._last.find(asked.refs.previous_id)
         turn = StoredTurn(self._parts.store, f"resp_{turn_id}", local=local)
         context, lane = ReadContext(message, b"[]", {}), body.stream_id
         try:
@@ -212,10 +211,7 @@ class ResponseSocket:
             if not body.generates:
                 self._last.remember(lane, await self._prepare_only(asked, turn, context, lane))
             else:
-                made = await self._generate(asked, turn, context, lane, record)
-                if made is None:
-                    self._last.forget(previous)
-                self._last.remember(lane, made)
+                self._last.remember(lane, await self._generate(asked, turn, context, lane, record))
         finally:
             turn.close()
 
@@ -234,7 +230,10 @@ class ResponseSocket:
                 asked = await shortened(asked, context, error, self._reparsed)
             else:
                 break
-        return None if output is None else self._kept(turn, asked, context, output)
+        if output is None:
+            self._last.forget(asked.refs.previous_id)
+            return None
+        return self._kept(turn, asked, context, output)
 
     async def _make(
         self,
