@@ -102,14 +102,19 @@ def claim(connection: Connection, owner: str, now_ms: int) -> Job | None:
     if not rows:
         return None
     response_id, tenant, request, takes, leases, created_ms = rows[0]
-    number = _num_events(connection, response_id)
     logs = connection.execute(
         "SELECT is_read, model FROM event_logs WHERE response_id = ?", (response_id,)
     )
     # An older gateway has queued one without a log: nobody knows who has read it.
     is_read, model = logs[0] if logs else (1, "")
     return Job(
-        *(response_id, tenant, request, takes, tuple(leases.split()), created_ms, number),
+        response_id=response_id,
+        tenant=tenant,
+        request=request,
+        takes=takes,
+        leases=tuple(leases.split()),
+        created_ms=created_ms,
+        num_events=_num_events(connection, response_id),
         is_read=bool(is_read),
         model=model,
     )

@@ -201,6 +201,30 @@ async def test_when_its_weights_are_gone_it_is_made_anew_unless_somebody_has_rea
     assert len({settle.lease_id for settle in harness.booked()}) == 1
 
 
+async def test_a_text_that_finished_and_is_taken_back_is_not_what_is_booked(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.http.background.background_take.RETRY_S", 0.0)
+    made = await harness.create()
+    first = await harness.generate()
+    harness.engine.emit(first, "Hello")
+    await told(harness.gateway, made["id"], "Hello")
+    other = await harness.gateway.engine(fingerprint="new", text=None)
+    # A part of what was told: only its end shows that it is another text.
+    other.script = [("Hell",), ("An", "other", " ", "text")]
+    await harness.gateway.departure(harness.engine)
+    ended = await harness.ended(made["id"])
+    assert (ended["status"], text_of(ended)) == ("completed", "Another text")
+    assert ended["usage"]["output_tokens"] == 4
+    leases = [first.lease_id, *(one.lease_id for one in other.of(Generate))]
+    assert len(set(leases)) == 3
+    await harness.auth.until(lambda: len(harness.auth.settled()) >= 3)
+    settled = [
+        (one.lease_id, one.completion_tokens, one.is_unused) for one in harness.auth.settled()
+    ]
+    assert settled == [(leases[0], 4, False), (leases[1], 0, True), (leases[2], 0, True)]
+
+
 async def test_another_model_that_stands_in_tells_nothing_behind_what_was_read(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,29 @@ async def test_a_turn_that_was_interrupted_goes_on_behind_its_calls(
     assert len(server.asked("tools/call")) == num_calls + 1
 
 
+async def test_a_turn_that_finished_and_is_taken_back_is_not_what_is_booked(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.http.background.background_take.RETRY_S", 0.0)
+    harness.engine.text = None
+    name = await in_background(harness)
+    await harness.engine.until(lambda: bool(harness.engine.of(Generate)))
+    (first,) = harness.engine.of(Generate)
+    harness.engine.emit(first, "Hello")
+    await told(harness, name, "response.output_text.delta")
+    other = await harness.gateway.engine(fingerprint="new", text=None, tool_format="hermes")
+    # A part of what was told: only the end of the turn shows that it is another text.
+    other.script = [("Hell",), ("An", "other", " ", "text")]
+    await harness.gateway.departure(harness.engine)
+    await other.until(lambda: len(other.of(Generate)) == 2)  # then it may be read
+    found, _ = await ended(harness, name)
+    assert kinds(found) == ["mcp_list_tools", "message"]
+    assert found["output"][1]["content"][0]["text"] == "Another text"
+    await harness.gateway.until(lambda: len(harness.auth.settled()) >= 3)
+    booked = [one for one in harness.auth.settled() if not one.is_unused]
+    assert [(one.lease_id, one.completion_tokens) for one in booked] == [(first.lease_id, 4)]
+
+
 async def test_credentials_are_not_kept_for_later(harness: Harness) -> None:
     tool = harness.tool(authorization="token-of-the-client")
     error = await harness.post(status=400, background=True, tools=[tool])

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gateway.http.answers import response_socket
 from gateway.http.bodies.parsers import SOCKET
+from gateway.http.bodies.reading import OFF_LOOP_BYTES, SMALL_BYTES
 from gateway.http.connections import websocket
 from gateway.http.connections.socket_buffers import SocketBuffer
 from protocol.errors import ErrorCode
@@ -163,6 +164,37 @@ async def test_lanes_have_their_events_and_may_be_continued_by_others(
             assert (error["type"], error["stream_id"]) == ("error", "b")
         (error,) = await turn(socket, stream_id="")
         assert (error["status"], error["error"]["param"]) == (400, "stream_id")
+
+
+async def test_an_error_of_a_large_message_has_its_lane(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        async with opened(gateway) as socket:
+            # Read on the loop, and by a process of its own.
+            for size in (SMALL_BYTES, OFF_LOOP_BYTES):
+                large = {"input": "x" * size, "stream_id": "a"}
+                for wrong in ({"temperature": "hot"}, {"background": True}):
+                    (error,) = await turn(socket, **large, **wrong)
+                    assert (error["status"], error["error"]["param"]) == (400, *wrong)
+                    assert error["stream_id"] == "a"
+
+
+async def test_what_has_become_too_large_is_forgotten_and_not_what_it_goes_on_from(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, store_max_context_bytes=2000) as gateway:
+        await gateway.auth()
+        await gateway.engine()
+        async with opened(gateway) as socket:
+            first = await turn(socket, stream_id="a", store=False, input="one")
+            more = {"store": False, "previous_response_id": first[-1]["response"]["id"]}
+            large = await turn(socket, stream_id="b", input="x" * 2000, **more)
+            assert large[-1]["type"] == "response.completed"
+            assert (await turn(socket, stream_id="c", **more))[-1]["type"] == "response.completed"
+            name = large[-1]["response"]["id"]
+            (error,) = await turn(socket, store=False, previous_response_id=name)
+            assert error["error"]["code"] == "previous_response_not_found"
 
 
 async def test_fields_without_an_effect_are_listed_in_the_first_event(

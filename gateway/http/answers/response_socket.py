@@ -20,13 +20,8 @@ from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.answers.hosted_answering import hosted_turns
 from gateway.http.answers.responses import Answering
 from gateway.http.answers.socket_lanes import LaneEvents, LaneTurns, lane_of
-from gateway.http.bodies.parsed_bodies import (
-    SocketBody,
-)
-from gateway.http.bodies.parsers import (
-    CONTINUED_SOCKET,
-    SOCKET,
-)
+from gateway.http.bodies.parsed_bodies import SocketBody
+from gateway.http.bodies.parsers import CONTINUED_SOCKET, SOCKET
 from gateway.http.connections.websocket import CloseCode, Upgrade, WebSocket
 from gateway.http.errors.error_table import ERROR_TABLE
 from gateway.http.openresponses.convert import AskedResponse
@@ -163,23 +158,23 @@ class ResponseSocket:
             if body.type == "response.steer":
                 await self._socket.send(_not_steered(body))
                 return
-            if body.type != "response.create" or body.asked is None:
+            if body.type != "response.create":
                 raise InvalidRequestError(
                     f"Invalid `type`: `{body.type[:100]}` is not known; say `response.create`.",
                     param="type",
                 )
-            previous = body.asked.refs.previous_id
-            await self._respond(message, body, body.asked, turn_id, record)
+            asked = body.response()
+            previous = asked.refs.previous_id
+            await self._respond(message, body, asked, turn_id, record)
         except ClientDisconnectedError:
             raise
         except GatewayError as error:
-            lane = lane_of(message) if lane is None else lane
-            await self._end_turn(error, previous, lane, record)
+            await self._end_turn(error, previous, _lane(lane, message), record)
         except Exception:
             # A bug that one message has met is nothing to the next one.
             _logger.exception("request %s: a message of a WebSocket failed", turn_id)
             bug = GatewayError("Internal server error.")
-            await self._end_turn(bug, previous, lane or "", record)
+            await self._end_turn(bug, previous, _lane(lane, message), record)
         finally:
             now = self._clock()
             self._parts.access_log.write(record, now)
@@ -202,8 +197,7 @@ class ResponseSocket:
         turn_id: str,
         record: AccessRecord,
     ) -> None:
-        previous = asked.refs.previous_id
-        local = self._last.find(previous)
+        local = self._last.find(asked.refs.previous_id)
         turn = StoredTurn(self._parts.store, f"resp_{turn_id}", local=local)
         context, lane = ReadContext(message, b"[]", {}), body.stream_id
         try:
@@ -217,10 +211,7 @@ class ResponseSocket:
             if not body.generates:
                 self._last.remember(lane, await self._prepare_only(asked, turn, context, lane))
             else:
-                made = await self._generate(asked, turn, context, lane, record)
-                if made is None:
-                    self._last.forget(previous)
-                self._last.remember(lane, made)
+                self._last.remember(lane, await self._generate(asked, turn, context, lane, record))
         finally:
             turn.close()
 
@@ -239,7 +230,10 @@ class ResponseSocket:
                 asked = await shortened(asked, context, error, self._reparsed)
             else:
                 break
-        return None if output is None else self._kept(turn, asked, context, output)
+        if output is None:
+            self._last.forget(asked.refs.previous_id)
+            return None
+        return self._kept(turn, asked, context, output)
 
     async def _make(
         self,
@@ -348,8 +342,7 @@ class ResponseSocket:
         body = await self._parts.bodies.parse(
             frame, caller_of(self._request).name, CONTINUED_SOCKET
         )
-        assert body.asked is not None, "it was one before"
-        return body.asked
+        return body.response()
 
     async def _tell(self, events: list[ToldEvent], frames: LaneEvents) -> None:
         for event in events:
@@ -365,6 +358,10 @@ class ResponseSocket:
         }
         body = orjson.dumps({"type": "error", "status": row.status, "error": told})
         await self._socket.send(LaneEvents(lane).frame(body))
+
+
+def _lane(known: str | None, message: bytes) -> str:
+    return lane_of(message) if known is None else known
 
 
 def _not_steered(body: SocketBody) -> bytes:

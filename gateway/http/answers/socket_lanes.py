@@ -10,11 +10,11 @@ from gateway.http.response_turns.stored_turns import LocalTurn
 MAX_LANES: Final = 64
 """Whose last responses a connection remembers."""
 _MAX_READ_BYTES: Final = 65_536
-"""Of a message that could not be parsed; more would hold up the loop."""
+"""Of a message that was refused unread; more would hold up the loop."""
 
 
 def lane_of(message: bytes) -> str:
-    """The lane of a message that is wrong otherwise; empty where it can't be told."""
+    """The lane of a message that was refused unread; empty where it can't be told."""
     if b'"stream_id"' not in message or len(message) > _MAX_READ_BYTES:
         return ""
     try:

@@ -50,7 +50,14 @@ class BackgroundResponses:
     ) -> None:
         self.store = store
         self._parts = TakeParts(
-            *(store, requests, reparse, servers, max_tool_calls, wall_clock, traces, self.tell)
+            store=store,
+            requests=requests,
+            reparse=reparse,
+            servers=servers,
+            max_tool_calls=max_tool_calls,
+            wall_clock=wall_clock,
+            traces=traces,
+            tell=self.tell,
         )
         self._max_running = max_running
         self._clock = clock

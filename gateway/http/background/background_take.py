@@ -218,6 +218,7 @@ class Take:
             raise self._stopped[0] or GatewayError("It was cancelled.")
         request: Request | HostedTurns
         work: GenerationWork | HostedTurns
+        is_made_again = False
         if self._turns is None:
             request, work = self._generation(asked, body_of(asked).job, task, 0)
         else:
@@ -238,14 +239,21 @@ class Take:
             if isinstance(error, AnotherTextError) and may_begin_anew:
                 self._is_taken_back = await self._jobs.take_back_events(self._job.response_id)
             request.end("failed", error)
+            is_made_again = self._is_put_off(asked, error) and not self._is_turn_over
             raise
         finally:
             request.end("aborted")
+            if self._request is not None:
+                self._request.conclude(is_made_again=is_made_again)
 
     def _generation(
         self, asked: AskedResponse, job: GenerationJob, task: BackgroundTask, number: int
     ) -> tuple[Request, GenerationWork]:
         """The request of a turn; a response without tools of this server has one."""
+        if self._request is not None and self._request.outcome == "finished":
+            # The turn before: all of it was told, and this one has a lease of its own.
+            self._request.conclude()
+            self._leases = ()
         request, work = self._parts.requests.generation(
             replace(job, take=secrets.token_hex(4)),
             task.caller(),
@@ -281,6 +289,8 @@ class Take:
 
     async def _note_call(self, events: ResponseEvents, asked: AskedResponse, created: int) -> None:
         """A tool is about to run: whoever takes the response up again must not run it again."""
+        if self._request is not None:
+            self._request.conclude()
         self._written_at = 0.0
         await self._write(events, asked, created)
         # The turn is over, and its lease is its own request's business.
@@ -359,14 +369,20 @@ class Take:
             return self._is_taken_back
         return isinstance(error, ShuttingDownError) or self._age_s() < PATIENCE_S
 
+    @property
+    def _is_turn_over(self) -> bool:
+        """Whether the last turn stays, whatever becomes of what follows it."""
+        is_between = self._turns is not None and not self._turns.is_in_turn
+        return is_between and not self._is_taken_back
+
     def _age_s(self) -> float:
         return self._parts.wall_clock() - self._job.created_ms / 1000
 
     async def _put_off(self, error: GatewayError) -> None:
         """Put the job back with all that was told of it."""
         request, leases = self._request, self._leases
-        if self._turns is not None and not self._turns.is_in_turn:
-            request = None  # that of the last turn has been settled
+        if self._is_turn_over:
+            request = None  # it has been settled
         has_begun = request is not None and request.work.has_begun
         if self._unwritten:
             await self._jobs.note_events(

@@ -6,8 +6,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from gateway.errors import GatewayError, InvalidRequestError, OverloadedError
-from gateway.http.bodies.body_process import FAILURE, LENGTH_BYTES, RESULT, ParseTask, Refusal
+from gateway.errors import GatewayError, OverloadedError
+from gateway.http.bodies.body_process import FAILURE, LENGTH_BYTES, RESULT, ParseTask
+from gateway.http.bodies.parsed_bodies import Refusal
 from gateway.http.bodies.parsers import KINDS, BodyKind, ParseContext
 from gateway.http.bodies.turns import Turns
 from protocol.runtime.child_process import ChildProcess, StartChild, start_child
@@ -93,8 +94,7 @@ class BodyPool:
             where = frame[1:].decode("utf-8", "replace")
             _logger.error("a bug ended the parsing of a body of the kind %s:\n%s", kind.name, where)
             raise GatewayError("Internal server error.")
-        refusal = _refusal_decoder.decode(memoryview(frame)[1:])
-        raise InvalidRequestError(refusal.message, code=refusal.code, param=refusal.param)
+        raise _refusal_decoder.decode(memoryview(frame)[1:]).error()
 
     async def close(self) -> None:
         """End all processes; whoever waits for one is told to try again."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gateway.errors import InvalidRequestError
+from gateway.http.bodies.parsed_bodies import Refusal
 from gateway.http.bodies.parsers import KINDS, ParseContext
-from protocol.errors import ErrorCode
 from protocol.wire import codec
 
 LENGTH_BYTES = 8
@@ -43,15 +43,6 @@ class ParseTask:
     context: ParseContext
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """An `InvalidRequestError` between processes."""
-
-    message: str
-    code: ErrorCode
-    param: str | None
-
-
 _task_decoder: codec.Decoder[ParseTask] = codec.Decoder(ParseTask)
 
 
@@ -61,7 +52,7 @@ def answer(task_frame: bytes, body: bytes) -> bytes:
         task = _task_decoder.decode(task_frame)
         return RESULT + codec.encode_value(KINDS[task.kind].parse(body, task.context))
     except InvalidRequestError as error:
-        return REFUSAL + codec.encode_value(Refusal(error.message, error.code, error.param))
+        return REFUSAL + codec.encode_value(Refusal.of(error))
     except Exception as error:  # noqa: BLE001
         return FAILURE + _place_of(error).encode("utf-8", "backslashreplace")
 

@@ -2,10 +2,30 @@
 
 from dataclasses import dataclass
 
+from gateway.errors import InvalidRequestError
 from gateway.http.openresponses.convert import AskedResponse, Refs
 from gateway.http.schemas.inference.embedding import EncodingFormat, InputType
 from gateway.request.jobs.job import GenerationJob
+from protocol.errors import ErrorCode
 from protocol.wire.messages import Detokenize, Embed, Prepare
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An `InvalidRequestError` as a value, which may pass between processes."""
+
+    message: str
+    code: ErrorCode
+    param: str | None
+
+    @classmethod
+    def of(cls, error: InvalidRequestError) -> "Refusal":
+        """What an error says."""
+        return cls(error.message, error.code, error.param)
+
+    def error(self) -> InvalidRequestError:
+        """The error, to be raised."""
+        return InvalidRequestError(self.message, code=self.code, param=self.param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +78,11 @@ class SocketBody:
 
     Attributes:
         generates: Whether it wants output.
-        asked: None for another type than `response.create`.
+        asked: None for another type than `response.create`, and for one that is refused.
         stream_id: The lane that its events name; empty for none.
         steer_json: Of `response.steer`, what it wants to say, a JSON object.
+        refusal: Why a `response.create` is refused, if it is and its lane is known: the refusal
+            is told on that lane.
     """
 
     type: str
@@ -68,6 +90,18 @@ class SocketBody:
     asked: AskedResponse | None
     stream_id: str = ""
     steer_json: str = ""
+    refusal: Refusal | None = None
+
+    def response(self) -> AskedResponse:
+        """What a `response.create` asks for.
+
+        Raises:
+            InvalidRequestError: It is wrong.
+        """
+        if self.refusal is not None:
+            raise self.refusal.error()
+        assert self.asked is not None, "it is a `response.create`"
+        return self.asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from gateway.http.bodies.parsed_bodies import (
     GenerationBody,
     InputTokensBody,
     ParseBody,
+    Refusal,
     SocketBody,
     TokenizeBody,
 )
@@ -199,6 +200,16 @@ def _said(message: bytes, found: Context | None, context: ParseContext) -> Socke
             f"Invalid `stream_id`: a text of 1 to {MAX_STREAM_ID} characters is expected.",
             param="stream_id",
         )
+    lane = stream_id or ""
+    try:
+        return _created(kind, value, lane, found, context)
+    except InvalidRequestError as error:
+        return SocketBody(kind, True, None, lane, refusal=Refusal.of(error))
+
+
+def _created(
+    kind: str, value: dict[str, Any], lane: str, found: Context | None, context: ParseContext
+) -> SocketBody:
     generates = value.pop("generate", True) is not False
     for name in ("stream", "stream_options"):
         value.pop(name, None)  # everything is told as it comes
@@ -207,7 +218,7 @@ def _said(message: bytes, found: Context | None, context: ParseContext) -> Socke
             "`background` is not supported over a WebSocket; use POST.", param="background"
         )
     body = dump_fields({**value, "stream": True}).encode()
-    return SocketBody(kind, generates, _asked(body, found, context), stream_id or "")
+    return SocketBody(kind, generates, _asked(body, found, context), lane)
 
 
 def is_stream_id(value: Any) -> bool:

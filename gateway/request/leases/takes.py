@@ -13,7 +13,9 @@ class Takes:
     The first lease of all attempts is the one that is booked on: whoever ends the request settles
     it with what this attempt used, and takes back the others. An auth worker books a lease once, so
     a gateway that dies between its settlement and the end of the request doesn't count twice, and
-    what it reported of an attempt that nobody ended gives way to the settlement.
+    what it reported of an attempt that nobody ended gives way to the settlement. An attempt that
+    finished is settled when its reader has compared its output with what was told (`conclude`):
+    what is discarded settles nothing, so that the delivered output is what is booked.
 
     Attributes:
         earlier: Their leases, oldest first.

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import IntEnum
+from functools import partial
 
 from gateway import bridge
 from gateway.bridge import Outcome
@@ -168,6 +169,7 @@ class Request:
         self._is_ours = True
         self._takes = takes
         self._is_put_off = False
+        self._settle: Callable[[], None] | None = None
         self._usage: Usage | None = None
         self._is_released = False
         work.attach(self)
@@ -308,7 +310,8 @@ class Request:
         if not self._is_put_off:
             earlier = () if self._takes is None else self._takes.earlier
             outbox = self.caller.errand or self._outbox
-            self.lease.settle(
+            self._settle = partial(
+                self.lease.settle,
                 outbox,
                 usage,
                 self.outcome,
@@ -316,6 +319,8 @@ class Request:
                 has_begun=has_begun or bool(earlier),  # what was put off had begun
                 earlier=earlier,
             )
+            if self._takes is None or self.outcome != "finished":
+                self.conclude()
         self.work.observe(self.outcome, self._clock() - self._arrived_at)
         if self.trace is not None:
             self.trace.tell(
@@ -331,6 +336,19 @@ class Request:
 
     def _why_it_ended(self) -> str:
         return self.outcome or "" if self._error is None else str(self._error.code)
+
+    def conclude(self, *, is_made_again: bool = False) -> None:
+        """Settle what finished, or leave that to the attempt that takes its place; once.
+
+        A request with `Takes` waits for this: only its reader can tell whether its output is what
+        an earlier attempt has told, and a lease that was settled can't be booked on again.
+
+        Args:
+            is_made_again: Whether the output is discarded.
+        """
+        settle, self._settle = self._settle, None
+        if settle is not None and not is_made_again:
+            settle()
 
     def take_back(self) -> None:
         """Nothing was computed of a request that was put off, so it uses no lease."""

@@ -53,15 +53,28 @@ async def test_the_lease_is_told_before_anything_is_generated() -> None:
 
 async def test_a_first_attempt_is_booked_on_its_own_lease() -> None:
     attempt = Attempt()
-    await attempt.run("lease-1")
+    started = await attempt.run("lease-1")
     await attempt.parts.finish(attempt.engine, usage=USED)
+    assert attempt.settled() == []  # its reader has not compared it yet
+    for _ in range(2):
+        started.request.conclude()
     assert attempt.settled() == [("lease-1", 3, False)]
+
+
+async def test_what_finished_and_is_made_again_settles_nothing() -> None:
+    attempt = Attempt("lease-1")
+    started = await attempt.run("lease-2")
+    await attempt.parts.finish(attempt.engine, usage=USED)
+    started.request.conclude(is_made_again=True)
+    started.request.conclude()
+    assert attempt.settled() == []
 
 
 async def test_a_later_attempt_is_booked_on_the_first_lease_and_takes_back_the_others() -> None:
     attempt = Attempt("lease-1", "lease-2")
-    await attempt.run("lease-3")
+    started = await attempt.run("lease-3")
     await attempt.parts.finish(attempt.engine, usage=USED)
+    started.request.conclude()
     assert attempt.settled() == [
         ("lease-1", 3, False),
         ("lease-2", 0, True),
