@@ -184,13 +184,14 @@ class AuthLink:
             WorkerUnavailableError: Nobody is there to be asked.
             DeniedError: There is a token, which may not cross the wire as it is.
         """
-        if token:
-            if not self._carries_tokens:
-                raise _no_tokens()
-            self._tokens[authorize.request_id] = bridge.with_token(authorize, token)
+        if token and not self._carries_tokens:
+            raise _no_tokens()
         num_refused = self._take_refused(authorize.address)
         if num_refused:
             authorize = bridge.with_refused_guesses(authorize, num_refused)
+        if token:
+            # An auth worker that asks for the token has forgotten the question without it.
+            self._tokens[authorize.request_id] = bridge.with_token(authorize, token)
         try:
             return self._open(authorize, authorize.request_id, Granted)
         except BaseException:

@@ -33,13 +33,14 @@ input and output; returns its process id, or raises OSError."""
 
 
 class ChildProcess:
-    """A process that was started: a group and a session of its own.
+    """A process that was started: a group and a session of its own, which end with it.
 
     Args:
         pid: Its id, and that of its group.
         reader: Of its standard output.
         writer: To its standard input.
         ended: Becomes its exit code, or minus the signal that ended it.
+        kill: Kills it and its children, if it lives.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class ChildProcess:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         ended: "asyncio.Future[int]",
+        kill: Callable[[], None],
     ) -> None:
         self.pid = pid
         self.reader = reader
         self.writer = writer
         self._ended = ended
+        self._kill = kill
 
     @property
     def returncode(self) -> int | None:
@@ -72,8 +75,7 @@ class ChildProcess:
 
     async def end(self) -> int:
         """Kill it and its children, and wait for its end; idempotent."""
-        if not self._ended.done():
-            _kill_group(self.pid)
+        self._kill()
         self.writer.transport.abort()
         return await self.wait()
 
@@ -119,7 +121,7 @@ async def start_child(
         start.abandon()
         ours.close()
         raise
-    return ChildProcess(pid, reader, writer, start.ended)
+    return ChildProcess(pid, reader, writer, start.ended, start.abandon)
 
 
 class _Start:
@@ -167,9 +169,8 @@ class _Start:
         """Nobody wants the process any more, whether it is there or will be in a moment."""
         with self._lock:
             self._is_abandoned = True
-            pid = self._pid
-        if pid is not None:
-            _kill_group(pid)
+            if self._pid is not None:
+                _kill_group(self._pid)
 
     def _run(self) -> None:
         try:
@@ -185,11 +186,14 @@ class _Start:
             _kill_group(pid)
         self._tell(self.started.set_result, self.started, pid)
         try:
+            # Until it is waited for, no other process can get its number, nor one of its group.
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            with self._lock:
+                self._pid = None
+            _kill_group(pid)  # what it leaves behind
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         except ChildProcessError:
             code = _UNKNOWN
-        with self._lock:
-            self._pid = None
         self._tell(self.ended.set_result, self.ended, code)
 
     def _tell(self, tell: Callable[[Any], None], future: "asyncio.Future[int]", news: Any) -> None:

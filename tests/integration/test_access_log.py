@@ -169,6 +169,20 @@ async def test_what_never_becomes_a_request_has_a_line_too(
     assert f'http_requests_total{{route="unknown",status="{status}"}} 1.0' in metrics
 
 
+async def test_a_request_that_breaks_off_has_one_line_and_is_counted_once(
+    socket_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    async with running_gateway(socket_dir) as gateway, connected(gateway) as odd:
+        await gateway.auth()
+        assert (await odd.until_closed(head + b"no length\r\n")).startswith(b"HTTP/1.1 400 ")
+        await gateway.until(lambda: bool(lines(caplog)))
+        metrics = gateway.application.metrics.render().decode()
+    (line,) = lines(caplog)
+    assert line["route"] == CHAT
+    assert 'http_requests_total{route="unknown"' not in metrics
+
+
 async def test_a_connection_too_many_has_a_line(
     socket_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -308,6 +308,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 return
             cycle.disconnected = True
             cycle.message_event.set()
+            self._has_told = True  # it has become a request, which has a line of its own
         body = error_body(message, row)
         request_id = self._tell(row.status, row.code)
         more = "retry-after: 1\r\n" if row.status == HTTPStatus.SERVICE_UNAVAILABLE else ""

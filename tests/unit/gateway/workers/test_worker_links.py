@@ -45,6 +45,7 @@ from protocol.wire.messages import (
     Settle,
     StepOutput,
     StreamUsage,
+    TokenWanted,
     Usage,
 )
 from protocol.wire.peers import Peer
@@ -291,11 +292,12 @@ async def test_a_question_that_nobody_waits_for_is_cancelled_once_unless_it_was_
     assert wire.cancelled == [(one, "r")]
 
 
-def auth_link(wire: Notes, timeout_s: float = 5.0) -> AuthLink:
+def auth_link(wire: Notes, timeout_s: float = 5.0, num_refused: int = 0) -> AuthLink:
     return AuthLink(
         wire,
         timeout_s=timeout_s,
         require_keys=False,
+        take_refused=lambda _: num_refused,
         news=AuthNews(
             on_settled=lambda _: None,
             on_settle_refused=wire.refused.append,
@@ -312,6 +314,18 @@ async def test_a_settlement_that_auth_refuses_is_reported_by_its_request() -> No
     link.on_event(one, Failure(request_id="r", code=ErrorCode.INVALID_REQUEST, message="range"))
     link.on_event(one, Failure(request_id="s", code=ErrorCode.INTERNAL_ERROR, message="disk"))
     assert wire.refused == ["r"]
+
+
+async def test_keys_that_were_refused_unasked_are_told_with_the_token_too() -> None:
+    wire, one = Notes(), peer("auth", auth=AuthOffer(epoch=1))
+    link = auth_link(wire, num_refused=7)
+    link.on_peer_ready(one)
+    link.ask(Authorize(request_id="r", key_digest=b"d", endpoint="/x"), "a.b.c")
+    link.on_event(one, TokenWanted(request_id="r"))
+    assert [(asked.token, asked.num_refused_guesses) for asked in wire.of(Authorize)] == [
+        ("", 7),
+        ("a.b.c", 7),
+    ]
 
 
 async def test_a_grant_that_comes_too_late_is_given_back() -> None:

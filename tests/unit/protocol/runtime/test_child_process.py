@@ -114,6 +114,20 @@ input()
         assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
 
 
+async def test_they_end_too_when_it_dies_by_itself() -> None:
+    code = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid, flush=True)
+os._exit(3)
+"""
+    async with running(code) as child:
+        grandchild = psutil.Process(int(await child.reader.readline()))
+        assert await child.wait() == 3
+        await asyncio.to_thread(psutil.wait_procs, [grandchild], PATIENCE_S)
+        assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+
+
 async def test_it_has_a_session_of_its_own_and_nothing_of_ours() -> None:
     code = """
 import os, sys
