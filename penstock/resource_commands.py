@@ -216,6 +216,7 @@ WEBHOOKS: Final = Kind(
             str,
             "A file with a secret of your own (whsec_…), which signs from the next attempt on.",
             secret_of,
+            parameter="secret_file",
         ),
     ),
     {
