@@ -25,20 +25,30 @@ class _Expired(NamedTuple):
     """What the settlement of an expired lease is priced by, and counts in.
 
     Attributes:
-        plan: Where its last report was counted; None once its settlement was.
+        plan: Where its last report was counted first; None when that was before a restart.
         counted_s: When that was, on the monotonic clock.
-        used: What was counted.
     """
 
     price: Price | None
     granted_at_ms: int
     plan: Plan | None = None
     counted_s: float = 0.0
-    used: Needs = NOTHING
+
+
+class _Uncertain(NamedTuple):
+    """Where the use of a lease counts that the ledger may know already.
+
+    Attributes:
+        plan: Its limits.
+        at_s: When it counts, on the monotonic clock.
+    """
+
+    plan: Plan
+    at_s: float
 
 
 class BookLate(BookUsage):
-    """A booking whose lease wasn't open: it counts here once the ledger says that it is new."""
+    """A booking that may not be the first: it counts here once the ledger says that it is new."""
 
     __slots__ = ()
 
@@ -68,7 +78,7 @@ class Bookings:
         self._prices = prices
         self._clock = clock
         self._expired: OrderedDict[str, _Expired] = OrderedDict()
-        self._late: OrderedDict[str, Plan] = OrderedDict()
+        self._uncertain: OrderedDict[str, _Uncertain] = OrderedDict()
 
     def of_open(self, lease: Lease, command: Settle) -> BookUsage:
         """The settlement of a lease that is open, counted at once."""
@@ -106,13 +116,12 @@ class Bookings:
             outcome="expired",
             request_id=lease.request_id,
         )
-        self._expired[lease.lease_id] = _Expired(
-            lease.price,
-            lease.granted_at_ms,
-            lease.plan,
-            self._clock.monotonic_s(),
-            _used_by(booking),
-        )
+        if not isinstance(booking, BookLate):
+            self._expired[lease.lease_id] = _Expired(
+                lease.price, lease.granted_at_ms, lease.plan, self._clock.monotonic_s()
+            )
+        else:
+            self._expired.setdefault(lease.lease_id, _Expired(lease.price, lease.granted_at_ms))
         if len(self._expired) > MAX_EXPIRED_REMEMBERED:
             self._expired.popitem(last=False)
         return booking
@@ -144,9 +153,7 @@ class Bookings:
                 now_s = self._clock.monotonic_s()
                 plan.open_slots(now_s)
                 charges = plan.charges_at(now_s, now_s)
-                self._late[command.lease_id] = plan
-                if len(self._late) > MAX_LATE:
-                    self._late.popitem(last=False)
+                self._note_uncertain(command.lease_id, plan, now_s)
         return BookLate(
             lease_id=command.lease_id,
             request_id=command.request_id,
@@ -174,7 +181,7 @@ class Bookings:
     def booked(self, booking: BookUsage, result: Result) -> None:
         """Follow the ledger where it counted other than was counted here."""
         is_late = isinstance(booking, BookLate)
-        plan = self._late.pop(booking.lease_id, None)
+        uncertain = self._uncertain.pop(booking.lease_id, None)
         if isinstance(result, Booked):
             # They name the counters of the first booking, whatever this one counts in.
             changes = dict(result.changes)
@@ -182,20 +189,41 @@ class Bookings:
                 for counter_id, amount in amounts_of(booking):
                     changes[counter_id] = changes.get(counter_id, 0) - amount
             self._meters.correct(changes.items())
-            if is_late:
-                self._correct_minutes(booking)
+            self._correct_minutes(booking, needs_of(*result.more), uncertain, is_late=is_late)
         elif is_late and result is None:
-            self._meters.correct(amounts_of(booking), were_unknown=True)
-            if plan is not None and booking.outcome != "unused":
-                plan.count_minutes(self._clock.monotonic_s(), _used_by(booking))
+            expired = self._expired.get(booking.lease_id)
+            # What expired here was never among what a killed process may have granted.
+            were_unknown = expired is None or expired.plan is None
+            self._meters.correct(amounts_of(booking), were_unknown=were_unknown)
+            if uncertain is not None and booking.outcome != "unused":
+                now_s = self._clock.monotonic_s()
+                uncertain.plan.count_minutes(now_s, _used_by(booking))
+                if expired is not None:
+                    counted = expired._replace(plan=uncertain.plan, counted_s=now_s)
+                    self._expired[booking.lease_id] = counted
 
-    def _correct_minutes(self, booking: BookUsage) -> None:
-        """The first settlement of an expired lease gives way to nothing: it counts in full."""
+    def _correct_minutes(
+        self, booking: BookUsage, more: Needs, uncertain: _Uncertain | None, *, is_late: bool
+    ) -> None:
+        """Windows of a minute have no counters: what the ledger changed is counted here.
+
+        What another process counted first may have left its window: then it is only ever more.
+        """
         expired = self._expired.get(booking.lease_id)
+        if uncertain is not None and not is_late:
+            uncertain.plan.correct_minutes(uncertain.at_s, difference(NOTHING, _used_by(booking)))
+            if expired is not None and expired.plan is uncertain.plan:
+                expired = self._expired[booking.lease_id] = expired._replace(plan=None)
         if expired is not None and expired.plan is not None:
-            more = difference(_used_by(booking), expired.used)
             expired.plan.correct_minutes(expired.counted_s, more)
-            self._expired[booking.lease_id] = expired._replace(plan=None)
+        elif uncertain is not None:
+            _, total, prompt, completion, money = (max(0, amount) for amount in more)
+            uncertain.plan.correct_minutes(uncertain.at_s, (0, total, prompt, completion, money))
+
+    def _note_uncertain(self, lease_id: str, plan: Plan, now_s: float) -> None:
+        self._uncertain[lease_id] = _Uncertain(plan, now_s)
+        if len(self._uncertain) > MAX_LATE:
+            self._uncertain.popitem(last=False)
 
     def _of_unused(self, lease: Lease, command: Settle) -> BookUsage:
         if lease.plan is not None:
@@ -249,7 +277,7 @@ class Bookings:
     ) -> BookUsage:
         if lease.price is None:
             lease.price = self._prices.price_of(lease.model, lease.granted_at_ms)
-        price, money, charges = lease.price, 0, ""
+        price, money, charges, is_late = lease.price, 0, "", False
         if price is not None:
             money = cost(
                 price,
@@ -264,13 +292,20 @@ class Bookings:
         if plan is not None:
             now_s = self._clock.monotonic_s()
             used = (1, prompt_tokens + completion_tokens, prompt_tokens, completion_tokens, money)
-            if lease.is_forgotten:
-                plan.take_unknown(lease.held, used)
-            plan.settle(now_s, lease.held, used)
-            if outcome == "expired":
+            # What holds nothing but its place can wait until the ledger says that it is new.
+            is_late = lease.may_be_booked and not lease.held[1] and lease.counted_s is None
+            if lease.is_forgotten or lease.may_be_booked:
+                self._note_uncertain(lease.lease_id, plan, now_s)
+            if is_late:
+                plan.take_back(lease.held, None)
+            else:
+                if lease.is_forgotten:
+                    plan.take_unknown(lease.held, used)
+                plan.settle(now_s, lease.held, used)
+            if is_late or outcome == "expired":
                 plan.open_slots(now_s)
             charges = plan.charges_at(now_s, lease.counted_s)
-        return self._booking(
+        booking = self._booking(
             lease,
             prompt_tokens,
             completion_tokens,
@@ -281,6 +316,7 @@ class Bookings:
             charges=charges,
             cost_micros=money,
         )
+        return BookLate._make(booking) if is_late else booking
 
     def _booking(
         self,

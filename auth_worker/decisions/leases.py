@@ -29,6 +29,7 @@ class Lease(Struct, eq=False, gc=False):
         price: What its tokens cost; None when nobody has said.
         user_id: Of its key when it was granted, as is `team_id`.
         is_forgotten: A kill forgot it, so what it counts in and holds isn't known.
+        may_be_booked: An engine's report opened it, so the ledger may have its line already.
         streams: Prompt and completion tokens of its streams, as far as they were reported apart.
     """
 
@@ -49,6 +50,7 @@ class Lease(Struct, eq=False, gc=False):
     user_id: str = ""
     team_id: str = ""
     is_forgotten: bool = False
+    may_be_booked: bool = False
     reported_prompt_tokens: int = 0
     reported_completion_tokens: int = 0
     streams: dict[str, tuple[int, int]] = field(default_factory=dict)

@@ -401,9 +401,11 @@ class OpenLeases:
             if lease_id in self._settled:
                 continue
             request_id = streams[0].stream.partition("/")[0]
-            lease = self._leases.get(lease_id) or self._find_forgotten(
-                lease_id, request_id, of_this_epoch=True
-            )
+            lease = self._leases.get(lease_id)
+            if lease is None:
+                lease = self._find_forgotten(lease_id, request_id, of_this_epoch=True)
+                if lease is not None:
+                    lease.may_be_booked = True
             if lease is not None:
                 lease.note_streams(streams)
                 self._leases.orphan(lease, self._clock.monotonic_s())
@@ -441,7 +443,7 @@ class OpenLeases:
             num_expired += 1
             self._count_closed(lease)
             booking = self._bookings.of_expired(lease)
-            if booking.charges:
+            if booking.charges or lease.is_forgotten or lease.may_be_booked:
                 self._commit(booking, partial(self.booked, booking))
             else:
                 self._emit(booking)

@@ -51,9 +51,15 @@ class DropCounters(NamedTuple):
 
 
 class Booked(NamedTuple):
-    """The answer to a booking that wasn't the first of its lease: by how much counters moved."""
+    """The answer to a booking that wasn't the first of its lease: what the ledger changed by it.
+
+    Attributes:
+        changes: By how much counters moved.
+        more: Prompt tokens, completion tokens and money that the lease's line has more than before.
+    """
 
     changes: tuple[tuple[int, int], ...]
+    more: tuple[int, int, int] = (0, 0, 0)
 
 
 class Charged(Protocol):

@@ -171,6 +171,7 @@ def _book_one_by_one(
             _count(booking, sums, charged)
             continue
         changes: dict[int, int] = {}
+        more = (0, 0, 0)
         if before.outcome == "expired" and (
             booking.outcome != "expired" or _num_tokens(booking) > _num_tokens(before)
         ):
@@ -193,11 +194,16 @@ def _book_one_by_one(
                 )
             add_changes(changes, amounts_of(before), -1)
             add_changes(changes, amounts_of(corrected))
+            more = (
+                corrected.prompt_tokens - before.prompt_tokens,
+                corrected.completion_tokens - before.completion_tokens,
+                corrected.cost_micros - before.cost_micros,
+            )
             target = to_insert if booking.lease_id in to_insert else to_update
             target[booking.lease_id] = booked[booking.lease_id] = corrected
             _count(before, sums, charged, -1)
             _count(corrected, sums, charged)
-        later[index] = Booked(tuple(changes.items()))
+        later[index] = Booked(tuple(changes.items()), more)
     if to_insert:
         _INSERT_BOOKINGS.execute(connection, list(to_insert.values()))
     if to_update:

@@ -104,6 +104,7 @@ class MemoryStore:
             self._count(amounts_of(booking))
             return None
         changes: dict[int, int] = {}
+        more = (0, 0, 0)
         is_more = booking.prompt_tokens + booking.completion_tokens > (
             before.prompt_tokens + before.completion_tokens
         )
@@ -113,8 +114,13 @@ class MemoryStore:
             for sign, one in ((-1, before), (1, corrected)):
                 for counter_id, amount in amounts_of(one):
                     changes[counter_id] = changes.get(counter_id, 0) + sign * amount
+            more = (
+                corrected.prompt_tokens - before.prompt_tokens,
+                corrected.completion_tokens - before.completion_tokens,
+                corrected.cost_micros - before.cost_micros,
+            )
         self._count(changes.items())
-        return Booked(tuple(changes.items()))
+        return Booked(tuple(changes.items()), more)
 
     def _count(self, changes: Iterable[tuple[int, int]]) -> None:
         for counter_id, amount in changes:

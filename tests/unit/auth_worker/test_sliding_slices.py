@@ -1,15 +1,16 @@
 """Hard budgets of windows that slide: what their slices keep back after a kill and a clean end."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from auth_worker.decisions.sliced_meters import SLICE_OF_SLIDING
-from auth_worker.principals.limit_rules import SLIDING_S, Window, WindowKind
+from auth_worker.principals.limit_rules import SLIDING_S, Limit, Window, WindowKind
 from auth_worker.records.limit_usage import CounterRow, DropCounters, SaveCounter
 from auth_worker.records.operations import SaveLease
-from protocol.wire.messages import Adjust, Adjusted, Granted
+from protocol.wire.messages import Adjust, Adjusted, Granted, OrphanUsage, StreamUsage
 from tests.fakes.auth_handler_bench import AuthHandlerBench
 from tests.fakes.auth_parts import FakeClock, authorize
 from tests.fakes.limit_parts import limit
@@ -67,6 +68,68 @@ def test_what_a_kill_forgot_counts_in_a_sliding_budget_when_its_gateway_tells_of
             meter = bench.authority.meter_of(budget)
             assert (meter.total, meter.total + meter.held) == (190 * (number + 1), 1000)
         assert grants_until_refused(bench)[0] == 0
+
+
+@pytest.mark.parametrize("is_settled_again_first", [False, True])
+@pytest.mark.parametrize("kind", ["minute", "hour"])
+def test_what_was_settled_before_a_kill_counts_once_when_an_engine_reports_it_after(
+    tmp_path: Path, clock: FakeClock, kind: WindowKind, is_settled_again_first: bool
+) -> None:
+    """Engines tell the next gateway what they ended lately for one that is gone."""
+    budget = limit("money", 1000, kind, limit_id="bud_s")
+    with running(tmp_path, clock, budget) as bench:
+        leases = [grant(bench).lease_id for _ in range(5)]
+        for lease_id in leases:
+            settle(bench, lease_id)
+    with running(tmp_path, clock, budget) as bench:
+        report(bench, *leases)
+        used = partial(standing, bench, budget)
+        assert used() == (950, 50)
+        if is_settled_again_first:
+            for lease_id in leases:
+                settle(bench, lease_id)
+                assert used() == (950, 50)
+        clock.advance(31.0)
+        bench.handler.expire()
+        assert used() == (950, 50)
+        bench.write()
+        assert used() == (950, 50)
+        for lease_id in leases:
+            settle(bench, lease_id)
+        assert used() == (950, 50)
+
+
+@pytest.mark.parametrize("kind", ["minute", "hour"])
+def test_what_a_kill_forgot_counts_when_an_engine_reports_it(
+    tmp_path: Path, clock: FakeClock, kind: WindowKind
+) -> None:
+    budget = limit("money", 1000, kind, limit_id="bud_s")
+    with running(tmp_path, clock, budget) as bench:
+        grant(bench)
+        forgotten = [bench.ask(authorize(scope=SCOPE)) for _ in range(4)]
+    with running(tmp_path, clock, budget) as bench:
+        report(bench, *(lease.lease_id for lease in forgotten if isinstance(lease, Granted)))
+        meter = bench.authority.meter_of(budget)
+        clock.advance(31.0)
+        bench.handler.expire()
+        assert (meter.total, meter.total + meter.held) == (0, 1000)
+        bench.write()
+        assert (meter.total, meter.total + meter.held) == (4 * 190, 1000)
+
+
+def standing(bench: AuthHandlerBench, budget: Limit) -> tuple[int, int]:
+    """What counts in a budget, and what is held."""
+    meter = bench.authority.meter_of(budget)
+    return meter.total, meter.held
+
+
+def report(bench: AuthHandlerBench, *lease_ids: str) -> None:
+    streams = tuple(
+        StreamUsage(lease_id=lease_id, stream="r/0", prompt_tokens=10, completion_tokens=90)
+        for lease_id in lease_ids
+    )
+    bench.ask(OrphanUsage(report_id="report-1", engine_id="engine-1", streams=streams))
+    bench.write()
 
 
 def test_what_left_a_sliding_budget_shortly_before_a_kill_made_room_for_others(
