@@ -23,7 +23,6 @@ class GgufCase:
         config: Hugging Face's `config.json`.
         convert: What happens to tensors.
         more: Adds what only this family has.
-        names: Of some tensors, where a family's are spelled in several ways.
     """
 
     arch: str
@@ -32,7 +31,6 @@ class GgufCase:
         llama_tensors
     )
     more: Callable[[GGUFWriter], None] = _nothing
-    names: tuple[str, ...] = ()
 
 
 def config_of(architecture: str, model_type: str, **values: Any) -> dict[str, Any]:

@@ -528,11 +528,6 @@ NEWER = (
         ),
         granite_hybrid_tensors,
         _granite_more(experts=True, positions=True),
-        tuple(
-            f"model.layers.{layer}.block_sparse_moe.{name}.weight"
-            for layer in range(3)
-            for name in ("input_linear", "router.layer")
-        ),
     ),
     GgufCase(
         "falcon-h1",

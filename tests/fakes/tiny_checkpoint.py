@@ -1,7 +1,6 @@
 """Writes small random checkpoints in Hugging Face's form: config.json and safetensors, no torch."""
 
 import json
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +34,15 @@ def random_tensors(
     config: dict[str, Any],
     dtype: npt.DTypeLike = np.float32,
     scale: float = 0.2,
-    names: Collection[str] = (),
 ) -> Tensors:
-    """Every tensor that a checkpoint of this config holds, by its Hugging Face name.
-
-    Args:
-        config: Of the model.
-        dtype: Of the tensors.
-        scale: Of the numbers.
-        names: Some of them, where a family's are spelled in several ways.
-    """
+    """Every tensor that a checkpoint of this config holds, by its Hugging Face name."""
     generator = np.random.default_rng(3)
     graph = declare(decoder_spec(config), np.float32)
     return {
         source.name: (
             np.float32("norm" in source.name) + scale * generator.standard_normal(source.shape)
         ).astype(dtype)
-        for parts in weight_sources(graph, names)
+        for parts in weight_sources(graph)
         for source in parts
     }
 

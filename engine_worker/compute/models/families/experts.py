@@ -17,7 +17,8 @@ class ExpertNames:
     Attributes:
         block: Where they are, with a dot at the end.
         gate, up, down: Of an expert, in `experts.0.`; none where all are always in one tensor.
-        stacked: Gate and up, and down, of all experts [E, 2I, H] and [E, H, I]; several spellings.
+        stacked: Gate and up, and down, of all experts [E, 2I, H] and [E, H, I]; several spellings,
+            the usual one first.
         router: The first that the checkpoint has.
         correction: As `router`.
         shared: With a dot at the end.
@@ -103,14 +104,18 @@ def expert_tensors(
         sources |= _shared_tensors(
             f"{ours}shared.", f"{block}{spelling.shared}", moe.shared, hidden
         )
-    for gate_up, down in spelling.stacked:
-        if f"{block}{gate_up}" in names or (not names and not spelling.gate):
-            return sources | {
-                f"{ours}gate_up.weight": (
-                    Source(f"{block}{gate_up}", (num_experts, 2 * inner, hidden)),
-                ),
-                f"{ours}down.weight": (Source(f"{block}{down}", (num_experts, hidden, inner)),),
-            }
+    stacked = next((pair for pair in spelling.stacked if f"{block}{pair[0]}" in names), None)
+    if stacked is None and not spelling.gate:
+        # Where none is there, the usual one is what is missing.
+        stacked = spelling.stacked[0]
+    if stacked is not None:
+        gate_up, down = stacked
+        return sources | {
+            f"{ours}gate_up.weight": (
+                Source(f"{block}{gate_up}", (num_experts, 2 * inner, hidden)),
+            ),
+            f"{ours}down.weight": (Source(f"{block}{down}", (num_experts, hidden, inner)),),
+        }
     experts = [f"{block}experts.{expert}." for expert in range(num_experts)]
     return sources | {
         f"{ours}gate_up.weight": tuple(

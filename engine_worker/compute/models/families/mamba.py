@@ -14,9 +14,13 @@ from engine_worker.compute.models.families.common import (
     mlp_of,
     num_layers_of,
 )
-from engine_worker.compute.models.families.experts import ExpertNames, tensors_with_experts
+from engine_worker.compute.models.families.experts import tensors_with_experts
 from engine_worker.compute.models.families.family import Family
-from engine_worker.compute.models.families.moe import num_chosen_of, num_experts_of
+from engine_worker.compute.models.families.moe import (
+    GRANITE_EXPERTS,
+    num_chosen_of,
+    num_experts_of,
+)
 from engine_worker.compute.models.hf_rope import read_ropes
 from engine_worker.compute.models.recurrent.specs import MambaSpec
 from engine_worker.compute.models.spec import (
@@ -33,15 +37,6 @@ MAX_KERNEL = 64
 """Tokens that a convolution sees; those of all models see three or four."""
 _MAMBA = ("mamba", "linear_attention")
 _ATTENTION = ("attention", FULL)
-_BLOCK = "block_sparse_moe."
-_EXPERTS = ExpertNames(
-    _BLOCK,
-    stacked=(
-        ("experts.gate_up_proj", "experts.down_proj"),
-        ("input_linear.weight", "output_linear.weight"),
-    ),
-    router=("router.weight", "router.layer.weight"),
-)
 
 
 def _read(config: Mapping[str, Any]) -> DecoderSpec:
@@ -169,7 +164,7 @@ def _mlp(fields: ConfigFields) -> MlpSpec | MoeSpec:
 
 def _tensors(spec: DecoderSpec, names: Collection[str]) -> Tensors:
     hidden = spec.hidden_size
-    sources = tensors_with_experts(_EXPERTS)(spec, names)
+    sources = tensors_with_experts(GRANITE_EXPERTS)(spec, names)
     for index, layer in enumerate(spec.layers):
         ours, theirs = f"layers.{index}.", f"model.layers.{index}."
         if not isinstance(layer.mixer, AttentionSpec):

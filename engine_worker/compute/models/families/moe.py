@@ -37,6 +37,16 @@ from engine_worker.compute.models.tensors import TensorNames, rotated_by_halves
 from engine_worker.errors import UnsupportedFeatureError
 
 MAX_EXPERTS = 4096
+GRANITE_EXPERTS = ExpertNames(
+    "block_sparse_moe.",
+    gate="",
+    stacked=(
+        ("input_linear.weight", "output_linear.weight"),
+        ("experts.gate_up_proj", "experts.down_proj"),
+    ),
+    router=("router.layer.weight", "router.weight"),
+)
+"""As published first; transformers 5 renames them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,17 +376,7 @@ _ALL = (
         "GraniteMoeForCausalLM",
         "granitemoe",
         _two_experts_mlp,
-        (
-            ExpertNames(
-                "block_sparse_moe.",
-                gate="",
-                stacked=(
-                    ("input_linear.weight", "output_linear.weight"),
-                    ("experts.gate_up_proj", "experts.down_proj"),
-                ),
-                router=("router.layer.weight", "router.weight"),
-            ),
-        ),
+        (GRANITE_EXPERTS,),
         _stated_bias,
         _finish_granite,
     ),

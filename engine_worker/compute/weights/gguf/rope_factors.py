@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from engine_worker.errors import UnsupportedFeatureError
+from engine_worker.errors import ModelConfigError, UnsupportedFeatureError
 
 _LOW_FREQ = 1.0
 _HIGH_FREQS: Final = (4.0, 1.0)
@@ -35,6 +35,7 @@ def llama3_scaling(
         None where no frequency changes.
 
     Raises:
+        ModelConfigError: The frequencies have no base.
         UnsupportedFeatureError: They are of another formula.
     """
     if not np.isfinite(factors).all() or factors.min() <= 0:
@@ -43,6 +44,10 @@ def llama3_scaling(
     if factor == 1.0 == float(factors.min()):
         return None
     theta = float(config["rope_theta"])
+    if not 0 < theta < math.inf:
+        raise ModelConfigError(
+            f"{path}: the frequency base of its rope must be finite and above 0, not {theta}"
+        )
     found = (
         high
         for high in _HIGH_FREQS

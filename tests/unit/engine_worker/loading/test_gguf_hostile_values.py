@@ -41,8 +41,9 @@ HELD_WHOLLY = next(case for case in GGUF_FAMILIES if case.arch == "llama")
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    found = {}
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Of each case's file."""
+    found = []
     for case in GGUF_FAMILIES:
         folder = tmp_path_factory.mktemp("m")
         write_checkpoint(folder, dict(case.config))
@@ -50,15 +51,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
         path = folder / "m.gguf"
         write_gguf(path, folder, arch=case.arch, convert=case.convert, more=case.more)
-        found[case.config["architectures"][0]] = path
+        found.append(path)
     return found
 
 
 @pytest.mark.parametrize("case", GGUF_FAMILIES, ids=lambda case: case.config["architectures"][0])
-def test_any_value_makes_a_model_or_one_clear_refusal(
-    folders: dict[str, Path], case: GgufCase
-) -> None:
-    path = folders[case.config["architectures"][0]]
+def test_any_value_makes_a_model_or_one_clear_refusal(paths: list[Path], case: GgufCase) -> None:
+    index = GGUF_FAMILIES.index(case)
+    path = paths[index]
     checkpoint = open_gguf(path)
     values = dict(checkpoint.metadata.values)
     # The lists decide, where a whole tokenizer.json would go before them.
@@ -69,8 +69,7 @@ def test_any_value_makes_a_model_or_one_clear_refusal(
     # What all share is tried with one of them, and some of the values with each of the others.
     shared = {*of_vocabulary, *(key for key in values if key.startswith("general."))}
     keys = {*values, *others} - (set() if is_first else shared)
-    turn = GGUF_FAMILIES.index(case) % 6
-    odd = ODD if is_first or EFFORT > 1 else ODD[turn::6]
+    odd = ODD if is_first or EFFORT > 1 else ODD[index % 6 :: 6]
     tokenizer = read_gguf_tokenizer(values, path)
     num_loaded = 0
     for key in sorted(keys):

@@ -40,15 +40,14 @@ from engine_worker.errors import (
 from tests.fakes.gguf_families import GGUF_FAMILIES, GgufCase
 from tests.fakes.gguf_files import llama_tensors, write_gguf
 from tests.fakes.gguf_newer_families import FALCON_MULTIPLIERS
-from tests.fakes.tiny_checkpoint import TINY_LLAMA, random_tensors, write_checkpoint
+from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
 
 CASES = [(case.arch, case) for case in GGUF_FAMILIES]
 
 
 def gguf_of(case: GgufCase, folder: Path, **options: Any) -> Path:
     """A random checkpoint of a family, and the same as GGUF beside it."""
-    config = dict(case.config)
-    write_checkpoint(folder, config, random_tensors(config, names=case.names))
+    write_checkpoint(folder, dict(case.config))
     path = folder / "m.gguf"
     write_gguf(path, folder, arch=case.arch, convert=case.convert, more=case.more, **options)
     return path
@@ -316,8 +315,12 @@ def test_another_table_of_factors_is_refused(tmp_path: Path) -> None:
         llama_tensors,
         lambda writer: writer.add_tensor("rope_freqs.weight", llama3_factors(8.0, bend=1.2)),
     )
+    metadata = open_gguf(gguf_of(case, tmp_path)).metadata
     with pytest.raises(UnsupportedFeatureError, match="not those of Llama 3"):
-        derive_config(open_gguf(gguf_of(case, tmp_path)).metadata)
+        derive_config(metadata)
+    metadata.values["llama.rope.freq_base"] = 0.0
+    with pytest.raises(ModelConfigError, match="frequency base of its rope must be finite"):
+        derive_config(metadata)
 
 
 @pytest.mark.parametrize(
