@@ -380,6 +380,9 @@ class Application:
 
     async def close(self) -> None:
         """Settle what can be settled, write down the rest, and release everything."""
+        if not await _wait_for(lambda: len(self.sessions) == 0, _FLUSH_PATIENCE_S):
+            # What is known of their use would be lost with this process.
+            self.sessions.give_up_all()
         if self.auth.is_ready:
             await _wait_for(lambda: len(self.outbox) == 0, _FLUSH_PATIENCE_S)
         self._housekeeping.stop()

@@ -300,6 +300,20 @@ async def test_what_outlasts_the_drain_ends_with_a_clear_event(socket_dir: Path)
         assert done == "[DONE]"
 
 
+async def test_what_no_engine_reports_in_time_is_settled_when_all_is_ended_at_once(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir) as gateway:
+        auth = await gateway.auth()
+        engine = await gateway.engine(text=None)
+        engine.answers_aborts = False
+        await stream_until_text(gateway, engine)
+        gateway.application.end_running()
+        assert auth.of(Settle) == []
+    (settle,) = auth.of(Settle)
+    assert settle.completion_tokens == 1
+
+
 async def test_many_streams_at_once_each_end_exactly_once(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         auth = await gateway.auth()

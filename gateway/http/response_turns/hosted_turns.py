@@ -168,6 +168,9 @@ class HostedTurns:
     def lease_report(self) -> None:
         """Its turns have leases; it has none."""
 
+    def give_up(self) -> None:
+        """Its turns are settled, each by itself; it is not."""
+
     def release(self) -> None:
         """Whoever asked has read all it wants."""
         if self._request is not None:

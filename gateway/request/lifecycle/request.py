@@ -298,7 +298,7 @@ class Request:
         if self.work.is_at_worker:
             if self._timer is None:
                 loop = asyncio.get_running_loop()
-                self._timer = loop.call_later(ABORT_PATIENCE_S, self._give_up)
+                self._timer = loop.call_later(ABORT_PATIENCE_S, self.give_up)
             return
         self.state = self.state.then(State.SETTLED)
         if self._timer is not None:
@@ -438,7 +438,8 @@ class Request:
     def _on_deadline(self) -> None:
         self.fail(self._too_late(self.work.model))
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """It has ended: wait no longer for what workers may still report of it."""
         self.work.give_up()
         self.on_idle()
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from gateway.errors import GatewayError
@@ -23,6 +23,10 @@ class OpenSession(Protocol):
 
     def fail(self, error: GatewayError) -> None:
         """End it with an error."""
+        ...
+
+    def give_up(self) -> None:
+        """It has ended: wait no longer for what workers may still report of it."""
         ...
 
 
@@ -102,9 +106,15 @@ class SessionTable:
 
     def fail_all(self, error: GatewayError) -> None:
         """End every request with an error."""
-        sessions: Iterable[OpenSession] = list(self._sessions)
-        for session in sessions:
+        self._with_all(lambda session: session.fail(error))
+
+    def give_up_all(self) -> None:
+        """Settle every request that has ended by what is known of it now."""
+        self._with_all(lambda session: session.give_up())
+
+    def _with_all(self, end: Callable[[OpenSession], None]) -> None:
+        for session in list(self._sessions):
             try:
-                session.fail(error)
+                end(session)
             except Exception:
                 _logger.exception("request %s could not be ended", session.request_id)

@@ -10,6 +10,7 @@ from openai.types.chat import ChatCompletionContentPartTextParam
 from openai.types.responses import CustomToolParam, FunctionToolParam, ResponseInputItemParam
 
 from gateway.errors import InvalidRequestError
+from gateway.http.bodies.parsed_bodies import SocketBody
 from gateway.http.bodies.parsers import COMPACT, KINDS
 from gateway.http.openresponses.item_shapes import ITEM, TOOL
 from gateway.http.openresponses.schemas import HARMLESS_FIELDS as RESPONSE_HARMLESS
@@ -52,6 +53,8 @@ def told_of(kind: str, body: Any) -> list[str]:
     """The fields that a client is told of: as ignored, or refused."""
     try:
         result = KINDS[kind].parse(bytes_of(kind, body), CONTEXT)
+        if isinstance(result, SocketBody):
+            result = result.response()
     except InvalidRequestError as error:
         return [error.param or "nothing"]
     return [] if kind == "execute" else ignored_by(result)

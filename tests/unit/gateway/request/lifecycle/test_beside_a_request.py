@@ -80,6 +80,7 @@ class Session:
         self.report = report
         self.is_broken = is_broken
         self.errors: list[GatewayError] = []
+        self.has_given_up = False
 
     def lease_report(self) -> LeaseReport | None:
         if self.is_broken:
@@ -90,6 +91,11 @@ class Session:
         if self.is_broken:
             raise RuntimeError("a bug")
         self.errors.append(error)
+
+    def give_up(self) -> None:
+        if self.is_broken:
+            raise RuntimeError("a bug")
+        self.has_given_up = True
 
 
 def report(name: str) -> LeaseReport:
@@ -126,8 +132,10 @@ def test_one_request_that_raises_keeps_no_other_one_from_its_end(
         table.add(session)
     error = GatewayError("the end")
     table.fail_all(error)
+    table.give_up_all()
     assert [session.errors for session in good] == [[error]] * 3
-    assert caplog.messages == ["request b could not be ended"]
+    assert all(session.has_given_up for session in good)
+    assert caplog.messages == ["request b could not be ended"] * 2
     assert caplog.records[0].levelno == logging.ERROR
     caplog.clear()
 
