@@ -318,7 +318,7 @@ def test_another_table_of_factors_is_refused(tmp_path: Path) -> None:
     metadata = open_gguf(gguf_of(case, tmp_path)).metadata
     with pytest.raises(UnsupportedFeatureError, match="not those of Llama 3"):
         derive_config(metadata)
-    metadata.values["llama.rope.freq_base"] = 0.0
+    metadata.values = {**metadata.values, "llama.rope.freq_base": 0.0}
     with pytest.raises(ModelConfigError, match="frequency base of its rope must be finite"):
         derive_config(metadata)
 
