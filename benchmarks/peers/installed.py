@@ -21,6 +21,7 @@ LLAMA_CPP_OPTIONS = (
     "-DLLAMA_BUILD_APP=OFF",
     "-DGGML_NATIVE=ON",
 )
+_NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 PACKAGES = {
     "transformers": ("torch", "transformers"),
     "openvino": ("openvino-genai", "optimum-intel[openvino]"),
@@ -39,10 +40,13 @@ class Peers:
     Args:
         folder: Where they are kept; made if missing.
         num_jobs: Compilers of llama.cpp at a time.
+        without_amx: Build llama.cpp without AMX, where its products with it end at an illegal
+            instruction.
     """
 
-    def __init__(self, folder: Path, num_jobs: int) -> None:
+    def __init__(self, folder: Path, num_jobs: int, *, without_amx: bool = False) -> None:
         self._folder = folder.absolute()
+        self._without_amx = without_amx
         self._folder.mkdir(parents=True, exist_ok=True)
         self._num_jobs = num_jobs
 
@@ -68,7 +72,8 @@ class Peers:
             NotInstalledError: The package or a compiler is missing, or it can't be built.
         """
         home = self._folder / "llama-cpp"
-        programs = home / "build" / "bin"
+        build = home / ("build-without-amx" if self._without_amx else "build")
+        programs = build / "bin"
         if not (programs / "llama-quantize").exists() or not (programs / "llama-server").exists():
             if shutil.which("cmake") is None or shutil.which("c++") is None:
                 raise NotInstalledError("cmake or a C++ compiler is missing")
@@ -77,12 +82,14 @@ class Peers:
                 self._unpack_llama_cpp(home)
             generator = ["-G", "Ninja"] if shutil.which("ninja") else []
             options = [*generator, *LLAMA_CPP_OPTIONS]
+            if self._without_amx:
+                options += [f"-DCMAKE_C_FLAGS={_NO_AMX}", f"-DCMAKE_CXX_FLAGS={_NO_AMX}"]
             self._run(
                 "llama-cpp",
-                ["cmake", "-S", str(home / "source"), "-B", str(home / "build"), *options],
+                ["cmake", "-S", str(home / "source"), "-B", str(build), *options],
             )
             targets = ["--target", "llama-server", "llama-quantize", "-j", str(self._num_jobs)]
-            self._run("llama-cpp", ["cmake", "--build", str(home / "build"), *targets])
+            self._run("llama-cpp", ["cmake", "--build", str(build), *targets])
         return programs
 
     def _unpack_llama_cpp(self, home: Path) -> None:

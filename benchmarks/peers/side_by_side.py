@@ -51,7 +51,7 @@ def make_sides(args: argparse.Namespace, home: Path) -> list[Side]:
     """All sides that can be installed here, not started yet."""
     folder = home / str(args.shape)
     write_checkpoint(folder, args.shape)
-    peers = Peers(args.environments, args.jobs)
+    peers = Peers(args.environments, args.jobs, without_amx=args.llama_cpp_without_amx)
     slots, context = max(args.concurrency), NUM_PROMPT_TOKENS + NUM_NEW_TOKENS + 32
 
     def vllm() -> list[Side]:
@@ -187,6 +187,11 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=NUM_NEW_TOKENS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="compilers of llama.cpp at a time")
+    parser.add_argument(
+        "--llama-cpp-without-amx",
+        action="store_true",
+        help="where its products with AMX end at an illegal instruction",
+    )
     parser.add_argument(
         "--environments", type=Path, default=Path.home() / ".cache" / "penstock-peers"
     )
