@@ -57,7 +57,7 @@ def mortal(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, mcp_url: s
     return MORTAL.running(
         lambda: tmp_path_factory.mktemp("mortal") / "data",
         cache_dir,
-        *("--deterministic", "--drain-timeout", "25"),
+        *("--deterministic", "--drain-timeout", "150"),
         PENSTOCK_WORKER_DEAD_S="6",
         PENSTOCK_MCP_SERVERS=f"weather={mcp_url}",
         PENSTOCK_MAX_BATCH_REQUESTS="4",

@@ -60,7 +60,7 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def eventually(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     """Wait for a fact of another process, bounded."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -144,7 +144,7 @@ def stop_harness(harness: Harness) -> int:
         client.close()
     harness.process.send_signal(signal.SIGTERM)
     try:
-        return harness.process.wait(60)
+        return harness.process.wait(180)
     finally:
         if harness.process.poll() is None:
             harness.process.kill()

@@ -53,7 +53,7 @@ class Collector:
         with self._changed:
             return [span for span in self.spans if span.name == name]
 
-    def until(self, *names: str, timeout_s: float = 30.0) -> None:
+    def until(self, *names: str, timeout_s: float = 60.0) -> None:
         """Wait until a span of each name is there; blocks its thread."""
         deadline = time.monotonic() + timeout_s
         with self._changed:

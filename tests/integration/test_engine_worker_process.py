@@ -168,7 +168,7 @@ class EngineHarness:
         async def call() -> None:
             function()
 
-        asyncio.run_coroutine_threadsafe(call(), self._loop).result(timeout=30)
+        asyncio.run_coroutine_threadsafe(call(), self._loop).result(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -331,9 +331,9 @@ def test_a_broken_checkpoint_is_one_line_exit_code_one_and_a_goodbye(
         assert harness.process.returncode == 1
         (line,) = stderr.strip().split("\n")
         assert "model.safetensors" in line
-        lost = harness.peer_events.get(timeout=10)
+        lost = harness.peer_events.get(timeout=60)
         while lost.kind != "lost":
-            lost = harness.peer_events.get(timeout=10)
+            lost = harness.peer_events.get(timeout=60)
         assert lost.reason == "failed"
         assert "model.safetensors" in lost.message
     finally:
