@@ -4,10 +4,12 @@ pids."""
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,17 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
         time.sleep(0.05)
 
 
+def free_pair() -> int:
+    """A free port whose successor is free, too."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            with suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return port
+
+
 def start_harness(data_dir: Path, cache_dir: Path, *arguments: str, **environment: str) -> Harness:
     """Start `penstock serve` on a free port and wait until it serves."""
     command = [
@@ -103,39 +116,6 @@ def start_harness(data_dir: Path, cache_dir: Path, *arguments: str, **environmen
     process.stdout.close()
     text = log.read_text(encoding="utf-8")
     raise AssertionError(f"penstock serve ended with {process.returncode}: {output}\n{text}")
-
-
-class SharedDeployment:
-    """One deployment of tests that run in one process, as long as one of them may still come.
-
-    Args:
-        last_user: The last file that asks for it, in the order of their names.
-    """
-
-    def __init__(self, last_user: str) -> None:
-        self.last_user = last_user
-        self._harness: Harness | None = None
-
-    def running(
-        self,
-        new_data_dir: Callable[[], Path],
-        cache_dir: Path,
-        *arguments: str,
-        **environment: str,
-    ) -> Harness:
-        """It; started when it is not there, with the parameters of `start_harness`."""
-        if self._harness is None:
-            self._harness = start_harness(new_data_dir(), cache_dir, *arguments, **environment)
-        return self._harness
-
-    def end_unless_wanted(self, next_test: str) -> None:
-        """Stop it, with exit code 0, when the next test and those after it are of others."""
-        path = next_test.partition("::")[0]
-        is_wanted = path.startswith("tests/e2e/") and path <= self.last_user
-        harness = self._harness
-        if harness is not None and not is_wanted:
-            self._harness = None
-            assert stop_harness(harness) == 0
 
 
 def stop_harness(harness: Harness) -> int:

@@ -395,6 +395,8 @@ def rows_of(harness: Harness, query: str, *parameters: str) -> list[tuple[Any, .
         connection.close()
 
 
+# Of one that serves, test_the_supervisor_is_killed.py shows the same.
+@pytest.mark.long
 def test_a_supervisor_killed_with_9_takes_its_children_along(
     tmp_path: Path, cache_dir: Path
 ) -> None:
