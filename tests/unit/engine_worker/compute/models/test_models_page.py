@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import transformers
 
 from engine_worker.compute.backends.cpu_native import coverage
 from engine_worker.compute.models.families.registry import FAMILIES
@@ -14,6 +13,7 @@ from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.spec import DecoderSpec, LayerSpec, MoeSpec
 from engine_worker.compute.weights.gguf.families import FAMILIES as GGUF_FAMILIES
 from engine_worker.text.format_detection import detect_formats
+from tests.fakes.late import transformers
 from tests.fakes.model_families import CASES, FamilyCase
 from tests.fakes.published_models import PUBLISHED, PublishedModel
 from tests.models_table import agreement, declared, gguf_names, memory_row, written

@@ -9,10 +9,10 @@ import json
 from typing import Any
 
 import pytest
-import transformers
 
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.errors import ModelLoadError
+from tests.fakes.late import transformers
 from tests.fakes.model_families import CASES, FamilyCase
 from tests.fakes.odd_values import with_odd_values
 
