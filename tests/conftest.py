@@ -18,7 +18,7 @@ import pytest
 from protocol.runtime.child_environment import without_settings
 from tests.fakes.installed_entry_points import entry_points
 from tests.fakes.order import is_small_unit
-from tests.fakes.quick_compile import QUICK
+from tests.fakes.quick_compile import EVERYDAY, QUICK
 from tests.fakes.rewritten_modules import rewrite_share
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Before anything of ours imports it from there.
 importlib.metadata.entry_points = entry_points  # type: ignore[assignment]
-
-EVERYDAY = "not long and not parity"
-"""What `make test` runs."""
 
 # How long an example takes says how busy the machine is, and nothing about what is tested. The same
 # examples for everybody, in CI and elsewhere; `make fuzz` draws others each time.

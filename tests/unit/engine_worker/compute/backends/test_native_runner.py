@@ -243,6 +243,9 @@ def poison(runner: JaxModelRunner, block_ids: Sequence[int]) -> None:
     runner._state = runner.state._replace(cache=cache)
 
 
+# That a row's bits depend on nobody else is shown of the kernels one by one (cpu_native/), and of
+# the deterministic mode by tests/e2e/test_when_something_dies.py, whose engines compute on them.
+@pytest.mark.long
 @pytest.mark.usefixtures("bits_of_engines_here")
 def test_the_deterministic_mode_holds_on_the_kernels_in_float32(
     reference: GreedyReference,
@@ -283,7 +286,9 @@ def assert_same_bits_in_company(runner: JaxModelRunner, request: RunnerRequest) 
         np.testing.assert_array_equal(np.asarray(array)[blocks(0)[:4]], expected)
 
 
-@pytest.mark.parametrize("weight_type", types("bfloat16"))
+# tests/integration/test_model_parity.py holds a model with recurrent layers to transformers there.
+@pytest.mark.long
+@pytest.mark.parametrize("weight_type", TYPES)
 def test_recurrent_layers_are_computed_by_xla_but_for_their_products(weight_type: str) -> None:
     weights = tiny_weights(spec=tiny_hybrid_spec())
     decoder = packed(weights, "cpu_native", weight_type)

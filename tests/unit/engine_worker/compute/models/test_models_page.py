@@ -166,7 +166,21 @@ def test_the_agreement_of_a_row_is_the_least_that_was_measured_of_its_cases(name
     assert ROWS[name].agreement.split()[0] in ("100", "–")
 
 
-@pytest.mark.parametrize("model", PUBLISHED, ids=lambda model: model.name)
+EVERYDAY = {
+    *("Llama 3.2 1B", "Gemma 3 270M", "Granite 4.0 H Micro", "Mixtral 8x7B", "gpt-oss 20b"),
+    "DeepSeek V2 Lite",
+}
+"""One model of each kind of cache and of experts; to declare all of them takes half a minute."""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=() if model.name in EVERYDAY else pytest.mark.long)
+        for model in PUBLISHED
+    ],
+    ids=lambda model: model.name,
+)
 def test_the_memory_of_a_published_model_is_what_an_engine_would_ask_for(
     model: PublishedModel,
 ) -> None:
