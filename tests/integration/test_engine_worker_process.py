@@ -37,14 +37,17 @@ from protocol.wire.messages import (
 )
 from protocol.wire.peers import Peer, PeerEvent
 from protocol.wire.role_server import RoleServer
+from tests.fakes.quick_compile import QUICK
 
 pytestmark = pytest.mark.process
 
 WAIT_S = 240.0
 EventT = TypeVar("EventT")
 
-# Few and small programs, so that they compile in seconds.
+# Few and small programs that compile in seconds; tests/e2e/test_the_supervisor_is_killed.py has an
+# engine that compiles those of its usual mode as users' engines do.
 SMALL = {
+    "XLA_FLAGS": QUICK,
     "PENSTOCK_MAX_NUM_SEQS": "4",
     "PENSTOCK_MAX_NUM_BATCHED_TOKENS": "32",
     "PENSTOCK_MAX_MODEL_LEN": "512",
