@@ -229,7 +229,8 @@ async def test_another_model_that_stands_in_tells_nothing_behind_what_was_read(
     socket_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.http.background.background_take.RETRY_S", 0.0)
-    settings = {"model_fallbacks": ("demo=other",)}
+    # Until its request's time is up, an answer waits for another engine of its own model.
+    settings: dict[str, Any] = {"model_fallbacks": ("demo=other",), "request_timeout_s": 5.0}
     async with running_gateway(socket_dir, **settings) as gateway:
         harness = Harness(gateway, await gateway.auth(), await gateway.engine(text=None))
         await gateway.engine(model="other", text=("Other",))
