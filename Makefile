@@ -98,9 +98,11 @@ fuzz: $(VENV)/.test
 		tests/unit/engine_worker/compute/backends/cpu_native/test_blocks.py \
 		tests/unit/engine_worker/compute/backends/cpu_native/test_experts.py \
 		tests/unit/engine_worker/compute/models/test_recurrent_chunks.py \
+		tests/unit/engine_worker/compute/models/test_odd_configs.py \
 		tests/unit/engine_worker/compute/sampling/test_sampler_variants.py \
 		tests/unit/engine_worker/loading/test_gguf_hostile_values.py
 	FUZZ_EFFORT=200 $(BIN)/python -m pytest -n 2 tests/unit/gateway/http/bodies/test_odd_bodies.py \
+		tests/unit/gateway/http/bodies/test_names_of_errors.py \
 		tests/unit/gateway/http/bodies/test_request_body_fuzz.py
 
 # Faults put into gateway/request, gateway/dispatch and gateway/ledger one by one: do their unit tests

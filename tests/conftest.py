@@ -18,7 +18,7 @@ import pytest
 from protocol.runtime.child_environment import without_settings
 from tests.fakes.installed_entry_points import entry_points
 from tests.fakes.order import is_small_unit
-from tests.fakes.quick_compile import QUICK
+from tests.fakes.quick_compile import EVERYDAY, QUICK
 from tests.fakes.rewritten_modules import rewrite_share
 
 if TYPE_CHECKING:
@@ -42,9 +42,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Before anything of ours imports it from there.
 importlib.metadata.entry_points = entry_points  # type: ignore[assignment]
-
-EVERYDAY = "not long and not parity"
-"""What `make test` runs."""
 
 # How long an example takes says how busy the machine is, and nothing about what is tested. The same
 # examples for everybody, in CI and elsewhere; `make fuzz` draws others each time.
@@ -99,12 +96,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """XLA has read its flags, which children must not inherit; thousands of tests and all that they
-    import are there to stay: no collection of garbage looks at them, now or later."""
+    import are there to stay: no collection of garbage looks at them, now or later. What garbage is
+    among them stays, too: a twentieth, which it would take a second to find."""
     if os.environ.get("XLA_FLAGS") == QUICK:
         if "jax" in sys.modules:
             sys.modules["jax"].numpy.zeros(1).block_until_ready()
         del os.environ["XLA_FLAGS"]
-    gc.collect()
     gc.freeze()
     gc.enable()
 

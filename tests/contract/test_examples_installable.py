@@ -3,6 +3,8 @@
 import ast
 import re
 import sys
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -31,6 +33,12 @@ def imported(tree: ast.Module) -> set[str]:
     return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - OURS
 
 
+@cache
+def installed() -> Mapping[str, list[str]]:
+    """The packages of each module that can be imported here."""
+    return packages_distributions()
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_an_example_says_what_to_install_and_into_which_python(path: Path) -> None:
     tree = tree_of(path)
@@ -40,6 +48,6 @@ def test_an_example_says_what_to_install_and_into_which_python(path: Path) -> No
     lines = re.findall(r"^ *\.venv/bin/pip install (.*)$", text, re.MULTILINE)
     said = {re.split(r"[<>=]", word.strip('"'))[0] for line in lines for word in line.split()}
     said |= {name for one in said for name in BROUGHT.get(one, ())}
-    owners = packages_distributions()
+    owners = installed()
     needed = {owners[name][0].lower().replace("_", "-") for name in imported(tree)}
     assert needed - SERVED - said == set()

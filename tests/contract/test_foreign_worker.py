@@ -54,7 +54,7 @@ async def test_the_documented_worker_works_as_printed(tmp_path: Path, socket_dir
         ParsedBatch(deltas=(parsed,)),
     ]
     gateway.server.close()
-    _, errors = await asyncio.wait_for(process.communicate(), 10)
+    _, errors = await asyncio.wait_for(process.communicate(), 60)
     assert b"the gateway says" in errors
 
 

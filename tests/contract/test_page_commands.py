@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,9 +46,15 @@ def typed(page: Path) -> Iterator[Typed]:
             yield Typed(text.count("\n", 0, found.start()) + 1, command[1].split())
 
 
+@cache
+def program() -> Any:
+    """The command line, which takes a while to put together."""
+    return typer.main.get_command(app)
+
+
 def wrong_in(words: list[str]) -> str | None:
     """What the command line doesn't know of a call; None when it knows all."""
-    command: Any = typer.main.get_command(app)
+    command = program()
     rest = list(words)
     while rest and hasattr(command, "commands"):
         name = rest[0].strip("`.,:…")

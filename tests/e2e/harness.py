@@ -4,10 +4,12 @@ pids."""
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,12 +62,23 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def eventually(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     """Wait for a fact of another process, bounded."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition never held"
         time.sleep(0.05)
+
+
+def free_pair() -> int:
+    """A free port whose successor is free, too."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            with suppress(OSError, OverflowError):
+                second.bind(("127.0.0.1", port + 1))
+                return port
 
 
 def start_harness(data_dir: Path, cache_dir: Path, *arguments: str, **environment: str) -> Harness:
@@ -105,46 +118,13 @@ def start_harness(data_dir: Path, cache_dir: Path, *arguments: str, **environmen
     raise AssertionError(f"penstock serve ended with {process.returncode}: {output}\n{text}")
 
 
-class SharedDeployment:
-    """One deployment of tests that run in one process, as long as one of them may still come.
-
-    Args:
-        last_user: The last file that asks for it, in the order of their names.
-    """
-
-    def __init__(self, last_user: str) -> None:
-        self.last_user = last_user
-        self._harness: Harness | None = None
-
-    def running(
-        self,
-        new_data_dir: Callable[[], Path],
-        cache_dir: Path,
-        *arguments: str,
-        **environment: str,
-    ) -> Harness:
-        """It; started when it is not there, with the parameters of `start_harness`."""
-        if self._harness is None:
-            self._harness = start_harness(new_data_dir(), cache_dir, *arguments, **environment)
-        return self._harness
-
-    def end_unless_wanted(self, next_test: str) -> None:
-        """Stop it, with exit code 0, when the next test and those after it are of others."""
-        path = next_test.partition("::")[0]
-        is_wanted = path.startswith("tests/e2e/") and path <= self.last_user
-        harness = self._harness
-        if harness is not None and not is_wanted:
-            self._harness = None
-            assert stop_harness(harness) == 0
-
-
 def stop_harness(harness: Harness) -> int:
     """SIGTERM and wait; returns the exit code."""
     for client in harness.clients:
         client.close()
     harness.process.send_signal(signal.SIGTERM)
     try:
-        return harness.process.wait(60)
+        return harness.process.wait(180)
     finally:
         if harness.process.poll() is None:
             harness.process.kill()

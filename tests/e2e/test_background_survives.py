@@ -111,7 +111,12 @@ def booked(harness: Harness, response_id: str) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize(
     "victim",
-    ["gateway", "engine_worker", pytest.param("toolparser_worker", marks=pytest.mark.long)],
+    # That what runs goes on when its engine dies, test_when_something_dies.py shows of streams.
+    [
+        "gateway",
+        pytest.param("engine_worker", marks=pytest.mark.long),
+        pytest.param("toolparser_worker", marks=pytest.mark.long),
+    ],
 )
 @pytest.mark.parametrize(
     "body",

@@ -167,7 +167,8 @@ TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "
     ("victim", "fields"),
     [
         ("gateway", {}),
-        ("engine_worker", {}),
+        # Lines are requests: test_when_something_dies.py shows that these wait for another engine.
+        pytest.param("engine_worker", {}, marks=pytest.mark.long),
         pytest.param("toolparser_worker", {"tools": TOOLS}, marks=pytest.mark.long),
     ],
 )

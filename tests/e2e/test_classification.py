@@ -2,39 +2,25 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
-import torch
-import transformers
 
-from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
-from tests.fakes.text_model_folders import write_text_model
+from tests.e2e.harness import Harness, eventually
+from tests.fakes.text_model_folders import MAX_TOKENS, TextModels
 
 pytestmark = pytest.mark.process
-SIZES: dict[str, Any] = {"vocab_size": 24, "max_position_embeddings": 24}
-BERT = {
-    **SIZES,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 24,
-}
-DISTIL = {**SIZES, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
 QUERY = "what is a river"
 DOCUMENTS = ["river stone light", "copper garden " * 20, "north", ""]
 TEXTS = ["quiet paper", "seven north window light stone", "who"]
 
 
 class Library(NamedTuple):
-    """A deployment with keys, and the models that it serves as transformers has them."""
+    """The deployment with keys, and its models for texts as transformers has them."""
 
     harness: Harness
-    ranker: Any
-    topics: Any
-    tokenizer: Any
+    models: TextModels
     key: str
     admin: httpx.Client
 
@@ -50,36 +36,12 @@ class Library(NamedTuple):
         )
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Library]:
-    folder = tmp_path_factory.mktemp("library")
-    ranker = write_text_model(
-        folder / "ranker",
-        transformers.BertConfig(**BERT, num_labels=1),
-        transformers.BertForSequenceClassification,
-    )
-    topics = write_text_model(
-        folder / "topics",
-        transformers.DistilBertConfig(**DISTIL, num_labels=3),
-        transformers.DistilBertForSequenceClassification,
-        id2label={"0": "water", "1": "metal", "2": "air"},
-    )
-    harness = start_harness(
-        folder / "data",
-        cache_dir,
-        f"ranker={folder / 'ranker'}",
-        f"topics={folder / 'topics'}",
-        "--auth",
-    )
-    admin_key = (harness.data_dir / "admin.key").read_text(encoding="utf-8").strip()
+@pytest.fixture
+def library(locked: Harness, text_models: TextModels) -> Iterator[Library]:
+    admin_key = (locked.data_dir / "admin.key").read_text(encoding="utf-8").strip()
     headers = {"Authorization": f"Bearer {admin_key}"}
-    tokenizer = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "ranker" / "tokenizer.json"), pad_token="[PAD]"
-    )
-    with httpx.Client(base_url=harness.url, headers=headers, trust_env=False) as admin:
-        key = new_key(admin)["key"]
-        yield Library(harness, ranker, topics, tokenizer, key, admin)
-    assert stop_harness(harness) == 0
+    with httpx.Client(base_url=locked.url, headers=headers, trust_env=False) as admin:
+        yield Library(locked, text_models, new_key(admin)["key"], admin)
 
 
 def new_key(admin: httpx.Client, **fields: Any) -> Any:
@@ -88,18 +50,20 @@ def new_key(admin: httpx.Client, **fields: Any) -> Any:
     return response.json()
 
 
-def expected_logits(library: Library, model: Any, *texts: list[str]) -> list[list[float]]:
+def expected_logits(library: Library, name: str, *texts: list[str]) -> list[list[float]]:
+    import torch
+
     found = []
     for parts in zip(*texts, strict=True):
-        inputs = library.tokenizer(
+        inputs = library.models.tokenizer(
             *([part] for part in parts),
             truncation=True,
-            max_length=24,
+            max_length=MAX_TOKENS,
             return_tensors="pt",
-            return_token_type_ids=model is library.ranker,
+            return_token_type_ids=name == "ranker",
         )
         with torch.no_grad():
-            found.append(model(**inputs).logits[0].tolist())
+            found.append(getattr(library.models, name)(**inputs).logits[0].tolist())
     return found
 
 
@@ -110,7 +74,7 @@ def sigmoid(logit: float) -> float:
 def test_documents_are_ordered_by_the_logits_of_their_pairs(library: Library) -> None:
     answer = library.post("/v1/rerank", model="ranker", query=QUERY, documents=DOCUMENTS)
     queries = [QUERY] * len(DOCUMENTS)
-    logits = [row[0] for row in expected_logits(library, library.ranker, queries, DOCUMENTS)]
+    logits = [row[0] for row in expected_logits(library, "ranker", queries, DOCUMENTS)]
     found = {one["index"]: one["relevance_score"] for one in answer["results"]}
     assert [found[index] for index in range(4)] == pytest.approx(
         [sigmoid(logit) for logit in logits], abs=2e-5
@@ -138,15 +102,15 @@ def test_a_pair_that_is_too_long_is_refused_where_it_is_not_to_be_cut(library: L
 
 
 def test_labels_have_the_probabilities_of_transformers(library: Library) -> None:
+    import torch
+
     answer = library.post("/v1/classify", model="topics", input=TEXTS)
-    for row, one in zip(
-        expected_logits(library, library.topics, TEXTS), answer["data"], strict=True
-    ):
+    for row, one in zip(expected_logits(library, "topics", TEXTS), answer["data"], strict=True):
         chances = torch.softmax(torch.tensor(row), 0).tolist()
         assert one["probs"] == pytest.approx(chances, abs=2e-5)
         assert one["label"] == ["water", "metal", "air"][chances.index(max(chances))]
         assert one["num_classes"] == 3
-    ids = [library.tokenizer(text)["input_ids"] for text in TEXTS]
+    ids = [library.models.tokenizer(text)["input_ids"] for text in TEXTS]
     by_ids = library.post("/v1/classify", model="topics", input=ids)
     assert by_ids["data"] == answer["data"]
     assert by_ids["usage"] == answer["usage"]

@@ -1,34 +1,17 @@
 """The bundled model as a GGUF file, by the real command: it says what its folder's model says."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from engine_worker.demo import demo_model_path
-from tests.e2e.harness import Harness, start_harness, stop_harness
+from tests.e2e.harness import Harness
 from tests.e2e.test_chat_with_the_openai_sdk import MODEL, WEATHER, ask
-from tests.fakes.gguf_files import write_gguf
 
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture(scope="module")
-def gguf_harness(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
-    folder = tmp_path_factory.mktemp("gguf")
-    write_gguf(folder / "tiny-F32.gguf", demo_model_path())
-    harness = start_harness(
-        folder / "data", cache_dir, "--deterministic", str(folder / "tiny-F32.gguf")
-    )
-    yield harness
-    assert stop_harness(harness) == 0
-
-
-def test_a_chat_and_a_tool_call_are_those_of_the_folder(
-    gguf_harness: Harness, harness: Harness
-) -> None:
+def test_a_chat_and_a_tool_call_are_those_of_the_folder(pair: Harness, harness: Harness) -> None:
     def answer(client: Any, model: str, **options: Any) -> dict[str, Any]:
         message = (
             client.chat.completions.create(model=model, temperature=0, **options)
@@ -39,7 +22,7 @@ def test_a_chat_and_a_tool_call_are_those_of_the_folder(
             call.pop("id")
         return dict(message)
 
-    ours, theirs = gguf_harness.client(), harness.client()
+    ours, theirs = pair.client(), harness.client()
     chat = answer(theirs, MODEL, messages=ask("What is 12 + 30?"))
     assert "42" in chat["content"]
     assert answer(ours, "tiny-F32", messages=ask("What is 12 + 30?")) == chat
@@ -47,6 +30,6 @@ def test_a_chat_and_a_tool_call_are_those_of_the_folder(
     call = answer(theirs, MODEL, **request)
     assert [one["function"]["name"] for one in call["tool_calls"]] == ["get_weather"]
     assert answer(ours, "tiny-F32", **request) == call
-    card = httpx.get(f"{gguf_harness.url}/v1/models/tiny-F32", trust_env=False).json()
+    card = httpx.get(f"{pair.url}/v1/models/tiny-F32", trust_env=False).json()
     assert card["compute"]["stored_as"] == "GGUF F32"
     assert card["compute"]["weights"] == "float32"

@@ -104,9 +104,9 @@ def test_its_own_server_killed_with_it_goes_on_with_what_it_had_written(
             "custom_id": f"c{number}",
             "method": "POST",
             "url": "/v1/completions",
-            "body": {"prompt": f"{number}, two,", "max_tokens": 200, "ignore_eos": True},
+            "body": {"prompt": f"{number}, two,", "max_tokens": 150, "ignore_eos": True},
         }
-        for number in range(40)
+        for number in range(24)
     ]
     source.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     command = [sys.executable, "-m", "penstock", "run-batch", str(source), str(target)]
@@ -117,18 +117,20 @@ def test_its_own_server_killed_with_it_goes_on_with_what_it_had_written(
         found = (tmp_path / "out.jsonl.penstock-run").glob("batches/*/*/output.jsonl")
         return [line for path in found for line in path.read_bytes().split(b"\n")[:-1]]
 
-    first = subprocess.Popen(command, stderr=subprocess.PIPE)
+    # Its engine has fewer programs to compile then, those of other deployments here.
+    computes = {"PENSTOCK_DETERMINISTIC": "true"}
+    first = subprocess.Popen(command, env={**os.environ, **computes}, stderr=subprocess.PIPE)
     eventually(lambda: len(written()) >= 3, 150)
     first.kill()
     first.communicate()
     # Its server ends by itself, and the next command begins at once.
     kept = written()
     assert (tmp_path / "out.jsonl.penstock-run").stat().st_mode & 0o777 == 0o700
-    assert 3 <= len(kept) < 40
+    assert 3 <= len(kept) < 24
     # Its own server has nothing to do with the deployment that a shell is set up for.
     done = subprocess.run(
         command,
-        env=deployed(tmp_path),
+        env=deployed(tmp_path) | computes,
         capture_output=True,
         text=True,
         timeout=300,
@@ -136,9 +138,9 @@ def test_its_own_server_killed_with_it_goes_on_with_what_it_had_written(
     )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "http.sock").exists()
-    assert "40 answered, 0 failed, 0 were answered before" in done.stderr
+    assert "24 answered, 0 failed, 0 were answered before" in done.stderr
     answers = target.read_bytes().splitlines()
-    assert [json.loads(answer)["custom_id"] for answer in answers] == [f"c{n}" for n in range(40)]
+    assert [json.loads(answer)["custom_id"] for answer in answers] == [f"c{n}" for n in range(24)]
     assert set(kept) <= set(answers)
     assert not (tmp_path / "out.jsonl.penstock-run").exists()
 

@@ -3,54 +3,21 @@
 import os
 import re
 import signal
-import socket
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
+from tests.e2e.harness import Harness, eventually
 
 pytestmark = pytest.mark.process
 BODY: dict[str, Any] = {
-    "model": "penstock-demo",
+    "model": "tiny-F32",
     "messages": [{"role": "user", "content": "What is 2 + 3?"}],
     "temperature": 0,
     "max_tokens": 8,
 }
-
-
-def free_pair() -> int:
-    """A free port whose successor is free, too."""
-    while True:
-        with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port: int = first.getsockname()[1]
-            with suppress(OSError, OverflowError):
-                second.bind(("127.0.0.1", port + 1))
-                return port
-
-
-@pytest.fixture(scope="module")
-def metrics_port() -> int:
-    return free_pair()
-
-
-@pytest.fixture(scope="module")
-def pair(
-    tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, metrics_port: int
-) -> Iterator[Harness]:
-    harness = start_harness(
-        tmp_path_factory.mktemp("pair") / "data",
-        cache_dir,
-        *("--gateways", "2", "--metrics-port", str(metrics_port), "--deterministic"),
-    )
-    yield harness
-    assert stop_harness(harness) == 0
 
 
 def answering_pid(url: str) -> int:
@@ -103,7 +70,7 @@ def test_each_gateway_is_scraped_at_a_port_of_its_own(pair: Harness, metrics_por
 def test_one_port_is_served_by_both_and_by_the_one_that_is_left(pair: Harness) -> None:
     both = wait_for_both(pair)
     client = pair.client(max_retries=5)
-    made = client.responses.create(model="penstock-demo", input="Hi", max_output_tokens=4)
+    made = client.responses.create(model="tiny-F32", input="Hi", max_output_tokens=4)
     killed = answering_pid(pair.url)
     os.kill(killed, signal.SIGKILL)
     # Not `pids`: a process that ends has no command line any more while it still has its sockets.

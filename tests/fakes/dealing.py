@@ -1,5 +1,8 @@
 """Deals test files out to the processes that run tests: what shares something goes together."""
 
+from functools import cached_property
+from typing import Any
+
 from xdist.scheduler import LoadFileScheduling
 
 from tests.fakes.order import is_small_unit
@@ -9,9 +12,7 @@ TOGETHER = {
     "tests/e2e/test_recurrent_and_windowed_models.py": "servers that die",
     "tests/e2e/test_background_survives.py": "servers that die",
     "tests/e2e/test_batches.py": "servers that die",
-    "tests/e2e/test_classification.py": "servers that die",
     "tests/e2e/test_new_weights.py": "servers that die",
-    "tests/e2e/test_several_gateways.py": "servers that die",
     "tests/e2e/test_soak_in_short.py": "servers that die",
     "tests/e2e/test_the_supervisor_is_killed.py": "servers that die",
     "tests/e2e/test_when_something_dies.py": "servers that die",
@@ -46,3 +47,15 @@ class DealtTogether(LoadFileScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         return group_of(nodeid)
+
+    def _assign_work_unit(self, node: Any) -> None:
+        """As inherited, which looks for each test in the list of all."""
+        scope, work_unit = self.workqueue.popitem(last=False)
+        self.assigned_work.setdefault(node, {})[scope] = work_unit
+        left = [nodeid for nodeid, is_done in work_unit.items() if not is_done]
+        node.send_runtest_some([self._places[nodeid] for nodeid in left])
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        """Of tests in what every process has collected; asked for once all have."""
+        return {nodeid: place for place, nodeid in enumerate(self.collection or ())}

@@ -49,7 +49,7 @@ class RecordingHandler(Generic[CommandT]):
     def progress_counter(self) -> int:
         return len(self.commands)
 
-    def wait_until(self, fact: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    def wait_until(self, fact: Callable[[], bool], timeout_s: float = 60.0) -> None:
         """Block until something noted makes the fact true."""
         with self._changed:
             if not self._changed.wait_for(fact, timeout_s):

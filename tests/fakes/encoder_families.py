@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import transformers
+from tests.fakes.late import transformers
 
 _SIZES: Final = {
     "hidden_size": 32,

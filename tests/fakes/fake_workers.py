@@ -146,7 +146,7 @@ class FakeWorker(Generic[CommandT]):
         """The commands of one kind so far."""
         return [command for command in list(self.commands) if isinstance(command, kind)]
 
-    async def until(self, fact: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    async def until(self, fact: Callable[[], bool], timeout_s: float = 60.0) -> None:
         """Wait until a command makes the fact true."""
         async with asyncio.timeout(timeout_s):
             while not fact():

@@ -29,7 +29,7 @@ class HttpTarget:
     received: list[Received] = field(default_factory=list)
     arrived: threading.Condition = field(default_factory=threading.Condition)
 
-    def wait_for(self, number: int, timeout_s: float = 20.0) -> list[Received]:
+    def wait_for(self, number: int, timeout_s: float = 60.0) -> list[Received]:
         """Until so many requests came."""
         with self.arrived:
             assert self.arrived.wait_for(lambda: len(self.received) >= number, timeout_s), (

@@ -10,8 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-import torch
-import transformers
 from jax.typing import DTypeLike
 from safetensors.numpy import load_file, save_file
 
@@ -19,6 +17,7 @@ from engine_worker.compute.models.decoder import DecoderWeights, declare
 from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.models.reference import ReferenceCache, reference_step
 from engine_worker.compute.weights.loader import load_weights
+from tests.fakes.late import torch, transformers
 from tests.fakes.model_families import NUM_GREEDY_TOKENS, NUM_PROMPT_TOKENS, SIZES, FamilyCase
 
 TokenIds = npt.NDArray[np.int32]
@@ -63,7 +62,7 @@ def make_reference(folder: Path, case: FamilyCase) -> Reference:
     return Reference(folder, token_ids, logits, continuation, case.why_logits_only)
 
 
-def computed_model(case: FamilyCase, num_tokens: int) -> tuple[Any, torch.Tensor, Logits]:
+def computed_model(case: FamilyCase, num_tokens: int) -> tuple[Any, Any, Logits]:
     """A random model of a case, random tokens [1, num_tokens], and their logits [num_tokens, V]."""
     config = getattr(transformers, case.config)(**case.values)
     generator = torch.Generator().manual_seed(7)

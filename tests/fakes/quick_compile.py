@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import pytest
 
+EVERYDAY: Final = "not long and not parity"
+"""The option `-m` of `make test`."""
 QUICK: Final = (
     "--xla_backend_optimization_level=0"
     " --xla_cpu_use_fusion_emitters=false"

@@ -37,7 +37,7 @@ class Connection:
 
     async def until_closed(self, data: bytes = b"") -> bytes:
         """Send, and read all that comes until the server closes."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             self.writer.write(data)
             return await self.reader.read()
 

@@ -51,7 +51,7 @@ class RecordingGateway(Generic[EventT]):
         )
         return parse_endpoint(bound, setting="test", secured=True)
 
-    async def until(self, fact: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    async def until(self, fact: Callable[[], bool], timeout_s: float = 60.0) -> None:
         """Wait until something that happens here makes the fact true."""
         async with asyncio.timeout(timeout_s):
             while not fact():

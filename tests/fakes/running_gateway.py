@@ -114,7 +114,7 @@ class RunningGateway:
     async def _arrival(self, worker: FakeWorker[Any]) -> None:
         await self.until(lambda: self.is_known(worker) and bool(worker.worker.gateway_ids()))
 
-    async def until(self, fact: Any, timeout_s: float = 10.0) -> None:
+    async def until(self, fact: Any, timeout_s: float = 60.0) -> None:
         """Let the loop run until a fact about the gateway's own state holds."""
         async with asyncio.timeout(timeout_s):
             while not fact():  # noqa: ASYNC110

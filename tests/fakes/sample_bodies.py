@@ -10,6 +10,7 @@ from gateway.http.bodies.parsers import KINDS, ParseContext
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.stored_items import framed
 from protocol.wire.messages import Credits, EngineOffer
+from tests.fakes.fuzz_effort import EFFORT
 
 Body = dict[str, Any]
 Path = tuple[str | int, ...]
@@ -525,3 +526,16 @@ ODD: Final[list[Any]] = [
     *(None, True, -1, 2**64 - 1, 1.5, "", "x", *LONG_NUMBERS),
     *([], [[]], [{}], [None], {}, {"": []}, {"type": {}}, DEEP_LIST),
 ]
+_LIKE_RESPONSES: Final = ("input_tokens", "socket", "compact")
+
+
+def odd_values(kind: str, place: int) -> list[Any]:
+    """Values for the place of a number in a body of a kind.
+
+    Bodies that are read as those of Responses get a third of the values, other ones at each place;
+    all of them with more effort.
+    """
+    plain = kind.removeprefix("continued_")
+    if EFFORT > 1 or (plain == kind and plain not in _LIKE_RESPONSES):
+        return ODD
+    return ODD[place % 3 :: 3]

@@ -1,13 +1,15 @@
 """Folders of small random encoders with a tokenizer, as people download them."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from tokenizers.processors import BertProcessing
+
+from tests.fakes.late import torch, transformers
 
 WORDS = [
     "river",
@@ -63,3 +65,57 @@ def write_text_model(folder: Path, config: Any, kind: Any, **more: Any) -> Any:
     values = json.loads(path.read_text(encoding="utf-8")) | more
     path.write_text(json.dumps(values), encoding="utf-8")
     return model
+
+
+MAX_TOKENS = 24
+_SIZES: dict[str, Any] = {"vocab_size": 24, "max_position_embeddings": MAX_TOKENS}
+_BERT = {
+    **_SIZES,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+_DISTIL = {**_SIZES, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+
+
+@dataclass(frozen=True)
+class TextModels:
+    """Three folders of small models for texts, and what transformers computes with them.
+
+    Attributes:
+        folder: Holds the folders, which are called by the names of these fields.
+        ranker: A cross-encoder.
+        topics: A classifier with the labels water, metal and air.
+        sentences: An encoder.
+        tokenizer: Of all three.
+    """
+
+    folder: Path
+    ranker: Any
+    topics: Any
+    sentences: Any
+    tokenizer: Any
+    names = ("ranker", "topics", "sentences")
+
+
+def write_text_models(folder: Path) -> TextModels:
+    """Save them."""
+    ranker = write_text_model(
+        folder / "ranker",
+        transformers.BertConfig(**_BERT, num_labels=1),
+        transformers.BertForSequenceClassification,
+    )
+    topics = write_text_model(
+        folder / "topics",
+        transformers.DistilBertConfig(**_DISTIL, num_labels=3),
+        transformers.DistilBertForSequenceClassification,
+        id2label={"0": "water", "1": "metal", "2": "air"},
+    )
+    sentences = write_text_model(
+        folder / "sentences", transformers.BertConfig(**_BERT), transformers.BertModel
+    )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "ranker" / "tokenizer.json"), pad_token="[PAD]"
+    )
+    return TextModels(folder, ranker, topics, sentences, tokenizer)

@@ -33,7 +33,7 @@ async def test_a_background_response_outlives_its_store(
             assert background is not None
             await gateway.until(lambda: not background._takes)
             report = gateway.application.parts.readiness
-            await gateway.until(lambda: report.look().status == "degraded", 30)
+            await gateway.until(lambda: report.look().status == "degraded", 60)
             assert report.look().missing == ("housekeeping: making background responses",)
         finally:
             postgres_server.start()
@@ -50,4 +50,4 @@ async def test_a_background_response_outlives_its_store(
         await harness.auth.until(lambda: len(harness.auth.settled()) >= 2)
         booked = [(one.lease_id, one.completion_tokens) for one in harness.booked()]
         assert booked == [(first.lease_id, 7)]
-        await gateway.until(lambda: report.look().status == "ready", 30)
+        await gateway.until(lambda: report.look().status == "ready", 60)

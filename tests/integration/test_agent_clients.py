@@ -280,7 +280,7 @@ async def test_codex_opens_a_websocket_and_sends_only_what_is_new(
             await socket.send(json.dumps(body))
             told: list[Any] = []
             while not told or told[-1]["type"] != "response.completed":
-                told.append(json.loads(await asyncio.wait_for(socket.recv(), 10)))
+                told.append(json.loads(await asyncio.wait_for(socket.recv(), 60)))
                 assert told[-1]["type"] != "error", told[-1]
             return told
 

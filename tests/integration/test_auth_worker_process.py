@@ -45,7 +45,7 @@ pytestmark = pytest.mark.process
 
 ADMIN_SECRET = "psk-Zk3vPq8Rw1Xy6Tn4Lm9Bd2Gf7Hc5"
 USER_SECRET = "psk-user-of-the-integration-test"
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Harness:

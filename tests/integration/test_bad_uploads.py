@@ -35,7 +35,7 @@ async def flood(connection: Connection, piece: bytes) -> tuple[int, bytes]:
     """Send a piece again and again until the server has had enough: how many, and its answer."""
     num_pieces, told = 0, b""
     reading = asyncio.ensure_future(connection.reader.read())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         with suppress(OSError):  # it may hang up on us
             while not reading.done():
                 connection.writer.write(chunk(piece))
@@ -134,7 +134,7 @@ async def test_a_line_of_twenty_megabytes_fails_its_batch_by_its_number(socket_d
         stored = (await upload(gateway, b"\n".join(given))).json()
         asked = {"input_file_id": stored["id"], "endpoint": CHAT, "completion_window": "24h"}
         made = (await gateway.client.post("/v1/batches", json=asked)).json()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while made["status"] not in ("failed", "completed"):
                 made = (await gateway.client.get(f"/v1/batches/{made['id']}")).json()
         assert made["status"] == "failed"

@@ -27,7 +27,7 @@ async def begun(gateway: RunningGateway, *lines: bytes) -> str:
 
 async def counted(gateway: RunningGateway, batch_id: str, **counts: int) -> dict[str, Any]:
     """The batch once that many lines have ended so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             batch: dict[str, Any] = (await gateway.client.get(f"/v1/batches/{batch_id}")).json()
             if Counter(counts) <= Counter(batch["request_counts"]):

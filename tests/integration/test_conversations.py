@@ -195,7 +195,7 @@ async def test_it_is_held_while_a_response_is_tried_again_with_less(
     assert second["error"]["code"] == "conversation_locked"
     engine.emit(engine.of(Generate)[0], "Hello")
     engine.finish(engine.of(Generate)[0])
-    assert await asyncio.wait_for(answering, 10) == "completed"
+    assert await asyncio.wait_for(answering, 60) == "completed"
     assert (await texts(gateway, name))[-2:] == ["one", "Hello"]
     engine.text = ("Hi",)
     await respond(gateway, name, truncation="auto")

@@ -17,7 +17,7 @@ import pytest
 from protocol.wire.keygen import generate_keys_by_role
 
 pytestmark = pytest.mark.process
-WAIT_S = 30.0
+WAIT_S = 60.0
 
 
 class Logged:

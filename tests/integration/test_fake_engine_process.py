@@ -27,7 +27,7 @@ async def fake_engine(gateway: RunningGateway, *options: str) -> AsyncIterator[P
         stderr=PIPE,
     )
     try:
-        await gateway.until(lambda: gateway.application.directory.offer("demo") is not None, 30)
+        await gateway.until(lambda: gateway.application.directory.offer("demo") is not None, 60)
         yield process
     finally:
         if process.returncode is None:

@@ -39,7 +39,7 @@ async def test_a_reader_says_so_once_a_round_and_before_it_reads_on() -> None:
     for name in ("a", "b", "c"):
         sender.send(name.encode())
     reader.start(asyncio.get_running_loop())
-    await asyncio.wait_for(is_drained.wait(), 10)
+    await asyncio.wait_for(is_drained.wait(), 60)
     reader.stop()
     assert seen == ["a", "first", "b", "c", "drained"]
     sender.close(linger=0)
@@ -75,14 +75,14 @@ async def test_a_wake_up_that_finds_one_message_reads_nothing_in_vain() -> None:
     reader = EdgeTriggeredReader(socket, on_frames, on_drained=is_drained.set)
     reader.start(asyncio.get_running_loop())
     for number in range(3):
-        await asyncio.wait_for(is_drained.wait(), 10)
+        await asyncio.wait_for(is_drained.wait(), 60)
         is_drained.clear()
         sender.send(b"%d" % number)
         while len(seen) <= number:
-            await asyncio.wait_for(is_drained.wait(), 10)
+            await asyncio.wait_for(is_drained.wait(), 60)
             is_drained.clear()
         reader.recheck()  # as after each use of the socket elsewhere
-    await asyncio.wait_for(is_drained.wait(), 10)
+    await asyncio.wait_for(is_drained.wait(), 60)
     reader.stop()
     assert (seen, num_in_vain) == ([b"0", b"1", b"2"], 0)
     sender.close(linger=0)
@@ -110,7 +110,7 @@ async def test_messages_of_more_frames_than_expected_are_read_whole(min_frames: 
     reader.start(asyncio.get_running_loop())
     for message in messages:
         sender.send_multipart(message)
-    await asyncio.wait_for(has_all.wait(), 10)
+    await asyncio.wait_for(has_all.wait(), 60)
     reader.stop()
     assert seen == messages
     sender.close(linger=0)
@@ -143,7 +143,7 @@ async def test_a_worker_sends_its_first_answer_before_it_reads_the_next_command(
             assert connection._socket.poll(10_000)  # the next command waits already
             worker.send(gateway_id, Settled(lease_id=command.lease_id))
         elif isinstance(command, Renew):
-            assert has_left.wait(10)
+            assert has_left.wait(60)
 
     handler.answer = answer
     worker.start()

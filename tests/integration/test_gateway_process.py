@@ -42,7 +42,7 @@ async def start(environ: dict[str, str]) -> Process:
 
 async def outcome(process: Process) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         out, err = await process.communicate()
     assert process.returncode is not None
     return process.returncode, out.decode(), err.decode()
@@ -50,14 +50,14 @@ async def outcome(process: Process) -> tuple[int, str, str]:
 
 async def eventually(fact: Callable[[], bool]) -> None:
     """Wait for what another process does without telling."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not fact():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
 async def is_draining(client: httpx.AsyncClient) -> None:
     """Wait until the gateway says that it drains."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await client.get("/ready")).json()["status"] != "draining":  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -88,7 +88,7 @@ async def begun_stream(client: httpx.AsyncClient, engine: FakeEngine) -> httpx.R
     """A stream with one piece of text; asks again until the workers are known."""
     body = {"model": "demo", "messages": MESSAGES, "stream": True}
     sending: asyncio.Task[httpx.Response] | None = None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not engine.of(Generate):
             if sending is None or sending.done():
                 request = client.build_request("POST", "/v1/chat/completions", json=body)
@@ -102,7 +102,7 @@ async def begun_stream(client: httpx.AsyncClient, engine: FakeEngine) -> httpx.R
 async def test_sigterm_lets_a_running_stream_finish_and_exits_clean(socket_dir: Path) -> None:
     async with running(socket_dir) as (process, url):
         auth, engine = await ready_workers(socket_dir)
-        async with httpx.AsyncClient(base_url=url, timeout=30.0, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=120.0, trust_env=False) as client:
             response = await begun_stream(client, engine)
             process.send_signal(signal.SIGTERM)
             await is_draining(client)
@@ -122,7 +122,7 @@ async def test_a_settlement_survives_kill_9(socket_dir: Path) -> None:
     async with running(socket_dir) as (process, url):
         auth, engine = await ready_workers(socket_dir)
         auth.acknowledges = False
-        async with httpx.AsyncClient(base_url=url, timeout=30.0, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=120.0, trust_env=False) as client:
             response = await begun_stream(client, engine)
             engine.finish(engine.of(Generate)[0])
             await response.aread()
@@ -167,12 +167,12 @@ async def test_a_bad_setting_is_one_clear_line_and_exit_code_2(socket_dir: Path)
 async def test_the_same_signal_twice_ends_at_once(socket_dir: Path) -> None:
     async with running(socket_dir) as (process, url):
         auth, engine = await ready_workers(socket_dir)
-        async with httpx.AsyncClient(base_url=url, timeout=30.0, trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=120.0, trust_env=False) as client:
             response = await begun_stream(client, engine)
             process.send_signal(signal.SIGTERM)
             await is_draining(client)
             process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 code, _, err = await outcome(process)
             assert code == 0
             assert "Traceback" not in err

@@ -462,7 +462,7 @@ async def test_a_connection_goes_on_with_calls(harness: Harness) -> None:
 async def turn(socket: ClientConnection, **fields: Any) -> dict[str, Any]:
     body = {"type": "response.create", "model": "demo", "input": "hi", **fields}
     await socket.send(json.dumps(body))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             event = json.loads(await socket.recv())
             EVENT.validate_python(event)

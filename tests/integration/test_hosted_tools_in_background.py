@@ -38,7 +38,7 @@ async def told(harness: Harness, name: str, kind: str, times: int = 1) -> list[d
     """The events in the store, once there is one of a kind."""
     store = harness.gateway.application.store
     assert store is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             pieces = await store.jobs.told(name, -1)
             events = [event for piece in pieces for event in orjson.loads(piece.body)]

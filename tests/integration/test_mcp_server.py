@@ -328,7 +328,7 @@ async def test_a_client_that_leaves_ends_its_call(socket_dir: Path, plugin: Path
             await gateway.until(lambda: len(toolbox._busy) == 1)
         await gateway.until(lambda: not toolbox._busy)
         call = asked("tools/call", name="add", arguments={"a": 1, "b": 1})
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert (await said(gateway, call))[1]["result"]["content"][0]["text"] == "2"
 
 

@@ -3,12 +3,12 @@
 from typing import Any
 
 import pytest
-import transformers
 
 from engine_worker.compute.models.families.registry import FAMILIES
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.spec import DecoderSpec
 from penstock.memory_estimate import estimate_memory
+from tests.fakes.late import transformers
 from tests.fakes.model_families import CASES
 from tests.fakes.published_models import PUBLISHED
 

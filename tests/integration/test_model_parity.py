@@ -2,16 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.engine import Engine
 from protocol.wire.messages import Finished, SamplingParams
+from tests.fakes.late import torch, transformers
 from tests.fakes.model_families import (
     CASES,
     NUM_GREEDY_TOKENS,
@@ -37,6 +37,18 @@ NUM_RESUMED = 21
 GREEDY = SamplingParams(temperature=0.0, max_tokens=NUM_GREEDY_TOKENS, ignore_eos=True)
 VOCAB_SIZE = int(SIZES["vocab_size"])
 LLAMA = FamilyCase("LlamaConfig")
+
+
+WITH_AN_ENGINE = ("qwen3_5", "gemma3_with_two_ropes")
+"""Of `make test`: one with states beside its cache, one with a cache of windows."""
+
+
+def engine_params() -> list[Any]:
+    """As `family_params`, but with fewer families in `make test`."""
+    return [
+        pytest.param(name, marks=() if name in WITH_AN_ENGINE else (pytest.mark.parity,))
+        for name in CASES
+    ]
 
 
 @pytest.fixture(params=family_params(), scope="module")
@@ -79,6 +91,7 @@ def test_logits_match_transformers_through_whole_prefill_chunked_prefill_and_dec
     assert_parity(compute(weights, reference.prompt, in_chunks), reference.logits)
 
 
+@pytest.mark.parametrize("reference", engine_params(), indirect=True)
 @pytest.mark.parametrize("backend", ["cpu_native", pytest.param("xla", marks=pytest.mark.parity)])
 def test_the_engine_generates_what_transformers_does_also_from_its_cache_and_resumed(
     reference: Reference, backend: str

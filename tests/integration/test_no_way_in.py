@@ -130,7 +130,7 @@ async def harness(socket_dir: Path) -> AsyncIterator[Harness]:
                 processes[name] = subprocess.Popen(  # noqa: ASYNC220 - it starts in no time
                     [sys.executable, "-m", name], env=own, stdout=log, stderr=log
                 )
-        client = httpx.AsyncClient(timeout=30.0, trust_env=False)
+        client = httpx.AsyncClient(timeout=120.0, trust_env=False)
         harness = Harness(socket_dir, issuer, admin_key, client, processes)
         harness.secrets["PENSTOCK_ADMIN_KEY"] = admin_key
         engine.start()

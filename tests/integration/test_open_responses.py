@@ -84,7 +84,7 @@ async def turn(socket: ClientConnection, **fields: Any) -> list[dict[str, Any]]:
     await socket.send(json.dumps(body))
     told: list[dict[str, Any]] = []
     while not told or told[-1]["type"] not in ("response.completed", "response.failed", "error"):
-        told.append(json.loads(await asyncio.wait_for(socket.recv(), 10)))
+        told.append(json.loads(await asyncio.wait_for(socket.recv(), 60)))
     return told
 
 

@@ -210,7 +210,7 @@ async def test_a_websocket_names_only_models_that_the_key_may_use(socket_dir: Pa
         async with connect(url, proxy=None, additional_headers=headers) as socket:
             asked = {"type": "response.create", "model": "demo-of-none", "input": "hi"}
             await socket.send(json.dumps(asked))
-            told = json.loads(await asyncio.wait_for(socket.recv(), 10))
+            told = json.loads(await asyncio.wait_for(socket.recv(), 60))
         assert told["status"] == 404
         assert told["error"]["message"].endswith("Available models: `demo`."), told
 

@@ -63,7 +63,7 @@ async def two_slots(gateway: RunningGateway) -> AsyncIterator[list[Slot]]:
 
 async def both_ready(gateway: RunningGateway) -> None:
     engines = gateway.application.directory
-    await gateway.until(lambda: len(engines.engines("demo")) == 2, 30)
+    await gateway.until(lambda: len(engines.engines("demo")) == 2, 60)
 
 
 def chat(gateway: RunningGateway, content: str, **fields: Any) -> "asyncio.Task[Any]":

@@ -139,7 +139,7 @@ async def test_a_gateway_of_a_shared_port_waits_until_it_can_serve_but_not_forev
         await gateway.auth()
         assert not waiting.done()
         await gateway.engine()
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, 60)
     async with running_gateway(socket_dir) as gateway:
         await gateway.application.until_serving(0)  # by itself it can't
 

@@ -44,7 +44,7 @@ def ask(gateway: RunningGateway, body: dict[str, Any]) -> "asyncio.Task[Any]":
 
 async def drive(engine: HandDrivenEngine, asking: "asyncio.Task[Any]") -> list[Any]:
     """Let an engine compute until a request is answered; the events of its stream."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not asking.done():
             await engine.step()
             await asyncio.sleep(0.001)

@@ -65,7 +65,7 @@ async def frames(socket: ClientConnection) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     ends = ("response.completed", "response.incomplete", "response.failed")
     while not found or (found[-1]["type"] not in ends and "status" not in found[-1]):
-        found.append(json.loads(await asyncio.wait_for(socket.recv(), 10)))
+        found.append(json.loads(await asyncio.wait_for(socket.recv(), 60)))
     return found
 
 
@@ -212,7 +212,7 @@ async def test_steering_is_refused_by_the_name_of_its_own_error(gateway: Running
     async with opened(gateway) as socket:
         asked = {"input": "shorter", "previous_response_id": "resp_1"}
         await socket.send(json.dumps({"type": "response.steer", **asked}))
-        told = json.loads(await asyncio.wait_for(socket.recv(), 10))
+        told = json.loads(await asyncio.wait_for(socket.recv(), 60))
         event = ResponseSteerFailedEvent.model_validate(told)
         assert event.error.code == "steering_not_supported"
         assert told["steer"] == asked
@@ -379,7 +379,7 @@ async def test_what_breaks_the_protocol_is_closed_with_its_code(
 ) -> None:
     async with connected(gateway) as connection:
         connection.writer.write(OPEN)
-        head = await asyncio.wait_for(connection.reader.readuntil(b"\r\n\r\n"), 10)
+        head = await asyncio.wait_for(connection.reader.readuntil(b"\r\n\r\n"), 60)
         assert head.startswith(b"HTTP/1.1 101 ")
         assert b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head  # RFC 6455 §1.3
         rest = await connection.until_closed(sent)
@@ -401,7 +401,7 @@ async def test_a_connection_is_open_for_so_long(
 ) -> None:
     monkeypatch.setattr(response_socket, "MAX_OPEN_S", 0.05)
     async with opened(gateway) as socket:
-        told = json.loads(await asyncio.wait_for(socket.recv(), 10))
+        told = json.loads(await asyncio.wait_for(socket.recv(), 60))
         assert told["error"]["code"] == "websocket_connection_limit_reached"
         with pytest.raises(ConnectionClosed) as caught:
             await socket.recv()

@@ -84,7 +84,7 @@ async def test_other_keys_stay_outside_and_both_sides_say_so(
     }
     by_gateway = "penstock.transport" if owner == "nobody" else "penstock.security"
     intruder = new_worker(endpoint, security[owner])
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not warned(caplog) >= {by_gateway, "penstock.transport"}:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     # The intruder tries again all the time, also beside the right one.

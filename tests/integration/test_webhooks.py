@@ -81,7 +81,7 @@ async def test_addresses_inside_are_not_asked_unless_they_are_listed(socket_dir:
                 error: str = shown.json()["last_error"]
                 return error
 
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not await last_error():  # noqa: ASYNC110
                     await asyncio.sleep(0.1)  # it is another process's and tells nobody
             assert "PENSTOCK_INTERNAL_TARGETS" in await last_error()

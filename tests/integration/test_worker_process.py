@@ -45,20 +45,20 @@ async def test_a_signal_drains_a_worker_and_it_exits_with_zero(
     process = await start(socket_dir)
     await gateway.a_ready_peer()
     process.send_signal(number)
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
     await gateway.until(lambda: gateway.losses() == ["goodbye"])
 
 
 async def test_a_second_signal_of_the_same_kind_ends_a_drain_at_once(
     gateway: Gateway, socket_dir: Path
 ) -> None:
-    process = await start(socket_dir, FAKE_UNFINISHED="1")
+    process = await start(socket_dir, FAKE_UNFINISHED="1", FAKE_DRAIN_TIMEOUT_S="200")
     peer = await gateway.a_ready_peer()
     process.terminate()
     await gateway.until(lambda: peer.phase == "draining")
     process.send_signal(signal.SIGINT)  # another kind: Ctrl-C before a supervisor's SIGTERM
     process.terminate()
-    assert await asyncio.wait_for(process.wait(), 3) == 128 + signal.SIGTERM
+    assert await asyncio.wait_for(process.wait(), 60) == 128 + signal.SIGTERM
 
 
 async def test_a_main_thread_that_sits_in_c_code_neither_stops_heartbeats_nor_the_end(
@@ -68,7 +68,7 @@ async def test_a_main_thread_that_sits_in_c_code_neither_stops_heartbeats_nor_th
     peer = await gateway.a_ready_peer()
     assert not peer.is_silent
     process.terminate()
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0
     await gateway.until(lambda: gateway.losses() == ["goodbye"])
 
 
@@ -76,7 +76,7 @@ async def test_kill_nine_is_noticed_at_once(gateway: Gateway, socket_dir: Path) 
     process = await start(socket_dir)
     await gateway.a_ready_peer()
     process.kill()
-    await gateway.until(lambda: gateway.losses() == ["disconnected"], 2.0)
+    await gateway.until(lambda: gateway.losses() == ["disconnected"])
     await process.wait()
 
 
@@ -138,4 +138,4 @@ async def test_what_was_asked_of_a_stopped_worker_is_known_to_be_old_when_it_goe
     assert min(ages_s) > 0.3
     gateway.server.close()
     process.terminate()
-    assert await asyncio.wait_for(process.wait(), 10) == 0
+    assert await asyncio.wait_for(process.wait(), 60) == 0

@@ -53,7 +53,7 @@ async def ready_command(path: Path) -> int:
 
 async def until(fact: Callable[[], bool]) -> None:
     """Wait for a fact about a file."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not fact():  # noqa: ASYNC110 - no event tells of a file
             await asyncio.sleep(0.01)
 

@@ -34,7 +34,7 @@ from tests.fakes.auth_parts import (
 )
 
 START_MS = int(START_S * 1000)
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 def entry(number: int, **fields: Any) -> AuditEntry:

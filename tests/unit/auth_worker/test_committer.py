@@ -12,7 +12,7 @@ from auth_worker.storage.backlog import MAX_GROUP
 from auth_worker.storage.committer import MIN_BUSY_GROUP, Committer, Delivery
 from tests.fakes.auth_parts import booking
 
-WAIT_S = 10.0
+WAIT_S = 60.0
 
 
 class ScriptedStore:

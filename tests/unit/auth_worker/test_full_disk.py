@@ -61,11 +61,11 @@ def test_settlements_wait_until_the_database_has_room_again(
     for number in range(400):
         committer.submit(booking(f"lease-{number}", request_id="r" * 500), lambda _: None)
     committer.start()
-    assert store.refused_again.wait(10)
+    assert store.refused_again.wait(60)
     assert not committer.is_healthy
     assert not done.is_set()
     limit_pages(store, ROOMY)
-    assert done.wait(10)
+    assert done.wait(60)
     assert committer.close(10.0)
     with store._engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM ledger").scalar_one() == 400

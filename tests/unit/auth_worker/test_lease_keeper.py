@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_writes_nothing_again_and_again_until_it_is_stopped() -> None:
     store: Any = Store([None, StoreUnavailableError("away for a moment")])
     with LeaseKeeper(store) as keeper:
-        assert store.three.wait(20)
+        assert store.three.wait(60)
         keeper.stop()
         num_written = len(store.applied)
         keeper.stop()
@@ -52,7 +52,7 @@ def test_it_writes_nothing_again_and_again_until_it_is_stopped() -> None:
 def test_a_lease_that_was_lost_meanwhile_is_said_when_the_start_is_over() -> None:
     store: Any = Store([None, None, StoreFencedError("another one")])
     with LeaseKeeper(store) as keeper:
-        assert store.three.wait(20)
+        assert store.three.wait(60)
         with pytest.raises(StoreFencedError, match="another one"):
             keeper.stop()
     assert len(store.applied) == 3

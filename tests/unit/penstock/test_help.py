@@ -36,8 +36,9 @@ def test_all_commands_are_looked_at() -> None:
 def test_every_bracketed_word_of_a_help_text_is_shown(path: str) -> None:
     command = ALL[path]
     texts = [command.help or "", *(getattr(one, "help", None) or "" for one in command.params)]
-    shown = help_of(path)
-    for word in BRACKETED.findall(" ".join(texts)):
+    words = BRACKETED.findall(" ".join(texts))
+    shown = help_of(path) if words else ""
+    for word in words:
         assert word in shown, word
 
 

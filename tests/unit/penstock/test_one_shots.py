@@ -130,7 +130,7 @@ def test_only_one_downloads_at_a_time(
     def resolve(choice: object, settings: object) -> Path:
         together.append(1)
         inside.release()
-        release.wait(10)
+        release.wait(60)
         together.append(-1)
         snapshot.mkdir(parents=True, exist_ok=True)
         return snapshot
@@ -139,11 +139,11 @@ def test_only_one_downloads_at_a_time(
     threads = [threading.Thread(target=fetch, args=(MODEL, models)) for _ in range(3)]
     for thread in threads:
         thread.start()
-    assert inside.acquire(timeout=10)
+    assert inside.acquire(timeout=60)
     assert not inside.acquire(timeout=0.2)
     release.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert together == [1, -1] * 3
 
 

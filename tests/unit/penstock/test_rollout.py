@@ -356,7 +356,7 @@ def test_a_rollout_that_fails_is_told_with_its_steps(
         process.kill()
         process.wait()
         requests.poll()
-        asking.join(20)
+        asking.join(60)
     (error,) = thread_error
     assert "did not reach all engines" in str(error)
     assert said[-1] == f"m: 1 of 1 engines go on with the old weights, 0 serve {folder}"
@@ -411,7 +411,7 @@ def test_a_server_that_ends_ends_the_wait_for_it(tmp_path: Path, settings: Serve
         asking = threading.Thread(target=ask)
         asking.start()
         eventually(lambda: bool(list((running.run_dir / "rolls").glob("*.request"))))
-    asking.join(20)
+    asking.join(60)
     assert "The server has ended" in str(found[0])
 
 

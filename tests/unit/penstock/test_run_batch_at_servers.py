@@ -51,7 +51,7 @@ class SilentServer:
             assert main is not None
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.pthread_kill(main, number)
-            self.was_late = not self.has_ended.wait(20)
+            self.was_late = not self.has_ended.wait(60)
 
 
 def run(source: Path, url: str | None, settings: ServeSettings, console: Console) -> int:

@@ -71,5 +71,5 @@ def test_what_a_crashed_process_left_behind_is_ended_and_nothing_else(
         assert process.stdout is not None
         assert process.stdout.read(1) == b"."
     assert end_left_behind("a run of this test", "gw7") == [orphan.pid]
-    assert orphan.wait(30) != 0
+    assert orphan.wait(60) != 0
     assert other.poll() is None

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import pytest
 from jax._src.lib import xla_client  # type: ignore[attr-defined]
 
-from tests.conftest import EVERYDAY
-from tests.fakes.quick_compile import AS_ENGINES, QUICK
+from tests.fakes.quick_compile import AS_ENGINES, EVERYDAY, QUICK
 
 # Modules of tests make arrays while they are collected, which must not be before XLA has its flags.
 SOMETHING = jnp.zeros(3) + 1

@@ -1,39 +1,52 @@
 """A deployment that tests share lives from its first user to its last one."""
 
-import ast
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e import conftest, harness
-from tests.e2e.harness import SharedDeployment
-from tests.fakes.source_trees import tree_of
-
-FOLDER = Path(__file__).parents[2] / "e2e"
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+from tests.e2e import sharing
+from tests.e2e.conftest import CHAIN, DEPLOYMENTS
+from tests.e2e.sharing import SharedDeployment, files_by_fixture, in_order
 
 
-def last_user(*names: str) -> str:
-    """The last file with a test that takes one of these fixtures, and that does not define it."""
-    users = []
-    for path in FOLDER.glob("test_*.py"):
-        functions = [one for one in tree_of(path).body if isinstance(one, FUNCTIONS)]
-        taken = {
-            argument.arg
-            for function in functions
-            if function.name.startswith("test_")
-            for argument in function.args.args
-        }
-        if taken & set(names) - {function.name for function in functions}:
-            users.append(f"tests/e2e/{path.name}")
-    return max(users)
+@dataclass
+class Test:
+    """As pytest knows one."""
+
+    __test__ = False
+
+    nodeid: str
+    fixturenames: tuple[str, ...] = ()
 
 
-def test_each_is_kept_until_its_last_user() -> None:
-    assert conftest.SHARED.last_user == last_user("harness", "client")
-    assert conftest.MORTAL.last_user == last_user("mortal")
-    assert conftest.LOCKED.last_user == last_user("locked")
+def test_files_that_share_a_deployment_follow_each_other() -> None:
+    tests = [
+        Test("tests/e2e/a.py::x", ("harness", "cache_dir")),
+        Test("tests/e2e/b.py::x", ("locked",)),
+        Test("tests/e2e/b.py::y", ("harness",)),
+        Test("tests/e2e/c.py::x"),
+        Test("tests/e2e/d.py::x", ("pair",)),
+        Test("tests/e2e/e.py::x", ("pair", "harness")),
+        Test("tests/e2e/f.py::x", ("locked",)),
+        Test("tests/e2e/g.py::x", ("client", "harness")),
+        Test("tests/e2e/g.py::y"),
+    ]
+    files = files_by_fixture(tests, DEPLOYMENTS)
+    order = [test.nodeid.removeprefix("tests/e2e/") for test in in_order(tests, files, CHAIN)]
+    assert order == [
+        *("c.py::x", "f.py::x", "b.py::x", "b.py::y", "a.py::x", "g.py::x", "g.py::y"),
+        *("e.py::x", "d.py::x"),
+    ]
+
+
+def test_each_deployment_has_its_place_in_the_order() -> None:
+    """Its users follow each other: what they share with others comes right before or after."""
+    for name in DEPLOYMENTS:
+        places = [place for place, shared in enumerate(CHAIN) if name in shared]
+        assert places
+        assert places == list(range(places[0], places[-1] + 1))
 
 
 @pytest.fixture
@@ -49,13 +62,14 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         told.append(f"stop {name}")
         return 0
 
-    monkeypatch.setattr(harness, "start_harness", start)
-    monkeypatch.setattr(harness, "stop_harness", stop)
+    monkeypatch.setattr(sharing, "start_harness", start)
+    monkeypatch.setattr(sharing, "stop_harness", stop)
     return told
 
 
 def test_it_is_started_once_and_stopped_when_nobody_may_come_any_more(told: list[str]) -> None:
-    shared = SharedDeployment(last_user="tests/e2e/test_b.py")
+    shared = SharedDeployment()
+    shared.users = frozenset({"tests/e2e/test_a.py", "tests/e2e/test_b.py"})
     numbers = iter("123")
 
     def ask() -> None:

@@ -23,8 +23,8 @@ from toolparser_worker.machine.names import NameReader
 from toolparser_worker.machine.reading import DONE, MORE, Answer
 
 SEED = os.environ.get("FUZZ_SEED", "the same for everybody")
-NUM_EXAMPLES = 10
-NUM_EXAMPLES_OF_USUAL_PAIRS = 40
+NUM_EXAMPLES = 4
+NUM_EXAMPLES_OF_USUAL_PAIRS = 20
 """So many more for pairs that models have; a thousand take less than half a second."""
 
 FOUND_WITHIN = 4000

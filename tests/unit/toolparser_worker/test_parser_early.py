@@ -67,7 +67,7 @@ def endings(tools: ToolFormat | None, reasoning: ReasoningFormat | None) -> list
 def places(text: str, name: str, num_names: int) -> list[int]:
     """Some of the places in a text, other ones for each name; all of them with more effort."""
     generator = random.Random(f"{name} {text}")
-    share = min(1.0, 0.04 * EFFORT / num_names)
+    share = min(1.0, 0.02 * EFFORT / num_names)
     found = {size for size in range(1, len(text) + 1) if generator.random() < share}
     return sorted(found | {generator.randint(1, len(text))})
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.format_pairs import PAIRS, SOME_TOOLS, formats, schemas
+from tests.fakes.format_pairs import FEWER_PAIRS, PAIRS, SOME_TOOLS, formats, schemas
 from tests.fakes.fuzz_effort import EFFORT
 from tests.fakes.law_of_cuts import DEEP, ESCAPES, assert_sendable
 from tests.fakes.parsed_text import (
@@ -30,7 +30,9 @@ from toolparser_worker.machine.declarations import (
 from toolparser_worker.machine.render import render_calls, render_reasoning
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
-pairs = pytest.mark.parametrize(("tool", "reasoning"), PAIRS)
+LAWFUL = FEWER_PAIRS if EFFORT == 1 else PAIRS
+"""Each format once in `make test`; in `make fuzz` every pair that models have, and more."""
+pairs = pytest.mark.parametrize(("tool", "reasoning"), LAWFUL)
 some_tool = pytest.mark.parametrize("tool", SOME_TOOLS)
 COMMON_FRAGMENTS = [
     *ESCAPES,

@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from engine_worker.demo import demo_model_path
+from tests.fakes.late import transformers
 from tools.demo_model.grammar import training_conversation
 from tools.demo_model.packing import ChatFormat
 from tools.demo_model.readme_prompts import GET_WEATHER
@@ -18,7 +18,7 @@ WEATHER_SIGNATURE = '{"name": "get_weather", "arguments": {"city": "string"}}'
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return AutoTokenizer.from_pretrained(demo_model_path())
+    return transformers.AutoTokenizer.from_pretrained(demo_model_path())
 
 
 def render(tokenizer: Any, messages: list[dict[str, object]], **options: object) -> str:

@@ -7,13 +7,12 @@ import os
 import pickle
 import struct
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from engine_worker.conversion.converter import convert
 from engine_worker.conversion.name_map import NO_MAP, read_map
@@ -27,13 +26,17 @@ from engine_worker.errors import (
     UnsafePickleError,
     UnsupportedFormatError,
 )
+from tests.fakes.late import safetensors_torch, torch
 from tests.fakes.tiny_checkpoint import TINY_LLAMA, random_tensors
 
-GENERATOR = torch.Generator().manual_seed(1)
+
+@cache
+def generator() -> Any:
+    return torch.Generator().manual_seed(1)
 
 
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=GENERATOR)
+def noise(*shape: int) -> Any:
+    return torch.randn(shape, generator=generator())
 
 
 def converted(source: Path, folder: Path, mapping: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def converted(source: Path, folder: Path, mapping: dict[str, Any] | None = None)
         path = folder.with_suffix(".map.json")
         path.write_text(json.dumps(mapping))
         names = read_map(path)
-    found: dict[str, Any] = load_file(convert(source, folder, names).file)
+    found: dict[str, Any] = safetensors_torch.load_file(convert(source, folder, names).file)
     return found
 
 
@@ -146,7 +149,7 @@ def test_a_custom_model_is_served_by_the_architecture_that_its_mapping_names(
     assert "LlamaForCausalLM: every weight is there" in told
     assert "left out by the mapping: 2 (blocks.0.attn.mask" in told
     expected = random_tensors(TINY_LLAMA)
-    found = load_file(tmp_path / "out" / "model.safetensors")
+    found = safetensors_torch.load_file(tmp_path / "out" / "model.safetensors")
     assert set(found) == set(expected)
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name].numpy(), value)

@@ -504,13 +504,13 @@ def test_a_bug_of_the_thread_itself_fails_its_round_and_the_thread_goes_on(
         patch.setattr(lab.queue, "_compute", lambda items: items.no_such_attribute)
         lab.submit("bad")
         thread.start()
-        assert answered.acquire(timeout=10)
+        assert answered.acquire(timeout=60)
     lab.submit("good")
-    assert answered.acquire(timeout=10)
+    assert answered.acquire(timeout=60)
     assert lab.failures() == {"bad": ErrorCode.INTERNAL_ERROR}
     assert lab.answered() == ["bad", "good"]
     lab.queue.close()
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert not thread.is_alive()
 
 

@@ -4,7 +4,6 @@ import random
 from typing import Any
 
 import pytest
-import transformers
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from tokenizers.processors import BertProcessing, RobertaProcessing, TemplateProcessing
@@ -13,6 +12,7 @@ from engine_worker.embedding.inputs import InputReader, longest_first
 from engine_worker.errors import ContextLengthError
 from engine_worker.text.tokenizer import Tokenizer
 from engine_worker.text.tokenizer_files import TokenizerFiles
+from tests.fakes.late import transformers
 
 WORDS = [f"w{number}" for number in range(20)]
 SPECIAL = {"[CLS]": 0, "[SEP]": 1}

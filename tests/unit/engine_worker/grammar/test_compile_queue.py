@@ -47,7 +47,7 @@ class SlowCompiler(GrammarCompiler):
     def start(self, grammar: Grammar, sampling: SamplingParams) -> Constraint:
         self.begun.append(grammar)
         self.has_begun.release()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         constraint = super().start(grammar, sampling)
         self.compiled.append(grammar)
         return constraint
@@ -93,7 +93,7 @@ class Harness:
         """Two requests are being compiled, so that whatever comes now waits."""
         for name in ("first", "second"):
             self.handler.on_command("g", generate(name, tenant=name))
-            assert self.compiler.has_begun.acquire(timeout=10)
+            assert self.compiler.has_begun.acquire(timeout=60)
 
     def close(self) -> None:
         """End the threads; what was being compiled may still come."""
@@ -101,7 +101,7 @@ class Harness:
         self.handler.close()
         for thread in threading.enumerate():
             if thread.name.startswith("grammar"):
-                thread.join(10)
+                thread.join(60)
 
     def rest(self) -> None:
         """Let the compiler go, wait for it, and step until all is done."""
@@ -267,7 +267,7 @@ def test_an_abort_while_the_grammar_is_compiled_ends_the_request_at_once_and_onc
     harness: Harness,
 ) -> None:
     harness.handler.on_command("g", generate())
-    assert harness.compiler.has_begun.acquire(timeout=10)
+    assert harness.compiler.has_begun.acquire(timeout=60)
     harness.handler.on_command("g", Abort(request_id="r", attempt=1))
     harness.loop.run_once(block=False)
     (end,) = harness.ends()
@@ -323,9 +323,9 @@ def test_slow_grammars_of_one_tenant_leave_a_thread_to_others(harness: Harness) 
         harness.handler.on_command(
             "g", generate(str(number), other_grammar(number), tenant="flood")
         )
-    assert harness.compiler.has_begun.acquire(timeout=10)
+    assert harness.compiler.has_begun.acquire(timeout=60)
     harness.handler.on_command("g", generate("calm", other_grammar(50), tenant="calm"))
-    assert harness.compiler.has_begun.acquire(timeout=10)
+    assert harness.compiler.has_begun.acquire(timeout=60)
     assert harness.compiler.begun == [other_grammar(0), other_grammar(50)]
     harness.rest()
     assert len(harness.ends()) == 4

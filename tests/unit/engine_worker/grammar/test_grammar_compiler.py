@@ -95,7 +95,7 @@ def test_a_grammar_is_not_refused_because_idle_processes_were_killed() -> None:
         wait_for_trials(compiler)
         for process in trial_processes():
             process.kill()
-            process.wait(10)
+            process.wait(60)
         compiler.compile(Grammar(kind="regex", source="b"))
 
 
@@ -261,11 +261,11 @@ def test_what_rests_is_looked_for_until_the_end(
     monkeypatch.setattr(compiler, "rest", rest)
     compiler.compile(Grammar(kind="regex", source="ab*"))
     for _ in range(2):
-        assert looks.acquire(timeout=10)
+        assert looks.acquire(timeout=60)
     started = set(threading.enumerate()) - before
     (keeper,) = (thread for thread in started if thread.name == "grammar-rest")
     compiler.close()
-    keeper.join(10)
+    keeper.join(60)
     assert not keeper.is_alive()
     assert "could not release their states" in caplog.text
 

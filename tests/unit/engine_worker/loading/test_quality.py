@@ -21,13 +21,12 @@ from tests.fakes.tiny_checkpoint import write_checkpoint
 from tests.fakes.tiny_decoder import GreedyReference, tiny_weights
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
-WEIGHTS = tiny_weights()
 TOKEN_IDS = np.random.default_rng(0).integers(0, 64, 100).tolist()
 
 
 @pytest.fixture(scope="module")
 def exact() -> PackedDecoder:
-    return packed(WEIGHTS, "xla", "float32", 32)
+    return packed(tiny_weights(), "xla", "float32", 32)
 
 
 def test_a_decoder_is_itself(exact: PackedDecoder) -> None:
@@ -42,10 +41,10 @@ def test_a_decoder_is_itself(exact: PackedDecoder) -> None:
 
 
 def test_numbers_are_those_of_whole_distributions(exact: PackedDecoder) -> None:
-    coarse = packed(WEIGHTS, "xla", "int8", 32)
+    coarse = packed(tiny_weights(), "xla", "int8", 32)
     found = measure_quality(coarse, exact, TOKEN_IDS[:70], lambda done: None, window=70)
 
-    logits = GreedyReference(WEIGHTS, 70).logits(TOKEN_IDS[:70]).astype(np.float64)
+    logits = GreedyReference(tiny_weights(), 70).logits(TOKEN_IDS[:70]).astype(np.float64)
     theirs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     loss = -theirs[np.arange(69), np.asarray(TOKEN_IDS[1:70])].mean()
     assert found.reference_perplexity == pytest.approx(np.exp(loss), rel=1e-4)

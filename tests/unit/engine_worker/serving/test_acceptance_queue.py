@@ -74,7 +74,7 @@ class HeldAcceptor:
     def accept(self, gateway_id: str, command: Generate, **options: Any) -> ChoiceOutput:
         self.begun.append(command.request_id)
         self.has_begun.release()
-        assert self.go.wait(10)
+        assert self.go.wait(60)
         if command.request_id == "broken":
             raise BaseException("a panic")
         return self._acceptor.accept(gateway_id, command, **options)
@@ -117,7 +117,7 @@ class Harness:
         self.acceptor.go.clear()
         for name in ("first", "second"):
             self.handler.on_command("g", generate(name, tenant=name))
-            assert self.acceptor.has_begun.acquire(timeout=10)
+            assert self.acceptor.has_begun.acquire(timeout=60)
 
     def rest(self) -> None:
         """Let the threads go, and step until all is done."""
@@ -147,6 +147,13 @@ class Harness:
 
 
 @pytest.fixture
+def few_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a harness that is made after it: eight choices, four of them of one tenant."""
+    monkeypatch.setattr(acceptance_queue, "MAX_WAITING", 8)
+    monkeypatch.setattr(acceptance_queue, "MAX_TENANT_WAITING", 4)
+
+
+@pytest.fixture
 def harness() -> Iterator[Harness]:
     harness = Harness()
     yield harness
@@ -154,7 +161,7 @@ def harness() -> Iterator[Harness]:
     harness.handler.close()
     for thread in threading.enumerate():
         if thread.name.startswith(("accept", "grammar")):
-            thread.join(10)
+            thread.join(60)
 
 
 def generate(request_id: str = "r", **changes: Any) -> Generate:
@@ -278,15 +285,22 @@ def test_what_is_wrong_with_a_request_is_told_as_if_it_were_quick(harness: Harne
     assert (end.code, end.param) == (ErrorCode.INVALID_REQUEST, "temperature")
 
 
-def test_more_than_may_wait_is_refused_as_overload(harness: Harness) -> None:
+def test_one_tenant_leaves_places_to_others() -> None:
     assert acceptance_queue.MAX_TENANT_WAITING < acceptance_queue.MAX_WAITING
+
+
+def test_more_than_may_wait_is_refused_as_overload(few_may_wait: None, harness: Harness) -> None:
     harness.fill_the_threads()
-    for index in range(acceptance_queue.MAX_TENANT_WAITING + 1):
+    for index in range(4 + 1):
         harness.handler.on_command("g", generate(str(index)))
-    harness.handler.on_command("g", generate("another tenant's", tenant="other"))
+    for index in range(4 + 1):
+        harness.handler.on_command("g", generate(f"other {index}", tenant=f"other {index}"))
     refused = [message for message in harness.sent if isinstance(message, Failure)]
-    assert [failure.code for failure in refused] == [ErrorCode.OVERLOADED]
-    assert refused[0].retry_after_s is not None
+    assert [(failure.request_id, failure.code) for failure in refused] == [
+        ("4", ErrorCode.OVERLOADED),
+        ("other 4", ErrorCode.OVERLOADED),
+    ]
+    assert all(failure.retry_after_s is not None for failure in refused)
     harness.handler.on_gateway_lost("g")
     harness.rest()
     assert harness.handler.num_unfinished() == 0

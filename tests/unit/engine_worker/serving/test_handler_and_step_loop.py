@@ -62,7 +62,7 @@ class FakeOutlet:
 
     def wait_for(self, num_messages: int) -> list[tuple[str, Message]]:
         with self.has_sent:
-            assert self.has_sent.wait_for(lambda: len(self.sent) >= num_messages, timeout=10)
+            assert self.has_sent.wait_for(lambda: len(self.sent) >= num_messages, timeout=60)
             return list(self.sent)
 
     def ends(self) -> list[Finished | Failure]:
@@ -286,14 +286,14 @@ def test_what_is_cancelled_is_dropped_and_never_reaches_the_step_loop(monkeypatc
 
     def wait_first(preparer: PromptPreparer, command: Prepare, is_wanted: Any) -> Prepared:
         has_begun.release()
-        assert go.wait(10)
+        assert go.wait(60)
         return Prepared(request_id=command.request_id, prompt_token_ids=(1,))
 
     monkeypatch.setattr(PromptPreparer, "prepare", wait_first)
     for name in ("begun 1", "begun 2", "waiting 1", "waiting 2"):
         harness.handler.on_command("g", structs.replace(prepare(), request_id=name))
     for _ in range(2):
-        assert has_begun.acquire(timeout=10)
+        assert has_begun.acquire(timeout=60)
     assert harness.handler.num_unfinished() == 4
     harness.handler.on_command("g", Cancel(request_id="waiting 1"))
     harness.handler.on_command("g", Cancel(request_id="begun 1"))
@@ -313,13 +313,13 @@ def test_prompts_of_a_lost_gateway_are_dropped(monkeypatch: Any) -> None:
 
     def wait_first(preparer: PromptPreparer, command: Prepare, is_wanted: Any) -> Prepared:
         has_begun.set()
-        assert go.wait(10)
+        assert go.wait(60)
         return Prepared(request_id=command.request_id, prompt_token_ids=(1,))
 
     monkeypatch.setattr(PromptPreparer, "prepare", wait_first)
     harness.handler.on_command("lost", prepare())
     harness.handler.on_command("lost", prepare())
-    assert has_begun.wait(10)
+    assert has_begun.wait(60)
     harness.handler.on_command("g", prepare())
     harness.handler.on_gateway_lost("lost")
     go.set()
@@ -338,7 +338,7 @@ def test_the_loop_sleeps_in_its_inbox_and_wakes_for_work_and_for_the_end() -> No
     harness.outlet.wait_for(4)
     assert harness.engine.num_steps == 4
     harness.handler.close()
-    thread.join(timeout=10)
+    thread.join(timeout=60)
     assert not thread.is_alive()
 
 

@@ -77,7 +77,7 @@ class ScoringHarness(Harness):
 
     def tokenise(self, gateway_id: str, command: Score, received_at: float) -> ScoreTask:
         self.begun.release()
-        assert self.gate.wait(10)
+        assert self.gate.wait(60)
         prompt = PREPARER.prepare(command)
         return score_task(gateway_id, command, prompt, self.engine.score_limits, received_at)
 
@@ -86,7 +86,7 @@ class ScoringHarness(Harness):
 
     def wait_for_tokens(self) -> None:
         """Until everything that was sent is at the step loop."""
-        item = self.handler.inbox.get(timeout=10)
+        item = self.handler.inbox.get(timeout=60)
         self.handler.inbox.put(item)
 
 
@@ -128,7 +128,7 @@ def test_a_cancelled_score_is_dropped_wherever_it_is() -> None:
     harness = ScoringHarness()
     harness.gate.clear()
     harness.handler.on_command("g", score("in a thread"))
-    assert harness.begun.acquire(timeout=10)
+    assert harness.begun.acquire(timeout=60)
     harness.handler.on_command("g", Cancel(request_id="in a thread"))
     harness.gate.set()
     harness.handler.on_command("g", score("at the loop"))

@@ -124,7 +124,7 @@ def test_an_engine_that_ends_stops_what_is_written_behind(
     def serve(*arguments: Any) -> None:
         (behind,) = [one for one in arguments if isinstance(one, WriteBehind)]
         behind.start("the file", write)
-        assert has_begun.wait(10)
+        assert has_begun.wait(60)
         FakeWorker.latest.stop("Told to.", 0)
 
     assert run_service(monkeypatch, serve) == 0
@@ -154,7 +154,7 @@ class FakeWorker:
     def start(self) -> None: ...
 
     def wait(self) -> int:
-        assert self._stopped.wait(10)
+        assert self._stopped.wait(60)
         return self._exit_code
 
     def stop(self, reason: str, exit_code: int) -> None:
@@ -202,7 +202,7 @@ def test_the_thread_of_embeddings_is_watched(
     monkeypatch.setattr(queue, "_take", fail)
     thread = threading.Thread(target=queue.run, name="embedding")
     thread.start()
-    thread.join(10)
+    thread.join(60)
     assert dead == ["embedding"]
 
 
@@ -231,7 +231,7 @@ def test_a_profiler_that_panics_is_answered() -> None:
     handler = EngineHandler(profiler=profiler)
     handler.connect(outlet)
     handler.on_command("g", Profile(request_id="p", duration_s=1.0))
-    assert outlet.has_answer.wait(10)
+    assert outlet.has_answer.wait(60)
     (answer,) = outlet.answers
     assert isinstance(answer, Failure)
     assert answer.code is ErrorCode.INTERNAL_ERROR
@@ -276,7 +276,7 @@ def test_a_pool_is_watched(monkeypatch: pytest.MonkeyPatch, dead: list[str], poo
     else:
         command = structs.replace(GENERATE, grammar=Grammar(kind="regex", source="a"))
     handler.on_command("g", command)
-    assert has_died.wait(10)
+    assert has_died.wait(60)
     (name,) = dead
     assert name.startswith(pool)
     inbox.put = lambda _: None

@@ -28,7 +28,7 @@ def helpers() -> Iterator[Callable[[], list[psutil.Process]]]:
     yield lambda: [one for one in psutil.Process().children() if one not in before]
     for process in set(psutil.Process().children()) - before:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def test_a_long_text_has_the_tokens_that_it_has_in_the_process_itself(
@@ -95,7 +95,7 @@ def test_the_process_ends_after_a_while_without_work(monkeypatch: pytest.MonkeyP
         ours.send_bytes(TOKENIZER.serialized().encode())
         thread = threading.Thread(target=long_text_process.serve, args=(theirs,))
         thread.start()
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
 
 

@@ -96,7 +96,7 @@ def test_a_process_that_was_killed_is_replaced(renderer: TemplateRenderer) -> No
     for one in killed:
         os.kill(one.pid, signal.SIGKILL)
     for one in killed:
-        one.wait(10)
+        one.wait(60)
     assert killed
     assert [rendered(renderer, "x") for _ in range(3)] == ["x"] * 3
 
@@ -114,7 +114,7 @@ def test_a_process_that_is_killed_while_it_renders_is_replaced(
             (process,) = [one for one in renderer._processes if one._connection is connection]
             assert process._process is not None
             process._process.kill()
-            process._process.wait(10)
+            process._process.wait(60)
             raise EOFError
         return receive(connection, maxlength)
 

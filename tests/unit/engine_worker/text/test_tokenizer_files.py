@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer as Backend
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from engine_worker.errors import TokenizerLoadError
 from engine_worker.text import tokenizer_files
 from engine_worker.text.sentencepiece_model import Piece, PieceType, SentencePieceModel
 from engine_worker.text.tokenizer import Tokenizer
 from engine_worker.text.tokenizer_files import _add_missing_tokens, read_tokenizer
+from tests.fakes.late import transformers
 from tests.fakes.tokenizer_shapes import SHAPES, TEXTS, file_of
 
 GOLDEN = Path(__file__).parent / "sentencepiece"
@@ -35,7 +35,6 @@ OTHER_NAMES = (
     "NobodysTokenizer",
     "",
 )
-CLASS_NAMES = sorted({str(name) for name in TOKENIZER_MAPPING_NAMES.values() if name})
 
 
 def folder_of(folder: Path, shape: str, **config: Any) -> Path:
@@ -58,8 +57,19 @@ def test_classes_for_any_tokenizer_are_known_without_their_library(
         assert not {"bos_token", "eos_token"} & set(read_tokenizer(folder).special_tokens)
 
 
-@pytest.mark.parametrize("class_name", [*CLASS_NAMES, *OTHER_NAMES])
+@pytest.mark.parametrize("class_name", OTHER_NAMES)
 def test_tokenizer_json_decides_whatever_class_is_named(tmp_path: Path, class_name: str) -> None:
+    assert_that_the_file_decides(tmp_path, class_name)
+
+
+@pytest.mark.long
+def test_tokenizer_json_decides_whichever_class_of_transformers_is_named(tmp_path: Path) -> None:
+    names = transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES.values()
+    for class_name in sorted({str(name) for name in names if name}):
+        assert_that_the_file_decides(tmp_path, class_name)
+
+
+def assert_that_the_file_decides(tmp_path: Path, class_name: str) -> None:
     for shape in SHAPES:
         folder = folder_of(
             tmp_path,

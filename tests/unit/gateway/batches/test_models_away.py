@@ -48,7 +48,7 @@ def created(harness: Harness, *models: str) -> Batch:
 
 async def until(harness: Harness, fact: Callable[[], bool]) -> None:
     """Until a fact holds; seconds pass, so that counts are saved."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not fact():
             harness.monotonic.now += 1
             await asyncio.sleep(0.001)
@@ -148,7 +148,7 @@ async def test_the_input_is_read_once_however_often_a_model_goes_and_comes_back(
     batch = created(harness, *["gone", "here"] * 10)
     harness.runner.look()
     await until(harness, lambda: len(harness.asked) >= 10)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while harness.store.find("t", batch.id).status != "completed":
             harness.away.clear()
             harness.monotonic.now += 1
@@ -221,6 +221,6 @@ async def test_a_gateway_that_stops_waits_for_no_model(tmp_path: Path) -> None:
     batch = created(harness, "gone")
     harness.runner.look()
     await until(harness, lambda: harness.store.find("t", batch.id).status == "in_progress")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await harness.runner.stop()
     assert harness.store.find("t", batch.id).status == "in_progress"

@@ -375,7 +375,7 @@ async def test_closing_waits_for_a_write_that_has_begun(
 
     def append_slowly(journal: Journal, lines: list[bytes]) -> None:
         loop.call_soon_threadsafe(has_begun.set)
-        may_go_on.wait(10)
+        may_go_on.wait(60)
         append(journal, lines)
 
     monkeypatch.setattr(Journal, "append", append_slowly)

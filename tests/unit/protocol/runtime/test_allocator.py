@@ -157,7 +157,7 @@ def test_what_a_look_raises_ends_no_further_one(
             return False
 
     trim_in_background(Trimmer())
-    assert again.wait(10)
+    assert again.wait(60)
     assert "no memory to measure" in caplog.text
 
 
@@ -179,7 +179,7 @@ def test_what_is_in_use_is_looked_at_after_what_is_free(monkeypatch: pytest.Monk
             return False
 
     trim_in_background(Trimmer(), Pages())
-    assert both.wait(10)
+    assert both.wait(60)
     assert looks == ["free", "in use"]
 
 

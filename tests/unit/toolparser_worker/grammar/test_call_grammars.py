@@ -90,16 +90,16 @@ def check_calls(parsed: Parsed, tools: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("kind", PARAMETERS)
-def test_a_named_call_is_one_valid_call(name: str, kind: str, compiler: GrammarCompiler) -> None:
-    tools = [OTHER, a_tool("do_it", PARAMETERS[kind])]
-    wish = Wish(tools=tools, tool_choice="named", tool_name="do_it")
-    grammar = required(request_grammar(FORMATS[name], None, wish))
-    for seed in range(min(EFFORT, 2)):
-        parsed = parse(walk(compiler, grammar, seed), tools, FORMATS[name])
-        check_calls(parsed, tools)
-        assert [call.name for call in parsed.calls] == ["do_it"]
-        assert not parsed.content.strip()
+def test_a_named_call_is_one_valid_call(name: str, compiler: GrammarCompiler) -> None:
+    for kind, parameters in PARAMETERS.items():
+        tools = [OTHER, a_tool("do_it", parameters)]
+        wish = Wish(tools=tools, tool_choice="named", tool_name="do_it")
+        grammar = required(request_grammar(FORMATS[name], None, wish))
+        for seed in range(min(EFFORT, 2)):
+            parsed = parse(walk(compiler, grammar, seed), tools, FORMATS[name])
+            check_calls(parsed, tools)
+            assert [call.name for call in parsed.calls] == ["do_it"], kind
+            assert not parsed.content.strip(), kind
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -148,8 +148,8 @@ PARTLY_NATIVE = {
     "ministral": spec_of(replace(tiny_attention(), query_scale=QueryScale(0.5, 8)), MlpSpec(48)),
 }
 
-EVERYDAY = ("gemma", "gpt-oss", "deepseek with groups")
-EVERYDAY_TYPES = (("gemma", "int8"), ("gpt-oss", "bfloat16"))
+EVERYDAY = ("gemma", "gpt-oss")
+EVERYDAY_TYPES = (("gpt-oss", "bfloat16"),)
 
 
 def strong_weights(spec: DecoderSpec) -> DecoderWeights:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from engine_worker.compute.backends.base import BlockKind, PackedDecoder, StepTokens
 from engine_worker.compute.backends.choice import BackendName, choose_backend
 from engine_worker.compute.backends.cpu_native.backend import token_rows
-from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.decoder import DecoderWeights, declare
 from engine_worker.compute.models.hf_config import load_spec
 from engine_worker.compute.models.spec import MlpSpec, MoeSpec
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
@@ -38,8 +39,12 @@ pytestmark = needs_native
 
 BLOCK_SIZE = 8
 MAX_MODEL_LEN = 80
-WEIGHTS = tiny_weights(spec=tiny_spec([None, 20, None]))
 TYPES = ("float32", "bfloat16", "int8", "int4")
+
+
+@cache
+def model_weights() -> DecoderWeights:
+    return tiny_weights(spec=tiny_spec([None, 20, None]))
 
 
 def types(*everyday: str) -> list[Any]:
@@ -64,12 +69,12 @@ def make_runner(
 
 @pytest.fixture(scope="module", params=types("bfloat16"))
 def runner(request: pytest.FixtureRequest) -> JaxModelRunner:
-    return make_runner(packed(WEIGHTS, "cpu_native", request.param))
+    return make_runner(packed(model_weights(), "cpu_native", request.param))
 
 
 @pytest.fixture(scope="module")
 def reference() -> GreedyReference:
-    return GreedyReference(WEIGHTS, MAX_MODEL_LEN)
+    return GreedyReference(model_weights(), MAX_MODEL_LEN)
 
 
 def prompt_of(length: int) -> list[int]:
@@ -94,14 +99,14 @@ def forced_agreement(runner: JaxModelRunner, token_ids: Sequence[int], num_promp
 
 
 def test_every_block_of_the_decoder_is_computed_natively() -> None:
-    backend = packed(WEIGHTS, "cpu_native", "bfloat16").backend
+    backend = packed(model_weights(), "cpu_native", "bfloat16").backend
     assert {place.backend for place in backend.placements.values()} == {"cpu_native"}
     assert set(backend.placements) == set(BlockKind) - {BlockKind.RECURRENT}
     assert backend.min_rows == 1
 
 
 def test_float32_generates_what_the_dense_reference_does(reference: GreedyReference) -> None:
-    runner = make_runner(packed(WEIGHTS, "cpu_native", "float32"))
+    runner = make_runner(packed(model_weights(), "cpu_native", "float32"))
     for length, max_tokens in ((9, None), (37, 7), (42, 1)):
         request = RunnerRequest(1, prompt_of(length), blocks(1))
         output = generate(runner, request, 30, max_tokens)
@@ -115,7 +120,7 @@ def test_other_types_agree_with_float32_step_by_step_as_often_as_xla_does(
 ) -> None:
     shares: dict[str, list[float]] = {"xla": [], "cpu_native": []}
     for name, found in shares.items():
-        runner = make_runner(packed(WEIGHTS, name, weight_type))
+        runner = make_runner(packed(model_weights(), name, weight_type))
         for length in (5, 12, 20):
             prompt = prompt_of(length)
             token_ids = [*prompt, *reference.continue_greedily(prompt, 55)]
@@ -238,11 +243,14 @@ def poison(runner: JaxModelRunner, block_ids: Sequence[int]) -> None:
     runner._state = runner.state._replace(cache=cache)
 
 
+# That a row's bits depend on nobody else is shown of the kernels one by one (cpu_native/), and of
+# the deterministic mode by tests/e2e/test_when_something_dies.py, whose engines compute on them.
+@pytest.mark.long
 @pytest.mark.usefixtures("bits_of_engines_here")
 def test_the_deterministic_mode_holds_on_the_kernels_in_float32(
     reference: GreedyReference,
 ) -> None:
-    runner = make_runner(packed(WEIGHTS, "cpu_native", "float32"), deterministic=True)
+    runner = make_runner(packed(model_weights(), "cpu_native", "float32"), deterministic=True)
     request = RunnerRequest(0, prompt_of(37), blocks(0))
     assert generate(runner, request, 12) == reference.continue_greedily(request.prompt, 12)
     assert_same_bits_in_company(runner, request)
@@ -278,7 +286,9 @@ def assert_same_bits_in_company(runner: JaxModelRunner, request: RunnerRequest) 
         np.testing.assert_array_equal(np.asarray(array)[blocks(0)[:4]], expected)
 
 
-@pytest.mark.parametrize("weight_type", types("bfloat16"))
+# tests/integration/test_model_parity.py holds a model with recurrent layers to transformers there.
+@pytest.mark.long
+@pytest.mark.parametrize("weight_type", TYPES)
 def test_recurrent_layers_are_computed_by_xla_but_for_their_products(weight_type: str) -> None:
     weights = tiny_weights(spec=tiny_hybrid_spec())
     decoder = packed(weights, "cpu_native", weight_type)
@@ -317,9 +327,9 @@ def test_blocks_without_a_kernel_are_computed_by_xla_beside_the_others(
             return "not in this test"
         return covered(spec, layer, block, *rest)  # type: ignore[arg-type]
 
-    second = WEIGHTS.graph.spec.layers[1]
+    second = model_weights().graph.spec.layers[1]
     monkeypatch.setattr(coverage, "uncovered", only_some)
-    decoder = packed(WEIGHTS, "cpu_native", "float32")
+    decoder = packed(model_weights(), "cpu_native", "float32")
     place = decoder.backend.placements[BlockKind(uncovered)]
     assert "not in this test" in place.reason
     runner = make_runner(decoder)
@@ -371,6 +381,6 @@ def test_embeddings_are_those_of_xla() -> None:
     rows = [prompt_of(length) for length in (1, 7, 33, 64)]
     vectors = []
     for name in ("xla", "cpu_native"):
-        model = DecoderModel(packed(WEIGHTS, name, "float32", EMBEDDING_BLOCK_SIZE))
+        model = DecoderModel(packed(model_weights(), name, "float32", EMBEDDING_BLOCK_SIZE))
         vectors.append(Embedder(model, PoolingSpec("mean"), 64).embed(rows))
     np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)

@@ -30,7 +30,9 @@ needs_large_pages = pytest.mark.skipif(
     reason="the system gives out no large pages",
 )
 on_the_cpu = pytest.mark.skipif(
-    jax.default_backend() != "cpu", reason="arrays lie in another device's memory"
+    # A text, which is asked when a test is about to run.
+    "jax.default_backend() != 'cpu'",
+    reason="arrays lie in another device's memory",
 )
 
 

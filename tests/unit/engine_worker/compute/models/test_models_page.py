@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import transformers
 
 from engine_worker.compute.backends.cpu_native import coverage
 from engine_worker.compute.models.families.registry import FAMILIES
@@ -14,6 +13,7 @@ from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.spec import DecoderSpec, LayerSpec, MoeSpec
 from engine_worker.compute.weights.gguf.families import FAMILIES as GGUF_FAMILIES
 from engine_worker.text.format_detection import detect_formats
+from tests.fakes.late import transformers
 from tests.fakes.model_families import CASES, FamilyCase
 from tests.fakes.published_models import PUBLISHED, PublishedModel
 from tests.models_table import agreement, declared, gguf_names, memory_row, written
@@ -166,7 +166,21 @@ def test_the_agreement_of_a_row_is_the_least_that_was_measured_of_its_cases(name
     assert ROWS[name].agreement.split()[0] in ("100", "–")
 
 
-@pytest.mark.parametrize("model", PUBLISHED, ids=lambda model: model.name)
+EVERYDAY = {
+    *("Llama 3.2 1B", "Gemma 3 270M", "Granite 4.0 H Micro", "Mixtral 8x7B", "gpt-oss 20b"),
+    "DeepSeek V2 Lite",
+}
+"""One model of each kind of cache and of experts; to declare all of them takes half a minute."""
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(model, marks=() if model.name in EVERYDAY else pytest.mark.long)
+        for model in PUBLISHED
+    ],
+    ids=lambda model: model.name,
+)
 def test_the_memory_of_a_published_model_is_what_an_engine_would_ask_for(
     model: PublishedModel,
 ) -> None:

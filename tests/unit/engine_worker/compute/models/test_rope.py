@@ -6,8 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from transformers import LlamaConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.rope import (
@@ -19,6 +17,7 @@ from engine_worker.compute.models.rope import (
     rotate,
 )
 from engine_worker.compute.models.spec import QueryScale, RopeKind, RopeSpec
+from tests.fakes.late import modeling_rope_utils, transformers
 from tests.fakes.tiny_checkpoint import TINY_LLAMA
 
 
@@ -73,8 +72,10 @@ def test_frequencies_and_attention_factor_are_those_of_transformers(
         "max_position_embeddings": 2048,
         "rope_parameters": {"rope_theta": 10_000.0, **parameters},
     }
-    config = LlamaConfig(**{k: v for k, v in values.items() if k != "rope_theta"})
-    theirs, attention_factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config)
+    config = transformers.LlamaConfig(**{k: v for k, v in values.items() if k != "rope_theta"})
+    theirs, attention_factor = modeling_rope_utils.ROPE_INIT_FUNCTIONS[parameters["rope_type"]](
+        config
+    )
     rope = decoder_spec(values).layers[0].attention.rope
     assert rope is not None
     np.testing.assert_allclose(inverse_frequencies(rope, 64), theirs.numpy(), rtol=2e-6)
@@ -110,8 +111,8 @@ def test_frequencies_of_the_length_that_is_served_are_those_of_transformers(
         "max_position_embeddings": 2048,
         "rope_parameters": {"rope_theta": 10_000.0, **parameters},
     }
-    config = LlamaConfig(**{k: v for k, v in values.items() if k != "rope_theta"})
-    init = ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
+    config = transformers.LlamaConfig(**{k: v for k, v in values.items() if k != "rope_theta"})
+    init = modeling_rope_utils.ROPE_INIT_FUNCTIONS[parameters["rope_type"]]
     theirs, attention_factor = init(config, seq_len=served_length)
     spec = for_length(decoder_spec(values), served_length)
     rope = spec.layers[0].attention.rope

@@ -76,11 +76,11 @@ def test_the_priority_of_a_single_thread_is_lowered() -> None:
     def wait() -> None:
         native_ids.append(threading.get_native_id())
         ready.set()
-        release.wait(10)
+        release.wait(60)
 
     thread = threading.Thread(target=wait)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     CompilerThreads().give_way(native_ids)
     priorities = [os.getpriority(os.PRIO_PROCESS, native_ids[0])]
     priorities.append(os.getpriority(os.PRIO_PROCESS, 0))

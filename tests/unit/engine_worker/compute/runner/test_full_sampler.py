@@ -13,9 +13,9 @@ from engine_worker.core.choice.token_mask import allow_all, allow_only, forbid
 from tests.fakes.runner_requests import GREEDY
 from tests.fakes.tiny_decoder import GreedyReference
 from tests.fakes.tiny_engine import MAX_MODEL_LEN, tiny_engine_weights
+from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
-WEIGHTS = tiny_engine_weights()
-VOCAB_SIZE = WEIGHTS.graph.spec.vocab_size
+VOCAB_SIZE = byte_level_tokenizer().num_tokens
 PROMPT = tuple(int(x) for x in np.random.default_rng(5).integers(0, VOCAB_SIZE, 21))
 BLOCKS = (0, 3, 1, 2)
 RANDOM = RowSampling(temperature=1.0, seed=9, top_p=0.95)
@@ -31,7 +31,7 @@ def runner(request: pytest.FixtureRequest) -> JaxModelRunner:
 @pytest.fixture(scope="module")
 def logits() -> npt.NDArray[np.float32]:
     """[T, V] after each token of the prompt, by the dense reference."""
-    return GreedyReference(WEIGHTS, MAX_MODEL_LEN).logits(PROMPT)
+    return GreedyReference(tiny_engine_weights(), MAX_MODEL_LEN).logits(PROMPT)
 
 
 def row(slot: int = 0, **changes: object) -> RowWork:

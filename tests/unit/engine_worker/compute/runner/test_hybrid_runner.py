@@ -27,7 +27,6 @@ from tests.fakes.tiny_decoder import (
 )
 
 BLOCK_SIZE = 8
-WEIGHTS = tiny_weights(spec=tiny_hybrid_spec())
 
 
 def long(value: int) -> Any:
@@ -35,14 +34,22 @@ def long(value: int) -> Any:
     return pytest.param(value, marks=pytest.mark.long)
 
 
+@cache
+def model_weights() -> DecoderWeights:
+    return tiny_weights(spec=tiny_hybrid_spec())
+
+
 def make_runner(
-    weights: DecoderWeights = WEIGHTS, *, deterministic: bool = False, run_ahead: bool = False
+    weights: DecoderWeights | None = None,
+    *,
+    deterministic: bool = False,
+    run_ahead: bool = False,
 ) -> JaxModelRunner:
     with pytest.MonkeyPatch.context() as patch:
         # Programs of one row and of all rows, of five kinds of layers each, are enough to compile.
         patch.setattr(buckets, "DECODE_ROWS", (1,))
         runner = JaxModelRunner.create(
-            weights,
+            weights or model_weights(),
             num_blocks=40,
             max_model_len=96,
             block_size=BLOCK_SIZE,
@@ -83,7 +90,7 @@ def runner(shared: JaxModelRunner) -> JaxModelRunner:
 
 @cache
 def reference() -> GreedyReference:
-    return GreedyReference(WEIGHTS, 96)
+    return GreedyReference(model_weights(), 96)
 
 
 def prompt_of(length: int, seed: int = 3) -> list[int]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,16 @@ from tests.fakes.runner_requests import GREEDY, RunnerRequest, begin, generate, 
 from tests.fakes.tiny_decoder import VOCAB_SIZE, GreedyReference, tiny_weights
 
 MAX_MODEL_LEN = 80
-WEIGHTS = tiny_weights()
 
 
-def make_runner(weights: DecoderWeights = WEIGHTS, num_blocks: int = 40) -> JaxModelRunner:
+@cache
+def model_weights() -> DecoderWeights:
+    return tiny_weights()
+
+
+def make_runner(weights: DecoderWeights | None = None, num_blocks: int = 40) -> JaxModelRunner:
     return JaxModelRunner.create(
-        weights,
+        weights or model_weights(),
         num_blocks=num_blocks,
         max_model_len=MAX_MODEL_LEN,
         block_size=8,
@@ -51,7 +56,7 @@ def runner(warm_runner: JaxModelRunner) -> JaxModelRunner:
 
 @pytest.fixture(scope="module")
 def reference() -> GreedyReference:
-    return GreedyReference(WEIGHTS, MAX_MODEL_LEN)
+    return GreedyReference(model_weights(), MAX_MODEL_LEN)
 
 
 def prompt_of(num_tokens: int, seed: int = 0) -> list[int]:
@@ -287,9 +292,9 @@ def test_after_a_lost_state_a_reset_gives_an_empty_cache_that_works(
 
 def test_limits_that_make_no_runner_are_refused() -> None:
     with pytest.raises(ValueError, match="max_num_seqs"):
-        JaxModelRunner.create(WEIGHTS, num_blocks=4, max_model_len=8, max_num_seqs=257)
+        JaxModelRunner.create(model_weights(), num_blocks=4, max_model_len=8, max_num_seqs=257)
     with pytest.raises(ValueError, match="at least 1"):
-        JaxModelRunner.create(WEIGHTS, num_blocks=0, max_model_len=8)
+        JaxModelRunner.create(model_weights(), num_blocks=0, max_model_len=8)
     with pytest.raises(ValueError, match="float32"):
         JaxModelRunner.create(
             tiny_weights(jnp.bfloat16), num_blocks=4, max_model_len=8, deterministic=True

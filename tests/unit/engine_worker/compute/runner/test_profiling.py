@@ -31,12 +31,12 @@ def test_only_one_recording_runs_at_a_time(tmp_path: Path) -> None:
 
     def wait(_: float) -> None:
         inside.set()
-        leave.wait(30)
+        leave.wait(60)
 
     profiler = Profiler(tmp_path, wait)
     thread = threading.Thread(target=profiler.record, args=(1.0,))
     thread.start()
-    assert inside.wait(30)
+    assert inside.wait(60)
     with pytest.raises(ProfileError, match="Another"):
         profiler.record(1.0)
     leave.set()

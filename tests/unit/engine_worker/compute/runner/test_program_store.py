@@ -40,7 +40,7 @@ class SlowCompiler:
     def __call__(self, key: int) -> str:
         if key in self._held:
             self.is_held.set()
-            assert self.may_go_on.wait(30)
+            assert self.may_go_on.wait(60)
         if key == self._broken:
             raise self._error("planned failure")
         self.compiled.append(key)
@@ -88,13 +88,13 @@ def test_stopping_waits_for_the_program_in_hand_and_leaves_the_rest() -> None:
     compiler = SlowCompiler(held=frozenset({1}))
     store = ProgramStore[int](compiler, str, idle_s=0.0)
     store.warm_up([8], [1, 2, 4], lambda done, text: None)
-    assert compiler.is_held.wait(30)
+    assert compiler.is_held.wait(60)
     stopping = threading.Thread(target=store.stop)
     stopping.start()
     while not store._is_stopping:
         time.sleep(0.001)
     compiler.may_go_on.set()
-    stopping.join(30)
+    stopping.join(60)
     assert not stopping.is_alive()
     assert compiler.compiled == [8, 1]
     assert "compile" not in {thread.name for thread in threading.enumerate()}
@@ -127,7 +127,7 @@ def test_what_steps_miss_most_is_compiled_first() -> None:
     store.warm_up([8], [1, 2, 4], lambda done, text: None)
     for _ in range(NEEDED_USES):
         store.first_ready([1, 8])
-    assert compiler.is_held.wait(30)
+    assert compiler.is_held.wait(60)
     for size, num_uses in ((2, NEEDED_USES), (4, NEEDED_USES + 1)):
         for _ in range(num_uses):
             store.first_ready([size, 8])
@@ -154,7 +154,7 @@ def test_what_compiling_leaves_in_the_heap_is_given_back_after_each_program(
     store.warm_up([8], [1, 2, 4], lambda done, text: None)
     for _ in range(NEEDED_USES):
         store.first_ready([2, 8])
-    assert is_trimmed.wait(30)
+    assert is_trimmed.wait(60)
     store.stop()
     assert compiler.compiled == [8, 2]
 

@@ -1,7 +1,8 @@
 """Scores of packs against the log probabilities of the same tokens as a prompt's own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -113,16 +114,16 @@ WINDOWED = replace(
 @pytest.mark.parametrize(
     ("weights", "tolerance"),
     [
-        (tiny_weights(), 1e-4),
-        pytest.param(tiny_weights(spec=WINDOWED), 1e-4, marks=pytest.mark.long),
-        pytest.param(tiny_weights(jnp.bfloat16), 0.1, marks=pytest.mark.long),
+        (tiny_weights, 1e-4),
+        pytest.param(partial(tiny_weights, spec=WINDOWED), 1e-4, marks=pytest.mark.long),
+        pytest.param(partial(tiny_weights, jnp.bfloat16), 0.1, marks=pytest.mark.long),
     ],
     ids=["float32", "windows", "bfloat16"],
 )
 def test_a_pack_scores_as_the_prompt_with_these_tokens_would(
-    weights: DecoderWeights, tolerance: float
+    weights: Callable[[], DecoderWeights], tolerance: float
 ) -> None:
-    runner = make_runner(weights)
+    runner = make_runner(weights())
     prefill(runner, PROMPT)
     packed = scores(runner, QUESTIONS)
     assert packed == pytest.approx(prompt_scores(runner), abs=tolerance)

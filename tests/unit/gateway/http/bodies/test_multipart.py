@@ -63,10 +63,14 @@ def test_whatever_the_content_it_arrives(content: bytes) -> None:
         assert taken == content
 
 
-@pytest.mark.parametrize("end", range(len(BODY) - len(b"epilogue --b-1") - 2))
-def test_a_form_that_ends_too_early_is_refused(end: int) -> None:
-    with pytest.raises(InvalidRequestError):
-        read(BODY[:end].removesuffix(b"--b-1--"))
+def test_a_form_that_ends_too_early_is_refused() -> None:
+    for end in range(len(BODY) - len(b"epilogue --b-1") - 2):
+        beginning = BODY[:end].removesuffix(b"--b-1--")
+        try:
+            read(beginning)
+        except InvalidRequestError:
+            continue
+        pytest.fail(f"{beginning!r} is taken")
 
 
 @pytest.mark.parametrize(

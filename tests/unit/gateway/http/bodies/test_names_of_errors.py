@@ -21,10 +21,10 @@ from gateway.http.bodies.parsers import (
 )
 from tests.fakes.sample_bodies import (
     CONTEXT,
-    ODD,
     SAMPLE_BODIES,
     Path,
     bytes_of,
+    odd_values,
     positions,
     replaced,
 )
@@ -62,8 +62,8 @@ def is_named(path: Path, param: str) -> bool:
 def test_an_error_names_the_place_that_is_wrong(kind: str) -> None:
     misnamed: set[tuple[str, str]] = set()
     for body in SAMPLE_BODIES[kind]:
-        for path in positions(body):
-            for odd in ODD:
+        for place, path in enumerate(positions(body)):
+            for odd in odd_values(kind, place):
                 try:
                     KINDS[kind].parse(bytes_of(kind, replaced(body, path, odd)), CONTEXT)
                 except InvalidRequestError as error:

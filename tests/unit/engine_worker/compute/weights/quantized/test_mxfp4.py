@@ -6,12 +6,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import save_file
-from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.errors import CheckpointError
+from tests.fakes.late import mxfp4, torch
 
 NAME = "model.layers.0.mlp.experts.down_proj"
 GENERATOR = np.random.default_rng(5)
@@ -43,7 +42,7 @@ def test_experts_are_those_of_transformers_in_every_bit(
         values = read(NAME)
         np.testing.assert_array_equal(read("norm"), np.ones(3))
     # Its own function rounds fp4 numbers to what it computes in; float32 holds all of them.
-    expected = convert_moe_packed_tensors(
+    expected = mxfp4.convert_moe_packed_tensors(
         torch.from_numpy(blocks), torch.from_numpy(exponents), dtype=torch.float32
     )
     assert values.dtype == ml_dtypes.bfloat16

@@ -12,9 +12,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
-from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import load_spec
@@ -22,6 +19,7 @@ from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.compute.weights.fingerprint import fingerprint
 from engine_worker.compute.weights.loader import load_weights
 from engine_worker.errors import CheckpointError, ModelConfigError, UnsupportedFormatError
+from tests.fakes.late import finegrained_fp8, safetensors_torch, torch
 from tests.fakes.tiny_checkpoint import TINY_LLAMA, random_tensors, write_checkpoint
 
 MODULE = "model.layers.0.mlp.down_proj"
@@ -46,7 +44,7 @@ def write(folder: Path, parts: Parts, config: dict[str, Any], beside: str | None
                 values.view(np.int32) if values.dtype == np.uint32 else values
             )
         tensors[f"{MODULE}.{part}"] = tensor
-    save_file(tensors, folder / "model.safetensors")
+    safetensors_torch.save_file(tensors, folder / "model.safetensors")
     whole = {} if beside else {"quantization_config": config}
     (folder / "config.json").write_text(json.dumps(whole))
     if beside:
@@ -464,7 +462,7 @@ def test_blocks_of_fp8_are_those_that_transformers_reads(tmp_path: Path, scale_t
         scales = GENERATOR.uniform(0.1, 2, (2, 3)).astype(np.float32)
     config = FP8 | {"weight_block_size": [16, 32]}
     write(tmp_path, {"weight": weight, "weight_scale_inv": scales}, config)
-    expected = Fp8Dequantize(None)._dequantize_one(
+    expected = finegrained_fp8.Fp8Dequantize(None)._dequantize_one(
         torch.from_numpy(weight.view(np.uint8)).view(torch.float8_e4m3fn),
         torch.from_numpy(scales),
         torch.float32,
