@@ -9,6 +9,7 @@ from auth_worker.decisions.plans import needs_of
 from auth_worker.principals.limit_rules import Holder, Limit, Measure, Window
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import Price
+from auth_worker.records.operations import Snapshot
 from protocol.wire.messages import LeaseReport
 from tests.fakes.auth_parts import stored_key
 from tests.fakes.limit_parts import HOUSE_PRICE, limit
@@ -141,3 +142,16 @@ def another_price(before: Price, prompt: int, completion: int, valid_from_ms: in
 def price_at(versions: list[Price], wall_s: float) -> Price:
     """The one of a moment; the newest stands last."""
     return next(one for one in reversed(versions) if one.valid_from_ms <= int(wall_s * 1000))
+
+
+def snapshot_of(many: list[Limit]) -> Snapshot:
+    """What a database holds before anything is asked."""
+    return Snapshot(
+        keys=KEYS,
+        leases=(),
+        recent=(),
+        users=USERS,
+        teams=TEAMS,
+        limits=tuple(many),
+        prices=(HOUSE_PRICE,),
+    )

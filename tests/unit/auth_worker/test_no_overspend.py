@@ -19,7 +19,7 @@ from auth_worker.decisions.slices import Postponed
 from auth_worker.decisions.windows import span_at
 from auth_worker.principals.keys import StoredKey
 from auth_worker.principals.limit_rules import SLIDING_S, Limit, Measure, Window
-from auth_worker.records.operations import BookUsage, Result, Snapshot
+from auth_worker.records.operations import BookUsage, Result
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Adjust,
@@ -39,13 +39,12 @@ from tests.fakes.overspend_parts import (
     KEYS,
     LEASE_S,
     SECRETS,
-    TEAMS,
-    USERS,
     WINDOWS,
     Run,
     another_price,
     limits,
     price_at,
+    snapshot_of,
 )
 
 MAX_BACK_S = 3000.0
@@ -69,17 +68,7 @@ class NoOverspend(RuleBasedStateMachine):
         self.seen: dict[Any, int] = {}  # what was promised when it was looked at last
         self.latest_s = self.clock.wall
         self.was_set_back = self.was_set_ahead = self.slides_vaguely = False
-        self.store = MemoryStore(
-            Snapshot(
-                keys=KEYS,
-                leases=(),
-                recent=(),
-                users=USERS,
-                teams=TEAMS,
-                limits=tuple(many),
-                prices=(HOUSE_PRICE,),
-            )
-        )
+        self.store = MemoryStore(snapshot_of(many))
         self.runs: dict[str, Run] = {}
         self.settles: dict[str, Settle] = {}  # not acknowledged
         self.epoch = 0
