@@ -236,7 +236,10 @@ class GatewaySettings(EdgeSettings):
             "PENSTOCK_REPLAY_MEMORY",
             32 * 1024 * 1024,
             minimum=1024 * 1024,
-            meaning="memory for answers to requests that came with an `Idempotency-Key`",
+            meaning=(
+                "memory of this gateway for answers to requests that came with an "
+                "`Idempotency-Key`; a longer answer than an eighth of it is not kept"
+            ),
         )
     )
     replay_age_s: float = setting(
@@ -490,6 +493,17 @@ class GatewaySettings(EdgeSettings):
             8 * 1024**3,
             minimum=1024,
             meaning="bytes kept of all tenants; beyond it the largest tenant loses its oldest",
+        )
+    )
+    store_max_replay_bytes: int = setting(
+        size(
+            "PENSTOCK_STORE_MAX_REPLAY_BYTES",
+            256 * 1024**2,
+            minimum=1024,
+            meaning=(
+                "answers to requests that came with an `Idempotency-Key`, as they are kept for all "
+                "gateways of the store; one tenant has a quarter, and the oldest are dropped"
+            ),
         )
     )
     store_max_age_s: float = setting(

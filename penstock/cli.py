@@ -26,6 +26,7 @@ from penstock.parse import parse as parse_input
 from penstock.resource_commands import budgets, limits, prices, teams, users, webhooks
 from penstock.terminal import visible_line
 from penstock.usage_commands import show_budgets, show_usage
+from penstock.worker_commands import show_workers
 from protocol.runtime.logs import setup as setup_logs
 from protocol.runtime.settings import Setting
 from protocol.runtime.shared_settings import LOG_LEVEL, MODEL_PATH
@@ -50,6 +51,7 @@ app.add_typer(webhooks, name="webhooks")
 app.add_typer(audit, name="audit")
 app.add_typer(auth, name="auth")
 app.command("usage")(show_usage)
+app.command("workers")(show_workers)
 budgets.command("status")(show_budgets)
 bench = typer.Typer(
     help="Measure how fast this machine is.", no_args_is_help=True, rich_markup_mode=None

@@ -29,6 +29,8 @@ class Lease(Struct, eq=False, gc=False):
         price: What its tokens cost; None when nobody has said.
         user_id: Of its key when it was granted, as is `team_id`.
         is_forgotten: A kill forgot it, so what it counts in and holds isn't known.
+        may_have_ended: It was open on the disk at the start of this process, and its gateway hasn't
+            said since that it runs: a kill may have forgotten its end, and whom that made room for.
         may_be_booked: An engine's report opened it, so the ledger may have its line already.
         streams: Prompt and completion tokens of its streams, as far as they were reported apart.
     """
@@ -50,6 +52,7 @@ class Lease(Struct, eq=False, gc=False):
     user_id: str = ""
     team_id: str = ""
     is_forgotten: bool = False
+    may_have_ended: bool = False
     may_be_booked: bool = False
     reported_prompt_tokens: int = 0
     reported_completion_tokens: int = 0

@@ -320,6 +320,9 @@ class MeterTable:
     def _let_go_if_idle(self, limit_id: str, end_user: str) -> bool:
         """Forget what is counted of a limit for an end user, if that changes nothing."""
         which, is_known = (limit_id, end_user), self._is_known(limit_id)
+        limit = self.limits.get(limit_id)
+        if limit is not None:
+            self._drop_other_kind(limit, end_user)
         if is_known and self._runs_for(end_user):
             return False  # its settlement will be counted
         now_s, wall_s = self._clock.monotonic_s(), self._clock.wall_s()
@@ -429,8 +432,7 @@ class MeterTable:
         meter = self._meters.get(which)
         amount = self._amount(limit, wall_s)
         if meter is None or not _is_same_kind(meter.limit, limit):
-            if meter is not None:
-                self._replace(meter)
+            self._drop_other_kind(limit, end_user)
             counter_id = self._take_counter() if limit.measure == "money" else 0
             meter = self._new_meter(limit, end_user, amount, counter_id)
             self._meters[which] = meter
@@ -441,8 +443,23 @@ class MeterTable:
             meter.change(limit, amount)
         return meter, Span(-math.inf, math.inf)
 
+    def _drop_other_kind(self, limit: Limit, end_user: str) -> None:
+        """Another count begins: the database forgets what a limit counted by another window.
+
+        Leases may go on in it.
+        """
+        which = (limit.limit_id, end_user)
+        meter, windows = self._meters.get(which), self._windows.get(which)
+        if meter is not None and not _is_same_kind(meter.limit, limit):
+            self._replace(meter)
+            del self._meters[which]
+        if windows is not None and not all(
+            _is_same_kind(window.limit, limit) for window in windows.values()
+        ):
+            self._drop(windows.values())
+            del self._windows[which]
+
     def _replace(self, meter: SlidingMeter | ParallelMeter) -> None:
-        """Another count begins: the database forgets this one, though leases may go on in it."""
         meter.is_gone = True
         counter_ids = meter.counter_ids if isinstance(meter, SlidingMeter) else ()
         for counter_id in counter_ids:
@@ -496,10 +513,9 @@ class MeterTable:
 
     def _fixed(self, limit: Limit, end_user: str, wall_s: float) -> tuple[FixedMeter, Span]:
         windows = self._windows.get((limit.limit_id, end_user), {})
-        if windows and not _is_same_kind(next(iter(windows.values())).limit, limit):
-            self._drop(windows.values())
-            windows.clear()
-        if not windows:
+        if not windows or not _is_same_kind(next(iter(windows.values())).limit, limit):
+            self._drop_other_kind(limit, end_user)
+            windows = {}
             # What was let in before anything counted must not begin, and end, the only window; nor
             # may the first one carry over what was left of a time in which there was no limit.
             wall_s = max(wall_s, self._clock.wall_s())

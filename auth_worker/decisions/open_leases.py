@@ -11,7 +11,7 @@ from auth_worker.decisions.bookings import Bookings
 from auth_worker.decisions.leases import Lease, LeaseTable
 from auth_worker.decisions.limit_refusals import Refusal, refuse, refuse_parallel
 from auth_worker.decisions.meter_table import MeterTable
-from auth_worker.decisions.plans import NOTHING, Needs, Plan, Short, needs_of
+from auth_worker.decisions.plans import NOTHING, Needs, Plan, Short, difference, needs_of
 from auth_worker.decisions.restoring import Restoring, principal_of
 from auth_worker.decisions.served_models import ServedModels
 from auth_worker.decisions.sliced_meters import FixedMeter, SlidingBudget
@@ -95,8 +95,10 @@ class OpenLeases:
         restoring = Restoring(keys, meters, clock)
         restoring.count_recent(snapshot)
         for row in snapshot.leases:
-            self._reopen(row, restoring.on_monotonic(row.granted_at_ms))
-        meters.hold_unknown(clock.monotonic_s() + duration_s)
+            lease = self._reopen(row, restoring.on_monotonic(row.granted_at_ms))
+            lease.may_have_ended = True
+        self._unknown_until_s = clock.monotonic_s() + duration_s
+        meters.hold_unknown(self._unknown_until_s)
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -339,6 +341,8 @@ class OpenLeases:
             unfit = self._make_room(shorts, now_s, self._clock.wall_s())
             if unfit is not None:
                 return unfit
+        if lease.may_have_ended:
+            self._keep_unknown(plan, lease.held, after)
         lease.held = after
         if plan.thirsty:
             self._replenish(plan, after)
@@ -350,12 +354,41 @@ class OpenLeases:
         if lease is None:
             return
         self._leases.renew(lease, self._clock.monotonic_s())
+        if lease.may_have_ended:
+            self._confirm(lease, report)
         before = (lease.reported_prompt_tokens, lease.reported_completion_tokens)
         lease.note_totals(report.prompt_tokens, report.completion_tokens)
         if report.streams:
             lease.note_streams(report.streams)
         if before != (lease.reported_prompt_tokens, lease.reported_completion_tokens):
             self._emit(SaveLease(lease.row()))
+
+    def _confirm(self, lease: Lease, report: LeaseReport) -> None:
+        """The gateway of a lease of before a kill says that it runs, and what it still holds.
+
+        It may hold less than the disk knows, and a kill forgot that: then the rest may be held by
+        others.
+        """
+        lease.may_have_ended = False
+        plan = lease.plan
+        prompt_tokens = min(lease.prompt_tokens, report.max_prompt_tokens)
+        completion_tokens = min(lease.completion_tokens, report.max_completion_tokens)
+        is_same = (prompt_tokens, completion_tokens) == (
+            lease.prompt_tokens,
+            lease.completion_tokens,
+        )
+        if plan is None or is_same or not report.endpoint:  # older gateways don't say
+            return
+        before, lease.held = lease.held, self._needs(lease, prompt_tokens, completion_tokens)
+        lease.prompt_tokens, lease.completion_tokens = prompt_tokens, completion_tokens
+        plan.take(self._clock.monotonic_s(), difference(lease.held, before), starts=False)
+        self._keep_unknown(plan, before, lease.held)
+        self._emit(SaveLease(lease.row()))
+
+    def _keep_unknown(self, plan: Plan, before: Needs, after: Needs) -> None:
+        """What a lease of before a kill gave back just now stays taken until all have ended."""
+        if self._clock.monotonic_s() < self._unknown_until_s:
+            plan.keep_unknown(difference(before, after))
 
     def _find_reported(self, report: LeaseReport) -> Lease | None:
         """A lease that a kill forgot; what it holds is said by its gateway, if that knows to."""
@@ -430,7 +463,11 @@ class OpenLeases:
             self._settled.popitem(last=False)
         if lease is None:
             return self._bookings.of_unknown(command)
-        return self._bookings.of_open(lease, command)
+        plan, held = lease.plan, lease.held
+        booking = self._bookings.of_open(lease, command)
+        if lease.may_have_ended and plan is not None:
+            self._keep_unknown(plan, held, _used_of(booking, lease, plan))
+        return booking
 
     def booked(self, booking: BookUsage, result: Result) -> None:
         """A booking is durable: where the ledger counted other than was counted here, follow it."""
@@ -442,7 +479,10 @@ class OpenLeases:
         for lease in islice(self._leases.pop_expired(self._clock.monotonic_s()), at_most):
             num_expired += 1
             self._count_closed(lease)
+            plan, held = lease.plan, lease.held
             booking = self._bookings.of_expired(lease)
+            if lease.may_have_ended and plan is not None:
+                self._keep_unknown(plan, held, _used_of(booking, lease, plan))
             if booking.charges or lease.is_forgotten or lease.may_be_booked:
                 self._commit(booking, partial(self.booked, booking))
             else:
@@ -511,6 +551,13 @@ def _is_only_uncommitted(short: Short) -> bool:
     if isinstance(meter, FixedMeter) and not meter.is_open:
         return False
     return isinstance(meter, FixedMeter | SlidingBudget) and meter.free >= need
+
+
+def _used_of(booking: BookUsage, lease: Lease, plan: Plan) -> Needs:
+    """What of a lease stays counted in the limits that it was granted by."""
+    if booking.outcome == "unused" or lease.plan is not plan:
+        return NOTHING
+    return needs_of(booking.prompt_tokens, booking.completion_tokens, booking.cost_micros)
 
 
 def _refuse_unpriced(model: str) -> Refusal:

@@ -9,6 +9,7 @@ from auth_worker.decisions.sliced_meters import (
     FixedMeter,
     SlicedMeter,
     SlidingBudget,
+    keep_unknown,
     take_unknown,
 )
 from auth_worker.principals.limit_rules import Measure
@@ -287,6 +288,13 @@ class Plan:
         for index, sliced in self._sliced:
             for meter in sliced:
                 take_unknown(meter, used[index] - held[index])
+
+    def keep_unknown(self, freed: Needs) -> None:
+        """What a lease of a killed process gave back may be somebody's of whom nobody knows."""
+        for index, sliced in self._sliced:
+            if freed[index] > 0:
+                for meter in sliced:
+                    keep_unknown(meter, freed[index])
 
     def restore_start(self, at_s: float) -> None:
         """Count a request of before a restart in the windows that don't outlive it."""

@@ -3,6 +3,8 @@
 `granted` is how far what counts and what is held together may grow, and the database knows it. So
 a process that is killed leaves behind how much it may have granted at most; `unknown` is what of
 that nobody has accounted for since, and it stays taken until all such requests must have ended.
+The same holds for what is freed later by a lease that may have ended before the kill, which forgot
+its end: others may have been granted just that.
 """
 
 import math
@@ -124,7 +126,7 @@ class FixedMeter(Meter):
         """After a restart: all of the slice that nobody accounts for may be in use."""
         self.unknown = max(0, self.room)
         self.room -= self.unknown
-        self.due_s = until_s if self.unknown else math.inf
+        self.due_s = until_s  # more may become unknown
 
     def refresh(self, now_s: float) -> None:
         """Every request of the killed process must have ended: nothing is kept for them now."""
@@ -229,18 +231,16 @@ class SlidingBudget(SlidingMeter):
         leaving = sum(slot.amount for slot in self._slots if slot.ends_s <= leaves_s)
         self.unknown = max(0, self.room + leaving)
         self.room -= self.unknown
-        if self.unknown:
-            self.unknown_until_s = until_s
-            self.due_s = min(self.due_s, until_s)
+        self.unknown_until_s = until_s
+        self.due_s = min(self.due_s, until_s)
 
     def refresh(self, now_s: float) -> None:
         """Let the slots go that are older than the span, and what is unknown when it has ended."""
         super().refresh(now_s)
-        if self.unknown and now_s >= self.unknown_until_s:
+        if now_s >= self.unknown_until_s:
             self.room += self.unknown
-            self.unknown = 0
-        if self.unknown:
-            self.due_s = min(self.due_s, self.unknown_until_s)
+            self.unknown, self.unknown_until_s = 0, math.inf
+        self.due_s = min(self.due_s, self.unknown_until_s)
         if self.limit.is_hard and not self.asked:
             self._shrink()
 
@@ -305,6 +305,16 @@ def take_unknown(meter: SlicedMeter, amount: int) -> None:
     known = max(0, min(amount, meter.unknown))
     meter.unknown -= known
     meter.room += known
+
+
+def keep_unknown(meter: SlicedMeter, freed: int) -> None:
+    """What was just freed may have been granted by the killed process to somebody unknown.
+
+    Never more than there is room now: what is known to be held counts already.
+    """
+    kept = min(freed, max(0, meter.room))
+    meter.unknown += kept
+    meter.room -= kept
 
 
 def set_low(meter: SlicedMeter, need: int) -> None:

@@ -61,6 +61,7 @@ class Batch:
         key_id: Of that key, for logs.
         address: Of the client that made it.
         end_user: For whom it is, as a header of that client said.
+        made_id: Names the request that made it, whichever gateway went on with that.
         stamps: `in_progress_at` and the like.
         outcome: How it is to end once it is finalized; empty before.
     """
@@ -75,6 +76,7 @@ class Batch:
     created_at: int
     expires_at: int
     end_user: str = ""
+    made_id: str = ""
     metadata: dict[str, str] | None = None
     output_lifetime_s: int | None = None
     status: Status = "validating"
@@ -87,7 +89,10 @@ class Batch:
 
     def as_record(self) -> dict[str, Any]:
         """For the disk."""
-        return asdict(self)
+        record = asdict(self)
+        if not self.made_id:
+            del record["made_id"]  # gateways of before it was there read the others
+        return record
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "Batch":

@@ -94,6 +94,7 @@ class BatchStore:
         key_id: str,
         address: str,
         end_user: str = "",
+        made_id: str = "",
         endpoint: str,
         input_file_id: str,
         metadata: dict[str, str] | None,
@@ -101,17 +102,22 @@ class BatchStore:
     ) -> Batch:
         """A new batch; it has the input for itself, whatever becomes of the file.
 
+        One that was made before, by `made_id`, is as it is by now.
+
         Raises:
             InvalidRequestError: The file is for something else, or too many batches are under way.
             ResourceNotFoundError: This tenant has no such file.
         """
+        known = self.list(tenant)
+        for made in known:
+            if made_id and made.made_id == made_id:
+                return made
         stored = self._files.find(tenant, input_file_id)
         if stored.purpose != "batch":
             raise InvalidRequestError(
                 f"The file `{stored.id}` has the purpose `{stored.purpose}`; it must be `batch`.",
                 param="input_file_id",
             )
-        known = self.list(tenant)
         unfinished = [batch for batch in known if batch.status not in ENDED]
         num_unfinished = len(unfinished)
         if num_unfinished >= MAX_UNFINISHED:
@@ -138,6 +144,7 @@ class BatchStore:
             key_id=key_id,
             address=address,
             end_user=end_user,
+            made_id=made_id,
             endpoint=endpoint,
             input_file_id=stored.id,
             created_at=now,

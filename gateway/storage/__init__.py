@@ -1,8 +1,8 @@
-"""What is kept of the Responses API between requests: responses, conversations, background jobs.
+"""What is kept between requests: responses, conversations, background jobs, answers to repeat.
 
 Everything belongs to a tenant and is found with its name only. SQL of one dialect for SQLite, which
 is embedded, and PostgreSQL; all of it runs in one thread beside the loop. Knows no worker, and of
 an item no more than its bytes.
-Others use `Store`, `ConversationStore`, the classes of `records.py`, and `open_store`.
+Others use `Store` and the stores that it has, the classes of `records.py`, and `open_store`.
 May import `gateway.config`, `gateway.housekeeping` and `gateway.errors`.
 """

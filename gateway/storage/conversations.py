@@ -35,11 +35,15 @@ def create(
     items: Sequence[ConversationItem],
     bounds: Bounds,
     now_ms: int,
-) -> None:
-    """Begin a conversation."""
-    connection.execute(
+) -> Conversation:
+    """Begin a conversation; one that was begun before, by its id, is as it is.
+
+    Raises:
+        StoredNotFoundError: It is another tenant's.
+    """
+    if not connection.execute(
         "INSERT INTO conversations (id, tenant, created_ms, used_ms, num_bytes, metadata,"
-        " next_position) VALUES (?, ?, ?, ?, ?, ?, 0)",
+        " next_position) VALUES (?, ?, ?, ?, ?, ?, 0) ON CONFLICT (id) DO NOTHING RETURNING id",
         (
             conversation.id,
             tenant,
@@ -48,9 +52,11 @@ def create(
             len(conversation.metadata),
             conversation.metadata,
         ),
-    )
+    ):
+        return existing(connection, tenant, conversation.id)
     count(connection, tenant, 1, len(conversation.metadata))
     append(connection, tenant, conversation.id, items, bounds, now_ms)
+    return conversation
 
 
 def find(connection: Connection, tenant: str, conversation_id: str) -> Conversation | None:

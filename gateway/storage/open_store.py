@@ -33,6 +33,8 @@ def open_store(settings: GatewaySettings, owner: str) -> Store | None:
         max_age_s=settings.store_max_age_s,
         max_queued=settings.store_max_queued,
         max_context_bytes=settings.store_max_context_bytes,
+        max_replay_bytes=settings.store_max_replay_bytes,
+        replay_age_s=settings.replay_age_s,
     )
     is_alone = not url and not settings.share_data_dir
 

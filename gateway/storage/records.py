@@ -125,6 +125,9 @@ class Bounds:
         max_age_s: Since the last use.
         max_queued: Background responses of one tenant that have not ended.
         max_context_bytes: Items that one request may draw from the store.
+        max_replays: Answers of one tenant that are kept under an `Idempotency-Key`.
+        max_replay_bytes: Their bytes, of all tenants.
+        replay_age_s: Since their requests were begun.
     """
 
     max_stored: int = 100_000
@@ -133,3 +136,6 @@ class Bounds:
     max_age_s: float = 30 * 86_400.0
     max_queued: int = 1000
     max_context_bytes: int = 16 * 1024**2
+    max_replays: int = 10_000
+    max_replay_bytes: int = 256 * 1024**2
+    replay_age_s: float = 86_400.0

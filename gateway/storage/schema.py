@@ -61,6 +61,18 @@ TABLES: Final[tuple[str, ...]] = (
         response_id TEXT PRIMARY KEY,
         is_read INTEGER NOT NULL,
         model TEXT NOT NULL)""",
+    # Answers under an Idempotency-Key; one without bytes is being made by its owner, or nobody.
+    """CREATE TABLE IF NOT EXISTS kept_answers (
+        name BLOB PRIMARY KEY,
+        tenant TEXT NOT NULL,
+        fingerprint BLOB NOT NULL,
+        owner TEXT NOT NULL,
+        begun_ms BIGINT NOT NULL,
+        num_bytes BIGINT NOT NULL,
+        answer BLOB NOT NULL)""",
+    "CREATE INDEX IF NOT EXISTS kept_answers_by_tenant ON kept_answers"
+    " (tenant, begun_ms, num_bytes)",
+    "CREATE INDEX IF NOT EXISTS kept_answers_by_age ON kept_answers (begun_ms, num_bytes)",
     "CREATE TABLE IF NOT EXISTS owners (id TEXT PRIMARY KEY, alive_ms BIGINT NOT NULL)",
     """CREATE TABLE IF NOT EXISTS tenants (
         tenant TEXT PRIMARY KEY,

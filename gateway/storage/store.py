@@ -10,6 +10,7 @@ from gateway.housekeeping import logs_failure
 from gateway.storage import conversations, jobs, responses
 from gateway.storage.database import Connection, Database
 from gateway.storage.jobs import CancelMaker
+from gateway.storage.kept_answers import AnswerStore
 from gateway.storage.records import (
     Bounds,
     Conversation,
@@ -26,7 +27,7 @@ _MAX_PIECES = 64
 
 
 class Store:
-    """Three sides of one database.
+    """Four sides of one database.
 
     Args:
         database: Where it is.
@@ -38,6 +39,7 @@ class Store:
         responses: What has been answered.
         conversations: Lists of items.
         jobs: Responses that are made in the background.
+        answers: Kept under an `Idempotency-Key`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Store:
         self.responses = ResponseStore(database, bounds, self._now_ms)
         self.conversations = ConversationStore(database, owner, bounds, self._now_ms)
         self.jobs = JobStore(database, owner, bounds, self._now_ms)
+        self.answers = AnswerStore(database, owner, bounds, self._now_ms)
 
     def _now_ms(self) -> int:
         return int(self._wall_clock() * 1000)
@@ -69,8 +72,8 @@ class Store:
         """
         for conversation_id, response_id in list(self._unreleased):
             await self._release(conversation_id, response_id)
-        now_ms = self._now_ms()
-        return await self._database.run(
+        num_answers, now_ms = await self.answers.sweep(), self._now_ms()
+        return num_answers + await self._database.run(
             lambda connection: responses.sweep(connection, self.bounds, now_ms)
         )
 
@@ -187,10 +190,10 @@ class ConversationStore:
 
     async def create(
         self, tenant: str, conversation: Conversation, items: Sequence[ConversationItem]
-    ) -> None:
-        """Begin a conversation."""
+    ) -> Conversation:
+        """Begin a conversation; one that was begun before, by its id, is as it is."""
         now_ms = self._now_ms()
-        await self._database.run(
+        return await self._database.run(
             lambda connection: conversations.create(
                 connection, tenant, conversation, items, self._bounds, now_ms
             )

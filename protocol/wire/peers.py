@@ -36,6 +36,7 @@ DEATHS: frozenset[LossReason] = frozenset({"failed", "disconnected", "silent", "
 """Losses that the work that ran may have caused; the others have no such cause."""
 MAX_METRIC_SAMPLES = 4096
 """Series of one peer that a gateway keeps."""
+MAX_HOST_CHARS = 255
 _ABOUT_THE_CONNECTION = frozenset({Ping, Ready, Heartbeat, Drain, Goodbye, Metrics})
 _STARTING: frozenset[Phase] = frozenset({"starting", "downloading", "loading", "compiling"})
 
@@ -76,6 +77,8 @@ class Peer:
         is_silent: Not heard for `silent_s`.
         metrics: As it last sent them.
         incarnation: Of its process; empty from workers that don't say it.
+        host: The name of its machine or container, as it says; empty from before 1.5.
+        address: From where it connected; empty over a Unix socket.
         loss_reason: Why it was lost; None while it is here.
         stuck_at: The progress counter at which its process was found hung and still stands.
     """
@@ -100,6 +103,8 @@ class Peer:
     is_silent: bool = False
     metrics: tuple[MetricSample, ...] = ()
     incarnation: str = ""
+    host: str = ""
+    address: str = ""
     loss_reason: LossReason | None = None
     stuck_at: int | None = None
 
@@ -285,6 +290,7 @@ class PeerTable:
                 progress_since=now,
                 phase_since=now,
                 incarnation=ready.incarnation,
+                host=ready.host[:MAX_HOST_CHARS],
                 stuck_at=self._stuck.get(ready.instance_id),
             )
             self._peers[identity] = peer

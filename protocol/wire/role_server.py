@@ -215,7 +215,10 @@ class RoleServer(Generic[EventT]):
     def _on_message(self, identity: bytes, message: EventT) -> None:
         outcome = self._table.on_message(identity, message, self._clock())
         for event in outcome.events:
-            if event.kind == "joined" and event.peer.protocol_version >= BATCH_VERSION:
+            if event.kind != "joined":
+                continue
+            event.peer.address = self._router.address_of(identity)
+            if event.peer.protocol_version >= BATCH_VERSION:
                 self._router.send_batches(identity)
         for reply in outcome.replies:
             if isinstance(reply, Refused) and self._is_news(identity):

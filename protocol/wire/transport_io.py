@@ -123,6 +123,8 @@ class EdgeTriggeredReader:
         max_messages: Read about so many in a row before other tasks of the loop run.
         min_frames: Of each ZeroMQ message; to ask whether there is a further one takes as long as
             to read it.
+        read_second: Reads the second frame, given the first; None where nothing is to be known of
+            a message but its bytes.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class EdgeTriggeredReader:
         on_drained: Callable[[], None] = _nothing,
         max_messages: int = 256,
         min_frames: int = 1,
+        read_second: Callable[[bytes], bytes] | None = None,
     ) -> None:
         self._socket = socket
         self._on_frames = on_frames
@@ -145,6 +148,7 @@ class EdgeTriggeredReader:
         self._on_drained = on_drained
         self._max_messages = max_messages
         self._min_frames = min_frames
+        self._read_second = read_second
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fd = -1
         self._is_round_planned = False
@@ -198,7 +202,11 @@ class EdgeTriggeredReader:
             return None
         receive = self._socket.recv
         try:
-            frames = [receive(NOBLOCK) for _ in range(self._min_frames)]
+            if self._read_second is None:
+                frames = [receive(NOBLOCK) for _ in range(self._min_frames)]
+            else:
+                first = receive(NOBLOCK)
+                frames = [first, self._read_second(first)]
         except zmq.Again:
             return None
         while self._socket.getsockopt(_RCVMORE):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import re
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -33,6 +34,10 @@ from protocol.wire.transport_io import (
 EventT = TypeVar("EventT")
 _logger = logging.getLogger("penstock.transport")
 _RETRY_INTERVAL_S = 0.05
+_MAX_ADDRESSES = 4096
+"""Connections whose addresses are remembered; who never says who he is doesn't fill the memory."""
+_MAPPED = re.compile(r"::ffff:(?=[0-9.]+$)")
+"""Before IPv4 addresses, as libzmq writes them with IPv6 on."""
 _WATCHED = zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
@@ -92,6 +97,7 @@ class Router(Generic[EventT]):
         # Who has something unsent and is not known to be slow, in order; and who is.
         self._pending: dict[bytes, None] = {}
         self._blocked: dict[bytes, None] = {}
+        self._addresses: OrderedDict[bytes, str] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._retry_timer: asyncio.TimerHandle | None = None
         self._is_disconnect_planned = False
@@ -130,6 +136,7 @@ class Router(Generic[EventT]):
             flush=self._flush,
             max_messages=self._limits.max_messages_per_wakeup,
             min_frames=2,  # the peer's identity stands before what it sent
+            read_second=None if self._endpoint.startswith("ipc://") else self._read_from,
         )
         try:
             bound = self._bind_socket()
@@ -191,6 +198,10 @@ class Router(Generic[EventT]):
         self._pending.pop(identity, None)
         self._blocked.pop(identity, None)
 
+    def address_of(self, identity: bytes) -> str:
+        """From where a peer connected over TCP; empty where nobody knows."""
+        return self._addresses.get(identity, "")
+
     def num_queued_bytes(self, identity: bytes) -> int:
         """How much waits for a slow peer."""
         queue = self._queues.get(identity)
@@ -231,6 +242,20 @@ class Router(Generic[EventT]):
             self._zap.close()
         # Waits for what lingers, so not in this thread, which has other work.
         threading.Thread(target=self._context.term, name="zmq-term", daemon=True).start()
+
+    def _read_from(self, identity: bytes) -> bytes:
+        """What a peer sent; with the first of it libzmq says from where."""
+        if identity in self._addresses:
+            return self._socket.recv(NOBLOCK)
+        frame = self._socket.recv(NOBLOCK, copy=False)
+        try:
+            address = str(frame.get("Peer-Address"))
+        except zmq.ZMQError:
+            address = ""
+        self._addresses[identity] = _MAPPED.sub("", address)
+        if len(self._addresses) > _MAX_ADDRESSES:
+            self._addresses.popitem(last=False)
+        return frame.bytes
 
     def _on_frames(self, frames: list[bytes]) -> int:
         identity = frames[0]

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
@@ -93,6 +94,7 @@ class WorkerLoop(Generic[CommandT]):
         self._role = role
         self._instance_id = instance_id
         self._incarnation = secrets.token_hex(8)
+        self._host = socket.gethostname()
         self._build = build
         self._decoder = decoder
         self._handler = handler
@@ -285,6 +287,7 @@ class WorkerLoop(Generic[CommandT]):
                 auth=self._announcement.auth,
                 parser=self._announcement.parser,
                 incarnation=self._incarnation,
+                host=self._host,
             )
         )
         link.send(self._heartbeat(link))

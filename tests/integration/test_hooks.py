@@ -7,6 +7,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -450,3 +451,33 @@ async def test_a_hook_sees_numbers_and_a_body_that_none_changes_keeps_their_digi
         grammar = engine.of(Generate)[-1].grammar
     assert grammar is not None
     assert number in grammar.source
+
+
+COUNTING = """
+from gateway.hooks.hook import Hook, HookAnswer
+
+class Counting(Hook):
+    number = 0
+
+    def answer(self, call):
+        Counting.number += 1
+        return HookAnswer({"number": self.number, "key": call.headers.get("idempotency-key")})
+"""
+
+
+async def test_a_hook_hears_of_a_repeated_request_once(
+    socket_dir: Path, install: Install, tmp_path: Path
+) -> None:
+    (tmp_path / "counting_hook.py").write_text(COUNTING)
+    install("counting = counting_hook:Counting")
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        post = partial(gateway.client.post, json={}, headers={"Idempotency-Key": "once"})
+        first, again = [await post("/v1/hooks/counting/up?step=1") for _ in range(2)]
+        assert first.json() == {"number": 1, "key": "once"}
+        assert again.content == first.content
+        assert again.headers["idempotent-replayed"] == "true"
+        # The query is a part of what is asked.
+        assert (await post("/v1/hooks/counting/up?step=2")).status_code == 422
+        without = await gateway.client.post("/v1/hooks/counting/up?step=1", json={})
+        assert without.json() == {"number": 2, "key": None}

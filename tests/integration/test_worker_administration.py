@@ -1,6 +1,7 @@
 """What runs, how it has done, and what can be done about it: workers over HTTP."""
 
 import asyncio
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ async def test_every_worker_is_listed_with_what_it_did(socket_dir: Path) -> None
         assert (row["num_answered"], row["num_failed"], row["success_rate"]) == (6, 0, 1.0)
         assert 0 < row["latency_ms"]["p50"] <= row["latency_ms"]["p99"]
         assert row["last_error"] is None
+        assert (row["host"], row["address"]) == (socket.gethostname(), None)
         assert listed["auth"]["num_answered"] >= 3
         assert listed["auth"]["epoch"] is not None
         assert listed["toolparser"]["success_rate"] is None

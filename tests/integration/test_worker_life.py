@@ -1,6 +1,7 @@
 """A real worker and a real gateway socket: ready, heartbeats, loss, drain, goodbye."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -270,6 +271,19 @@ async def test_one_worker_serves_two_gateways_apart(
     worker.send("gateway-2", StepOutput(progress_counter=3))
     await two.until(lambda: len(two.events) == 2)
     assert one.events == []
+
+
+@pytest.mark.parametrize("text", ["tcp://127.0.0.1:0", "ipc"])
+async def test_a_gateway_knows_where_its_workers_run(
+    make_gateway: MakeGateway, make_worker: MakeWorker, socket_dir: Path, text: str
+) -> None:
+    gateway = make_gateway(f"ipc://{socket_dir}/where" if text == "ipc" else text)
+    worker, _ = make_worker(gateway.start())
+    worker.announce(OFFER)
+    await gateway.until(lambda: "joined" in gateway.kinds())
+    (peer,) = gateway.server.peers()
+    assert peer.host == socket.gethostname()
+    assert peer.address == ("" if text == "ipc" else "127.0.0.1")
 
 
 async def test_two_addresses_of_one_gateway_end_in_one_connection(

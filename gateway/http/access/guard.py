@@ -22,6 +22,8 @@ from gateway.http.access.hooking import SHOWN, shown_to_hooks
 from gateway.http.access.kept_answers import DurableClaim
 from gateway.http.access.kind_of_body import METHODS_WITH_BODY, check_kind_of_body, takes_body
 from gateway.http.access.replaying import (
+    HEADER,
+    Claim,
     Replay,
     answered_once,
     idempotency_key,
@@ -29,12 +31,13 @@ from gateway.http.access.replaying import (
     table_of,
 )
 from gateway.http.access.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
+from gateway.http.access.stored_claims import StoredClaim
 from gateway.http.bodies.parsers import BodyKind
 from gateway.http.bodies.reading import LONG_NUMBERS_BYTES, SMALL_BYTES, Bodies, BodyPlace
 from gateway.http.connections.disconnect import watch
 from gateway.http.parts import parts_of
 from gateway.request.callers.caller import Caller, end_user_of
-from gateway.request.idempotency.replays import KeptAnswer
+from gateway.request.idempotency.replays import Asked, KeptAnswer
 from protocol.errors import NO_API_KEY, ErrorCode
 from protocol.wire.endpoints import is_loopback
 from protocol.wire.messages import Actor, Authorize, Granted, KeyRole
@@ -78,15 +81,19 @@ class GuardedRoute(APIRoute):
         """The handler behind the guard."""
         guard, endpoint = _GUARDS[self.rule.access], self.endpoint
         path = self.path
-        is_replayable = self.rule.access in (Access.METERED, Access.ADMIN)
         reads_body = takes_body(self)
+        is_replayable = reads_body and guard is not None
+        # A repetition doesn't count: such a request counts when it is begun.
+        guard_of_key = _guard_user if self.rule.access is Access.COUNTED else guard
 
         async def guarded(request: Request) -> Response:
+            has_key = is_replayable and HEADER in request.headers
+            is_once = has_key and request.method in METHODS_WITH_BODY
             if guard is not None:
-                await guard(request, path)
+                await (guard_of_key if is_once else guard)(request, path)
             if reads_body:
                 check_kind_of_body(request)
-            if is_replayable and (key := idempotency_key(request)) is not None:
+            if is_once and (key := idempotency_key(request)) is not None:
                 return await _answer_once(request, path, key, endpoint)
             response: Response = await endpoint(request, **request.path_params)
             return response
@@ -149,12 +156,14 @@ async def _answer_once(
     request: Request, path: str, key: str, endpoint: Callable[..., Coroutine[Any, Any, Response]]
 ) -> Response:
     """Answer a request with an `Idempotency-Key`; who asks is known before its body is read."""
-    role: KeyRole = "user"
+    parts, access = parts_of(request), ROUTE_RULES[path].access
+    role: KeyRole = "admin" if access is Access.ADMIN else "user"
     where = f"{request.method} {request.scope['path']}"
-    durable: DurableClaim | None = None
-    if ROUTE_RULES[path].access is Access.ADMIN:
+    table = table_of(request)
+    durable: Claim | None = None
+    if access is Access.ADMIN:
         # Never another administrator's: the answer may hold the secret of a new key.
-        role, owner = "admin", f"key {request.state.granted.key_id}"
+        owner = f"key {request.state.granted.key_id}"
         caller, presented = caller_of(request), presented_key(request)
         if presented is not None:
             actor = Actor(
@@ -164,8 +173,9 @@ async def _answer_once(
             )
             durable = DurableClaim(request, actor, f"{owner}\0{where}\0{key}", presented)
     else:
-        identity = parts_of(request).identities.find(caller_of(request).key_digest, scope_of(path))
-        owner = (await _identify(request, path)).tenant if identity is None else identity.tenant
+        owner = await tenant_of(request, path)
+        if parts.store is not None:
+            durable = StoredClaim(parts.store.answers, owner, where, key, table.max_answer_bytes)
     state: dict[str, Any] = request.scope["state"]
     asked: list[Authorize] = []
     state["caller"] = replace(caller_of(request), asked=asked)
@@ -177,7 +187,15 @@ async def _answer_once(
 
     return await answered_once(
         request,
-        Replay(table_of(request), owner, key, where, durable),
+        Replay(
+            table,
+            owner,
+            key,
+            where,
+            request.scope["query_string"],
+            durable,
+            partial(_guard_counted, request, path) if access is Access.COUNTED else None,
+        ),
         lambda: endpoint(request, **request.path_params),
         judge,
         asked,
@@ -229,7 +247,7 @@ async def _identify(
     *,
     role: KeyRole = "user",
     is_counted: bool = False,
-    like: Authorize | None = None,
+    like: Asked | None = None,
     question_id: str = "",
 ) -> Granted:
     """Ask the auth worker who a caller is, and whether it may use a route; that reserves nothing.

@@ -89,10 +89,18 @@ class DurableClaim:
         status, headers, body = orjson.loads(kept)
         return KeptAnswer(status, headers, body.encode())
 
-    async def end(self, answer: KeptAnswer | None, error: BaseException | None) -> None:
+    @property
+    def made_id(self) -> str:
+        """The auth worker names what it makes."""
+        return ""
+
+    async def end(self, answer: KeptAnswer | None, error: BaseException | None) -> bool:
         """Keep what came of it; of what was refused nothing came, so that it may begin again."""
-        if not self.is_claimed:
-            return
+        if self.is_claimed:
+            await self._keep(answer, error)
+        return True
+
+    async def _keep(self, answer: KeptAnswer | None, error: BaseException | None) -> None:
         sealed = b""
         if answer is not None:
             told: Any = (answer.status, dict(answer.headers), answer.body.decode())

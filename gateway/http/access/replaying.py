@@ -1,21 +1,22 @@
-"""`Idempotency-Key` on requests that generate or administer: the same request is answered once.
+"""`Idempotency-Key`: a request that generates, makes or administers something is answered once.
 
 The first success is kept and repeated, byte by byte, to whoever repeats the request with the same
-key within the tenant (of administrators: with the same API key, and also after a restart, see
-`kept_answers.py`); see `request/idempotency/replays.py`. A client
-that leaves doesn't end such a request: it will come back for the answer.
+key within the tenant (of administrators: with the same API key): in memory, see
+`request/idempotency/replays.py`, and where all gateways find it, see `stored_claims.py` and, for
+administrators, `kept_answers.py`. A client that leaves doesn't end such a request: it will come
+back for the answer.
 """
 
 import hashlib
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
+import orjson
 from fastapi import Request, Response
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.access.kept_answers import DurableClaim
 from gateway.http.parts import parts_of
-from gateway.request.idempotency.replays import KeptAnswer, ReplayName, ReplayTable
+from gateway.request.idempotency.replays import Asked, KeptAnswer, ReplayName, ReplayTable
 from protocol.wire.messages import Authorize
 
 HEADER: Final = "Idempotency-Key"
@@ -42,6 +43,27 @@ class Replayed(Exception):  # noqa: N818 - no error: it ends the reading of a bo
         self.answer = answer
 
 
+class Claim(Protocol):
+    """A request's place where more than this process knows of it."""
+
+    @property
+    def made_id(self) -> str:
+        """Names what the request makes, by whichever gateway; empty where nothing is to be."""
+        ...
+
+    async def claim(self, fingerprint: bytes) -> KeptAnswer | None:
+        """What came of it before; None when it is to be done now.
+
+        Raises:
+            GatewayError: Its key means another request, or it is running, or nobody can say.
+        """
+        ...
+
+    async def end(self, answer: KeptAnswer | None, error: BaseException | None) -> bool:
+        """Keep what came of it; False when it is somebody else's by now."""
+        ...
+
+
 class Replay:
     """One request that came with a key.
 
@@ -50,7 +72,9 @@ class Replay:
         owner: Whose answers are one: the caller's tenant, or its key.
         key: As it was sent.
         where: Method and path.
+        query: Of its address; a part of the request.
         durable: Where it is claimed as well; None for what is done once by this process alone.
+        on_begun: Called when it is to be done now, before it is.
     """
 
     def __init__(
@@ -59,13 +83,22 @@ class Replay:
         owner: str,
         key: str,
         where: str,
-        durable: DurableClaim | None = None,
+        query: bytes = b"",
+        durable: Claim | None = None,
+        on_begun: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._table = table
         named = hashlib.sha256(f"{where}\0{key}".encode()).digest()
         self._name = ReplayName(owner, named)
+        self._query = query
         self._is_claimed = False
         self._durable = durable
+        self._on_begun = on_begun
+
+    @property
+    def made_id(self) -> str:
+        """Names what the request makes, whichever gateway goes on with it; or empty."""
+        return "" if self._durable is None else self._durable.made_id
 
     async def on_body(self, body: bytes) -> None:
         """The body was read, and nothing of it was looked at.
@@ -74,9 +107,27 @@ class Replay:
             Replayed: It was answered before.
             GatewayError: The key means another request, or this one is running.
         """
+        await self._begin(hashlib.sha256(body).digest())
+
+    async def on_form(self, parts: object, file_digest: bytes) -> None:
+        """The same for a form, whose bytes are others each time that it is sent.
+
+        Args:
+            parts: What it says beside its file, for JSON.
+            file_digest: Of the file.
+
+        Raises:
+            Replayed: It was answered before.
+            GatewayError: The key means another request, or this one is running.
+        """
+        told = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
+        await self._begin(hashlib.sha256(file_digest + told).digest())
+
+    async def _begin(self, fingerprint: bytes) -> None:
         if self._is_claimed:
             return
-        fingerprint = hashlib.sha256(body).digest()
+        if self._query:
+            fingerprint = hashlib.sha256(fingerprint + self._query).digest()
         kept = self._table.claim(self._name, fingerprint)
         if kept is None and self._durable is not None:
             try:
@@ -86,9 +137,12 @@ class Replay:
                 raise
             if kept is not None:
                 self._table.drop(self._name)
+                self._table.num_replayed += 1
         if kept is not None:
             raise Replayed(kept)
         self._is_claimed = True
+        if self._on_begun is not None:
+            await self._on_begun()
 
     async def end(
         self,
@@ -105,16 +159,25 @@ class Replay:
         """
         if not self._is_claimed:
             return
-        if response is None or not 200 <= response.status_code < 300:
-            self._table.drop(self._name)
-            if self._durable is not None:
-                await self._durable.end(None, error)
-            return
-        headers = {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS}
-        kept = KeptAnswer(response.status_code, headers, bytes(response.body), asked)
-        self._table.keep(self._name, kept)
-        if self._durable is not None:
-            await self._durable.end(kept, None)
+        kept: KeptAnswer | None = None
+        if response is not None and 200 <= response.status_code < 300:
+            kept = KeptAnswer(
+                response.status_code,
+                {name: value for name, value in response.headers.items() if name in _KEPT_HEADERS},
+                bytes(response.body),
+                tuple(
+                    Asked(one.model, one.asked_tokens, one.is_streaming, one.uses_tools)
+                    for one in asked
+                ),
+            )
+        is_ours = False
+        try:
+            is_ours = self._durable is None or await self._durable.end(kept, error)
+        finally:
+            if kept is not None and is_ours:
+                self._table.keep(self._name, kept)
+            else:
+                self._table.drop(self._name)
 
 
 def idempotency_key(request: Request) -> str | None:
@@ -141,6 +204,13 @@ def replay_of(request: Request) -> Replay | None:
     """The request's place among those with a key; None when it came without one."""
     replay: Replay | None = request.scope["state"].get("replay")
     return replay
+
+
+def made_id(request: Request) -> str:
+    """Names what a request makes; the same when another gateway goes on with what one began."""
+    replay, request_id = replay_of(request), request.state.request_id
+    made: str = request_id if replay is None else replay.made_id or request_id
+    return made
 
 
 async def answered_once(

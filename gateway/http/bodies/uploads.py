@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,8 +25,11 @@ _FLUSH_BYTES: Final = 2**20
 class _Sink:
     """Gathers the file's bytes and writes them beside the loop, a megabyte at a time."""
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
+    def __init__(
+        self, path: Path, max_bytes: int, on_written: Callable[[bytes], None] | None
+    ) -> None:
         self._max_bytes = max_bytes
+        self._on_written = on_written
         self._gathered = bytearray()
         self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
         self.num_bytes = 0
@@ -53,13 +57,26 @@ class _Sink:
 
     def _write(self, data: bytes, *, is_last: bool) -> None:
         self._file.write(data)
+        if self._on_written is not None:
+            self._on_written(data)
         if is_last:
             self._file.flush()
             os.fsync(self._file.fileno())
 
 
-async def receive_form(request: Request, path: Path, max_bytes: int) -> FormReader:
+async def receive_form(
+    request: Request,
+    path: Path,
+    max_bytes: int,
+    on_written: Callable[[bytes], None] | None = None,
+) -> FormReader:
     """Read a form whose field `file` goes to a path that isn't there yet.
+
+    Args:
+        request: With the form.
+        path: Of the file.
+        max_bytes: Of the file.
+        on_written: Called beside the loop with the file's bytes, in order.
 
     Raises:
         InvalidRequestError: It is no such form, or doesn't come to its end in time.
@@ -69,7 +86,7 @@ async def receive_form(request: Request, path: Path, max_bytes: int) -> FormRead
     """
     request.scope["state"]["has_read_body"] = False
     try:
-        sink = _Sink(path, max_bytes)
+        sink = _Sink(path, max_bytes, on_written)
         try:
             reader = FormReader(request.headers.get("content-type", ""), "file", sink.take)
             async with asyncio.timeout(UPLOAD_TIMEOUT_S):

@@ -1,6 +1,7 @@
 """Answers that are kept under an `Idempotency-Key`, so that a repeated request is answered once.
 
-In the memory of this gateway, bounded by number, bytes and age: docs/adr/0040 says why.
+In the memory of this gateway, bounded by number, bytes and age. What is to hold elsewhere, too, is
+claimed in a database besides: docs/adr/0040 says why.
 """
 
 import time
@@ -9,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+import orjson
+
 from gateway.errors import IdempotencyKeyReusedError, OverloadedError, RequestInProgressError
-from protocol.wire.messages import Authorize
 
 MAX_KEPT = 10_000
 MAX_RUNNING = 4096
@@ -19,6 +21,7 @@ TENANT_SHARE: Final = 4
 MAX_ANSWER_SHARE: Final = 8
 """An answer over an eighth of the bytes isn't kept: it would push out too many others."""
 _OVERHEAD_BYTES = 512
+_HEAD_BYTES: Final = 4
 
 
 class ReplayName(NamedTuple):
@@ -28,23 +31,40 @@ class ReplayName(NamedTuple):
     key: bytes
 
 
+class Asked(NamedTuple):
+    """What was granted for an answer; whoever wants it again must still be granted as much."""
+
+    model: str
+    asked_tokens: int
+    is_streaming: bool
+    uses_tools: bool
+
+
 @dataclass(frozen=True, slots=True)
 class KeptAnswer:
-    """An answer as it went out the first time.
-
-    Attributes:
-        asked: What was granted for it; whoever wants it again must still be granted as much.
-    """
+    """An answer as it went out the first time, and what was granted for it."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
-    asked: tuple[Authorize, ...] = ()
+    asked: tuple[Asked, ...] = ()
 
     @property
     def num_bytes(self) -> int:
         """What it counts in the bound."""
         return len(self.body) + _OVERHEAD_BYTES
+
+    def encoded(self) -> bytes:
+        """For a database."""
+        head = orjson.dumps((self.status, dict(self.headers), [tuple(one) for one in self.asked]))
+        return len(head).to_bytes(_HEAD_BYTES, "big") + head + self.body
+
+    @classmethod
+    def decoded(cls, data: bytes) -> "KeptAnswer":
+        """From a database."""
+        end = _HEAD_BYTES + int.from_bytes(data[:_HEAD_BYTES], "big")
+        status, headers, asked = orjson.loads(data[_HEAD_BYTES:end])
+        return cls(status, headers, data[end:], tuple(Asked(*one) for one in asked))
 
 
 class _Kept(NamedTuple):
@@ -89,6 +109,11 @@ class ReplayTable:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def max_answer_bytes(self) -> int:
+        """What one answer may count."""
+        return self._max_bytes // MAX_ANSWER_SHARE
+
     def claim(self, name: ReplayName, fingerprint: bytes) -> KeptAnswer | None:
         """The kept answer to a request; None when the caller is to answer it.
 
@@ -123,7 +148,7 @@ class ReplayTable:
     def keep(self, name: ReplayName, answer: KeptAnswer) -> bool:
         """Answer repetitions of a running request with this; False when it is too large."""
         fingerprint = self._running.pop(name)
-        if answer.num_bytes * MAX_ANSWER_SHARE > self._max_bytes:
+        if answer.num_bytes > self.max_answer_bytes:
             return False
         own = self._of_tenant.get(name.tenant) or _Shelf()
         while own.names and (

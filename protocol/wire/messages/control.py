@@ -175,6 +175,7 @@ class Ready(Message, frozen=True, tag="ready"):
     Attributes:
         incarnation: Random, of the process. It tells a worker that connects again from another one
             that was given the same instance id.
+        host: The name of the machine or container that it runs on, for people.
     """
 
     role: Role
@@ -186,6 +187,7 @@ class Ready(Message, frozen=True, tag="ready"):
     auth: AuthOffer | None = None
     parser: ParserOffer | None = None
     incarnation: str = ""
+    host: str = ""
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):

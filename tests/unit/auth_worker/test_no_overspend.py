@@ -5,133 +5,70 @@ answers that it gave; it is compared with the limits after every step.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from msgspec import structs
 
 from auth_worker.decisions.authority import Authority, Rules
 from auth_worker.decisions.plans import needs_of
 from auth_worker.decisions.slices import Postponed
 from auth_worker.decisions.windows import span_at
-from auth_worker.principals.limit_rules import SLIDING_S, Holder, Limit, Measure, Window
-from auth_worker.principals.people import StoredTeam, StoredUser
-from auth_worker.records.operations import BookUsage, Result, Snapshot
+from auth_worker.principals.keys import StoredKey
+from auth_worker.principals.limit_rules import SLIDING_S, Limit, Measure, Window
+from auth_worker.records.operations import BookUsage, Result
+from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Adjust,
     Adjusted,
     Authorize,
     Denied,
     Granted,
-    LeaseReport,
     Renew,
     Settle,
 )
-from tests.fakes.auth_parts import FakeClock, authorize, stored_key
+from tests.fakes.auth_parts import FakeClock, authorize
 from tests.fakes.fuzz_effort import EFFORT
-from tests.fakes.limit_parts import HOUSE_PRICE, limit
+from tests.fakes.limit_parts import HOUSE_PRICE
 from tests.fakes.memory_store import MemoryStore
-
-LEASE_S = 600.0
-SECRETS = {"key_a": "psk-a", "key_b": "psk-b", "key_c": "psk-c"}
-KEYS = (
-    stored_key(
-        "key_a", SECRETS["key_a"], user_id="user_1", team_id="team_1", may_name_end_users=True
-    ),
-    stored_key("key_b", SECRETS["key_b"], user_id="user_1"),
-    stored_key("key_c", SECRETS["key_c"], requests_per_minute=20, tokens_per_minute=4000),
-)
-USERS = (StoredUser("user_1", "Ada"),)
-TEAMS = (StoredTeam("team_1", "search", members={"user_1": "member"}),)
-HOLDERS: dict[Holder, tuple[str, ...]] = {
-    "end_user": ("key_a", "team_1"),
-    "key": ("key_a", "key_b"),
-    "user": ("user_1",),
-    "team": ("team_1",),
-    "house": ("",),
-}
-INDEX = {"requests": 0, "tokens": 1, "prompt_tokens": 2, "completion_tokens": 3, "money": 4}
-AMOUNTS: dict[Measure, st.SearchStrategy[int]] = {
-    "requests": st.integers(1, 12),
-    "tokens": st.integers(100, 2000),
-    "prompt_tokens": st.integers(50, 1000),
-    "completion_tokens": st.integers(50, 1000),
-    "money": st.integers(200, 4000),
-    "parallel": st.integers(1, 4),
-}
-WINDOWS = st.sampled_from(
-    [
-        *(Window(kind) for kind in ("minute", "hour", "day", "total")),
-        Window("calendar_day", "America/Havana"),
-        Window("calendar_week"),
-        Window("calendar_month", "Europe/Berlin"),
-        Window("custom", starts_at=1_749_990_000, length_s=5000),
-    ]
+from tests.fakes.overspend_parts import (
+    INDEX,
+    KEYS,
+    LEASE_S,
+    SECRETS,
+    WINDOWS,
+    Run,
+    another_price,
+    limits,
+    price_at,
+    snapshot_of,
 )
 
-
-@st.composite
-def limits(draw: st.DrawFn) -> Limit:
-    holder = draw(st.sampled_from(sorted(HOLDERS)))
-    measure = draw(st.sampled_from(sorted(AMOUNTS)))
-    window = Window("total") if measure == "parallel" else draw(WINDOWS)
-    return limit(
-        measure,
-        draw(AMOUNTS[measure]),
-        window,
-        holder,
-        draw(st.sampled_from(HOLDERS[holder])),
-        models=draw(st.sampled_from([None, ("demo",)])),
-        is_hard=draw(st.sampled_from([True, True, True, False])),
-        rolls_over=draw(st.booleans()) and not window.slides,
-        auto_renews=draw(st.booleans()) or window.slides or window.kind == "total",
-        thresholds=draw(st.sampled_from([(), (50, 90)])),
-    )
-
-
-@dataclass
-class Run:
-    """A request as its gateway knows it."""
-
-    key_id: str
-    model: str
-    end_user: str
-    granted_s: float
-    wall_s: float
-    prompt: int
-    completion: int
-    renewed_s: float
-    used: tuple[int, int] = (0, 0)
-    is_abandoned: bool = False
-    ended_s: float | None = None
-    is_forgotten: bool = False
-    windows: dict[str, float] = field(default_factory=dict)
-
-    def bound(self, measure: Measure) -> int:
-        money = self.prompt + 2 * self.completion
-        return needs_of(self.prompt, self.completion, money)[INDEX[measure]]
+MAX_BACK_S = 3000.0
+"""How far the wall clock is set back: into the window before, but no further."""
 
 
 class NoOverspend(RuleBasedStateMachine):
-    """Gateways, an authority and a database; each may die, only the database remembers."""
+    """Gateways, an authority and a database; each may die, only the database remembers.
+
+    Administrators change limits, prices and keys meanwhile, and the wall clock is set.
+    """
 
     @initialize(many=st.lists(limits(), min_size=1, max_size=6))
     def begin(self, many: list[Limit]) -> None:
         self.clock = FakeClock()
         self.limits = many
-        self.store = MemoryStore(
-            Snapshot(
-                keys=KEYS,
-                leases=(),
-                recent=(),
-                users=USERS,
-                teams=TEAMS,
-                limits=tuple(many),
-                prices=(HOUSE_PRICE,),
-            )
-        )
+        self.prices = [HOUSE_PRICE]
+        self.keys: dict[str, StoredKey] = {key.key_id: key for key in KEYS}
+        self.most = {one.limit_id: one.amount for one in many}  # that ever held
+        self.before: dict[str, set[str]] = {}  # runs that another window of a limit counts
+        self.seen: dict[Any, int] = {}  # what was promised when it was looked at last
+        self.latest_s = self.clock.wall
+        self.was_set_back = self.was_set_ahead = self.slides_vaguely = False
+        self.store = MemoryStore(snapshot_of(many))
         self.runs: dict[str, Run] = {}
         self.settles: dict[str, Settle] = {}  # not acknowledged
         self.epoch = 0
@@ -140,6 +77,9 @@ class NoOverspend(RuleBasedStateMachine):
 
     def restart(self) -> None:
         self.epoch += 1
+        # What outlives the process is as old as the wall clock says, and that was set.
+        was_set = self.was_set_ahead or self.was_set_back
+        self.slides_vaguely = self.slides_vaguely or (was_set and self.epoch > 1)
         self.started_s = self.clock.monotonic
         self.authority = Authority(
             epoch=self.epoch,
@@ -196,6 +136,7 @@ class NoOverspend(RuleBasedStateMachine):
                 command.prompt_tokens,
                 command.completion_tokens,
                 self.clock.monotonic,
+                price_at(self.prices, self.clock.wall),
             )
             for one in self.limits:
                 if not one.window.slides and one.measure != "parallel":
@@ -203,7 +144,9 @@ class NoOverspend(RuleBasedStateMachine):
             self.runs[answer.lease_id] = run
         else:
             assert isinstance(answer, Denied)
-            assert answer.limit is not None, answer
+            is_suspended = self.keys[key_id].suspended_at is not None
+            assert (answer.code is ErrorCode.INVALID_API_KEY) is is_suspended, answer
+            assert is_suspended or answer.limit is not None, answer
 
     def open(self, *, abandoned: bool = False) -> list[str]:
         return [
@@ -236,6 +179,7 @@ class NoOverspend(RuleBasedStateMachine):
         if isinstance(answer, Postponed):
             answer.then(lambda is_durable: self.change(command, authority))
         elif isinstance(answer, Adjusted):
+            assert command.completion_tokens <= run.completion or not self.is_suspended(run)
             run.completion = command.completion_tokens
 
     @precondition(lambda self: self.open())
@@ -287,20 +231,70 @@ class NoOverspend(RuleBasedStateMachine):
         for lease_id in self.open():
             run = self.runs[lease_id]
             run.renewed_s = self.clock.monotonic
-            reports.append(
-                LeaseReport(
-                    lease_id=lease_id,
-                    prompt_tokens=run.used[0],
-                    completion_tokens=run.used[1],
-                    max_prompt_tokens=run.prompt,
-                    max_completion_tokens=run.completion,
-                    endpoint="/v1/chat/completions",
-                    end_user=run.end_user,
-                )
-            )
+            reports.append(structs.replace(run.told, lease_id=lease_id))
         self.authority.renew(Renew(leases=tuple(reports)))
 
+    # Administration; what is acknowledged is durable.
+
+    @rule(which=st.integers(0, 1000), share=st.sampled_from([0.1, 0.5, 0.9, 1.5, 4.0]))
+    def change_amount(self, which: int, share: float) -> None:
+        one = self.limits[which % len(self.limits)]
+        self.put(replace(one, amount=max(1, int(one.amount * share))))
+
+    @rule(which=st.integers(0, 1000), window=WINDOWS)
+    def change_window(self, which: int, window: Window) -> None:
+        """Another count begins; what was let in by the old one goes on in that."""
+        one = self.limits[which % len(self.limits)]
+        if one.measure == "parallel" or one.window == window:
+            return
+        self.before[one.limit_id] = set(self.runs)
+        self.seen = {
+            where: total for where, total in self.seen.items() if one.limit_id not in where
+        }
+        self.put(replace(one, window=window, auto_renews=True, rolls_over=False))
+
+    def put(self, changed: Limit) -> None:
+        self.limits = [changed if one.limit_id == changed.limit_id else one for one in self.limits]
+        self.most[changed.limit_id] = max(self.most[changed.limit_id], changed.amount)
+        self.note(limits=tuple(self.limits))
+        self.authority.limits.put(changed)
+
+    @rule(prompt=st.integers(1, 3), completion=st.integers(1, 4))
+    def change_price(self, prompt: int, completion: int) -> None:
+        """From a moment on that the clock hasn't shown yet, whatever it is set to."""
+        self.latest_s += 0.002
+        self.clock.advance(self.latest_s - self.clock.wall)
+        valid_from_ms = int(self.latest_s * 1000)
+        self.prices.append(another_price(self.prices[-1], prompt, completion, valid_from_ms))
+        self.note(prices=tuple(self.prices))
+        self.authority.prices.put(self.prices[-1])
+
+    @rule(key_id=st.sampled_from(sorted(SECRETS)))
+    def suspend_or_reactivate(self, key_id: str) -> None:
+        before = self.keys[key_id]
+        suspended_at = int(self.clock.wall) if before.suspended_at is None else None
+        self.keys[key_id] = replace(before, suspended_at=suspended_at)
+        self.note(keys=tuple(self.keys.values()))
+        self.authority.keys.put(self.keys[key_id])
+
+    def is_suspended(self, run: Run) -> bool:
+        return self.keys[run.key_id].suspended_at is not None
+
+    def note(self, **changed: Any) -> None:
+        self.store.snapshot = replace(self.store.snapshot, **changed)
+
     # Time and deaths.
+
+    @rule(seconds=st.sampled_from([-MAX_BACK_S, -61.0, -1.0, 1.0, 61.0, 5000.0, 100_000.0]))
+    def set_clock(self, seconds: float) -> None:
+        """Of the wall, not the one that measures."""
+        oldest_s = max(self.latest_s - MAX_BACK_S, self.prices[-1].valid_from_ms / 1000 + 0.001)
+        if seconds < 0 and self.clock.wall + seconds < oldest_s:
+            return
+        self.clock.wall += seconds
+        self.latest_s = max(self.latest_s, self.clock.wall)
+        self.was_set_back = self.was_set_back or seconds < 0
+        self.was_set_ahead = self.was_set_ahead or seconds > 0
 
     @rule()
     def commit(self) -> None:
@@ -312,6 +306,7 @@ class NoOverspend(RuleBasedStateMachine):
         while seconds > 0:
             step = min(seconds, 300.0 if self.open() or self.open(abandoned=True) else seconds)
             self.clock.advance(step)
+            self.latest_s = max(self.latest_s, self.clock.wall)
             seconds -= step
             self.renew_all()
             self.authority.expire()
@@ -359,14 +354,20 @@ class NoOverspend(RuleBasedStateMachine):
 
     # What must hold.
 
-    def concerns(self, one: Limit, run: Run) -> bool:
-        if one.models is not None and run.model not in one.models:
-            return False
-        key = next(key for key in KEYS if key.key_id == run.key_id)
-        ids = {"key": key.key_id, "user": key.user_id, "team": key.team_id, "house": ""}
-        if one.holder == "end_user":
-            return bool(run.end_user) and one.holder_id in (key.key_id, key.team_id)
-        return one.holder_id == ids[one.holder]
+    def is_within(self, most: int, one: Limit, *which: Any, total: int) -> bool:
+        """Whether no more is promised than may be, or was before the amount was lowered."""
+        where = (one.limit_id, *which)
+        before, self.seen[where] = self.seen.get(where, 0), total
+        return total <= max(most, before)
+
+    def counted(self, one: Limit) -> list[tuple[str, Run]]:
+        """What a limit counts, or holds, by the window that it has now."""
+        before = self.before.get(one.limit_id, ())
+        return [
+            (lease_id, run)
+            for lease_id, run in self.runs.items()
+            if lease_id not in before and run.is_under(one)
+        ]
 
     def charged(self, lease_id: str, run: Run, measure: Measure) -> int:
         """What counts of a request: its bound while it runs, then what was booked of it."""
@@ -382,7 +383,7 @@ class NoOverspend(RuleBasedStateMachine):
             return 0
         else:
             prompt, completion = booking.prompt_tokens, booking.completion_tokens
-        return needs_of(prompt, completion, prompt + 2 * completion)[INDEX[measure]]
+        return run.needs(prompt, completion, measure)
 
     @invariant()
     def no_fixed_window_is_overspent(self) -> None:
@@ -390,15 +391,15 @@ class NoOverspend(RuleBasedStateMachine):
             if one.window.slides or one.measure == "parallel" or not one.is_hard:
                 continue
             spent: dict[tuple[str, float], int] = {}
-            for lease_id, run in self.runs.items():
-                if self.concerns(one, run):
-                    of = run.end_user if one.holder == "end_user" else ""
-                    # Without another window the amount is there once for all of time.
-                    window = (of, run.windows[one.limit_id] if one.auto_renews else 0.0)
-                    charged = self.charged(lease_id, run, one.measure)
-                    spent[window] = spent.get(window, 0) + charged
-            most = one.amount * (2 if one.rolls_over else 1)
-            assert all(total <= most for total in spent.values()), (one, spent)
+            for lease_id, run in self.counted(one):
+                of = run.whose(one)
+                # Without another window the amount is there once for all of time.
+                window = (of, run.windows[one.limit_id] if one.auto_renews else 0.0)
+                charged = self.charged(lease_id, run, one.measure)
+                spent[window] = spent.get(window, 0) + charged
+            most = one.amount + (self.most[one.limit_id] if one.rolls_over else 0)
+            for window, total in spent.items():
+                assert self.is_within(most, one, *window, total=total), (one, spent)
 
     @invariant()
     def no_sliding_window_is_overspent(self) -> None:
@@ -408,19 +409,23 @@ class NoOverspend(RuleBasedStateMachine):
         for one in self.limits:
             if not one.window.slides or not one.is_hard or one.measure == "parallel":
                 continue
-            if self.has_forgotten and one.measure != "money":
+            if self.slides_vaguely or (self.has_forgotten and one.measure != "money"):
                 continue  # rates live in memory; only budgets and quotas survive a kill exactly
             span_s = SLIDING_S[one.window.kind]
             spent: dict[str, int] = {}
-            for lease_id, run in self.runs.items():
-                if not self.concerns(one, run):
-                    continue
-                of = run.end_user if one.holder == "end_user" else ""
+            for lease_id, run in self.counted(one):
+                of = run.whose(one)
                 counted_s = run.granted_s if one.measure == "requests" else run.ended_s
                 if counted_s is None or counted_s > now_s - span_s:
                     charged = self.charged(lease_id, run, one.measure)
                     spent[of] = spent.get(of, 0) + charged
-            assert all(total <= one.amount for total in spent.values()), (one, spent)
+            for of in self.seen_of(one) | spent.keys():
+                total = spent.get(of, 0)
+                assert self.is_within(one.amount, one, of, total=total), (one, spent)
+
+    def seen_of(self, one: Limit) -> set[str]:
+        """For whom something was counted before, which may have left the window."""
+        return {where[1] for where in self.seen if where[0] == one.limit_id}
 
     @invariant()
     def no_more_run_at_a_time_than_may(self) -> None:
@@ -428,12 +433,14 @@ class NoOverspend(RuleBasedStateMachine):
             if one.measure != "parallel" or not one.is_hard:
                 continue
             running: dict[str, int] = {}
-            for run in self.runs.values():
-                if self.concerns(one, run) and run.ended_s is None:
-                    of = run.end_user if one.holder == "end_user" else ""
+            for _, run in self.counted(one):
+                if run.ended_s is None:
+                    of = run.whose(one)
                     running[of] = running.get(of, 0) + 1
             forgotten = len(self.runs) if self.has_forgotten else 0
-            assert all(number <= one.amount + forgotten for number in running.values())
+            for of in self.seen_of(one) | running.keys():
+                number = running.get(of, 0)
+                assert self.is_within(one.amount + forgotten, one, of, total=number), running
 
     @invariant()
     def every_counter_is_the_sum_of_its_bookings(self) -> None:
@@ -442,18 +449,18 @@ class NoOverspend(RuleBasedStateMachine):
         names = {one.limit_id: one for one in self.limits}
         for row in self.store.counters.values():
             one = names[row.limit_id]
-            if one.window.slides:
-                continue
+            if one.window.slides or one.limit_id in self.before or self.was_set_back:
+                continue  # what began in another window, or day, is booked in that one
             # What a kill forgot counts in the window in which its gateway told of it.
-            if any(run.is_forgotten and self.concerns(one, run) for run in self.runs.values()):
+            if any(run.is_forgotten and run.is_under(one) for run in self.runs.values()):
                 continue
             expected = 0
             for lease_id, booking in self.store.ledger.items():
                 run = self.runs[lease_id]
-                of = run.end_user if one.holder == "end_user" else ""
+                of = run.whose(one)
                 begins_s = max(0.0, run.windows[one.limit_id])
                 is_of_it = (of, begins_s) == (row.end_user, row.begins_at)
-                if self.concerns(one, run) and is_of_it and booking.outcome != "unused":
+                if run.is_under(one) and is_of_it and booking.outcome != "unused":
                     tokens = (booking.prompt_tokens, booking.completion_tokens)
                     needs = needs_of(*tokens, booking.cost_micros)
                     expected += needs[INDEX[one.measure]]

@@ -128,6 +128,8 @@ def _worker(parts: HttpParts, peer: Peer) -> dict[str, Any]:
         "fraction": peer.fraction if peer.fraction >= 0 else None,
         "detail": peer.detail,
         "takes_work": peer.takes_work,
+        "host": peer.host or None,
+        "address": peer.address or None,
         "build": peer.build,
         "protocol_version": str(peer.protocol_version),
         "fingerprint": None if peer.engine is None else peer.engine.fingerprint,

@@ -24,7 +24,7 @@ from gateway.http.access.guard import (
     parsed,
     tenant_of,
 )
-from gateway.http.access.replaying import refuse_stream
+from gateway.http.access.replaying import made_id, refuse_stream
 from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.answers.answering import UnstoredShape, answer, check_model, count_tokens
 from gateway.http.answers.hosted_answering import answer_hosted
@@ -85,11 +85,16 @@ async def create_response(request: HttpRequest) -> Response:
     """Answer items."""
     parts = parts_of(request)
     body, asked = await body_and_parsed(request, RESPONSES)
-    turn = StoredTurn(parts.store, f"resp_{request.state.request_id}")
+    own = made_id(request) if asked.in_background else request.state.request_id
+    turn = StoredTurn(parts.store, f"resp_{own}")
     context = ReadContext(body, b"[]", {})
     try:
         if not asked.refs.is_empty or asked.in_background:
             turn.tenant = await tenant_of(request, RESPONSES_ENDPOINT)
+        if own != request.state.request_id and turn.tenant is not None:
+            queued = await _queued_before(parts.store, turn.tenant, turn.response_id)
+            if queued is not None:
+                return Response(queued.body, media_type="application/json")
         if not asked.refs.is_empty:
             check_model(request, asked.model)
             context = await turn.read(body, asked.refs)
@@ -111,6 +116,18 @@ async def open_socket(request: HttpRequest) -> Response:
         headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
         return Response(body, UPGRADE_REQUIRED.status, headers, "application/json")
     return SocketAnswer(request, upgrade)
+
+
+async def _queued_before(
+    store: Store | None, tenant: str, response_id: str
+) -> StoredResponse | None:
+    """What a gateway queued that died before it had answered its request."""
+    if store is None:
+        return None
+    try:
+        return await store.responses.find(tenant, response_id)
+    except StoredNotFoundError:
+        return None
 
 
 async def _answer(

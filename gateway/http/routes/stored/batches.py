@@ -9,6 +9,7 @@ from gateway.batches.files import disk_error
 from gateway.batches.store import BatchStore
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.access.guard import GuardedRoute, caller_of, read_body
+from gateway.http.access.replaying import made_id, replay_of
 from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.parts import parts_of
 from gateway.http.query import query_number, query_text
@@ -50,6 +51,7 @@ async def create(request: Request) -> Response:
                 key_id=request.state.granted.key_id,
                 address=caller.address,
                 end_user=caller.end_user,
+                made_id="" if replay_of(request) is None else made_id(request),
                 endpoint=wanted.endpoint,
                 input_file_id=wanted.input_file_id,
                 metadata=wanted.metadata,

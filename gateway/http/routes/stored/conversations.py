@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.errors import UnsupportedFieldError
 from gateway.http.access.guard import GuardedRoute, parsed_body, tenant_of
+from gateway.http.access.replaying import made_id
 from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.answers.responses import json_answer
 from gateway.http.bodies.parsed_bodies import (
@@ -48,10 +49,10 @@ async def create_conversation(request: Request) -> Response:
     tenant, store = await _store_of(request)
     body = await parsed_body(request, CONVERSATION)
     headers = _headers(request, body)
-    parts, request_id = parts_of(request), request.state.request_id
+    parts, own = parts_of(request), made_id(request)
     created_ms = int(parts.wall_clock()) * 1000
-    made = Conversation(f"conv_{request_id}", created_ms, body.metadata_json.encode())
-    await store.create(tenant, made, await _items(body, made.id, request_id))
+    wanted = Conversation(f"conv_{own}", created_ms, body.metadata_json.encode())
+    made = await store.create(tenant, wanted, await _items(body, wanted.id, own))
     return json_answer(_shown(made), headers)
 
 
@@ -86,7 +87,7 @@ async def add_items(request: Request, conversation_id: str) -> Response:
     tenant, store = await _store_of(request)
     body = await parsed_body(request, CONVERSATION_ITEMS)
     headers = _headers(request, body)
-    items = await _items(body, _id(conversation_id), request.state.request_id)
+    items = await _items(body, _id(conversation_id), made_id(request))
     await store.append(tenant, conversation_id, items)
     return json_answer(_page(items, has_more=False), headers)
 

@@ -1,6 +1,7 @@
 """/v1/files: upload, list, read and delete files."""
 
 import asyncio
+import hashlib
 import io
 import os
 import threading
@@ -17,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from gateway.batches.files import PURPOSES, FileStore, disk_error
 from gateway.errors import DeniedError, InvalidRequestError, UnsupportedFieldError
 from gateway.http.access.guard import GuardedRoute, caller_of
+from gateway.http.access.replaying import replay_of
 from gateway.http.bodies.uploads import receive_form
 from gateway.http.parts import parts_of
 from gateway.http.query import query_number, query_text
@@ -78,8 +80,14 @@ async def _upload(request: Request, files: FileStore, tenant: str) -> Response:
         file_id, path = await asyncio.to_thread(files.begin, tenant)
     except OSError as error:
         raise disk_error(error) from error
+    replay = replay_of(request)
+    digest = None if replay is None else hashlib.sha256()
     try:
-        form = await receive_form(request, path, files.bounds.max_file_bytes)
+        form = await receive_form(
+            request, path, files.bounds.max_file_bytes, None if digest is None else digest.update
+        )
+        if replay is not None and digest is not None:
+            await replay.on_form([form.fields, form.filename], digest.digest())
         purpose, lifetime_s = _checked(form.fields)
         filename = Path(form.filename or "upload").name[:_MAX_FILENAME_CHARACTERS]
         try:

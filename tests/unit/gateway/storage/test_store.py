@@ -1,7 +1,6 @@
 """What the store keeps, for whom, how much of it, and who may write."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from gateway.storage.database import Database, Engine, SqliteEngine
 from gateway.storage.jobs import Cancellation
 from gateway.storage.postgres import PostgresEngine
 from gateway.storage.records import (
-    Bounds,
     Conversation,
     ConversationItem,
     EventPiece,
@@ -33,60 +31,7 @@ from gateway.storage.records import (
 from gateway.storage.store import Store
 from protocol.errors import ConfigurationError
 from tests.fakes.postgres_server import PostgresServer
-
-Story = Callable[["Shelf"], Coroutine[Any, Any, None]]
-
-
-class Clock:
-    """Unix seconds that a test moves."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_000_000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-class Shelf:
-    """Stores on one database, of several gateways."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.clock = Clock()
-        self.stores: list[Store] = []
-
-    def store(self, owner: str = "one", **bounds: Any) -> Store:
-        database = Database(self.engine)
-        self.stores.append(Store(database, owner, Bounds(**bounds), self.clock))
-        return self.stores[-1]
-
-    def raw(self, statement: str, *values: Any) -> list[Any]:
-        connection = self.engine.connect()
-        try:
-            return connection.execute(statement, values)
-        finally:
-            self.engine.close(connection)
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        return SqliteEngine(tmp_path / "store")
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    return PostgresEngine(server.url(server.new_database()))
-
-
-def play(engine: Engine, story: Story) -> None:
-    async def main() -> None:
-        shelf = Shelf(engine)
-        try:
-            await story(shelf)
-        finally:
-            for store in shelf.stores:
-                await store.close()
-
-    asyncio.run(main())
+from tests.fakes.store_shelf import Shelf, play
 
 
 def response(

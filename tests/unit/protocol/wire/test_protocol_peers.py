@@ -22,7 +22,7 @@ from protocol.wire.messages import (
     Refused,
     StepOutput,
 )
-from protocol.wire.peers import Outcome, PeerEvent, PeerLimits, PeerTable
+from protocol.wire.peers import MAX_HOST_CHARS, Outcome, PeerEvent, PeerLimits, PeerTable
 
 OFFER = EngineOffer(
     model="m",
@@ -52,6 +52,13 @@ def ready(instance_id: str = "e1", **changes: Any) -> Ready:
         "engine": OFFER,
     }
     return Ready(**{**fields, **changes})
+
+
+def test_the_name_of_a_host_is_bounded_and_older_workers_have_none() -> None:
+    table = new_table()
+    table.on_message(b"c1", ready("e1"), now=1.0)
+    table.on_message(b"c2", ready("e2", host="h" * 1000), now=1.0)
+    assert [peer.host for peer in table.peers()] == ["", "h" * MAX_HOST_CHARS]
 
 
 def heartbeat(**changes: Any) -> Heartbeat:

@@ -1,0 +1,227 @@
+"""Answers under an `Idempotency-Key` in the store: claimed by one gateway, kept within bounds."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway.errors import OverloadedError
+from gateway.storage.conversations import OWNER_DEAD_MS
+from gateway.storage.database import Engine
+from gateway.storage.kept_answers import TENANT_SHARE, AnswerStore, Claimed, End, Held
+from tests.fakes.store_shelf import Shelf, play
+
+F, G = b"f" * 32, b"g" * 32
+DEAD_S = OWNER_DEAD_MS / 1000 + 0.001
+
+
+def name(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+async def begin(store: AnswerStore, number: int, tenant: str = "t", fingerprint: bytes = F) -> Held:
+    claimed, held = await store.claim(tenant, name(number), fingerprint)
+    assert claimed.state == "new"
+    assert held is not None
+    return held
+
+
+async def look(store: AnswerStore, number: int, fingerprint: bytes = F, tenant: str = "t") -> Any:
+    """What another gateway hears, which begins nothing where it isn't to."""
+    claimed, held = await store.claim(tenant, name(number), fingerprint)
+    assert (held is None) is (claimed.state != "new")
+    return claimed
+
+
+async def put(store: AnswerStore, number: int, size: int = 1, tenant: str = "t") -> None:
+    assert await store.end(await begin(store, number, tenant), End(b"x" * size))
+
+
+async def pair(shelf: Shelf, **bounds: Any) -> tuple[AnswerStore, AnswerStore]:
+    """Of two gateways that live."""
+    one, two = shelf.store("one", **bounds), shelf.store("two", **bounds)
+    for store in (one, two):
+        await store.jobs.beat()
+    return one.answers, two.answers
+
+
+def test_one_gateway_answers_and_all_repeat_it(engine: Engine) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf)
+        held = await begin(one, 1)
+        assert await look(two, 1) == Claimed("running")
+        assert await look(two, 1, G) == Claimed("other")
+        assert await one.end(held, End(b"answer"))
+        for gateway in (one, two, shelf.store("three").answers):
+            assert (await look(gateway, 1)).answer == b"answer"
+            assert await look(gateway, 1, G) == Claimed("other")
+        assert shelf.raw("SELECT owner, num_bytes FROM kept_answers") == [("", 6)]
+
+    play(engine, story)
+
+
+def test_of_gateways_that_ask_at_once_one_begins(engine: Engine) -> None:
+    async def story(shelf: Shelf) -> None:
+        stores = [shelf.store(f"gateway-{number}").answers for number in range(4)]
+        for store in shelf.stores:
+            await store.jobs.beat()
+        found = await asyncio.gather(
+            *(store.claim("t", name(number), F) for number in range(8) for store in stores)
+        )
+        begun = [held.name for _, held in found if held is not None]
+        assert sorted(begun) == [name(number) for number in range(8)]
+        assert {claimed.state for claimed, held in found if held is None} == {"running"}
+
+    play(engine, story)
+
+
+def test_what_a_dead_gateway_began_is_the_next_ones_to_go_on_with(engine: Engine) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf)
+        three = shelf.store("three").answers
+        held = await begin(one, 1)
+        shelf.clock.now_s += DEAD_S
+        await shelf.stores[1].jobs.beat()
+        taken = await begin(two, 1)
+        # It is the same thing that is made, and made once.
+        assert (taken.made_id, taken.begun_ms) == (held.made_id, held.begun_ms)
+        assert await look(three, 1) == Claimed("running")
+        # The first one comes back from a pause: its answer isn't the one that counts.
+        assert await one.end(held, End(b"late")) is False
+        assert await two.end(taken, End(b"answer"))
+        assert await one.end(held, End(b"later")) is False
+        assert await one.end(held, End()) is False
+        assert (await look(three, 1)).answer == b"answer"
+
+    play(engine, story)
+
+
+def test_another_body_after_a_death_is_another_request(engine: Engine) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf)
+        held = await begin(one, 1)
+        shelf.clock.now_s += DEAD_S
+        await shelf.stores[1].jobs.beat()
+        other = await begin(two, 1, fingerprint=G)
+        assert other.made_id != held.made_id
+        assert await look(one, 1) == Claimed("other")
+
+    play(engine, story)
+
+
+def test_after_a_failure_a_request_begins_anew_or_goes_on_with_what_may_be_made(
+    engine: Engine,
+) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf)
+        refused = await begin(one, 1)
+        assert await one.end(refused, End())
+        assert shelf.raw("SELECT name FROM kept_answers") == []
+        shelf.clock.now_s += 1
+        again = await begin(two, 1, fingerprint=G)
+        assert again.made_id != refused.made_id
+        unsure = await begin(one, 2)
+        assert await one.end(unsure, End(may_be_done=True))
+        shelf.clock.now_s += 1
+        assert (await begin(two, 2)).made_id == unsure.made_id
+
+    play(engine, story)
+
+
+def test_an_answer_is_kept_for_a_while(engine: Engine) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf, replay_age_s=60.0)
+        await put(one, 1)
+        await put(one, 2)
+        shelf.clock.now_s += 60
+        assert (await look(two, 1)).state == "kept"
+        shelf.clock.now_s += 0.001
+        # Before anything was swept.
+        held = await begin(two, 1, fingerprint=G)
+        await shelf.stores[1].jobs.beat()
+        assert await shelf.stores[0].sweep() == 1
+        assert shelf.raw("SELECT name FROM kept_answers") == [(name(1),)]
+        # What runs so long isn't swept while its gateway lives.
+        shelf.clock.now_s += 61
+        await shelf.stores[1].jobs.beat()
+        assert await shelf.stores[0].sweep() == 0
+        assert await two.end(held, End(b"answer"))
+
+    play(engine, story)
+
+
+def test_a_tenant_keeps_so_many_answers_and_bytes_and_all_keep_so_many_bytes(
+    engine: Engine,
+) -> None:
+    async def story(shelf: Shelf) -> None:
+        one = shelf.store("one", max_replays=10, max_replay_bytes=4000).answers
+        await shelf.stores[0].jobs.beat()
+
+        def kept(tenant: str) -> list[int]:
+            rows = shelf.raw("SELECT name FROM kept_answers WHERE tenant = ?", tenant)
+            return sorted(int.from_bytes(row[0], "big") for row in rows)
+
+        running = await begin(one, 500)
+        for number in range(200):
+            shelf.clock.now_s += 0.01
+            await put(one, number)
+        # Looked at now and then only.
+        assert len(kept("t")) <= 10 + 64
+        await shelf.stores[0].sweep()
+        assert kept("t") == [*range(190, 200), 500]
+        for number in range(1000, 1008):
+            shelf.clock.now_s += 0.01
+            await put(one, number, 300, "u")
+            assert len(kept("u")) * 300 <= 4000 // TENANT_SHARE + 300
+        assert kept("u") == [1005, 1006, 1007]
+        for tenant in range(6):
+            shelf.clock.now_s += 0.01
+            for number in range(3):
+                await put(one, 2000 + 10 * tenant + number, 300, f"v{tenant}")
+        await shelf.stores[0].sweep()
+        ((total,),) = shelf.raw("SELECT SUM(num_bytes) FROM kept_answers")
+        assert total <= 4000
+        assert kept("t") == [500]  # the oldest went first, and nothing that runs
+        assert kept("v5") == [2050, 2051, 2052]
+        assert await one.end(running, End(b"answer"))
+
+    play(engine, story)
+
+
+def test_an_end_that_could_not_be_written_is_written_by_the_next_sweep(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf)
+        held, refused = await begin(one, 1), await begin(one, 2)
+        database, run = one._database, one._database.run
+
+        async def away(work: Any) -> Any:
+            raise OverloadedError("too much waits")
+
+        async def unanswered(work: Any) -> Any:
+            await run(work)
+            raise OverloadedError("too late")
+
+        monkeypatch.setattr(database, "run", away)
+        assert await one.end(held, End(b"answer"))
+        assert await one.end(refused, End())
+        monkeypatch.setattr(database, "run", unanswered)
+        with pytest.raises(OverloadedError):
+            await one.claim("t", name(3), F)
+        monkeypatch.setattr(database, "run", run)
+        assert {(await look(two, number)).state for number in (1, 2, 3)} == {"running"}
+        await shelf.stores[0].sweep()
+        assert (await look(two, 1)).answer == b"answer"
+        assert {(await look(two, number)).state for number in (2, 3)} == {"new"}
+
+    play(engine, story)
+
+
+def test_what_a_gateway_could_not_end_it_may_begin_again(engine: Engine) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, _ = await pair(shelf)
+        held = await begin(one, 1)
+        assert (await begin(one, 1)).made_id == held.made_id
+
+    play(engine, story)
