@@ -48,6 +48,8 @@ MAX_LARK_CHARACTERS: Final = 16_384
 """Of the Lark grammar of a custom tool."""
 MAX_LARK_REGEX_CHARACTERS: Final = 65_536
 """Of the regular expression that is made of it: rules are written out wherever they are named."""
+MAX_LARK_RULES_CHARACTERS: Final = 131_072
+"""Of the rules that are made of one that is more than a regular expression."""
 MAX_GUIDED_CHOICES: Final = 4096
 MAX_CHOICE_CHARACTERS: Final = 4096
 MAX_CHOICES: Final = 128
