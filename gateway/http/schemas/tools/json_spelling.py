@@ -96,7 +96,10 @@ def _either(group: str, members: frozenset[str], *, is_folded: bool = False) -> 
 
 
 class _Reader:
-    """Reads one regular expression and writes that of its spellings."""
+    """Reads one regular expression and writes that of its spellings.
+
+    It is long because each construct of an expression is a method.
+    """
 
     def __init__(self, pattern: str, flags: str, line: int) -> None:
         self._pattern = pattern

@@ -31,6 +31,8 @@ class Literal:
 class BodyReader(ABC):
     """Reads the tokens of one body from left to right.
 
+    It is long because each construct of a body is a method, and so is what is made of it.
+
     Args:
         body: Of a rule or a terminal.
     """
