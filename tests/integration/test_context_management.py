@@ -267,7 +267,12 @@ async def test_a_summary_is_made_once_whatever_becomes_of_its_gateway(
     async with opened(socket_dir, server) as harness:
         first = await begun(harness)
         harness.engine.script, harness.engine.text = [SUMMED], None
-        body: dict[str, Any] = {"input": "And now?", "tools": [], "previous_response_id": first, **MANAGED}
+        body: dict[str, Any] = {
+            "input": "And now?",
+            "tools": [],
+            "previous_response_id": first,
+            **MANAGED,
+        }
         queued = await harness.post(background=True, **body)
         await harness.engine.until(lambda: len(harness.engine.of(Generate)) == 3)
         harness.engine.emit(harness.engine.of(Generate)[-1], "It i")
@@ -308,6 +313,11 @@ async def test_a_wrong_value_names_its_field(harness: Harness, value: object, pa
 async def test_a_summary_that_fails_fails_the_response(harness: Harness) -> None:
     first = await begun(harness)
     harness.engine.generate_failure = ErrorCode.INTERNAL_ERROR
-    body: dict[str, Any] = {"input": "And now?", "tools": [], "previous_response_id": first, **MANAGED}
+    body: dict[str, Any] = {
+        "input": "And now?",
+        "tools": [],
+        "previous_response_id": first,
+        **MANAGED,
+    }
     found = await harness.post(status=500, **body)
     assert found["error"]["type"] == "server_error"

@@ -17,14 +17,7 @@ _UNREAD: Final = ("mcp_list_tools", "mcp_approval_response")
 
 def reading_order(items: Sequence[Item]) -> list[int]:
     """The places of the items that are read, in the order in which they are."""
-    order: list[int] = []
-    for index, item in enumerate(items):
-        if kind_of(item) == "compaction":
-            kept, summed_up, last = _parted(items, order)
-            order = [*kept, index, *last] if summed_up else [*order, index]
-        else:
-            order.append(index)
-    return order
+    return _Reading(items).order
 
 
 def to_sum_up(items: Sequence[Item]) -> list[Item]:
@@ -32,38 +25,66 @@ def to_sum_up(items: Sequence[Item]) -> list[Item]:
 
     The user's last message is among them where what follows it is: it says what that was for.
     """
-    order = reading_order(items)
-    _, summed_up, last = _parted(items, order)
-    if not summed_up:
+    reading = _Reading(items)
+    if reading.is_earlier_long:
+        wanted = {*reading.earlier}
+    elif reading.is_last_long:
+        wanted = {*reading.earlier, *reading.last}
+    else:
         return []
-    is_of_last = bool(last) and order[-1] != last[-1]
-    wanted = {*summed_up, *(last if is_of_last else ())}
-    return [items[index] for index in order if index in wanted]
+    return [items[index] for index in reading.order if index in wanted]
 
 
-def _parted(items: Sequence[Item], order: list[int]) -> tuple[list[int], list[int], list[int]]:
-    """What stays, what is summed up, and what is still to be answered, of the items read so far."""
-    kept = [index for index in order if _is_message(items[index], *_SYSTEM)]
-    others = [index for index in order if not _is_message(items[index], *_SYSTEM)]
-    begin = max(
-        (at for at, index in enumerate(others) if _is_message(items[index], "user")),
-        default=len(others),
-    )
-    earlier, last = others[:begin], others[begin:]
-    if any(_is_long(items[index]) for index in earlier):
-        return kept, earlier, last
-    if any(_is_long(items[index]) for index in last):
-        return kept, [*earlier, *last[1:]], last[:1]
-    return kept, [], last
+class _Reading:
+    """Reads items one after the other, in time that grows with their number.
 
+    Args:
+        items: All that there are.
 
-def _is_message(item: Item, *roles: str) -> bool:
-    return kind_of(item) == "message" and item.get("role") in roles
+    Attributes:
+        order: Places of those that are read.
+        earlier: Of what is before the user's last message; without those of the system.
+        last: Of that message and what follows it, likewise.
+        is_earlier_long: Whether there is something worth summing up before that message.
+        is_last_long: Likewise behind it.
+    """
 
+    def __init__(self, items: Sequence[Item]) -> None:
+        self.order: list[int] = []
+        self.earlier: list[int] = []
+        self.last: list[int] = []
+        self.is_earlier_long = self.is_last_long = False
+        self._system: list[int] = []
+        for index, item in enumerate(items):
+            self._read(index, item)
 
-def _is_long(item: Item) -> bool:
-    """Whether an item is worth summing up: an answer, a call, what a tool said."""
-    kind = kind_of(item)
-    if kind == "message":
-        return not _is_message(item, "user", *_SYSTEM)
-    return kind != "compaction" and kind not in _UNREAD
+    def _read(self, index: int, item: Item) -> None:
+        kind, role = kind_of(item), item.get("role")
+        if kind == "compaction":
+            self._compact(index)
+            return
+        self.order.append(index)
+        if kind == "message" and role in _SYSTEM:
+            self._system.append(index)
+        elif kind == "message" and role == "user":
+            self.earlier += self.last
+            self.is_earlier_long |= self.is_last_long
+            self.last, self.is_last_long = [index], False
+        else:
+            is_long = kind not in _UNREAD
+            if self.last:
+                self.last.append(index)
+                self.is_last_long |= is_long
+            else:
+                self.earlier.append(index)
+                self.is_earlier_long |= is_long
+
+    def _compact(self, index: int) -> None:
+        if not (self.is_earlier_long or self.is_last_long):
+            self.order.append(index)
+            (self.last or self.earlier).append(index)
+            return
+        if not self.is_earlier_long:
+            self.last, self.is_last_long = self.last[:1], False
+        self.order = [*self._system, index, *self.last]
+        self.earlier, self.is_earlier_long = [index], False

@@ -37,6 +37,8 @@ MAX_TOKEN_IDS: Final = 2**20
 MAX_EMBEDDING_INPUTS: Final = 2048
 MAX_MESSAGES: Final = 16_384
 MAX_TOOLS: Final = 1024
+MAX_LARK_TOOLS: Final = 32
+"""Custom tools of one request that have a Lark grammar."""
 MAX_TOOL_CALLS: Final = 1024
 MAX_CONTENT_PARTS: Final = 4096
 MAX_TOOL_NAME_CHARACTERS: Final = 128

@@ -14,6 +14,7 @@ from gateway.http.schemas.base.ranges import (
     MAX_LARK_CHARACTERS,
     MAX_LARK_REGEX_CHARACTERS,
     MAX_LARK_RULES_CHARACTERS,
+    MAX_LARK_TOOLS,
     MAX_TOOL_NAME_CHARACTERS,
 )
 from gateway.http.schemas.base.shapes import ByType, fields
@@ -89,6 +90,23 @@ class CustomDefinition(RequestModel):
                     unsupported=True,
                 ) from None
         return value
+
+
+def check_grammars(tools: Any) -> None:
+    """Refuse more Lark grammars than are read for one request, before any of them is.
+
+    Args:
+        tools: Of a request, not checked yet.
+    """
+    num = sum(map(_has_lark, tools)) if isinstance(tools, list) else 0
+    if num > MAX_LARK_TOOLS:
+        raise field_error(f"{num} tools have a Lark grammar, and {MAX_LARK_TOOLS} may.")
+
+
+def _has_lark(tool: Any) -> bool:
+    for key in ("custom", "format", "grammar"):
+        tool = tool.get(key) if isinstance(tool, dict) else None
+    return isinstance(tool, dict) and tool.get("syntax") == "lark"
 
 
 def function_of_tool(custom: dict[str, Any], *, is_enforced: bool) -> dict[str, Any]:

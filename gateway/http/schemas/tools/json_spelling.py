@@ -16,6 +16,7 @@ from gateway.http.schemas.tools.lark_tokens import LarkError
 
 _ESCAPED: Final = frozenset(map(chr, range(32))) | {'"', "\\"}
 """Characters that a JSON string has escapes for."""
+_ESCAPES: Final = {one: escaped(json.dumps(one)[1:-1]) for one in _ESCAPED}
 _OTHERS: Final = r'[^"\\\x00-\x1f]'
 _MAX_DEPTH: Final = 64
 _QUANTIFIER: Final = re.compile(r"[*+?]|\{\d{1,5}(?:,(?:\d{1,5})?)?\}")
@@ -60,7 +61,14 @@ _PROPERTIES: Final = {
 
 
 class JsonSpelling:
-    """Texts as within a JSON string."""
+    """Texts as within a JSON string.
+
+    Args:
+        most: Characters that an expression may have.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
 
     def of(self, literal: Literal) -> str:
         """The expression for a string, an expression or a range.
@@ -70,7 +78,7 @@ class JsonSpelling:
                 known here.
         """
         if literal.pattern:
-            return _Reader(literal.pattern, literal.flags, literal.line).whole()
+            return _Reader(literal, self._most).whole()
         if literal.last:
             within = frozenset(one for one in _ESCAPED if literal.text <= one <= literal.last)
             return _either(f"[{escaped(literal.text)}-{escaped(literal.last)}]", within)
@@ -79,7 +87,7 @@ class JsonSpelling:
 
 def _spelt(character: str, *, is_folded: bool) -> str:
     if character in _ESCAPED:
-        return escaped(json.dumps(character)[1:-1])
+        return _ESCAPES[character]
     # A flag for all of a text would hold for the letters of escapes too.
     has_case = is_folded and character.lower() != character.upper()
     return f"(?i:{character})" if has_case else escaped(character)
@@ -101,10 +109,11 @@ class _Reader:
     It is long because each construct of an expression is a method.
     """
 
-    def __init__(self, pattern: str, flags: str, line: int) -> None:
-        self._pattern = pattern
-        self._flags = frozenset(flags)
-        self._line = line
+    def __init__(self, literal: Literal, most: int) -> None:
+        self._pattern = literal.pattern
+        self._flags = frozenset(literal.flags)
+        self._line = literal.line
+        self._num_left = most
         self._at = 0
         self._depth = 0
 
@@ -144,6 +153,9 @@ class _Reader:
                 # Whether as few as possible are taken makes no other texts.
                 self._at += self._rest("?")
             parts.append(item)
+            self._num_left -= len(item)
+            if self._num_left < 0:
+                raise self._error("too many characters once it is spelt within a JSON string")
         return "".join(parts)
 
     def _skipped(self) -> bool:

@@ -79,7 +79,7 @@ class _Rules:
         self._most = most
         self._num_characters = 0
         self._plain = Expressions(most, PlainSpelling())
-        self._quoted = Expressions(most, JsonSpelling())
+        self._quoted = Expressions(most, JsonSpelling(most))
         self._defined: dict[str, Definition] = {}
         self._ignored: list[Definition] = []
         self._numbers: dict[tuple[str, ...], int] = {}
@@ -137,6 +137,7 @@ class _Rules:
             raise LarkError(f"{words} {len(arguments)}", line)
         key = (name, *arguments)
         if key not in self._numbers:
+            self._take(sum(map(len, arguments)))
             self._numbers[key] = self._new_rule()
             self._waiting.append((self._numbers[key], rule, arguments))
         return f"R{self._numbers[key]}"

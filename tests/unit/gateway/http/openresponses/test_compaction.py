@@ -78,3 +78,18 @@ def test_what_is_summed_up_is_what_is_not_read_behind_it(letters: str) -> None:
     assert before - read <= summed
     # Nothing is lost: what was read before is read again, or in the summary.
     assert before <= read | summed
+
+
+@pytest.mark.parametrize("letters", ["X", "uX", "cX", "uaX", "s", "sX", "ua"])
+def test_many_items_are_read_in_time_that_grows_with_their_number(letters: str) -> None:
+    class Counted(dict[str, Any]):
+        num_reads = 0
+
+        def get(self, *arguments: Any) -> Any:
+            Counted.num_reads += 1
+            return super().get(*arguments)
+
+    items = [Counted(item) for item in items_of(letters * (10_000 // len(letters)))]
+    Counted.num_reads = 0
+    reading_order(items)
+    assert Counted.num_reads < 10 * len(items)

@@ -157,6 +157,21 @@ def test_a_function_has_no_such_rules_whatever_its_client_writes() -> None:
     assert "x-penstock-input" not in (made.enforced_tools_json or "")
 
 
+def test_so_many_lark_grammars_are_read_for_a_request() -> None:
+    grammar = {"syntax": "lark", "definition": 'start: "a" start?'}
+
+    def tools(num: int) -> list[Any]:
+        made = [with_format(type="grammar", grammar=grammar) for _ in range(num)]
+        for index, tool in enumerate(made):
+            tool["custom"] = {**tool["custom"], "name": f"t{index}"}
+        return made
+
+    assert job(tools=tools(32))
+    with pytest.raises(InvalidRequestError, match="33 tools have a Lark grammar") as caught:
+        job(tools=tools(33))
+    assert caught.value.param == "tools"
+
+
 def test_what_lark_has_and_nobody_follows_is_refused_with_its_line() -> None:
     grammar = {"syntax": "lark", "definition": 'start: "a" start?\n%import python.NAME'}
     with pytest.raises(UnsupportedFieldError, match="line 2: `%import python") as caught:

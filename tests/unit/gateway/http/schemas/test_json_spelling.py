@@ -17,6 +17,7 @@ from gateway.http.schemas.tools.lark_tokens import LarkError
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 from toolparser_worker.grammar.lark import regex
 
+MOST = 10_000
 TOKENIZER = byte_level_tokenizer()
 VOCABULARY = GrammarVocabulary(TOKENIZER, TOKENIZER.num_tokens)
 LITERALS = [
@@ -83,20 +84,20 @@ def spelt(text: str) -> str:
 
 @pytest.mark.parametrize("literal", LITERALS, ids=repr)
 def test_every_character_is_matched_by_both_or_neither(literal: Literal) -> None:
-    plain, quoted = PlainSpelling().of(literal), JsonSpelling().of(literal)
+    plain, quoted = PlainSpelling().of(literal), JsonSpelling(MOST).of(literal)
     for text in (*EACH, literal.text, "aa\n", "a\t\t", "a b", "b\\\\", "é/"):
         assert matches(quoted, spelt(text)) is matches(plain, text), text
 
 
 @given(literal=st.sampled_from(LITERALS), text=TEXTS)
 def test_any_text_is_matched_by_both_or_neither(literal: Literal, text: str) -> None:
-    plain, quoted = PlainSpelling().of(literal), JsonSpelling().of(literal)
+    plain, quoted = PlainSpelling().of(literal), JsonSpelling(MOST).of(literal)
     assert matches(quoted, spelt(text)) is matches(plain, text)
 
 
 @pytest.mark.parametrize("text", ['"', "\\", "\n", "\\u000A", "\\N", "\\/"])
 def test_there_is_one_spelling_of_each_text(text: str) -> None:
-    quoted = JsonSpelling().of(Literal(pattern="(?si:.)"))
+    quoted = JsonSpelling(MOST).of(Literal(pattern="(?si:.)"))
     assert not matches(quoted, text)
 
 
@@ -122,18 +123,19 @@ def test_there_is_one_spelling_of_each_text(text: str) -> None:
         ("(" * 65 + ")" * 65, "nested deeper than 64 levels"),
         ("[" * 70, "nested deeper than 64 levels"),
         ("\\", "`\\`"),
+        ("." * 100, "too many characters"),
     ],
 )
 def test_what_has_no_spelling_is_told_with_its_line(pattern: str, reason: str) -> None:
     with pytest.raises(LarkError, match=re.escape(reason)) as raised:
-        JsonSpelling().of(Literal(pattern=pattern, line=7))
+        JsonSpelling(MOST).of(Literal(pattern=pattern, line=7))
     assert str(raised.value).startswith("line 7: an expression has ")
 
 
 @given(st.text(alphabet=r'ab[]()^-&~\\sdwpP{L}:*+?|.,1#x"', max_size=30))
 def test_any_expression_is_spelt_or_a_clear_error(pattern: str) -> None:
     try:
-        made = JsonSpelling().of(Literal(pattern=pattern)) if pattern else ""
+        made = JsonSpelling(MOST).of(Literal(pattern=pattern)) if pattern else ""
     except LarkError as error:
         assert str(error)  # noqa: PT017 - either is fine
     else:
