@@ -9,7 +9,12 @@ from toolparser_worker.errors import InvalidDeltaError, ParserError, TooManySess
 from toolparser_worker.formats import NO_FORMAT, find_reasoning_format, find_tool_format
 from toolparser_worker.grammar.request import Wish, request_grammar
 from toolparser_worker.machine.call_ids import call_id
-from toolparser_worker.machine.declarations import ReasoningFormat, ToolFormat, special_texts
+from toolparser_worker.machine.declarations import (
+    MessageFraming,
+    ReasoningFormat,
+    ToolFormat,
+    special_texts,
+)
 from toolparser_worker.machine.machine import Machine
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 from toolparser_worker.metrics import FormatCounts
@@ -151,13 +156,12 @@ class Session:
 def _thought(
     tool_format: ToolFormat | None, reasoning_format: ReasoningFormat | None, opening: OpenParse
 ) -> Thought | None:
-    """How the output's reasoning can be ended; None where no marker does.
-
-    Formats that are made of messages have none: what follows would need a header of its own.
-    """
+    """How the output's reasoning can be ended; None where no marker does."""
     declared = reasoning_format
-    if declared is None or declared.framing is not None or not declared.closing:
+    if declared is None or not declared.closing:
         return None
+    if declared.framing is not None:
+        return _thought_in_messages(declared, declared.framing, may_call=tool_format is not None)
     ends = (*declared.ends, *declared.interrupted_by)
     if tool_format is not None and declared.calls_end_it:
         # No text is put into what may be a call.
@@ -169,6 +173,27 @@ def _thought(
         closing=declared.closing,
         starts=declared.starts if declared.reopens else declared.starts + declared.first_starts,
         reopens=declared.reopens,
+    )
+
+
+def _thought_in_messages(
+    declared: ReasoningFormat, framing: MessageFraming, *, may_call: bool
+) -> Thought:
+    """The same for text that is made of messages, where what follows needs a header of its own.
+
+    Where tools may be called the model chooses that header, or a grammar does, unless what it
+    chooses is reasoning again.
+    """
+    answer = declared.closing + framing.rendered_content
+    return Thought(
+        begins="marked",
+        ends=framing.ends + framing.starts,
+        closing=declared.closing if may_call else answer,
+        starts=declared.headers,
+        reopens=True,
+        # What the text begins with is the rest of a header that the prompt began.
+        before=framing.starts[0],
+        closing_again=answer,
     )
 
 

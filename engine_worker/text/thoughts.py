@@ -36,22 +36,27 @@ class ThoughtLimit:
         self, thought: Thought, max_tokens: int, encode: Callable[[str], Sequence[int]]
     ) -> None:
         markers = (*thought.starts, *thought.ends, thought.closing)
+        others = (thought.before, thought.closing_again)
         if max_tokens < 0 or len(markers) > MAX_MARKERS or not thought.ends:
             raise InvalidRequestError("'thought' is out of its range.", param="thought")
-        if not all(0 < len(marker) <= MAX_MARKER_CHARACTERS for marker in markers):
+        is_short = all(len(text) <= MAX_MARKER_CHARACTERS for text in (*markers, *others))
+        if not is_short or not all(markers):
             raise InvalidRequestError(
                 f"A marker of reasoning has 1 to {MAX_MARKER_CHARACTERS} characters.",
                 param="thought",
             )
         self.is_inside = thought.begins == "open"
         self._thought = thought
-        self._closing = tuple(encode(thought.closing))
+        # The last one is written as often as it takes.
+        self._closings = [tuple(encode(thought.closing))]
+        if thought.closing_again:
+            self._closings.append(tuple(encode(thought.closing_again)))
         self._may_begin = thought.begins == "marked"
         self._num_left = max_tokens
         self._num_waited = 0
         self._forced: deque[int] = deque()
         self._was_forced = False
-        self._tail = ""
+        self._tail = thought.before
         self._num_kept = max(map(len, markers)) - 1
         self._close_if_spent(is_whole=True)
 
@@ -82,7 +87,7 @@ class ThoughtLimit:
             text: What it added to the text, special tokens included as far as they are shown.
             is_whole: The text ends with a whole character.
         """
-        if not (self.is_inside or self._may_begin):
+        if not (self.is_inside or self._may_begin or self._forced):
             return
         if self._forced:
             if token_id == self._forced[0]:
@@ -105,7 +110,8 @@ class ThoughtLimit:
             return
         self._num_waited += 1
         if is_whole or self._num_waited > _MAX_WAIT_TOKENS:
-            self._forced.extend(self._closing)
+            is_last = len(self._closings) == 1
+            self._forced.extend(self._closings[0] if is_last else self._closings.pop(0))
             self._was_forced = True
             self._num_waited = 0
 
@@ -120,29 +126,33 @@ class ThoughtLimit:
     def _step(self) -> bool:
         """Take one marker; whether there may be another one behind it."""
         if self.is_inside:
-            end = _first(self._tail, self._thought.ends)
-            if end is None:
+            found = _first(self._tail, self._thought.ends)
+            if found is None:
                 return False
             self.is_inside, self._may_begin = False, self._thought.reopens
-            self._tail = self._tail[end:]
+            marker = self._tail[found]
+            # One that begins the next message may begin reasoning in it, too.
+            is_shared = any(start.startswith(marker) for start in self._thought.starts)
+            self._tail = self._tail[found.start if is_shared else found.stop :]
             return self._may_begin
         if not self._may_begin:
             return False
         reopens, starts = self._thought.reopens, self._thought.starts
-        end = _first(self._tail, starts) if reopens else self._lead()
-        if end is None:
+        found = _first(self._tail, starts) if reopens else self._lead()
+        if found is None:
             return False
         self.is_inside, self._may_begin = True, False
-        self._tail = self._tail[end:]
+        self._tail = self._tail[found.stop :]
         return True
 
-    def _lead(self) -> int | None:
-        """Where a marker ends that comes first of all; with anything else none is waited for."""
+    def _lead(self) -> slice | None:
+        """Where a marker is that comes first of all; with anything else none is waited for."""
         text = self._tail.lstrip()
         starts = self._thought.starts
         marker = max((one for one in starts if text.startswith(one)), key=len, default=None)
         if marker is not None:
-            return len(self._tail) - len(text) + len(marker)
+            start = len(self._tail) - len(text)
+            return slice(start, start + len(marker))
         if not any(one.startswith(text) for one in starts):
             self._may_begin = False
             self._tail = ""
@@ -151,10 +161,10 @@ class ThoughtLimit:
         return None
 
 
-def _first(text: str, markers: Sequence[str]) -> int | None:
-    """Where the first of some markers ends, of several that begin together the longest."""
+def _first(text: str, markers: Sequence[str]) -> slice | None:
+    """Where the first of some markers is, of several that begin together the longest."""
     found = [(start, -len(one)) for one in markers if (start := text.find(one)) >= 0]
     if not found:
         return None
     start, length = min(found)
-    return start - length
+    return slice(start, start - length)

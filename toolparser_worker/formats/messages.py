@@ -8,6 +8,7 @@ from toolparser_worker.machine.declarations import (
     ReasoningFormat,
     Route,
     ToolFormat,
+    spaced,
 )
 
 HARMONY = MessageFraming(
@@ -76,6 +77,8 @@ FORMATS = (
         name="openai_gptoss",
         aliases=("gptoss", "gpt_oss", "gpt-oss", "harmony", "openai"),
         framing=HARMONY,
+        # A header with `to=` before it is that of a call, whatever its channel.
+        headers=spaced("<|start|>assistant", "<|channel|>", "analysis", "<|message|>"),
         rendered_start="<|channel|>analysis<|message|>",
         rendered_end="<|end|><|start|>assistant",
     ),
@@ -90,6 +93,7 @@ FORMATS = (
     ReasoningFormat(
         name="inkling",
         framing=INKLING,
+        headers=("<|content_thinking|>",),
         trims="end",
         rendered_start="<|content_thinking|>",
         rendered_end="<|end_message|><|message_model|>",
@@ -119,6 +123,7 @@ FORMATS = (
         name="muse_glimmer",
         aliases=("muse",),
         framing=MUSE,
+        headers=("to=self<|message|>",),
         rendered_start=" to=self<|message|>",
         rendered_end="<|eom|><|start|>assistant",
     ),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from toolparser_worker.errors import UnsupportedToolsError
+from toolparser_worker.grammar.input_grammar import InputGrammar, grammar_of, with_grammar
 from toolparser_worker.grammar.lark import LarkWriter, quoted
 from toolparser_worker.grammar.schemas import Form, SchemaReader
 from toolparser_worker.grammar.terminals import number_terminal, text_terminals
@@ -50,11 +51,13 @@ class CallableTool:
     Attributes:
         parameters: The JSON schema of its arguments.
         is_strict: All of the schema is enforced, or the request refused.
+        grammar: Of the text that is its only argument, if that has one.
     """
 
     name: str
     parameters: Mapping[str, Any]
     is_strict: bool = False
+    grammar: InputGrammar | None = None
 
     @classmethod
     def of(cls, tool: Mapping[str, Any], *, is_enforced: bool) -> "CallableTool":
@@ -78,7 +81,11 @@ class CallableTool:
             if schema.get("properties") and not _adds_members(schema):
                 # A call with what nobody asked for helps nobody.
                 schema.setdefault("additionalProperties", False)
-        return cls(function["name"], schema, is_enforced and bool(function.get("strict")))
+        is_strict = is_enforced and bool(function.get("strict"))
+        grammar = InputGrammar.of(function) if is_enforced else None
+        if grammar is not None:
+            schema = with_grammar(schema, grammar)
+        return cls(function["name"], schema, is_strict, grammar)
 
 
 class CallRules:
@@ -166,8 +173,15 @@ class CallRules:
             opening = f"{name}: "
         else:
             opening = f"{name}, {json.dumps(body.argument_keys[0])}: "
-        arguments = self._writer.json(dict(tool.parameters))
-        return self._writer.sequence(quoted(opening), arguments, '"}"')
+        return self._writer.sequence(quoted(opening), self._json_arguments(tool), '"}"')
+
+    def _json_arguments(self, tool: CallableTool) -> str:
+        if tool.grammar is None:
+            return self._writer.json(dict(tool.parameters))
+        (name,) = tool.parameters["properties"]
+        text = tool.grammar.written(self._writer, is_quoted=True)
+        opening = f'{{{json.dumps(name, ensure_ascii=False)}: "'
+        return self._writer.sequence(quoted(opening), text, quoted('"}'))
 
     def _header_tail(self, body: HeaderBody, tool: CallableTool) -> str:
         after = body.rendered_header.partition("{name}")[2]
@@ -176,7 +190,7 @@ class CallRules:
         if has_index:
             parts += [self._writer.terminal(_INDEX), self._writer.text(after_index)]
         parts += [
-            self._writer.json(dict(tool.parameters)),
+            self._json_arguments(tool),
             self._writer.text(body.rendered_tail),
         ]
         return self._writer.sequence(*parts)
@@ -287,12 +301,17 @@ class _ParameterValues:
     def _text(self, form: Form) -> str:
         """A string's text and the end of its element."""
         body = self._body
+        end = body.rendered_trim + body.value_end
+        ends = (body.value_end, *body.parameters, body.end)
+        grammar = grammar_of(form.schema)
+        if grammar is not None:
+            if body.trims == "space":
+                raise UnsupportedToolsError("white space around a text is no part of it there.")
+            text = grammar.written(self._writer, is_quoted=False, without=ends)
+            return self._writer.sequence(text, self._writer.text(end))
         terminals = text_terminals(self._reader, form, is_trimmed=body.trims == "space")
-        return self._writer.until(
-            body.rendered_trim + body.value_end,
-            " & ".join(f"({one})" for one in terminals),
-            without=(body.value_end, *body.parameters, body.end),
-        )
+        body_of_text = " & ".join(f"({one})" for one in terminals)
+        return self._writer.until(end, body_of_text, without=ends)
 
     def _value(self, form: Form) -> str:
         if form.type == "string":

@@ -8,6 +8,7 @@ from functools import cache, partial
 from typing import Any, Final
 
 from toolparser_worker.errors import UnsupportedToolsError
+from toolparser_worker.grammar.input_grammar import grammar_of
 from toolparser_worker.grammar.keywords import (
     ARRAY_KEYWORDS,
     OBJECT_KEYWORDS,
@@ -251,6 +252,10 @@ class PythonValues(ValueRules):
         if form.values:
             return " | ".join(quoted(python_text(value)) for value in form.values)
         match form.type:
+            case "string" if (grammar := grammar_of(form.schema)) is not None:
+                # JSON's escapes mean the same in Python.
+                text = grammar.written(writer, is_quoted=True)
+                return writer.sequence(quoted('"'), text, quoted('"'))
             case "string":
                 self._reader.hold(form, *STRING_KEYWORDS)
                 schema = {
@@ -296,6 +301,10 @@ class BracedValues(ValueRules):
                     return " | ".join(
                         writer.sequence(opening, quoted(value), opening) for value in form.values
                     )
+                grammar = grammar_of(form.schema)
+                if grammar is not None:
+                    text = grammar.written(writer, is_quoted=False, without=(self._quote,))
+                    return writer.sequence(opening, text, opening)
                 body = " & ".join(f"({one})" for one in text_terminals(self._reader, form))
                 return writer.sequence(opening, writer.until(self._quote, body))
             case _ if form.values or form.type in _JSON_SCALARS:
@@ -386,6 +395,11 @@ class ElementValues(ValueRules):
         closing = f"{self._tag_prefix}</{tag}>"
         if form.type == "any":
             return " | ".join(self._element_form(free, tag) for free in self.free_forms(form))
+        grammar = grammar_of(form.schema)
+        if grammar is not None:
+            ends = (f"{self._tag_prefix}<", closing)
+            text = grammar.written(self._writer, is_quoted=False, without=ends)
+            return self._writer.sequence(text, self._writer.text(closing))
         if form.type == "string" and not form.values:
             body = " & ".join(f"({one})" for one in text_terminals(self._reader, form))
             return self._writer.until(closing, body, without=(f"{self._tag_prefix}<",))

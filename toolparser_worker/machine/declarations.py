@@ -394,6 +394,7 @@ class ReasoningFormat:
         dropped_spans: Pairs of texts that are neither reasoning nor content, together with what
             is between them.
         framing: The messages that the text is made of, if it is.
+        headers: In such formats, how messages of reasoning begin as models write it.
         content_prefix: What the content begins with although the model did not write it.
         rendered_start: What stands before the reasoning when it is written; the first start
             marker unless given.
@@ -415,6 +416,7 @@ class ReasoningFormat:
     dropped_markers: tuple[str, ...] = ()
     dropped_spans: tuple[tuple[str, str], ...] = ()
     framing: MessageFraming | None = None
+    headers: tuple[str, ...] = ()
     content_prefix: str = ""
     rendered_start: str | None = None
     rendered_end: str | None = None

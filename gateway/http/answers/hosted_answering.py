@@ -67,9 +67,13 @@ async def answer_hosted(
         refuse_stream(http_request)
     caller = caller_of(http_request)
     if caller.errand is not None:
+        what, param = (
+            ("Tools of type `mcp` are not run", "tools")
+            if body.hosted.servers
+            else ("Nothing is compacted", "context_management")
+        )
         raise UnsupportedFieldError(
-            "Tools of type `mcp` are not run for lines of a batch; each is one request.",
-            param="tools",
+            f"{what} for lines of a batch; each is one request.", param=param
         )
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
     # Which servers there are is nobody's business who may not use them.

@@ -250,7 +250,7 @@ class ResponseSocket:
         """
         request: Request | HostedTurns
         work: GenerationWork | HostedTurns
-        if body_of(asked).hosted.servers:
+        if body_of(asked).hosted.takes_turns:
             self._request.state.granted = None
             turn.tenant = await tenant_of(self._request, RESPONSES_ENDPOINT)
             request = work = hosted_turns(

@@ -20,7 +20,7 @@ from gateway.http.background.background_trace import TracedTask, traced
 from gateway.http.openresponses.already_told import AlreadyTold
 from gateway.http.openresponses.conversation import EMPTY
 from gateway.http.openresponses.convert import AskedResponse
-from gateway.http.openresponses.events import HostedCallRunning
+from gateway.http.openresponses.events import CompactionEnded, HostedCallRunning
 from gateway.http.openresponses.hosted_items import Earlier, earlier_turns, restored_items
 from gateway.http.openresponses.render import ResponseEvents, ToldEvent
 from gateway.http.openresponses.stored_items import base_of
@@ -139,7 +139,7 @@ class Take:
     async def _respond(self, traced_task: TracedTask) -> None:
         task, asked = traced_task.task, traced_task.task.asked
         before = await self._events_before()
-        is_hosted = bool(body_of(asked).hosted.servers)
+        is_hosted = body_of(asked).hosted.takes_turns
         earlier, num_over = earlier_turns(before) if is_hosted else (Earlier(), 0)
         told = AlreadyTold(before[num_over:], has_begun=AlreadyTold(before).has_begun)
         self._has_told_running = told.has_begun
@@ -230,8 +230,8 @@ class Take:
                 rendered = events.render(found)
                 self._has_told_output |= bool(rendered)
                 self._unwritten += rendered
-                if any(isinstance(event, HostedCallRunning) for event in found):
-                    await self._note_call(events, asked, task.created)
+                if any(isinstance(event, HostedCallRunning | CompactionEnded) for event in found):
+                    await self._note_turn(events, asked, task.created)
                 else:
                     await self._write(events, asked, task.created)
             self._unwritten += events.finish(work.usage())
@@ -287,8 +287,8 @@ class Take:
             earlier=earlier,
         )
 
-    async def _note_call(self, events: ResponseEvents, asked: AskedResponse, created: int) -> None:
-        """A tool is about to run: whoever takes the response up again must not run it again."""
+    async def _note_turn(self, events: ResponseEvents, asked: AskedResponse, created: int) -> None:
+        """A tool is about to run, or a compaction is over: neither is done again."""
         if self._request is not None:
             self._request.conclude()
         self._written_at = 0.0

@@ -25,7 +25,7 @@ class BackgroundTask:
         key_digest: SHA-256 of the caller's key; None without one.
         created: Unix seconds.
         context: For a request that is parsed again: because its oldest items may be left out, or
-            because this server runs its tools. None for any other.
+            because it may have several turns. None for any other.
         traceparent: Where in a trace it belongs; empty where it isn't traced.
     """
 

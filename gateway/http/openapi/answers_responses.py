@@ -55,6 +55,7 @@ _ITEMS: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     ),
     "function_call": ("ResponseFunctionCall", {**_CALL, "arguments": TEXT}),
     "custom_tool_call": ("ResponseCustomToolCall", {**_CALL, "input": TEXT}),
+    "compaction": ("ResponseCompaction", {"id": TEXT, "encrypted_content": TEXT}),
     "mcp_list_tools": (
         "ResponseMcpListTools",
         {**_HOSTED, "tools": list_of(OBJECT), "error": or_null(TEXT)},
@@ -107,6 +108,7 @@ _EVENTS: Final[dict[str, dict[str, Any]]] = {
         for what in ("mcp_call", "mcp_list_tools")
         for how in ("in_progress", "completed", "failed")
     },
+    "response.compaction.compacting": _PLACED,
     "error": {"code": TEXT, "message": TEXT, "param": or_null(TEXT)},
 }
 

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.openresponses.compaction import reading_order
 from gateway.http.openresponses.hosted import (
     MAX_SERVERS,
     NOT_APPROVED,
@@ -224,7 +225,7 @@ def chat_messages(
 
     Args:
         instructions: They come first.
-        items: All that is read.
+        items: All that there is; those that a compaction stands for aren't read.
         tools: Of the request.
         num_before: Of the items, so many come from the store; the request's own are counted from
             there.
@@ -245,7 +246,8 @@ def chat_messages(
         if kind_of(item) == "mcp_approval_response" and item.get("approve") is True
         if isinstance(name := item.get("approval_request_id"), str)
     }
-    for index, item in enumerate(items):
+    for index in reading_order(items):
+        item = items[index]
         own = index - num_before
         path = f"input[{own}]" if own >= 0 else f"context[{index}]"
         kind = kind_of(item)

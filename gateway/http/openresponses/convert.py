@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.bodies.convert import chat_job
+from gateway.http.openresponses.compaction import to_sum_up
 from gateway.http.openresponses.conversation import (
     EMPTY,
     Tools,
@@ -220,7 +221,8 @@ def responses_body(
         InvalidRequestError: Naming the field that is wrong.
     """
     tools = Tools(request.tools, runs_hosted=True)
-    plan = _hosted_plan(request, tools, items, context.progress)
+    summed_up = [] if request.compact_threshold is None else to_sum_up(items)
+    plan = _hosted_plan(request, tools, items, context.progress, can_compact=bool(summed_up))
     chat = base_chat(request, tools, items, context.num_before, plan, context.progress)
     spent = 0 if context.progress is None else context.progress.num_output_tokens
     limit = request.max_output_tokens
@@ -243,14 +245,17 @@ def responses_body(
         job = chat_job(validate(ChatRequest, chat), chat, defaults)
     except InvalidRequestError as error:
         raise in_their_words(error, tools.paths) from None
+    turn = replace(
+        job,
+        endpoint=RESPONSES_ENDPOINT,
+        prompt_param="input",
+        grammar_param=their_words(job.grammar_param),
+        verbosity_param="text.verbosity" if job.verbosity_param else "",
+    )
+    if context.progress is not None and context.progress.compacts:
+        turn = _summary_job(request, summed_up, defaults)
     return ResponsesBody(
-        job=replace(
-            job,
-            endpoint=RESPONSES_ENDPOINT,
-            prompt_param="input",
-            grammar_param=their_words(job.grammar_param),
-            verbosity_param="text.verbosity" if job.verbosity_param else "",
-        ),
+        job=turn,
         echo_json=dump_fields(_echo(request, job, is_stored=is_stored)),
         ignored=ignored + tools.left_out,
         spaces=tools.spaces,
@@ -260,7 +265,12 @@ def responses_body(
 
 
 def _hosted_plan(
-    request: ResponsesRequest, tools: Tools, items: list[Item], progress: Progress | None
+    request: ResponsesRequest,
+    tools: Tools,
+    items: list[Item],
+    progress: Progress | None,
+    *,
+    can_compact: bool,
 ) -> HostedPlan:
     """What this server runs of the tools of a request; they join `tools.chat`."""
     if request.background and any(one.named.headers_json != "{}" for one in tools.servers):
@@ -292,6 +302,8 @@ def _hosted_plan(
         approved=approved,
         max_calls=request.max_tool_calls,
         max_output_tokens=request.max_output_tokens,
+        compact_threshold=request.compact_threshold,
+        can_compact=can_compact,
     )
 
 
@@ -328,6 +340,22 @@ def compact_body(
     own = whole_items(request.input if context is None else context.resolved(request.input))
     items = own if context is None else context.select(own, truncates=False)
     num_before = len(items) - len(own)
+    job = _summary_job(request, items, defaults, num_before)
+    kept = [item for item in items if item.get("type") == "message" and item["role"] == "user"]
+    return CompactBody(refs, job, dump_json(kept, "input"), ignored)
+
+
+def _summary_job(
+    request: CompactRequest | ResponsesRequest,
+    items: list[Item],
+    defaults: SamplingDefaults,
+    num_before: int = 0,
+) -> GenerationJob:
+    """The chat that sums items up.
+
+    Raises:
+        InvalidRequestError: Naming the item that is wrong.
+    """
     messages = chat_messages(request.instructions, items, Tools(None), num_before=num_before)
     messages.append({"role": "user", "content": _SUMMARISE})
     chat: dict[str, Any] = {
@@ -342,13 +370,7 @@ def compact_body(
         job = chat_job(validate(ChatRequest, chat), chat, defaults)
     except InvalidRequestError as error:
         raise in_their_words(error, []) from None
-    kept = [item for item in items if item.get("type") == "message" and item["role"] == "user"]
-    return CompactBody(
-        refs,
-        replace(job, endpoint=COMPACT_ENDPOINT, prompt_param="input"),
-        dump_json(kept, "input"),
-        ignored,
-    )
+    return replace(job, endpoint=COMPACT_ENDPOINT, prompt_param="input")
 
 
 def conversation_items(items: list[Item]) -> list[Item]:

@@ -77,8 +77,31 @@ class TurnOver:
     """The model has ended a turn, and another one may follow."""
 
 
+@dataclass(slots=True)
+class CompactionBegun:
+    """What is before the last message is being summed up."""
+
+
+@dataclass(slots=True)
+class CompactionEnded:
+    """It is summed up.
+
+    Attributes:
+        summary: The text that stands for it.
+    """
+
+    summary: str
+
+
 HostedEvent = (
-    ToolsListing | ToolsListed | ApprovedCallBegun | HostedCallRunning | HostedCallEnded | TurnOver
+    CompactionBegun
+    | CompactionEnded
+    | ToolsListing
+    | ToolsListed
+    | ApprovedCallBegun
+    | HostedCallRunning
+    | HostedCallEnded
+    | TurnOver
 )
-"""Only of responses whose tools this server runs."""
+"""Only of responses of several turns."""
 ResponseEvent = GenerationEvent | HostedEvent

@@ -91,6 +91,9 @@ class HostedPlan:
         approved: Calls that are made before anything else.
         max_calls: `max_tool_calls`; None where the request doesn't bound them.
         max_output_tokens: Of all turns together; None likewise.
+        compact_threshold: Of a prompt with more tokens its beginning is summed up first; None where
+            nothing is.
+        can_compact: Whether there is something to sum up.
     """
 
     servers: tuple[tuple[str, NamedServer], ...] = ()
@@ -99,6 +102,13 @@ class HostedPlan:
     approved: tuple[ApprovedCall, ...] = ()
     max_calls: int | None = None
     max_output_tokens: int | None = None
+    compact_threshold: int | None = None
+    can_compact: bool = False
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether the response may be made of several turns of the model."""
+        return bool(self.servers) or self.compact_threshold is not None
 
 
 @dataclass(slots=True)
@@ -111,6 +121,7 @@ class Progress:
         num_turns: Turns of the model that are over.
         num_output_tokens: That they made.
         may_call: Whether tools of this server may still be called.
+        compacts: Whether the next turn sums up what is before the last message.
     """
 
     lists: dict[str, list[Item]] = field(default_factory=dict)
@@ -118,6 +129,7 @@ class Progress:
     num_turns: int = 0
     num_output_tokens: int = 0
     may_call: bool = True
+    compacts: bool = False
 
     def as_json(self) -> bytes:
         """For the frame."""
@@ -128,6 +140,7 @@ class Progress:
                 "num_turns": self.num_turns,
                 "num_output_tokens": self.num_output_tokens,
                 "may_call": self.may_call,
+                "compacts": self.compacts,
             }
         )
 
@@ -444,3 +457,8 @@ def call_text(item: Item) -> str:
 
 def _wrong(param: str, rule: str) -> InvalidRequestError:
     return InvalidRequestError(f"Invalid `{param}`: {rule}", param=param)
+
+
+def protocol_error(message: str, code: int = -32603) -> dict[str, Any]:
+    """Why a call has no result, as its item shows it."""
+    return {"type": "mcp_protocol_error", "code": code, "message": message}

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
+from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.hosted import HostedTool
 from gateway.http.openresponses.items import Event, Item
 
@@ -136,6 +137,30 @@ class ApprovalItem(Item):
         return iter(())
 
 
+class CompactionItem(Item):
+    """A summary of what is before it, told as an opaque text."""
+
+    prefix = "cmp"
+
+    def as_object(self, status: str) -> dict[str, Any]:
+        """With the summary, once there is one."""
+        text = "" if status == "in_progress" else sealed(self.text)
+        return {"type": "compaction", "id": self.id, "encrypted_content": text}
+
+    def opening(self) -> Iterator[Event]:
+        """It is under way."""
+        yield {"type": "response.compaction.compacting"}
+
+    def delta(self, text: str, logprobs: Sequence[Any]) -> Event | None:
+        """The summary, which is told as a whole."""
+        self.pieces.append(text)
+        return None
+
+    def closing(self) -> Iterator[Event]:
+        """Nothing: `output_item.done` says it all."""
+        return iter(())
+
+
 class KeptItem(Item):
     """An item that an earlier attempt at the response has told, as it told it."""
 
@@ -202,8 +227,9 @@ def restored_items(earlier: Earlier, maker: KnowsCalls) -> list[Item]:
 def earlier_turns(events: Sequence[dict[str, Any]]) -> tuple[Earlier, int]:
     """What of an attempt is over, and how many of its events tell of that.
 
-    A call is told to be running before it runs, and all of its turn before that. So whatever comes
-    before such an event is over, and what comes behind the last one will be made again.
+    A compaction is a turn of its own, over when its item is. A call is told to be running
+    before it runs, and all of its turn before that. So whatever comes before such an event is
+    over, and what comes behind the last one will be made again.
 
     Args:
         events: Of an attempt, in order.
@@ -232,7 +258,9 @@ def earlier_turns(events: Sequence[dict[str, Any]]) -> tuple[Earlier, int]:
         if is_of_call and not is_calling:
             is_calling = True
             found.num_turns += item["approval_request_id"] is None
-        if is_of_call or (is_done and item["type"] == "mcp_list_tools"):
+        is_compaction = is_done and item["type"] == "compaction"
+        found.num_turns += is_compaction
+        if is_of_call or is_compaction or (is_done and item["type"] == "mcp_list_tools"):
             num_events, num_items = number, len(items)
     found.items = items[:num_items]
     found.num_calls = len(called)

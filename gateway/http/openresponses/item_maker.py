@@ -3,9 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gateway.http.openresponses.events import ApprovedCallBegun, ResponseEvent, ToolsListing
+from gateway.http.openresponses.events import (
+    ApprovedCallBegun,
+    CompactionBegun,
+    CompactionEnded,
+    ResponseEvent,
+    ToolsListing,
+)
 from gateway.http.openresponses.hosted import HostedTool
-from gateway.http.openresponses.hosted_items import ApprovalItem, HostedCallItem, ListItem
+from gateway.http.openresponses.hosted_items import (
+    ApprovalItem,
+    CompactionItem,
+    HostedCallItem,
+    ListItem,
+)
 from gateway.http.openresponses.items import (
     CallItem,
     CustomCallItem,
@@ -57,6 +68,8 @@ class ItemMaker:
 
     def next_item(self, event: ResponseEvent, last: Item | None) -> Item | None:
         """The item that an event begins; None when it belongs to the last one, or to none."""
+        if isinstance(event, CompactionBegun):
+            return CompactionItem(self._new_id())
         if isinstance(event, ToolsListing):
             return ListItem(f"{self._new_id()}_{event.mark}", event.label)
         if isinstance(event, ApprovedCallBegun):
@@ -86,6 +99,8 @@ class ItemMaker:
             return event.text, self._logprobs(event.logprobs)
         if isinstance(event, ReasoningText | ToolCallArguments) and event.text:
             return event.text, []
+        if isinstance(event, CompactionEnded):
+            return event.summary, []
         if isinstance(event, ApprovedCallBegun):
             return event.arguments, []
         return None

@@ -9,6 +9,7 @@ import orjson
 from gateway.http.errors.error_table import ERROR_TABLE
 from gateway.http.openresponses.already_told import AlreadyTold
 from gateway.http.openresponses.events import (
+    CompactionEnded,
     HostedCallEnded,
     HostedCallRunning,
     ResponseEvent,
@@ -262,6 +263,8 @@ class ResponseEvents:
                 delta = self._item.delta(*piece)
                 if delta is not None:
                     self._tell(told, _placed(delta, self._item))
+            if isinstance(event, CompactionEnded):
+                self._close(told, "completed")
         return told
 
     def restore(self, items: Iterable[Item]) -> None:

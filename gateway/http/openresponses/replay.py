@@ -59,6 +59,7 @@ _EMPTY: dict[str, Event] = {
     "reasoning": {"summary": []},
     "function_call": {"arguments": ""},
     "custom_tool_call": {"input": ""},
+    "compaction": {"encrypted_content": ""},
     "mcp_list_tools": {"tools": [], "error": None},
     "mcp_call": {"arguments": "", "output": None, "error": None},
     "mcp_approval_request": {"arguments": ""},
@@ -84,6 +85,8 @@ def _within(item: Event) -> Iterator[Event]:
     elif kind == "custom_tool_call":
         yield {"type": "response.custom_tool_call_input.delta", "delta": item["input"]}
         yield {"type": "response.custom_tool_call_input.done", "input": item["input"]}
+    elif kind == "compaction":
+        yield {"type": "response.compaction.compacting"}
     elif kind in ("mcp_list_tools", "mcp_call"):
         yield from _hosted(item)
 

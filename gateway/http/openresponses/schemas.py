@@ -51,7 +51,6 @@ HARMLESS_FIELDS: Final[dict[str, str]] = {
 REFUSED_FIELDS: Final[dict[str, tuple[tuple[Any, ...], str]]] = {
     "access_programs": ((), "there are none"),
     "completion_window": (("soonest",), "every response is made at once"),
-    "context_management": (([],), "use /v1/responses/compact, or `truncation`"),
     "moderation": ((), "there is no moderation model"),
     "prompt": ((), "there are no stored prompts"),
 }
@@ -87,6 +86,13 @@ class TextConfig(RequestModel):
     format: dict[str, Any] | None = None
     # For templates that read it; clients send it to models of every kind.
     verbosity: Literal["low", "medium", "high"] | None = None
+
+
+class ContextManagement(RequestModel):
+    """From how many tokens of a prompt on its beginning is summed up."""
+
+    type: Literal["compaction"]
+    compact_threshold: Annotated[int, Field(ge=1, le=MAX_INT32)]
 
 
 class ConversationName(RequestModel):
@@ -211,6 +217,7 @@ class ResponsesRequest(InputTokensRequest, HarmlessFields):
     include: list[str] | None = None
     metadata: dict[str, str] | None = None
     max_tool_calls: Annotated[int | None, Field(ge=0, le=MAX_INT32)] = None
+    context_management: Annotated[list[ContextManagement] | None, Field(max_length=1)] = None
 
     _few_labels = field_validator("metadata")(few_labels)
 
@@ -225,6 +232,12 @@ class ResponsesRequest(InputTokensRequest, HarmlessFields):
         if self.background and self.store is False:
             raise field_error("it needs `store`: its answer is fetched later.", "background")
         return self
+
+    @property
+    def compact_threshold(self) -> int | None:
+        """Tokens of a prompt from which on its beginning is summed up; None for any number."""
+        entries = self.context_management
+        return entries[0].compact_threshold if entries else None
 
     @property
     def shows_logprobs(self) -> bool:

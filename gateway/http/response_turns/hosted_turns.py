@@ -1,4 +1,4 @@
-"""A response whose tools this server runs: turns of a model, and calls of tools between them.
+"""A response of several turns of a model: between them tools are called, or it is compacted.
 
 It reads as one generation. Each turn is a request of its own, reserved and settled by itself, and
 so is each list of tools and each call: keys, scopes and limits hold for every one of them.
@@ -6,7 +6,7 @@ so is each list of tools and each call: keys, scopes and limits hold for every o
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from gateway import bridge
@@ -16,24 +16,37 @@ from gateway.http.errors.error_table import ERROR_TABLE
 from gateway.http.openresponses.convert import AskedResponse, ResponsesBody
 from gateway.http.openresponses.events import (
     ApprovedCallBegun,
+    CompactionBegun,
+    CompactionEnded,
     HostedCallEnded,
     HostedCallRunning,
     ResponseEvent,
     TurnOver,
 )
-from gateway.http.openresponses.hosted import ApprovedCall, HostedTool, Progress, known_list
+from gateway.http.openresponses.hosted import (
+    ApprovedCall,
+    HostedTool,
+    Progress,
+    known_list,
+    protocol_error,
+)
 from gateway.http.openresponses.hosted_items import Earlier, restored_items
 from gateway.http.openresponses.render import ResponseCollector
 from gateway.http.openresponses.stored_items import base_of
 from gateway.http.render.call_arguments import arguments_object
+from gateway.http.response_turns.compactor import Compactor
 from gateway.http.response_turns.response_shape import body_of, item_maker, response_head
 from gateway.http.response_turns.stored_turns import ReadContext, off_loop, shorter_context
-from gateway.http.response_turns.tool_asking import ToolAsker
+from gateway.http.response_turns.tool_asking import MadeCall, ToolAsker
 from gateway.http.response_turns.turn_makers import TurnMaker
 from gateway.json_numbers import loads
 from gateway.request.callers.caller import Caller
 from gateway.request.callers.identity import Identity
-from gateway.request.delivery.events import ChoiceFinished, ToolCallArguments, ToolCallStarted
+from gateway.request.delivery.events import (
+    ChoiceFinished,
+    ToolCallArguments,
+    ToolCallStarted,
+)
 from gateway.request.factory import RequestFactory
 from gateway.request.jobs.job import GenerationJob
 from gateway.request.kinds.generation import GenerationWork
@@ -44,16 +57,6 @@ from protocol.wire.messages import LimitState, LimitWarning, Usage
 _SEED_MASK: Final = 2**63 - 1
 ResultT = TypeVar("ResultT")
 Reparse = Callable[[bytes], Awaitable[AskedResponse]]
-Error = dict[str, Any]
-
-
-@dataclass(slots=True)
-class _Call:
-    """A call that a turn has made."""
-
-    id: str
-    tool: HostedTool
-    pieces: list[str] = field(default_factory=list)
 
 
 class HostedTurns:
@@ -113,6 +116,8 @@ class HostedTurns:
         self._max_calls = max_calls if asked_calls is None else min(max_calls, asked_calls)
         self._earlier = Earlier() if earlier is None else earlier
         self._num_calls = self._earlier.num_calls
+        is_just_done = [item["type"] for item in self._earlier.items[-1:]] == ["compaction"]
+        self._compactor = Compactor(requests, caller, self.request_id, is_just_done=is_just_done)
         self._progress = Progress(num_turns=self._earlier.num_turns)
         head = response_head(response_id, 0, body, wall_clock)
         maker = item_maker(self.request_id, body, self.tools, len(self._earlier.items))
@@ -307,11 +312,11 @@ class HostedTurns:
         self._made.add(self._ready)
         approved = await self._parse()
         if not approved and not self._earlier.interrupted:
-            await self._begin_turn()
+            await self._begin()
 
     async def _events(self) -> AsyncIterator[list[ResponseEvent]]:
         for call_id in self._earlier.interrupted:
-            wrong = _protocol_error("This server ended before the call did; it is not made again.")
+            wrong = protocol_error("This server ended before the call did; it is not made again.")
             yield [HostedCallEnded(call_id, error=wrong)]
         for call in self._body.hosted.approved:
             async for events in self._approved(call):
@@ -319,8 +324,12 @@ class HostedTurns:
         while True:
             if not self._is_running:
                 await self._parse()
-                await self._begin_turn()
-            calls: dict[int, _Call] = {}
+                await self._begin()
+            if self._progress.compacts:
+                async for events in self._compacted():
+                    yield events
+                continue
+            calls: dict[int, MadeCall] = {}
             finished: ChoiceFinished | None = None
             must_end = False
             work = self._work
@@ -337,13 +346,14 @@ class HostedTurns:
                         if tool is None or tool.needs_approval:
                             must_end = True  # it is the client's turn
                         else:
-                            calls[event.index] = _Call(event.id, tool)
+                            calls[event.index] = MadeCall(event.id, tool)
                     elif isinstance(event, ToolCallArguments) and event.index in calls:
                         calls[event.index].pieces.append(event.text)
                 if told:
                     yield told
             assert finished is not None, "every choice ends"
             self._close_turn()
+            self._compactor.may_begin = True
             if not calls or finished.finish_reason == "length":
                 yield [finished]
                 return
@@ -359,6 +369,15 @@ class HostedTurns:
                 yield [replace(finished, finish_reason="length")]
                 return
 
+    async def _compacted(self) -> AsyncIterator[list[ResponseEvent]]:
+        """The turn that sums up what is before the last message."""
+        yield [CompactionBegun()]
+        assert self._work is not None, "a turn was begun"
+        summary = await self._compactor.summary(self._work)
+        self._close_turn()
+        self._progress.compacts = False
+        yield [CompactionEnded(summary)]
+
     async def _approved(self, call: ApprovedCall) -> AsyncIterator[list[ResponseEvent]]:
         """A call that somebody has approved."""
         call_id = f"approved {call.request_id}"
@@ -367,7 +386,7 @@ class HostedTurns:
             TurnOver(),
         ]
         if not call.is_offered:
-            wrong = _protocol_error(
+            wrong = protocol_error(
                 f"The server {call.label} lists no tool {call.name} any more, or the label means"
                 " another server by now."
             )
@@ -383,12 +402,12 @@ class HostedTurns:
         """One call; whatever goes wrong with it is its result."""
         if self._num_calls >= self._max_calls:
             message = f"It was not run: {self._max_calls} calls of tools are made for a response."
-            yield [HostedCallEnded(call_id, error=_protocol_error(message))]
+            yield [HostedCallEnded(call_id, error=protocol_error(message))]
             return
         self._num_calls += 1  # wrong arguments are bounded, too: each costs a turn of the model
         given = arguments_object(arguments)
         if given is None:
-            wrong = _protocol_error("The arguments are no JSON object.", -32602)
+            wrong = protocol_error("The arguments are no JSON object.", -32602)
             yield [HostedCallEnded(call_id, error=wrong)]
             return
         self.keeps_failure = True
@@ -416,6 +435,17 @@ class HostedTurns:
         self._body = body_of(self._asked)
         self.tools.update(self._body.hosted.tools)
         return self._body.hosted.approved
+
+    async def _begin(self) -> None:
+        """Begin a turn, or the one that makes its prompt shorter; the request is parsed.
+
+        Raises:
+            GatewayError: It can't be.
+        """
+        if await self._compactor.is_due(self._body.hosted, self._body.job):
+            self._progress.compacts = True
+            await self._parse()
+        await self._begin_turn()
 
     async def _begin_turn(self) -> None:
         """Begin a turn of the model, without the oldest items where that is allowed and needed.
@@ -454,7 +484,8 @@ class HostedTurns:
         if self._first_output_s is None:
             self._first_output_s = request.first_output_s
         self._progress.num_turns += 1
-        self._progress.num_output_tokens += usage.completion_tokens
+        if not self._progress.compacts:  # a summary is no part of the answer
+            self._progress.num_output_tokens += usage.completion_tokens
         self._spent.append(usage)
         self._is_running = False
 
@@ -462,7 +493,3 @@ class HostedTurns:
 async def _done(step: Callable[[], Awaitable[ResultT]]) -> ResultT:
     # It makes the step itself: a task that is cancelled before it runs leaves nothing unawaited.
     return await step()
-
-
-def _protocol_error(message: str, code: int = -32603) -> Error:
-    return {"type": "mcp_protocol_error", "code": code, "message": message}

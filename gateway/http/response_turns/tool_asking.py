@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.errors import GatewayError, InvalidRequestError
@@ -33,6 +34,15 @@ class _Refusal:
     async def execute(self, name: str, arguments_json: str) -> ToolResult:
         """Raise the error."""
         raise self._error
+
+
+@dataclass(slots=True)
+class MadeCall:
+    """A call that a turn has made."""
+
+    id: str
+    tool: HostedTool
+    pieces: list[str] = field(default_factory=list)
 
 
 class ToolAsker:

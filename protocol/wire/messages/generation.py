@@ -102,8 +102,12 @@ class Thought(Part, frozen=True):
             first, after white space; `no`: the prompt has closed it, or has to open it.
         starts: Markers before reasoning.
         ends: Markers that end it, those of calls that do included.
-        closing: The text that is written to end it.
+        closing: The text that is written to end it; it may go on behind the marker with how the
+            answer begins.
         reopens: One of `starts` begins reasoning anywhere, also after earlier one.
+        before: What the prompt ends with, as far as one of `starts` may begin with it.
+        closing_again: What is written instead of `closing` once that was written before; empty
+            for the same.
     """
 
     begins: Literal["no", "marked", "open"]
@@ -111,6 +115,8 @@ class Thought(Part, frozen=True):
     closing: str
     starts: tuple[str, ...] = ()
     reopens: bool = False
+    before: str = ""
+    closing_again: str = ""
 
 
 class Prepare(Message, frozen=True, tag="prepare"):

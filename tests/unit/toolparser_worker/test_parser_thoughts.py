@@ -4,14 +4,17 @@ from typing import Any
 
 import pytest
 
+from engine_worker.grammar.compiler import GrammarCompiler
 from engine_worker.text.thoughts import ThoughtLimit
-from protocol.wire.messages import OpenParse, ParseDelta, Thought
+from protocol.wire.messages import Grammar, OpenParse, ParseDelta, SamplingParams, Thought
+from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 from toolparser_worker.formats import REASONING_FORMATS
 from toolparser_worker.machine.declarations import ReasoningFormat
 from toolparser_worker.sessions import Session, SessionStore
 
 FORMATS = {declared.name: declared for declared in REASONING_FORMATS.values()}
-CLOSABLE = sorted(name for name, one in FORMATS.items() if one.closing and one.framing is None)
+CLOSABLE = sorted(name for name, one in FORMATS.items() if one.closing)
+FRAMED = sorted(name for name, one in FORMATS.items() if one.framing is not None)
 MUSINGS = "so and so " * 9
 BUDGET = 35
 
@@ -60,6 +63,8 @@ def test_what_the_engine_ends_is_told_apart_there(name: str, writes_marker: bool
     start = declared.rendered_start or next(iter(declared.starts), "")
     if writes_marker and (declared.opens == "prompted" or not start):
         pytest.skip("only a prompt begins its reasoning")
+    if not writes_marker and declared.framing is not None:
+        pytest.skip("its own header begins its reasoning")
     fields = {} if writes_marker else {"prompt_tail": opened_prompt(declared)}
     opened = session(name, **fields)
     thought = thought_of(declared, **fields)
@@ -72,7 +77,7 @@ def test_what_the_engine_ends_is_told_apart_there(name: str, writes_marker: bool
     assert (reasoning.strip() + content.strip()).replace(" ", "") == MUSINGS.replace(" ", "")
 
 
-@pytest.mark.parametrize("name", CLOSABLE)
+@pytest.mark.parametrize("name", sorted(set(CLOSABLE) - set(FRAMED)))
 def test_a_prompt_that_closed_it_leaves_none(name: str) -> None:
     declared = FORMATS[name]
     tail = f"assistant\n{next(iter(declared.starts), '')}\n\n{declared.closing}\n\n"
@@ -101,3 +106,88 @@ def test_calls_end_it_where_the_format_says_so() -> None:
     assert "<tool_call>" not in thought_of(FORMATS["glm45"]).ends
     never = thought_of(FORMATS["deepseek_r1"], tool_format="hermes", tools_json=tools)
     assert "<tool_call>" not in never.ends
+
+
+TOOLS = '[{"type": "function", "function": {"name": "f", "parameters": {}}}]'
+HARMONY = FORMATS["openai_gptoss"]
+ANALYSIS = "<|channel|>analysis<|message|>"
+NEXT = "<|end|><|start|>assistant"
+FINAL = "<|channel|>final<|message|>"
+
+
+def test_the_answer_of_harmony_begins_with_its_header() -> None:
+    text = ended(thought_of(HARMONY), ANALYSIS + "m" * 40)
+    assert text == f"{ANALYSIS}{'m' * BUDGET}{NEXT}{FINAL}mmmmm"
+
+
+@pytest.mark.parametrize(
+    ("name", "begun", "text"),
+    [
+        ("inkling", "<|content_thinking|>", "<|end_message|><|message_model|><|content_text|>"),
+        ("muse_glimmer", " to=self<|message|>", "<|eom|><|start|>assistant to=user<|message|>"),
+    ],
+)
+def test_so_does_that_of_other_formats_made_of_messages(name: str, begun: str, text: str) -> None:
+    assert ended(thought_of(FORMATS[name]), begun + "m" * 40) == f"{begun}{'m' * BUDGET}{text}mmmmm"
+
+
+def test_reasoning_that_harmony_ends_itself_is_left_alone() -> None:
+    drawn = f"{ANALYSIS}m{NEXT}{FINAL}" + "a" * 90
+    assert ended(thought_of(HARMONY), drawn) == drawn
+
+
+def test_where_tools_may_be_called_the_model_chooses_what_follows_once() -> None:
+    thought = thought_of(HARMONY, tool_format="openai", tools_json=TOOLS)
+    assert ended(thought, ANALYSIS + "m" * BUDGET) == f"{ANALYSIS}{'m' * BUDGET}{NEXT}"
+    call = " to=functions.f<|channel|>commentary json<|message|>" + "1" * 90
+    first = ANALYSIS + "m" * BUDGET
+    assert ended(thought, first + call) == first + NEXT + call
+    # Reasoning that begins again is over at once, and then there is an answer.
+    again = f"{first}{ANALYSIS}m"
+    assert ended(thought, again) == f"{first}{NEXT}{ANALYSIS}{NEXT}{FINAL}m"
+
+
+def test_nothing_is_put_into_a_call_of_the_channel_for_reasoning() -> None:
+    thought = thought_of(HARMONY, tool_format="openai", tools_json=TOOLS)
+    call = " to=functions.f<|channel|>analysis<|message|>" + "1" * 90
+    assert ended(thought, call) == call
+    later = f"{ANALYSIS}m<|end|><|start|>assistant{call}"
+    assert ended(thought, later) == later
+
+
+def test_a_message_without_an_end_ends_where_the_next_one_begins() -> None:
+    thought = thought_of(HARMONY)
+    answered = f"{ANALYSIS}m<|start|>assistant{FINAL}" + "a" * 90
+    assert ended(thought, answered) == answered
+    musing = f"{ANALYSIS}m<|start|>assistant{ANALYSIS}"
+    left = BUDGET - len("m<|start|>")
+    assert ended(thought, musing + "m" * 40).startswith(f"{musing}{'m' * left}{NEXT}{FINAL}")
+
+
+@pytest.mark.parametrize("name", FRAMED)
+@pytest.mark.parametrize("is_closed_by_engine", [False, True])
+def test_what_the_engine_writes_is_what_the_grammar_of_the_answer_waits_for(
+    name: str, *, is_closed_by_engine: bool
+) -> None:
+    """The wanted content follows reasoning that the engine ends as what the model ends itself."""
+    declared = FORMATS[name]
+    wanted = Grammar("choice", '["yes", "no"]')
+    opened = session(name, response_grammar=wanted)
+    assert opened.grammar is not None
+    assert opened.thought is not None
+    tokenizer = byte_level_tokenizer()
+    constraint = GrammarCompiler(tokenizer, tokenizer.num_tokens).start(
+        opened.grammar, SamplingParams()
+    )
+    assert declared.rendered_start is not None
+    assert declared.framing is not None
+    musing = declared.rendered_start + "m" * BUDGET
+    text = (
+        ended(opened.thought, musing)
+        if is_closed_by_engine
+        else musing + declared.closing + declared.framing.rendered_content
+    )
+    for token_id in tokenizer.encode(text + "yes", add_special_tokens=False):
+        constraint.push(token_id)
+        assert not constraint.failure
+    assert constraint.is_complete

@@ -134,7 +134,7 @@ async def _answer(
     request: HttpRequest, asked: AskedResponse, turn: StoredTurn, context: ReadContext
 ) -> Response:
     """Answer while the client waits; without the oldest items where it allows that."""
-    if body_of(asked).hosted.servers:
+    if body_of(asked).hosted.takes_turns:
         return await answer_hosted(request, asked, turn, context)
     while True:
         shape = ResponseShape(asked, turn, parts_of(request).wall_clock)
@@ -181,7 +181,7 @@ async def _enqueue(
         caller.trace_id,
         caller.end_user,
         created,
-        context if asked.truncates or body.hosted.servers else None,
+        context if asked.truncates or body.hosted.takes_turns else None,
         "" if caller.trace is None else caller.trace.traceparent(),
     )
     queued, events = begun(turn.response_id, asked, created, parts.wall_clock)

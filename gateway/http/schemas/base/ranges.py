@@ -37,6 +37,8 @@ MAX_TOKEN_IDS: Final = 2**20
 MAX_EMBEDDING_INPUTS: Final = 2048
 MAX_MESSAGES: Final = 16_384
 MAX_TOOLS: Final = 1024
+MAX_LARK_TOOLS: Final = 32
+"""Custom tools of one request that have a Lark grammar."""
 MAX_TOOL_CALLS: Final = 1024
 MAX_CONTENT_PARTS: Final = 4096
 MAX_TOOL_NAME_CHARACTERS: Final = 128
@@ -48,6 +50,8 @@ MAX_LARK_CHARACTERS: Final = 16_384
 """Of the Lark grammar of a custom tool."""
 MAX_LARK_REGEX_CHARACTERS: Final = 65_536
 """Of the regular expression that is made of it: rules are written out wherever they are named."""
+MAX_LARK_RULES_CHARACTERS: Final = 131_072
+"""Of the rules that are made of one that is more than a regular expression."""
 MAX_GUIDED_CHOICES: Final = 4096
 MAX_CHOICE_CHARACTERS: Final = 4096
 MAX_CHOICES: Final = 128

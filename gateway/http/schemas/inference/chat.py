@@ -24,6 +24,7 @@ from gateway.http.schemas.inference.messages import (
 )
 from gateway.http.schemas.inference.sampling import GenerationRequest
 from gateway.http.schemas.inference.structured import StructuredFields
+from gateway.http.schemas.tools.custom_tools import check_grammars
 from gateway.http.schemas.tools.functions import (
     FUNCTION_FIELDS,
     in_words_of_functions,
@@ -69,6 +70,12 @@ class ChatRequest(GenerationRequest):
     continue_final_message: bool | None = None
     # Harmless, see `fields.HARMLESS_FIELDS`.
     prediction: dict[str, Any] | None = None
+
+    @field_validator("tools", mode="before")
+    @classmethod
+    def _few_grammars(cls, value: Any) -> Any:
+        check_grammars(value)
+        return value
 
     @field_validator("tool_choice", mode="before")
     @classmethod

@@ -10,6 +10,7 @@ from gateway.http.schemas.base.body import RequestModel, field_error
 from gateway.http.schemas.base.core_schemas import NullIsDefault
 from gateway.http.schemas.base.ranges import MAX_CONTENT_PARTS, MAX_MESSAGES, MAX_TOOL_CALLS
 from gateway.http.schemas.tools.custom_tools import (
+    GRAMMAR,
     CustomCall,
     CustomDefinition,
     ToolName,
@@ -206,19 +207,18 @@ def clean_tools(tools: list[dict[str, Any]], *, with_strict: bool = False) -> li
         with_strict: As a parser gets them, who enforces strict ones.
     """
     names = ("name", "description", "parameters", *(("strict",) if with_strict else ()))
-    functions = [
-        function_of_tool(tool["custom"], is_enforced=with_strict)
-        if tool["type"] == "custom"
-        else tool["function"]
-        for tool in tools
-    ]
-    return [
-        {
-            "type": "function",
-            "function": {name: function[name] for name in names if function.get(name) is not None},
-        }
-        for function in functions
-    ]
+    functions = []
+    for tool in tools:
+        is_custom = tool["type"] == "custom"
+        function = (
+            function_of_tool(tool["custom"], is_enforced=with_strict)
+            if is_custom
+            else tool["function"]
+        )
+        # Only a custom tool's function has rules, which no client writes.
+        told = (*names, GRAMMAR) if is_custom else names
+        functions.append({name: function[name] for name in told if function.get(name) is not None})
+    return [{"type": "function", "function": function} for function in functions]
 
 
 def clean_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

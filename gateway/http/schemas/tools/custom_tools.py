@@ -13,13 +13,19 @@ from gateway.http.schemas.base.ranges import (
     MAX_GRAMMAR_CHARACTERS,
     MAX_LARK_CHARACTERS,
     MAX_LARK_REGEX_CHARACTERS,
+    MAX_LARK_RULES_CHARACTERS,
+    MAX_LARK_TOOLS,
     MAX_TOOL_NAME_CHARACTERS,
 )
 from gateway.http.schemas.base.shapes import ByType, fields
-from gateway.http.schemas.tools.lark_regex import LarkError, as_regex
+from gateway.http.schemas.tools.lark_grammar import LarkGrammar, as_grammar
+from gateway.http.schemas.tools.lark_regex import NotRegularError, as_regex
+from gateway.http.schemas.tools.lark_tokens import LarkError
 
 INPUT: Final = "input"
 """The one argument of the function that a custom tool becomes."""
+GRAMMAR: Final = "x-penstock-input"
+"""What a parser finds the rules of that argument's text under, in the function."""
 _FOLLOWS: Final = f"`{INPUT}` has to follow this Lark grammar:"
 
 ToolName = Annotated[
@@ -76,14 +82,31 @@ class CustomDefinition(RequestModel):
             )
         if syntax == "lark":
             try:
-                as_regex(definition, MAX_LARK_REGEX_CHARACTERS)
+                _held_to(definition)
             except LarkError as error:
                 raise field_error(
-                    f"of Lark, what a regular expression can say is supported: {error}.",
+                    f"this Lark grammar is not supported: {error}.",
                     ".grammar.definition",
                     unsupported=True,
                 ) from None
         return value
+
+
+def check_grammars(tools: Any) -> None:
+    """Refuse more Lark grammars than are read for one request, before any of them is.
+
+    Args:
+        tools: Of a request, not checked yet.
+    """
+    num = sum(map(_has_lark, tools)) if isinstance(tools, list) else 0
+    if num > MAX_LARK_TOOLS:
+        raise field_error(f"{num} tools have a Lark grammar, and {MAX_LARK_TOOLS} may.")
+
+
+def _has_lark(tool: Any) -> bool:
+    for key in ("custom", "format", "grammar"):
+        tool = tool.get(key) if isinstance(tool, dict) else None
+    return isinstance(tool, dict) and tool.get("syntax") == "lark"
 
 
 def function_of_tool(custom: dict[str, Any], *, is_enforced: bool) -> dict[str, Any]:
@@ -95,6 +118,7 @@ def function_of_tool(custom: dict[str, Any], *, is_enforced: bool) -> dict[str, 
             whom a Lark grammar says more than the expression that is made of it.
     """
     text: dict[str, Any] = {"type": "string"}
+    rules: dict[str, Any] | None = None
     description = custom.get("description")
     wanted: dict[str, Any] = custom.get("format") or {"type": "text"}
     is_held = wanted["type"] == "grammar"
@@ -104,9 +128,12 @@ def function_of_tool(custom: dict[str, Any], *, is_enforced: bool) -> dict[str, 
         if is_lark and not is_enforced:
             description = f"{description or ''}\n{_FOLLOWS}\n{definition}".strip()
         else:
-            pattern = as_regex(definition, MAX_LARK_REGEX_CHARACTERS) if is_lark else definition
-            text["pattern"] = f"^(?:{pattern})$"
-    function = {
+            held_to = _held_to(definition) if is_lark else definition
+            if isinstance(held_to, LarkGrammar):
+                rules = held_to.as_json()
+            else:
+                text["pattern"] = f"^(?:{held_to})$"
+    function: dict[str, Any] = {
         "name": custom["name"],
         "parameters": {
             "type": "object",
@@ -118,7 +145,21 @@ def function_of_tool(custom: dict[str, Any], *, is_enforced: bool) -> dict[str, 
     }
     if description is not None:
         function["description"] = description
+    if rules is not None:
+        function[GRAMMAR] = rules
     return function
+
+
+def _held_to(definition: str) -> str | LarkGrammar:
+    """What the text of a Lark grammar is held to: a regular expression if one says the same.
+
+    Raises:
+        LarkError: It is no grammar, or has what is not supported.
+    """
+    try:
+        return as_regex(definition, MAX_LARK_REGEX_CHARACTERS)
+    except NotRegularError:
+        return as_grammar(definition, MAX_LARK_RULES_CHARACTERS)
 
 
 def function_of_call(custom: dict[str, Any]) -> dict[str, Any]:

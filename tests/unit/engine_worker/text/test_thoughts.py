@@ -115,6 +115,47 @@ def test_the_output_of_an_attempt_with_another_limit_goes_on() -> None:
     assert of.num_free_tokens is None
 
 
+MESSAGES = Thought(
+    begins="marked",
+    starts=("<s>t:",),
+    ends=("<e>", "<s>"),
+    closing="<e><s>",
+    reopens=True,
+    before="<s>",
+    closing_again="<e><s>a:",
+)
+
+
+def test_what_is_written_goes_on_behind_the_marker() -> None:
+    answer = Thought(begins="open", ends=("<e>",), closing="<e><s>a:")
+    assert written(limit(answer, 2), "abcd") == "ab<e><s>a:cd"
+
+
+def test_a_header_begins_in_the_prompt_and_reasoning_that_comes_again_ends_otherwise() -> None:
+    drawn = "t:abcd"
+    assert written(limit(MESSAGES, 3), drawn) == "t:abc<e><s>d"
+    assert written(limit(MESSAGES, 3), "t:abct:t:x") == "t:abc<e><s>t:<e><s>a:t:x"
+    assert written(limit(MESSAGES, 0), "t:<s>t:a") == "t:<e><s><s>t:<e><s>a:a"
+
+
+def test_a_marker_that_begins_the_next_message_ends_the_one_before() -> None:
+    drawn = "t:ab<s>a:cdefghij"
+    assert written(limit(MESSAGES, 6), drawn) == drawn
+    assert written(limit(MESSAGES, 6), "t:ab<s>t:cdef") == "t:ab<s>t:c<e><s>def"
+
+
+def test_an_attempt_goes_on_within_what_is_written() -> None:
+    whole = written(limit(MESSAGES, 3), "t:abct:xyz")
+    for cut in range(len(whole)):
+        of = limit(MESSAGES, 3)
+        for character in whole[:cut]:
+            of.push(ord(character), character, is_whole=True)
+        rest = list(whole[cut:])
+        while of.has_forced:
+            assert chr(of.next_forced()) == rest.pop(0)
+            of.push(of.next_forced(), chr(of.next_forced()), is_whole=True)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -123,6 +164,8 @@ def test_the_output_of_an_attempt_with_another_limit_goes_on() -> None:
         Thought(begins="open", ends=("x",), closing=""),
         Thought(begins="open", ends=("x" * 300,), closing="x"),
         Thought(begins="open", ends=("x",) * 200, closing="x"),
+        Thought(begins="open", ends=("x",), closing="x", before="x" * 300),
+        Thought(begins="open", ends=("x",), closing="x", closing_again="x" * 300),
     ],
 )
 def test_wrong_markers_are_refused(wrong: Thought) -> None:

@@ -134,9 +134,47 @@ def test_a_lark_grammar_holds_the_input_and_is_what_the_model_reads() -> None:
     assert shown["description"].endswith(definition)
 
 
-def test_a_lark_grammar_that_is_not_regular_is_refused_with_its_rule() -> None:
-    grammar = {"syntax": "lark", "definition": 'start: "(" start? ")"'}
-    with pytest.raises(UnsupportedFieldError, match="`start` contains itself") as caught:
+def test_a_lark_grammar_that_is_more_than_an_expression_goes_to_the_parser_as_rules() -> None:
+    definition = 'start: "(" start? ")"'
+    grammar = {"syntax": "lark", "definition": definition}
+    made, _ = job(tools=[with_format(type="grammar", grammar=grammar)])
+    enforced = json.loads(made.enforced_tools_json or "")[0]["function"]
+    assert enforced["strict"] is True
+    assert enforced["parameters"]["properties"]["input"] == {"type": "string"}
+    assert enforced["x-penstock-input"] == {
+        "rules": ["R1", "T0 (R1)? T1"],
+        "terminals": [[r"\(", r"\("], [r"\)", r"\)"]],
+    }
+    shown = json.loads(made.tools_json or "")[0]["function"]
+    assert "x-penstock-input" not in shown
+    assert shown["description"].endswith(definition)
+
+
+def test_a_function_has_no_such_rules_whatever_its_client_writes() -> None:
+    rules = {"rules": ["T0"], "terminals": [["a", "a"]]}
+    function = {"name": "f", "strict": True, "x-penstock-input": rules}
+    made, _ = job(tools=[{"type": "function", "function": function}])
+    assert "x-penstock-input" not in (made.enforced_tools_json or "")
+
+
+def test_so_many_lark_grammars_are_read_for_a_request() -> None:
+    grammar = {"syntax": "lark", "definition": 'start: "a" start?'}
+
+    def tools(num: int) -> list[Any]:
+        made = [with_format(type="grammar", grammar=grammar) for _ in range(num)]
+        for index, tool in enumerate(made):
+            tool["custom"] = {**tool["custom"], "name": f"t{index}"}
+        return made
+
+    assert job(tools=tools(32))
+    with pytest.raises(InvalidRequestError, match="33 tools have a Lark grammar") as caught:
+        job(tools=tools(33))
+    assert caught.value.param == "tools"
+
+
+def test_what_lark_has_and_nobody_follows_is_refused_with_its_line() -> None:
+    grammar = {"syntax": "lark", "definition": 'start: "a" start?\n%import python.NAME'}
+    with pytest.raises(UnsupportedFieldError, match="line 2: `%import python") as caught:
         job(tools=[with_format(type="grammar", grammar=grammar)])
     assert caught.value.param == "tools[0].custom.format.grammar.definition"
 

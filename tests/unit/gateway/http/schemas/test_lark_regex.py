@@ -8,8 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http.schemas.tools import lark_regex
-from gateway.http.schemas.tools.lark_regex import MAX_DEPTH, LarkError, as_regex
+from gateway.http.schemas.tools.lark_regex import (
+    MAX_DEPTH,
+    Expressions,
+    NotRegularError,
+    PlainSpelling,
+    as_regex,
+)
+from gateway.http.schemas.tools.lark_tokens import LarkError, Token, definition, statements
 from tests.fakes.client_requests import APPLY_PATCH_LARK
 
 MOST = 10_000
@@ -67,23 +73,11 @@ def test_patches_of_codex_are_held_to_its_grammar() -> None:
 @pytest.mark.parametrize(
     ("grammar", "reason"),
     [
-        ('start: "a" start', "`start` contains itself"),
-        ('start: a\na: b\nb: a | "x"', "`a` contains itself"),
-        ("start: missing", "no rule `missing`"),
-        ('other: "a"', "no rule `start`"),
-        ('start: "a"\n%ignore " "', "`%ignore` is not supported"),
-        ("start: X\n%import python.X", "import from `common`"),
-        ("start: X\n%import common.X", "`common` has no `X`"),
-        ('start: list{"a"}', "templates"),
-        ('start: ("a"', "isn't closed"),
-        ('start: "b".."a"', "to a later one"),
-        ('start: "a"~3..2', "`~3..2` ends before it begins"),
-        (r'start: "\ud83d"', r"no character \ud83d"),
-        ("start: /a/l", "flags `l`"),
-        ('start: "a"\nstart: "b"', "defined twice"),
-        ('start: ""', "empty string"),
-        ("start: ;", "line 1 can't be read"),
-        ('start: "a"~12345', "four digits"),
+        ('start: "a" start', "line 1: the rule `start` contains itself"),
+        ('start: a\na: b\nb: a | "x"', "line 2: the rule `a` contains itself"),
+        ('start: "a"\n%ignore " "', "line 2: `%ignore`"),
+        ('start: list{"a"}', "line 1: `list` is used as a template"),
+        ('start: "a"\nlist{x}: x', "line 2: `list` is a template"),
         ("start: " + "(" * (MAX_DEPTH + 1), "nested deeper"),
         (
             'start: r0\nr99: "a"\n' + "\n".join(f"r{n}: r{n + 1}" for n in range(99)),
@@ -93,16 +87,45 @@ def test_patches_of_codex_are_held_to_its_grammar() -> None:
             'start: r0\nr20: "a"\n' + "\n".join(f"r{n}: r{n + 1} r{n + 1}" for n in range(20)),
             "more than",
         ),
-        ("%import", "not supported"),
-        (")", "a rule is expected"),
     ],
 )
-def test_what_is_none_or_not_regular_is_told(grammar: str, reason: str) -> None:
-    with pytest.raises(LarkError, match=re.escape(reason)):
+def test_what_is_more_than_an_expression_is_told(grammar: str, reason: str) -> None:
+    with pytest.raises(NotRegularError, match=re.escape(reason)):
         as_regex(grammar, MOST)
 
 
-class Counted(list[Any]):
+@pytest.mark.parametrize(
+    ("grammar", "reason"),
+    [
+        ("start: missing", "line 1: there is no rule `missing`"),
+        ('other: "a"', "no rule `start`"),
+        (
+            "start: X\n%import python.X",
+            "line 2: `%import python . X` is not supported: import from",
+        ),
+        ("start: X\n%import common.X", "line 2: `common` has no `X`"),
+        ('start: "a"\n%declare X', "line 2: `%declare` is not supported"),
+        ('start: ("a"', "line 1: a bracket isn't closed"),
+        ('start: "b".."a"', "line 1: a range goes from one character to a later one"),
+        ('start: "a"~3..2', "line 1: `~3..2` ends before it begins"),
+        (r'start: "\ud83d"', r"line 1: there is no character \ud83d"),
+        ("start: /a/l", "flags `l`"),
+        ('start: "a"\nstart: "b"', "line 2: `start` is defined twice"),
+        ('start: ""', "empty string"),
+        ("start: ;", "line 1 can't be read"),
+        ('start: "a"~12345', "four digits"),
+        ("%import", "not supported"),
+        (")", "line 1: a rule is expected"),
+        ('\nstart "a"', "line 2: a rule is expected"),
+    ],
+)
+def test_what_is_no_grammar_is_told(grammar: str, reason: str) -> None:
+    with pytest.raises(LarkError, match=re.escape(reason)) as raised:
+        as_regex(grammar, MOST)
+    assert not isinstance(raised.value, NotRegularError)
+
+
+class Counted(list[Token]):
     """A list that counts what is copied out of it."""
 
     num_copied = 0
@@ -116,32 +139,32 @@ class Counted(list[Any]):
 
 
 def test_the_marks_before_a_rule_are_skipped_at_once() -> None:
-    (statement,) = lark_regex._statements("!?" * 5000 + 'start: "a"')
-    rules = lark_regex._Rules(MOST)
+    (statement,) = statements("!?" * 5000 + 'start: "a"')
+    rules = Expressions(MOST, PlainSpelling())
     Counted.num_copied = 0
-    rules.add(Counted(statement))
+    rules.add(definition(Counted(statement)))
     assert rules.of("start") == "a"
     assert Counted.num_copied < 10
 
 
 def test_a_long_rule_is_put_together_once(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[int] = []
-    fits = lark_regex._Rules.fits
+    fits = Expressions.fits
 
     def noted(self: Any, text: str) -> str:
         written.append(len(text))
         return fits(self, text)
 
-    monkeypatch.setattr(lark_regex._Rules, "fits", noted)
+    monkeypatch.setattr(Expressions, "fits", noted)
     assert matches('start: "x"' + ' "x"' * 1999, "x" * 2000)
     assert sum(written) <= 2 * 2000
 
 
 def test_alternatives_are_counted_before_they_are_joined() -> None:
     long = "x" * (MOST - 10)
-    rules = lark_regex._Rules(MOST)
-    for line in lark_regex._statements(f'start: {"A | " * 500} A | B\nA: "{long}"\nB: "b"'):
-        rules.add(line)
+    rules = Expressions(MOST, PlainSpelling())
+    for line in statements(f'start: {"A | " * 500} A | B\nA: "{long}"\nB: "b"'):
+        rules.add(definition(line))
     with pytest.raises(LarkError, match="more than"):
         rules.of("start")
     assert "B" not in rules._made  # given up long before

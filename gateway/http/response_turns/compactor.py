@@ -1,0 +1,85 @@
+"""When a response's beginning is summed up, and what the summary is."""
+
+from typing import Final
+
+from gateway import bridge
+from gateway.http.openresponses.hosted import HostedPlan
+from gateway.request.callers.caller import Caller
+from gateway.request.delivery.events import ContentText
+from gateway.request.factory import RequestFactory
+from gateway.request.jobs.job import RESPONSES_ENDPOINT, GenerationJob
+from gateway.request.kinds.generation import GenerationWork
+from gateway.request.kinds.questions import Question
+from protocol.version import ProtocolVersion
+from protocol.wire.messages import EngineOffer, Prepared
+
+_COUNT: Final = f"{RESPONSES_ENDPOINT}/input_tokens"
+
+
+class Compactor:
+    """Watches over the prompts of one response; each is counted by a request of its own.
+
+    Args:
+        requests: Makes them.
+        caller: Who asks.
+        request_id: Of the response; those of the counts are made of it.
+        is_just_done: Whether an earlier attempt has ended with a compaction.
+
+    Attributes:
+        may_begin: Whether one may come before the next turn; what is still too long after it, is.
+    """
+
+    def __init__(
+        self, requests: RequestFactory, caller: Caller, request_id: str, *, is_just_done: bool
+    ) -> None:
+        self.may_begin = not is_just_done
+        self._requests = requests
+        self._caller = caller
+        self._request_id = request_id
+        self._num_asked = 0
+
+    async def is_due(self, plan: HostedPlan, job: GenerationJob) -> bool:
+        """Whether a turn's prompt has so many tokens that its beginning is summed up.
+
+        Args:
+            plan: Of the turn.
+            job: Likewise.
+
+        Raises:
+            GatewayError: They can't be counted.
+        """
+        if plan.compact_threshold is None or not (plan.can_compact and self.may_begin):
+            return False
+        self._num_asked += 1
+        question = Question(
+            endpoint=_COUNT,
+            model=job.model,
+            message=bridge.counted(job.prepares[0]),
+            answer_kind=Prepared,
+            check=_every_engine_counts,
+        )
+        request, work = self._requests.question(
+            question, self._caller, f"{self._request_id}c{self._num_asked}"
+        )
+        try:
+            await request.start()
+        finally:
+            request.end("aborted")
+            request.release()
+        return len(work.answer.prompt_token_ids) > plan.compact_threshold
+
+    async def summary(self, work: GenerationWork) -> str:
+        """All that a turn says which sums something up.
+
+        Raises:
+            GatewayError: It failed.
+        """
+        pieces: list[str] = []
+        while (found := await work.next_events(None)) is not None:
+            pieces += [event.text for event in found if isinstance(event, ContentText)]
+        self.may_begin = False
+        return "".join(pieces).strip()
+
+
+def _every_engine_counts(_offer: EngineOffer, _version: ProtocolVersion) -> None:
+    pass
