@@ -37,9 +37,8 @@ from engine_worker.errors import CheckpointError, UnsupportedFeatureError
 from engine_worker.loading.memory_estimate import require_text_memory
 from protocol.errors import ConfigurationError
 
-MAX_DECODER_TOKENS: Final = 2048
-"""Of one text at a decoder: its attention here holds all pairs of tokens at once."""
 _MAX_BIDIRECTIONAL_TOKENS: Final = 8192
+"""Of a text whose tokens see later ones, too, so that one program computes all of it."""
 _HEAD: Final = "score.weight"
 _EUROBERT: Final = "eurobert"
 """EuroBERT (arXiv 2503.05500): Llama's layers, of which every token sees all of its row."""
@@ -172,16 +171,16 @@ def _load_decoder(
         weight = _read_matrix(checkpoint, shape)
         head, num_head = DecoderHead(weight), weight.size
     model: EmbeddingModel = DecoderModel(PackedDecoder(XlaBackend(graph), leaves))
-    most = MAX_DECODER_TOKENS
+    most = spec.max_position_embeddings
     if sees_all(config):
-        model, most = BidirectionalModel(graph, leaves), _MAX_BIDIRECTIONAL_TOKENS
+        model, most = BidirectionalModel(graph, leaves), min(most, _MAX_BIDIRECTIONAL_TOKENS)
     return TextModel(
         model,
         head,
         architecture=(named or (spec.architecture,))[0],
         vocab_size=spec.vocab_size,
         num_parameters=graph.num_parameters + num_head,
-        max_tokens=min(spec.max_position_embeddings, most),
+        max_tokens=most,
         dtype=dtype,
     )
 
