@@ -1,5 +1,6 @@
 """Loads models that turn whole texts into numbers: encoders, and decoders without generation."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -42,6 +43,8 @@ _MAX_BIDIRECTIONAL_TOKENS: Final = 8192
 _HEAD: Final = "score.weight"
 _EUROBERT: Final = "eurobert"
 """EuroBERT (arXiv 2503.05500): Llama's layers, of which every token sees all of its row."""
+
+_log = logging.getLogger("penstock.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ def _load_encoder(
     spec = encoder_spec(config)
     graph = EncoderGraph(spec, DTYPES[dtype])
     require_text_memory(settings.name, dtype, graph.parameters, device_memory_stats())
-    checkpoint = open_checkpoint(settings.path, settings.lora)
+    checkpoint = _opened(settings, dtype)
     with _hashed(checkpoint, settings, progress) as hashes:
         leaves = load_leaves(
             checkpoint,
@@ -154,7 +157,7 @@ def _load_decoder(
     spec = replace(decoder_spec(values), tied_head=True)
     graph = declare(spec, DTYPES[dtype])
     require_text_memory(settings.name, dtype, graph.parameters, device_memory_stats())
-    checkpoint = open_checkpoint(settings.path, settings.lora)
+    checkpoint = _opened(settings, dtype)
     with _hashed(checkpoint, settings, progress) as hashes:
         leaves = load_leaves(
             checkpoint,
@@ -183,6 +186,15 @@ def _load_decoder(
         max_tokens=most,
         dtype=dtype,
     )
+
+
+def _opened(settings: ModelSettings, dtype: str) -> Checkpoint:
+    checkpoint = open_checkpoint(settings.path, settings.lora)
+    if checkpoint.quantized:
+        _log.info(
+            "%s is stored as %s; its numbers become %s", settings.name, checkpoint.stored_as, dtype
+        )
+    return checkpoint
 
 
 @contextmanager
