@@ -38,7 +38,7 @@ _ROW: Final = re.compile(
 )
 _AS_ANOTHER: Final = {
     "MistralForCausalLM": ("llama",),
-    "Mistral3ForConditionalGeneration": ("llama", "mistral3"),
+    "Mistral3ForConditionalGeneration": ("llama", "mistral3", "mistral4"),
 }
 """Whose files llama.cpp's converter writes under the name of another family."""
 _MEMORY_HEAD: Final = "| model |"

@@ -31,6 +31,11 @@ class Classifications:
         self._classifier = classifier
         self._reader = InputReader(tokenizer, vocab_size, classifier.max_tokens)
 
+    @property
+    def max_whole_tokens(self) -> int:
+        """Longer rows are computed in pieces."""
+        return self._classifier.max_whole_tokens
+
     def num_inputs(self, command: Classify) -> int:
         """Texts, pairs or inputs that are token ids."""
         return command.num_inputs
@@ -80,6 +85,7 @@ class Classifications:
         rows: Sequence[Row],
         is_wanted: Callable[[Sequence[int]], bool] | None = None,
         on_done: Callable[[Sequence[int], Vectors], None] | None = None,
+        goes_on: Callable[[int], bool] | None = None,
     ) -> Vectors:
         """Logits of rows, [N, labels] float32; see `RowPrograms.compute`."""
         return self._classifier.compute(
@@ -87,6 +93,7 @@ class Classifications:
             [row.type_ids or [0] * len(row) for row in rows],
             is_wanted=is_wanted,
             on_done=on_done,
+            goes_on=goes_on,
         )
 
     def answer(

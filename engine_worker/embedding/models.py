@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 
 from engine_worker.compute.backends.base import PackedDecoder, StepTokens, forward
-from engine_worker.compute.backends.kv_layout import KvCache, StateRings
+from engine_worker.compute.backends.kv_layout import KvCache, KvLayout, StateRings
 from engine_worker.compute.models.decoder import DecoderGraph, Leaves
 from engine_worker.embedding.attention import attend
 from engine_worker.embedding.encoder import EncoderGraph
 from engine_worker.errors import UnsupportedFeatureError
 
 BLOCK_SIZE: Final = 32
-"""Tokens of a page."""
+"""Tokens of a page, where no state lies with it."""
 
 
 class EmbeddingModel(Protocol):
@@ -85,32 +85,72 @@ class DecoderModel:
     def hidden(
         self, leaves: Leaves, token_ids: jax.Array, type_ids: jax.Array, lengths: jax.Array
     ) -> jax.Array:
-        backend = self._decoder.backend
         num_rows, num_tokens = token_ids.shape
-        num_blocks = -(-num_tokens // BLOCK_SIZE)
-        layout = backend.kv_layout(
-            num_blocks=num_rows * num_blocks, block_size=BLOCK_SIZE, rings=StateRings(num_rows)
-        )
+        layout = self.layout(num_rows, num_tokens, BLOCK_SIZE)
         cache: KvCache = jax.tree.map(
             lambda like: jnp.zeros(like.shape, like.dtype), layout.abstract()
         )
-        multiple = backend.table_multiple(BLOCK_SIZE)
-        padding = -num_blocks % multiple
+        first = jnp.zeros((), jnp.int32)
+        hidden, _ = self.step(leaves, cache, layout, token_ids, first, lengths)
+        return hidden
+
+    def layout(self, num_rows: int, num_tokens: int, piece_tokens: int) -> KvLayout:
+        """The cache of some rows.
+
+        Args:
+            num_rows: Rows.
+            num_tokens: The most tokens of a row.
+            piece_tokens: How many tokens of a row are computed at a time. States of recurrent
+                layers lie with blocks, one each, so that such a decoder gets blocks as large.
+        """
+        backend = self._decoder.backend
+        block_size = piece_tokens if backend.spec.state_bytes else BLOCK_SIZE
+        num_blocks = num_rows * -(-num_tokens // block_size)
+        return backend.kv_layout(
+            num_blocks=num_blocks, block_size=block_size, rings=StateRings(num_rows)
+        )
+
+    def step(
+        self,
+        leaves: Leaves,
+        cache: KvCache,
+        layout: KvLayout,
+        token_ids: jax.Array,
+        first: jax.Array,
+        lengths: jax.Array,
+    ) -> tuple[jax.Array, KvCache]:
+        """Vectors of some tokens of each row, whose earlier ones are in the cache.
+
+        Args:
+            leaves: The weights.
+            cache: Of this layout; updated in place when the caller's program donates it.
+            layout: From `layout`, for as many rows.
+            token_ids: [B, T] int32.
+            first: int32, the position of the first of them, at the beginning of a block.
+            lengths: [B] int32, all tokens of each row.
+
+        Returns:
+            [B, T, D] float32, noise for padding; and the cache with these tokens.
+        """
+        backend = self._decoder.backend
+        num_rows, num_tokens = token_ids.shape
+        num_blocks = layout.num_blocks[0] // num_rows
+        padding = -num_blocks % backend.table_multiple(layout.block_size)
         tables = jnp.arange(num_rows * num_blocks, dtype=jnp.int32).reshape(num_rows, num_blocks)
         tables = jnp.pad(tables, ((0, 0), (0, padding)), constant_values=layout.padding_blocks[0])
-        positions = jnp.arange(num_tokens, dtype=jnp.int32)
+        positions = first + jnp.arange(num_tokens, dtype=jnp.int32)
         step = StepTokens(
             token_ids=token_ids,
             positions=jnp.tile(positions, (num_rows, 1)),
             is_token=positions < lengths[:, None],
-            num_stored=lengths,
+            num_stored=jnp.minimum(lengths, first + num_tokens),
             block_tables=(tables,) * len(layout.num_blocks),
             slots=jnp.arange(num_rows, dtype=jnp.int32),
             new_slots=jnp.arange(num_rows, dtype=jnp.int32),
             layout=layout,
         )
-        hidden, _ = forward(backend.bind(leaves), backend.spec, cache, step)
-        return hidden.reshape(num_rows, num_tokens, -1)
+        hidden, cache = forward(backend.bind(leaves), backend.spec, cache, step)
+        return hidden.reshape(num_rows, num_tokens, -1), cache
 
 
 class BidirectionalModel:

@@ -51,6 +51,10 @@ class TextTask(Protocol):
     def max_inputs(self) -> int:
         """Of one request."""
 
+    @property
+    def max_whole_tokens(self) -> int:
+        """Longer rows are computed in pieces, between which others have their turn."""
+
     def num_inputs(self, command: Any) -> int:
         """Of a command of its kind."""
 
@@ -62,6 +66,7 @@ class TextTask(Protocol):
         rows: Sequence[Row],
         is_wanted: Callable[[Sequence[int]], bool],
         on_done: Callable[[Sequence[int], Vectors], None],
+        goes_on: Callable[[int], bool],
     ) -> Vectors:
         """One vector a row, [N, D] float32, told program by program; see `RowPrograms.compute`."""
 
@@ -104,6 +109,10 @@ class _Item:
     @property
     def num_left(self) -> int:
         return self.num_inputs - len(self.vectors)
+
+    def has_only_rows_above(self, num_tokens: int) -> bool:
+        """Whether it waits with rows that are all longer than that."""
+        return bool(self.rows) and all(len(row) > num_tokens for row in self.rows.values())
 
     def next_inputs(self, max_inputs: int, max_size: int) -> tuple[int, int]:
         """How many inputs are for one turn, one at least, and their size.
@@ -166,6 +175,8 @@ class TextQueue:
         # What somebody still waits for, begun or not.
         self._wanted: set[_Item] = set()
         self._is_closed = False
+        # Whose long row is under way, while others have their turn between two of its pieces.
+        self._paused_tenant: str | None = None
         self.num_batches = 0
 
     @property
@@ -262,7 +273,7 @@ class TextQueue:
             while block and not self._waiting and not self._is_closed:
                 self._changed.wait()
             while num_free > 0 and size_left > 0 and not self._is_closed:
-                item = self._waiting.take()
+                item = self._waiting.take(self._may_begin)
                 if item is None:
                     break
                 num_inputs, size = item.next_inputs(num_free, size_left)
@@ -312,6 +323,8 @@ class TextQueue:
         def is_wanted(indexes: Sequence[int]) -> bool:
             if not any(places[index][0] in self._wanted for index in indexes):
                 return False
+            if self._paused_tenant is not None and self._are_long(rows, indexes):
+                return False  # one long row at a time
             may_wait = num_done or all(
                 item not in begun_before and item.num_left > len(item.rows)
                 for item in {places[index][0] for index in indexes}
@@ -337,8 +350,13 @@ class TextQueue:
                 if item.num_left == 0:
                     self._send(item)
 
+        def goes_on(index: int) -> bool:
+            item = places[index][0]
+            self._serve_others(item.command.tenant)
+            return item in self._wanted and not self._is_closed
+
         try:
-            self._task.compute(rows, is_wanted, on_done)
+            self._task.compute(rows, is_wanted, on_done, goes_on)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:  # noqa: BLE001 - whatever the compute side raises, others go on
@@ -359,8 +377,29 @@ class TextQueue:
             if item in self._wanted and item.num_left:
                 self._waiting.put_back(item.command.tenant, item)
 
+    def _serve_others(self, tenant: str) -> None:
+        """A round of what waits, while a long row of a tenant is under way.
+
+        That tenant's own requests are served, too; no other long row is: each takes memory.
+        """
+        self._paused_tenant = tenant
+        try:
+            self.run_once(block=False)
+        finally:
+            self._paused_tenant = None
+
+    def _may_begin(self, item: _Item) -> bool:
+        """Whether a request is worth a turn now."""
+        is_alone = self._paused_tenant is None
+        return is_alone or not item.has_only_rows_above(self._task.max_whole_tokens)
+
+    def _are_long(self, rows: Sequence[Row], indexes: Sequence[int]) -> bool:
+        return any(len(rows[index]) > self._task.max_whole_tokens for index in indexes)
+
     def _is_waited_for(self, tenants: Container[str]) -> bool:
-        """Whether others wait than the tenants of a batch."""
+        """Whether others wait than the tenants of a batch, one whose long row pauses included."""
+        if self._paused_tenant is not None and self._paused_tenant not in tenants:
+            return True
         with self._changed:
             return self._waiting.has_others(tenants)
 

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.core.choice.batch import ProgressCallback
-from engine_worker.embedding.models import EmbeddingModel
+from engine_worker.embedding.long_rows import LongRows
+from engine_worker.embedding.models import DecoderModel, EmbeddingModel
 
 _MIN_TOKENS: Final = 16
 _MAX_BATCH_TOKENS: Final = 2048
@@ -25,6 +26,10 @@ _MAX_ROWS: Final = 32
 _FEW_ROWS: Final = 4
 _MAX_CLOSE_TOKENS: Final = 512
 """Up to which lengths lie close together; beyond, each is a program that takes long to compile."""
+_WHOLE_TOKENS: Final = 2048
+"""Of a decoder's row that one program computes; a longer one goes in pieces."""
+_CPU_WHOLE_TOKENS: Final = 512
+"""The same on a CPU, where that takes a second or more of a small model."""
 
 Vectors = npt.NDArray[np.float32]
 
@@ -91,6 +96,13 @@ def rows_of_batches(num_rows: int, sizes: Sequence[int]) -> list[int]:
     return found
 
 
+def whole_and_piece_tokens() -> tuple[int, int]:
+    """The longest row of a decoder that one program computes, and the pieces of longer ones."""
+    if jax.default_backend() == "cpu":
+        return _CPU_WHOLE_TOKENS, _MAX_CPU_LONG_TOKENS
+    return _WHOLE_TOKENS, _MAX_BATCH_TOKENS
+
+
 class RowPrograms(ABC):
     """Rows of tokens in, one vector a row out; used by one thread.
 
@@ -100,7 +112,7 @@ class RowPrograms(ABC):
         width: Numbers of a vector.
 
     Attributes:
-        num_compiles: Programs so far.
+        max_whole_tokens: Longer rows are computed in pieces.
     """
 
     _what = "texts"
@@ -108,15 +120,32 @@ class RowPrograms(ABC):
     def __init__(self, model: EmbeddingModel, max_tokens: int, width: int) -> None:
         self.max_tokens = max_tokens
         self.width = width
-        self.num_compiles = 0
+        self.max_whole_tokens = max_tokens
         self._model = model
+        self._long: LongRows | None = None
+        whole, piece = whole_and_piece_tokens()
+        if isinstance(model, DecoderModel) and max_tokens > whole:
+            self.max_whole_tokens = whole
+            self._long = LongRows(
+                model,
+                max_tokens=max_tokens,
+                piece_tokens=piece,
+                shortest=whole,
+                finish=self._finish,
+                extra=self._extra,
+            )
         is_cpu = jax.default_backend() == "cpu"
         self._shapes = (
-            batch_shapes(max_tokens, _MAX_CPU_BATCH_TOKENS, _MAX_CPU_LONG_TOKENS)
+            batch_shapes(self.max_whole_tokens, _MAX_CPU_BATCH_TOKENS, _MAX_CPU_LONG_TOKENS)
             if is_cpu
-            else batch_shapes(max_tokens, _MAX_BATCH_TOKENS)
+            else batch_shapes(self.max_whole_tokens, _MAX_BATCH_TOKENS)
         )
         self._programs: dict[BatchShape, Any] = {}
+
+    @property
+    def num_compiles(self) -> int:
+        """Programs so far."""
+        return len(self._programs) + (0 if self._long is None else self._long.num_compiles)
 
     @abstractmethod
     def _finish(self, leaves: Any, extra: Any, hidden: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -142,7 +171,11 @@ class RowPrograms(ABC):
             text = f"{shape.num_rows} {self._what} of {shape.num_tokens} tokens"
             progress(number / len(self._shapes), f"compiling {text}")
             self._program(shape)
-        progress(1.0, f"compiled {len(self._shapes)} programs")
+        if self._long is not None:
+            for length in self._long.lengths:
+                progress(1.0, f"compiling {self._what} of up to {length} tokens, in pieces")
+                self._long.programs(length)
+        progress(1.0, f"compiled {self.num_compiles} programs")
 
     def compute(
         self,
@@ -151,8 +184,9 @@ class RowPrograms(ABC):
         *,
         is_wanted: Callable[[Sequence[int]], bool] | None = None,
         on_done: Callable[[Sequence[int], Vectors], None] | None = None,
+        goes_on: Callable[[int], bool] | None = None,
     ) -> Vectors:
-        """One vector for each row.
+        """One vector for each row; those of rows that one program computes come first.
 
         Args:
             rows: Token ids, 1 to `max_tokens` each.
@@ -160,6 +194,8 @@ class RowPrograms(ABC):
             is_wanted: Asked before each program runs whether it should, for the rows of these
                 indices; those of a program that didn't run are zeros.
             on_done: Told the indices and vectors of each program that ran.
+            goes_on: Asked between two pieces of a long row whether the row of this index is still
+                wanted; that of one that was stopped is zeros, and `on_done` isn't told.
 
         Returns:
             [N, width] float32, in the order of the rows.
@@ -167,7 +203,8 @@ class RowPrograms(ABC):
         vectors = np.zeros((len(rows), self.width), np.float32)
         by_length: dict[int, list[int]] = {}
         for index, row in enumerate(rows):
-            by_length.setdefault(self._length_for(len(row)), []).append(index)
+            if len(row) <= self.max_whole_tokens:
+                by_length.setdefault(self._length_for(len(row)), []).append(index)
         for length, indexes in by_length.items():
             shapes = {one.num_rows: one for one in self._shapes if one.num_tokens == length}
             first = 0
@@ -184,7 +221,23 @@ class RowPrograms(ABC):
                 )
                 if on_done is not None:
                     on_done(batch, vectors[batch])
+        for index, row in enumerate(rows):
+            if len(row) <= self.max_whole_tokens:
+                continue
+            if is_wanted is not None and not is_wanted([index]):
+                continue
+            vector = self._run_long(row, index, goes_on)
+            if vector is not None:
+                vectors[index] = vector
+                if on_done is not None:
+                    on_done([index], vectors[[index]])
         return vectors
+
+    def _run_long(
+        self, row: Sequence[int], index: int, goes_on: Callable[[int], bool] | None
+    ) -> Vectors | None:
+        assert self._long is not None, "no row is longer than the longest"
+        return self._long.compute(row, lambda: goes_on is None or goes_on(index))
 
     def _length_for(self, num_tokens: int) -> int:
         return next(s.num_tokens for s in self._shapes if s.num_tokens >= num_tokens)
@@ -223,5 +276,4 @@ class RowPrograms(ABC):
             arguments = (self._model.leaves, self._extra(), token_ids, token_ids, lengths)
             program = jax.jit(compute).lower(*arguments).compile()
             self._programs[shape] = program
-            self.num_compiles += 1
         return program

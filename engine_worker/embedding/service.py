@@ -67,6 +67,11 @@ class Embeddings:
             vectors = shorten(vectors, dimensions)
         return vectors, [len(row) for row in rows]
 
+    @property
+    def max_whole_tokens(self) -> int:
+        """Longer rows are computed in pieces."""
+        return self._embedder.max_whole_tokens
+
     def num_inputs(self, command: Embed) -> int:
         """Texts and inputs that are token ids."""
         return len(command.texts) + len(command.token_ids)
@@ -98,10 +103,13 @@ class Embeddings:
         rows: Sequence[Row],
         is_wanted: Callable[[Sequence[int]], bool] | None = None,
         on_done: Callable[[Sequence[int], Vectors], None] | None = None,
+        goes_on: Callable[[int], bool] | None = None,
     ) -> Vectors:
         """Vectors of rows, [N, D] float32; see `RowPrograms.compute`."""
         token_ids = [row.token_ids for row in rows]
-        return self._embedder.compute(token_ids, is_wanted=is_wanted, on_done=on_done)
+        return self._embedder.compute(
+            token_ids, is_wanted=is_wanted, on_done=on_done, goes_on=goes_on
+        )
 
     def answer(
         self,

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -162,7 +163,8 @@ def load_model(
             compiler_yields=compiler_yields,
         )
         tokenizer, template = text_side.result()
-    runner.warm_up(lambda done, text: on_phase("compiling", done, text))
+    on_compiled = partial(on_phase, "compiling")
+    runner.warm_up(on_compiled)
     engine = Engine(
         runner,
         tokenizer,
@@ -173,7 +175,7 @@ def load_model(
         metrics=metrics,
     )
     embedder = decoder_embedder(
-        settings, decoder, max_model_len, lambda done, text: on_phase("compiling", done, text)
+        settings, decoder, max_model_len, on_compiled, kv_cache_bytes=runner.kv_layout.size_bytes
     )
     trim_heap()
     if metrics is not None:
@@ -342,7 +344,8 @@ def types_of(
         "weights": dtype.name,
         "cache": str(backend.cache_dtype),
         "products": identity_of(backend, deterministic=deterministic),
-        **_rope_factors(backend.spec),
+        # Where the length that is served decides which factors its ropes take.
+        **{f"rope {index}": text for index, text in enumerate(rope_factors(backend.spec))},
         # Another version of a package may read the same files in another way.
         **({"family": origin} if origin else {}),
         **({} if embedder is None else what_follows(embedder.pooling, embedder.layers)),
@@ -422,11 +425,6 @@ def choose_for_settings(
     spec = _load_spec(settings)
     wanted = replace(settings, dtype=dtype or settings.dtype, backend=backend or settings.backend)
     return _choose_backend(wanted, spec, _choose_dtype(wanted, spec))
-
-
-def _rope_factors(spec: DecoderSpec) -> dict[str, str]:
-    """Which factors its ropes take, where the length that is served decides it."""
-    return {f"rope {index}": text for index, text in enumerate(rope_factors(spec))}
 
 
 def _load_spec(settings: ModelSettings) -> DecoderSpec:

@@ -25,12 +25,8 @@ from engine_worker.embedding.pooling import POOLING_KINDS, PoolingSpec, load_poo
 from engine_worker.embedding.service import MAX_INPUTS
 from engine_worker.loading.identity import model_fingerprint
 from engine_worker.loading.phases import PhaseCallback
-from engine_worker.loading.text_models import (
-    MAX_DECODER_TOKENS,
-    is_text_model,
-    load_text_model,
-    sees_all,
-)
+from engine_worker.loading.text_length import longest_text
+from engine_worker.loading.text_models import is_text_model, load_text_model, sees_all
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.errors import ConfigurationError
 from protocol.wire.messages import EngineOffer
@@ -91,6 +87,8 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
     layers = () if pooling is None else load_layers(pooling)
     stated = tokenizer.max_length if pooling is None else pooling.max_tokens
     max_tokens = _choose_max_tokens(settings, loaded.max_tokens, stated)
+    if isinstance(loaded.model, DecoderModel):
+        max_tokens = longest_text(settings.name, loaded.model, max_tokens)
     credit_policy = CreditPolicy(_MAX_REQUESTS, _MAX_REQUESTS * MAX_INPUTS * max_tokens, max_tokens)
     offer = EngineOffer(
         model=settings.name,
@@ -168,7 +166,12 @@ def _pooling_of(settings: ModelSettings, config: Mapping[str, Any]) -> PoolingSp
 
 
 def decoder_embedder(
-    settings: ModelSettings, decoder: PackedDecoder, max_model_len: int, progress: ProgressCallback
+    settings: ModelSettings,
+    decoder: PackedDecoder,
+    max_model_len: int,
+    progress: ProgressCallback,
+    *,
+    kv_cache_bytes: int = 0,
 ) -> Embedder | None:
     """What makes embeddings with a decoder's own weights; None when nobody asked for it.
 
@@ -180,6 +183,7 @@ def decoder_embedder(
         decoder: As loaded for generation.
         max_model_len: Of generation.
         progress: Told how far compiling is.
+        kv_cache_bytes: Of generation's cache, which takes memory as it is used.
 
     Raises:
         ModelLoadError: The folder's pooling is broken or unknown.
@@ -188,8 +192,9 @@ def decoder_embedder(
     pooling = choose_pooling(settings, PoolingSpec("mean") if is_bundled else None)
     if pooling is None:
         return None
-    limits = (max_model_len, MAX_DECODER_TOKENS, pooling.max_tokens or MAX_DECODER_TOKENS)
-    embedder = Embedder(DecoderModel(decoder), pooling, min(limits), load_layers(pooling))
+    model, wanted = DecoderModel(decoder), min(max_model_len, pooling.max_tokens or max_model_len)
+    max_tokens = longest_text(settings.name, model, wanted, reserved_bytes=kv_cache_bytes)
+    embedder = Embedder(model, pooling, max_tokens, load_layers(pooling))
     if not is_bundled:
         embedder.warm_up(progress)
     return embedder

@@ -20,10 +20,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from safetensors.numpy import save_file
+
 from engine_worker.compute.models.config_fields import CONFIG_NAME
 from engine_worker.compute.weights.gguf.checkpoint import (
     derive_config,
     find_model,
+    layer_shapes,
+    read_layers_behind,
     read_metadata,
 )
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
@@ -39,6 +43,10 @@ _VERSION: Final = 1
 _MADE_NAME: Final = re.compile(r"-[0-9a-f]{16}$")
 """Of what is derived: another number makes all folders again."""
 _TOKENIZERS: Final = (TOKENIZER_JSON, TOKENIZER_MODEL, "vocab.json", "tekken.json")
+_POOLING: Final = {1: "mean", 2: "cls", 3: "lasttoken"}
+"""By the number of `gguf.constants.PoolingType`."""
+_MODULES: Final = "sentence_transformers.models."
+_LAYER_FOLDER: Final = "{}_Dense"
 _SAMPLING: Final = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -106,6 +114,28 @@ def derived_files(metadata: GgufMetadata, tokenizer: GgufTokenizer | None) -> di
             texts[file] = source
     texts[CONFIG_NAME] = _json(config)
     texts["generation_config.json"] = _json(generation)
+    return texts | _pooling_files(metadata)
+
+
+def _pooling_files(metadata: GgufMetadata) -> dict[str, str]:
+    """What follows the last layer, in the layout of `sentence-transformers`.
+
+    llama.cpp scales all vectors to length 1, and so does what is made here.
+    """
+    kind = _POOLING.get(metadata.whole("pooling_type", 0))
+    if kind is None:
+        return {}
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    texts = {"1_Pooling/config.json": _json({"pooling_mode": kind})}
+    for number, shape in enumerate(layer_shapes(metadata), 2):
+        folder = _LAYER_FOLDER.format(number)
+        modules.append(("Dense", folder))
+        layer = {"in_features": shape[1], "out_features": shape[0], "bias": False}
+        activation = {"activation_function": "torch.nn.modules.linear.Identity"}
+        texts[f"{folder}/config.json"] = _json({**layer, **activation})
+    modules.append(("Normalize", "4_Normalize"))
+    listed = [{"type": f"{_MODULES}{name}", "path": path} for name, path in modules]
+    texts["modules.json"] = json.dumps(listed, indent=1) + "\n"
     return texts
 
 
@@ -186,6 +216,10 @@ def _made(folder: Path, metadata: GgufMetadata, files: Mapping[str, str]) -> Pat
             path = unfinished / name
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(text.encode("utf-8", "surrogatepass"))
+        for number, weight in enumerate(read_layers_behind(metadata), 2):
+            place = unfinished / _LAYER_FOLDER.format(number)
+            place.mkdir(exist_ok=True)
+            save_file({"linear.weight": weight}, place / SINGLE_NAME)
         for file in metadata.files:
             (unfinished / file.path.name).symlink_to(file.path.absolute())
         # What is told as the date of the model is that of its config.

@@ -1,5 +1,6 @@
 """Loads models that turn whole texts into numbers: encoders, and decoders without generation."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,12 +38,13 @@ from engine_worker.errors import CheckpointError, UnsupportedFeatureError
 from engine_worker.loading.memory_estimate import require_text_memory
 from protocol.errors import ConfigurationError
 
-MAX_DECODER_TOKENS: Final = 2048
-"""Of one text at a decoder: its attention here holds all pairs of tokens at once."""
 _MAX_BIDIRECTIONAL_TOKENS: Final = 8192
+"""Of a text whose tokens see later ones, too, so that one program computes all of it."""
 _HEAD: Final = "score.weight"
 _EUROBERT: Final = "eurobert"
 """EuroBERT (arXiv 2503.05500): Llama's layers, of which every token sees all of its row."""
+
+_log = logging.getLogger("penstock.engine")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def _load_encoder(
     spec = encoder_spec(config)
     graph = EncoderGraph(spec, DTYPES[dtype])
     require_text_memory(settings.name, dtype, graph.parameters, device_memory_stats())
-    checkpoint = open_checkpoint(settings.path, settings.lora)
+    checkpoint = _opened(settings, dtype)
     with _hashed(checkpoint, settings, progress) as hashes:
         leaves = load_leaves(
             checkpoint,
@@ -155,7 +157,7 @@ def _load_decoder(
     spec = replace(decoder_spec(values), tied_head=True)
     graph = declare(spec, DTYPES[dtype])
     require_text_memory(settings.name, dtype, graph.parameters, device_memory_stats())
-    checkpoint = open_checkpoint(settings.path, settings.lora)
+    checkpoint = _opened(settings, dtype)
     with _hashed(checkpoint, settings, progress) as hashes:
         leaves = load_leaves(
             checkpoint,
@@ -172,18 +174,27 @@ def _load_decoder(
         weight = _read_matrix(checkpoint, shape)
         head, num_head = DecoderHead(weight), weight.size
     model: EmbeddingModel = DecoderModel(PackedDecoder(XlaBackend(graph), leaves))
-    most = MAX_DECODER_TOKENS
+    most = spec.max_position_embeddings
     if sees_all(config):
-        model, most = BidirectionalModel(graph, leaves), _MAX_BIDIRECTIONAL_TOKENS
+        model, most = BidirectionalModel(graph, leaves), min(most, _MAX_BIDIRECTIONAL_TOKENS)
     return TextModel(
         model,
         head,
         architecture=(named or (spec.architecture,))[0],
         vocab_size=spec.vocab_size,
         num_parameters=graph.num_parameters + num_head,
-        max_tokens=min(spec.max_position_embeddings, most),
+        max_tokens=most,
         dtype=dtype,
     )
+
+
+def _opened(settings: ModelSettings, dtype: str) -> Checkpoint:
+    checkpoint = open_checkpoint(settings.path, settings.lora)
+    if checkpoint.quantized:
+        _log.info(
+            "%s is stored as %s; its numbers become %s", settings.name, checkpoint.stored_as, dtype
+        )
+    return checkpoint
 
 
 @contextmanager

@@ -119,7 +119,7 @@ _MEANINGS: Final = (
     (("command-r",), PreTokenizer(is_digits=True, is_nfc=True)),
     (
         (
-            *("gpt-2", "phi-2", "mpt", "exaone4", "mellum", "gigachat", "a.x-4.0"),
+            *("gpt-2", "roberta-bpe", "phi-2", "mpt", "exaone4", "mellum", "gigachat", "a.x-4.0"),
             *("jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "trillion", "granite-docling"),
         ),
         PreTokenizer(),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from engine_worker.errors import TokenizerLoadError
@@ -27,10 +27,16 @@ _WHOLE: Final = "tokenizer.huggingface.json"
 _TEMPLATE_NAME: Final = re.compile("[A-Za-z0-9_-]{1,64}")
 _NO_TOKEN: Final = 2**32 - 1
 _SPACE: Final = "\N{LOWER ONE EIGHTH BLOCK}"
+_GOES_ON: Final = "##"
+_BRACKETED: Final = re.compile(r"\[(?:[A-Z]+|unused[0-9]+)\]")
+"""Tokens that older files have as they are, without saying that they are control tokens."""
+_CAPITAL: Final = re.compile("[A-Z]")
 _ROLES: Final = {
-    "bos_token": "bos_token_id",
-    "eos_token": "eos_token_id",
+    # Encoders have no beginning and end but these.
+    "bos_token": ("bos_token_id", "cls_token_id"),
+    "eos_token": ("eos_token_id", "seperator_token_id", "separator_token_id"),
     "unk_token": "unknown_token_id",
+    "cls_token": "cls_token_id",
     # As llama.cpp spells it, then as it should be.
     "sep_token": ("seperator_token_id", "separator_token_id"),
     "pad_token": "padding_token_id",
@@ -276,7 +282,54 @@ def _llama(vocabulary: _Vocabulary) -> tuple[Any, tuple[bool, bool]]:
 
 
 def _unigram(vocabulary: _Vocabulary) -> tuple[Any, tuple[bool, bool]]:
-    return _sentencepiece(vocabulary, is_bpe=False), (False, True)
+    backend = _sentencepiece(vocabulary, is_bpe=False)
+    begin, end = (vocabulary.token_id(f"{name}_token_id") for name in ("bos", "eos"))
+    adds = [vocabulary.get(f"add_{name}_token", bool, False) for name in ("bos", "eos")]
+    if all(adds) and begin is not None and end is not None:
+        # XLM-RoBERTa's, which joins pairs of texts, too.
+        first, last = vocabulary.tokens[begin], vocabulary.tokens[end]
+        backend.post_processor = processors.TemplateProcessing(
+            single=[first, "$A", last],
+            pair=[first, "$A", last, last, "$B:0", last],
+            special_tokens=[(first, begin), (last, end)],
+        )
+    return backend, (False, True)
+
+
+def _word_pieces(vocabulary: _Vocabulary) -> tuple[Any, tuple[bool, bool]]:
+    """BERT's: in the file words begin with a visible space, and what goes on with one doesn't."""
+    ids: dict[str, int] = {}
+    for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True)):
+        if kind == PieceType.UNUSED:
+            continue
+        is_whole = kind in (PieceType.CONTROL, PieceType.UNKNOWN) or _BRACKETED.fullmatch(text)
+        if not is_whole:
+            goes_on = not text.startswith(_SPACE)
+            text = f"{_GOES_ON}{text}" if goes_on else text.removeprefix(_SPACE)
+        ids[text] = index
+    unknown, begin, end = (
+        vocabulary.tokens[index] if index is not None else default
+        for index, default in (
+            (vocabulary.token_id("unknown_token_id"), "[UNK]"),
+            (vocabulary.token_id("cls_token_id", "bos_token_id"), "[CLS]"),
+            (vocabulary.token_id(*_ROLES["sep_token"], "eos_token_id"), "[SEP]"),
+        )
+    )
+    missing = next((text for text in (unknown, begin, end) if text not in ids), None)
+    if missing is not None:
+        raise TokenizerLoadError(f"{vocabulary.path}: the tokenizer has no token {missing!r:.80}")
+    backend = Backend(models.WordPiece(ids, unk_token=unknown))
+    # The file doesn't say whether it tells letters of both cases apart; its words do.
+    has_case = any(_CAPITAL.search(text) for text in ids if _BRACKETED.fullmatch(text) is None)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=not has_case)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.TemplateProcessing(
+        single=[begin, "$A", end],
+        pair=[begin, "$A", end, "$B:1", f"{end}:1"],
+        special_tokens=[(begin, ids[begin]), (end, ids[end])],
+    )
+    return backend, (True, True)
 
 
 _KINDS: Final[dict[str, Callable[[_Vocabulary], tuple[Any, tuple[bool, bool]]]]] = {
@@ -284,11 +337,12 @@ _KINDS: Final[dict[str, Callable[[_Vocabulary], tuple[Any, tuple[bool, bool]]]]]
     "llama": _llama,
     "gemma4": _spaced_bpe,
     "t5": _unigram,
+    "bert": _word_pieces,
 }
 """From a vocabulary to its tokenizer, and whether texts get bos and eos by default."""
 
 
-_BYTE_KINDS: Final = ("gpt2", "gemma4")
+_BYTE_KINDS: Final = ("gpt2", "gemma4", "bert")
 """Those whose added tokens aren't `SentencePieceModel`'s to add."""
 
 
@@ -299,5 +353,7 @@ def _add_tokens(backend: Any, vocabulary: _Vocabulary) -> None:
         ((PieceType.USER_DEFINED,), False),
     ):
         found = vocabulary.of_type(*types)
-        tokens = [AddedToken(text, special=is_special, normalized=False) for _, text in found]
+        # Some have another text than in the file.
+        texts = [backend.id_to_token(index) or text for index, text in found]
+        tokens = [AddedToken(text, special=is_special, normalized=False) for text in texts]
         (backend.add_special_tokens if is_special else backend.add_tokens)(tokens)

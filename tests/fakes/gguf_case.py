@@ -10,6 +10,10 @@ from tests.fakes.gguf_files import Tensor, llama_tensors
 from tests.fakes.tiny_checkpoint import TINY_LLAMA
 
 
+def _same(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors
+
+
 def _nothing(_: GGUFWriter) -> None:
     return
 
@@ -23,6 +27,7 @@ class GgufCase:
         config: Hugging Face's `config.json`.
         convert: What happens to tensors.
         more: Adds what only this family has.
+        spelled: What its published checkpoint makes of tensors that are one for each expert.
     """
 
     arch: str
@@ -31,6 +36,7 @@ class GgufCase:
         llama_tensors
     )
     more: Callable[[GGUFWriter], None] = _nothing
+    spelled: Callable[[dict[str, Tensor]], dict[str, Tensor]] = _same
 
 
 def config_of(architecture: str, model_type: str, **values: Any) -> dict[str, Any]:

@@ -305,3 +305,31 @@ def add_vocabulary(writer: GGUFWriter, backend: Backend) -> None:
     state = json.loads(backend.to_str())["model"]
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in state["merges"]]
     writer.add_token_merges(merges)
+
+
+def add_word_pieces(writer: GGUFWriter, backend: Backend, *, is_old: bool = False) -> None:
+    """BERT's vocabulary as the converter lists it: words begin with a visible space.
+
+    Args:
+        writer: Of the file.
+        backend: Its model is WordPiece.
+        is_old: As older files have it, which say of no token that it is a control token.
+    """
+    added = backend.get_added_tokens_decoder()
+    vocabulary = backend.get_vocab(with_added_tokens=True)
+    tokens, types = [], []
+    for text, index in sorted(vocabulary.items(), key=lambda item: item[1]):
+        is_control = index in added and added[index].special
+        is_whole = (text[:1] + text[-1:] == "[]") if is_old else is_control
+        spelt = text[2:] if text.startswith("##") else f"\N{LOWER ONE EIGHTH BLOCK}{text}"
+        tokens.append(text if is_whole else spelt)
+        if is_old or index not in added:
+            types.append(TokenType.NORMAL)
+        else:
+            types.append(TokenType.CONTROL if is_control else TokenType.USER_DEFINED)
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    for key, text in (("cls", "[CLS]"), ("seperator", "[SEP]"), ("unknown", "[UNK]")):
+        writer.add_uint32(f"tokenizer.ggml.{key}_token_id", vocabulary[text])

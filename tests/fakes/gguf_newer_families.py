@@ -8,12 +8,13 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter
+from gguf import GGUFWriter, RopeScalingType
 
 from tests.fakes.gguf_case import GgufCase, config_of
 from tests.fakes.gguf_files import (
     Keys,
     Tensor,
+    deepseek_tensors,
     reordered,
     with_stacked_experts,
 )
@@ -422,6 +423,95 @@ def _llama4_more(writer: GGUFWriter) -> None:
     writer.add_tensor("rope_freqs.weight", factors)
 
 
+_MISTRAL4 = {
+    "num_hidden_layers": 3,
+    "q_lora_rank": 14,
+    "kv_lora_rank": 12,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 3,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 12,
+    "first_k_dense_replace": 1,
+    "norm_topk_prob": True,
+    "routed_scaling_factor": 1.5,
+    "num_key_value_heads": None,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "original_max_position_embeddings": 16,
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+        "llama_4_scaling_beta": 0.3,
+    },
+}
+
+
+def experts_in_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One tensor for what all experts of a layer make of a token, and one for the way back."""
+    found = {name: values for name, values in tensors.items() if ".experts." not in name}
+    blocks = {name.partition("experts.")[0] for name in tensors if ".experts." in name}
+    for block in sorted(blocks):
+        parts = [f"{block}experts.{expert}" for expert in range(6)]
+        gate_up = [
+            np.concatenate([tensors[f"{one}.{name}_proj.weight"] for name in ("gate", "up")])
+            for one in parts
+        ]
+        found[f"{block}experts.gate_up_proj"] = np.stack(gate_up)
+        downs = [tensors[f"{one}.down_proj.weight"] for one in parts]
+        found[f"{block}experts.down_proj"] = np.stack(downs)
+    return found
+
+
+def mistral4_tensors(tensors: Mapping[str, Tensor], config: Keys) -> Iterable[tuple[str, Tensor]]:
+    others = {name: values for name, values in tensors.items() if ".experts." not in name}
+    yield from deepseek_tensors(others, config)
+    for name in tensors.keys() - others.keys():
+        yield f"{name}.weight", tensors[name]
+
+
+def mistral4_tensors_in_halves(
+    tensors: Mapping[str, Tensor], config: Keys
+) -> Iterable[tuple[str, Tensor]]:
+    """As other files of latent attention have their experts."""
+    for name, values in mistral4_tensors(tensors, config):
+        if "gate_up_proj" not in name:
+            yield name, values
+            continue
+        for part, half in zip(("gate_proj", "up_proj"), np.split(values, 2, axis=1), strict=True):
+            yield name.replace("gate_up_proj", part), np.ascontiguousarray(half)
+
+
+def _mistral4_more(writer: GGUFWriter) -> None:
+    writer.add_head_count_kv(1)
+    writer.add_key_length(12 + 4)
+    writer.add_value_length(12)
+    writer.add_key_length_mla(10)
+    writer.add_value_length_mla(8)
+    writer.add_kv_lora_rank(12)
+    writer.add_q_lora_rank(14)
+    writer.add_leading_dense_block_count(1)
+    writer.add_expert_count(6)
+    writer.add_expert_used_count(3)
+    writer.add_expert_shared_count(1)
+    writer.add_expert_weights_norm(True)
+    writer.add_expert_weights_scale(1.5)
+    writer.add_rope_dimension_count(4)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_scaling_type(RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(16)
+    writer.add_rope_scaling_yarn_beta_fast(32.0)
+    writer.add_rope_scaling_yarn_beta_slow(1.0)
+    writer.add_rope_scaling_yarn_log_mul(0.1)
+    writer.add_attn_temperature_scale(0.3)
+
+
 NEWER = (
     GgufCase(
         "llama4",
@@ -560,5 +650,19 @@ NEWER = (
         ),
         nemotron_tensors,
         _nemotron_more([0, 0, 0, 2, 0], [0, 12, 0, 0, 12], experts=True),
+    ),
+    GgufCase(
+        "mistral4",
+        config_of("Mistral4ForCausalLM", "mistral4", **_MISTRAL4),
+        mistral4_tensors,
+        _mistral4_more,
+        experts_in_one,
+    ),
+    GgufCase(
+        "mistral4",
+        config_of("Mistral4ForCausalLM", "mistral4", **_MISTRAL4),
+        mistral4_tensors_in_halves,
+        _mistral4_more,
+        experts_in_one,
     ),
 )

@@ -60,6 +60,29 @@ def _config(
 _TIED: Final[dict[str, Any]] = {"tie_word_embeddings": True}
 
 
+def _four_windows_and_a_full_layer(num_layers: int) -> list[str]:
+    return [
+        "full_attention" if index % 5 == 4 else "sliding_attention" for index in range(num_layers)
+    ]
+
+
+def _llama4(num_experts: int, interval: int) -> dict[str, Any]:
+    """The text model of a Llama 4; with its vision tower a file holds 871,932,416 more."""
+    return _config(
+        "Llama4ForCausalLM",
+        (5120, 8192, 48),
+        (40, 8),
+        202048,
+        1_048_576,
+        head_dim=128,
+        intermediate_size_mlp=16384,
+        num_local_experts=num_experts,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=interval,
+        attention_chunk_size=8192,
+    )
+
+
 def _llama(sizes: tuple[int, int, int], heads: tuple[int, int], **more: Any) -> dict[str, Any]:
     return _config("LlamaForCausalLM", sizes, heads, 128256, 131072, **more)
 
@@ -269,6 +292,28 @@ PUBLISHED: Final = (
         3_880_263_168,
         {**_gemma3((2560, 10240, 34)), **_GEMMA3_4B},
     ),
+    # Its files hold 31 million more, of keys and values that no layer reads (llama.cpp counts 6.87
+    # billion). The sizes are those that transformers takes where a config is silent.
+    PublishedModel(
+        "Gemma 3n E4B, text",
+        6_835_235_568,
+        _config(
+            "Gemma3nForCausalLM",
+            (2048, 16384, 35),
+            (8, 2),
+            262400,
+            32768,
+            head_dim=256,
+            sliding_window=512,
+            layer_types=_four_windows_and_a_full_layer(35),
+            num_kv_shared_layers=15,
+            vocab_size_per_layer_input=262144,
+            hidden_size_per_layer_input=256,
+            laurel_rank=64,
+            altup_num_inputs=4,
+            **_TIED,
+        ),
+    ),
     PublishedModel(
         "Phi-3 mini 3.8B (4k)",
         3_821_079_552,
@@ -368,6 +413,8 @@ PUBLISHED: Final = (
             num_experts_per_tok=2,
         ),
     ),
+    PublishedModel("Llama 4 Scout 17B-16E, text", 107_769_861_120, _llama4(16, 1)),
+    PublishedModel("Llama 4 Maverick 17B-128E, text", 400_711_848_960, _llama4(128, 2)),
     PublishedModel("gpt-oss 20b", 20_914_757_184, _gpt_oss(24, 32)),
     PublishedModel("gpt-oss 120b", 116_829_156_672, _gpt_oss(36, 128)),
     PublishedModel(

@@ -255,3 +255,38 @@ def test_a_decoder_gives_mean_and_last_vectors_of_transformers(tmp_path: Path) -
         model_here = DecoderModel(PackedDecoder(XlaBackend(weights.graph), weights.leaves))
         embedder = Embedder(model_here, PoolingSpec(kind), 16)
         assert cosines(embedder.embed(rows), [pooled(h, kind) for h in hidden]).min() >= 0.99999
+
+
+LONG = {**TINY, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 4096}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("Qwen3", {}),
+        pytest.param("Mistral", {"sliding_window": 300}, marks=pytest.mark.parity),
+        pytest.param(
+            "Lfm2",
+            {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
+            marks=pytest.mark.parity,
+        ),
+    ],
+)
+def test_a_decoder_gives_the_vectors_of_texts_of_thousands_of_tokens(
+    tmp_path: Path, kind: str, more: dict[str, Any]
+) -> None:
+    """In pieces, through attention to all, to a window and the state of a convolution."""
+    torch.manual_seed(4)
+    config = getattr(transformers, f"{kind}Config")(**LONG, **more)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    weights = load_weights(tmp_path, declare(load_spec(tmp_path), np.float32))
+    rows = random_rows(np.random.default_rng(1), (3001, 20, 513))
+    with torch.no_grad():
+        hidden = [model.model(torch.tensor([row])).last_hidden_state[0] for row in rows]
+    decoder = DecoderModel(PackedDecoder(XlaBackend(weights.graph), weights.leaves))
+    for pooling in ("mean", "last") if kind == "Qwen3" else ("last",):
+        embedder = Embedder(decoder, PoolingSpec(pooling), 4096)
+        expected = [pooled(one, pooling) for one in hidden]
+        assert cosines(embedder.embed(rows), expected).min() >= 0.99999

@@ -247,9 +247,36 @@ def derive_config(metadata: GgufMetadata) -> dict[str, Any]:
     if factors is not None and "rope_scaling" not in config and not family.computes_rope:
         config["rope_scaling"] = llama3_scaling(np.array(factors), config, metadata.path)
     config |= family.config(metadata)
+    if metadata.has("attention.causal") and not metadata.flag("attention.causal", True):
+        config["is_causal"] = False
     if family.has_positions(metadata):
         _check_rotated(metadata, config)
     return {name: value for name, value in config.items() if value is not None}
+
+
+def layer_shapes(metadata: GgufMetadata) -> tuple[tuple[int, ...], ...]:
+    """Of the matrices that are applied to a text's vector, [out, in] each, in order.
+
+    Raises:
+        CheckpointError: One is no matrix.
+    """
+    names = family_of(metadata).layers_behind
+    shapes = tuple(metadata.shape(name) for name in names if name in metadata.tensors)
+    if any(len(shape) != _MATRIX_AXES for shape in shapes):
+        raise CheckpointError(
+            f"{metadata.path}: {', '.join(names)} have the shapes {shapes}, which are no matrices"
+        )
+    return shapes
+
+
+def read_layers_behind(metadata: GgufMetadata) -> Iterator[npt.NDArray[np.float32]]:
+    """The numbers of those matrices."""
+    names = family_of(metadata).layers_behind
+    stored = [_stored(name, metadata) for name in names if name in metadata.tensors]
+    with opened(tuple({one.file for one in stored})) as files:
+        for one in stored:
+            tensor = metadata.tensors[one.name]
+            yield read_numbers(files[tensor.file].read, tensor).astype(np.float32)
 
 
 def _check_rotated(metadata: GgufMetadata, config: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from engine_worker.compute.weights.gguf.blocks import read_vector
-from engine_worker.compute.weights.gguf.changes import MINUS_ONE, TRANSPOSED
+from engine_worker.compute.weights.gguf.changes import MINUS_ONE, TRANSPOSED, Change
 from engine_worker.compute.weights.gguf.family import Config, GgufFamily
 from engine_worker.compute.weights.gguf.metadata import GgufMetadata
 
@@ -39,27 +39,33 @@ def layer_types_of(metadata: GgufMetadata) -> list[str] | None:
 
 
 def _gemma2(metadata: GgufMetadata) -> Config:
-    return {**_gemma_windows(metadata), **softcaps_of(metadata)}
+    return {**gemma_windows(metadata), **softcaps_of(metadata)}
 
 
 def _gemma3(metadata: GgufMetadata) -> Config:
     return {
-        **_gemma_windows(metadata),
+        **gemma_windows(metadata),
         **softcaps_of(metadata),
         "rope_local_base_freq": metadata.number("rope.freq_base_swa", 10_000.0),
     }
 
 
-def _gemma_windows(metadata: GgufMetadata) -> Config:
+def gemma_windows(metadata: GgufMetadata) -> Config:
+    """Windows of Gemma 2 and 3, and how queries are scaled."""
     head_dim = metadata.whole("attention.key_length")
     scaled_by = head_dim
-    if metadata.whole("block_count") == _LAYERS_OF_27B[str(metadata.architecture)]:
+    if metadata.whole("block_count") == _LAYERS_OF_27B.get(str(metadata.architecture)):
         scaled_by = metadata.whole("embedding_length") // metadata.whole("attention.head_count")
     return {
         "sliding_window": window_of(metadata),
         "layer_types": layer_types_of(metadata),
         "query_pre_attn_scalar": scaled_by,
     }
+
+
+def gemma_changes() -> dict[str, Change]:
+    """Norms, of which the file has 1 + w."""
+    return _ONE_LESS
 
 
 def softcaps_of(metadata: GgufMetadata) -> Config:

@@ -122,6 +122,17 @@ def _deepseek(metadata: GgufMetadata) -> Config:
     return config
 
 
+def _mistral4(metadata: GgufMetadata) -> Config:
+    config = _deepseek(metadata)
+    scaling = config.pop("rope_scaling")
+    if scaling is None:
+        raise metadata.error("rope.scaling.type", "must be yarn", "none")
+    rope = {**scaling, "rope_theta": metadata.number("rope.freq_base")}
+    if metadata.has("attention.temperature_scale"):
+        rope["llama_4_scaling_beta"] = metadata.number("attention.temperature_scale")
+    return {**config, "rope_scaling": None, "rope_theta": None, "rope_parameters": rope}
+
+
 def _is_sigmoid(metadata: GgufMetadata) -> bool:
     return metadata.whole("expert_gating_func", 1) == _SIGMOID
 
@@ -182,7 +193,7 @@ _LLAMA4_JOIN = Join(
     order=lambda rows: rows,
     is_transposed=True,
 )
-_GRANITE_JOIN = below_each_other(("ffn_gate_exps.weight", "ffn_up_exps.weight"))
+_GATE_BEFORE_UP = below_each_other(("ffn_gate_exps.weight", "ffn_up_exps.weight"))
 _LATENT = {
     **_SHARED,
     "attn_q_a": "self_attn.q_a_proj",
@@ -248,7 +259,7 @@ EXPERTS: Sequence[tuple[str, GgufFamily]] = (
                 "ffn_gate_inp": "block_sparse_moe.router.layer",
                 "ffn_down_exps": "block_sparse_moe.output_linear",
             },
-            joins={"block_sparse_moe.input_linear.weight": _GRANITE_JOIN},
+            joins={"block_sparse_moe.input_linear.weight": _GATE_BEFORE_UP},
             rotates_pairs=True,
             fits=_has_no_shared_expert,
         ),
@@ -293,6 +304,20 @@ EXPERTS: Sequence[tuple[str, GgufFamily]] = (
             _EXPERTS,
             joins=_LATENT_JOIN,
             fits=_is_softmax,
+        ),
+    ),
+    (
+        "mistral4",
+        GgufFamily(
+            "Mistral4ForCausalLM",
+            "mistral4",
+            _mistral4,
+            {
+                **_LATENT,
+                "ffn_gate_up_exps.weight": "mlp.experts.gate_up_proj",
+                "ffn_down_exps.weight": "mlp.experts.down_proj",
+            },
+            joins={**_LATENT_JOIN, "mlp.experts.gate_up_proj": _GATE_BEFORE_UP},
         ),
     ),
 )

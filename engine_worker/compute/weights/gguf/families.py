@@ -8,6 +8,7 @@ which the families of `engine_worker.compute.models` read, and says where its te
 from engine_worker.compute.weights.gguf.changes import EACH_TRANSPOSED, ONE_ROW, in_turn
 from engine_worker.compute.weights.gguf.delta_net_families import DELTA_NETS
 from engine_worker.compute.weights.gguf.dense_families import DENSE
+from engine_worker.compute.weights.gguf.encoder_families import ENCODERS
 from engine_worker.compute.weights.gguf.expert_families import EXPERTS
 from engine_worker.compute.weights.gguf.family import Config, GgufFamily, rope_scaling
 from engine_worker.compute.weights.gguf.gemma_nano_families import GEMMA_NANO
@@ -155,7 +156,7 @@ _ALL: tuple[tuple[str, GgufFamily], ...] = (
     ),
     ("smollm3", GgufFamily("SmolLM3ForCausalLM", "smollm3", _smollm3, rotates_pairs=True)),
 )
-_LISTED = (*_ALL, *DENSE, *GEMMA_NANO, *HYBRID, *DELTA_NETS, *MAMBA, *EXPERTS)
+_LISTED = (*_ALL, *DENSE, *GEMMA_NANO, *HYBRID, *DELTA_NETS, *MAMBA, *EXPERTS, *ENCODERS)
 FAMILIES: dict[str, tuple[GgufFamily, ...]] = {
     name: tuple(family for other, family in _LISTED if other == name) for name, _ in _LISTED
 }

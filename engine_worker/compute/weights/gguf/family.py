@@ -92,6 +92,8 @@ class GgufFamily:
         computes_rope: The config says what the file's factors of frequencies stand for.
         prefix: Of Hugging Face's names of a layer's tensors, before its number.
         fits: Whether a model is of this family, where several share a name.
+        layers_behind: Matrices of the whole model that are applied to a text's vector, in order:
+            Hugging Face has each in a folder of its own.
     """
 
     architecture: str
@@ -109,6 +111,7 @@ class GgufFamily:
     computes_rope: bool = False
     prefix: str = "model.layers"
     fits: Callable[[GgufMetadata], bool] = lambda _: True
+    layers_behind: tuple[str, ...] = ()
 
 
 _WHOLE = {
@@ -143,6 +146,8 @@ _ENDINGS = (".weight", ".bias")
 ROPE_FACTORS = "rope_freqs.weight"
 COMPUTED = (ROPE_FACTORS, "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that stand for values of the config."""
+_RERANKER_HEAD = "cls.output.weight"
+"""Of a reranker that is a decoder: two rows of its output matrix, which is asked for them."""
 
 
 def parts_of(family: GgufFamily, metadata: GgufMetadata) -> Parts:
@@ -160,7 +165,9 @@ def parts_of(family: GgufFamily, metadata: GgufMetadata) -> Parts:
     joins = {**family.joins, **family.joins_of(metadata)}
     joined = {place: (end, join) for end, join in joins.items() for place in join.places}
     for name in metadata.tensors:
-        if name in COMPUTED:
+        if name in COMPUTED or name in family.layers_behind:
+            continue
+        if name == _RERANKER_HEAD and name not in family.layer:
             continue
         index, place = split_layer(name)
         change = changes.get(place)

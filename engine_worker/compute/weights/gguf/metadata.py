@@ -64,6 +64,15 @@ class GgufMetadata:
             raise self.error(name, "must be a text", value)
         return value
 
+    def texts(self, name: str) -> tuple[str, ...] | None:
+        """A list of texts; None where there is none."""
+        value = self.values.get(self._key(name))
+        if value is None:
+            return None
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise self.error(name, "must be a list of texts", value)
+        return tuple(value)
+
     def has(self, name: str) -> bool:
         """Whether there is a value."""
         return self._key(name) in self.values

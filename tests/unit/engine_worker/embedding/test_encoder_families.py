@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine_worker.compute.weights.gguf.encoder_families import ENCODERS
 from engine_worker.embedding.encoder_spec import HeadSpec
 from engine_worker.embedding.families.registry import FAMILIES, encoder_spec, is_encoder
 from engine_worker.embedding.labels import Labels, read_labels
@@ -219,7 +220,14 @@ def test_the_page_of_models_lists_every_family_with_its_parity_cases() -> None:
     assert [(row[0], tuple(re.findall(r"`([^`]+)`", row[1]))) for row in rows] == [
         (family.title, family.model_types) for family in FAMILIES
     ]
-    listed = {case: row[0] for row in rows for case in re.findall(r"`([^`]+)`", row[3])}
+    files = {row[0]: re.findall(r"`([^`]+)`", row[3]) for row in rows}
+    # RoBERTa's are written under the name of BERT.
+    kinds = {one.model_type: name for name, one in ENCODERS} | {"roberta": "bert"}
+    assert files == {
+        family.title: sorted({kinds[kind] for kind in family.model_types if kind in kinds})
+        for family in FAMILIES
+    }
+    listed = {case: row[0] for row in rows for case in re.findall(r"`([^`]+)`", row[4])}
     assert listed == {name: case.title for name, case in CASES.items()}
 
 

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 from gguf import GGUFWriter, TokenType
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from tokenizers import Tokenizer as Backend
 from tokenizers.trainers import BpeTrainer, UnigramTrainer
 
@@ -15,6 +23,7 @@ from engine_worker.errors import TokenizerLoadError
 from engine_worker.text.detokenizer import byte_level_table
 from engine_worker.text.gguf_pre_tokenizers import PRE_TOKENIZERS
 from engine_worker.text.gguf_vocabulary import GgufTokenizer, read_gguf_tokenizer
+from engine_worker.text.tokenizer import Tokenizer
 from protocol.runtime.gguf_header import read_gguf
 from tests.fakes.gguf_files import add_vocabulary
 from tests.fakes.tokenizer_shapes import TEXTS, prepend_and_fallback
@@ -240,6 +249,39 @@ def test_a_unigram_vocabulary_gives_the_ids_of_the_original(tmp_path: Path) -> N
         if "<unk>" not in text and "\n" not in text:
             assert ours.encode(text).ids == original.encode(text).ids, repr(text)
     assert found.config["add_eos_token"] is True
+
+
+def test_a_unigram_vocabulary_with_both_ends_joins_pairs_as_xlm_roberta(tmp_path: Path) -> None:
+    original = Backend(models.Unigram())
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    original.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = UnigramTrainer(vocab_size=200, unk_token="<unk>", special_tokens=special)
+    original.train_from_iterator([text for text in TEXTS if len(text) < 500], trainer)
+    scores = dict(json.loads(original.to_str())["model"]["vocab"])
+    original.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B:0 </s>",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+
+    def more(writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model("t5")
+        sentencepiece_keys(writer, original, scores)
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(2)
+        writer.add_add_bos_token(True)
+        writer.add_add_eos_token(True)
+
+    found = read(tmp_path, more)
+    (tmp_path / "tokenizer.json").write_text(found.tokenizer_json, encoding="utf-8")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(found.config), encoding="utf-8")
+    ours = Tokenizer.load(tmp_path)
+    one, other = "lorem ipsum dolor", "inner spaces"
+    assert ours.encode(one, add_special_tokens=True) == original.encode(one).ids
+    first, second = (ours.encode_part(text) for text in (one, other))
+    ids, types = ours.join_pair(first.cut(len(first)), second.cut(len(second)))
+    pair = original.encode(one, other)
+    assert (ids, types) == (pair.ids, pair.type_ids)
 
 
 def test_gemma_4s_vocabulary_gives_the_ids_of_the_original(tmp_path: Path) -> None:
