@@ -5,7 +5,7 @@ names something is parsed twice, the second time with it (`Context`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
@@ -244,8 +244,7 @@ def responses_body(
     except InvalidRequestError as error:
         raise in_their_words(error, tools.paths) from None
     return ResponsesBody(
-        job=replace(
-            job,
+        job=job.changed(
             endpoint=RESPONSES_ENDPOINT,
             prompt_param="input",
             grammar_param=their_words(job.grammar_param),
@@ -345,7 +344,7 @@ def compact_body(
     kept = [item for item in items if item.get("type") == "message" and item["role"] == "user"]
     return CompactBody(
         refs,
-        replace(job, endpoint=COMPACT_ENDPOINT, prompt_param="input"),
+        job.changed(endpoint=COMPACT_ENDPOINT, prompt_param="input"),
         dump_json(kept, "input"),
         ignored,
     )

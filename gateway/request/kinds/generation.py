@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from gateway import bridge
 from gateway.bridge import Outcome
@@ -186,7 +185,7 @@ class GenerationWork:
         """Where the request stands in the queue: never before its key's place."""
         if not self.job.is_background:
             return admitted
-        return replace(admitted, priority=max(admitted.priority, BACKGROUND_PRIORITY))
+        return admitted.at(max(admitted.priority, BACKGROUND_PRIORITY))
 
     def withdraw(self) -> None:
         """Take back what `begin` did."""
