@@ -18,6 +18,7 @@ from gateway.errors import (
     DeniedError,
     WorkerUnavailableError,
 )
+from gateway.http.access.guarded_request import GuardedRequest
 from gateway.http.access.hooking import SHOWN, shown_to_hooks
 from gateway.http.access.kept_answers import DurableClaim
 from gateway.http.access.kind_of_body import METHODS_WITH_BODY, check_kind_of_body, takes_body
@@ -98,7 +99,7 @@ class GuardedRoute(APIRoute):
         if scope["method"] not in self.answered_methods:
             await super().handle(scope, receive, send)
             return
-        request = Request(scope, receive, send)
+        request = GuardedRequest(scope, receive, send)
         response = await self._guarded(request)
         await response(scope, receive, send)
 

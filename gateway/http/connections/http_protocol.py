@@ -6,7 +6,7 @@ import select
 import socket
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -219,8 +219,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         # Its task, which sends by it, has not run yet.
         self.cycle.__class__ = AnswerCycle
-        cycle = cast(AnswerCycle, self.cycle)
-        cycle.transport = cast("asyncio.Transport", self._answer_transport)
+        cycle = self.cycle
+        assert isinstance(cycle, AnswerCycle)
+        cycle.transport = self._answer_transport  # type: ignore[assignment]
         cycle.disconnects = disconnects
         self._cycles.append(cycle)
         if self.pipeline:
