@@ -59,18 +59,17 @@ class AnswerCycle(RequestResponseCycle):
             RuntimeError: A header has a character that would make another one of it.
         """
         headers = [*self.default_headers, *given]
-        if _BAD_NAME.search(b"".join([name for name, _ in headers])):
+        names, values = zip(*headers, strict=True) if headers else ((), ())
+        if _BAD_NAME.search(b"".join(names)):
             raise RuntimeError("The name of a header of the answer is invalid.")
-        if _BAD_VALUE.search(b"".join([value for _, value in headers])):
+        if _BAD_VALUE.search(b"".join(values)):
             raise RuntimeError("The value of a header of the answer is invalid.")
-        lines = [STATUS_LINE[status]]
-        for name, value in headers:
-            lines += (name, b": ", value, b"\r\n")
+        lines = [STATUS_LINE[status][:-2], *map(b": ".join, headers)]
         known = dict(headers)
         if b"close" in known.get(b"connection", b"").lower():
             self.keep_alive = False
         elif not self.keep_alive:
-            lines.append(b"connection: close\r\n")
+            lines.append(b"connection: close")
         length = known.get(b"content-length")
         is_old = self.scope["http_version"] == "1.0"
         self.chunked_encoding = False
@@ -80,9 +79,8 @@ class AnswerCycle(RequestResponseCycle):
             self._left = None if is_old else int(length)
         elif not is_old:
             self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-        lines.append(b"\r\n")
-        return b"".join(lines)
+            lines.append(b"transfer-encoding: chunked")
+        return b"\r\n".join((*lines, b"", b""))
 
     def _write(self, body: bytes | memoryview, *, is_last: bool) -> None:
         head, self._head = self._head, None
