@@ -423,6 +423,8 @@ async def body_and_parsed(request: Request, kind: BodyKind[ResultT]) -> tuple[by
             body = await shown_to_hooks(
                 parts.hooks, body, request, caller, request.state.log, identify
             )
+        if len(body) < LONG_NUMBERS_BYTES:  # it never leaves this process
+            return body, parts.bodies.parse_small(body, kind)
         return body, await _parsed(request, parts.bodies, caller.name, body, kind)
 
 
@@ -434,10 +436,7 @@ async def parsed(request: Request, body: bytes, kind: BodyKind[ResultT]) -> Resu
 async def _parsed(
     request: Request, bodies: Bodies, caller: bytes, body: bytes, kind: BodyKind[ResultT]
 ) -> ResultT:
-    parsing = bodies.parse(body, caller, kind)
-    if len(body) < LONG_NUMBERS_BYTES:  # it never leaves this process
-        return await parsing
-    task = asyncio.get_running_loop().create_task(parsing)
+    task = asyncio.get_running_loop().create_task(bodies.parse(body, caller, kind))
     stop = watch(request.scope, request.receive, partial(_cancel, task))
     try:
         await asyncio.wait((task,))

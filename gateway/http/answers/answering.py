@@ -152,7 +152,9 @@ async def _answer_by(
     is_handed_on = False
     try:
         await request.start()
-        headers |= ignored_headers([*body.ignored, *work.unread], strict=False)
+        unread = work.unread
+        if unread:
+            headers |= ignored_headers([*body.ignored, *unread], strict=False)
         headers |= answer_headers(
             request.lease, model=model, asked=job.model, tell_limits=shape.limit_headers
         )

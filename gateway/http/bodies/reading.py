@@ -152,6 +152,14 @@ class Bodies:
                 await self._take(place, limit)
             self._count(place, len(message))
 
+    def parse_small(self, body: bytes, kind: BodyKind[ResultT]) -> ResultT:
+        """What a body of less than `LONG_NUMBERS_BYTES` says.
+
+        Raises:
+            InvalidRequestError: It is wrong.
+        """
+        return kind.parse(body, self._context)
+
     async def parse(self, body: bytes, caller: bytes, kind: BodyKind[ResultT]) -> ResultT:
         """What a body says; one that takes long is parsed beside the loop, in turn.
 
