@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 
 from gateway.config import GatewaySettings
@@ -18,6 +19,10 @@ from protocol.runtime.lifetime import exit_with_parent, remove_orphaned_run_dir
 from protocol.wire import worker_start
 
 _logger = logging.getLogger("penstock.gateway")
+
+END_GRACE_S = 30.0
+"""From the end of a drain to the end of the process, which takes ten seconds at most unless a
+thread hangs: on a disk that answers nobody, say, or in code of another package."""
 
 
 def main() -> int:
@@ -45,7 +50,7 @@ def main() -> int:
                 )
                 sockets.append(stack.enter_context(metrics))
             runner = stack.enter_context(asyncio.Runner(loop_factory=_loop_factory()))
-            runner.run(serve(settings, *sockets))
+            runner.run(serve(settings, *sockets, on_drained=_plan_hard_end))
     except ConfigurationError as error:
         _logger.error("%s", error.message)
         return 1
@@ -53,6 +58,18 @@ def main() -> int:
         tracing.close()
         remove_orphaned_run_dir(os.environ)
     return 0
+
+
+def _plan_hard_end() -> None:
+    """Nobody waits for a thread that hangs: a supervisor starts the next gateway after the end."""
+
+    def end() -> None:
+        _logger.error("a thread of this gateway hangs; the process ends without it")
+        os._exit(1)
+
+    timer = threading.Timer(END_GRACE_S, end)
+    timer.daemon = True
+    timer.start()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -103,7 +103,7 @@ class Application:
         self.hooks = HookRunner(
             load_hooks(),
             settings.hook_timeout_s,
-            lambda hook, outcome: self.parts.metrics.hook_calls.labels(hook, outcome).inc(),
+            lambda hook, outcome: self.parts.metrics.hook_calls.add(1, hook, outcome),
         )
         self.instance_id = secrets.token_hex(8)
         self._security = None if settings.key_dir is None else ServerSecurity.load(settings.key_dir)
@@ -199,7 +199,7 @@ class Application:
             admission=self.admission,
             prefixes=self.prefixes if settings.routing == "prefix" else None,
             quarantine=self.quarantine,
-            on_routed=lambda model, outcome: metrics.routed_choices.labels(model, outcome).inc(),
+            on_routed=lambda model, outcome: metrics.routed_choices.add(1, model, outcome),
         )
         return RequestFactory(
             auth=self.auth,

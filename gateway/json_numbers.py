@@ -7,7 +7,7 @@ which `orjson.dumps` writes as it is.
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
@@ -63,7 +63,7 @@ def loads(text: bytes | str) -> Any:
     return whole[0]
 
 
-def keep_digits(text: bytes, value: dict[str, Any], names: Collection[str]) -> None:
+def keep_digits(text: bytes, value: dict[str, Any], names: AbstractSet[str]) -> None:
     """Put numbers with all their digits into members of an object that `orjson` has read.
 
     Texts without long numbers are only looked through.
@@ -76,7 +76,7 @@ def keep_digits(text: bytes, value: dict[str, Any], names: Collection[str]) -> N
     Raises:
         InvalidRequestError: `text` nests deeper than Python's parser goes.
     """
-    present = [name for name in names if name in value]
+    present = names & value.keys()
     if not present or not has_long_numbers(text):
         return
     try:

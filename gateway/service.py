@@ -5,7 +5,7 @@ import gc
 import logging
 import signal
 import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from gateway.application import Application
@@ -19,13 +19,19 @@ _SHARING_PATIENCE_S = 5.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-async def serve(settings: GatewaySettings, sock: socket.socket, *further: socket.socket) -> None:
+async def serve(
+    settings: GatewaySettings,
+    sock: socket.socket,
+    *further: socket.socket,
+    on_drained: Callable[[], None] = lambda: None,
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain; the same signal again ends at once.
 
     Args:
         settings: Of this process.
         sock: Listening; one of a shared port only bound, it listens once this gateway can serve.
         further: Listening, for metrics.
+        on_drained: Called when nothing is waited for any more that a client asked for.
 
     Raises:
         ConfigurationError: An endpoint, a folder, a key file or the port can't be used.
@@ -71,6 +77,7 @@ async def serve(settings: GatewaySettings, sock: socket.socket, *further: socket
         await _first(drain, at_once.wait())
         drain.cancel()
         application.end_running()
+        on_drained()
         server.should_exit = True
         await serving
     finally:

@@ -173,7 +173,7 @@ def parse(place: Place, text: bytes, endpoint: str) -> BatchLine | LineError:
             message = f"A batch can't use `{name}`; leave it out of `body`."
             return LineError("invalid_request", message, number, f"body.{name}")
     try:
-        keep_digits(text, value, ("body",))
+        keep_digits(text, value, {"body"})
     except InvalidRequestError as error:
         return LineError("invalid_request", error.message, number, "body")
     return BatchLine(place, custom_id, value["body"])

@@ -41,7 +41,9 @@ class Quarantine:
     @property
     def is_empty(self) -> bool:
         """Whether nothing is convicted at the moment, so that no fingerprint need be made."""
-        return len(self) == 0
+        if self._until:
+            self._expire()
+        return not self._until
 
     def check(self, fingerprint: bytes) -> None:
         """Refuse a request that is in quarantine.

@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from msgspec import Struct
+
 from protocol.wire.messages import EngineOffer, Load
 from protocol.wire.peers import Peer
 
@@ -104,8 +106,7 @@ class EngineHandle:
         return self.num_requests + max(0, of_others)
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(Struct, frozen=True):
     """What a slot takes of its tenant's share.
 
     Attributes:
@@ -119,8 +120,7 @@ class Share:
     cost: int
 
 
-@dataclass(slots=True, eq=False)
-class Slot:
+class Slot(Struct, eq=False):
     """The right to one piece of work, or one question, at one engine, until released.
 
     Attributes:

@@ -135,10 +135,13 @@ class Outbox:
             self._spill = asyncio.get_running_loop().create_task(self._spill_later())
 
     async def _spill_later(self) -> None:
-        await asyncio.sleep(SPILL_AFTER_S)
-        # What comes while a write runs plans no other task, so it is this one's as well.
-        while await self._spool.write_out() or await self._turn_page():
-            pass
+        is_over = False
+        while not is_over:
+            await asyncio.sleep(SPILL_AFTER_S)
+            # What comes meanwhile plans no other task, so it is this one's as well.
+            while await self._spool.write_out(SPILL_AFTER_S) or await self._turn_page():
+                pass
+            is_over = not self._spool.will_write
 
     @property
     def _can_turn(self) -> bool:

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from gateway.ledger.journal import Journal, acknowledged_line, settle_line
 from protocol.wire.messages import Settle
@@ -13,6 +15,13 @@ _logger = logging.getLogger("penstock.gateway.outbox")
 PROBE_AFTER_S = 5.0
 """How long a disk that was not written to is believed to be writable."""
 COMPACT_AFTER_LINES = 10_000
+
+
+class _Unwritten(NamedTuple):
+    """One that the file lacks, and since when, in monotonic seconds."""
+
+    settle: Settle
+    since: float
 
 
 class Spool:
@@ -36,7 +45,7 @@ class Spool:
         self._clock = clock
         self._tried_at = clock()
         self._written: dict[str, Settle] = {}
-        self._unwritten: dict[str, Settle] = {}
+        self._unwritten: dict[str, _Unwritten] = {}
         self._lines: list[bytes] = []
         self._journal = Journal(directory)
 
@@ -62,7 +71,12 @@ class Spool:
     def add(self, settle: Settle) -> None:
         """One more; it replaces another one of its lease, in the file by a later line."""
         self._written.pop(settle.lease_id, None)
-        self._unwritten[settle.lease_id] = settle
+        self._unwritten[settle.lease_id] = _Unwritten(settle, self._clock())
+
+    @property
+    def will_write(self) -> bool:
+        """Whether something waits for its time to be written; a disk that fails is tried anyway."""
+        return bool(self._unwritten) and not self.has_failed
 
     def acknowledge(self, lease_id: str) -> bool:
         """One less; whether the file has to be told."""
@@ -72,15 +86,23 @@ class Spool:
         self._lines.append(acknowledged_line(lease_id))
         return True
 
-    async def write_out(self) -> bool:
+    async def write_out(self, min_age_s: float = 0.0) -> bool:
         """Give the file what it lacks, in one fsynced write in a thread; else try the disk.
 
         One call at a time.
 
+        Args:
+            min_age_s: What came later than so long ago is left for another time.
+
         Returns:
             Whether something was written; False also when that failed.
         """
-        batch, self._unwritten = self._unwritten, {}
+        latest = self._clock() - min_age_s
+        batch = {
+            lease_id: one.settle for lease_id, one in self._unwritten.items() if one.since <= latest
+        }
+        for lease_id in batch:
+            del self._unwritten[lease_id]
         lines, self._lines = self._lines, []
         self._written |= batch
         try:
@@ -121,7 +143,7 @@ class Spool:
         for lease_id, settle in batch.items():
             if self._written.get(lease_id) is settle:
                 del self._written[lease_id]
-                self._unwritten[lease_id] = settle
+                self._unwritten[lease_id] = _Unwritten(settle, -math.inf)
 
     def _report(self, error: OSError | None) -> None:
         """What a trial of the disk has shown; a change is logged."""

@@ -2,7 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from protocol.wire.messages import Settle
 
@@ -11,8 +12,7 @@ WINDOW = 512
 RESEND_AFTER_S = 5.0
 
 
-@dataclass(slots=True)
-class _Sent:
+class _Sent(Struct):
     """One on the wire; `sent_at` of the latest sending, in monotonic seconds."""
 
     settle: Settle

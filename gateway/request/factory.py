@@ -124,7 +124,7 @@ class RequestFactory:
         if model is None:
             model = self._names.choose(job.model, names_token_ids=job.names_token_ids)
         work = GenerationWork(
-            job if model == job.model else replace(job, model=model),
+            job if model == job.model else job.changed(model=model),
             pool=self._pool,
             parsers=self._parsers,
             metrics=self._metrics,

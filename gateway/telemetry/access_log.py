@@ -1,13 +1,13 @@
 """One log line for every HTTP request: who asked for what, how it ended, how long it took."""
 
 import logging
-from dataclasses import dataclass, field
+
+from msgspec import Struct
 
 _logger = logging.getLogger("penstock.access")
 
 
-@dataclass(slots=True)
-class AccessRecord:
+class AccessRecord(Struct):
     """What is known of one request when its answer is out; never a prompt or a key.
 
     Attributes:
@@ -41,7 +41,7 @@ class AccessRecord:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    tags: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = {}
     num_left_out: int = 0
 
 

@@ -3,16 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from gateway.telemetry.worker_metrics import add_sample
+from protocol.runtime.metrics import Counter, Histogram, MetricRegistry
 from protocol.wire.messages import Usage
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -50,14 +46,16 @@ _PREFIX = "penstock_gateway"
 
 
 class Metrics:
-    """What a gateway counts; names begin with `penstock_gateway_`."""
+    """What a gateway counts; names begin with `penstock_gateway_`.
+
+    Counted as workers count; Prometheus's own library, which renders it, takes several calls and a
+    lock for each bucket.
+    """
 
     def __init__(self) -> None:
-        # They double the number of series and nobody reads them.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._counted = MetricRegistry()
         self.registry = CollectorRegistry()
-        self._answers: dict[tuple[str, int], Counter] = {}
-        self._by_model: dict[str, _ModelMetrics] = {}
+        self.registry.register(CountedCollector(self._counted))
         self.http_requests = self._counter("http_requests", "HTTP answers.", "route", "status")
         self.generations = self._counter(
             "generations",
@@ -110,56 +108,17 @@ class Metrics:
         self.event_loop_lag_s = self._histogram(
             "event_loop_lag_seconds", "How late a timer of the event loop came.", _LAG_BUCKETS
         )
+        self.event_loop_lag_s.observe(0.0, times=0)  # its one series is there from the start
 
     def on_http_answer(self, route: str, status: int) -> None:
         """Count one HTTP answer."""
-        counter = self._answers.get((route, status))
-        if counter is None:
-            # Looking labels up costs more than counting.
-            counter = self.http_requests.labels(route, str(status))
-            self._answers[route, status] = counter
-        counter.inc()
+        self.http_requests.add(1, route, str(status))
 
     def observe_generation(self, record: GenerationRecord) -> None:
         """Count one generation that has ended."""
-        model = self._by_model.get(record.model)
-        if model is None:
-            model = self._by_model[record.model] = _ModelMetrics(self, record.model)
-        model.observe(record)
-
-    def render(self) -> bytes:
-        """The metrics as Prometheus text."""
-        return generate_latest(self.registry)
-
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"{_PREFIX}_{name}", text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(f"{_PREFIX}_{name}", text, labels, buckets=buckets, registry=self.registry)
-
-
-class _ModelMetrics:
-    """The series of one model, looked up once: that costs more than counting."""
-
-    def __init__(self, metrics: Metrics, model: str) -> None:
-        self._metrics = metrics
-        self._model = model
-        self._outcomes: dict[str, Counter] = {}
-        self._tokens: dict[str, Counter] = {}
-        self._duration = metrics.request_duration_s.labels(model)
-        # A series that nothing was observed for would only look like one.
-        self._first_token: Histogram | None = None
-        self._between_tokens: Histogram | None = None
-
-    def observe(self, record: GenerationRecord) -> None:
-        """Count one generation."""
-        outcome = self._outcomes.get(record.outcome)
-        if outcome is None:
-            outcome = self._metrics.generations.labels(self._model, record.outcome)
-            self._outcomes[record.outcome] = outcome
-        outcome.inc()
-        self._duration.observe(record.duration_s)
-        usage = record.usage
+        model, usage = record.model, record.usage
+        self.generations.add(1, model, record.outcome)
+        self.request_duration_s.observe(record.duration_s, model)
         for kind, count in (
             ("prompt", usage.prompt_tokens),
             ("cached", usage.cached_tokens),
@@ -167,28 +126,47 @@ class _ModelMetrics:
             ("reasoning", usage.reasoning_tokens),
         ):
             if count:
-                if kind not in self._tokens:
-                    self._tokens[kind] = self._metrics.tokens.labels(self._model, kind)
-                self._tokens[kind].inc(count)
+                self.tokens.add(count, model, kind)
         if record.first_output_s is not None:
-            if self._first_token is None:
-                self._first_token = self._metrics.time_to_first_token_s.labels(self._model)
-            self._first_token.observe(record.first_output_s)
+            self.time_to_first_token_s.observe(record.first_output_s, model)
             if record.longest_choice > 1:
-                if self._between_tokens is None:
-                    self._between_tokens = self._metrics.inter_token_latency_s.labels(self._model)
                 spent_s = record.duration_s - record.first_output_s
-                self._between_tokens.observe(spent_s / (record.longest_choice - 1))
-        self._count_trouble(record)
-
-    def _count_trouble(self, record: GenerationRecord) -> None:
-        metrics, model = self._metrics, self._model
+                self.inter_token_latency_s.observe(spent_s / (record.longest_choice - 1), model)
         if record.num_malformed:
-            metrics.malformed_calls.labels(model).inc(record.num_malformed)
+            self.malformed_calls.add(record.num_malformed, model)
         if record.num_resumed:
-            metrics.resumptions.labels(model, "engine").inc(record.num_resumed)
+            self.resumptions.add(record.num_resumed, model, "engine")
         if record.num_replayed:
-            metrics.resumptions.labels(model, "toolparser").inc(record.num_replayed)
+            self.resumptions.add(record.num_replayed, model, "toolparser")
+
+    def render(self) -> bytes:
+        """The metrics as Prometheus text."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return self._counted.counter(f"{_PREFIX}_{name}", text, labels)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return self._counted.histogram(f"{_PREFIX}_{name}", text, labels, bounds=buckets)
+
+
+class CountedCollector(Collector):
+    """What a process has counted, as Prometheus's library renders it.
+
+    Args:
+        counted: Its metrics.
+    """
+
+    def __init__(self, counted: MetricRegistry) -> None:
+        self._counted = counted
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family, also one that has no series yet."""
+        for metric in self._counted.metrics():
+            family = Metric(metric.name, metric.help_text, metric.kind)
+            for sample in metric.samples():
+                add_sample(family, sample, dict(sample.labels))
+            yield family
 
 
 class StateCollector(Collector):

@@ -54,7 +54,7 @@ class WorkerMetricsCollector(Collector):
                     num_dropped += 1
                     continue
                 shown.add(series)
-                _add(family, sample, labels)
+                add_sample(family, sample, labels)
         yield from families.values()
         yield GaugeMetricFamily(
             "penstock_gateway_dropped_worker_series",
@@ -110,7 +110,8 @@ def _family(families: dict[str, Family], sample: MetricSample) -> Family | None:
     return family if family.type == sample.kind else None
 
 
-def _add(family: Family, sample: MetricSample, labels: dict[str, str]) -> None:
+def add_sample(family: Family, sample: MetricSample, labels: dict[str, str]) -> None:
+    """Put a series into its family."""
     if sample.kind == "counter":
         family.add_sample(f"{sample.name}_total", labels, sample.value)
     elif sample.kind == "gauge":

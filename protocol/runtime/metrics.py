@@ -182,10 +182,14 @@ class MetricRegistry:
         """A new histogram."""
         return self._add(Histogram(name, help_text, labels, bounds=bounds))
 
+    def metrics(self) -> Sequence[Metric]:
+        """All families, in the order in which they were made."""
+        return tuple(self._metrics.values())
+
     def message(self) -> Metrics:
         """All series as they stand now."""
-        metrics = list(self._metrics.values())
-        return Metrics(samples=tuple(sample for metric in metrics for sample in metric.samples()))
+        samples = (sample for metric in self.metrics() for sample in metric.samples())
+        return Metrics(samples=tuple(samples))
 
     def _add(self, metric: _MetricT) -> _MetricT:
         if metric.name in self._metrics or not metric.name.startswith("penstock_"):

@@ -47,10 +47,13 @@ def join(frames: Sequence[bytes]) -> bytes:
     return b"\xdc%b%b" % (len(frames).to_bytes(2, "big"), b"".join(frames))
 
 
+_FIRST_ARRAY = 0x90
+
+
 def _batch_length(frame: bytes) -> int | None:
     """How many messages the array in a frame says it has; None when it is no array."""
     first = frame[0] if frame else 0
-    if 0x90 <= first <= 0x9F:
+    if _FIRST_ARRAY <= first <= 0x9F:
         return first & 0x0F
     if first == 0xDC:
         return int.from_bytes(frame[1:3], "big")
@@ -93,6 +96,8 @@ class Decoder(Generic[MessageT]):
         place, and so does a frame that can't be read at all.
         """
         try:
+            if frame and frame[0] < _FIRST_ARRAY:  # a map, as every message alone is
+                return (self.decode(frame),)
             length = _batch_length(frame)
             if length is None:
                 return (self.decode(frame),)

@@ -1,7 +1,7 @@
 """What has not left for one peer: bounded in bytes, sent in batches, outputs of a request merge."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import cast, get_args
 
@@ -83,28 +83,27 @@ class SendQueue:
         The queue must not be empty.
         """
         if self._head is None:
-            frames: list[bytes] = []
-            size = 0
+            entries = self._entries.values()
             max_messages = codec.MAX_BATCH_MESSAGES if self.takes_batches else 1
-            for frame, _ in islice(self._entries.values(), max_messages):
-                size += len(frame)
-                if frames and size > max_batch_bytes:
-                    break
-                frames.append(frame)
+            if len(entries) <= max_messages and self.num_bytes <= max_batch_bytes:
+                frames = [frame for frame, _ in entries]
+            else:
+                frames = _beginning(entries, max_messages, max_batch_bytes)
             self._head = (codec.join(frames), len(frames))
         return self._head[0]
 
     def pop(self) -> None:
         """Forget what `head` returned: it was sent."""
         assert self._head is not None  # noqa: S101 - what was sent came from there
+        if self._head[1] == len(self._entries):
+            self._forget_all()
+            return
         for _ in range(self._head[1]):
             number, (frame, request_id) = self._entries.popitem(last=False)
             self.num_bytes -= len(frame)
             if request_id is not None:
                 self._forget_question(request_id, number)
         self._head = None
-        if not self._entries:
-            self._last = None
 
     def cancel(self, request_id: str) -> bool:
         """Drop the questions of a request that have not left; whether there were any."""
@@ -118,11 +117,14 @@ class SendQueue:
 
     def clear(self) -> None:
         """Forget everything, and what was known of the peer."""
+        self._forget_all()
+        self.takes_batches = self.is_blocked = False
+
+    def _forget_all(self) -> None:
         self._entries.clear()
         self._questions.clear()
         self._last = self._head = None
         self.num_bytes = 0
-        self.takes_batches = self.is_blocked = False
 
     def _forget_question(self, request_id: str, number: int) -> None:
         numbers = self._questions[request_id]
@@ -146,6 +148,20 @@ class SendQueue:
         self._last = merged
         self._head = None
         return True
+
+
+def _beginning(
+    entries: Iterable[tuple[bytes, str | None]], max_messages: int, max_bytes: int
+) -> list[bytes]:
+    """The first frames, as many as fit into one; a large one goes alone."""
+    frames: list[bytes] = []
+    size = 0
+    for frame, _ in islice(entries, max_messages):
+        size += len(frame)
+        if frames and size > max_bytes:
+            break
+        frames.append(frame)
+    return frames
 
 
 def merge_step_outputs(earlier: Message, later: Message) -> Message | None:

@@ -179,3 +179,32 @@ async def test_the_same_signal_twice_ends_at_once(socket_dir: Path) -> None:
             await response.aclose()
         await auth.stop()
         await engine.stop()
+
+
+HANGING = """
+import asyncio, sys, threading
+from gateway import __main__ as main
+from gateway.application import Application
+
+close = Application.close
+
+async def hang(self):
+    asyncio.get_running_loop().run_in_executor(None, threading.Event().wait)
+    await close(self)
+
+Application.close = hang
+main.END_GRACE_S = 0.5
+sys.exit(main.main())
+"""
+"""A gateway one of whose threads never comes back."""
+
+
+async def test_a_thread_that_hangs_keeps_no_gateway_from_its_end(socket_dir: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", HANGING, env=environment(socket_dir), stdout=PIPE, stderr=PIPE
+    )
+    await eventually(lambda: (socket_dir / "port").exists() or process.returncode is not None)
+    process.send_signal(signal.SIGTERM)
+    code, _, err = await outcome(process)
+    assert code == 1
+    assert "hangs" in err

@@ -18,6 +18,7 @@ from gateway.errors import (
     DeniedError,
     WorkerUnavailableError,
 )
+from gateway.http.access.guarded_request import GuardedRequest
 from gateway.http.access.hooking import SHOWN, shown_to_hooks
 from gateway.http.access.kept_answers import DurableClaim
 from gateway.http.access.kind_of_body import METHODS_WITH_BODY, check_kind_of_body, takes_body
@@ -105,7 +106,7 @@ class GuardedRoute(APIRoute):
         if scope["method"] not in self.answered_methods:
             await super().handle(scope, receive, send)
             return
-        request = Request(scope, receive, send)
+        request = GuardedRequest(scope, receive, send)
         response = await self._guarded(request)
         await response(scope, receive, send)
 
@@ -440,6 +441,8 @@ async def body_and_parsed(request: Request, kind: BodyKind[ResultT]) -> tuple[by
             body = await shown_to_hooks(
                 parts.hooks, body, request, caller, request.state.log, identify
             )
+        if len(body) < LONG_NUMBERS_BYTES:  # it never leaves this process
+            return body, parts.bodies.parse_small(body, kind)
         return body, await _parsed(request, parts.bodies, caller.name, body, kind)
 
 
@@ -451,10 +454,7 @@ async def parsed(request: Request, body: bytes, kind: BodyKind[ResultT]) -> Resu
 async def _parsed(
     request: Request, bodies: Bodies, caller: bytes, body: bytes, kind: BodyKind[ResultT]
 ) -> ResultT:
-    parsing = bodies.parse(body, caller, kind)
-    if len(body) < LONG_NUMBERS_BYTES:  # it never leaves this process
-        return await parsing
-    task = asyncio.get_running_loop().create_task(parsing)
+    task = asyncio.get_running_loop().create_task(bodies.parse(body, caller, kind))
     stop = watch(request.scope, request.receive, partial(_cancel, task))
     try:
         await asyncio.wait((task,))

@@ -111,7 +111,8 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
     too_long = None
     names_ids = job.names_token_ids
     model = parts.names.choose(job.model, names_token_ids=names_ids)
-    request_id, num_takes = http_request.state.request_id, 1
+    first_id, num_takes = http_request.scope["state"]["request_id"], 1
+    request_id = first_id
     while True:
         try:
             response = await _answer_by(http_request, parts, model, request_id, body, shape)
@@ -127,7 +128,7 @@ async def answer(http_request: HttpRequest, body: AskedGeneration, shape: Answer
                 raise
             # Nothing was told yet, and what was reserved for it is settled.
             model, num_takes = longer, num_takes + 1
-            request_id = f"{http_request.state.request_id}-{num_takes}"
+            request_id = f"{first_id}-{num_takes}"
         else:
             if not isinstance(response, EventStreamResponse):
                 shape.close()
@@ -145,13 +146,15 @@ async def _answer_by(
     """The same by one model, whose name is told where it isn't the one that was asked for."""
     job = body.job
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
-    record: AccessRecord = http_request.state.log
+    record: AccessRecord = http_request.scope["state"]["log"]
     request, work = parts.requests.generation(job, caller_of(http_request), request_id, model=model)
     stop = watch(http_request.scope, http_request.receive, request.on_client_gone)
     is_handed_on = False
     try:
         await request.start()
-        headers |= ignored_headers([*body.ignored, *work.unread], strict=False)
+        unread = work.unread
+        if unread:
+            headers |= ignored_headers([*body.ignored, *unread], strict=False)
         headers |= answer_headers(
             request.lease, model=model, asked=job.model, tell_limits=shape.limit_headers
         )

@@ -1,7 +1,6 @@
 """From a checked Messages body to a chat's job, and to the question that counts its tokens."""
 
 import re
-from dataclasses import replace
 from typing import Any, Final
 
 from gateway import bridge
@@ -65,11 +64,11 @@ def messages_job(
         job = chat_job(validate(ChatRequest, chat), chat, defaults)
     except InvalidRequestError as error:
         raise _in_their_words(error, request, left_out) from None
-    options = replace(job.options, shows_reasoning=request.shows_thinking)
+    options = job.options.changed(shows_reasoning=request.shows_thinking)
     budget = None if request.thinking is None else request.thinking.budget_tokens
-    job = replace(job, endpoint=MESSAGES_ENDPOINT, options=options, thinking_budget=budget)
+    job = job.changed(endpoint=MESSAGES_ENDPOINT, options=options, thinking_budget=budget)
     if reads_only:
-        job = replace(job, discards_output=True, parse_reasoning=False, tool_choice="none")
+        job = job.changed(discards_output=True, parse_reasoning=False, tool_choice="none")
     return job, left_out
 
 

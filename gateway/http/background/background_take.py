@@ -255,7 +255,7 @@ class Take:
             self._request.conclude()
             self._leases = ()
         request, work = self._parts.requests.generation(
-            replace(job, take=secrets.token_hex(4)),
+            job.changed(take=secrets.token_hex(4)),
             task.caller(),
             turn_id(base_of(self._job.response_id), number),
             Takes(self._leases, self._note_lease, partial(self._is_put_off, asked)),

@@ -77,6 +77,8 @@ class EventLogResponse(Response):
                 "headers": self.raw_headers,
             }
         )
+        # The head leaves with the first of the body, and the first event may take a while.
+        await send({"type": "http.response.body", "body": b"", "more_body": True})
         try:
             async for piece in self._pieces():
                 await send({"type": "http.response.body", "body": piece, "more_body": True})

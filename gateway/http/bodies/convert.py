@@ -3,7 +3,6 @@
 import random
 import secrets
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from gateway import bridge
@@ -127,7 +126,7 @@ def completion_job(
     """A completion request for the wire; the arguments are those of `chat_job`."""
     prompts = request.prompts
     adds_special_tokens = request.add_special_tokens is not False
-    options = replace(_options(request), echoes=bool(request.echo))
+    options = _options(request).changed(echoes=bool(request.echo))
     wanted = request.wanted_content
     max_tokens = request.output_limit or 1
     prepares = tuple(

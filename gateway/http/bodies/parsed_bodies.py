@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from gateway.errors import InvalidRequestError
 from gateway.http.openresponses.convert import AskedResponse, Refs
 from gateway.http.schemas.inference.embedding import EncodingFormat, InputType
@@ -28,8 +30,7 @@ class Refusal:
         return InvalidRequestError(self.message, code=self.code, param=self.param)
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationBody:
+class GenerationBody(Struct, frozen=True):
     """Of /v1/chat/completions and /v1/completions.
 
     Attributes:

@@ -1,9 +1,7 @@
 """Request bodies: read within bounds by caller and in sum, parsed elsewhere when they are large."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from types import TracebackType
 from typing import TypeVar
 
 from starlette.types import Message, Receive
@@ -38,17 +36,37 @@ _MAX_HELD_BODIES = 32
 ResultT = TypeVar("ResultT")
 
 
-@dataclass(slots=True)
 class BodyPlace:
-    """What one body takes of its caller's bounds.
+    """What one body takes of its caller's bounds, from its first byte until it is parsed.
+
+    Args:
+        bodies: Whose bounds they are.
+        caller: Whose body it is.
 
     Attributes:
+        is_taken: Whether it is one of the caller's large ones.
         num_bytes: Counted as held.
     """
 
-    caller: bytes
-    is_taken: bool = False
-    num_bytes: int = 0
+    __slots__ = ("_bodies", "caller", "is_taken", "num_bytes")
+
+    def __init__(self, bodies: "Bodies", caller: bytes) -> None:
+        self._bodies = bodies
+        self.caller = caller
+        self.is_taken = False
+        self.num_bytes = 0
+
+    def __enter__(self) -> "BodyPlace":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.num_bytes or self.is_taken:
+            self._bodies.leave(self)
 
 
 class Bodies:
@@ -81,16 +99,15 @@ class Bodies:
         self._num_held_bytes = 0
         self.sockets = SocketBuffers(max_per_caller * max_body_bytes)
 
-    @contextmanager
-    def place(self, caller: bytes) -> Iterator[BodyPlace]:
-        """Where a body is from its first byte until it is parsed."""
-        place = BodyPlace(caller)
-        try:
-            yield place
-        finally:
-            self._num_held_bytes -= place.num_bytes
-            if place.is_taken:
-                self._large.give(caller)
+    def place(self, caller: bytes) -> BodyPlace:
+        """Where a body is from its first byte until it is parsed; left with its block."""
+        return BodyPlace(self, caller)
+
+    def leave(self, place: BodyPlace) -> None:
+        """A body is parsed, or given up."""
+        self._num_held_bytes -= place.num_bytes
+        if place.is_taken:
+            self._large.give(place.caller)
 
     async def read(self, receive: Receive, place: BodyPlace) -> bytes:
         """A whole body.
@@ -134,6 +151,14 @@ class Bodies:
             async with asyncio.timeout(None) as limit:
                 await self._take(place, limit)
             self._count(place, len(message))
+
+    def parse_small(self, body: bytes, kind: BodyKind[ResultT]) -> ResultT:
+        """What a body of less than `LONG_NUMBERS_BYTES` says.
+
+        Raises:
+            InvalidRequestError: It is wrong.
+        """
+        return kind.parse(body, self._context)
 
     async def parse(self, body: bytes, caller: bytes, kind: BodyKind[ResultT]) -> ResultT:
         """What a body says; one that takes long is parsed beside the loop, in turn.

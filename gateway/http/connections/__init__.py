@@ -2,7 +2,7 @@
 
 `http_protocol.py` is uvicorn's protocol with bounds on a head's size and time, `limits.py`
 counts connections by address, `arrival.py` has them before they say anything, and TLS,
-`answer_transport.py` writes answers, `socket_buffers.py` bounds what waits on WebSockets by caller,
+`answer_cycle.py` writes answers, `socket_buffers.py` bounds what waits on WebSockets by caller,
 `websocket.py` has frames, `disconnect.py` tells who has left, `arrived_body.py` takes bodies that
 have come.
 Others use `watch` of `disconnect.py`, `arrived_body`, `WebSocket` and `SocketBuffers`; the server

@@ -6,12 +6,12 @@ import select
 import socket
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.http.connections.answer_transport import AnyLength, LingeringTransport
+from gateway.http.connections.answer_cycle import AnswerCycle, LingeringTransport
 from gateway.http.connections.disconnect import EXTENSION, Disconnects
 from gateway.http.connections.limits import ConnectionLimits
 from gateway.http.connections.socket_buffers import SocketBuffer
@@ -79,14 +79,13 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._head_began_at = self.loop.time()
         self._is_admitted = False
         self._num_lingering_bytes = 0
-        self._disconnects: list[tuple[RequestResponseCycle, Disconnects]] = []
         self._is_in_head = False
         self._is_refused = False
         self._num_head_bytes = 0
         self._num_body_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
-        self._cycles: list[RequestResponseCycle] = []
+        self._cycles: list[AnswerCycle] = []
         self._upgrade: WebSocketUpgrade | None = None
         # What was read behind a request that waits.
         self._unparsed = b""
@@ -117,16 +116,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if self._is_admitted and self._limits is not None:
             self._is_admitted = False
             self._limits.leave(self)
-        disconnects, self._disconnects = self._disconnects, []
-        for cycle, disconnect in disconnects:
+        cycles, self._cycles = self._cycles, []
+        for cycle in cycles:
             if not cycle.response_complete:
-                disconnect.fire()
-        for cycle in self._cycles:
+                cycle.disconnects.fire()
+        for cycle in cycles:
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
             cycle.body = bytearray()
-        self._cycles = []
         self._unparsed = b""
         self._answer_transport.let_go()
         if self._upgrade is not None:
@@ -211,22 +209,21 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._stop_head_timer()
         if self.parser.should_upgrade():
             return  # `data_received` goes on from here
-        disconnect = Disconnects()
-        extensions: dict[str, Any] = {EXTENSION: disconnect}
+        disconnects = Disconnects()
+        extensions: dict[str, Any] = {EXTENSION: disconnects}
         if self._upgrade is not None:
             extensions[WEBSOCKET] = self._upgrade
         self.scope["extensions"] = extensions
         if self._limits is not None:
             self._limits.on_busy(self)
         super().on_headers_complete()
-        self.cycle.transport = cast("asyncio.Transport", self._answer_transport)
-        if self.scope["http_version"] == "1.0":
-            self.cycle.chunked_encoding = False
-            self.cycle.expected_content_length = AnyLength()
-        self._disconnects = [one for one in self._disconnects if not one[0].response_complete]
-        self._disconnects.append((self.cycle, disconnect))
-        self._cycles = [one for one in self._cycles if not one.response_complete]
-        self._cycles.append(self.cycle)
+        # Its task, which sends by it, has not run yet.
+        self.cycle.__class__ = AnswerCycle
+        cycle = self.cycle
+        assert isinstance(cycle, AnswerCycle)
+        cycle.transport = self._answer_transport  # type: ignore[assignment]
+        cycle.disconnects = disconnects
+        self._cycles.append(cycle)
         if self.pipeline:
             self._watch_unread()
 
@@ -248,9 +245,12 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """An answer is out."""
-        for cycle in self._cycles:
+        cycles, self._cycles = self._cycles, []
+        for cycle in cycles:
             if cycle.response_complete:
                 cycle.body = bytearray()  # what nobody read
+            else:
+                self._cycles.append(cycle)
         super().on_response_complete()
         if self._unparsed:
             self.flow.pause_reading()

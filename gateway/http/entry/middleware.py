@@ -143,12 +143,11 @@ class BodySizeMiddleware:
             await send_error(scope, send, error)
 
     def _refusal(self, headers: Iterable[tuple[bytes, bytes]], most: int) -> GatewayError | None:
-        for name, value in headers:
-            # No int() of a text of any length: longer numbers than this are too large anyway.
-            if name == b"content-length" and (
-                len(value) > _MAX_LENGTH_DIGITS or (value.isdigit() and int(value) > most)
-            ):
-                return RequestTooLargeError(f"The request body is over the limit of {most} bytes.")
+        # The parser has refused a second one.
+        value = dict(headers).get(b"content-length", b"")
+        # No int() of a text of any length: longer numbers than this are too large anyway.
+        if len(value) > _MAX_LENGTH_DIGITS or (value.isdigit() and int(value) > most):
+            return RequestTooLargeError(f"The request body is over the limit of {most} bytes.")
         return None
 
 
@@ -168,6 +167,8 @@ async def send_error(scope: Scope, send: Send, error: GatewayError) -> None:
 
 def _trace_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The client's own id of its request, if it is one that may stand in a log."""
+    if b"x-request-id" not in dict(headers):
+        return ""
     for name, value in headers:
         if name == b"x-request-id" and _TRACE_ID.fullmatch(value):
             return value.decode("ascii")

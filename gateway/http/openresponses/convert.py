@@ -5,7 +5,7 @@ names something is parsed twice, the second time with it (`Context`).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
@@ -245,8 +245,7 @@ def responses_body(
         job = chat_job(validate(ChatRequest, chat), chat, defaults)
     except InvalidRequestError as error:
         raise in_their_words(error, tools.paths) from None
-    turn = replace(
-        job,
+    turn = job.changed(
         endpoint=RESPONSES_ENDPOINT,
         prompt_param="input",
         grammar_param=their_words(job.grammar_param),
@@ -370,7 +369,7 @@ def _summary_job(
         job = chat_job(validate(ChatRequest, chat), chat, defaults)
     except InvalidRequestError as error:
         raise in_their_words(error, []) from None
-    return replace(job, endpoint=COMPACT_ENDPOINT, prompt_param="input")
+    return job.changed(endpoint=COMPACT_ENDPOINT, prompt_param="input")
 
 
 def conversation_items(items: list[Item]) -> list[Item]:

@@ -195,7 +195,7 @@ class Context:
         self.num_bytes = 0
         self.num_before = 0
         value = load_plain_json_object(context) if context else {}
-        keep_digits(context, value, ("items", "references", "progress"))
+        keep_digits(context, value, {"items", "references", "progress"})
         self._items: list[Item] = value.get("items", [])
         self._references: dict[str, Item] = value.get("references", {})
         self._most: int | None = value.get("most")

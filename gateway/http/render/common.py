@@ -1,14 +1,14 @@
 """What chat and completion answers have in common: usage objects and the head of an answer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
+
+from msgspec import Struct
 
 from protocol.wire.messages import Usage
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerHead:
+class AnswerHead(Struct, frozen=True):
     """The fields that every chunk and every answer of one request repeats.
 
     Attributes:

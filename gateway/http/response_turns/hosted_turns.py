@@ -6,7 +6,6 @@ so is each list of tools and each call: keys, scopes and limits hold for every o
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from gateway import bridge
@@ -366,7 +365,7 @@ class HostedTurns:
                 return
             limit = self._wanted.max_output_tokens
             if limit is not None and self._progress.num_output_tokens >= limit:
-                yield [replace(finished, finish_reason="length")]
+                yield [finished.as_length()]
                 return
 
     async def _compacted(self) -> AsyncIterator[list[ResponseEvent]]:
@@ -457,7 +456,7 @@ class HostedTurns:
             number = self._progress.num_turns
             job = self._body.job
             seed = (self._seed + number) & _SEED_MASK
-            job = replace(job, sampling=bridge.with_seed(job.sampling, seed))
+            job = job.changed(sampling=bridge.with_seed(job.sampling, seed))
             request, work = self._turns.begin(job, number)
             if self._request is not None:
                 self._request.release()

@@ -1,12 +1,11 @@
 """What happens in a generation, as renderers see it: text, reasoning, tool calls, ends."""
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from protocol.wire.messages import Prepared, TokenLogprobs, Usage
 
 
-@dataclass(slots=True)
-class PromptReport:
+class PromptReport(Struct):
     """What an answer tells of one prompt.
 
     Attributes:
@@ -18,16 +17,14 @@ class PromptReport:
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
-@dataclass(slots=True)
-class PromptShown:
+class PromptShown(Struct):
     """A choice's prompt, before anything else of the choice, where the answer tells of prompts."""
 
     choice: int
     prompt: PromptReport
 
 
-@dataclass(slots=True)
-class ContentText:
+class ContentText(Struct):
     """New visible text of a choice.
 
     Attributes:
@@ -44,16 +41,14 @@ class ContentText:
     token_ids: tuple[int, ...] = ()
 
 
-@dataclass(slots=True)
-class ReasoningText:
+class ReasoningText(Struct):
     """New reasoning text of a choice."""
 
     choice: int
     text: str
 
 
-@dataclass(slots=True)
-class ToolCallStarted:
+class ToolCallStarted(Struct):
     """A choice calls a tool; `index` counts the calls of the choice."""
 
     choice: int
@@ -62,8 +57,7 @@ class ToolCallStarted:
     name: str
 
 
-@dataclass(slots=True)
-class ToolCallArguments:
+class ToolCallArguments(Struct):
     """More of a call's arguments, JSON text."""
 
     choice: int
@@ -71,8 +65,7 @@ class ToolCallArguments:
     text: str
 
 
-@dataclass(slots=True)
-class ChoiceFinished:
+class ChoiceFinished(Struct):
     """The end of a choice; `finish_reason` in OpenAI's words."""
 
     choice: int
@@ -80,9 +73,12 @@ class ChoiceFinished:
     usage: Usage
     stop_reason: str | int | None = None
 
+    def as_length(self) -> "ChoiceFinished":
+        """The same end, because there was no room for more."""
+        return ChoiceFinished(self.choice, "length", self.usage, self.stop_reason)
 
-@dataclass(slots=True)
-class UsageTold:
+
+class UsageTold(Struct):
     """What the request has used until now, before each event of a stream that tells it."""
 
     choice: int

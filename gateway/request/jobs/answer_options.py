@@ -1,11 +1,11 @@
 """What an answer shows beside its text, as the client asked for it."""
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from msgspec import Struct, structs
 
 
-@dataclass(frozen=True, slots=True)
-class AnswerOptions:
+class AnswerOptions(Struct, frozen=True):
     """The defaults show nothing more than text.
 
     Attributes:
@@ -42,6 +42,10 @@ class AnswerOptions:
     custom_tools: frozenset[str] = frozenset()
     include_usage: bool = False
     continuous_usage: bool = False
+
+    def changed(self, **fields: Any) -> "AnswerOptions":
+        """The same options with other values of some fields."""
+        return AnswerOptions(**{**structs.asdict(self), **fields})
 
     @property
     def ranks(self) -> bool:

@@ -1,7 +1,9 @@
 """What one client asks for, in the words of the wire, before anybody has been asked for it."""
 
-from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Any
+
+from msgspec import Struct, structs
 
 from gateway import bridge
 from gateway.request.jobs.answer_options import PLAIN_ANSWER, AnswerOptions
@@ -15,8 +17,7 @@ RESPONSES_ENDPOINT = "/v1/responses"
 COMPACT_ENDPOINT = "/v1/responses/compact"
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationJob:
+class GenerationJob(Struct, frozen=True):
     """One client request in the words of the wire; ids, deadline and tenant come later.
 
     Attributes:
@@ -74,6 +75,10 @@ class GenerationJob:
     is_background: bool = False
     verbosity_param: str = ""
     take: str = ""
+
+    def changed(self, **fields: Any) -> "GenerationJob":
+        """The same job with other values of some fields."""
+        return GenerationJob(**{**structs.asdict(self), **fields})
 
     @property
     def names_token_ids(self) -> bool:

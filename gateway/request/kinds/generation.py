@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from gateway import bridge
 from gateway.bridge import Outcome
@@ -88,6 +87,7 @@ class GenerationWork:
         self.model = job.model
         self.is_served = False
         self.offer: EngineOffer | None = None
+        self._first_offer: EngineOffer | None = None
         self._pool = pool
         self._parsers = parsers
         self._metrics = metrics
@@ -159,13 +159,15 @@ class GenerationWork:
     @property
     def unread(self) -> tuple[str, ...]:
         """Fields of the request that its model's template never reads."""
-        return () if self.offer is None else unread_fields(self.job, self.offer)
+        if self.offer is None or not self.job.verbosity_param:
+            return ()
+        return unread_fields(self.job, self.offer)
 
     # The stages of a request.
 
     def bound(self) -> Bound:
         """The prompt by its bytes and a first slice of output for every choice."""
-        offer = self._pool.directory.offer(self.model)
+        offer = self._first_offer = self._pool.directory.offer(self.model)
         prompt_tokens, completion_tokens = self._budget.first_reservation(offer)
         return Bound(
             prompt_tokens,
@@ -177,8 +179,8 @@ class GenerationWork:
         )
 
     def begin(self, admitted: Admitted) -> None:
-        """Send the prompts ahead of the grant, if there is a free slot."""
-        offer = self._pool.directory.offer(self.model)
+        """Send the prompts ahead of the grant, if there is a free slot; at once after `bound`."""
+        offer = self._first_offer
         if offer is not None and self._may_fit(offer):
             self._launcher.begin(self._placed(admitted), self._budget.upper_bound(offer))
 
@@ -186,7 +188,7 @@ class GenerationWork:
         """Where the request stands in the queue: never before its key's place."""
         if not self.job.is_background:
             return admitted
-        return replace(admitted, priority=max(admitted.priority, BACKGROUND_PRIORITY))
+        return admitted.at(max(admitted.priority, BACKGROUND_PRIORITY))
 
     def withdraw(self) -> None:
         """Take back what `begin` did."""

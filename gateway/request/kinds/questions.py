@@ -209,7 +209,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         """Count its tokens."""
         num_tokens = self.usage().prompt_tokens
         if num_tokens and self.offer is not None:
-            self._metrics.tokens.labels(self.model, "prompt").inc(num_tokens)
+            self._metrics.tokens.add(num_tokens, self.model, "prompt")
 
     async def _ask(self, slot: Slot) -> AnswerT:
         request_id = self.owner.request_id

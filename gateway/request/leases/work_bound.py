@@ -1,7 +1,5 @@
 """What a piece of work may use, and whose it is."""
 
-from dataclasses import dataclass
-
 from msgspec import Struct
 
 
@@ -26,8 +24,7 @@ class Bound(Struct, frozen=True):
     end_user: str = ""
 
 
-@dataclass(slots=True)
-class Admitted:
+class Admitted(Struct, frozen=True):
     """Whose work it is, once the auth worker has said so.
 
     Attributes:
@@ -41,3 +38,7 @@ class Admitted:
     priority: int = 0
     lease_id: str = ""
     max_completion_tokens: int | None = None
+
+    def at(self, priority: int) -> "Admitted":
+        """The same at another priority."""
+        return Admitted(self.tenant, priority, self.lease_id, self.max_completion_tokens)

@@ -22,7 +22,7 @@ SHORT = ["18446744073709551615", "-9223372036854775808", "0.30000000000000004", 
 
 def kept(text: str, *names: str) -> Any:
     value = orjson.loads(text)
-    keep_digits(text.encode(), value, names)
+    keep_digits(text.encode(), value, set(names))
     return value
 
 

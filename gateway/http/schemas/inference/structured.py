@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from gateway.http.schemas.base.body import RequestModel, field_error
 from gateway.http.schemas.base.ranges import (
@@ -49,7 +49,10 @@ class WantedContent:
 
 
 class StructuredFields(RequestModel):
-    """The fields that hold the content to a grammar; null means none."""
+    """The fields that hold the content to a grammar; null means none.
+
+    Whoever has them asks for `wanted_content` when it is checked, which finds what is wrong.
+    """
 
     shapes = {  # noqa: RUF012
         "response_format": ByType(
@@ -68,14 +71,13 @@ class StructuredFields(RequestModel):
     guided_grammar: str | None = Field(default=None, min_length=1)
     structured_outputs: dict[str, Any] | None = None
 
-    @model_validator(mode="after")
-    def _one_structure(self) -> "StructuredFields":
-        _ = self.wanted_content
-        return self
-
     @property
     def wanted_content(self) -> WantedContent | None:
-        """The grammar of the content and the field it came from; None when any content will do."""
+        """The grammar of the content and the field it came from; None when any content will do.
+
+        Raises:
+            PydanticCustomError: A field is wrong, or contradicts another one.
+        """
         if self.model_fields_set.isdisjoint(STRUCTURED_FIELDS):
             return None
         found = [

@@ -352,3 +352,30 @@ async def test_without_a_free_descriptor_the_file_grows_and_is_rewritten_later(
     assert lines(tmp_path) < 10
     spool.close()
     assert kept(tmp_path) == [settle(1000)]
+
+
+async def test_what_came_a_moment_ago_is_left_for_another_time(
+    tmp_path: Path, post: Post, spool: Spool
+) -> None:
+    spool.add(settle(1))
+    post.now += 1.0
+    spool.add(settle(2))
+    assert await spool.write_out(1.0)
+    assert lines(tmp_path) == 1
+    assert len(spool) == 2
+    assert spool.will_write
+    spool.acknowledge("lease-2")
+    assert not await spool.write_out(1.0)
+    spool.close()
+    assert kept(tmp_path) == [settle(1)]
+
+
+async def test_what_a_disk_did_not_take_waits_no_longer(
+    tmp_path: Path, post: Post, spool: Spool
+) -> None:
+    spool.add(settle(1))
+    with full_disk():
+        assert not await spool.write_out()
+    assert await spool.write_out(1.0)
+    spool.close()
+    assert kept(tmp_path) == [settle(1)]

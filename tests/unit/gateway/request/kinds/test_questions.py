@@ -176,7 +176,8 @@ async def test_an_answered_question_is_charged_what_its_answer_says() -> None:
     assert started.request.usage().prompt_tokens == 9
     assert_settled(parts, 9, is_unused=False, outcome="finished")
     assert parts.engine_wire.of(Cancel) == []
-    assert parts.metrics.tokens.labels("m", "prompt")._value.get() == 9
+    (counted,) = parts.metrics.tokens.samples()
+    assert (counted.labels, counted.value) == ((("model", "m"), ("kind", "prompt")), 9)
 
 
 async def test_the_lease_of_a_question_is_renewed_and_a_drain_waits_for_it() -> None:

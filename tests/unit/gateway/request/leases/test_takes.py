@@ -1,7 +1,5 @@
 """A request that is made several times: what each attempt settles, and on which lease."""
 
-from dataclasses import replace
-
 from gateway.errors import GatewayError, InvalidRequestError, OverloadedError, ShuttingDownError
 from gateway.request.leases.takes import Takes
 from protocol.errors import ErrorCode
@@ -31,7 +29,7 @@ class Attempt:
         return isinstance(error, OverloadedError | ShuttingDownError)
 
     async def run(self, lease_id: str, take: str = "") -> Generation:
-        job = replace(generation_job(), take=take)
+        job = generation_job().changed(take=take)
         request, work = self.parts.factory.generation(job, CALLER, "r", self.takes)
         started = Generation(self.parts, request, work)
         await idle()

@@ -1,7 +1,6 @@
 """A generation's text on its way through a parser, and through the next one when the first is
 lost."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -218,6 +217,6 @@ def test_an_attempt_after_another_has_a_session_of_its_own() -> None:
     job = generation_job(parse_reasoning=True)
     offer = engine_offer(reasoning_format="think")
     opened = [
-        parse_opening(replace(job, take=take), offer, "r", "trace") for take in ("", "ab", "cd")
+        parse_opening(job.changed(take=take), offer, "r", "trace") for take in ("", "ab", "cd")
     ]
     assert [one and one.request_id for one in opened] == ["r", "r-ab", "r-cd"]
