@@ -65,7 +65,7 @@ class End(NamedTuple):
     Attributes:
         answer: To be kept, sealed; empty where there is none.
         may_be_done: Without one, whether something may have been made: whoever repeats the request
-            goes on with it, where otherwise it begins anew.
+            goes on with it, where otherwise it begins again.
     """
 
     answer: bytes = b""

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.errors import StoreUnavailableError
 from gateway.http.access import stored_claims
 from gateway.storage.conversations import OWNER_DEAD_MS
 from gateway.storage.kept_answers import AnswerStore
@@ -367,13 +368,13 @@ async def test_a_store_that_is_away_refuses_only_requests_with_a_key(
         engine = await gateway.engine()
 
         async def away(*_: Any) -> None:
-            raise stored_claims.GatewayError("gone")
+            raise StoreUnavailableError("gone")
 
         store = gateway.application.store
         assert store is not None
         with monkeypatch.context() as patched:
             patched.setattr(store.answers, "claim", away)
-            assert (await post(gateway, "/v1/chat/completions", CHAT)).status_code == 500
+            assert (await post(gateway, "/v1/chat/completions", CHAT)).status_code == 503
             assert (await post(gateway, "/v1/chat/completions", CHAT, None)).status_code == 200
         assert len(engine.of(Generate)) == 1
         assert (await post(gateway, "/v1/chat/completions", CHAT)).status_code == 200

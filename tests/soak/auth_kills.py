@@ -1,7 +1,9 @@
 """Auth workers killed at random points under load: what was acknowledged must be there.
 
 `python -m tests.soak.auth_kills [--kills 50] [--keys 0] [--database sqlite|postgresql]` prints one
-line of figures a database; `make soak` runs it as well.
+line of figures a database; `make soak` runs it as well. With `--stop`, workers on PostgreSQL are
+stopped (SIGSTOP) instead, and wake up once another one has taken over. With `--starts`, nobody is
+killed: it prints how long a worker process takes until a gateway may ask it.
 """
 
 import argparse
@@ -9,6 +11,7 @@ import asyncio
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -67,6 +70,7 @@ async def kill_again_and_again(
     url: str | None = None,
     num_clients: int = 8,
     num_other_keys: int = 0,
+    stops: bool = False,
     say: Callable[[str], None] = lambda _: None,
 ) -> KillFigures:
     """Kill the active worker so often, then end in order and look for everything promised.
@@ -79,6 +83,7 @@ async def kill_again_and_again(
             killed one is started anew.
         num_clients: Concurrent requests.
         num_other_keys: In the database from the beginning, and never used: a worker reads them.
+        stops: SIGSTOP instead; the worker goes on once another one works, finds that out and ends.
         say: Told of each kill.
 
     Raises:
@@ -104,10 +109,17 @@ async def kill_again_and_again(
             epoch = harness.epoch()
             victim = names[0] if url is None else await harness.until_active()
             killed_s = time.monotonic()
-            await harness.kill(victim)
-            harness.start_worker(victim)
+            if stops:
+                harness.workers[victim].send_signal(signal.SIGSTOP)
+            else:
+                await harness.kill(victim)
+                harness.start_worker(victim)
             await harness.until(partial(_is_later, harness, epoch), "work goes on")
             gaps_s.append(time.monotonic() - killed_s)
+            if stops:
+                harness.workers[victim].send_signal(signal.SIGCONT)
+                await harness.ended(victim)
+                harness.start_worker(victim)
             say(f"{number + 1} of {num_kills}: {gaps_s[-1]:.1f} s")
         await harness.end_load()
         await harness.until_no_lease_is_open()
@@ -123,6 +135,30 @@ async def kill_again_and_again(
         num_entries=checked.num_entries,
         gaps_s=tuple(gaps_s),
     )
+
+
+async def time_starts(
+    folder: Path, *, num_starts: int, url: str | None, num_other_keys: int
+) -> str:
+    """How long a process takes from its start until a gateway may ask it, Python's imports too."""
+    settings = {} if url is None else {"PENSTOCK_DATABASE_URL": url}
+    if num_other_keys:
+        fill(folder, url, num_other_keys)
+    harness = AuthHarness(folder, **settings)
+    times_s = []
+    try:
+        for _ in range(num_starts):
+            epoch, begun_s = harness.epoch(), time.monotonic()
+            harness.start_worker("worker")
+            await harness.until(partial(_is_later, harness, epoch), "a worker takes work")
+            times_s.append(time.monotonic() - begun_s)
+            harness.workers["worker"].send_signal(signal.SIGTERM)
+            await harness.ended("worker")
+    finally:
+        await harness.close()
+    told = ", ".join(f"{one:.1f}" for one in sorted(times_s))
+    database = "SQLite" if url is None else "PostgreSQL"
+    return f"{database}, {num_other_keys} keys: ready after {told} s"
 
 
 def fill(folder: Path, url: str | None, num_keys: int) -> None:
@@ -162,6 +198,9 @@ def run(
     seed: int,
     say: Callable[[str], None],
     num_other_keys: int = 0,
+    *,
+    stops: bool = False,
+    num_starts: int = 0,
 ) -> str:
     """Both databases one after the other; their lines."""
     lines = []
@@ -178,6 +217,12 @@ def run(
                 server = PostgresServer(binaries)
                 server.start()
                 url = server.url(server.new_database())
+            if num_starts:
+                timed = time_starts(
+                    folder, num_starts=num_starts, url=url, num_other_keys=num_other_keys
+                )
+                lines.append(asyncio.run(timed))
+                continue
             figures = asyncio.run(
                 kill_again_and_again(
                     folder,
@@ -185,6 +230,7 @@ def run(
                     seed=seed,
                     url=url,
                     num_other_keys=num_other_keys,
+                    stops=stops,
                     say=say,
                 )
             )
@@ -192,7 +238,8 @@ def run(
         finally:
             if server is not None:
                 server.close()
-        shutil.rmtree(folder, ignore_errors=True)
+            if sys.exc_info()[0] is None:  # what went wrong is in its logs
+                shutil.rmtree(folder, ignore_errors=True)
     return "\n".join(lines)
 
 
@@ -203,10 +250,20 @@ def main() -> int:
     parser.add_argument("--database", choices=["sqlite", "postgresql"], action="append")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keys", type=int, default=0, help="in the database from the beginning")
+    parser.add_argument("--stop", action="store_true", help="SIGSTOP instead, on PostgreSQL")
+    parser.add_argument("--starts", type=int, default=0, help="time so many starts instead")
     args = parser.parse_args()
-    databases = args.database or ["sqlite", "postgresql"]
+    databases = args.database or (["postgresql"] if args.stop else ["sqlite", "postgresql"])
     print(
-        run(databases, args.kills, args.seed, lambda text: print(text, file=sys.stderr), args.keys)
+        run(
+            databases,
+            args.kills,
+            args.seed,
+            lambda text: print(text, file=sys.stderr),
+            args.keys,
+            stops=args.stop,
+            num_starts=args.starts,
+        )
     )
     return 0
 

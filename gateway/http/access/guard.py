@@ -90,8 +90,9 @@ class GuardedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             has_key = is_replayable and HEADER in request.headers
             is_once = has_key and request.method in METHODS_WITH_BODY
-            if guard is not None:
-                await (guard_of_key if is_once else guard)(request, path)
+            first = guard_of_key if is_once else guard
+            if first is not None:
+                await first(request, path)
             if reads_body:
                 check_kind_of_body(request)
             if is_once and (key := idempotency_key(request)) is not None:
