@@ -110,17 +110,17 @@ def booked(harness: Harness, response_id: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    "victim",
-    # That what runs goes on when its engine dies, test_when_something_dies.py shows of streams.
+    ("victim", "body"),
     [
-        "gateway",
-        pytest.param("engine_worker", marks=pytest.mark.long),
-        pytest.param("toolparser_worker", marks=pytest.mark.long),
+        pytest.param("gateway", NUMBERS, id="gateway-numbers"),
+        # That what runs goes on when its engine dies, test_when_something_dies.py shows of streams.
+        pytest.param("engine_worker", NUMBERS, id="engine_worker-numbers", marks=pytest.mark.long),
+        # Calls are what a parser has to do.
+        pytest.param("toolparser_worker", CALL, id="toolparser_worker-call"),
+        pytest.param("gateway", CALL, id="gateway-call", marks=pytest.mark.long),
+        pytest.param("engine_worker", CALL, id="engine_worker-call", marks=pytest.mark.long),
+        pytest.param("toolparser_worker", NUMBERS, id="parser-numbers", marks=pytest.mark.long),
     ],
-)
-@pytest.mark.parametrize(
-    "body",
-    [pytest.param(NUMBERS, id="numbers"), pytest.param(CALL, id="call", marks=pytest.mark.long)],
 )
 def test_whoever_is_killed_it_ends_once_with_the_same_text(
     mortal: Harness, victim: str, body: dict[str, Any]

@@ -354,3 +354,7 @@ async def test_usage_cost_and_spend_are_what_was_computed(socket_dir: Path) -> N
         ):
             wrong = await admin.get(f"/v1/organizations/{path}", params=params)
             assert wrong.status_code == 400, (path, params, wrong.text)
+        for user_id in ("", "nobody"):
+            params = {"user_ids[]": user_id}
+            missing = await admin.get("/v1/organizations/spend_limits/effective", params=params)
+            assert missing.status_code == 404, missing.text

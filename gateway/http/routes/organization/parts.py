@@ -65,6 +65,8 @@ async def one(request: Request, kind: ResourceKind, resource_id: str) -> Resourc
     Raises:
         RemoteFailureError: There is none.
     """
+    if not resource_id:  # it would be none in particular
+        raise not_found(kind, resource_id)
     return (await find(request, kind, resource_id=resource_id)).resources[0]
 
 
