@@ -38,7 +38,7 @@ def test_a_module_shows_up_as_the_weight_that_its_library_reads_back(name: str) 
     assert values.dtype == np.float32
     # Some are given back in float16 or bfloat16.
     in_half = {"bitsandbytes_int8": 2**-10, "nvfp4": 2**-8}
-    rounding = 2**-11 if name.startswith("gptq") else in_half.get(name, 2e-6)
+    rounding = 2**-11 if name.startswith(("awq", "gptq")) else in_half.get(name, 2e-6)
     np.testing.assert_allclose(values, expected, rtol=rounding, atol=1e-7)
 
 

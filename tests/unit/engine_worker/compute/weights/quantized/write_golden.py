@@ -25,6 +25,9 @@ from compressed_tensors.quantization.utils import (  # type: ignore[import-not-f
 from gptqmodel.nn_modules.qlinear.torch import (  # type: ignore[import-not-found, unused-ignore]
     TorchLinear,
 )
+from gptqmodel.nn_modules.qlinear.torch_awq import (  # type: ignore[import-not-found, unused-ignore]
+    AwqTorchLinear,
+)
 from gptqmodel.quantization.config import (  # type: ignore[import-not-found, unused-ignore]
     QuantizeConfig,
 )
@@ -150,7 +153,39 @@ def gptq(name: str, *, bits: int, symmetric: bool, act_order: bool) -> None:
     write(name, config, stored, read_back)
 
 
+def awq(name: str, group_size: int) -> None:
+    """By GPTQModel's own packing, as AutoAWQ's GEMM has it."""
+    values = weight()
+    outputs, inputs = SHAPE
+    groups = values.reshape(outputs, inputs // group_size, group_size)
+    lowest, highest = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    scales = ((highest - lowest) / 15).half().float()
+    zeros = torch.round(-lowest / scales).clamp(0, 15)
+    # Packing rounds and doesn't clamp: numbers beyond a group's ends are moved to them.
+    steps = torch.round(groups / scales[..., None]) + zeros[..., None]
+    rounded = (steps.clamp(0, 15) - zeros[..., None]) * scales[..., None]
+    linear = torch.nn.Linear(inputs, outputs, bias=False, dtype=torch.float32)
+    linear.weight.data = rounded.reshape(SHAPE)
+    module = AwqTorchLinear(
+        bits=4,
+        group_size=group_size,
+        sym=False,
+        desc_act=False,
+        in_features=inputs,
+        out_features=outputs,
+        register_buffers=True,
+    )
+    module.pack(linear, scales.half(), zeros)
+    read_back = module._dequantize_weight_for_inference(torch.zeros(1), dtype=torch.float16).T
+    config = {"quant_method": "awq", "bits": 4, "group_size": group_size, "zero_point": True}
+    config |= {"version": "gemm"}
+    stored = {part: getattr(module, part).detach() for part in ("qweight", "qzeros", "scales")}
+    write(name, config, stored, read_back)
+
+
 def main() -> None:
+    awq("awq_4_bits", 32)
+    awq("awq_4_bits_groups_of_64", 64)
     gptq("gptq_4_bits", bits=4, symmetric=True, act_order=False)
     gptq("gptq_4_bits_act_order", bits=4, symmetric=False, act_order=True)
     gptq("gptq_8_bits", bits=8, symmetric=True, act_order=False)
