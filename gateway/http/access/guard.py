@@ -28,7 +28,6 @@ from gateway.http.access.replaying import (
     Replay,
     answered_once,
     idempotency_key,
-    replay_of,
     table_of,
 )
 from gateway.http.access.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
@@ -449,7 +448,10 @@ async def body_and_parsed(request: Request, kind: BodyKind[ResultT]) -> tuple[by
 
 async def parsed(request: Request, body: bytes, kind: BodyKind[ResultT]) -> ResultT:
     """What bytes say; as `parsed_body` does it with a request's own body, which has been read."""
-    return await _parsed(request, parts_of(request).bodies, caller_of(request).name, body, kind)
+    bodies = parts_of(request).bodies
+    if len(body) < LONG_NUMBERS_BYTES:
+        return bodies.parse_small(body, kind)
+    return await _parsed(request, bodies, caller_of(request).name, body, kind)
 
 
 async def _parsed(
@@ -483,7 +485,8 @@ async def _read(request: Request, bodies: Bodies, place: BodyPlace) -> bytes:
     state["has_read_body"] = False
     body = await bodies.read(request.receive, place)
     state["has_read_body"] = True
-    if (replay := replay_of(request)) is not None:
+    replay: Replay | None = state.get("replay")
+    if replay is not None:
         await replay.on_body(body)
     return body
 

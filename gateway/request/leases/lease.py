@@ -64,7 +64,7 @@ class RequestLease:
         self._endpoint = ""
         self._end_user = ""
         self._model = ""
-        self._growing = asyncio.Lock()
+        self._growing: asyncio.Lock | None = None
 
     def on_granted(self, granted: Granted, bound: Bound, asked: Authorize) -> None:
         """The reservation of a bound was granted, as it was asked for."""
@@ -118,6 +118,8 @@ class RequestLease:
         Returns:
             False when the caller's own limits say no.
         """
+        if self._growing is None:
+            self._growing = asyncio.Lock()  # most requests never get there
         async with self._growing:
             wanted = self._completion_tokens + tokens
             while self.lease_id:

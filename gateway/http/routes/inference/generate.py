@@ -1,7 +1,8 @@
 """POST /v1/chat/completions and /v1/completions."""
 
-from collections.abc import Callable
+import time
 from functools import partial
+from typing import Final
 
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
@@ -10,7 +11,6 @@ from gateway.http.access.guard import GuardedRoute, parsed_body
 from gateway.http.answers.answer_headers import warning_objects
 from gateway.http.answers.answering import UnstoredShape, answer
 from gateway.http.bodies.parsers import CHAT, COMPLETION
-from gateway.http.parts import parts_of
 from gateway.http.render.answer import AnswerCollector, ChatCollector, CompletionCollector
 from gateway.http.render.common import AnswerHead
 from gateway.http.render.stream import (
@@ -33,21 +33,18 @@ router = APIRouter(route_class=GuardedRoute)
 async def chat_completions(request: HttpRequest) -> Response:
     """Go on with a conversation."""
     body = await parsed_body(request, CHAT)
-    return await answer(request, body, _OpenAIShape(parts_of(request).wall_clock))
+    return await answer(request, body, _SHAPE)
 
 
 @router.post(COMPLETION_ENDPOINT, tags=["generation"], openapi_extra=body_schema(CompletionRequest))
 async def completions(request: HttpRequest) -> Response:
     """Go on with a text."""
     body = await parsed_body(request, COMPLETION)
-    return await answer(request, body, _OpenAIShape(parts_of(request).wall_clock))
+    return await answer(request, body, _SHAPE)
 
 
 class _OpenAIShape(UnstoredShape):
     """Answers of chats and completions."""
-
-    def __init__(self, wall_clock: Callable[[], float]) -> None:
-        self._wall_clock = wall_clock
 
     def collector(self, request: Request, work: GenerationWork) -> AnswerCollector:
         """For a whole answer."""
@@ -65,7 +62,7 @@ class _OpenAIShape(UnstoredShape):
         prefix = "chatcmpl" if work.job.endpoint == CHAT_ENDPOINT else "cmpl"
         return AnswerHead(
             id=f"{prefix}-{request.request_id}",
-            created=int(self._wall_clock()),
+            created=int(time.time()),
             model=work.model,
             system_fingerprint=f"fp_{'' if offer is None else offer.fingerprint[:12]}",
             budget_warnings=(
@@ -75,6 +72,9 @@ class _OpenAIShape(UnstoredShape):
             ),
             timings=partial(_timings, request) if work.job.options.shows_timings else None,
         )
+
+
+_SHAPE: Final = _OpenAIShape()
 
 
 def _timings(request: Request, usage: Usage) -> dict[str, float | None]:
