@@ -191,15 +191,7 @@ class NoOverspend(RuleBasedStateMachine):
         completion = max(run.used[1], int(run.completion * share))
         run.used = (0, 0) if is_unused else (run.prompt, completion)
         run.ended_s = self.clock.monotonic
-        self.settles[lease_id] = Settle(
-            lease_id=lease_id,
-            request_id="r",
-            prompt_tokens=run.used[0],
-            completion_tokens=run.used[1],
-            is_unused=is_unused,
-            endpoint="/v1/chat/completions",
-            end_user=run.end_user,
-        )
+        self.settles[lease_id] = run.settlement(lease_id, is_unused=is_unused)
         self.send(self.settles[lease_id])
 
     def send(self, settle: Settle) -> None:
@@ -344,6 +336,20 @@ class NoOverspend(RuleBasedStateMachine):
             is_known = lease_id in self.store.leases or lease_id in self.store.ledger
             run.is_forgotten = run.is_forgotten or not is_known
         self.restart()
+
+    @precondition(lambda self: self.open())
+    @rule(which=st.integers(0, 1000), number=st.integers(1, 4))
+    def settle_grant_and_forget_both(self, which: int, number: int) -> None:
+        """What a settlement freed is granted, and a machine goes down before either is durable."""
+        lease_id = self.open()[which % len(self.open())]
+        run = self.runs[lease_id]
+        asked = (run.key_id, run.model, run.end_user, 1, max(1, run.completion - 1))
+        self.ask(*asked, 8)  # until nothing is left
+        self.store.commit()
+        self.settle(self.open().index(lease_id), 0.0, False)
+        self.ask(*asked, number)
+        self.kill_with_gateways()
+        self.ask(*asked, number)
 
     @rule()
     def stop(self) -> None:
