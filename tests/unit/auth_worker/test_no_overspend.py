@@ -78,8 +78,7 @@ class NoOverspend(RuleBasedStateMachine):
     def restart(self) -> None:
         self.epoch += 1
         # What outlives the process is as old as the wall clock says, and that was set.
-        was_set = self.was_set_ahead or self.was_set_back
-        self.slides_vaguely = self.slides_vaguely or (was_set and self.epoch > 1)
+        self.slides_vaguely |= self.epoch > 1 and (self.was_set_ahead or self.was_set_back)
         self.started_s = self.clock.monotonic
         self.authority = Authority(
             epoch=self.epoch,
@@ -263,9 +262,8 @@ class NoOverspend(RuleBasedStateMachine):
 
     @rule(key_id=st.sampled_from(sorted(SECRETS)))
     def suspend_or_reactivate(self, key_id: str) -> None:
-        before = self.keys[key_id]
-        suspended_at = int(self.clock.wall) if before.suspended_at is None else None
-        self.keys[key_id] = replace(before, suspended_at=suspended_at)
+        suspended_at = int(self.clock.wall) if self.keys[key_id].suspended_at is None else None
+        self.keys[key_id] = replace(self.keys[key_id], suspended_at=suspended_at)
         self.note(keys=tuple(self.keys.values()))
         self.authority.keys.put(self.keys[key_id])
 
