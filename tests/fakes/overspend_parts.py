@@ -10,7 +10,7 @@ from auth_worker.principals.limit_rules import Holder, Limit, Measure, Window
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.prices import Price
 from auth_worker.records.operations import Snapshot
-from protocol.wire.messages import LeaseReport
+from protocol.wire.messages import LeaseReport, Settle
 from tests.fakes.auth_parts import stored_key
 from tests.fakes.limit_parts import HOUSE_PRICE, limit
 
@@ -100,6 +100,18 @@ class Run:
             completion_tokens=self.used[1],
             max_prompt_tokens=self.prompt,
             max_completion_tokens=self.completion,
+            endpoint="/v1/chat/completions",
+            end_user=self.end_user,
+        )
+
+    def settlement(self, lease_id: str, *, is_unused: bool) -> Settle:
+        """Of what it used."""
+        return Settle(
+            lease_id=lease_id,
+            request_id="r",
+            prompt_tokens=self.used[0],
+            completion_tokens=self.used[1],
+            is_unused=is_unused,
             endpoint="/v1/chat/completions",
             end_user=self.end_user,
         )

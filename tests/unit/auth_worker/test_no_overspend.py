@@ -78,8 +78,7 @@ class NoOverspend(RuleBasedStateMachine):
     def restart(self) -> None:
         self.epoch += 1
         # What outlives the process is as old as the wall clock says, and that was set.
-        was_set = self.was_set_ahead or self.was_set_back
-        self.slides_vaguely = self.slides_vaguely or (was_set and self.epoch > 1)
+        self.slides_vaguely |= self.epoch > 1 and (self.was_set_ahead or self.was_set_back)
         self.started_s = self.clock.monotonic
         self.authority = Authority(
             epoch=self.epoch,
@@ -191,15 +190,7 @@ class NoOverspend(RuleBasedStateMachine):
         completion = max(run.used[1], int(run.completion * share))
         run.used = (0, 0) if is_unused else (run.prompt, completion)
         run.ended_s = self.clock.monotonic
-        self.settles[lease_id] = Settle(
-            lease_id=lease_id,
-            request_id="r",
-            prompt_tokens=run.used[0],
-            completion_tokens=run.used[1],
-            is_unused=is_unused,
-            endpoint="/v1/chat/completions",
-            end_user=run.end_user,
-        )
+        self.settles[lease_id] = run.settlement(lease_id, is_unused=is_unused)
         self.send(self.settles[lease_id])
 
     def send(self, settle: Settle) -> None:
@@ -271,9 +262,8 @@ class NoOverspend(RuleBasedStateMachine):
 
     @rule(key_id=st.sampled_from(sorted(SECRETS)))
     def suspend_or_reactivate(self, key_id: str) -> None:
-        before = self.keys[key_id]
-        suspended_at = int(self.clock.wall) if before.suspended_at is None else None
-        self.keys[key_id] = replace(before, suspended_at=suspended_at)
+        suspended_at = int(self.clock.wall) if self.keys[key_id].suspended_at is None else None
+        self.keys[key_id] = replace(self.keys[key_id], suspended_at=suspended_at)
         self.note(keys=tuple(self.keys.values()))
         self.authority.keys.put(self.keys[key_id])
 
@@ -344,6 +334,20 @@ class NoOverspend(RuleBasedStateMachine):
             is_known = lease_id in self.store.leases or lease_id in self.store.ledger
             run.is_forgotten = run.is_forgotten or not is_known
         self.restart()
+
+    @precondition(lambda self: self.open())
+    @rule(which=st.integers(0, 1000), number=st.integers(1, 4))
+    def settle_grant_and_forget_both(self, which: int, number: int) -> None:
+        """What a settlement freed is granted, and a machine goes down before either is durable."""
+        lease_id = self.open()[which % len(self.open())]
+        run = self.runs[lease_id]
+        asked = (run.key_id, run.model, run.end_user, 1, max(1, run.completion - 1))
+        self.ask(*asked, 8)  # until nothing is left
+        self.store.commit()
+        self.settle(self.open().index(lease_id), 0.0, False)
+        self.ask(*asked, number)
+        self.kill_with_gateways()
+        self.ask(*asked, number)
 
     @rule()
     def stop(self) -> None:
