@@ -1,10 +1,11 @@
 """What each quantised format costs the bundled model: `python -m tests.quality_table`.
 
 Writes the bundled model in every format that is read (GGUF files by `gguf`'s writer, AWQ, GPTQ,
-compressed-tensors and fp8 by their definitions, all rounded to the nearest) and compares each with
-the model's own weights in float32 on XLA, as `penstock quality` does: once dequantised to float32,
-which is what the format loses, and once as it is served with `--dtype auto`, which is what an
-engine's answers lose. Prints a row of docs/quality.md for each, as soon as it is there.
+compressed-tensors, bitsandbytes and fp8 by their definitions, all rounded to the nearest) and
+compares each with the model's own weights in float32 on XLA, as `penstock quality` does: once
+dequantised to float32, which is what the format loses, and once as it is served with `--dtype
+auto`, which is what an engine's answers lose. Prints a row of docs/quality.md for each, as soon as
+it is there.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from engine_worker.quality import BUNDLED_TEXT, Job, read_text, run
 from tests.fakes.gguf_blocks import BLOCK_SIZES, ENCODERS
 from tests.fakes.gguf_files import encoded, write_gguf
 from tests.fakes.quantised_experts import quantised
+from tests.fakes.quantised_layers import METHODS, quantised_layers
 from tests.fakes.tiny_checkpoint import Tensors
 
 GROUP: Final = 64
@@ -111,6 +113,10 @@ FORMATS: Final[dict[str, Callable[[Path], Path]]] = {
     **{
         name: partial(write_folder, quantise=partial(quantised, method=method, group=GROUP))
         for name, method in _FOLDERS.items()
+    },
+    **{
+        name: partial(write_folder, quantise=partial(quantised_layers, method=name))
+        for name in METHODS
     },
     "fp8, one scale a matrix": partial(write_folder, quantise=partial(_fp8, 0)),
     "fp8, blocks of 128 x 128": partial(write_folder, quantise=partial(_fp8, 128)),

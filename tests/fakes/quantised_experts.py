@@ -20,7 +20,7 @@ _IN_ORDER = tuple(range(8))
 Matrix = npt.NDArray[Any]
 
 
-def _words(rows: Matrix, order: tuple[int, ...] = _IN_ORDER) -> Matrix:
+def packed_words(rows: Matrix, order: tuple[int, ...] = _IN_ORDER) -> Matrix:
     """Eight numbers of four bits side by side in a word: [n, m / 8] of [n, m]."""
     words = np.zeros((len(rows), rows.shape[1] // 8), np.uint32)
     for place, index in enumerate(order):
@@ -41,8 +41,8 @@ def _with_zeros(weight: Matrix, group: int) -> tuple[Matrix, Matrix, Matrix]:
 def _awq(weight: Matrix, group: int) -> Tensors:
     integers, zeros, scales = _with_zeros(weight, group)
     return {
-        "qweight": _words(integers.T, _AWQ_ORDER),
-        "qzeros": _words(zeros.T, _AWQ_ORDER),
+        "qweight": packed_words(integers.T, _AWQ_ORDER),
+        "qzeros": packed_words(zeros.T, _AWQ_ORDER),
         "scales": np.ascontiguousarray(scales.T),
     }
 
@@ -50,8 +50,8 @@ def _awq(weight: Matrix, group: int) -> Tensors:
 def _gptq(weight: Matrix, group: int) -> Tensors:
     integers, zeros, scales = _with_zeros(weight, group)
     return {
-        "qweight": np.ascontiguousarray(_words(integers).T),
-        "qzeros": _words(zeros.T - 1),
+        "qweight": np.ascontiguousarray(packed_words(integers).T),
+        "qzeros": packed_words(zeros.T - 1),
         "scales": np.ascontiguousarray(scales.T),
     }
 
@@ -61,7 +61,7 @@ def _packed(weight: Matrix, group: int) -> Tensors:
     scales = (np.abs(groups).max(-1) / 7).astype(np.float32)
     integers = np.rint(groups / scales[..., None]).clip(-8, 7) + 8
     return {
-        "weight_packed": _words(integers.reshape(weight.shape)),
+        "weight_packed": packed_words(integers.reshape(weight.shape)),
         "weight_scale": scales,
         "weight_shape": np.array(weight.shape, np.int64),
     }

@@ -16,6 +16,13 @@ LOSSES = {
     "AWQ": 0.1,
     "GPTQ": 0.1,
     "W4A16": 0.12,
+    "bitsandbytes int8": 0.01,
+    "bitsandbytes nf4": 0.1,
+    "bitsandbytes fp4": 0.13,
+    "GPTQ, act-order": 0.1,
+    "W4A16 by channel": 0.16,
+    "NVFP4": 0.11,
+    "MXFP4 of a folder": 0.14,
     "fp8, one scale a matrix": 0.04,
     "fp8, blocks of 128 x 128": 0.04,
 }
