@@ -115,9 +115,11 @@ class Router(Generic[EventT]):
             ConfigurationError: The address is in use or not of this machine.
         """
         self._loop = loop
-        # A context of its own, because libzmq asks one ZAP handler a context and each role has
-        # other keys.
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        # libzmq asks one ZAP handler a context, and each role has other keys. Where there are none
+        # all sockets of the process share one, whose I/O thread wakes less often than three would.
+        self._context: zmq.Context[zmq.Socket[bytes]] = (
+            zmq.Context.instance() if self._security is None else zmq.Context()
+        )
         self._zap: ZapHandler | None = None
         if self._security is not None and self._role is not None:
             self._zap = ZapHandler(self._context, self._security.allowed_names(self._role))
@@ -240,8 +242,9 @@ class Router(Generic[EventT]):
         self._socket.close()
         if self._zap is not None:
             self._zap.close()
-        # Waits for what lingers, so not in this thread, which has other work.
-        threading.Thread(target=self._context.term, name="zmq-term", daemon=True).start()
+        if self._security is not None:
+            # Waits for what lingers, so not in this thread, which has other work.
+            threading.Thread(target=self._context.term, name="zmq-term", daemon=True).start()
 
     def _read_from(self, identity: bytes) -> bytes:
         """What a peer sent; with the first of it libzmq says from where."""
