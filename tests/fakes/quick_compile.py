@@ -22,6 +22,13 @@ AS_ENGINES: Final[dict[str, str | bool | int]] = {
 """XLA's usual values of the same, as options of one program: where the very bits are the test."""
 
 
+def two_lengths(max_tokens: int, *_: Any) -> tuple[Any, ...]:
+    """Stands in for `batch_shapes` of texts: fewer programs to compile than users' engines have."""
+    from engine_worker.embedding.row_programs import BatchShape
+
+    return tuple(BatchShape(rows, length) for length in (32, max_tokens) for rows in (1, 4))
+
+
 @contextmanager
 def compile_as_engines() -> Iterator[None]:
     """What is compiled meanwhile is compiled as engines do; what was before is not used."""

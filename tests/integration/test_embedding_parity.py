@@ -22,13 +22,13 @@ from engine_worker.embedding import row_programs
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.embedding.models import DecoderModel
 from engine_worker.embedding.pooling import PoolingKind, PoolingSpec
-from engine_worker.embedding.row_programs import BatchShape, Vectors
+from engine_worker.embedding.row_programs import Vectors
 from engine_worker.embedding.service import Embeddings
 from engine_worker.errors import EngineError
 from engine_worker.loading.encoder import ServedEncoder, decoder_embedder, load_encoder
 from engine_worker.text.tokenizer import Tokenizer
 from tests.fakes.late import torch, transformers
-from tests.fakes.quick_compile import EVERYDAY
+from tests.fakes.quick_compile import EVERYDAY, two_lengths
 
 WORDS = [
     "river",
@@ -55,11 +55,6 @@ TINY = {
     "vocab_size": 200,
     "max_position_embeddings": 40,
 }
-
-
-def two_lengths(max_tokens: int, *_: Any) -> tuple[BatchShape, ...]:
-    """Fewer programs to compile than users' engines have."""
-    return tuple(BatchShape(rows, length) for length in (32, max_tokens) for rows in (1, 4))
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine_worker.config import ModelSettings
-from engine_worker.embedding import attention
+from engine_worker.embedding import attention, row_programs
 from engine_worker.embedding.classifier import Classifier
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.embedding.families.registry import FAMILIES
@@ -19,6 +19,7 @@ from engine_worker.embedding.row_programs import Vectors
 from engine_worker.loading.text_models import TextModel, is_text_model, load_text_model
 from tests.fakes.encoder_families import CASES, EncoderCase
 from tests.fakes.late import torch, transformers
+from tests.fakes.quick_compile import EVERYDAY, two_lengths
 
 LENGTHS = (1, 2, 5, 16, 40, 60)
 """All but the shortest ones are longer than the window of the local layers."""
@@ -90,6 +91,13 @@ def assert_alike(ours: Vectors, theirs: Vectors) -> None:
     assert cosines.min() >= 0.99999
     # Not their directions alone.
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * float(np.std(theirs)))
+
+
+@pytest.fixture(autouse=True)
+def fewer_programs(pytestconfig: pytest.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `make test`, programs of two lengths."""
+    if pytestconfig.getoption("-m") == EVERYDAY:
+        monkeypatch.setattr(row_programs, "batch_shapes", two_lengths)
 
 
 @pytest.mark.parametrize("name", cases(CASES, "mpnet", "gte-own-config-ntk"))

@@ -97,7 +97,7 @@ def glot_tensors(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("installed")
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_an_installed_family_computes_what_the_same_llama_does(tmp_path: Path, tied: bool) -> None:
     for name in ("llama", "glot"):
         (tmp_path / name).mkdir()

@@ -42,7 +42,7 @@ def routes(gateway: RunningGateway) -> list[tuple[str, GuardedRoute]]:
     return found
 
 
-@pytest.mark.parametrize("require_keys", [True, False])
+@pytest.mark.parametrize("require_keys", [True, pytest.param(False, marks=pytest.mark.long)])
 async def test_what_is_said_of_no_body_is_not_minded(
     socket_dir: Path, *, require_keys: bool
 ) -> None:

@@ -42,7 +42,11 @@ def answers(
 
 @pytest.mark.parametrize(
     "samplings",
-    [[GREEDY], [SAMPLED], [GREEDY, LIVELY, PENALIZED]],
+    [
+        pytest.param([GREEDY], marks=pytest.mark.long),
+        [SAMPLED],
+        [GREEDY, LIVELY, PENALIZED],
+    ],
     ids=["greedy", "sampled", "mixed"],
 )
 def test_drafts_change_no_token(

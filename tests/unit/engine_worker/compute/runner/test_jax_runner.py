@@ -105,6 +105,8 @@ def test_ragged_requests_that_come_and_go_match_the_dense_reference(
         assert len(expected) > 3
 
 
+# So has the cache of backends/test_native_runner.py.
+@pytest.mark.long
 def test_bfloat16_weights_run_with_bits_in_the_cache() -> None:
     weights = tiny_weights(jnp.bfloat16)
     runner = make_runner(weights)

@@ -143,7 +143,7 @@ def test_the_native_kernels_score_as_their_own_prompts(weight_type: str, toleran
     assert scores(runner, QUESTIONS) == pytest.approx(prompt_scores(runner), abs=tolerance)
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_pack_with_as_many_places_as_it_holds_scores_each_label_after_its_own(
     which: int,
 ) -> None:
