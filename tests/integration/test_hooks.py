@@ -453,14 +453,14 @@ async def test_a_hook_sees_numbers_and_a_body_that_none_changes_keeps_their_digi
     assert number in grammar.source
 
 
-COUNTING = """
+NUMBERING = """
 from gateway.hooks.hook import Hook, HookAnswer
 
-class Counting(Hook):
+class Numbering(Hook):
     number = 0
 
     def answer(self, call):
-        Counting.number += 1
+        Numbering.number += 1
         return HookAnswer({"number": self.number, "key": call.headers.get("idempotency-key")})
 """
 
@@ -468,16 +468,16 @@ class Counting(Hook):
 async def test_a_hook_hears_of_a_repeated_request_once(
     socket_dir: Path, install: Install, tmp_path: Path
 ) -> None:
-    (tmp_path / "counting_hook.py").write_text(COUNTING)
-    install("counting = counting_hook:Counting")
+    (tmp_path / "numbering_hook.py").write_text(NUMBERING)
+    install("numbering = numbering_hook:Numbering")
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()
         post = partial(gateway.client.post, json={}, headers={"Idempotency-Key": "once"})
-        first, again = [await post("/v1/hooks/counting/up?step=1") for _ in range(2)]
+        first, again = [await post("/v1/hooks/numbering/up?step=1") for _ in range(2)]
         assert first.json() == {"number": 1, "key": "once"}
         assert again.content == first.content
         assert again.headers["idempotent-replayed"] == "true"
         # The query is a part of what is asked.
-        assert (await post("/v1/hooks/counting/up?step=2")).status_code == 422
-        without = await gateway.client.post("/v1/hooks/counting/up?step=1", json={})
+        assert (await post("/v1/hooks/numbering/up?step=2")).status_code == 422
+        without = await gateway.client.post("/v1/hooks/numbering/up?step=1", json={})
         assert without.json() == {"number": 2, "key": None}
