@@ -321,3 +321,35 @@ async def test_a_summary_that_fails_fails_the_response(harness: Harness) -> None
     }
     found = await harness.post(status=500, **body)
     assert found["error"]["type"] == "server_error"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"role": "nobody", "content": "x"}, "input[0].role"),
+        ({"type": "function_call_output", "call_id": "c", "output": "x"}, "input[0].call_id"),
+    ],
+)
+async def test_what_a_summary_stands_for_has_to_be_right_too(
+    harness: Harness, wrong: dict[str, Any], param: str
+) -> None:
+    summary = {"type": "compaction", "encrypted_content": "eA=="}
+    items = [
+        wrong,
+        {"role": "assistant", "content": "a"},
+        summary,
+        {"role": "user", "content": "?"},
+    ]
+    found = await harness.post(status=400, tools=[], input=items)
+    assert found["error"]["param"] == param
+
+
+async def test_an_output_behind_a_summary_needs_its_call_there(harness: Harness) -> None:
+    items = [
+        {"role": "user", "content": "?"},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"type": "compaction", "encrypted_content": "eA=="},
+        {"type": "function_call_output", "call_id": "c", "output": "x"},
+    ]
+    found = await harness.post(status=400, tools=[], input=items)
+    assert found["error"]["param"] == "input[3].call_id"

@@ -8,7 +8,7 @@ from typing import Any, Final
 from toolparser_worker.errors import UnsupportedToolsError
 from toolparser_worker.grammar.lark import LarkWriter, regex, without_texts
 
-_KEY: Final = "x-penstock-input"
+_KEY: Final = "x_penstock_input"
 """Where a tool's function has it: `{"rules": […], "terminals": [[plain, quoted], …]}`; where the
 schema of the argument has it once it is read."""
 _RULE: Final = re.compile(r'(?:R\d{1,6}|T\d{1,6}|""|\{\d{1,4}(?:,\d{0,4})?\}|[()|?*+ ])+')

@@ -246,7 +246,13 @@ def chat_messages(
         if kind_of(item) == "mcp_approval_response" and item.get("approve") is True
         if isinstance(name := item.get("approval_request_id"), str)
     }
-    for index in reading_order(items):
+    order = reading_order(items)
+    summed_up = sorted(set(range(len(items))).difference(order))
+    beginning = list(found)
+    for number, index in enumerate((*summed_up, *order)):
+        if number == len(summed_up):
+            # What a compaction stands for is checked like all the rest, and not read.
+            found, calls = list(beginning), set()
         item = items[index]
         own = index - num_before
         path = f"input[{own}]" if own >= 0 else f"context[{index}]"

@@ -340,7 +340,7 @@ def compact_body(
     items = own if context is None else context.select(own, truncates=False)
     num_before = len(items) - len(own)
     job = _summary_job(request, items, defaults, num_before)
-    kept = [item for item in items if item.get("type") == "message" and item["role"] == "user"]
+    kept = [item for item in items if item.get("type") == "message" and item.get("role") == "user"]
     return CompactBody(refs, job, dump_json(kept, "input"), ignored)
 
 

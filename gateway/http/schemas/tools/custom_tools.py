@@ -24,7 +24,7 @@ from gateway.http.schemas.tools.lark_tokens import LarkError
 
 INPUT: Final = "input"
 """The one argument of the function that a custom tool becomes."""
-GRAMMAR: Final = "x-penstock-input"
+GRAMMAR: Final = "x_penstock_input"
 """What a parser finds the rules of that argument's text under, in the function."""
 _FOLLOWS: Final = f"`{INPUT}` has to follow this Lark grammar:"
 

@@ -184,6 +184,6 @@ def test_an_end_of_the_argument_is_no_text_of_a_terminal(compiler: GrammarCompil
 )
 def test_rules_that_are_none_are_refused(value: object) -> None:
     (tool,) = tools_of(SUMS)
-    tool["function"]["x-penstock-input"] = value
+    tool["function"]["x_penstock_input"] = value
     with pytest.raises(UnsupportedToolsError):
         request_grammar(FORMATS["hermes"], None, Wish(tools=[tool], tool_choice="required"))

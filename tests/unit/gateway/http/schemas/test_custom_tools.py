@@ -141,20 +141,20 @@ def test_a_lark_grammar_that_is_more_than_an_expression_goes_to_the_parser_as_ru
     enforced = json.loads(made.enforced_tools_json or "")[0]["function"]
     assert enforced["strict"] is True
     assert enforced["parameters"]["properties"]["input"] == {"type": "string"}
-    assert enforced["x-penstock-input"] == {
+    assert enforced["x_penstock_input"] == {
         "rules": ["R1", "T0 (R1)? T1"],
         "terminals": [[r"\(", r"\("], [r"\)", r"\)"]],
     }
     shown = json.loads(made.tools_json or "")[0]["function"]
-    assert "x-penstock-input" not in shown
+    assert "x_penstock_input" not in shown
     assert shown["description"].endswith(definition)
 
 
 def test_a_function_has_no_such_rules_whatever_its_client_writes() -> None:
     rules = {"rules": ["T0"], "terminals": [["a", "a"]]}
-    function = {"name": "f", "strict": True, "x-penstock-input": rules}
+    function = {"name": "f", "strict": True, "x_penstock_input": rules}
     made, _ = job(tools=[{"type": "function", "function": function}])
-    assert "x-penstock-input" not in (made.enforced_tools_json or "")
+    assert "x_penstock_input" not in (made.enforced_tools_json or "")
 
 
 def test_so_many_lark_grammars_are_read_for_a_request() -> None:
