@@ -63,7 +63,8 @@ def case_of(arch: str, architecture: str) -> GgufCase:
 def write_stored(folder: Path, case: GgufCase, kind: str, **options: Any) -> Path:
     """A folder with the config of a case and its random weights in a GGUF file of one type."""
     folder.mkdir(exist_ok=True)
-    write_checkpoint(folder, dict(case.config), random_tensors(dict(case.config), scale=SCALE))
+    config = dict(case.config)
+    write_checkpoint(folder, config, case.spelled(random_tensors(config, scale=SCALE)))
     path = folder / "m.gguf"
     write_gguf(
         path,

@@ -22,7 +22,7 @@ from protocol.runtime.gguf_header import GgufTensor
 from tests.fakes.fuzz_effort import EFFORT
 from tests.fakes.gguf_families import GGUF_FAMILIES, GgufCase
 from tests.fakes.gguf_files import write_gguf
-from tests.fakes.tiny_checkpoint import write_checkpoint
+from tests.fakes.tiny_checkpoint import random_tensors, write_checkpoint
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
 ODD: tuple[Any, ...] = (
@@ -46,7 +46,8 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     found = []
     for case in GGUF_FAMILIES:
         folder = tmp_path_factory.mktemp("m")
-        write_checkpoint(folder, dict(case.config))
+        config = dict(case.config)
+        write_checkpoint(folder, config, case.spelled(random_tensors(config)))
         (folder / "tokenizer.json").write_text(byte_level_tokenizer().serialized())
         (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|im_end|>"}))
         path = folder / "m.gguf"

@@ -136,6 +136,8 @@ def test_rows_of_a_matrix_are_those_of_its_numbers(dtype: str) -> None:
 
 
 KEPT = {
+    "awq_4_bits": BlockFormat(4, 32, 32, has_minima=True),
+    "awq_4_bits_groups_of_64": BlockFormat(4, 64, 64, has_minima=True),
     "gptq_3_bits": BlockFormat(4, 32, 32, has_minima=True),
     "gptq_4_bits": BlockFormat(4, 32, 32, has_minima=True),
     "gptq_8_bits": BlockFormat(8, 32, 32, has_minima=True),
