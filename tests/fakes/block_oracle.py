@@ -328,7 +328,7 @@ def page_numbers(pages: Any, head_dim: int, *, are_keys: bool) -> Array:
     else:
         is_half = pages.dtype == np.uint16
         numbers = (pages.view(ml_dtypes.bfloat16) if is_half else pages).astype(np.float32)
-        scales = np.float32(1)
+        scales = np.ones(1, np.float32)
     if are_keys:
         numbers = numbers.swapaxes(2, 3)
         ordered = numbers.reshape(*numbers.shape[:3], -1)

@@ -8,6 +8,7 @@ A latent attention (MLA) keeps no keys and values but what those of all heads ar
 refused; a recurrent layer beside others keeps its states as they are, in float32.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import jax
@@ -25,7 +26,7 @@ SCALE_BYTES: Final = 4
 _LARGEST: Final = 127.0
 _LEAST: Final = 1e-30
 """Of numbers that are all smaller nothing but zeros is kept: 127 by them would be infinite."""
-_DTYPES: Final = {
+_DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
     "float32": np.dtype(np.float32),
     "bfloat16": np.dtype(jnp.bfloat16),
     "int8": INT8,

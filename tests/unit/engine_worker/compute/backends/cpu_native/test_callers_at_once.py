@@ -8,7 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine_worker.compute.backends.cpu_native import calls
-from engine_worker.compute.backends.cpu_native.calls import AttentionConfig, MlpConfig
+from engine_worker.compute.backends.cpu_native.calls import (
+    Attention,
+    AttentionConfig,
+    Mlp,
+    MlpConfig,
+)
 from engine_worker.compute.backends.cpu_native.library import Library
 from tests.fakes.block_oracle import Problem, Row, StepShape
 
@@ -24,7 +29,7 @@ def test_programs_of_xla_and_kernels_in_several_threads_end_with_the_bits_of_one
     """The kernels' threads are the library's, and a program of XLA's waits for its own ones."""
     problem = Problem(StepShape((Row(300, 1), Row(0, 60)), 32), HIDDEN)
     attention = problem.attention(AttentionConfig(8, 2, 32, 0.2, 1e-5), 16)
-    blocks = [attention.block(0), problem.mlp(MlpConfig(512, 1e-5)).block()]
+    blocks: list[Attention | Mlp] = [attention.block(0), problem.mlp(MlpConfig(512, 1e-5)).block()]
     weights = jnp.asarray(problem.normal(HIDDEN, HIDDEN, scale=HIDDEN**-0.5))
 
     @jax.jit
