@@ -4,6 +4,7 @@
     python -m benchmarks.kernels --shape Qwen2.5-0.5B --types bfloat16 int8 --rows 1 32 --rounds 7
     python -m benchmarks.kernels --levels amx avx512_bf16 --rows 1 8 32
     python -m benchmarks.kernels --levels amx avx512_bf16 --rows 128 512 --prompt
+    python -m benchmarks.kernels --kv-dtype int8 --types bfloat16 --context 4096
 
 Three calls of a decode step are timed apart: all MLP blocks, all attention blocks (over --context
 stored tokens) and the head. A call must read its weights, keys and values once, and multiply them
@@ -110,13 +111,13 @@ class Bounds:
 class Model:
     """The blocks of a shape with random weights."""
 
-    def __init__(self, spec: DecoderSpec, weight_type: str) -> None:
+    def __init__(self, spec: DecoderSpec, weight_type: str, cache_type: str) -> None:
         self.spec, self.weight_type = spec, weight_type
         self._random = np.random.default_rng(0)
         layer = spec.layers[0]
         assert isinstance(layer.mlp, MlpSpec)
         self._attention = AttentionConfig.of(
-            spec, layer, weight_type=weight_type, cache_type="bfloat16"
+            spec, layer, weight_type=weight_type, cache_type=cache_type
         )
         self._mlp = MlpConfig.of(spec, layer, weight_type=weight_type)
         hidden, inner = spec.hidden_size, layer.mlp.intermediate_size
@@ -161,7 +162,7 @@ class Model:
             attention.num_kv_heads,
             attention.head_dim,
             BLOCK_SIZE,
-            "bfloat16",
+            self._attention.cache_type,
         )
         pages = [(_pages(*key_shape), _pages(*value_shape)) for _ in spec.layers]
         ids = self._random.permutation(num_requests * blocks).reshape(num_requests, blocks)
@@ -244,6 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", default="SmolLM2-135M", choices=list(SHAPES))
     parser.add_argument("--types", nargs="+", default=["bfloat16", "int8", "int4"])
+    parser.add_argument("--kv-dtype", default="bfloat16", choices=calls.CACHE_TYPES)
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32])
     parser.add_argument("--context", type=int, default=192)
     parser.add_argument("--rounds", type=int, default=5)
@@ -259,7 +261,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|---|")
     spec = decoder_spec(SHAPES[arguments.shape])
     for weight_type in arguments.types:
-        model = Model(spec, weight_type)
+        model = Model(spec, weight_type, arguments.kv_dtype)
         for num_rows in arguments.rows:
             context = arguments.context
             for timed in model.timed_calls(num_rows, context, is_prompt=arguments.prompt):

@@ -19,7 +19,7 @@ from engine_worker.config import DEFAULT_COMPILE_CACHE_DIR, DTYPES
 from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.python_api.llm import LLM
 from protocol.errors import PenstockError
-from protocol.runtime.shared_settings import BACKENDS
+from protocol.runtime.shared_settings import BACKENDS, KV_DTYPES
 from protocol.wire.messages import SamplingParams
 
 _FIRST_ORDINARY_ID = 5
@@ -84,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dtype", choices=DTYPES, default="auto")
     parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument("--kv-dtype", choices=KV_DTYPES, default="auto")
     parser.add_argument("--speculation", choices=tuple(SpeculationMode), default="off")
     parser.add_argument("--compile-cache", type=Path, default=DEFAULT_COMPILE_CACHE_DIR)
     args = parser.parse_args(arguments)
@@ -97,6 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             args.model,
             dtype=args.dtype,
             backend=args.backend,
+            kv_dtype=args.kv_dtype,
             max_num_seqs=max(args.concurrency),
             max_model_len=args.prompt_tokens + args.new_tokens,
             compile_cache_dir=args.compile_cache,

@@ -93,6 +93,7 @@ class ModelSettings:
     num_threads: int | None = setting(shared.THREADS)
     dtype: str = setting(shared.DTYPE)
     backend: str = setting(shared.BACKEND)
+    kv_dtype: str = setting(shared.KV_DTYPE)
     deterministic: bool = setting(shared.DETERMINISTIC)
     compile_cache_dir: Path | None = setting(_COMPILE_CACHE_DIR, default=None)
     weights_cache_dir: Path | None = setting(_WEIGHTS_CACHE_DIR, default=None)

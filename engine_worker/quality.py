@@ -1,8 +1,8 @@
-"""`python -m engine_worker.quality`: what a type of weights costs, measured on a text.
+"""`python -m engine_worker.quality`: what a type of weights or of the KV cache costs on a text.
 
-Loads a model twice, in the type that is measured and in float32 (bfloat16 for large ones) on plain
-XLA, reads the text with both, and prints how their predictions differ. The result is kept beside
-the packed weights, and engines of this model in this type show it in `/v1/models/{id}`.
+Loads a model twice, in the types that are measured and in float32 (bfloat16 for large ones) on
+plain XLA, reads the text with both, and prints how their predictions differ. The result is kept
+beside the packed weights, and engines of this model in these types show it in `/v1/models/{id}`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from engine_worker.config import (
 from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
 from protocol.errors import ConfigurationError, PenstockError
 from protocol.runtime.gguf_header import model_name
-from protocol.runtime.shared_settings import BACKENDS
+from protocol.runtime.shared_settings import BACKENDS, KV_DTYPES
 
 if TYPE_CHECKING:
     from engine_worker.compute.backends.base import Backend
@@ -36,7 +36,7 @@ class Job:
     """What to measure.
 
     Attributes:
-        settings: The model and its type.
+        settings: The model and its types.
         against: Another model to compare with, such as the one that a GGUF file was made of; None
             compares with the same.
         reference_dtype: auto, float32 or bfloat16.
@@ -60,6 +60,7 @@ def run(job: Job) -> dict[str, object]:
         PenstockError: A model can't be loaded, the text is too short, or the two models read it as
             different tokens.
     """
+    from engine_worker.compute.backends.choice import kv_label
     from engine_worker.compute.backends.kv_memory import device_memory_stats
     from engine_worker.compute.models.dtype import FLOAT32_MAX_PARAMETERS
     from engine_worker.compute.runner.compile_cache import prepare_backend
@@ -78,9 +79,9 @@ def run(job: Job) -> dict[str, object]:
     if reference_dtype == "auto":
         is_large = measured.graph.num_parameters > FLOAT32_MAX_PARAMETERS
         reference_dtype = "bfloat16" if is_large else "float32"
-    other = settings
+    other = replace(settings, kv_dtype="auto")
     if job.against is not None:
-        other = with_model_folder(replace(settings, path=job.against, lora=None))
+        other = with_model_folder(replace(other, path=job.against, lora=None))
     reference = choose_for_settings(other, dtype=reference_dtype, backend="xla")
     token_ids, expected = (
         Tokenizer.load(one.tokenizer_path or one.path, one.path).encode(
@@ -105,6 +106,7 @@ def run(job: Job) -> dict[str, object]:
         raise ConfigurationError(f"--text {job.text_name}: {error}", param="text") from error
     record: dict[str, object] = {
         "weights": _weights_of(measured),
+        "kv": kv_label(measured),
         "backend": measured.name,
         "reference": f"{reference.weight_type} on {reference.name}{_of(job.against)}",
         "text": job.text_name,
@@ -172,6 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-tokens", type=int, default=20_000, help="of the text")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="what is measured")
     parser.add_argument("--backend", choices=BACKENDS, default="auto")
+    parser.add_argument("--kv-dtype", choices=KV_DTYPES, default="auto", help="likewise")
     parser.add_argument("--reference", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument(
         "--against", type=Path, help="another model to compare with: what a GGUF file was made of"
@@ -189,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lora=None if args.lora is None else args.lora.expanduser().absolute(),
             dtype=args.dtype,
             backend=args.backend,
+            kv_dtype=args.kv_dtype,
             compile_cache_dir=args.compile_cache.expanduser(),
             weights_cache_dir=args.weights_cache.expanduser(),
         )

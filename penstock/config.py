@@ -126,6 +126,7 @@ class ServeSettings:
     revision: str | None = setting(REVISION)
     dtype: str = setting(shared.DTYPE)
     backend: str = setting(shared.BACKEND)
+    kv_dtype: str = setting(shared.KV_DTYPE)
     max_model_len: int | None = setting(shared.MAX_MODEL_LEN)
     max_num_seqs: int | None = setting(shared.MAX_NUM_SEQS, default=None)
     num_threads: int | None = setting(shared.THREADS)

@@ -22,7 +22,8 @@ QUANT_METHODS = {
 """Those that the engine reads, and the bits of most of their weights where the config is silent."""
 _KEPT_METHODS = ("awq", "gptq", "compressed-tensors", "mxfp4")
 """Those whose weights may stay as they are."""
-_KV_BYTES_PER_VALUE = 2
+_KV_BITS = {"float32": 32, "bfloat16": 16, "int8": 9}
+"""Of a number in the KV cache; of int8 with scales as for heads 32 wide."""
 _BITS_BY_WEIGHT = {"int8": 8, "int4": 5}
 """Scales of groups and rows included."""
 _LEAST_CONTEXT = 2048
@@ -87,6 +88,7 @@ def estimate_memory(
     dtype: str,
     max_model_len: int | None,
     keeps_stored: bool = False,
+    kv_dtype: str = "auto",
 ) -> MemoryEstimate:
     """What a checkpoint takes once loaded.
 
@@ -99,6 +101,7 @@ def estimate_memory(
         keeps_stored: Quantised weights may stay as they are (`auto` on the native kernels). Which
             of them do is for the engine to say, which refuses what doesn't fit then: this is the
             least that they take.
+        kv_dtype: Of keys and values, as the engine is told.
     """
     text = _text_config(config)
     stored = str(text.get("dtype") or text.get("torch_dtype") or "float32")
@@ -115,7 +118,8 @@ def estimate_memory(
         weights_bytes = min(weights_bytes, int(stored_bytes) * bits)
     longest = max(1, int(text.get("max_position_embeddings") or _LEAST_CONTEXT))
     length = max_model_len or min(longest, _LEAST_CONTEXT)
-    kv_bytes = _cached_values(text, length) * _KV_BYTES_PER_VALUE * widening
+    kv_bits = _KV_BITS.get(kv_dtype, _KV_BITS["bfloat16"] * widening)
+    kv_bytes = _cached_values(text, length) * kv_bits // 8
     return MemoryEstimate(weights_bytes // bits, kv_bytes, length)
 
 

@@ -123,6 +123,7 @@ def _require_room(
             keeps_stored=settings.dtype == "auto"
             and settings.backend != "xla"
             and not settings.deterministic,
+            kv_dtype=settings.kv_dtype,
         )
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ModelError(f"The config.json of {model.name} is not valid: {error}.") from error

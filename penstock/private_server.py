@@ -12,8 +12,9 @@ KEPT: Final = frozenset(
     f"PENSTOCK_{name}"
     for name in (
         # How the model computes and where engines keep what they made.
-        *("DTYPE", "BACKEND", "DETERMINISTIC", "KV_MEMORY", "BLOCK_SIZE", "MAX_MODEL_LEN"),
-        *("MAX_NUM_SEQS", "MAX_NUM_BATCHED_TOKENS", "PREFIX_CACHE", "SPECULATION", "LORA"),
+        *("DTYPE", "BACKEND", "DETERMINISTIC", "KV_DTYPE", "KV_MEMORY", "BLOCK_SIZE"),
+        *("MAX_MODEL_LEN", "MAX_NUM_SEQS", "MAX_NUM_BATCHED_TOKENS", "PREFIX_CACHE"),
+        *("SPECULATION", "LORA"),
         *("COMPILE_CACHE_DIR", "WEIGHTS_CACHE_DIR", "POOLING", "RERANK_WORDING", "THREADS"),
         *("TOOL_FORMAT", "REASONING_FORMAT", "TOKENIZER_PATH", "SPECIAL_TOKENS_IN_TEXT"),
         # What a request may say, and what it means.

@@ -92,6 +92,7 @@ def roll(
         revision=revision,
         dtype=state.dtype,
         backend=state.backend,
+        kv_dtype=state.kv_dtype,
         deterministic=state.deterministic,
         max_model_len=state.max_model_len,
     )

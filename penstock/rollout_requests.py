@@ -29,7 +29,7 @@ class ServerState(msgspec.Struct, frozen=True):
     Attributes:
         run_dir: Its folder of sockets.
         models: Names that it serves.
-        dtype: As it was started, as the next three; they decide how much memory weights take.
+        dtype: As it was started, as all that follow; they decide how much memory weights take.
     """
 
     run_dir: str
@@ -38,6 +38,7 @@ class ServerState(msgspec.Struct, frozen=True):
     backend: str
     deterministic: bool
     max_model_len: int | None
+    kv_dtype: str = "auto"
 
 
 class RolloutRequest(msgspec.Struct, frozen=True):
@@ -137,6 +138,7 @@ class RolloutRequests:
             settings.backend,
             settings.deterministic,
             settings.max_model_len,
+            settings.kv_dtype,
         )
         beside = self._state_path.with_name(f".{STATE_NAME}.{os.getpid()}")
         lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -1,14 +1,22 @@
-"""How large the cache's blocks and rings of a model are, by its settings."""
+"""How large the cache's blocks and rings of a model are, and the context, by its settings."""
 
+import logging
 from typing import Final
 
 from engine_worker.compute.backends.base import Backend
 from engine_worker.compute.backends.kv_layout import StateRings
-from engine_worker.compute.backends.kv_memory import CacheShape, state_rings
+from engine_worker.compute.backends.kv_memory import (
+    CacheShape,
+    default_kv_memory_bytes,
+    device_memory_stats,
+    state_rings,
+)
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.runner.buckets import most_step_tokens
 from engine_worker.config import ModelSettings
 from engine_worker.core.decoding.speculation import MAX_DRAFT_TOKENS, SpeculationMode
+from engine_worker.errors import KvMemoryError
+from protocol.errors import ConfigurationError
 
 DEFAULT_BLOCK_SIZE: Final = 32
 MAX_DEFAULT_BLOCK_SIZE: Final = 256
@@ -16,6 +24,7 @@ _MAX_STATE_SHARE: Final = 3
 """States take at most so many times the memory of a block's keys and values, if a larger block
 helps: one state lies with each block, however many tokens that has."""
 _KV_ITEM_BYTES: Final = 2
+_log = logging.getLogger("penstock.engine")
 
 
 def block_size_of(settings: ModelSettings, spec: DecoderSpec) -> int:
@@ -57,3 +66,46 @@ def rings_of(settings: ModelSettings, spec: DecoderSpec) -> StateRings:
         num_slots=settings.max_num_seqs,
         max_draft_tokens=MAX_DRAFT_TOKENS if drafts else 0,
     )
+
+
+def choose_max_model_len(settings: ModelSettings, backend: Backend) -> int:
+    """The context: as configured, or the model's own, cut to what the KV memory holds.
+
+    Args:
+        settings: Of the model.
+        backend: Computes it.
+
+    Raises:
+        ConfigurationError: The configured context is longer than the model's own.
+        KvMemoryError: Not one block fits.
+    """
+    longest = backend.spec.max_position_embeddings
+    if settings.max_model_len is not None:
+        if settings.max_model_len > longest:
+            raise ConfigurationError(
+                f"PENSTOCK_MAX_MODEL_LEN is {settings.max_model_len}, but this model was made for"
+                f" at most {longest} tokens."
+            )
+        return settings.max_model_len
+    kv_memory_bytes = settings.kv_memory_bytes
+    if kv_memory_bytes is None:
+        kv_memory_bytes = default_kv_memory_bytes(backend.packing.size_bytes, device_memory_stats())
+    block_size = block_size_of(settings, backend.spec)
+    num_blocks = cache_shape_of(settings, backend).longest_request(kv_memory_bytes, longest)
+    fitting = num_blocks * block_size
+    if fitting < 1:
+        raise KvMemoryError(
+            f"The KV cache gets {kv_memory_bytes} bytes, which hold not one block of"
+            f" {block_size} tokens; raise PENSTOCK_KV_MEMORY."
+        )
+    if fitting < longest:
+        # A little less than fits now: the weights aren't loaded yet.
+        fitting = max(1, num_blocks * 3 // 4) * block_size
+        _log.warning(
+            "the context is cut from %d to %d tokens, because the KV cache gets %d MiB; raise"
+            " PENSTOCK_KV_MEMORY, or set PENSTOCK_MAX_MODEL_LEN",
+            longest,
+            fitting,
+            kv_memory_bytes // 2**20,
+        )
+    return min(longest, fitting)

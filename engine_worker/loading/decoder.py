@@ -11,12 +11,14 @@ from pathlib import Path
 import jax
 
 from engine_worker.compute.backends.base import Backend, PackedDecoder
+from engine_worker.compute.backends.cache_type import AUTO
 from engine_worker.compute.backends.choice import (
     BackendName,
     backend_label,
     choose_backend,
     describe,
     identity_of,
+    kv_label,
     stored_label,
 )
 from engine_worker.compute.backends.kv_memory import (
@@ -44,8 +46,11 @@ from engine_worker.core.engine import RESUME_VERSION, Engine
 from engine_worker.core.metrics import EngineMetrics
 from engine_worker.core.scoring import ScoreTask, score_task
 from engine_worker.embedding.embedder import Embedder
-from engine_worker.errors import KvMemoryError
-from engine_worker.loading.cache_shape import block_size_of, cache_shape_of
+from engine_worker.loading.cache_shape import (
+    block_size_of,
+    cache_shape_of,
+    choose_max_model_len,
+)
 from engine_worker.loading.encoder import decoder_embedder, embedding_offer, what_follows
 from engine_worker.loading.identity import model_fingerprint
 from engine_worker.loading.memory_estimate import estimate_memory, require_memory
@@ -59,7 +64,6 @@ from engine_worker.text.format_detection import DetectedFormats, detect_formats
 from engine_worker.text.preparation import PromptPreparer
 from engine_worker.text.score_preparation import ScorePreparer
 from engine_worker.text.tokenizer import Tokenizer
-from protocol.errors import ConfigurationError
 from protocol.wire.messages import BlockPlacement, EngineOffer, Score
 from protocol.wire.sampling_ranges import MAX_LOGPROBS
 
@@ -304,7 +308,7 @@ def _assemble(
         max_token_bytes=tokenizer.max_token_bytes,
         tokenizer_info_json=json.dumps(tokenizer.info()),
         backend=backend_label(runner.backend),
-        kv_dtype=str(runner.kv_layout.dtype),
+        kv_dtype=kv_label(runner.backend),
         placements=placements_of(runner.backend),
         stored_as=open_checkpoint(settings.path).stored_as,
         stored_formats=stored_label(runner.backend),
@@ -442,8 +446,11 @@ def _choose_backend(settings: ModelSettings, spec: DecoderSpec, dtype: DtypeChoi
         block_size=block_size_of(settings, spec),
         deterministic=settings.deterministic,
         stored=stored_formats(graph, checkpoint) if dtype.keeps_stored else None,
+        kv_dtype=settings.kv_dtype,
     )
     _log.info("%s on %s: %s", settings.name, describe(choice.backend), choice.reason)
+    if settings.kv_dtype != AUTO:
+        _log.info("%s keeps keys and values in %s", settings.name, kv_label(choice.backend))
     if choice.backend.stored_formats:
         _log.info(
             "%s is stored as %s; %s stay so, and are multiplied with activations in int8; choose a"
@@ -453,46 +460,3 @@ def _choose_backend(settings: ModelSettings, spec: DecoderSpec, dtype: DtypeChoi
             stored_label(choice.backend),
         )
     return choice.backend
-
-
-def choose_max_model_len(settings: ModelSettings, backend: Backend) -> int:
-    """The context: as configured, or the model's own, cut to what the KV memory holds.
-
-    Args:
-        settings: Of the model.
-        backend: Computes it.
-
-    Raises:
-        ConfigurationError: The configured context is longer than the model's own.
-        KvMemoryError: Not one block fits.
-    """
-    longest = backend.spec.max_position_embeddings
-    if settings.max_model_len is not None:
-        if settings.max_model_len > longest:
-            raise ConfigurationError(
-                f"PENSTOCK_MAX_MODEL_LEN is {settings.max_model_len}, but this model was made for"
-                f" at most {longest} tokens."
-            )
-        return settings.max_model_len
-    kv_memory_bytes = settings.kv_memory_bytes
-    if kv_memory_bytes is None:
-        kv_memory_bytes = default_kv_memory_bytes(backend.packing.size_bytes, device_memory_stats())
-    block_size = block_size_of(settings, backend.spec)
-    num_blocks = cache_shape_of(settings, backend).longest_request(kv_memory_bytes, longest)
-    fitting = num_blocks * block_size
-    if fitting < 1:
-        raise KvMemoryError(
-            f"The KV cache gets {kv_memory_bytes} bytes, which hold not one block of"
-            f" {block_size} tokens; raise PENSTOCK_KV_MEMORY."
-        )
-    if fitting < longest:
-        # A little less than fits now: the weights aren't loaded yet.
-        fitting = max(1, num_blocks * 3 // 4) * block_size
-        _log.warning(
-            "the context is cut from %d to %d tokens, because the KV cache gets %d MiB; raise"
-            " PENSTOCK_KV_MEMORY, or set PENSTOCK_MAX_MODEL_LEN",
-            longest,
-            fitting,
-            kv_memory_bytes // 2**20,
-        )
-    return min(longest, fitting)

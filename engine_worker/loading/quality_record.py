@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from engine_worker.compute.backends.base import Backend
+from engine_worker.compute.backends.cache_type import cache_dtype_of
 from engine_worker.compute.weights.fingerprint import fingerprint
 from engine_worker.loading.weights import packed_path
 
@@ -17,6 +18,8 @@ _log = logging.getLogger("penstock.engine.weights")
 def quality_path(cache_dir: Path, folder: Path, backend: Backend, lora: Path | None = None) -> Path:
     """Where the record of a folder's weights, as a backend packs them, is kept."""
     parts = {"packed": backend.packing.layout, "type": backend.weight_type}
+    if backend.cache_dtype != cache_dtype_of(backend.weight_type):
+        parts["kv"] = str(backend.cache_dtype)
     key = fingerprint(folder, parts, lora, cache_dir=cache_dir)
     return packed_path(cache_dir, folder, backend, key, lora).with_suffix(SUFFIX)
 

@@ -67,6 +67,7 @@ class LLM:
         pooling: As the setting PENSTOCK_POOLING: what `embed` does with a decoder.
         compile_cache_dir: Where compiled programs are kept; None compiles afresh.
         backend: As the setting PENSTOCK_BACKEND: auto, xla or cpu_native.
+        kv_dtype: As the setting PENSTOCK_KV_DTYPE: auto, float32, bfloat16 or int8.
         weights_cache_dir: Where packed weights are kept; None packs them afresh.
 
     Attributes:
@@ -90,6 +91,7 @@ class LLM:
         pooling: str = "auto",
         compile_cache_dir: str | Path | None = DEFAULT_COMPILE_CACHE_DIR,
         backend: str = "auto",
+        kv_dtype: str = "auto",
         weights_cache_dir: str | Path | None = DEFAULT_WEIGHTS_CACHE_DIR,
     ) -> None:
         from engine_worker.embedding.service import Embeddings
@@ -105,6 +107,7 @@ class LLM:
             name=DEMO_MODEL_NAME if model is None else model_name(folder),
             dtype=dtype,
             backend=backend,
+            kv_dtype=kv_dtype,
             deterministic=deterministic,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,

@@ -25,6 +25,7 @@ from protocol.wire.readiness import READY_FILE_SETTING
 
 DTYPES = ("auto", "float32", "bfloat16", "int8", "int4")
 BACKENDS = ("auto", "xla", "cpu_native")
+KV_DTYPES = ("auto", "float32", "bfloat16", "int8")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("json", "human")
 
@@ -140,6 +141,17 @@ BACKEND = choice(
     meaning=(
         "what computes the model: `xla` everywhere, `cpu_native` by C++ kernels on CPUs, `auto` by "
         "the kernels wherever they cover a block and by xla elsewhere (docs/backends.md)"
+    ),
+)
+KV_DTYPE = choice(
+    "PENSTOCK_KV_DTYPE",
+    "auto",
+    KV_DTYPES,
+    option="--kv-dtype",
+    meaning=(
+        "type of keys and values in the KV cache; `auto`: float32 beside float32 weights, else "
+        "bfloat16; `int8` holds nearly twice as many tokens, and changes what the model says a "
+        "little (docs/quality.md)"
     ),
 )
 MAX_MODEL_LEN = whole_number(

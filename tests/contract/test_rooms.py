@@ -138,6 +138,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "engine_worker.compute.weights",
         "engine_worker.conversion",
         "engine_worker.compute.backends.layer_groups",
+        "engine_worker.compute.backends.cache_type",
         "engine_worker.compute.backends.kv_layout",
         "engine_worker.compute.backends.packing_plan",
         "engine_worker.compute.backends.base",

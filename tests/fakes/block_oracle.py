@@ -174,12 +174,9 @@ class AttentionProblem:
                 np.cos(angles).astype(np.float32),
                 np.sin(angles).astype(np.float32),
             )
-        (key_shape, _), (value_shape, _) = calls.page_shapes(
-            problem.num_blocks, kv_heads, dim, problem.shape.block_size, config.cache_type
-        )
         # What nobody may see is no number, in the scores nor in the values.
-        self.keys = np.full(key_shape, np.nan, np.float32)
-        self.values = np.full(value_shape, np.nan, np.float32)
+        shape = (problem.num_blocks, kv_heads, problem.shape.block_size, dim)
+        self.keys, self.values = (np.full(shape, np.nan, np.float32) for _ in range(2))
         for index, row in enumerate(problem.shape.rows):
             for position in range(row.num_stored):
                 self._put(self.keys, self.values, index, position, normal(2, kv_heads, dim))
@@ -187,32 +184,14 @@ class AttentionProblem:
     def _put(self, keys: Array, values: Array, row: int, position: int, both: Array) -> None:
         size = self.problem.shape.block_size
         page = self.problem.block_tables[row, position // size]
-        lane = keys.shape[-1]
-        keys[page, :, :, position % size] = both[0].reshape(*both[0].shape[:1], -1, lane)
-        place, within = divmod(position % size, lane)
-        values[page, :, place, :, within] = both[1]
+        keys[page, :, position % size], values[page, :, position % size] = both
 
-    def _get(self, keys: Array, values: Array, row: int, count: int) -> tuple[Array, Array]:
-        """[count, KH, D] keys and values of a row's first positions."""
+    def _get(self, numbers: Array, row: int, count: int) -> Array:
+        """[count, KH, D] keys or values of a row's first positions."""
         size = self.problem.shape.block_size
         at = np.arange(count)
-        pages = self.problem.block_tables[row, at // size]
-        found = keys[pages, :, :, at % size]
-        place, within = np.divmod(at % size, keys.shape[-1])
-        return found.reshape(count, keys.shape[1], -1), values[pages, :, place, :, within]
-
-    def _stored(self, numbers: Array) -> Array:
-        if self.config.cache_type == "bfloat16":
-            return numbers.astype(ml_dtypes.bfloat16).view(np.uint16)
-        return numbers.astype(np.float32)
-
-    def numbers(self, pages: Any) -> Array:
-        """A page array's numbers, float32."""
-        pages = np.asarray(pages)
-        if pages.dtype == np.uint16:
-            pages = pages.view(ml_dtypes.bfloat16)
-        numbers: Array = pages.astype(np.float32)
-        return numbers
+        found: Array = numbers[self.problem.block_tables[row, at // size], :, at % size]
+        return found
 
     def block(self, rope: int | None) -> Attention:
         return Attention(
@@ -220,8 +199,8 @@ class AttentionProblem:
             jnp.asarray(calls.attention_vectors(**self.vectors)),
             jnp.asarray(self.qkv),
             jnp.asarray(self.o),
-            jnp.asarray(self._stored(self.keys)),
-            jnp.asarray(self._stored(self.values)),
+            jnp.asarray(stored_pages(self.keys, self.config.cache_type, are_keys=True)),
+            jnp.asarray(stored_pages(self.values, self.config.cache_type, are_keys=False)),
             rope,
         )
 
@@ -232,7 +211,7 @@ class AttentionProblem:
         return [(jnp.asarray(self.cosine), jnp.asarray(self.sine))]
 
     def oracle(self, x: Array, *, rounds: bool = True) -> tuple[Array, Array, Array]:
-        """x after the block, and the cache's keys and values, all float64.
+        """x after the block, and the cache's keys and values [B, KH, S, D], all float64.
 
         Args:
             x: [T, hidden].
@@ -260,6 +239,8 @@ class AttentionProblem:
         q, k = self._rotated(q, live), self._rotated(k, live)
         keys, values = self.keys.astype(np.float64), self.values.astype(np.float64)
         cache_rounding = config.cache_type if rounds else "float64"
+        # With a cache of int8 as with one of bfloat16.
+        query_rounding = "bfloat16" if cache_rounding == "int8" else cache_rounding
         for index, token in enumerate(live):
             both = rounded(np.stack([k[index], v[index]]), cache_rounding, 0)
             self._put(keys, values, problem.rows[token], problem.positions[token], both)
@@ -268,12 +249,10 @@ class AttentionProblem:
         attended = np.stack(
             [
                 self._attended(
-                    rounded(q[index] * config.scale, cache_rounding, 0),
-                    *self._get(
-                        seen_keys,
-                        seen_values,
-                        problem.rows[token],
-                        problem.positions[token] + 1,
+                    rounded(q[index] * config.scale, query_rounding, 0),
+                    *(
+                        self._get(seen, problem.rows[token], problem.positions[token] + 1)
+                        for seen in (seen_keys, seen_values)
                     ),
                 )
                 for index, token in enumerate(live)
@@ -312,6 +291,52 @@ class AttentionProblem:
         weights /= weights.sum(axis=1, keepdims=True)
         attended: Array = np.einsum("hs,shd->hd", weights[:, : len(values)], values)
         return attended.reshape(-1)
+
+
+def stored_pages(numbers: Array, cache_type: str, *, are_keys: bool) -> Array:
+    """Keys or values [B, KH, S, D] as the kernels' pages hold them, see `calls.page_shapes`."""
+    num_blocks, kv_heads, size, dim = numbers.shape
+    lane = 1 if cache_type == "float32" else 2
+    if are_keys:
+        ordered = numbers.reshape(num_blocks, kv_heads, size, dim // lane, lane).swapaxes(2, 3)
+    else:
+        ordered = numbers.reshape(num_blocks, kv_heads, size // lane, lane, dim).swapaxes(3, 4)
+    if cache_type == "float32":
+        return np.ascontiguousarray(ordered)
+    if cache_type == "bfloat16":
+        return ordered.astype(ml_dtypes.bfloat16).view(np.uint16)
+    scales = (np.abs(numbers).max(axis=-1) / 127).astype(np.float32)
+    by_token = np.where(scales > 0, scales, 1)[..., None]
+    integers = np.nan_to_num(np.rint(numbers / by_token)).astype(np.int8)
+    plain = stored_pages(integers.astype(np.float32), "bfloat16", are_keys=are_keys)
+    bits = plain.view(ml_dtypes.bfloat16).astype(np.int8).reshape(num_blocks, kv_heads, -1)
+    whole = np.concatenate([bits, scales.view(np.int8)], axis=-1)
+    return whole.reshape(num_blocks, kv_heads, size, dim + 4)
+
+
+def page_numbers(pages: Any, head_dim: int, *, are_keys: bool) -> Array:
+    """What `stored_pages` was made of, but for its rounding: [B, KH, S, D] float32."""
+    pages = np.asarray(pages)
+    num_blocks, kv_heads = pages.shape[:2]
+    if pages.dtype == np.int8:
+        size = pages.shape[2]
+        flat = pages.reshape(num_blocks, kv_heads, -1)
+        integers, bits = np.split(flat, [size * head_dim], axis=-1)
+        shape = (head_dim // 2, size, 2) if are_keys else (size // 2, head_dim, 2)
+        numbers = integers.reshape(num_blocks, kv_heads, *shape).astype(np.float32)
+        scales = np.ascontiguousarray(bits).view(np.float32)[..., None]
+    else:
+        is_half = pages.dtype == np.uint16
+        numbers = (pages.view(ml_dtypes.bfloat16) if is_half else pages).astype(np.float32)
+        scales = np.ones(1, np.float32)
+    if are_keys:
+        numbers = numbers.swapaxes(2, 3)
+        ordered = numbers.reshape(*numbers.shape[:3], -1)
+    else:
+        numbers = numbers.swapaxes(3, 4)
+        ordered = numbers.reshape(num_blocks, kv_heads, -1, numbers.shape[-1])
+    found: Array = ordered * scales
+    return found
 
 
 class MlpProblem:

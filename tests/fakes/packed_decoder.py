@@ -26,7 +26,11 @@ needs_native = pytest.mark.skipif(bool(why_not_native()), reason=why_not_native(
 
 
 def packed(
-    weights: DecoderWeights, backend_name: str, weight_type: str, block_size: int = 8
+    weights: DecoderWeights,
+    backend_name: str,
+    weight_type: str,
+    block_size: int = 8,
+    kv_dtype: str = "auto",
 ) -> PackedDecoder:
     """Weights as a backend takes them, quantised from float32.
 
@@ -35,15 +39,16 @@ def packed(
         backend_name: `xla` or `cpu_native`.
         weight_type: As they are to be held.
         block_size: Of the cache.
+        kv_dtype: Of keys and values.
     """
     dtype = weight_type if weight_type in ("float32", "bfloat16") else "float32"
     graph = declare(weights.graph.spec, dtype)
     backend: Backend
     if backend_name == "xla":
-        backend = XlaBackend(graph, weight_type)
+        backend = XlaBackend(graph, weight_type, kv_dtype)
     else:
         load()
-        backend = CpuNativeBackend(graph, weight_type, block_size)
+        backend = CpuNativeBackend(graph, weight_type, block_size, kv_dtype=kv_dtype)
     values = [np.asarray(leaf.astype(graph.dtype)) for leaf in weights.leaves]
     leaves: list[jax.Array] = []
     for weight in backend.packing.weights:

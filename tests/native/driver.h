@@ -49,7 +49,8 @@ class Random {
 class Array {
  public:
   Array(XLA_FFI_DataType type, std::vector<int64_t> shape) : type_(type), shape_(std::move(shape)) {
-    int64_t size = type == XLA_FFI_DataType_U8 ? 1 : type == XLA_FFI_DataType_U16 ? 2 : 4;
+    const bool is_byte = type == XLA_FFI_DataType_U8 || type == XLA_FFI_DataType_S8;
+    int64_t size = is_byte ? 1 : type == XLA_FFI_DataType_U16 ? 2 : 4;
     for (int64_t axis : shape_) size *= axis;
     bytes_ = static_cast<size_t>(size);
     void* data = nullptr;

@@ -31,6 +31,8 @@ int32_t penstock_start_threads(int32_t);
 
 namespace {
 
+using penstock::CacheType;
+
 constexpr int kBfloat16 = 1, kInt8 = 2, kInt4 = 3;  // Of penstock::WeightType.
 constexpr int64_t kVersion = penstock::kConfigVersion;
 
@@ -41,7 +43,7 @@ class Problem {
   static constexpr int64_t kBlockSize = 24, kTableWidth = 46, kNumBlocks = 99, kTokens = 47;
   static constexpr int64_t kRows = 5, kSharedBlocks = 11;
 
-  Problem(int type, bool is_half_cache) : form_(type), is_half_cache_(is_half_cache) {
+  Problem(int type, CacheType cache) : form_(type), cache_(cache) {
     // Odd sizes where the type takes them: those in blocks have whole blocks.
     if (form_.is_in_blocks()) hidden_ = 64, dim_ = 32, inner_ = 128;
     Random random;
@@ -73,11 +75,18 @@ class Problem {
     add(XLA_FFI_DataType_F32, {hidden_ + width + 2 * dim_ + 2 * hidden_ + kHeads}).fill(random);
     add_matrix(random, width, hidden_, false);
     add_matrix(random, hidden_, kHeads * dim_, false);
-    const auto cache = is_half_cache ? XLA_FFI_DataType_U16 : XLA_FFI_DataType_F32;
-    const int64_t lane = is_half_cache ? 2 : 1;
     first_page_ = arrays_.size();
-    add(cache, {kNumBlocks, kKvHeads, dim_ / lane, kBlockSize, lane});
-    add(cache, {kNumBlocks, kKvHeads, kBlockSize / lane, dim_, lane});
+    if (cache == CacheType::kInt8) {
+      for (int i = 0; i < 2; i++) {
+        add(XLA_FFI_DataType_S8, {kNumBlocks, kKvHeads, kBlockSize, dim_ + penstock::kScaleBytes});
+      }
+    } else {
+      const bool is_half = cache == CacheType::kBfloat16;
+      const auto numbers = is_half ? XLA_FFI_DataType_U16 : XLA_FFI_DataType_F32;
+      const int64_t lane = is_half ? 2 : 1;
+      add(numbers, {kNumBlocks, kKvHeads, dim_ / lane, kBlockSize, lane});
+      add(numbers, {kNumBlocks, kKvHeads, kBlockSize / lane, dim_, lane});
+    }
     add(XLA_FFI_DataType_F32, {hidden_ + 2 * inner_}).fill(random);
     add_matrix(random, 2 * inner_, hidden_, true);
     add_matrix(random, hidden_, inner_, false);
@@ -103,7 +112,7 @@ class Problem {
       }
       call.config.insert(call.config.end(), fields);
     };
-    add({kHeads, kKvHeads, dim_, 0, 0, 1, 1, is_half_cache_, 0, 1, 1, 1, 1, 0, 1});
+    add({kHeads, kKvHeads, dim_, 0, 0, 1, 1, static_cast<int64_t>(cache_), 0, 1, 1, 1, 1, 0, 1});
     add({inner_, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0});
     call.scalars = {1e-5f, 0.2f, 5.0f, 1.0f, 1e-5f, 1.0f, 0.0f, 0.0f};
     return call;
@@ -125,7 +134,7 @@ class Problem {
 
   const MatrixForm form_;
   int64_t hidden_ = 70, dim_ = 20, inner_ = 50;
-  bool is_half_cache_;
+  const CacheType cache_;
   std::deque<Array> arrays_;
   size_t first_page_ = 0;
 };
@@ -142,8 +151,8 @@ double distance(const Array& a, const Array& b) {
 
 void test_levels() {
   for (int type = 0; type < kNumTypes; type++) {
-    for (bool is_half_cache : {false, true}) {
-      Problem problem(type, is_half_cache);
+    for (CacheType cache : {CacheType::kFloat32, CacheType::kBfloat16, CacheType::kInt8}) {
+      Problem problem(type, cache);
       Array expected = problem.residual();
       penstock::choose_level("generic");
       std::string error = problem.call(expected).run(penstock_blocks);
@@ -309,8 +318,8 @@ void expect_refused(const Call& call, const std::string& what) {
 }
 
 // What jax can't be made to send.
-void test_the_border() {
-  Problem problem(kBfloat16, true);
+void test_the_border(CacheType cache) {
+  Problem problem(kBfloat16, cache);
   Array x = problem.residual();
   const Call good = problem.call(x);
   for (size_t i = 6; i < good.arguments.size(); i++) {
@@ -350,7 +359,7 @@ void test_the_border() {
 
 // Several callers at once, and threads that are parked and woken.
 void test_callers_at_once() {
-  Problem problems[] = {{kBfloat16, true}, {kInt8, true}};
+  Problem problems[] = {{kBfloat16, CacheType::kBfloat16}, {kInt8, CacheType::kInt8}};
   Experts experts(kInt4);
   std::vector<std::thread> callers;
   callers.emplace_back([&experts] {
@@ -386,7 +395,7 @@ int main() {
   test_levels();
   test_experts();
   test_head_and_embedding();
-  test_the_border();
+  for (CacheType cache : {CacheType::kBfloat16, CacheType::kInt8}) test_the_border(cache);
   test_callers_at_once();
   std::printf(num_failures == 0 ? "all well\n" : "%d failures\n", num_failures);
   return num_failures == 0 ? 0 : 1;

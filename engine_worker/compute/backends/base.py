@@ -177,7 +177,7 @@ class Backend(Protocol):
 
     @property
     def cache_dtype(self) -> np.dtype[Any]:
-        """Of keys and values as numbers."""
+        """Of keys and values as numbers; int8 has a scale for each token and key head."""
 
     @property
     def placements(self) -> Mapping[BlockKind, Placement]:

@@ -7,6 +7,7 @@ from enum import StrEnum
 import jax
 
 from engine_worker.compute.backends.base import Backend
+from engine_worker.compute.backends.cache_type import AUTO, require_cache_type
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.decoder import DecoderGraph
 from engine_worker.compute.models.integer_blocks import BlockFormat
@@ -38,6 +39,7 @@ def choose_backend(
     block_size: int,
     deterministic: bool = False,
     stored: Mapping[str, BlockFormat] | None = None,
+    kv_dtype: str = AUTO,
 ) -> BackendChoice:
     """The backend of a decoder.
 
@@ -54,11 +56,14 @@ def choose_backend(
         deterministic: Equal bits in every batch are asked for.
         stored: Matrices that may stay as the checkpoint keeps them, by path, where the kernels
             multiply them so; XLA's are dequantised.
+        kv_dtype: Of keys and values, see `cache_dtype_of`.
 
     Raises:
         ConfigurationError: The native backend, or a type that only it has, is asked for and isn't
-            available; says why.
+            available, or the decoder has nothing to be kept in the type of keys and values; says
+            why.
     """
+    require_cache_type(graph.spec, kv_dtype)
     reason = "as asked for"
     if requested is not BackendName.XLA:
         reason = _why_not_native(requested, weight_type, deterministic=deterministic)
@@ -66,7 +71,7 @@ def choose_backend(
             # Imports ctypes and the library's bindings, which other backends never need.
             from engine_worker.compute.backends.cpu_native.backend import CpuNativeBackend
 
-            native = CpuNativeBackend(graph, weight_type, block_size, stored)
+            native = CpuNativeBackend(graph, weight_type, block_size, stored, kv_dtype)
             missing = [place.reason for place in native.placements.values() if place.reason]
             if any(place.backend == native.name for place in native.placements.values()):
                 return BackendChoice(native, "; ".join(dict.fromkeys(missing)) or "covers it whole")
@@ -82,7 +87,7 @@ def choose_backend(
             f"dtype int4 needs the native backend ({reason}); choose int8, bfloat16 or float32",
             param="dtype",
         )
-    return BackendChoice(XlaBackend(graph, weight_type), reason)
+    return BackendChoice(XlaBackend(graph, weight_type, kv_dtype), reason)
 
 
 def describe(backend: Backend) -> str:
@@ -120,6 +125,18 @@ def stored_label(backend: Backend) -> str:
         for parameter in backend.graph.parameters
     )
     return f"{' and '.join(names)} ({len(formats)} of {total} matrices)"
+
+
+def kv_label(backend: Backend) -> str:
+    """The type of keys and values, and what of the cache isn't in it.
+
+    `int8, one scale a token and key head; states of recurrent layers in float32`
+    """
+    label = str(backend.cache_dtype)
+    if label != "int8":
+        return label
+    states = "; states of recurrent layers in float32" if backend.spec.state_bytes else ""
+    return f"{label}, one scale a token and key head{states}"
 
 
 def identity_of(backend: Backend, *, deterministic: bool) -> str:

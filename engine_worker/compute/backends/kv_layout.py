@@ -52,7 +52,10 @@ KvCache = tuple[LayerCache, ...]
 
 @dataclass(frozen=True, slots=True)
 class BlockShapes:
-    """What one block of one layer is in the two arrays: [...] and [...] of the stored type."""
+    """What one block of one layer is in the two arrays: [...] and [...] of the stored type.
+
+    Scales of int8 are in it.
+    """
 
     keys: tuple[int, ...]
     values: tuple[int, ...]
@@ -111,7 +114,7 @@ class KvLayout:
             for padding.
         block_size: Tokens a block.
         layers: What a block is, per layer; None for a layer that reads another one's pages.
-        dtype: Of keys and values as numbers: float32 or bfloat16.
+        dtype: Of keys and values as numbers: float32, bfloat16 or int8.
         rings: Of recurrent layers.
         groups: Which layers have which blocks.
     """

@@ -31,6 +31,7 @@ def test_all_settings_are_read() -> None:
             "PENSTOCK_MAX_NUM_SEQS": "8",
             "PENSTOCK_MAX_NUM_BATCHED_TOKENS": "128",
             "PENSTOCK_DTYPE": "float32",
+            "PENSTOCK_KV_DTYPE": "int8",
             "PENSTOCK_DETERMINISTIC": "true",
             "PENSTOCK_SPECULATION": "off",
             "PENSTOCK_COMPILE_CACHE_DIR": "/cache",
@@ -45,7 +46,7 @@ def test_all_settings_are_read() -> None:
     model = settings.model
     assert (model.max_model_len, model.kv_memory_bytes, model.block_size) == (1024, 2**26, 16)
     assert (model.max_num_seqs, model.max_num_batched_tokens) == (8, 128)
-    assert (model.dtype, model.deterministic) == ("float32", True)
+    assert (model.dtype, model.kv_dtype, model.deterministic) == ("float32", "int8", True)
     assert model.speculation == "off"
     assert model.compile_cache_dir == Path("/cache")
     assert (model.tool_format, model.reasoning_format) == ("hermes", "none")
@@ -64,6 +65,7 @@ def test_all_settings_are_read() -> None:
         ("PENSTOCK_MAX_NUM_SEQS", "0"),
         ("PENSTOCK_MAX_NUM_BATCHED_TOKENS", "0"),
         ("PENSTOCK_DTYPE", "int3"),
+        ("PENSTOCK_KV_DTYPE", "int4"),
         ("PENSTOCK_DETERMINISTIC", "perhaps"),
         ("PENSTOCK_SPECULATION", "sometimes"),
         ("PENSTOCK_LOG_LEVEL", "loud"),

@@ -69,6 +69,14 @@ def test_float32_doubles_a_16_bit_checkpoint() -> None:
     assert wide.total_bytes == 2 * narrow.total_bytes
 
 
+@pytest.mark.parametrize(("kv_dtype", "bits"), [("float32", 32), ("bfloat16", 16), ("int8", 9)])
+@pytest.mark.parametrize("dtype", ["auto", "float32"])
+def test_the_cache_takes_what_its_own_type_does(dtype: str, kv_dtype: str, bits: int) -> None:
+    estimate = estimate_memory(CONFIG, 1000, dtype=dtype, max_model_len=8, kv_dtype=kv_dtype)
+    plain = estimate_memory(CONFIG, 1000, dtype="auto", max_model_len=8)
+    assert estimate.kv_bytes == plain.kv_bytes * bits // 16
+
+
 @pytest.mark.parametrize(("dtype", "share"), [("int8", 1 / 2), ("int4", 5 / 16)])
 def test_quantised_weights_take_less_and_the_cache_as_much(dtype: str, share: float) -> None:
     plain = estimate_memory(CONFIG | {"dtype": "bfloat16"}, 1600, dtype="auto", max_model_len=10)

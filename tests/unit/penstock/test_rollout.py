@@ -295,7 +295,8 @@ def test_the_memory_that_weights_take_is_counted_as_the_server_was_started(
     with RolloutRequests(supervisor, settings):
         state = running_server(settings.data_dir)
     assert state == ServerState(
-        str(supervisor.run_dir), ("m",), settings.dtype, settings.backend, False, 64
+        *(str(supervisor.run_dir), ("m",), settings.dtype, settings.backend, False, 64),
+        kv_dtype=settings.kv_dtype,
     )
 
 

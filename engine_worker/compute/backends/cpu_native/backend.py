@@ -24,6 +24,7 @@ from engine_worker.compute.backends.base import (
     kinds_of,
     live_positions,
 )
+from engine_worker.compute.backends.cache_type import AUTO, cache_dtype_of
 from engine_worker.compute.backends.cpu_native import calls, coverage, packing
 from engine_worker.compute.backends.cpu_native.experts import (
     FULL_WIDTH,
@@ -102,6 +103,7 @@ class CpuNativeBackend:
         block_size: Of the cache.
         stored: Matrices that the checkpoint keeps as integers in blocks, by path. Those that a
             kernel multiplies so stay as they are.
+        kv_dtype: See `cache_dtype_of`.
 
     Attributes:
         product_paths: Matrices that kernels multiply in blocks that XLA computes.
@@ -115,9 +117,11 @@ class CpuNativeBackend:
         weight_type: str,
         block_size: int,
         stored: Mapping[str, BlockFormat] | None = None,
+        kv_dtype: str = AUTO,
     ) -> None:
         self._graph = graph
         self._weight_type = weight_type
+        self._cache_type = str(cache_dtype_of(weight_type, kv_dtype))
         self._reasons = _uncovered(graph.spec, weight_type, self._cache_type, block_size)
         self.product_paths = product_paths(graph, weight_type, self.is_native)
         packing_ = _Packing(graph, weight_type, self, stored or {})
@@ -190,10 +194,6 @@ class CpuNativeBackend:
 
     def bind(self, leaves: Leaves) -> "CpuNativeBlocks":
         return CpuNativeBlocks(self, leaves)
-
-    @property
-    def _cache_type(self) -> str:
-        return "float32" if self._weight_type == "float32" else "bfloat16"
 
     def _layer_shapes(self, layer: int, block_size: int) -> BlockShapes | LayerStateShapes | None:
         if not self.is_native(BlockKind.ATTENTION, layer):

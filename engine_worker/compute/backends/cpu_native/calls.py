@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.typing import DTypeLike
 
+from engine_worker.compute.backends.cache_type import INT8, SCALE_BYTES
 from engine_worker.compute.backends.cpu_native.packing import WEIGHT_TYPES, block_type
 from engine_worker.compute.models.integer_blocks import SCALE_DTYPES, BlockFormat
 from engine_worker.compute.models.spec import (
@@ -34,7 +35,7 @@ from engine_worker.compute.models.spec import (
     QkNorm,
 )
 
-CACHE_TYPES: Final = ("float32", "bfloat16")
+CACHE_TYPES: Final = ("float32", "bfloat16", "int8")
 """In the order of `CacheType` in `calls.h`."""
 MAX_HEAD_DIM: Final = 256
 MAX_EXPERTS: Final = 65536
@@ -307,8 +308,12 @@ def page_shapes(
         num_kv_heads: Key heads.
         head_dim: Even, at most `MAX_HEAD_DIM`.
         block_size: Tokens a block, even; multiples of 32 are fastest.
-        cache_type: `bfloat16` (as bits in uint16) or `float32`.
+        cache_type: `float32`, `bfloat16` (as bits in uint16), or `int8`: of a head first the
+            numbers in the order of bfloat16, then the float32 scale of each token.
     """
+    if cache_type == "int8":
+        shape = (num_blocks, num_kv_heads, block_size, head_dim + SCALE_BYTES)
+        return (shape, INT8), (shape, INT8)
     is_half = CACHE_TYPES.index(cache_type) == 1
     dtype, lane = (np.dtype(np.uint16), 2) if is_half else (np.dtype(np.float32), 1)
     keys = (num_blocks, num_kv_heads, head_dim // lane, block_size, lane)

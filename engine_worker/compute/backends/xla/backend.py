@@ -14,6 +14,7 @@ from engine_worker.compute.backends.base import (
     StepTokens,
     kinds_of,
 )
+from engine_worker.compute.backends.cache_type import AUTO, cache_dtype_of
 from engine_worker.compute.backends.kv_layout import (
     NO_RINGS,
     KvCache,
@@ -79,9 +80,9 @@ class XlaBackend:
     """Implements `Backend` for every decoder and every device.
 
     Args:
-        graph: The declared decoder. Its weights are taken as they are, and its type is the cache's.
-        weight_type: `int8` quantises the matrices; the cache is in bfloat16 then. None is the type
-            of the graph.
+        graph: The declared decoder. Its weights are taken as they are.
+        weight_type: `int8` quantises the matrices. None is the type of the graph.
+        kv_dtype: See `cache_dtype_of`.
 
     Raises:
         ConfigurationError: A type that XLA has no product for.
@@ -89,9 +90,12 @@ class XlaBackend:
 
     name = XLA
 
-    def __init__(self, graph: DecoderGraph, weight_type: str | None = None) -> None:
+    def __init__(
+        self, graph: DecoderGraph, weight_type: str | None = None, kv_dtype: str = AUTO
+    ) -> None:
         self._graph = graph
         self._weight_type = weight_type or str(graph.dtype)
+        self._cache_dtype = cache_dtype_of(self._weight_type, kv_dtype)
         if self._weight_type not in (str(graph.dtype), "int8"):
             raise ConfigurationError(
                 f"dtype {self._weight_type} needs the native backend, xla computes float32, "
@@ -122,7 +126,7 @@ class XlaBackend:
 
     @property
     def cache_dtype(self) -> np.dtype[Any]:
-        return np.dtype(jnp.bfloat16) if self._weight_type == "int8" else self._graph.dtype
+        return self._cache_dtype
 
     @property
     def placements(self) -> Mapping[BlockKind, Placement]:

@@ -6,7 +6,9 @@ the keys, so that a page is already in the order in which attention multiplies i
 twice as long for a product with keys that lie token by token.
 
 bfloat16 is kept as its bits in uint16, because XLA:CPU stores into a bfloat16 array by converting
-all of it to float32 and back; a uint16 array is updated in place.
+all of it to float32 and back; a uint16 array is updated in place. int8 has the four bytes of a
+token's scale behind its numbers, as further rows of `head_dim`; it is made float32 where it is
+read.
 """
 
 from collections.abc import Sequence
@@ -17,6 +19,12 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from engine_worker.compute.backends.cache_type import (
+    INT8,
+    SCALE_BYTES,
+    dequantized,
+    quantized_tokens,
+)
 from engine_worker.compute.backends.kv_layout import (
     NO_RINGS,
     BlockShapes,
@@ -41,7 +49,7 @@ def xla_kv_layout(
 
     Args:
         spec: The decoder.
-        dtype: Of keys and values as numbers: float32 or bfloat16.
+        dtype: Of keys and values as numbers: float32, bfloat16 or int8.
         num_blocks: For each cache group the blocks that block ids may name.
         block_size: Tokens a block.
         rings: Of recurrent layers.
@@ -68,9 +76,10 @@ def block_shapes(attention: AttentionSpec, block_size: int, dtype: DTypeLike) ->
     """What a block of one layer is, for keys and values of a type."""
     kv_heads = attention.num_kv_heads
     stored = np.dtype(np.uint16) if dtype == jnp.bfloat16 else np.dtype(dtype)
+    scale = SCALE_BYTES if stored == INT8 else 0
     return BlockShapes(
-        keys=(kv_heads, attention.head_dim, block_size),
-        values=(kv_heads, block_size, attention.cached_value_dim),
+        keys=(kv_heads, attention.head_dim + scale, block_size),
+        values=(kv_heads, block_size, attention.cached_value_dim + scale),
         stored_dtype=stored,
     )
 
@@ -86,19 +95,21 @@ def load_pages(pages: LayerPages, block_ids: jax.Array) -> tuple[jax.Array, jax.
         Keys [B, KH, G, D, block_size] and values [B, KH, G * block_size, D], float32.
     """
     num_rows, num_blocks = block_ids.shape
-    _, kv_heads, block_size, head_dim = pages.values.shape
-    values = _load(pages.values, block_ids)
+    _, kv_heads, block_size, _ = pages.values.shape
+    values = _load(pages.values, block_ids, -1)
     return (
-        _load(pages.keys, block_ids),
-        values.reshape(num_rows, kv_heads, num_blocks * block_size, head_dim),
+        _load(pages.keys, block_ids, -2),
+        values.reshape(num_rows, kv_heads, num_blocks * block_size, -1),
     )
 
 
-def _load(pool: jax.Array, block_ids: jax.Array) -> jax.Array:
-    """Blocks of each head of each row, [B, KH, G, ...]."""
+def _load(pool: jax.Array, block_ids: jax.Array, axis: int) -> jax.Array:
+    """Blocks of each head of each row, [B, KH, G, ...]; `axis` has a token's numbers."""
     blocks = pool.at[block_ids].get(mode="promise_in_bounds")
     if pool.dtype == jnp.uint16:
         blocks = lax.bitcast_convert_type(blocks, jnp.bfloat16)
+    if pool.dtype == INT8:
+        blocks = dequantized(blocks, axis)
     return blocks.transpose(0, 2, 1, 3, 4).astype(jnp.float32)
 
 
@@ -132,4 +143,6 @@ def store_tokens(
 def _as_stored(tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
     if dtype == jnp.uint16:
         tokens = lax.bitcast_convert_type(tokens.astype(jnp.bfloat16), jnp.uint16)
+    if dtype == INT8:
+        return quantized_tokens(tokens)
     return tokens.astype(dtype)

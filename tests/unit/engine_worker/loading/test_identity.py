@@ -104,9 +104,9 @@ def test_each_type_counts(folder: Path) -> None:
     prints = {
         identity(folder, types={"weights": weights, "cache": cache})
         for weights in ("float32", "bfloat16", "int8")
-        for cache in ("float32", "bfloat16")
+        for cache in ("float32", "bfloat16", "int8")
     }
-    assert len(prints) == 6
+    assert len(prints) == 9
 
 
 def test_deterministic_engines_are_of_their_own_and_of_one_compiler(folder: Path) -> None:

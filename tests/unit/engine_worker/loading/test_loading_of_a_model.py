@@ -11,11 +11,14 @@ from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.config import ModelSettings
 from engine_worker.core.decoding.speculation import SpeculationMode
+from engine_worker.core.metrics import EngineMetrics
 from engine_worker.errors import KvMemoryError, ModelConfigError, TokenizerLoadError
-from engine_worker.loading.decoder import choose_max_model_len, create_runner, load_model
+from engine_worker.loading.cache_shape import choose_max_model_len
+from engine_worker.loading.decoder import create_runner, load_model
 from protocol.errors import ConfigurationError
 from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
 from tests.fakes.tiny_decoder import tiny_spec, tiny_weights
+from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
 SPEC = dataclasses.replace(decoder_spec(TINY_LLAMA), max_position_embeddings=1000)
 BACKEND = XlaBackend(declare(SPEC, "float32"))
@@ -95,3 +98,37 @@ def test_programs_have_room_for_drafts_unless_these_are_off(mode: str, most: int
     )
     decoder = tiny_decoder()
     assert create_runner(decoder, settings, 64, lambda: None).decode_rows[-1] == most
+
+
+def test_a_loaded_engine_shows_in_its_metrics_and_offer_what_it_computes_with(
+    tmp_path: Path,
+) -> None:
+    write_checkpoint(tmp_path, {**TINY_LLAMA, "vocab_size": 300})
+    (tmp_path / "tokenizer.json").write_text(byte_level_tokenizer().serialized(), encoding="utf-8")
+    metrics = EngineMetrics()
+    settings = dataclasses.replace(
+        SETTINGS,
+        path=tmp_path,
+        dtype="float32",
+        kv_dtype="int8",
+        kv_memory_bytes=2**20,
+        max_model_len=64,
+        max_num_seqs=2,
+        max_num_batched_tokens=8,
+        speculation=SpeculationMode.OFF,
+    )
+    served = load_model(settings, lambda *_: None, metrics)
+    served.engine.close()
+    shown = {
+        (sample.name, *(value for _, value in sample.labels))
+        for sample in metrics.registry.message().samples
+        if sample.name.endswith("_info")
+    }
+    places = served.offer.placements
+    assert {place.block for place in places} == {"embedding", "attention", "mlp", "head"}
+    assert shown == {
+        *(("penstock_engine_blocks_info", place.block, place.backend) for place in places),
+        ("penstock_engine_types_info", "weights", "float32"),
+        ("penstock_engine_types_info", "kv", "int8"),
+    }
+    assert served.offer.kv_dtype == "int8, one scale a token and key head"

@@ -1,6 +1,7 @@
 """`penstock quality`: what is measured, kept and refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from engine_worker.loading import memory_estimate
 from engine_worker.loading.decoder import choose_for_settings
 from engine_worker.loading.memory_estimate import estimate_memory
 from engine_worker.loading.quality import measure_quality
+from engine_worker.loading.quality_record import read_quality
 from tests.fakes.gguf_files import write_gguf
 from tests.fakes.packed_decoder import packed
 from tests.fakes.tiny_checkpoint import write_checkpoint
@@ -63,17 +65,24 @@ def test_the_command_prints_the_record_and_keeps_it(
 ) -> None:
     text = tmp_path / "text.txt"
     text.write_text("What is 12 + 30? It is 42. " * 30, encoding="utf-8")
-    arguments = ["--dtype", "int8", "--backend", "xla", "--text", str(text)]
+    arguments = ["--dtype", "int8", "--backend", "xla", "--kv-dtype", "int8", "--text", str(text)]
     caches = ["--weights-cache", str(tmp_path / "weights"), "--compile-cache", str(tmp_path / "c")]
     assert quality.main([*arguments, *caches]) == 0
     printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert (printed["weights"], printed["backend"]) == ("int8", "xla")
+    assert printed["kv"] == "int8, one scale a token and key head"
     assert printed["reference"] == "float32 on xla"
     assert float(printed["top_1_agreement"]) > 0.9
     (record,) = (tmp_path / "weights").glob("*.quality.json")
     kept = json.loads(record.read_text())
     assert kept["text"] == "text.txt"
     assert {name: str(value) for name, value in kept.items()} == printed
+    # Engines with other keys and values show nothing of it.
+    settings = ModelSettings.from_env({"PENSTOCK_DTYPE": "int8", "PENSTOCK_BACKEND": "xla"})
+    for kv_dtype, shown in (("int8", kept), ("auto", None)):
+        backend = choose_for_settings(replace(settings, kv_dtype=kv_dtype))
+        offered = read_quality(tmp_path / "weights", settings.path, backend)
+        assert (json.loads(offered) if offered else None) == shown
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,15 @@ struct SoftmaxState {
 // What one thread needs for one tile and key head.
 struct AttentionScratch {
   Memory queries, scores, state, span_state, page;
+  Memory values, scales;  // of int8: a chunk's values, widened, and its scales of keys and values
 
-  bool reserve(int64_t folded_rows, int64_t head_dim, int64_t block_size) {
+  bool reserve(int64_t folded_rows, const AttentionBlock& block, int64_t block_size) {
+    const int64_t head_dim = block.head_dim;
+    if (block.cache_type == CacheType::kInt8 &&
+        !(values.reserve(chunk_size(block_size) * head_dim * 2) &&
+          scales.reserve(2 * score_stride(block_size) * 4))) {
+      return false;
+    }
     return queries.reserve(2 * folded_rows * round_up(head_dim, kRunPositions) * 4) &&
            scores.reserve(folded_rows * score_stride(block_size) * 4) &&
            state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
@@ -46,7 +53,8 @@ class Attention {
   using Input = typename Product::Input;
   using Weight = typename Product::Weight;
   // All rows or none, as for products of bfloat16 weights.
-  static constexpr bool kByAmx = kHasAmx && kType == CacheType::kBfloat16;
+  static constexpr bool kByAmx = kHasAmx && kType != CacheType::kFloat32;
+  static constexpr bool kIsInt8 = kType == CacheType::kInt8;
   struct NoTiles {};
   using Tiles = std::conditional_t<kByAmx, AmxTiles, NoTiles>;
   static constexpr int kValueRows = Product::kMaxRows < 12 ? Product::kMaxRows : 12;
@@ -74,7 +82,10 @@ class Attention {
         span_size_(span_size(call.block_size)),
         heads_(block.heads_per_kv_head()),
         stride_(AttentionScratch::score_stride(call.block_size)),
+        page_bytes_(page_bytes(kType, page_size_, dim_)),
         scores_(scratch.scores.at<float>()),
+        key_scales_(scratch.scales.at<float>()),
+        value_scales_(kIsInt8 ? key_scales_ + stride_ : nullptr),
         page_(scratch.page.at<char>()),
         scratch_(scratch) {}
 
@@ -198,9 +209,12 @@ class Attention {
   }
   const char* page_at(const void* pages, const Part& part, int64_t position) const {
     const int64_t block = part.table[position / page_size_];
-    return static_cast<const char*>(pages) + (block * block_.num_kv_heads + kv_head_) *
-                                                 page_size_ * dim_ *
-                                                 (kLaneBytes / Product::kInputs);
+    return static_cast<const char*>(pages) + (block * block_.num_kv_heads + kv_head_) * page_bytes_;
+  }
+  // Values of a page of a chunk, as they are multiplied.
+  const char* values_at(const Part& part, int64_t chunk, int64_t page) const {
+    if (!kIsInt8) return page_at(block_.values, part, page);
+    return scratch_.values.at<char>() + (page - chunk) * dim_ * 2;
   }
 
   // Packs the queries of some tokens, scaled, in pieces of at most kScoreRows rows: the group of
@@ -245,6 +259,7 @@ class Attention {
     for (int64_t row = part.row; row < part.row + part.num_rows; row++) {
       absorb(row, chunk, from, to, state);
     }
+    if constexpr (kIsInt8) widen_values(part, chunk, from, to);
     if constexpr (kByAmx) {
       for (int64_t piece = 0; piece < part.num_rows; piece += kScoreRows) {
         for (int64_t first = 0; first < dim_; first += kPanelOutputs) {
@@ -269,11 +284,14 @@ class Attention {
       const int64_t next = page + page_size_ < part.end ? page + page_size_ : page;
       const char* ahead = page_at(block_.keys, part, next);
       const char* values = page_at(block_.values, part, page);
-      for (int64_t i = 0; i < page_size_ * dim_ * kLaneBytes / Product::kInputs; i += 64) {
-        __builtin_prefetch(values + i, 0, 2);
-      }
+      for (int64_t i = 0; i < page_bytes_; i += 64) __builtin_prefetch(values + i, 0, 2);
       int64_t stride = page_size_ * kLaneBytes;
-      if (page_size_ % kScoreStep != 0) {
+      if constexpr (kIsInt8) {
+        copy_scales(keys, values, page - chunk);
+        keys = widen_keys(keys, ahead, first, end);
+        stride = round_up(page_size_, kScoreStep) * kLaneBytes;
+        ahead = keys;
+      } else if (page_size_ % kScoreStep != 0) {
         keys = copy_padded(keys);
         stride = round_up(page_size_, kScoreStep) * kLaneBytes;
       }
@@ -302,6 +320,38 @@ class Attention {
       std::memset(to + from_bytes, 0, static_cast<size_t>(to_bytes - from_bytes));
     }
     return page_;
+  }
+
+  void copy_scales(const char* keys, const char* values, int64_t at) const {
+    const int64_t behind = page_size_ * dim_;
+    std::memcpy(key_scales_ + at, keys + behind, static_cast<size_t>(page_size_ * kScaleBytes));
+    std::memcpy(value_scales_ + at, values + behind, static_cast<size_t>(page_size_ * kScaleBytes));
+  }
+
+  // The steps of an int8 page with positions `first` to `end`; `ahead` is asked for.
+  const char* widen_keys(const char* keys, const char* ahead, int64_t first, int64_t end) const {
+    const int64_t to_bytes = round_up(page_size_, kScoreStep) * kLaneBytes;
+    const int64_t begin = first / kScoreStep * kScoreStep;
+    const int64_t count = std::min(round_up(end, kScoreStep), page_size_) - begin;
+    const int64_t behind = (round_up(count, kScoreStep) - count) * kLaneBytes;
+    for (int64_t i = 0; i < page_bytes_; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+    for (int64_t group = 0; group < groups(); group++) {
+      char* to = page_ + group * to_bytes + begin * kLaneBytes;
+      widen_pairs(keys + (group * page_size_ + begin) * 2, count, to);
+      if (behind > 0) std::memset(to + count * kLaneBytes, 0, static_cast<size_t>(behind));
+    }
+    return page_;
+  }
+
+  // Values of positions `from` to `to` of int8 pages.
+  void widen_values(const Part& part, int64_t chunk, int64_t from, int64_t to) const {
+    for (int64_t page = from / page_size_ * page_size_; page < to; page += page_size_) {
+      const int64_t begin = (std::max(from, page) - page) / 2 * 2 * dim_;
+      const int64_t end = round_up(std::min(to - page, page_size_), 2) * dim_;
+      const char* values = page_at(block_.values, part, page);
+      widen_pairs(values + begin, (end - begin) / 2,
+                  scratch_.values.at<char>() + (page - chunk) * dim_ * 2 + begin * 2);
+    }
   }
 
 #if defined(__AMX_TILE__)
@@ -373,10 +423,9 @@ class Attention {
     Vector largest = splat(kMasked);
     for (int64_t at = begin; at < end; at += kLanes) {
       Vector x = load(scores + at);
-      if (block_.softcap > 0.0f) {
-        x = block_.softcap * tanh_of(x / block_.softcap);
-        store(scores + at, x);
-      }
+      if constexpr (kIsInt8) x *= load(key_scales_ + at);
+      if (block_.softcap > 0.0f) x = block_.softcap * tanh_of(x / block_.softcap);
+      if (kIsInt8 || block_.softcap > 0.0f) store(scores + at, x);
       if (at < low || at + kLanes > high) x = is_between(at, low, high) ? x : splat(kMasked);
       largest = maximum(x, largest);
     }
@@ -386,8 +435,14 @@ class Attention {
     Vector sum{};
     for (int64_t at = begin; at < end; at += kLanes) {
       Vector weight = exponential_of_two(load(scores + at) * kLog2OfE - offset);
-      if (at < low || at + kLanes > high) weight = is_between(at, low, high) ? weight : Vector{};
-      Product::put_side_by_side(weights + at / Product::kInputs, weight);
+      Vector scaled = weight;
+      if constexpr (kIsInt8) scaled *= load(value_scales_ + at);
+      if (at < low || at + kLanes > high) {
+        const IntVector is_seen = is_between(at, low, high);
+        weight = is_seen ? weight : Vector{};
+        scaled = is_seen ? scaled : Vector{};
+      }
+      Product::put_side_by_side(weights + at / Product::kInputs, scaled);
       sum += weight;
     }
     const float decay = decay_of(old_maximum, new_maximum);
@@ -429,7 +484,7 @@ class Attention {
     amx_.begin(num_rows);
     for (int64_t page = from / page_size_ * page_size_; page < to; page += page_size_) {
       const int64_t begin = std::max(from, page) - page, end = std::min(to - page, page_size_);
-      const char* values = page_at(block_.values, part, page) + first * kLaneBytes;
+      const char* values = values_at(part, chunk, page) + first * kLaneBytes;
       for (int64_t at = begin - begin % kRunPositions; at < end; at += kRunPositions) {
         const char* x = reinterpret_cast<const char*>(weights_of(row) + (page - chunk + at) / 2);
         const char* from_pair = values + at / 2 * stride;
@@ -477,7 +532,7 @@ class Attention {
       const int64_t length = std::min(to - page, page_size_);
       const int64_t end = length / Product::kInputs;
       const Input* weights = weights_of(row) + (page - chunk) / Product::kInputs;
-      const char* values = page_at(block_.values, part, page) + first * kLaneBytes;
+      const char* values = values_at(part, chunk, page) + first * kLaneBytes;
       const auto copy = [&](int64_t group, BitVector (&lanes)[kVectors]) {
         std::memcpy(lanes, values + group * stride,
                     kIsPart ? static_cast<size_t>((dim_ - first) * kLaneBytes) : sizeof lanes);
@@ -537,8 +592,8 @@ class Attention {
   const BlocksCall& call_;
   const AttentionBlock& block_;
   const QueryTiles& tiles_;
-  const int64_t dim_, page_size_, chunk_size_, span_size_, heads_, stride_;
-  float* scores_;
+  const int64_t dim_, page_size_, chunk_size_, span_size_, heads_, stride_, page_bytes_;
+  float *scores_, *key_scales_, *value_scales_;  // scales: of int8, at their positions in a chunk
   char* page_;
   AttentionScratch& scratch_;
   const QueryTile* tile_ = nullptr;

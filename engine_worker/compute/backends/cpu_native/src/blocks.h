@@ -92,10 +92,10 @@ class BlockRunner {
              });
     team_.each(num_live_, [&](int64_t row) { prepare_token(block, row, qkv + row * width); });
     float* attended = scratch_.inner.at<float>();
-    if (block.cache_type == CacheType::kBfloat16) {
-      attend<CacheType::kBfloat16>(block, qkv, attended);
-    } else {
-      attend<CacheType::kFloat32>(block, qkv, attended);
+    switch (block.cache_type) {
+      case CacheType::kFloat32: attend<CacheType::kFloat32>(block, qkv, attended); break;
+      case CacheType::kBfloat16: attend<CacheType::kBfloat16>(block, qkv, attended); break;
+      case CacheType::kInt8: attend<CacheType::kInt8>(block, qkv, attended); break;
     }
     add_output(pack_rows(attended, block.o, scratch_.narrow), block.o, block.o_bias, block.post_norm, block.norm.eps,
                block.multiplier);
@@ -171,10 +171,13 @@ class BlockRunner {
     const int64_t position = call_.positions[token];
     const int64_t page =
         block.tables[call_.rows[token] * call_.table_width + position / call_.block_size];
+    const int64_t size = page_bytes(block.cache_type, call_.block_size, dim);
     for (int64_t h = 0; h < block.num_kv_heads; h++) {
       rotate(k + h * dim, cosine, sine, block.rotary_pairs);
-      const int64_t offset = (page * block.num_kv_heads + h) * call_.block_size * dim;
-      store_token(block, offset, position % call_.block_size, k + h * dim, v + h * dim);
+      const int64_t offset = (page * block.num_kv_heads + h) * size;
+      store_token(block.cache_type, call_.block_size, dim, static_cast<char*>(block.keys) + offset,
+                  static_cast<char*>(block.values) + offset, position % call_.block_size,
+                  k + h * dim, v + h * dim);
     }
   }
 
@@ -186,31 +189,6 @@ class BlockRunner {
       Vector c = load_part(cosine + i, left), s = load_part(sine + i, left);
       store_part(x + i, a * c - b * s, left);
       store_part(x + pairs + i, b * c + a * s, left);
-    }
-  }
-
-  void store_token(const AttentionBlock& block, int64_t offset, int64_t slot, const float* k,
-                   const float* v) const {
-    const int64_t dim = block.head_dim, size = call_.block_size;
-    if (block.cache_type == CacheType::kFloat32) {
-      float* keys = static_cast<float*>(block.keys) + offset + slot;
-      for (int64_t i = 0; i < dim; i++) keys[i * size] = k[i];
-      std::memcpy(static_cast<float*>(block.values) + offset + slot * dim, v,
-                  static_cast<size_t>(dim) * 4);
-      return;
-    }
-    auto* keys = static_cast<uint16_t*>(block.keys) + offset + slot * 2;
-    auto* values = static_cast<uint16_t*>(block.values) + offset + slot / 2 * dim * 2 + slot % 2;
-    for (int64_t i = 0; i < dim; i += kLanes) {
-      HalfVector bits = to_bfloat16(load_part(k + i, dim - i));
-      for (int64_t lane = 0; lane < kLanes && i + lane < dim; lane += 2) {
-        keys[(i + lane) * size] = bits[lane];
-        keys[(i + lane) * size + 1] = bits[lane + 1];
-      }
-      bits = to_bfloat16(load_part(v + i, dim - i));
-      for (int64_t lane = 0; lane < kLanes && i + lane < dim; lane++) {
-        values[(i + lane) * 2] = bits[lane];
-      }
     }
   }
 
@@ -301,8 +279,7 @@ inline bool reserve(Scratch& kept, const BlocksCall& call,
         is_enough = is_enough && kept.spans.reserve(num_items * tiles.num_spans * floats * 4);
       }
       for (int thread = 0; thread < num_threads; thread++) {
-        is_enough = is_enough && kept.attention[thread].reserve(folded, attention.head_dim,
-                                                                call.block_size);
+        is_enough = is_enough && kept.attention[thread].reserve(folded, attention, call.block_size);
       }
     } else {
       inner = block.mlp.intermediate_size;

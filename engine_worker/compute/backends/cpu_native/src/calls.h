@@ -15,6 +15,7 @@ constexpr int64_t kPanelOutputs = 32;
 constexpr int64_t kLaneBytes = 4;
 constexpr int64_t kRowBytes = kPanelOutputs * kLaneBytes;
 constexpr int64_t kMaxHeadDim = 256;
+constexpr int64_t kScaleBytes = 4;  // Of a token's key or value in an int8 cache.
 constexpr int64_t kMaxInt8Inputs = 65536;  // The sum of products then still fits 32 bits.
 
 // The last five are numbers in blocks, as checkpoints hold them: see BlockLayout. int4 is packed as
@@ -32,7 +33,8 @@ enum class WeightType : int64_t {
 };
 // kE8m0: an exponent of two with a bias of 127 (OCP Microscaling Formats 1.0, 5.4.1).
 enum class ScaleType : int64_t { kFloat16 = 0, kBfloat16 = 1, kFloat32 = 2, kE8m0 = 3 };
-enum class CacheType : int64_t { kFloat32 = 0, kBfloat16 = 1 };
+// kInt8: with a float32 scale for each token and key head, see cache_pages.h.
+enum class CacheType : int64_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 enum class NormKind : int64_t { kNone = 0, kRms = 1, kLayer = 2 };
 enum class QkNorm : int64_t { kNone = 0, kPerHead = 1, kFullWidth = 2 };
 enum class Activation : int64_t {
@@ -134,6 +136,16 @@ inline int64_t panel_bytes(WeightType type, int64_t inputs, int64_t group_size,
     case WeightType::kBlocksIq4:
     case WeightType::kBlocks6:
       return padded / blocks.block_size * blocks.num_bytes(type, group_size);
+  }
+  return 0;
+}
+
+// Of the keys, or the values, of one head in a page.
+inline int64_t page_bytes(CacheType type, int64_t block_size, int64_t head_dim) {
+  switch (type) {
+    case CacheType::kFloat32: return block_size * head_dim * 4;
+    case CacheType::kBfloat16: return block_size * head_dim * 2;
+    case CacheType::kInt8: return block_size * (head_dim + kScaleBytes);
   }
   return 0;
 }

@@ -97,7 +97,7 @@ class BlocksReader {
     const int64_t rope = fields.integer(-1, static_cast<int64_t>(ropes_.size()) - 1, "rope");
     const auto norm = static_cast<NormKind>(fields.integer(0, 2, "norm"));
     attention.qk_norm = static_cast<QkNorm>(fields.integer(0, 2, "qk_norm"));
-    attention.cache_type = static_cast<CacheType>(fields.integer(0, 1, "cache type"));
+    attention.cache_type = static_cast<CacheType>(fields.integer(0, 2, "cache type"));
     const bool has_norm_bias = fields.flag("norm bias");
     const bool has_qkv_bias = fields.flag("qkv bias"), has_o_bias = fields.flag("o bias");
     const bool has_post_norm = fields.flag("post norm"), has_sinks = fields.flag("sinks");
@@ -134,26 +134,36 @@ class BlocksReader {
     call_.blocks.push_back(block);
   }
 
-  // Keys [B, KH, D / n, S, n] with n numbers in four bytes, values [B, KH, S / n, D, n].
+  // Keys [B, KH, D / n, S, n] with n numbers in four bytes, values [B, KH, S / n, D, n]; of int8 both
+  // [B, KH, S, D + the bytes of a scale].
   void read_pages(AttentionBlock& block) {
+    const bool is_int8 = block.cache_type == CacheType::kInt8;
     const bool is_half = block.cache_type == CacheType::kBfloat16;
-    const XLA_FFI_DataType type = is_half ? XLA_FFI_DataType_U16 : XLA_FFI_DataType_F32;
-    const int64_t lane = is_half ? 2 : 1;
+    const XLA_FFI_DataType type = is_int8   ? XLA_FFI_DataType_S8
+                                  : is_half ? XLA_FFI_DataType_U16
+                                            : XLA_FFI_DataType_F32;
+    const int64_t lane = is_half ? 2 : 1, heads = block.num_kv_heads, dim = block.head_dim;
     int64_t& num_pages = num_pages_[block.group];
-    const int64_t block_size = call_.block_size > 0 ? call_.block_size : kAny;
-    const auto& keys = frame_.argument(
-        next_argument_++, "keys", type,
-        {num_pages > 0 ? num_pages : kAny, block.num_kv_heads, block.head_dim / lane, block_size, lane}, kWide);
-    const auto& values = frame_.argument(
-        next_argument_++, "values", type,
-        {keys.dims[0], block.num_kv_heads, keys.dims[3] / lane, block.head_dim, lane}, kWide);
+    const int64_t pages = num_pages > 0 ? num_pages : kAny;
+    const int64_t wanted = call_.block_size > 0 ? call_.block_size : kAny;
+    const int64_t keys_at = next_argument_++, values_at = next_argument_++;
+    const auto& keys =
+        is_int8
+            ? frame_.argument(keys_at, "keys", type, {pages, heads, wanted, dim + kScaleBytes}, kWide)
+            : frame_.argument(keys_at, "keys", type, {pages, heads, dim / lane, wanted, lane}, kWide);
+    const int64_t size = keys.dims[is_int8 ? 2 : 3];
+    const auto& values =
+        is_int8 ? frame_.argument(values_at, "values", type,
+                                  {keys.dims[0], heads, size, dim + kScaleBytes}, kWide)
+                : frame_.argument(values_at, "values", type,
+                                  {keys.dims[0], heads, size / lane, dim, lane}, kWide);
     frame_.aliased_result(next_result_++, "keys", keys);
     frame_.aliased_result(next_result_++, "values", values);
-    require(keys.dims[0] > 0 && keys.dims[3] > 0 && keys.dims[3] <= 65536 &&
-                keys.dims[3] % lane == 0,
+    const bool has_pairs = is_int8 || is_half;
+    require(keys.dims[0] > 0 && size > 0 && size <= 65536 && !(has_pairs && size % 2 == 1),
             "the cache has no blocks, or blocks of more than 65536 or of an odd number of tokens");
     num_pages = keys.dims[0];
-    call_.block_size = keys.dims[3];
+    call_.block_size = size;
     block.keys = keys.data;
     block.values = values.data;
   }

@@ -27,6 +27,7 @@ namespace {
 #include "dot_products.h"
 #include "linear.h"
 #include "query_tiles.h"
+#include "cache_pages.h"
 #include "attention.h"
 #include "mlp.h"
 #include "blocks.h"

@@ -132,6 +132,33 @@ constexpr int64_t kMostBlockRows = kMostRows;
 inline bool takes_amx(const Matrix&, int64_t) { return false; }
 #endif
 
+// ---- integers -------------------------------------------------------------------------------------
+
+// One scale for some numbers: the largest becomes 127.
+struct IntegerScale {
+  float scale, inverse;
+
+  IntegerScale(const float* values, int64_t count) {
+    Vector largest{}, probe{};
+    for (int64_t i = 0; i < count; i += kLanes) {
+      Vector x = load_part(values + i, count - i);
+      largest = maximum(absolute(x), largest);
+      probe += x * 0.0f;
+    }
+    const float limit = maximum_of(largest);
+    // Of a limit that is small enough, 127 / limit is infinite: such numbers are all zeros.
+    inverse = limit > 1e-30f ? 127.0f / limit : 0.0f;
+    // With NaN or infinity among them the scale is no number, and so nothing is.
+    scale = limit / 127.0f + sum_of(probe);
+  }
+
+  IntVector integers(Vector x) const {
+    const float magic = 12582912.0f;
+    Vector shifted = x * inverse + magic;
+    return bits_as<IntVector>(shifted) - bits_as<IntVector>(splat(magic));
+  }
+};
+
 // ---- activations ----------------------------------------------------------------------------------
 
 // Memory of packed rows.
@@ -247,19 +274,10 @@ class Activations {
     }
   }
 
-  // One scale for the whole row: the largest value becomes 127.
+  // One scale for the whole row.
   void put_integers(int64_t row, const float* values) const {
-    Vector largest{}, probe{};
-    for (int64_t i = 0; i < num_inputs_; i += kLanes) {
-      Vector x = load_part(values + i, num_inputs_ - i);
-      largest = maximum(absolute(x), largest);
-      probe += x * 0.0f;
-    }
-    const float limit = maximum_of(largest);
-    // Of a limit that is small enough, 127 / limit is infinite: such a row is one of zeros.
-    const float inverse = limit > 1e-30f ? 127.0f / limit : 0.0f;
-    // A row with NaN or infinity stays one without a number.
-    scales_[row] = limit / 127.0f + sum_of(probe);
+    const IntegerScale scale(values, num_inputs_);
+    scales_[row] = scale.scale;
     const int64_t block = row / block_rows_, stride = rows_of(block);
     uint32_t* to = reinterpret_cast<uint32_t*>(packed_ + first_row(block) * row_bytes_) +
                    (row - first_row(block));
@@ -271,7 +289,7 @@ class Activations {
       const int64_t end = (group + 1) * group_inputs;
       for (int64_t i = group * group_inputs; i < end; i += kLanes) {
         Vector x = i < num_inputs_ ? load_part(values + i, num_inputs_ - i) : Vector{};
-        IntVector rounded = round_to_integers(x * inverse);
+        IntVector rounded = scale.integers(x);
         sum += rounded;
         const ByteVector bytes = __builtin_convertvector(rounded, ByteVector);
         if (is_for_amx_) {
@@ -285,12 +303,6 @@ class Activations {
       }
       sums[group] = sum_of(sum);
     }
-  }
-
-  static IntVector round_to_integers(Vector x) {
-    const float magic = 12582912.0f;
-    Vector shifted = x + magic;
-    return bits_as<IntVector>(shifted) - bits_as<IntVector>(splat(magic));
   }
 
   WeightType type_;

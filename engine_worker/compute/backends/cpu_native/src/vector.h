@@ -95,15 +95,17 @@ inline float maximum_of(Vector x) {
 
 // ---- bfloat16 -------------------------------------------------------------------------------------
 
-inline Vector from_bfloat16(HalfVector bits) {
+// Each with 16 bits of zeros above it.
+inline BitVector widened(HalfVector bits) {
 #if defined(__AVX512F__)
   // GCC 12 takes five instructions for the conversion below. (Masked, as its plain intrinsic warns.)
-  const __m512i wide = _mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(bits));
-  return bits_as<Vector>(bits_as<BitVector>(wide) << 16);
+  return bits_as<BitVector>(_mm512_maskz_cvtepu16_epi32(0xffff, bits_as<__m256i>(bits)));
 #else
-  return bits_as<Vector>(__builtin_convertvector(bits, BitVector) << 16);
+  return __builtin_convertvector(bits, BitVector);
 #endif
 }
+
+inline Vector from_bfloat16(HalfVector bits) { return bits_as<Vector>(widened(bits) << 16); }
 inline Vector load_bfloat16(const uint16_t* from) {
   return from_bfloat16(load_as<HalfVector>(from));
 }

@@ -2,6 +2,7 @@
 
 import mmap
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from engine_worker.compute.backends.cache_type import dequantized, quantized_tokens
 from engine_worker.compute.backends.kv_layout import LayerPages
 from engine_worker.compute.backends.kv_memory import (
     CacheShape,
@@ -21,6 +23,7 @@ from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.backends.xla.pages import load_pages, store_tokens, xla_kv_layout
 from engine_worker.compute.memory.host_memory import release_pages
 from engine_worker.compute.models.decoder import declare
+from engine_worker.compute.models.spec import LayerSpec
 from engine_worker.errors import KvMemoryError
 from tests.fakes.container import v2_container
 from tests.fakes.tiny_decoder import tiny_spec
@@ -54,7 +57,36 @@ def test_bfloat16_is_stored_as_bits_and_loaded_rounded() -> None:
     np.testing.assert_array_equal(np.asarray(values)[0, :, 1], -rounded[1])
 
 
-@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
+def test_int8_is_stored_with_a_scale_for_each_token_and_head_and_loaded_rounded() -> None:
+    layout = xla_kv_layout(SPEC, np.int8, num_blocks=3, block_size=4)
+    # Eight numbers and a float32, for two heads in two layers.
+    assert layout.block_bytes == (2 * 2 * 2 * 4 * (8 + 4),)
+    pages = layout.allocate()[0]
+    assert isinstance(pages, LayerPages)
+    numbers = np.random.default_rng(0).standard_normal((2, 2, 8), np.float32)
+    numbers *= np.array([[[1e-3], [40.0]], [[1.0], [1e20]]], np.float32)
+    block_ids, offsets = jnp.array([2, 0]), jnp.array([3, 1])
+    pages = store_tokens(pages, jnp.asarray(numbers), jnp.asarray(-numbers), block_ids, offsets)
+    loaded, values = load_pages(pages, jnp.array([[0, 2]]))
+    assert loaded.shape == (1, 2, 2, 8, 4)
+    assert values.shape == (1, 2, 8, 8)
+    scales = np.abs(numbers).max(axis=-1, keepdims=True) / 127
+    rounded = np.rint(numbers / scales) * scales
+    np.testing.assert_allclose(np.asarray(loaded)[0, :, 1, :, 3], rounded[0], rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(values)[0, :, 1], -rounded[1], rtol=1e-6)
+
+
+def test_in_int8_zeros_stay_zeros_and_what_is_no_number_leaves_none_beside_it() -> None:
+    tokens = np.ones((4, 8), np.float32)
+    tokens[0] = 0.0
+    tokens[1] *= 1e-35
+    tokens[2, 3], tokens[3, 3] = np.nan, -np.inf
+    found = np.asarray(dequantized(quantized_tokens(jnp.asarray(tokens)), -1))
+    assert not found[:2].any()
+    assert np.isnan(found[2:]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.int8])
 def test_a_donated_write_aliases_the_cache_and_needs_little_beside_it(
     dtype: np.dtype[np.generic],
 ) -> None:
@@ -95,6 +127,25 @@ def test_a_runner_gets_what_fits_and_no_more_than_all_rows_need() -> None:
 
     assert choose(18 * BLOCK_BYTES) == (17,)
     assert choose(2**40) == (3 * 8,)
+
+
+def test_the_same_memory_holds_nearly_twice_as_many_blocks_in_int8() -> None:
+    spec = tiny_spec([None, None])
+    wide = replace(spec, layers=tuple(widened(layer, head_dim=64) for layer in spec.layers))
+    found = []
+    for kv_dtype in ("bfloat16", "int8"):
+        backend = XlaBackend(declare(wide, np.float32), None, kv_dtype)
+        shape = CacheShape(backend, block_size=4, num_step_tokens=16)
+        (num_blocks,) = choose_num_blocks(
+            shape, max_num_seqs=1000, max_model_len=30, kv_memory_bytes=2**20
+        )
+        assert shape.layout(num_blocks).size_bytes <= 2**20
+        found.append(num_blocks)
+    assert found[1] / found[0] == pytest.approx(2 * 64 / (64 + 4), rel=0.02)
+
+
+def widened(layer: LayerSpec, head_dim: int) -> LayerSpec:
+    return replace(layer, mixer=replace(layer.attention, head_dim=head_dim))
 
 
 def test_memory_for_less_than_one_request_is_refused_with_both_numbers() -> None:

@@ -67,9 +67,13 @@ def make_runner(
     )
 
 
-@pytest.fixture(scope="module", params=types("bfloat16"))
+@pytest.fixture(scope="module", params=[*types("bfloat16"), "bfloat16 beside int8"])
 def runner(request: pytest.FixtureRequest) -> JaxModelRunner:
-    return make_runner(packed(model_weights(), "cpu_native", request.param))
+    """In each type of weights, and with keys and values in int8."""
+    weight_type, _, beside = request.param.partition(" beside ")
+    return make_runner(
+        packed(model_weights(), "cpu_native", weight_type, kv_dtype=beside or "auto")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -130,21 +134,26 @@ def test_other_types_agree_with_float32_step_by_step_as_often_as_xla_does(
 
 
 @pytest.mark.long
-def test_bfloat16_agrees_with_float32_in_98_of_100_steps_of_the_bundled_model() -> None:
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_bfloat16_agrees_with_float32_in_98_of_100_steps_of_the_bundled_model(
+    kv_dtype: str,
+) -> None:
     folder = demo_model_path()
     spec = load_spec(folder)
     exact, rounded = (
         make_runner(
             load_for_backend(
                 folder,
-                choose_backend(name, declare(spec, dtype), dtype, block_size=BLOCK_SIZE).backend,
+                choose_backend(
+                    name, declare(spec, dtype), dtype, block_size=BLOCK_SIZE, kv_dtype=beside
+                ).backend,
                 None,
                 lambda done, text: None,
             )
         )
-        for name, dtype in (
-            (BackendName.XLA, "float32"),
-            (BackendName.CPU_NATIVE, "bfloat16"),
+        for name, dtype, beside in (
+            (BackendName.XLA, "float32", "auto"),
+            (BackendName.CPU_NATIVE, "bfloat16", kv_dtype),
         )
     )
     tokenizer = Tokenizer.load(folder)
@@ -236,9 +245,9 @@ def test_nan_that_a_block_held_before_reaches_no_later_user(runner: JaxModelRunn
 
 
 def poison(runner: JaxModelRunner, block_ids: Sequence[int]) -> None:
-    """NaN in all keys and values of some blocks."""
-    is_bits = jax.tree.leaves(runner.state.cache)[0].dtype == jnp.uint16
-    nan = jnp.uint16(0x7FC0) if is_bits else jnp.float32(jnp.nan)
+    """NaN in all keys and values of some blocks, or in their scales."""
+    dtype = jax.tree.leaves(runner.state.cache)[0].dtype
+    nan = jnp.array({"uint16": 0x7FC0, "int8": -1}.get(str(dtype), jnp.nan), dtype)
     cache = jax.tree.map(lambda pool: pool.at[jnp.asarray(block_ids)].set(nan), runner.state.cache)
     runner._state = runner.state._replace(cache=cache)
 

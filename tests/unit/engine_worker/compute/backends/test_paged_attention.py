@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engine_worker.compute.backends.kv_layout import LayerPages
+from engine_worker.compute.backends.cache_type import dequantized, quantized_tokens
+from engine_worker.compute.backends.kv_layout import KvLayout, LayerPages
 from engine_worker.compute.backends.xla.paged_attention import attend_pages
 from engine_worker.compute.backends.xla.pages import store_tokens, xla_kv_layout
 from engine_worker.compute.models.reference import dense_attention
@@ -20,6 +21,7 @@ GROUP_BLOCKS = 2
 TABLE_WIDTH = 8
 NUM_BLOCKS = 40
 LAYOUT = xla_kv_layout(tiny_spec([None]), np.float32, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+IN_INT8 = xla_kv_layout(tiny_spec([None]), np.int8, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
 
 Floats = npt.NDArray[np.float32]
 _store = jax.jit(store_tokens)
@@ -28,7 +30,9 @@ _store = jax.jit(store_tokens)
 class PagedRows:
     """Rows of random keys and values, scattered over random blocks of a dirty cache."""
 
-    def __init__(self, lengths: list[int], *, dirt: float = 7.0, seed: int = 0) -> None:
+    def __init__(
+        self, lengths: list[int], *, dirt: float = 7.0, seed: int = 0, layout: KvLayout = LAYOUT
+    ) -> None:
         generator = np.random.default_rng(seed)
         shape = (len(lengths), TABLE_WIDTH * BLOCK_SIZE, 2, 8)
         self.lengths = np.array(lengths, np.int32)
@@ -37,7 +41,7 @@ class PagedRows:
         self.tables = np.full((len(lengths), TABLE_WIDTH), LAYOUT.padding_blocks[0], np.int32)
         free = generator.permutation(NUM_BLOCKS)
         pages = LayerPages(
-            *(jnp.full_like(pool, dirt) for pool in jax.tree.leaves(LAYOUT.allocate()[0]))
+            *(jnp.full_like(pool, dirt) for pool in jax.tree.leaves(layout.allocate()[0]))
         )
         positions = np.arange(TABLE_WIDTH * BLOCK_SIZE, dtype=np.int32)
         for row, length in enumerate(lengths):
@@ -48,6 +52,11 @@ class PagedRows:
             blocks = np.where(positions < length, blocks, LAYOUT.padding_blocks[0]).astype(np.int32)
             pages = _store(pages, self.keys[row], self.values[row], blocks, positions % BLOCK_SIZE)
         self.pages = pages
+        if layout is IN_INT8:
+            self.keys, self.values = (
+                np.asarray(dequantized(quantized_tokens(jnp.asarray(tokens)), -1))
+                for tokens in (self.keys, self.values)
+            )
 
     def attend(
         self, q: Floats, num_queries: int, attention: AttentionSpec, sinks: Floats | None = None
@@ -101,6 +110,19 @@ def test_a_chunk_after_a_stored_prefix_matches_dense_attention(window: int | Non
     q = random_queries(1, 13)
     np.testing.assert_allclose(
         rows.attend(q, 13, attention), rows.expected(q, 13, attention), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_int8_pages_are_attended_to_as_what_they_hold_and_nothing_behind_them_is_seen(
+    window: int | None,
+) -> None:
+    """The dirt is bytes that make a scale which is no number."""
+    attention = tiny_attention(window)
+    rows = PagedRows([3, 16, 27], dirt=-1, layout=IN_INT8)
+    q = random_queries(3, 2)
+    np.testing.assert_allclose(
+        rows.attend(q, 2, attention), rows.expected(q, 2, attention), rtol=1e-5, atol=1e-5
     )
 
 

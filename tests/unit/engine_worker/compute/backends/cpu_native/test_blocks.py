@@ -25,6 +25,7 @@ from tests.fakes.block_oracle import (
     Row,
     StepShape,
     distance,
+    page_numbers,
     rounded,
 )
 from tests.fakes.fuzz_effort import EFFORT
@@ -97,6 +98,12 @@ def tolerance(config: AttentionConfig | MlpConfig) -> float:
     return max(TOLERANCE[config.weight_type], TOLERANCE[cache])
 
 
+def residual_rounding(problem: Problem, added: Any) -> float:
+    """What float32 itself rounds of a residual, relative to what a block adds to it."""
+    size = max(float(np.linalg.norm(added)), 1e-30)
+    return float(np.finfo(np.float32).eps * np.linalg.norm(problem.x)) / size
+
+
 def test_the_levels_of_this_page_are_all_that_there_are(kernels: Library) -> None:
     assert set(kernels.levels) <= set(LEVELS)
     assert kernels.levels[-1] == "generic"
@@ -113,19 +120,23 @@ def check_attention(
     step: StepShape, config: tuple[AttentionConfig, int | None], hidden: int, seed: int
 ) -> None:
     problem = Problem(step, hidden, seed)
+    if hidden == 1:  # Of one number a norm leaves the sign, which rounding may change.
+        config = (replace(config[0], has_post_norm=False), config[1])
     block = problem.attention(*config)
     rope = 0 if block.ropes else None
     found, ((keys, values),) = calls.run_blocks(
         jnp.asarray(problem.x), problem.step, block.ropes, [block.block(rope)]
     )
     expected, expected_keys, expected_values = block.oracle(problem.x)
-    limit = tolerance(config[0])
-    assert distance(found - problem.x, expected - problem.x) < limit, config
-    for pages, wanted in ((keys, expected_keys), (values, expected_values)):
-        numbers = block.numbers(pages)
+    # A single number may be what is left of a few larger ones, each of which was rounded.
+    limit = tolerance(config[0]) * (8 if hidden == 1 else 1)
+    added = expected - problem.x
+    assert distance(found - problem.x, added) < limit + residual_rounding(problem, added), config
+    for pages, wanted, are_keys in ((keys, expected_keys, True), (values, expected_values, False)):
+        numbers = page_numbers(pages, config[0].head_dim, are_keys=are_keys)
         is_known = ~np.isnan(wanted)
-        rounding = rounded(wanted[is_known], config[0].cache_type, 0)
-        assert distance(numbers[is_known], rounding) < limit
+        rounding = rounded(wanted, config[0].cache_type, 0)
+        assert distance(numbers[is_known], rounding[is_known]) < limit
         # Nothing is written but the tokens of the step.
         assert np.isnan(numbers[~is_known]).all()
     is_padding = problem.positions < 0
@@ -148,7 +159,9 @@ def check_mlp(step: StepShape, config: MlpConfig, hidden: int, seed: int) -> Non
     block = problem.mlp(config)
     found, _ = calls.run_blocks(jnp.asarray(problem.x), problem.step, [], [block.block()])
     expected = block.oracle(problem.x)
-    assert distance(found - problem.x, expected - problem.x) < tolerance(config), config
+    added = expected - problem.x
+    limit = tolerance(config) + residual_rounding(problem, added)
+    assert distance(found - problem.x, added) < limit, config
 
 
 def test_an_mlp_block_is_the_oracles(level: str) -> None:
@@ -246,7 +259,7 @@ def test_every_type_is_near_plain_xla_in_float32(
     )
     middle, _, _ = attention.oracle(problem.x, rounds=False)
     expected = xla_mlp(mlp, middle)
-    assert distance(found, expected) < limits[weight_type]
+    assert distance(found, expected) < max(limits[weight_type], limits[cache_type])
 
 
 def xla_mlp(block: Any, x: Any) -> jax.Array:
@@ -261,15 +274,23 @@ def xla_mlp(block: Any, x: Any) -> jax.Array:
     return jnp.where(is_live, out, residual)
 
 
-@at_levels("weight_type", packing.WEIGHT_TYPES)
+TYPES = [(one, "bfloat16") for one in packing.WEIGHT_TYPES] + [
+    ("float32", "int8"),
+    ("int8", "int8"),
+]
+"""Of weights and of the cache."""
+
+
+@at_levels("types", TYPES)
 def test_a_tokens_bits_do_not_depend_on_what_else_a_call_computes(
-    level: str, weight_type: str
+    level: str, types: tuple[str, str]
 ) -> None:
     """Alone or among others, in one chunk or token by token, as one call or block by block."""
     window = 40
     together = Problem(StepShape((Row(0, 37), Row(300, 1), Row(29, 30)), 16, 3), 80)
+    weight_type = types[0]
     config = AttentionConfig(
-        9, 3, 32, 0.2, 1e-5, weight_type, window=window, softcap=4.0, has_sinks=True
+        9, 3, 32, 0.2, 1e-5, *types, window=window, softcap=4.0, has_sinks=True
     )
     attention = together.attention(config, 16)
     mlp = together.mlp(MlpConfig(144, 1e-5, weight_type))
@@ -290,13 +311,17 @@ def test_a_tokens_bits_do_not_depend_on_what_else_a_call_computes(
     assert np.array_equal(values, own_values)
 
 
-@pytest.mark.parametrize("window", [0, 1500])
+@pytest.mark.parametrize(
+    ("window", "cache_type"), [(0, "bfloat16"), (1500, "bfloat16"), (1500, "int8")]
+)
 def test_a_long_context_whose_spans_threads_share_has_the_same_bits(
-    level: str, window: int
+    level: str, window: int, cache_type: str
 ) -> None:
     """A row alone leaves threads without a key head of their own; among others none is shared."""
     long = Row(2600, 2)
-    config = AttentionConfig(3, 1, 16, 0.3, 1e-5, window=window, has_sinks=True)
+    config = AttentionConfig(
+        3, 1, 16, 0.3, 1e-5, cache_type=cache_type, window=window, has_sinks=True
+    )
     crowd = Problem(StepShape((long, Row(40, 1), Row(0, 1), Row(7, 1), Row(1100, 1)), 32), 48)
     attention = crowd.attention(config, 8)
     x, step, block = jnp.asarray(crowd.x), crowd.step, attention.block(0)
@@ -305,7 +330,7 @@ def test_a_long_context_whose_spans_threads_share_has_the_same_bits(
     alone, _ = calls.run_blocks(x, only, attention.ropes, [block])
     assert np.array_equal(alone[:2], together[:2])
     expected, _, _ = attention.oracle(crowd.x)
-    assert distance(together - x, expected - crowd.x) < TOLERANCE["bfloat16"]
+    assert distance(together - x, expected - crowd.x) < TOLERANCE[cache_type]
 
 
 @at_levels("cache_type,window,block_size", calls.CACHE_TYPES, [0, 290], [32, 24])
@@ -333,14 +358,13 @@ def test_rows_that_begin_with_the_same_blocks_have_the_bits_that_each_has_alone(
     assert distance(together - x, expected - problem.x) < tolerance(config)
 
 
-@pytest.mark.parametrize("weight_type", packing.WEIGHT_TYPES)
+@pytest.mark.parametrize("types", TYPES)
 def test_a_number_that_is_none_stays_none_in_its_token_and_reaches_no_other(
-    level: str, weight_type: str
+    level: str, types: tuple[str, str]
 ) -> None:
     problem = Problem(StepShape((Row(0, 1), Row(0, 1)), 32), 64)
-    attention = problem.attention(
-        AttentionConfig(2, 1, 32, 0.2, 1e-5, weight_type, norm="none"), 16
-    )
+    weight_type = types[0]
+    attention = problem.attention(AttentionConfig(2, 1, 32, 0.2, 1e-5, *types, norm="none"), 16)
     mlp = problem.mlp(MlpConfig(64, 1e-5, weight_type))
     for number in (np.nan, np.inf):
         x = problem.x.copy()

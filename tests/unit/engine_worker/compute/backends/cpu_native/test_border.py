@@ -102,6 +102,21 @@ def test_arrays_of_another_shape_or_type_are_refused(block: AttentionProblem) ->
     refused(block, "sine is", ropes=[(block.ropes[0][0], block.ropes[0][1][:1])])
 
 
+def test_pages_of_int8_without_their_scales_are_refused(kernels: Library) -> None:
+    problem = Problem(StepShape((Row(30, 3), Row(0, 1)), 16), 64)
+    block = problem.attention(AttentionConfig(4, 2, 16, 0.25, 1e-5, cache_type="int8"), 8)
+    whole = block.block(0)
+    assert whole.keys.shape == (problem.num_blocks, 2, 16, 16 + 4)
+    refused(block, "keys is", keys=whole.keys[..., :16])
+    refused(block, "values is", values=whole.values[..., :16])
+    refused(block, "values is", values=whole.values[:, :, :8])
+    refused(block, "keys is", keys=whole.keys.astype(jnp.int16))
+    refused(block, "keys is", config=replace(block.config, cache_type="bfloat16"))
+    refused(
+        block, "odd number of tokens", keys=whole.keys[:, :, :15], values=whole.values[:, :, :15]
+    )
+
+
 def test_attributes_that_contradict_each_other_are_refused(block: AttentionProblem) -> None:
     config = block.config
     refused(block, "rope is 1", rope=1)

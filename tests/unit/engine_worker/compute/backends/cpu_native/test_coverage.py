@@ -1,5 +1,6 @@
 """Which blocks the kernels compute, and what of a decoder's description reaches them."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -53,7 +54,7 @@ def test_what_is_not_covered_is_named() -> None:
         return LayerSpec(replace(ATTENTION, **changes), MLP)  # type: ignore[arg-type]
 
     assert "int3 weights" in reason(weight_type="int3")
-    assert "a cache of int8" in reason(cache_type="int8")
+    assert "a cache of float16" in reason(cache_type="float16")
     assert "not 320" in reason(layer=attention(head_dim=320))
     assert "not 33" in reason(layer=attention(head_dim=33))
     assert "256 heads share" in reason(layer=attention(num_heads=600))
@@ -147,11 +148,11 @@ def test_a_decoders_description_reaches_the_kernels() -> None:
     assert MlpConfig.of(after, LAYER, weight_type="int8").norm == "none"
 
 
-@pytest.mark.parametrize(("cache_type", "size"), [("bfloat16", 2), ("float32", 4)])
-def test_pages_hold_every_number_once(cache_type: str, size: int) -> None:
+@pytest.mark.parametrize(
+    ("cache_type", "token_bytes"), [("int8", 64 + 4), ("bfloat16", 2 * 64), ("float32", 4 * 64)]
+)
+def test_pages_hold_every_number_once_and_int8_a_scale_a_token(
+    cache_type: str, token_bytes: int
+) -> None:
     for shape, dtype in page_shapes(7, 2, 64, 16, cache_type):
-        count = 1
-        for axis in shape:
-            count *= axis
-        assert count == 7 * 2 * 64 * 16
-        assert dtype.itemsize == size
+        assert math.prod(shape) * dtype.itemsize == 7 * 2 * 16 * token_bytes
