@@ -48,6 +48,7 @@ _UNSAID = {
     "cohere2": {"sliding_window_pattern": 4},
     "gpt_oss": {"sliding_window_pattern": 2},
     "olmo3": {"sliding_window_pattern": 4},
+    "llama4_text": {"attention_chunk_size": 8192},
 }
 """By model type: sizes that published configs leave out, because transformers' own are so."""
 _GPT2_NAMES = {
@@ -178,9 +179,14 @@ def _kinds_of_layers(config: Mapping[str, Any]) -> list[str]:
     attending = config.get("attn_layer_indices") or config.get("full_attn_idxs")
     if isinstance(attending, list):
         return [_FULL if index in attending else "mamba" for index in range(num_layers)]
+    turns = config.get("no_rope_layers")
+    if config.get("attention_chunk_size") and isinstance(turns, list) and turns:
+        return [_CHUNKED if turn else _FULL for turn in turns[:num_layers]]
     between, period = _FULL, 0
     if config.get("linear_num_key_heads"):
         between, period = _LINEAR, int(config.get("full_attention_interval") or 4)
+    elif config.get("attention_chunk_size"):
+        between, period = _CHUNKED, int(config.get("no_rope_layer_interval") or 4)
     elif config.get("sliding_window") and config.get("use_sliding_window", True):
         # Without a period no layer sees everything.
         between, period = _SLIDING, int(config.get("sliding_window_pattern") or num_layers + 1)

@@ -234,11 +234,19 @@ class AnswerStore:
             GatewayError: The store can't be used.
         """
         wanted = Held(name, tenant, self._now_ms())
+        # Written later, they would end what is claimed now.
+        ends = {held: self._unwritten.pop(held) for held in self._unwritten_of(tenant, name)}
+
+        def work(connection: Connection) -> Claimed:
+            for held, ended in ends.items():
+                end(connection, held, self._owner, ended)
+            return claim(connection, wanted, fingerprint, self._owner, self._bounds)
+
         try:
-            claimed = await self._database.run(
-                lambda connection: claim(connection, wanted, fingerprint, self._owner, self._bounds)
-            )
+            claimed = await self._database.run(work)
         except GatewayError:
+            for held, ended in ends.items():
+                self._write_later(held, ended)
             self._write_later(wanted, End())  # it may have been claimed, and nobody answers it
             raise
         is_new = claimed.state == "new"
@@ -271,8 +279,11 @@ class AnswerStore:
             GatewayError: The store can't be used.
         """
         for held, ended in list(self._unwritten.items()):
+            if self._unwritten.get(held) is not ended:
+                continue  # a claim has written it meanwhile
             await self._database.run(partial(end, held=held, owner=self._owner, ended=ended))
-            del self._unwritten[held]
+            if self._unwritten.get(held) is ended:
+                del self._unwritten[held]
         tenants, now_ms = list(self._since_room), self._now_ms()
         self._since_room.clear()
         num_dropped = 0
@@ -284,11 +295,17 @@ class AnswerStore:
             lambda connection: sweep(connection, self._bounds, now_ms)
         )
 
+    def _unwritten_of(self, tenant: str, name: bytes) -> list[Held]:
+        return [held for held in self._unwritten if (held.tenant, held.name) == (tenant, name)]
+
     def _write_later(self, held: Held, ended: End) -> None:
         num_bytes = sum(len(one.answer) for one in self._unwritten.values()) + len(ended.answer)
-        is_much = num_bytes > self._bounds.max_replay_bytes // UNWRITTEN_SHARE
-        if len(self._unwritten) < _MAX_UNWRITTEN and not is_much:
+        if num_bytes > self._bounds.max_replay_bytes // UNWRITTEN_SHARE:
+            ended = End(may_be_done=True)  # so that the row is not held for good
+        if len(self._unwritten) < _MAX_UNWRITTEN:
             self._unwritten[held] = ended
+        else:
+            _logger.warning("a request with a key is told to be running until this gateway ends")
 
     def _has_room(self, tenant: str, num_bytes: int) -> bool:
         """Whether a tenant surely keeps no more than an eighth over its bytes, and 64 answers."""

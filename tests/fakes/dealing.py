@@ -26,6 +26,7 @@ TOGETHER = {
     "tests/unit/engine_worker/compute/runner/test_score_program.py": "shared runners",
     "tests/unit/engine_worker/core/test_deterministic_engine.py": "shared runners",
     "tests/unit/engine_worker/core/test_sampling_parameters.py": "shared runners",
+    "tests/unit/engine_worker/core/test_scores_by_batch.py": "shared runners",
     "tests/unit/engine_worker/core/test_speculating_engine.py": "shared runners",
     "tests/unit/engine_worker/core/test_thought_limits.py": "shared runners",
     "tests/unit/engine_worker/core/test_wanted_logprobs.py": "shared runners",

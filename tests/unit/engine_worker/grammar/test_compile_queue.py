@@ -57,6 +57,7 @@ class Harness:
     """A handler and its step loop, with a compiler that waits to be told."""
 
     def __init__(self) -> None:
+        self._others = set(threading.enumerate())
         self.sent: list[Message] = []
         self.compiler = SlowCompiler()
         runner = DeterministicFakeRunner(hashed_token(TOKENIZER.num_tokens))
@@ -99,8 +100,8 @@ class Harness:
         """End the threads; what was being compiled may still come."""
         self.compiler.go.set()
         self.handler.close()
-        for thread in threading.enumerate():
-            if thread.name.startswith("grammar"):
+        for thread in set(threading.enumerate()) - self._others:
+            if thread.name.startswith("grammar") and thread.ident is not None:
                 thread.join(60)
 
     def rest(self) -> None:

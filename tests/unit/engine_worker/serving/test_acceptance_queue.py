@@ -155,12 +155,13 @@ def few_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def harness() -> Iterator[Harness]:
+    before = set(threading.enumerate())
     harness = Harness()
     yield harness
     harness.acceptor.go.set()
     harness.handler.close()
-    for thread in threading.enumerate():
-        if thread.name.startswith(("accept", "grammar")):
+    for thread in set(threading.enumerate()) - before:
+        if thread.name.startswith(("accept", "grammar")) and thread.ident is not None:
             thread.join(60)
 
 

@@ -225,3 +225,27 @@ def test_what_a_gateway_could_not_end_it_may_begin_again(engine: Engine) -> None
         assert (await begin(one, 1)).made_id == held.made_id
 
     play(engine, story)
+
+
+def test_what_waits_to_be_written_ends_nothing_that_was_begun_after_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf)
+        run = one._database.run
+
+        async def unanswered(work: Any) -> Any:
+            await run(work)
+            raise OverloadedError("too late")
+
+        monkeypatch.setattr(one._database, "run", unanswered)
+        with pytest.raises(OverloadedError):
+            await one.claim("t", name(1), F)
+        monkeypatch.setattr(one._database, "run", run)
+        held = await begin(one, 1)
+        await shelf.stores[0].sweep()
+        assert (await look(two, 1)).state == "running"
+        assert await one.end(held, End(b"answer"))
+        assert (await look(two, 1)).answer == b"answer"
+
+    play(engine, story)
