@@ -77,7 +77,8 @@ class ThoughtLimit:
         """
         if self.is_inside:
             return max(1, self._num_left)
-        return self._num_left + 1 if self._may_begin else None
+        # Below zero while the end of a split character is waited for.
+        return max(0, self._num_left) + 1 if self._may_begin else None
 
     def push(self, token_id: int, text: str, *, is_whole: bool) -> None:
         """Take the output's next token.
