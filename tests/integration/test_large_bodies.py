@@ -14,6 +14,8 @@ import pytest
 from gateway.http.bodies import parsers
 from gateway.http.bodies import reading as bodies
 from gateway.http.bodies.body_pool import BodyPool
+from gateway.http.schemas.base.beside_loop import MAX_GRAMMAR_CHARACTERS_ON_LOOP
+from gateway.http.schemas.tools import custom_tools
 from protocol.runtime.child_process import ChildProcess
 from protocol.wire.messages import Abort, Authorize, Prepare
 from tests.fakes.raw_http import connected, post
@@ -66,6 +68,35 @@ async def test_a_large_body_never_meets_this_process(
         await gateway.parser()
         response = await gateway.client.post(path, json={"model": "demo", **body})
         assert response.status_code == status, response.text
+
+
+@pytest.mark.parametrize("is_small", [True, False], ids=["small", "with a long message"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
+async def test_long_grammars_of_tools_are_not_read_on_the_loop(
+    socket_dir: Path, monkeypatch: pytest.MonkeyPatch, path: str, is_small: bool
+) -> None:
+    def here(definition: str) -> None:
+        raise AssertionError("read on the loop")
+
+    text = "x" if is_small else "x" * 2 * bodies.LONG_NUMBERS_BYTES
+    definition = "start: start | " + '"a" ' * (MAX_GRAMMAR_CHARACTERS_ON_LOOP // 4)
+    custom = {
+        "name": "run",
+        "format": {"type": "grammar", "grammar": {"syntax": "lark", "definition": definition}},
+    }
+    tool: dict[str, Any] = {"type": "custom", "custom": custom}
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+    if path == "/v1/responses":
+        wanted = {"type": "grammar", "syntax": "lark", "definition": definition}
+        tool, asked = {"type": "custom", "name": "run", "format": wanted}, {"input": text}
+    monkeypatch.setattr(custom_tools, "_held_to", here)
+    async with running_gateway(socket_dir) as gateway:
+        await gateway.auth()
+        await gateway.engine(tool_format="hermes")
+        await gateway.parser()
+        body = {"model": "demo", "tools": [tool], **asked}
+        response = await gateway.client.post(path, json=body)
+        assert response.status_code == 200, response.text
 
 
 async def test_errors_of_a_large_body_are_those_of_a_small_one(socket_dir: Path) -> None:

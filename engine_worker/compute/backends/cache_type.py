@@ -83,7 +83,8 @@ def quantized_tokens(tokens: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(numbers), axis=-1, keepdims=True)
     is_zero = largest < _LEAST
     rounded = jnp.round(numbers * jnp.where(is_zero, 0.0, _LARGEST / largest))
-    # Multiplied, as XLA does with a constant in any case: the kernels get the same bits.
+    # Multiplied, as XLA does with a constant in any case; the kernels divide, so that a scale may
+    # differ from theirs in its last bit.
     scales = jnp.where(is_zero, 0.0, largest * np.float32(1 / _LARGEST))
     # An infinite number would leave others finite.
     scales += jnp.sum(numbers * 0.0, axis=-1, keepdims=True)

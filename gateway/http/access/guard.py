@@ -1,6 +1,7 @@
 """Who may use a route: authorised by default, open only by name, and before a body is read."""
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -36,6 +37,7 @@ from gateway.http.bodies.parsers import BodyKind
 from gateway.http.bodies.reading import LONG_NUMBERS_BYTES, SMALL_BYTES, Bodies, BodyPlace
 from gateway.http.connections.disconnect import watch
 from gateway.http.parts import parts_of
+from gateway.http.schemas.base.beside_loop import BesideLoopError
 from gateway.request.callers.caller import Caller, end_user_of
 from gateway.request.idempotency.replays import Asked, KeptAnswer
 from protocol.errors import NO_API_KEY, ErrorCode
@@ -441,22 +443,20 @@ async def body_and_parsed(request: Request, kind: BodyKind[ResultT]) -> tuple[by
             body = await shown_to_hooks(
                 parts.hooks, body, request, caller, request.state.log, identify
             )
-        if len(body) < LONG_NUMBERS_BYTES:  # it never leaves this process
-            return body, parts.bodies.parse_small(body, kind)
         return body, await _parsed(request, parts.bodies, caller.name, body, kind)
 
 
 async def parsed(request: Request, body: bytes, kind: BodyKind[ResultT]) -> ResultT:
     """What bytes say; as `parsed_body` does it with a request's own body, which has been read."""
-    bodies = parts_of(request).bodies
-    if len(body) < LONG_NUMBERS_BYTES:
-        return bodies.parse_small(body, kind)
-    return await _parsed(request, bodies, caller_of(request).name, body, kind)
+    return await _parsed(request, parts_of(request).bodies, caller_of(request).name, body, kind)
 
 
 async def _parsed(
     request: Request, bodies: Bodies, caller: bytes, body: bytes, kind: BodyKind[ResultT]
 ) -> ResultT:
+    if len(body) < LONG_NUMBERS_BYTES:
+        with contextlib.suppress(BesideLoopError):
+            return bodies.parse_small(body, kind)
     task = asyncio.get_running_loop().create_task(bodies.parse(body, caller, kind))
     stop = watch(request.scope, request.receive, partial(_cancel, task))
     try:

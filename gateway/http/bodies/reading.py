@@ -18,6 +18,7 @@ from gateway.http.bodies.parsers import BodyKind, ParseContext
 from gateway.http.bodies.turns import Turns
 from gateway.http.connections.arrived_body import arrived_body
 from gateway.http.connections.socket_buffers import SocketBuffers
+from gateway.http.schemas.base.beside_loop import BesideLoopError, read_on_loop
 from gateway.json_numbers import has_long_numbers
 from protocol.errors import ErrorCode
 
@@ -153,12 +154,13 @@ class Bodies:
             self._count(place, len(message))
 
     def parse_small(self, body: bytes, kind: BodyKind[ResultT]) -> ResultT:
-        """What a body of less than `LONG_NUMBERS_BYTES` says.
+        """What a body says that is to be parsed here.
 
         Raises:
             InvalidRequestError: It is wrong.
+            BesideLoopError: It takes long; `parse` does it.
         """
-        return kind.parse(body, self._context)
+        return read_on_loop(lambda: kind.parse(body, self._context))
 
     async def parse(self, body: bytes, caller: bytes, kind: BodyKind[ResultT]) -> ResultT:
         """What a body says; one that takes long is parsed beside the loop, in turn.
@@ -172,7 +174,10 @@ class Bodies:
             len(body) >= LONG_NUMBERS_BYTES and has_long_numbers(body)
         ):
             return await self._pool.parse(body, caller, kind, self._context)
-        return kind.parse(body, self._context)
+        try:
+            return self.parse_small(body, kind)
+        except BesideLoopError:
+            return await self._pool.parse(body, caller, kind, self._context)
 
     async def _read_on(
         self, message: Message, receive: Receive, place: BodyPlace, limit: asyncio.Timeout

@@ -3,11 +3,13 @@
 https://platform.openai.com/docs/guides/function-calling#custom-tools
 """
 
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 import orjson
 from pydantic import Field, field_validator
 
+from gateway.http.schemas.base.beside_loop import check_grammar_characters
 from gateway.http.schemas.base.body import RequestModel, field_error
 from gateway.http.schemas.base.ranges import (
     MAX_GRAMMAR_CHARACTERS,
@@ -26,6 +28,7 @@ INPUT: Final = "input"
 """The one argument of the function that a custom tool becomes."""
 GRAMMAR: Final = "x_penstock_input"
 """What a parser finds the rules of that argument's text under, in the function."""
+_MAX_KEPT: Final = MAX_LARK_TOOLS
 _FOLLOWS: Final = f"`{INPUT}` has to follow this Lark grammar:"
 
 ToolName = Annotated[
@@ -97,16 +100,22 @@ def check_grammars(tools: Any) -> None:
 
     Args:
         tools: Of a request, not checked yet.
+
+    Raises:
+        BesideLoopError: They are too long to be read on the event loop.
     """
-    num = sum(map(_has_lark, tools)) if isinstance(tools, list) else 0
-    if num > MAX_LARK_TOOLS:
-        raise field_error(f"{num} tools have a Lark grammar, and {MAX_LARK_TOOLS} may.")
+    grammars = [one for tool in tools if (one := _lark_of(tool))] if isinstance(tools, list) else []
+    if len(grammars) > MAX_LARK_TOOLS:
+        raise field_error(f"{len(grammars)} tools have a Lark grammar, and {MAX_LARK_TOOLS} may.")
+    check_grammar_characters(sum(map(len, grammars)))
 
 
-def _has_lark(tool: Any) -> bool:
+def _lark_of(tool: Any) -> str:
     for key in ("custom", "format", "grammar"):
         tool = tool.get(key) if isinstance(tool, dict) else None
-    return isinstance(tool, dict) and tool.get("syntax") == "lark"
+    is_lark = isinstance(tool, dict) and tool.get("syntax") == "lark"
+    text = tool.get("definition") if is_lark else None
+    return text if isinstance(text, str) else ""
 
 
 def function_of_tool(custom: dict[str, Any], *, is_enforced: bool) -> dict[str, Any]:
@@ -150,8 +159,11 @@ def function_of_tool(custom: dict[str, Any], *, is_enforced: bool) -> dict[str, 
     return function
 
 
+@lru_cache(maxsize=_MAX_KEPT)
 def _held_to(definition: str) -> str | LarkGrammar:
     """What the text of a Lark grammar is held to: a regular expression if one says the same.
+
+    It is asked for several times in a request, so that the last few are kept.
 
     Raises:
         LarkError: It is no grammar, or has what is not supported.

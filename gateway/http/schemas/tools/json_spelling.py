@@ -20,7 +20,7 @@ _ESCAPES: Final = {one: escaped(json.dumps(one)[1:-1]) for one in _ESCAPED}
 _OTHERS: Final = r'[^"\\\x00-\x1f]'
 _MAX_DEPTH: Final = 64
 _QUANTIFIER: Final = re.compile(r"[*+?]|\{\d{1,5}(?:,(?:\d{1,5})?)?\}")
-_FLAGS: Final = re.compile(r"\?(?P<on>[imsxuU]*)(?:-(?P<off>[imsxuU]+))?(?P<end>[:)])")
+_FLAGS: Final = re.compile(r"\?(?P<on>[imsxuU]*)(?:-(?P<off>[imsxU]+))?(?P<end>[:)])")
 _NAMED: Final = re.compile(r"\?P?<[A-Za-z_][A-Za-z0-9_.\[\]]*>")
 _CODE: Final = re.compile(
     r"x(?:([0-9A-Fa-f]{2})|\{([0-9A-Fa-f]{1,8})\})|u(?:([0-9A-Fa-f]{4})|\{([0-9A-Fa-f]{1,8})\})"
@@ -234,7 +234,9 @@ class _Reader:
                 raise self._error(f"no character `\\{code[0]}`")
             return chr(number)
         character = self._pattern[self._at : self._at + 1]
-        if character in _CONTROLS or (character and not character.isalnum()):
+        # `\<` and `\>` are borders of words.
+        is_mark = character not in "<>" and not character.isalnum()
+        if character in _CONTROLS or (character and is_mark):
             self._at += 1
             return _CONTROLS.get(character, character)
         return None
@@ -262,8 +264,10 @@ class _Reader:
             raise self._error(f"brackets nested deeper than {_MAX_DEPTH} levels")
         is_not = self._rest("^")
         self._at += is_not
-        # A `]` that comes first is no end, and neither are those of `-`.
-        members = self._union(is_first=True)
+        while self._rest("-"):  # those that come first are characters
+            self._at += 1
+        # A `]` that comes first of all is one, too.
+        members = self._union(is_first=self._pattern[self._at - 1] not in "-")
         while (operator := self._operator()) is not None:
             members = operator(members, self._union(is_first=False))
         self._at += 1

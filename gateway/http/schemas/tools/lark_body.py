@@ -3,8 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.http.schemas.tools.lark_tokens import Definition, LarkError, Token, unescaped
+
+MAX_NESTED: Final = 64
+"""Templates that are arguments of one another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class BodyReader(ABC):
         self._tokens = body.body
         self._line = body.line
         self._at = 0
+        self._num_nested = 0
 
     def whole(self) -> str:
         """What is made of all of it.
@@ -172,10 +177,16 @@ class BodyReader(ABC):
 
     def _arguments(self) -> list[str]:
         opening = self._take()
+        self._num_nested += 1
+        if self._num_nested > MAX_NESTED:
+            raise LarkError(
+                f"arguments of templates are nested deeper than {MAX_NESTED} levels", opening.line
+            )
         found = [self._item()]
         while self._peek().is_mark(","):
             self._take()
             found.append(self._item())
+        self._num_nested -= 1
         if not self._take().is_mark("}"):
             raise LarkError("the `{` of a template isn't closed", opening.line)
         return found

@@ -8,7 +8,6 @@ https://lark-parser.readthedocs.io/en/stable/grammar.html
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 from gateway.http.schemas.tools.json_spelling import JsonSpelling
@@ -26,7 +25,6 @@ from gateway.http.schemas.tools.lark_tokens import (
 
 MAX_RULES: Final = 2000
 """With each use of a template that differs from the others."""
-_MAX_KEPT: Final = 32
 _TERMINAL: Final = re.compile(r"_?[A-Z][A-Z0-9_]*")
 
 
@@ -49,7 +47,6 @@ class LarkGrammar:
         return {"rules": list(self.rules), "terminals": [list(one) for one in self.terminals]}
 
 
-@lru_cache(maxsize=_MAX_KEPT)
 def as_grammar(grammar: str, most: int) -> LarkGrammar:
     """The rules of a grammar.
 

@@ -6,7 +6,6 @@ tools seldom need more: that of Codex's `apply_patch` doesn't.
 
 import re
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Final, Protocol
 
 from gateway.http.schemas.tools.lark_body import BodyReader, Literal
@@ -22,7 +21,6 @@ from gateway.http.schemas.tools.lark_tokens import (
 
 MAX_DEPTH: Final = 64
 """Of brackets and rules within one another, all together."""
-_MAX_KEPT: Final = 32
 _META: Final = re.compile(r"[\\^$.|?*+()\[\]{}\-&~#]")
 _WRITTEN: Final = {"\n": r"\n", "\t": r"\t", "\r": r"\r", "\f": r"\f"}
 
@@ -51,11 +49,8 @@ class PlainSpelling:
         return f"(?i:{text})" if literal.is_folded else text
 
 
-@lru_cache(maxsize=_MAX_KEPT)
 def as_regex(grammar: str, most: int) -> str:
     """The regular expression of what `start` derives, without anchors.
-
-    It is asked for several times in a request, so that the last few are kept.
 
     Args:
         grammar: Lark text.

@@ -88,6 +88,23 @@ def test_a_character_is_finished_before_the_thought_is_closed() -> None:
     assert of.has_forced
 
 
+@pytest.mark.parametrize("num_pieces", [1, 2, 3])
+def test_a_thought_that_may_come_again_leaves_a_token_free_after_a_split_character(
+    num_pieces: int,
+) -> None:
+    of = limit(REOPENING, 1)
+    for character in "[T]":
+        of.push(ord(character), character, is_whole=True)
+    for _ in range(num_pieces):
+        of.push(1, "", is_whole=False)
+    of.push(2, "é", is_whole=True)
+    assert of.has_forced
+    while of.has_forced:
+        of.push(of.next_forced(), chr(of.next_forced()), is_whole=True)
+    assert not of.is_inside
+    assert of.num_free_tokens == 1
+
+
 def test_broken_bytes_are_not_waited_for_for_ever() -> None:
     of = limit(OPEN, 1)
     for _ in range(20):

@@ -80,6 +80,12 @@ def test_priorities_and_marks_of_trees_say_nothing_of_texts() -> None:
         ("start: start\n  | /(?=a)b/", "line 2: an expression has the group `(?=a`"),
         ("start: start /^a/", "line 1: an expression has the anchor `^`"),
         ('start: a{"x"}\na{x}: a{(x "x")}', f"more than {MAX_RULES} rules"),
+        (
+            "start: start | " + "a{" * 3000 + '"b"' + "}" * 3000 + "\na{x}: x",
+            "line 1: arguments of templates are nested deeper than 64 levels",
+        ),
+        ("start: start /(?-u:\\w)/", "line 1: an expression has the group `(?-u`"),
+        ("start: start /\\<a/", "line 1: an expression has `\\<`"),
         ("start: start" + ' "x"' * MOST, f"more than {MOST} characters"),
         ("start: start /[a-z]{9}/ " + f'"{"x" * MOST}"', f"more than {MOST} characters"),
     ],

@@ -179,13 +179,6 @@ def test_brackets_and_rules_are_nested_up_to_one_depth() -> None:
     assert matches(f'start: r0 r0\nr0: {inner} r1 {outer}\nr1: {inner} "a" {outer}', "aa")
 
 
-def test_what_was_made_of_a_grammar_is_kept_a_while() -> None:
-    grammar = 'start: "kept"'
-    made = as_regex(grammar, MOST)
-    assert as_regex(grammar, MOST) is made
-    assert as_regex.cache_info().maxsize == 32
-
-
 @given(st.text(min_size=1).filter(str.isprintable))
 def test_a_string_matches_itself_alone(text: str) -> None:
     grammar = f"start: {json.dumps(text, ensure_ascii=False)}"
