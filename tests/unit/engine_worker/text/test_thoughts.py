@@ -98,9 +98,9 @@ def test_a_thought_that_may_come_again_leaves_a_token_free_after_a_split_charact
     for _ in range(num_pieces):
         of.push(1, "", is_whole=False)
     of.push(2, "é", is_whole=True)
-    assert of.has_forced
-    while of.has_forced:
-        of.push(of.next_forced(), chr(of.next_forced()), is_whole=True)
+    for character in "[/T]":
+        assert of.next_forced() == ord(character)
+        of.push(ord(character), character, is_whole=True)
     assert not of.is_inside
     assert of.num_free_tokens == 1
 
