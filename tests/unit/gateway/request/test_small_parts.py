@@ -9,11 +9,12 @@ import pytest
 
 from gateway import bridge
 from gateway.errors import GatewayError, InvalidRequestError, RemoteFailureError, WorkerLostError
-from gateway.request.delivery.events import total_usage
+from gateway.request.delivery.events import ChoiceFinished, total_usage
 from gateway.request.jobs.answer_options import AnswerOptions
 from gateway.request.jobs.job import job_fingerprint, question_fingerprint
 from gateway.request.jobs.model_limits import LOGPROB_BYTES, TOKEN_BYTES, check_answer_size
 from gateway.request.leases.budget import TokenBudget
+from gateway.request.leases.work_bound import Admitted
 from gateway.request.preparation.engine_asker import is_retryable
 from gateway.request.preparation.prompts import CHECK_EVERY, WINDOW, PromptBatch
 from protocol.errors import ErrorCode
@@ -353,3 +354,14 @@ def test_what_an_answer_shows_and_what_engines_report_for_it() -> None:
     assert AnswerOptions(num_top_logprobs=3).engine_prompt_logprobs is None
     echo = AnswerOptions(echoes=True, num_top_logprobs=3, num_prompt_logprobs=2)
     assert echo.engine_prompt_logprobs == 3
+
+
+# What is said again, with one thing changed.
+
+
+def test_an_end_by_length_and_another_priority_change_nothing_else() -> None:
+    usage = Usage(prompt_tokens=3)
+    assert ChoiceFinished(2, "stop", usage, "END").as_length() == ChoiceFinished(
+        2, "length", usage, "END"
+    )
+    assert Admitted("t", 3, "lease", 7).at(5) == Admitted("t", 5, "lease", 7)

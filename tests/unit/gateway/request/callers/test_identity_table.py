@@ -170,3 +170,21 @@ def test_a_caller_is_known_only_for_what_it_was_let_in_for() -> None:
     assert both == first  # what was begun for it may go on
     assert table.find(b"a", "tokenize") is both
     assert table.find(b"a", "chat.completions") is both
+
+
+def test_whose_key_it_was_is_known_whatever_it_might_do(table: IdentityTable, clock: Clock) -> None:
+    assert (table.known(b"a"), table.key_id(b"a")) == (None, "")
+    identity = table.note_granted(b"a", granted(), SCOPE)
+    assert table.known(b"a") is identity
+    assert table.key_id(b"a") == "k"
+    assert (table.known(b"b"), table.key_id(b"b")) == (None, "")
+    clock.now += GOOD_S
+    assert (table.known(b"a"), table.key_id(b"a")) == (None, "")
+
+
+def test_nobody_is_known_or_refused_while_the_clock_is_young(clock: Clock) -> None:
+    clock.now = 0.5
+    table = IdentityTable(clock)
+    assert table.known(b"a") is None
+    assert table.refusal(b"a") is None
+    assert table.find(b"a", SCOPE) is None

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.errors import IdempotencyKeyReusedError, OverloadedError, RequestInProgressError
 from gateway.request.idempotency import replays
-from gateway.request.idempotency.replays import KeptAnswer, ReplayName, ReplayTable
+from gateway.request.idempotency.replays import Asked, KeptAnswer, ReplayName, ReplayTable
 
 
 class Clock:
@@ -191,3 +191,19 @@ def test_a_kept_answer_is_given_while_no_further_request_may_run(
     assert kept.claim(name(1), b"f") == answer(b"")
     with pytest.raises(OverloadedError, match="1 requests with an Idempotency-Key are running"):
         kept.claim(name(3), b"f")
+
+
+def test_a_database_gives_back_what_it_was_given() -> None:
+    asked = (Asked("m", 3, True, False), Asked("n", 0, False, True))
+    for kept in (
+        KeptAnswer(201, {"content-type": "a", "x": "b"}, b'{"a": "\xff\x00"}', asked),
+        # Nothing was asked of an engine, and nothing was answered.
+        KeptAnswer(204, {}, b""),
+        # A head of more than 256 bytes: its length takes two.
+        KeptAnswer(200, {"x": "y" * 300}, b"body"),
+    ):
+        decoded = KeptAnswer.decoded(kept.encoded())
+        assert decoded == kept
+        assert all(type(one) is Asked for one in decoded.asked)
+    head = b'[200,{"x":"y"},[]]'
+    assert KeptAnswer(200, {"x": "y"}, b"!").encoded() == len(head).to_bytes(4, "big") + head + b"!"

@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gateway.errors import (
     InvalidRequestError,
@@ -15,7 +16,7 @@ from gateway.http.bodies.convert import completion_job
 from gateway.http.schemas.inference.completion import parse_completion_body
 from gateway.request.jobs.answer_options import AnswerOptions
 from gateway.request.jobs.job import CHAT_ENDPOINT
-from gateway.request.jobs.model_limits import check_served, check_version, find_offer
+from gateway.request.jobs.model_limits import check_served, check_version, find_offer, unread_fields
 from protocol.version import OLDEST_VERSION, PROTOCOL_VERSION
 from protocol.wire.messages import Credits, EngineOffer, SamplingParams
 from tests.fakes.request_parts import Parts, engine_offer, generation_job
@@ -157,3 +158,20 @@ def test_engines_that_report_none_are_asked_for_none(
 def test_choices_that_are_all_shown_need_no_log_probabilities() -> None:
     options = AnswerOptions(num_choices=2, num_answers=2)
     check_served(generation_job(options=options), engine_offer(max_logprobs=0), PROTOCOL_VERSION)
+
+
+def test_verbosity_is_unread_where_no_template_names_it() -> None:
+    reads = structs.replace(OFFER, capabilities=("verbosity",))
+    for param, own, offer, expected in (
+        ("verbosity", None, OFFER, ("verbosity",)),
+        ("text.verbosity", None, OFFER, ("text.verbosity",)),
+        ("verbosity", None, reads, ()),
+        # The client's own template decides, whatever the model's reads.
+        ("verbosity", "{{ verbosity }}", OFFER, ()),
+        ("verbosity", "{{ messages }}", reads, ("verbosity",)),
+        ("", None, OFFER, ()),
+    ):
+        job = generation_job("x")
+        prepare = structs.replace(job.prepares[0], chat_template=own)
+        job = structs.replace(job, prepares=(prepare,), verbosity_param=param)
+        assert unread_fields(job, offer) == expected, (param, own)

@@ -169,3 +169,9 @@ def test_a_long_prompt_of_token_ids_needs_the_same_tokenizer_as_well() -> None:
     names = engines.names({}, {"m": ("n",)})
     assert names.longer("m", "m") == "n"
     assert names.longer("m", "m", names_token_ids=True) is None
+
+
+def test_globs_of_a_caller_name_models_for_their_aliases_and_each_once() -> None:
+    names = Engines().names({"gpt": "m", "other": "m"})
+    assert names.served_globs(["gpt", "x*", "m", "other", "n"]) == ("m", "x*", "n")
+    assert names.served_globs([]) == ()
