@@ -147,6 +147,7 @@ class MeterTable:
         self._budgets: deque[SlidingBudget] = deque()  # those of no end user, swept in turn
         self._spans: dict[Window, Span] = {}
         self._next_counter = epoch * COUNTERS_AN_EPOCH
+        self._unknown_until_s = math.inf
         self._gone: deque[str] = deque()  # limits that were removed, while something counts in them
         limits.on_removed = self._gone.append
         self._named = NamedUsers(self._let_go_if_idle)
@@ -262,8 +263,15 @@ class MeterTable:
     def hold_unknown(self, until_s: float) -> None:
         """The leases of before a restart are open again: what else was granted is held back."""
         now_s = self._clock.monotonic_s()
+        self._unknown_until_s = until_s
         for meter in self._sliced():
             meter.hold_unknown(now_s, until_s)
+
+    def _release_unknown(self, now_s: float) -> None:
+        """All leases of before the restart have ended, of meters that nobody asks as well."""
+        self._unknown_until_s = math.inf
+        for meter in self._sliced():
+            meter.refresh_due(now_s)
 
     def release_slices(self) -> None:
         """This process ends cleanly: nothing beyond what is held needs to be kept back.
@@ -311,6 +319,8 @@ class MeterTable:
         for limit_id, end_user in self._named.take_turn(SWEPT_A_TURN):
             self._let_go_if_idle(limit_id, end_user)
         now_s, budgets = self._clock.monotonic_s(), self._budgets
+        if now_s >= self._unknown_until_s:
+            self._release_unknown(now_s)
         for _ in range(min(SWEPT_A_TURN, len(budgets))):
             budget = budgets.popleft()
             if not budget.is_gone:

@@ -388,7 +388,7 @@ class OpenLeases:
     def _keep_unknown(self, plan: Plan, before: Needs, after: Needs) -> None:
         """What a lease of before a kill gave back just now stays taken until all have ended."""
         if self._clock.monotonic_s() < self._unknown_until_s:
-            plan.keep_unknown(difference(before, after))
+            plan.keep_unknown(difference(before, after), self._unknown_until_s)
 
     def _find_reported(self, report: LeaseReport) -> Lease | None:
         """A lease that a kill forgot; what it holds is said by its gateway, if that knows to."""

@@ -289,12 +289,12 @@ class Plan:
             for meter in sliced:
                 take_unknown(meter, used[index] - held[index])
 
-    def keep_unknown(self, freed: Needs) -> None:
+    def keep_unknown(self, freed: Needs, until_s: float) -> None:
         """What a lease of a killed process gave back may be somebody's of whom nobody knows."""
         for index, sliced in self._sliced:
             if freed[index] > 0:
                 for meter in sliced:
-                    keep_unknown(meter, freed[index])
+                    keep_unknown(meter, freed[index], until_s)
 
     def restore_start(self, at_s: float) -> None:
         """Count a request of before a restart in the windows that don't outlive it."""

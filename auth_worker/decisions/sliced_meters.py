@@ -307,14 +307,18 @@ def take_unknown(meter: SlicedMeter, amount: int) -> None:
     meter.room += known
 
 
-def keep_unknown(meter: SlicedMeter, freed: int) -> None:
+def keep_unknown(meter: SlicedMeter, freed: int, until_s: float) -> None:
     """What was just freed may have been granted by the killed process to somebody unknown.
 
-    Never more than there is room now: what is known to be held counts already.
+    Never more than there is room now: what is known to be held counts already. A meter that came
+    after the start was not told until when, as `hold_unknown` tells.
     """
     kept = min(freed, max(0, meter.room))
     meter.unknown += kept
     meter.room -= kept
+    meter.due_s = min(meter.due_s, until_s)
+    if isinstance(meter, SlidingBudget):
+        meter.unknown_until_s = until_s
 
 
 def set_low(meter: SlicedMeter, need: int) -> None:

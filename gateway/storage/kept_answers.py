@@ -7,7 +7,8 @@ the next one's who asks.
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Container
 from functools import partial
 from typing import Final, Literal, NamedTuple
 
@@ -15,13 +16,12 @@ from gateway.errors import GatewayError
 from gateway.storage.conversations import OWNER_DEAD_MS
 from gateway.storage.database import Connection, Database
 from gateway.storage.records import Bounds
+from gateway.storage.sweeping import MAX_DROPPED, swept
 
 TENANT_SHARE: Final = 4
 """One tenant keeps at most a quarter of the bytes."""
 _ROOM_EVERY: Final = 64
 """Answers between two looks at how much a tenant keeps; a look reads all its rows."""
-_MAX_DROPPED: Final = 1000
-"""At a time; the next look goes on."""
 _MAX_UNWRITTEN: Final = 1024
 UNWRITTEN_SHARE: Final = 16
 """What the store could not take is kept in memory, within this share of the bytes."""
@@ -38,11 +38,14 @@ class Claimed(NamedTuple):
         begun_ms: When it was first begun; the same when a gateway goes on with what another one,
             which is gone, began.
         answer: Of before, sealed.
+        goes_on: Whether an earlier attempt may have made something: however this one ends, that
+            may be there.
     """
 
     state: Literal["new", "running", "kept", "other"]
     begun_ms: int = 0
     answer: bytes = b""
+    goes_on: bool = False
 
 
 class Held(NamedTuple):
@@ -127,7 +130,7 @@ def _again(
         " RETURNING name",
         (owner, fingerprint, since_ms, b"", held.name, held.tenant, holder, begun_ms),
     )
-    return Claimed("new", since_ms) if taken else Claimed("running")
+    return Claimed("new", since_ms, goes_on=goes_on) if taken else Claimed("running")
 
 
 def end(connection: Connection, held: Held, owner: str, ended: End) -> bool:
@@ -153,6 +156,31 @@ def end(connection: Connection, held: Held, owner: str, ended: End) -> bool:
     return bool(rows)
 
 
+def release_forgotten(
+    connection: Connection, owner: str, held: Callable[[], Container[bytes]]
+) -> int:
+    """Let go what a gateway is said to hold and doesn't; how much.
+
+    Nobody knows how that ended, so whoever repeats it goes on with it.
+
+    Args:
+        connection: To the store.
+        owner: The gateway.
+        held: The names that it does hold, of claims that wait for the store as well.
+    """
+    names = held()
+    rows = connection.execute(
+        "SELECT name FROM kept_answers WHERE owner = ? AND num_bytes = 0", (owner,)
+    )
+    forgotten = [name for (name,) in rows if name not in names]
+    for name in forgotten:
+        connection.execute(
+            "UPDATE kept_answers SET owner = ? WHERE name = ? AND owner = ? AND num_bytes = 0",
+            (_NOBODY, name, owner),
+        )
+    return len(forgotten)
+
+
 def make_room(connection: Connection, tenant: str, bounds: Bounds) -> int:
     """Drop the oldest answers of a tenant until it keeps no more than it may; how many."""
     ((number, num_bytes),) = connection.execute(
@@ -165,25 +193,28 @@ def make_room(connection: Connection, tenant: str, bounds: Bounds) -> int:
     rows = connection.execute(
         "SELECT name, num_bytes FROM kept_answers WHERE tenant = ? AND num_bytes > 0"
         " ORDER BY begun_ms LIMIT ?",
-        (tenant, _MAX_DROPPED if more > 0 or more_bytes > 0 else 0),
+        (tenant, MAX_DROPPED if more > 0 or more_bytes > 0 else 0),
     )
     return _drop_oldest(connection, rows, more, more_bytes)
 
 
 def sweep(connection: Connection, bounds: Bounds, now_ms: int) -> int:
-    """Drop what is too old, and what all tenants together keep too much of; how much."""
+    """Drop what is too old, and what all tenants together keep too much of; how much.
+
+    No more than `MAX_DROPPED` of each: where it says as many or more, there is more to drop.
+    """
     too_old_ms = now_ms - int(bounds.replay_age_s * 1000)
     expired = connection.execute(
         "DELETE FROM kept_answers WHERE name IN (SELECT name FROM kept_answers WHERE begun_ms < ?"
         " AND NOT EXISTS (SELECT 1 FROM owners WHERE owners.id = kept_answers.owner"
         "  AND owners.alive_ms >= ?) LIMIT ?) RETURNING name",
-        (too_old_ms, now_ms - OWNER_DEAD_MS, _MAX_DROPPED),
+        (too_old_ms, now_ms - OWNER_DEAD_MS, MAX_DROPPED),
     )
     ((num_bytes,),) = connection.execute("SELECT COALESCE(SUM(num_bytes), 0) FROM kept_answers")
     more_bytes = num_bytes - bounds.max_replay_bytes
     rows = connection.execute(
         "SELECT name, num_bytes FROM kept_answers WHERE num_bytes > 0 ORDER BY begun_ms LIMIT ?",
-        (_MAX_DROPPED if more_bytes > 0 else 0,),
+        (MAX_DROPPED if more_bytes > 0 else 0,),
     )
     return len(expired) + _drop_oldest(connection, rows, 0, more_bytes)
 
@@ -224,6 +255,9 @@ class AnswerStore:
         self._now_ms = now_ms
         self._since_room: dict[str, int] = {}  # by tenant: answers and shares of bytes
         self._unwritten: dict[Held, End] = {}
+        # Claims under way and requests that run, by name: attempts of one request may overlap.
+        self._num_held: Counter[bytes] = Counter()
+        self._has_forgotten = False
 
     async def claim(
         self, tenant: str, name: bytes, fingerprint: bytes
@@ -235,7 +269,8 @@ class AnswerStore:
         """
         wanted = Held(name, tenant, self._now_ms())
         # Written later, they would end what is claimed now.
-        ends = {held: self._unwritten.pop(held) for held in self._unwritten_of(tenant, name)}
+        ends = self._take_unwritten(tenant, name)
+        self._num_held[name] += 1
 
         def work(connection: Connection) -> Claimed:
             for held, ended in ends.items():
@@ -244,19 +279,30 @@ class AnswerStore:
 
         try:
             claimed = await self._database.run(work)
-        except GatewayError:
+        except BaseException:
             for held, ended in ends.items():
                 self._write_later(held, ended)
-            self._write_later(wanted, End())  # it may have been claimed, and nobody answers it
+            self._let_go(name)
+            self._has_forgotten = True  # it may have been claimed, and nobody answers it
             raise
-        is_new = claimed.state == "new"
-        return claimed, Held(name, tenant, claimed.begun_ms) if is_new else None
+        if claimed.state != "new":
+            self._let_go(name)
+            return claimed, None
+        # An end that timed out meanwhile stands before this claim in the store, or never will.
+        self._take_unwritten(tenant, name)
+        return claimed, Held(name, tenant, claimed.begun_ms)
 
     async def end(self, held: Held, ended: End) -> bool:
         """Write what came of a request; False when it is another gateway's by now.
 
         Where the store is away, the next sweep writes it.
         """
+        try:
+            return await self._end(held, ended)
+        finally:
+            self._let_go(held.name)
+
+    async def _end(self, held: Held, ended: End) -> bool:
         has_room = self._has_room(held.tenant, len(ended.answer))
 
         def work(connection: Connection) -> bool:
@@ -284,6 +330,7 @@ class AnswerStore:
             await self._database.run(partial(end, held=held, owner=self._owner, ended=ended))
             if self._unwritten.get(held) is ended:
                 del self._unwritten[held]
+        await self._release_forgotten()
         tenants, now_ms = list(self._since_room), self._now_ms()
         self._since_room.clear()
         num_dropped = 0
@@ -291,12 +338,34 @@ class AnswerStore:
             some = tenants[start : start + _ROOM_EVERY]
             work = partial(_make_rooms, tenants=some, bounds=self._bounds)
             num_dropped += await self._database.run(work)
-        return num_dropped + await self._database.run(
-            lambda connection: sweep(connection, self._bounds, now_ms)
+        return num_dropped + await swept(
+            self._database, partial(sweep, bounds=self._bounds, now_ms=now_ms)
         )
 
-    def _unwritten_of(self, tenant: str, name: bytes) -> list[Held]:
-        return [held for held in self._unwritten if (held.tenant, held.name) == (tenant, name)]
+    async def _release_forgotten(self) -> None:
+        if not self._has_forgotten:
+            return
+        self._has_forgotten = False
+        try:
+            await self._database.run(
+                partial(release_forgotten, owner=self._owner, held=self._held_names)
+            )
+        except BaseException:
+            self._has_forgotten = True
+            raise
+
+    def _held_names(self) -> Container[bytes]:
+        """Asked by the database's thread: copied at once, whatever the loop's thread does."""
+        return {*list(self._num_held), *(held.name for held in list(self._unwritten))}
+
+    def _let_go(self, name: bytes) -> None:
+        self._num_held[name] -= 1
+        if not self._num_held[name]:
+            del self._num_held[name]
+
+    def _take_unwritten(self, tenant: str, name: bytes) -> dict[Held, End]:
+        found = [held for held in self._unwritten if (held.tenant, held.name) == (tenant, name)]
+        return {held: self._unwritten.pop(held) for held in found}
 
     def _write_later(self, held: Held, ended: End) -> None:
         num_bytes = sum(len(one.answer) for one in self._unwritten.values()) + len(ended.answer)
@@ -305,7 +374,7 @@ class AnswerStore:
         if len(self._unwritten) < _MAX_UNWRITTEN:
             self._unwritten[held] = ended
         else:
-            _logger.warning("a request with a key is told to be running until this gateway ends")
+            self._has_forgotten = True
 
     def _has_room(self, tenant: str, num_bytes: int) -> bool:
         """Whether a tenant surely keeps no more than an eighth over its bytes, and 64 answers."""

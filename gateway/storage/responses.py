@@ -5,12 +5,11 @@ from typing import Final
 from gateway.errors import InvalidRequestError, PreviousResponseNotFoundError
 from gateway.storage.database import Connection
 from gateway.storage.records import CONTINUABLE, Bounds, StoredResponse
+from gateway.storage.sweeping import MAX_DROPPED
 
 MAX_TURNS: Final = 10_000
 _TOUCH_AFTER_MS: Final = 3_600_000
 """What is used again within the hour isn't written again for it."""
-_MAX_DROPPED: Final = 1000
-"""At a time; the sweep comes again."""
 _COLUMNS: Final = "id, status, previous_id, conversation_id, created_ms, body, input, output"
 _CHAIN: Final = """WITH RECURSIVE chain (id, previous_id, num_bytes, depth) AS (
     SELECT id, previous_id, num_bytes, 1 FROM responses WHERE id = ? AND tenant = ?
@@ -150,7 +149,7 @@ def chain(
 def make_room(connection: Connection, tenant: str, bounds: Bounds, *, keep: str = "") -> int:
     """Drop what a tenant has used longest ago until it keeps no more than it may; how much."""
     num_dropped = 0
-    while num_dropped < _MAX_DROPPED:
+    while num_dropped < MAX_DROPPED:
         rows = connection.execute(
             "SELECT num_stored, num_bytes FROM tenants WHERE tenant = ?", (tenant,)
         )
@@ -197,16 +196,19 @@ def remove_conversation(connection: Connection, tenant: str, conversation_id: st
 
 
 def sweep(connection: Connection, bounds: Bounds, now_ms: int) -> int:
-    """Drop what is too old, and what all tenants together keep too much of; how much."""
+    """Drop what is too old, and what all tenants together keep too much of; how much.
+
+    See `swept`: where it says `MAX_DROPPED` or more, there is more to drop.
+    """
     too_old_ms = now_ms - int(bounds.max_age_s * 1000)
     num_dropped = 0
     for table, drop in (("responses", remove), ("conversations", remove_conversation)):
         rows = connection.execute(
             f"SELECT tenant, id FROM {table} WHERE used_ms < ? LIMIT ?",  # noqa: S608
-            (too_old_ms, _MAX_DROPPED),
+            (too_old_ms, MAX_DROPPED),
         )
         num_dropped += sum(drop(connection, tenant, one) for tenant, one in rows)
-    while num_dropped < _MAX_DROPPED:
+    while num_dropped < MAX_DROPPED:
         rows = connection.execute(
             "SELECT tenant, (SELECT SUM(num_bytes) FROM tenants) FROM tenants"
             " ORDER BY num_bytes DESC LIMIT 1"

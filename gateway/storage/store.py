@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from gateway.errors import GatewayError, StoredNotFoundError
 from gateway.housekeeping import logs_failure
@@ -20,6 +21,7 @@ from gateway.storage.records import (
     Job,
     StoredResponse,
 )
+from gateway.storage.sweeping import swept
 
 _logger = logging.getLogger("penstock.gateway.storage")
 _MAX_PIECES = 64
@@ -73,8 +75,8 @@ class Store:
         for conversation_id, response_id in list(self._unreleased):
             await self._release(conversation_id, response_id)
         num_answers, now_ms = await self.answers.sweep(), self._now_ms()
-        return num_answers + await self._database.run(
-            lambda connection: responses.sweep(connection, self.bounds, now_ms)
+        return num_answers + await swept(
+            self._database, partial(responses.sweep, bounds=self.bounds, now_ms=now_ms)
         )
 
     def let_go(self, conversation_id: str, response_id: str) -> None:

@@ -53,6 +53,7 @@ class StoredClaim:
         self._key = key.encode()
         self._max_answer_bytes = max_answer_bytes
         self._held: Held | None = None
+        self._goes_on = False
         self._secret = b""
 
     @property
@@ -76,6 +77,7 @@ class StoredClaim:
         if claimed.state == "running":
             raise RequestInProgressError()
         if claimed.state == "new":
+            self._goes_on = claimed.goes_on
             return None
         kept = await _near(unseal, self._secret, claimed.answer)
         if kept is None:
@@ -99,7 +101,9 @@ class StoredClaim:
     async def _end(
         self, held: Held, answer: KeptAnswer | None, error: BaseException | None
     ) -> bool:
-        ended = End(may_be_done=answer is None and _may_be_done(error))
+        # What an earlier attempt made is there, whatever this one was refused for.
+        is_unsure = self._goes_on or _may_be_done(error)
+        ended = End(may_be_done=answer is None and is_unsure)
         if answer is not None and answer.num_bytes <= self._max_answer_bytes:
             plain = answer.encoded()
             ended = End(await _near(seal, self._secret, plain))

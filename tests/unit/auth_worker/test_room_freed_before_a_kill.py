@@ -236,3 +236,24 @@ def test_a_day_that_begins_after_the_kill_is_whole() -> None:
     machine.clock.advance(86_400)
     machine.settle(first)
     machine.grant(900)
+
+
+def test_a_limit_that_came_after_the_kill_gives_back_what_it_kept(machine: Machine) -> None:
+    new = machine.limit
+    machine = Machine(limit("tokens", 100_000, "total"))
+    lease = machine.grant(300)
+    machine.store.commit()
+    machine.kill()
+    machine.authority.limits.put(new)
+    machine.shrink(lease, 250)  # from here on it counts in the new limit, too
+    machine.settle(machine.grant(50))  # a slice of it is there
+    machine.store.commit()
+    machine.settle(lease)
+    machine.store.commit()
+    meter = machine.authority.meter_of(new)
+    assert meter.total == 200
+    assert meter.total + meter.free < meter.amount
+    machine.later(LEASE_S + 1)
+    meter = machine.authority.meter_of(new)
+    assert meter.total + meter.free == meter.amount
+    machine.grant(600)

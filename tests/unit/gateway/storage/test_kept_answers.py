@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from gateway.errors import OverloadedError
+from gateway.storage import kept_answers, responses, sweeping
 from gateway.storage.conversations import OWNER_DEAD_MS
 from gateway.storage.database import Engine
 from gateway.storage.kept_answers import TENANT_SHARE, AnswerStore, Claimed, End, Held
+from gateway.storage.records import StoredResponse
 from tests.fakes.store_shelf import Shelf, play
 
 F, G = b"f" * 32, b"g" * 32
@@ -247,5 +249,129 @@ def test_what_waits_to_be_written_ends_nothing_that_was_begun_after_it(
         assert (await look(two, 1)).state == "running"
         assert await one.end(held, End(b"answer"))
         assert (await look(two, 1)).answer == b"answer"
+
+    play(engine, story)
+
+
+def test_what_goes_on_after_a_death_is_told_to(engine: Engine) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf)
+        held = await begin(one, 1)
+        assert await one.end(held, End(may_be_done=True))
+        shelf.clock.now_s += 1
+        claimed, _ = await two.claim("t", name(1), F)
+        assert (claimed.state, claimed.goes_on) == ("new", True)
+        claimed, _ = await two.claim("t", name(2), F)
+        assert (claimed.state, claimed.goes_on) == ("new", False)
+
+    play(engine, story)
+
+
+def test_a_late_end_of_an_earlier_attempt_ends_no_later_one(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf)
+        first, run, is_late = await begin(one, 1), one._database.run, asyncio.Event()
+        is_held = asyncio.Event()
+
+        async def slow(work: Any) -> Any:
+            if not is_held.is_set():
+                is_held.set()
+                await is_late.wait()
+                raise OverloadedError("too late")  # and it is never done
+            result = await run(work)
+            is_late.set()
+            await ending
+            return result
+
+        monkeypatch.setattr(one._database, "run", slow)
+        ending = asyncio.ensure_future(one.end(first, End()))
+        await is_held.wait()
+        # The store is slow: its client repeats the request, and only then the end is given up.
+        second = await begin(one, 1)
+        monkeypatch.setattr(one._database, "run", run)
+        await shelf.stores[0].sweep()
+        assert (await look(two, 1)).state == "running"
+        assert await one.end(second, End(b"answer"))
+        assert (await look(two, 1)).answer == b"answer"
+
+    play(engine, story)
+
+
+def test_what_no_answer_came_to_of_a_claim_that_goes_on_is_let_go_by_the_next_sweep(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf)
+        first, run = await begin(one, 1), one._database.run
+        assert await one.end(first, End(may_be_done=True))
+        shelf.clock.now_s += 1
+
+        async def unanswered(work: Any) -> Any:
+            await run(work)
+            raise OverloadedError("too late")
+
+        monkeypatch.setattr(one._database, "run", unanswered)
+        with pytest.raises(OverloadedError):
+            await one.claim("t", name(1), F)
+        monkeypatch.setattr(one._database, "run", run)
+        runs = await begin(one, 2)
+        assert (await look(two, 1)).state == "running"
+        await shelf.stores[0].sweep()
+        assert (await begin(two, 1)).made_id == first.made_id
+        assert (await look(two, 2)).state == "running"
+        assert await one.end(runs, End(b"answer"))
+
+    play(engine, story)
+
+
+def test_more_ends_than_are_remembered_are_let_go_by_the_next_sweep(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(shelf: Shelf) -> None:
+        monkeypatch.setattr(kept_answers, "_MAX_UNWRITTEN", 2)
+        one, two = await pair(shelf)
+        held = [await begin(one, number) for number in range(5)]
+        run = one._database.run
+
+        async def away(work: Any) -> Any:
+            raise OverloadedError("too much waits")
+
+        monkeypatch.setattr(one._database, "run", away)
+        for ended in held[:4]:
+            assert await one.end(ended, End(b"answer"))
+        with pytest.raises(OverloadedError):
+            await shelf.stores[0].sweep()
+        monkeypatch.setattr(one._database, "run", run)
+        await shelf.stores[0].sweep()
+        states = [(await look(two, number)).state for number in range(5)]
+        assert states == ["kept", "kept", "new", "new", "running"]
+
+    play(engine, story)
+
+
+def test_a_sweep_goes_on_until_nothing_is_too_old_or_too_much(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(shelf: Shelf) -> None:
+        for module in (kept_answers, responses, sweeping):
+            monkeypatch.setattr(module, "MAX_DROPPED", 3)
+        store = shelf.store("one", replay_age_s=60.0, max_replay_bytes=1000, max_age_s=60.0)
+        await store.jobs.beat()
+        for number in range(10):
+            await put(store.answers, number, tenant=f"t{number}")
+            response = StoredResponse(
+                f"resp_{number}", "completed", None, None, 0, b"{}", b"[]", b"[]"
+            )
+            await store.responses.save(f"t{number}", response)
+        shelf.clock.now_s += 61
+        for number in range(100, 120):
+            shelf.clock.now_s += 0.001
+            await put(store.answers, number, 100, tenant=f"t{number}")
+        await store.jobs.beat()
+        assert await store.sweep() == 10 + 10 + 10
+        ((number, num_bytes),) = shelf.raw("SELECT COUNT(*), SUM(num_bytes) FROM kept_answers")
+        assert (number, num_bytes) == (10, 1000)
 
     play(engine, story)
