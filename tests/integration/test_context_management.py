@@ -197,7 +197,7 @@ async def test_without_a_threshold_the_context_of_the_model_says_it(
     harness: Harness, entry: dict[str, None]
 ) -> None:
     """Of 4,096 tokens 1,152 are kept for the summary and what asks for it."""
-    managed = {"context_management": [{"type": "compaction", **entry}]}
+    managed: dict[str, Any] = {"context_management": [{"type": "compaction", **entry}]}
     wanted = [["message"], ["compaction", "message"]]
     for num_words, kinds_wanted in zip((2900, 2950), wanted, strict=True):
         first = (await harness.post(input="word " * num_words, tools=[]))["id"]
