@@ -319,7 +319,8 @@ class AuthHandler:
                 self._send(gateway_id, Settled(lease_id=command.lease_id))
 
         self._settling.add(settling)
-        self.commit(booking, on_done)
+        self._num_due += 1
+        self._committer.submit(booking, on_done, is_patient=True)
 
     def _note_orphans(self, gateway_id: str, command: OrphanUsage) -> None:
         noted = OrphanUsageNoted(report_id=command.report_id, engine_id=command.engine_id)

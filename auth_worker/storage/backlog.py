@@ -12,10 +12,15 @@ OnDone = Callable[[Result], None]
 
 
 class Item(NamedTuple):
-    """An operation, and who waits for its result."""
+    """An operation, and who waits for its result.
+
+    Attributes:
+        is_patient: Whether whoever waits has nothing else to wait for it.
+    """
 
     operation: Operation
     on_done: OnDone | None
+    is_patient: bool = False
 
 
 class Backlog:
@@ -27,31 +32,47 @@ class Backlog:
 
     Args:
         linger_s: What nobody waits for may wait so long for company.
+        patience_s: So long may what somebody waits for without hurry.
     """
 
-    def __init__(self, linger_s: float) -> None:
+    def __init__(self, linger_s: float, patience_s: float = 0.0) -> None:
         self._linger_s = linger_s
+        self._patience_s = patience_s
         self._items: list[Item] = []
         # Newer than anything about the same lease among the items; with the time of the first.
         self._leases: dict[str, tuple[SaveLease, float]] = {}
         self._touches: dict[str, TouchKey] = {}
-        self._num_awaited = 0
+        self._num_urgent = 0
+        self._num_patient = 0
         self._oldest_s = 0.0  # of the items and touches
+        self._patient_since_s = 0.0
 
     def __len__(self) -> int:
         return len(self._items) + len(self._leases) + len(self._touches)
 
     @property
-    def num_awaited(self) -> int:
-        """Operations that somebody waits for."""
-        return self._num_awaited
+    def num_urgent(self) -> int:
+        """Operations that somebody waits for in a hurry."""
+        return self._num_urgent
+
+    @property
+    def num_patient(self) -> int:
+        """Operations that somebody waits for without one."""
+        return self._num_patient
 
     @property
     def is_full(self) -> bool:
         """Whether a whole group is there."""
         return len(self._items) >= MAX_GROUP or len(self._leases) >= MAX_GROUP
 
-    def add(self, operation: Operation, on_done: OnDone | None, now_s: float) -> None:
+    def add(
+        self,
+        operation: Operation,
+        on_done: OnDone | None,
+        now_s: float,
+        *,
+        is_patient: bool = False,
+    ) -> None:
         """Take an operation in; moments must not run backwards."""
         if isinstance(operation, SaveLease) and on_done is None:
             lease_id = operation.row.lease_id
@@ -69,12 +90,19 @@ class Backlog:
             self._leases.pop(operation.row.lease_id, None)
         elif isinstance(operation, Flush):
             self._items += self._take_leases(len(self._leases))
-        self._items.append(Item(operation, on_done))
-        self._num_awaited += on_done is not None
+        self._items.append(Item(operation, on_done, is_patient))
+        if is_patient:
+            if not self._num_patient:
+                self._patient_since_s = now_s
+            self._num_patient += 1
+        elif on_done is not None:
+            self._num_urgent += 1
 
     def due_s(self) -> float | None:
-        """When what nobody waits for is to be written; None when there is nothing."""
+        """When what nobody waits for in a hurry is to be written; None when there is nothing."""
         dues = [self._oldest_s + self._linger_s] if self._items or self._touches else []
+        if self._num_patient:
+            dues.append(self._patient_since_s + self._patience_s)
         for _, since_s in self._leases.values():
             dues.append(since_s + self._linger_s)
             break  # the first is the oldest
@@ -89,8 +117,10 @@ class Backlog:
                 left at all.
         """
         items, self._items = self._items[:MAX_GROUP], self._items[MAX_GROUP:]
-        self._num_awaited -= sum(item.on_done is not None for item in items)
-        self._oldest_s = now_s
+        num_patient = sum(item.is_patient for item in items)
+        self._num_patient -= num_patient
+        self._num_urgent -= sum(item.on_done is not None for item in items) - num_patient
+        self._oldest_s = self._patient_since_s = now_s
         items += [Item(touch, None) for touch in self._touches.values()]
         self._touches.clear()
         if not self._items and (everything or self._are_leases_due(now_s)):

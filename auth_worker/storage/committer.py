@@ -23,6 +23,14 @@ Well below the time after which gateways write unacknowledged settlements to the
 MIN_BUSY_GROUP = 4
 """A group in which so many wait for an answer shows load."""
 
+PATIENCE_S = 0.02
+"""Settlements, whose answers no client waits for, gather for so long.
+
+A commit of its own for each takes a lone client's next request the processor, and Python's lock.
+Well below the time after which gateways write unacknowledged settlements to their own disks."""
+MIN_PATIENT_GROUP = 32
+"""So many needn't gather for longer, if they are no fewer than the last time."""
+
 FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 2.0
 
@@ -34,8 +42,9 @@ _logger = logging.getLogger("penstock.auth")
 class Committer:
     """Makes operations durable, many in one transaction.
 
-    While one group is being written the next one gathers, so the group grows with the load and a
-    single settlement waits for one commit only; see also `INTERVAL_S`. A group that the disk
+    While one group is being written the next one gathers, so the group grows with the load, and
+    what somebody waits for in a hurry waits for one commit only; see also `INTERVAL_S` and
+    `PATIENCE_S`. A group that the disk
     refuses is tried again until it is taken: nothing is dropped, `is_healthy` is False meanwhile,
     and the authority grants nothing (it fails closed).
 
@@ -46,6 +55,7 @@ class Committer:
         max_backlog: With more operations waiting, `is_healthy` is False.
         linger_s: See `LINGER_S`.
         interval_s: See `INTERVAL_S`.
+        patience_s: See `PATIENCE_S`.
     """
 
     def __init__(
@@ -57,6 +67,7 @@ class Committer:
         max_backlog: int = MAX_BACKLOG,
         linger_s: float = LINGER_S,
         interval_s: float = INTERVAL_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._store = store
         self._deliver = deliver
@@ -65,11 +76,12 @@ class Committer:
         self._interval_s = interval_s
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
-        self._backlog = Backlog(linger_s)
+        self._backlog = Backlog(linger_s, patience_s)
         self._num_unanswered = 0
         self._num_groups = 0
         self._next_s = 0.0  # the next group begins no sooner, unless all of the last one are back
-        self._last_awaited = 1  # so many waited for the last group
+        # So many waited for the last group, in a hurry and without.
+        self._last_urgent, self._last_patient = 1, MIN_PATIENT_GROUP
         self._sleeps_until_s = 0.0  # nobody sleeps, when it is over
         self._closing = False
         self._failing = False
@@ -99,17 +111,20 @@ class Committer:
         """Start the thread."""
         self._thread.start()
 
-    def submit(self, operation: Operation, on_done: OnDone | None = None) -> None:
+    def submit(
+        self, operation: Operation, on_done: OnDone | None = None, *, is_patient: bool = False
+    ) -> None:
         """Queue an operation.
 
         Args:
             operation: What is to be made durable.
             on_done: Gets the result through `deliver` after the commit. None for what nobody
                 waits for, which may linger a moment.
+            is_patient: Whether nothing else waits for `on_done`; see `PATIENCE_S`.
         """
         with self._lock:  # without the condition's own steps around it
             now_s = time.monotonic()
-            self._backlog.add(operation, on_done, now_s)
+            self._backlog.add(operation, on_done, now_s, is_patient=is_patient)
             if on_done is not None:
                 self._num_unanswered += 1
             # Checked first, because it is mostly false: the thread works, or wakes soon by itself.
@@ -155,20 +170,24 @@ class Committer:
                 self._sleeps_until_s = due_s
                 self._wake.wait(None if due_s == math.inf else due_s - now_s)
                 self._sleeps_until_s = 0.0
-            self._last_awaited = max(1, min(self._backlog.num_awaited, MAX_GROUP))
-            is_busy = self._last_awaited >= MIN_BUSY_GROUP
+            backlog = self._backlog
+            self._last_urgent = max(1, min(backlog.num_urgent, MAX_GROUP))
+            self._last_patient = max(MIN_PATIENT_GROUP, min(backlog.num_patient, MAX_GROUP))
+            is_busy = self._last_urgent >= MIN_BUSY_GROUP
             self._next_s = now_s + self._interval_s if is_busy else now_s
             return self._backlog.take(now_s)
 
     def _due_s(self, now_s: float) -> float:
         """When the next group is to begin; infinite when there is nothing to write."""
-        if self._backlog.is_full:
+        backlog = self._backlog
+        if backlog.is_full:
             return now_s
-        if self._backlog.num_awaited >= self._last_awaited:
-            return now_s  # whoever had an answer and goes on waits again: nobody else will come
-        if self._backlog.num_awaited:
+        # Whoever had an answer and goes on waits again: nobody else will come.
+        if backlog.num_urgent >= self._last_urgent or backlog.num_patient >= self._last_patient:
+            return now_s
+        if backlog.num_urgent:
             return max(now_s, self._next_s)
-        due_s = self._backlog.due_s()
+        due_s = backlog.due_s()
         return math.inf if due_s is None else due_s
 
     def _commit(self, group: list[Item]) -> Delivery:

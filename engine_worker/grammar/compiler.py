@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Final
 
 from llguidance import LLMatcher
@@ -25,6 +26,8 @@ from protocol.wire.messages import Grammar, SamplingParams
 _log = logging.getLogger("penstock.engine")
 MAX_CACHED: Final = 64
 """Grammars that are kept compiled, refused ones included; the least recently used one goes."""
+MAX_AWAKE: Final = 16
+"""Of those, the ones that keep what outputs share, the most recently used; some have megabytes."""
 MAX_SHARED: Final = 32
 """Outputs that share the states of one matcher, one after the other or at a time."""
 TRIAL_TIMEOUT_S: Final = 5.0
@@ -75,6 +78,12 @@ class CompiledGrammar:
                 self._shared = None
             self._is_resting = True
 
+    def release(self) -> None:
+        """Release what outputs share now, unless one begins at this moment."""
+        if self._lock.acquire(blocking=False):
+            self._shared = None
+            self._lock.release()
+
     def _next_matcher(self) -> LLMatcher:
         matcher, self._shared = self._shared, None
         self._num_outputs += 1
@@ -109,6 +118,10 @@ def may_jump(sampling: SamplingParams) -> bool:
         and sampling.prompt_logprobs is None
         and sampling.allowed_token_ids is None
     )
+
+
+def _is_compiled(future: Future[CompiledGrammar]) -> bool:
+    return future.done() and future.exception() is None
 
 
 class GrammarCompiler:
@@ -166,7 +179,11 @@ class GrammarCompiler:
                     self._cache.popitem(last=False)
             else:
                 self._cache.move_to_end(grammar)
+            # One at most has just become too old, for one has become the newest.
+            old = next(islice(reversed(self._cache.values()), MAX_AWAKE, None), None)
             needs_thread, self._has_rest_thread = not self._has_rest_thread, True
+        if old is not None and _is_compiled(old):
+            old.result().release()
         if needs_thread:
             threading.Thread(target=self._rest_in_turns, name="grammar-rest", daemon=True).start()
         if is_first:
@@ -189,7 +206,7 @@ class GrammarCompiler:
         with self._lock:
             futures = list(self._cache.values())
         for future in futures:
-            if future.done() and future.exception() is None:
+            if _is_compiled(future):
                 future.result().rest()
 
     def close(self) -> None:

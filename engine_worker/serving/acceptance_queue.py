@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -135,11 +135,14 @@ class AcceptanceQueue:
     def abort(self, gateway_id: str, command: Abort) -> None:
         """Hand on what an abort is about, to whoever knows of the abort and ends it."""
         with self._lock:
-            for waiting in list(self._pending.get((gateway_id, command.request_id), ())):
-                generate = waiting.command
-                is_meant = command.choice in (ALL_CHOICES, generate.choice)
-                if is_meant and generate.attempt <= command.attempt:
-                    self._drop(waiting)
+            self._drop(
+                [
+                    waiting
+                    for waiting in self._pending.get((gateway_id, command.request_id), ())
+                    if command.choice in (ALL_CHOICES, waiting.command.choice)
+                    and waiting.command.attempt <= command.attempt
+                ]
+            )
 
     def forget_gateway(self, gateway_id: str) -> None:
         """Hand on what a gateway wanted, as abandoned.
@@ -155,7 +158,7 @@ class AcceptanceQueue:
             ]
             for waiting in theirs:
                 waiting.is_abandoned = True
-                self._drop(waiting)
+            self._drop(theirs)
 
     def close(self) -> None:
         """End the threads; choices that wait, or come still, are dropped."""
@@ -170,9 +173,13 @@ class AcceptanceQueue:
         self._pending.setdefault(key, []).append(waiting)
         self._threads.submit(self._accept_next)
 
-    def _drop(self, waiting: WaitingChoice) -> None:
-        self._waiting.drop(lambda other: other is waiting)
-        self._end(waiting, None)
+    def _drop(self, unwanted: Sequence[WaitingChoice]) -> None:
+        """Hand on some that are pending, looking once through what waits, however many they are."""
+        if unwanted:
+            known = set(map(id, unwanted))
+            self._waiting.drop(lambda waiting: id(waiting) in known)
+        for waiting in unwanted:
+            self._end(waiting, None)
 
     def _end(self, waiting: WaitingChoice, accepted: Accepted) -> None:
         """Hand on a choice that is pending; under the lock, so that leases are never lost."""

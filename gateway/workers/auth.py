@@ -128,6 +128,9 @@ class AuthNews:
 class AuthLink:
     """Asks the auth worker with the highest epoch; fails closed while none is there.
 
+    One that was not heard for some seconds, as on a machine that others use, is asked all the same
+    while no other one is there: it may answer within the time that a question has.
+
     Of a database that several auth workers share, one that was active before a later one is asked
     nothing more, even if the later one is gone: what it still grants, others may have been granted.
 
@@ -169,8 +172,9 @@ class AuthLink:
 
     @property
     def is_ready(self) -> bool:
-        """Whether an auth worker takes questions."""
-        return self._active() is not None
+        """Whether an auth worker takes questions, and was heard of late."""
+        peer = self._active()
+        return peer is not None and peer.takes_work
 
     def ask(self, authorize: Authorize, token: str = "") -> "asyncio.Future[Granted]":
         """Ask whether a caller may do something, without waiting yet.
@@ -396,7 +400,7 @@ class AuthLink:
     def _active(self) -> Peer | None:
         best: Peer | None = None
         for peer in self._peers:
-            if peer.takes_work and (best is None or _epoch(peer) > _epoch(best)):
+            if peer.may_answer and (best is None or _rank(peer) > _rank(best)):
                 best = peer
         return best
 
@@ -420,8 +424,8 @@ def _needed_version(question: AdminQuestion) -> ProtocolVersion:
     return PRINCIPALS_VERSION
 
 
-def _epoch(peer: Peer) -> int:
-    return peer.auth.epoch if peer.auth is not None else -1
+def _rank(peer: Peer) -> tuple[bool, int]:
+    return not peer.is_silent, peer.auth.epoch if peer.auth is not None else -1
 
 
 def _no_tokens() -> DeniedError:

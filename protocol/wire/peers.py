@@ -118,8 +118,12 @@ class Peer:
     @property
     def takes_work(self) -> bool:
         """Whether new work may go there."""
-        is_well = not self.is_silent and self.stuck_at is None
-        return self.phase == "ready" and self.has_offer and is_well
+        return self.may_answer and not self.is_silent
+
+    @property
+    def may_answer(self) -> bool:
+        """Whether it takes work, or only was not heard for a while: it may be slow, not away."""
+        return self.phase == "ready" and self.has_offer and self.stuck_at is None
 
 
 @dataclass(frozen=True)

@@ -125,10 +125,7 @@ class Worker(Generic[CommandT]):
         # At worst one wake-up too many: the flag is cleared before the queue is read.
         if not self._is_outbox_planned:
             self._is_outbox_planned = True
-            if threading.current_thread() is self._thread:
-                self._loop.call_soon(self._send_outbox)
-            else:
-                self.call_soon(self._send_outbox)
+            self.call_soon(self._send_outbox)
 
     def flush(self) -> None:
         """Let what was sent leave now; called in the I/O thread, by a handler with more to do."""
@@ -137,7 +134,10 @@ class Worker(Generic[CommandT]):
     def call_soon(self, function: Callable[..., object], *args: Any) -> None:
         """Run a function in the I/O thread; nothing happens once the worker has finished."""
         try:
-            self._loop.call_soon_threadsafe(function, *args)
+            if threading.get_ident() == self._thread.ident:
+                self._loop.call_soon(function, *args)  # which needs no signal to wake it
+            else:
+                self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             _logger.debug("the worker has finished already")
 

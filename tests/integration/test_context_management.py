@@ -12,6 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from gateway.http.openresponses.conversation import SUMMARY
+from gateway.http.response_turns.compactor import threshold_of
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Generate, Prepare, Prepared
 from tests.fakes.fake_workers import FakeEngine
@@ -191,6 +192,36 @@ async def test_a_prompt_is_counted_where_it_could_be_shorter(harness: Harness) -
     assert engine_of(harness).num_counted() == 1
 
 
+@pytest.mark.parametrize("entry", [{}, {"compact_threshold": None}])
+async def test_without_a_threshold_the_context_of_the_model_says_it(
+    harness: Harness, entry: dict[str, None]
+) -> None:
+    """Of 4,096 tokens 1,152 are kept for the summary and what asks for it."""
+    managed: dict[str, Any] = {"context_management": [{"type": "compaction", **entry}]}
+    wanted = [["message"], ["compaction", "message"]]
+    for num_words, kinds_wanted in zip((2900, 2950), wanted, strict=True):
+        first = (await harness.post(input="word " * num_words, tools=[]))["id"]
+        harness.engine.script = [SUMMED] if len(kinds_wanted) > 1 else [SAID]
+        found = await harness.post(input="?", tools=[], previous_response_id=first, **managed)
+        assert kinds(found) == kinds_wanted
+
+
+@pytest.mark.parametrize(
+    ("context", "output", "threshold"),
+    [
+        (131_072, None, 98_304),
+        (131_072, 50_000, 81_072),
+        (4096, None, 2944),
+        (2048, None, 896),
+        (2048, 2048, 512),
+    ],
+)
+async def test_the_threshold_leaves_room_for_the_answer_and_for_the_summary(
+    context: int, output: int | None, threshold: int
+) -> None:
+    assert threshold_of(context, output) == threshold
+
+
 async def test_what_tools_have_said_is_summed_up_between_turns(harness: Harness) -> None:
     """A loop of an agent: the question stays, and what came of the calls becomes a summary."""
     harness.engine.script = [CALL, SUMMED, SAID]
@@ -296,7 +327,10 @@ async def test_a_summary_is_made_once_whatever_becomes_of_its_gateway(
     ("value", "param"),
     [
         ([{"type": "other", "compact_threshold": 5}], "context_management[0].type"),
-        ([{"type": "compaction"}], "context_management[0].compact_threshold"),
+        (
+            [{"type": "compaction", "compact_threshold": "5"}],
+            "context_management[0].compact_threshold",
+        ),
         (
             [{"type": "compaction", "compact_threshold": 0}],
             "context_management[0].compact_threshold",

@@ -92,7 +92,7 @@ class HostedPlan:
         max_calls: `max_tool_calls`; None where the request doesn't bound them.
         max_output_tokens: Of all turns together; None likewise.
         compact_threshold: Of a prompt with more tokens its beginning is summed up first; None where
-            nothing is.
+            nothing is, `BY_CONTEXT` where the model's context says it.
         can_compact: Whether there is something to sum up.
     """
 

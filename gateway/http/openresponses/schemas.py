@@ -21,6 +21,8 @@ from protocol.wire.sampling_ranges import MAX_INT32
 
 MAX_TEXT_CHARACTERS: Final = 10_485_760
 LOGPROBS: Final = "message.output_text.logprobs"
+BY_CONTEXT: Final = 0
+"""The threshold of a compaction that no request has given: it follows from the model's context."""
 INCLUDED: Final = frozenset(
     {
         *(LOGPROBS, "reasoning.encrypted_content"),
@@ -92,7 +94,7 @@ class ContextManagement(RequestModel):
     """From how many tokens of a prompt on its beginning is summed up."""
 
     type: Literal["compaction"]
-    compact_threshold: Annotated[int, Field(ge=1, le=MAX_INT32)]
+    compact_threshold: Annotated[int | None, Field(ge=1, le=MAX_INT32)] = None
 
 
 class ConversationName(RequestModel):
@@ -235,9 +237,12 @@ class ResponsesRequest(InputTokensRequest, HarmlessFields):
 
     @property
     def compact_threshold(self) -> int | None:
-        """Tokens of a prompt from which on its beginning is summed up; None for any number."""
+        """Tokens of a prompt from which on its beginning is summed up.
+
+        `BY_CONTEXT` where the context of the model says it; None for any number.
+        """
         entries = self.context_management
-        return entries[0].compact_threshold if entries else None
+        return (entries[0].compact_threshold or BY_CONTEXT) if entries else None
 
     @property
     def shows_logprobs(self) -> bool:

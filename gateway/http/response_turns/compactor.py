@@ -3,7 +3,9 @@
 from typing import Final
 
 from gateway import bridge
+from gateway.http.openresponses.convert import MAX_SUMMARY_TOKENS
 from gateway.http.openresponses.hosted import HostedPlan
+from gateway.http.openresponses.schemas import BY_CONTEXT
 from gateway.request.callers.caller import Caller
 from gateway.request.delivery.events import ContentText
 from gateway.request.factory import RequestFactory
@@ -14,6 +16,8 @@ from protocol.version import ProtocolVersion
 from protocol.wire.messages import EngineOffer, Prepared
 
 _COUNT: Final = f"{RESPONSES_ENDPOINT}/input_tokens"
+_SUMMARY_PROMPT_TOKENS: Final = 128
+"""What asks for a summary behind the items, at most."""
 
 
 class Compactor:
@@ -66,7 +70,11 @@ class Compactor:
         finally:
             request.end("aborted")
             request.release()
-        return len(work.answer.prompt_token_ids) > plan.compact_threshold
+        threshold = plan.compact_threshold
+        if threshold == BY_CONTEXT:
+            context = 0 if work.offer is None else work.offer.max_model_len
+            threshold = threshold_of(context, plan.max_output_tokens)
+        return len(work.answer.prompt_token_ids) > threshold
 
     async def summary(self, work: GenerationWork) -> str:
         """All that a turn says which sums something up.
@@ -79,6 +87,20 @@ class Compactor:
             pieces += [event.text for event in found if isinstance(event, ContentText)]
         self.may_begin = False
         return "".join(pieces).strip()
+
+
+def threshold_of(max_model_len: int, max_output_tokens: int | None) -> int:
+    """Tokens of a prompt that are many where no request says how many are.
+
+    Three quarters of the context, or fewer, so that the answer has the room that was asked for and
+    the summary has its own: it is made of nearly the same prompt. But a quarter at least.
+
+    Args:
+        max_model_len: Prompt and output together, tokens.
+        max_output_tokens: Of the answer; None where the request doesn't bound it.
+    """
+    room = max(MAX_SUMMARY_TOKENS + _SUMMARY_PROMPT_TOKENS, max_output_tokens or 0)
+    return max(max_model_len // 4, min(max_model_len * 3 // 4, max_model_len - room))
 
 
 def _every_engine_counts(_offer: EngineOffer, _version: ProtocolVersion) -> None:

@@ -102,9 +102,9 @@ def test_a_flush_takes_the_leases_of_before_along() -> None:
     backlog.add(Flush(), nothing, 0.0)
     backlog.add(save("a", 30), None, 0.0)
     backlog.add(booking("a"), nothing, 0.0)
-    assert backlog.num_awaited == 2
+    assert backlog.num_urgent == 2
     assert operations(backlog.take(0.0)) == [save("a"), Flush(), booking("a")]
-    assert (backlog.num_awaited, len(backlog)) == (0, 0)
+    assert (backlog.num_urgent, len(backlog)) == (0, 0)
 
 
 def test_groups_are_bounded_and_a_newer_lease_never_overtakes_what_waits() -> None:
@@ -191,7 +191,7 @@ def test_the_end_is_as_if_each_operation_were_written_at_once(
         write(items)
     assert grouped == direct
     assert seen == flushed
-    assert (len(backlog), backlog.num_awaited) == (0, 0)
+    assert (len(backlog), backlog.num_urgent) == (0, 0)
 
 
 def test_a_lease_that_is_opened_again_in_the_group_that_booked_it_is_remembered(
@@ -217,3 +217,16 @@ def test_a_lease_that_is_opened_again_in_the_group_that_booked_it_is_remembered(
     store.apply(bench.emitted)
     assert store.load(recent_since_ms=0).leases == ()
     store.close()
+
+
+def test_what_is_awaited_without_hurry_is_due_when_its_first_has_waited_long_enough() -> None:
+    backlog = Backlog(LINGER_S, patience_s=0.02)
+    backlog.add(save("older"), None, 0.0)
+    backlog.add(booking("a"), nothing, 1.0, is_patient=True)
+    backlog.add(booking("b"), nothing, 1.01, is_patient=True)
+    assert (backlog.num_urgent, backlog.num_patient) == (0, 2)
+    assert backlog.due_s() == LINGER_S  # that of what nobody waits for
+    backlog.add(booking("older"), None, 1.01)
+    assert backlog.due_s() == 1.02
+    assert operations(backlog.take(1.02)) == [booking("a"), booking("b"), booking("older")]
+    assert (backlog.num_patient, backlog.due_s()) == (0, None)

@@ -9,7 +9,12 @@ import pytest
 from auth_worker.errors import AuthError, StoreError, StoreFencedError, StoreUnavailableError
 from auth_worker.records.operations import Operation, Result, Snapshot, TouchKey
 from auth_worker.storage.backlog import MAX_GROUP
-from auth_worker.storage.committer import MIN_BUSY_GROUP, Committer, Delivery
+from auth_worker.storage.committer import (
+    MIN_BUSY_GROUP,
+    MIN_PATIENT_GROUP,
+    Committer,
+    Delivery,
+)
 from tests.fakes.auth_parts import booking
 
 WAIT_S = 60.0
@@ -40,7 +45,13 @@ class Bench:
     """A committer whose answers and fatal errors can be awaited."""
 
     def __init__(
-        self, store: ScriptedStore, *, linger_s: float = 3600.0, interval_s: float = 0.0
+        self,
+        store: ScriptedStore,
+        *,
+        linger_s: float = 3600.0,
+        interval_s: float = 0.0,
+        patience_s: float = 3600.0,
+        max_backlog: int = 10,
     ) -> None:
         self.answers: Queue[tuple[str, Result]] = Queue()
         self.fatal: Queue[StoreError] = Queue()
@@ -48,9 +59,10 @@ class Bench:
             store,
             deliver=self._deliver,
             on_fatal=self.fatal.put,
-            max_backlog=10,
+            max_backlog=max_backlog,
             linger_s=linger_s,
             interval_s=interval_s,
+            patience_s=patience_s,
         )
 
     @staticmethod
@@ -58,9 +70,11 @@ class Bench:
         for on_done, result in delivery:
             on_done(result)
 
-    def submit(self, lease_id: str) -> None:
+    def submit(self, lease_id: str, *, is_patient: bool = False) -> None:
         self.committer.submit(
-            booking(lease_id), lambda result: self.answers.put((lease_id, result))
+            booking(lease_id),
+            lambda result: self.answers.put((lease_id, result)),
+            is_patient=is_patient,
         )
 
     def is_healthy(self) -> bool:
@@ -164,6 +178,47 @@ def test_what_nobody_waits_for_is_written_after_a_moment() -> None:
     bench.committer.submit(TouchKey("key_user", 1))
     assert written.wait(WAIT_S)
     assert bench.committer.close(WAIT_S)
+
+
+def test_what_is_awaited_without_hurry_gathers_until_somebody_is_in_one() -> None:
+    store = ScriptedStore()
+    bench = Bench(store)
+    bench.committer.start()
+    for number in range(5):
+        bench.submit(f"settled-{number}", is_patient=True)
+    assert bench.committer.num_unanswered == 5
+    bench.submit("urgent")
+    assert [bench.answer()[0] for _ in range(6)][-1] == "urgent"
+    assert [len(group) for group in store.groups] == [6]
+    assert bench.committer.close(WAIT_S)
+
+
+def test_what_is_awaited_without_hurry_is_written_when_it_has_waited_long_enough() -> None:
+    bench = Bench(ScriptedStore(), patience_s=0.001)
+    bench.committer.start()
+    bench.submit("settled", is_patient=True)
+    assert bench.answer() == ("settled", None)
+    assert bench.committer.close(WAIT_S)
+
+
+def test_as_many_as_the_last_time_gather_no_longer_and_hurry_nobody_else() -> None:
+    store = ScriptedStore()
+    bench = Bench(store, interval_s=3600.0, max_backlog=1000)
+    sizes = (2 * MIN_PATIENT_GROUP, 2 * MIN_PATIENT_GROUP)
+    for number in range(sizes[0]):
+        bench.submit(f"settled-{number}", is_patient=True)
+    bench.committer.start()
+    for _ in range(sizes[0]):
+        bench.answer()
+    for number in range(sizes[1]):
+        bench.submit(f"again-{number}", is_patient=True)
+    for _ in range(sizes[1]):
+        bench.answer()
+    # A large group of them is no load for who is in a hurry.
+    bench.submit("urgent")
+    bench.answer()
+    assert bench.committer.close(WAIT_S)
+    assert [len(group) for group in store.groups] == [*sizes, 1]
 
 
 def test_closing_writes_what_is_queued() -> None:

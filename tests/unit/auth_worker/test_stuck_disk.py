@@ -112,6 +112,23 @@ def test_nothing_piles_up_and_the_newest_numbers_are_written_in_the_end(
         assert rows[lease_id].completion_tokens == 500 + NUM_ROUNDS
 
 
+def test_decisions_and_beats_go_on_while_the_disk_stands_still(
+    bench: AuthHandlerBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = StuckDisk(bench, monkeypatch)
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    settle = Settle(lease_id=granted.lease_id, request_id="r", prompt_tokens=1, completion_tokens=1)
+    assert bench.ask(settle) is None
+    # All that a beat says is told by the thread that decides, which waits for nothing.
+    handler = bench.handler
+    assert (handler.load().num_running, handler.progress_counter()) == (2, 0)
+    assert handler.credits("gateway-1") is None
+    bench.clock.advance(3600.0)
+    assert isinstance(bench.ask(authorize()), Granted)
+    assert Settled(lease_id=granted.lease_id) in disk.let_go()
+
+
 def test_a_settlement_that_found_no_room_is_booked_when_it_comes_again(
     bench: AuthHandlerBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ from engine_worker.core.choice_acceptor import ChoiceAcceptor
 from engine_worker.core.choice_output import ChoiceOutput
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.engine import Engine
+from engine_worker.core.scheduling.turn_queue import TurnQueue
 from engine_worker.serving import acceptance_queue
 from engine_worker.serving.acceptance_queue import (
     QUICK_PROMPT_TOKENS,
@@ -262,6 +263,32 @@ def test_what_a_lost_gateway_wanted_is_dropped(harness: Harness) -> None:
     harness.rest()
     assert set(harness.ends()) == {"theirs"}
     assert harness.acceptor.begun == ["first", "second", "theirs"]
+
+
+def test_to_drop_what_a_lost_gateway_wanted_takes_as_long_as_there_is_of_it(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_looks = 0
+    drop = TurnQueue.drop
+
+    def watched(queue: TurnQueue[Any], is_unwanted: Callable[[Any], bool]) -> list[Any]:
+        def look(item: Any) -> bool:
+            nonlocal num_looks
+            num_looks += 1
+            return is_unwanted(item)
+
+        return drop(queue, look)
+
+    monkeypatch.setattr(TurnQueue, "drop", watched)
+    harness.fill_the_threads()
+    num_waiting = 500
+    for number in range(num_waiting):
+        harness.handler.on_command("g", generate(f"waits {number}"))
+    num_looks = 0
+    harness.handler.on_gateway_lost("g")
+    assert 0 < num_looks <= 4 * num_waiting
+    harness.rest()
+    assert harness.acceptor.begun == ["first", "second"]
 
 
 def test_a_bug_in_accepting_costs_that_request_only(harness: Harness) -> None:

@@ -415,6 +415,27 @@ async def test_a_silent_worker_of_the_last_epoch_is_waited_for_rather_than_passe
     assert not link.is_ready
 
 
+async def test_an_auth_worker_that_was_not_heard_for_a_while_is_asked_and_may_answer() -> None:
+    wire, slow = Notes(), peer("auth", "slow", auth=AuthOffer(epoch=2))
+    link = auth_link(wire)
+    link.on_peer_ready(slow)
+    slow.is_silent = True
+    assert not link.is_ready
+    answer = link.ask(Authorize(request_id="r", key_digest=None, endpoint="/x"))
+    granted = Granted(request_id="r", lease_id="", tenant="t", key_id="k", role="user")
+    link.on_event(slow, granted)
+    assert (await answer).tenant == "t"
+    # One that is heard is asked before it, whatever their epochs; one that hangs is not asked.
+    link.on_peer_ready(peer("auth", "heard", auth=AuthOffer(epoch=1)))
+    link.ask(Authorize(request_id="s", key_digest=None, endpoint="/x"))
+    assert wire.sent[-1][0].instance_id == "heard"
+    alone = auth_link(wire)
+    alone.on_peer_ready(slow)
+    slow.stuck_at = 7
+    with pytest.raises(WorkerUnavailableError):
+        alone.ask(Authorize(request_id="t", key_digest=None, endpoint="/x"))
+
+
 def orphan_usage() -> OrphanUsage:
     return OrphanUsage(report_id="w:1", engine_id="w", streams=(StreamUsage(lease_id="l"),))
 
