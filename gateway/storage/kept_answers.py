@@ -7,7 +7,8 @@ the next one's who asks.
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Literal, NamedTuple
 
@@ -153,6 +154,21 @@ def end(connection: Connection, held: Held, owner: str, ended: End) -> bool:
     return bool(rows)
 
 
+def _held_rows(connection: Connection, owner: str, after: bytes) -> list[Held]:
+    """What a gateway holds, a page by name."""
+    rows = connection.execute(
+        "SELECT name, tenant, begun_ms FROM kept_answers WHERE owner = ? AND num_bytes = 0"
+        " AND name > ? ORDER BY name LIMIT ?",
+        (owner, after, _MAX_DROPPED),
+    )
+    return [Held(*row) for row in rows]
+
+
+def _release(connection: Connection, some: Sequence[Held], owner: str) -> None:
+    for held in some:
+        end(connection, held, owner, End(may_be_done=True))
+
+
 def make_room(connection: Connection, tenant: str, bounds: Bounds) -> int:
     """Drop the oldest answers of a tenant until it keeps no more than it may; how many."""
     ((number, num_bytes),) = connection.execute(
@@ -224,6 +240,8 @@ class AnswerStore:
         self._now_ms = now_ms
         self._since_room: dict[str, int] = {}  # by tenant: answers and shares of bytes
         self._unwritten: dict[Held, End] = {}
+        self._has_lost = False  # rows of requests that have ended, which aren't among those
+        self._under_way: Counter[tuple[str, bytes]] = Counter()
 
     async def claim(
         self, tenant: str, name: bytes, fingerprint: bytes
@@ -233,6 +251,17 @@ class AnswerStore:
         Raises:
             GatewayError: The store can't be used.
         """
+        self._under_way[tenant, name] += 1
+        is_new = False
+        try:
+            claimed = await self._claim(tenant, name, fingerprint)
+            is_new = claimed.state == "new"
+        finally:
+            if not is_new:
+                self._leave(tenant, name)
+        return claimed, Held(name, tenant, claimed.begun_ms) if is_new else None
+
+    async def _claim(self, tenant: str, name: bytes, fingerprint: bytes) -> Claimed:
         wanted = Held(name, tenant, self._now_ms())
         # Written later, they would end what is claimed now.
         ends = {held: self._unwritten.pop(held) for held in self._unwritten_of(tenant, name)}
@@ -243,14 +272,12 @@ class AnswerStore:
             return claim(connection, wanted, fingerprint, self._owner, self._bounds)
 
         try:
-            claimed = await self._database.run(work)
-        except GatewayError:
+            return await self._database.run(work)
+        except BaseException:
             for held, ended in ends.items():
                 self._write_later(held, ended)
             self._write_later(wanted, End())  # it may have been claimed, and nobody answers it
             raise
-        is_new = claimed.state == "new"
-        return claimed, Held(name, tenant, claimed.begun_ms) if is_new else None
 
     async def end(self, held: Held, ended: End) -> bool:
         """Write what came of a request; False when it is another gateway's by now.
@@ -271,6 +298,11 @@ class AnswerStore:
             _logger.warning("the end of a request with a key is not written: %s", error.message)
             self._write_later(held, ended)
             return True
+        except BaseException:
+            self._write_later(held, ended)
+            raise
+        finally:
+            self._leave(held.tenant, held.name)
 
     async def sweep(self) -> int:
         """Write what could not be written, and drop what is too old or too much; how much.
@@ -284,6 +316,8 @@ class AnswerStore:
             await self._database.run(partial(end, held=held, owner=self._owner, ended=ended))
             if self._unwritten.get(held) is ended:
                 del self._unwritten[held]
+        if self._has_lost:
+            await self._release_lost()
         tenants, now_ms = list(self._since_room), self._now_ms()
         self._since_room.clear()
         num_dropped = 0
@@ -295,6 +329,42 @@ class AnswerStore:
             lambda connection: sweep(connection, self._bounds, now_ms)
         )
 
+    async def _release_lost(self) -> None:
+        """Let go of rows whose requests have ended here, and whose ends there was no room for.
+
+        What came of them isn't known any more: whoever repeats one goes on with it.
+        """
+        self._has_lost = False
+        after, is_last = b"", False
+        try:
+            while not is_last:
+                page = partial(_held_rows, owner=self._owner, after=after)
+                rows = await self._database.run(page)
+                for start in range(0, len(rows), _ROOM_EVERY):
+                    await self._release_idle(rows[start : start + _ROOM_EVERY])
+                is_last = len(rows) < _MAX_DROPPED
+                after = after if is_last else rows[-1].name
+        except BaseException:
+            self._has_lost = True
+            raise
+
+    async def _release_idle(self, rows: Sequence[Held]) -> None:
+        known = {(held.tenant, held.name) for held in self._unwritten}
+        some = [
+            held
+            for held in rows
+            if (held.tenant, held.name) not in known
+            and (held.tenant, held.name) not in self._under_way
+        ]
+        # Work is done in order: a claim that comes from here on finds them released.
+        await self._database.run(partial(_release, some=some, owner=self._owner))
+
+    def _leave(self, tenant: str, name: bytes) -> None:
+        """A request is no longer under way here."""
+        self._under_way[tenant, name] -= 1
+        if self._under_way[tenant, name] <= 0:
+            del self._under_way[tenant, name]
+
     def _unwritten_of(self, tenant: str, name: bytes) -> list[Held]:
         return [held for held in self._unwritten if (held.tenant, held.name) == (tenant, name)]
 
@@ -305,7 +375,12 @@ class AnswerStore:
         if len(self._unwritten) < _MAX_UNWRITTEN:
             self._unwritten[held] = ended
         else:
-            _logger.warning("a request with a key is told to be running until this gateway ends")
+            if not self._has_lost:
+                _logger.warning(
+                    "more ends of requests with a key wait for the store than are kept; such"
+                    " requests are told to be running until it is back"
+                )
+            self._has_lost = True
 
     def _has_room(self, tenant: str, num_bytes: int) -> bool:
         """Whether a tenant surely keeps no more than an eighth over its bytes, and 64 answers."""
