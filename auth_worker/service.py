@@ -5,9 +5,9 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -129,17 +129,18 @@ def run(
     def serve(
         store: SqlStore, keeper: LeaseKeeper | None = None, held: Snapshot | None = None
     ) -> int:
-        snapshot = _ensure_admin(store, held or _load(store, clock), settings, clock)
-        service = AuthService(
-            store,
-            snapshot,
-            settings,
-            worker=worker,
-            gate=gate,
-            clock=clock,
-            signer=signer,
-            notes=notes,
-        )
+        with _collector_paused():
+            snapshot = _ensure_admin(store, held or _load(store, clock), settings, clock)
+            service = AuthService(
+                store,
+                snapshot,
+                settings,
+                worker=worker,
+                gate=gate,
+                clock=clock,
+                signer=signer,
+                notes=notes,
+            )
         if keeper is not None:
             keeper.stop()
         return service.run()
@@ -238,6 +239,16 @@ def _load(store: Store, clock: Clock) -> Snapshot:
 def _recent_since_ms(clock: Clock) -> int:
     """From when on settlements count in windows of a minute."""
     return int((clock.wall_s() - SPAN_S) * 1000)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """While very many objects are made that all stay: looking at them takes a fifth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def calm_collector() -> None:

@@ -38,6 +38,7 @@ from auth_worker.records.operations import AddKey, AuditEntry, BookUsage, Operat
 from auth_worker.service import calm_collector
 from auth_worker.storage import schema
 from auth_worker.storage.committer import Committer, Delivery
+from auth_worker.storage.sqlite_database import DATABASE_NAME
 from auth_worker.storage.sqlite_store import SqliteStore
 from benchmarks.round_trips import zeromq
 from protocol.runtime.allocator import TRIM_INTERVAL_S
@@ -318,6 +319,20 @@ def measure_start(directory: Path) -> Row:
     )
 
 
+def measure_reading(directory: Path) -> Row:
+    """The floor of a start: SQLite alone reads all that a key may be, and nothing else is done."""
+    connection = sqlite3.connect(directory / DATABASE_NAME)
+    begin_cpu, begin = time.process_time(), time.perf_counter()
+    rows = connection.execute("SELECT * FROM keys").fetchall()
+    elapsed_s, cpu_s = time.perf_counter() - begin, time.process_time() - begin_cpu
+    connection.close()
+    return (
+        f"SQLite alone, {len(rows):,} keys read",
+        len(rows) / elapsed_s,
+        f"{elapsed_s:.1f} s, {cpu_s:.1f} of CPU",
+    )
+
+
 def fill(directory: Path, num_keys: int = NUM_KEYS) -> None:
     """A database of many keys of one team, each with limits of its own, under budgets of others."""
     store = SqliteStore(directory, clock=SystemClock())
@@ -444,19 +459,44 @@ class WireClient:
             self.ready.put_nowait(event.peer)
 
 
+async def start_worker(endpoint: str, data_dir: Path) -> asyncio.subprocess.Process:
+    """An auth worker process that dials the endpoint."""
+    environ = {
+        **without_settings(os.environ),
+        "PENSTOCK_AUTH_ENDPOINT": endpoint,
+        "PENSTOCK_DATA_DIR": str(data_dir),
+        "PENSTOCK_ALLOW_ANONYMOUS": "false",
+        "PENSTOCK_LOG_LEVEL": "error",
+    }
+    return await asyncio.create_subprocess_exec(sys.executable, "-m", "auth_worker", env=environ)
+
+
+async def measure_ready(data_dir: Path, endpoint: str) -> Row:
+    """A process is started on very many keys, until a gateway hears that it decides."""
+    client = WireClient(endpoint)
+    begin = time.perf_counter()
+    worker = await start_worker(endpoint, data_dir)
+    try:
+        await asyncio.wait_for(client.ready.get(), 120)
+        elapsed_s = time.perf_counter() - begin
+        cpu_s = sum(cpu_us_by_thread(worker.pid).values()) / 1e6
+    finally:
+        client.server.close()
+        worker.terminate()
+        await asyncio.wait_for(worker.wait(), 30)
+    return (
+        f"process ready with {MANY_KEYS:,} keys",
+        MANY_KEYS / elapsed_s,
+        f"{elapsed_s:.1f} s, {cpu_s:.1f} of CPU",
+    )
+
+
 async def measure_wire(num_requests: int, directory: Path) -> list[Row]:
     """The same through a real auth worker process over ipc, with the limits of four holders."""
     fill(directory / "data")
     endpoint = f"ipc://{directory}/auth"
     client = WireClient(endpoint)
-    environ = {
-        **without_settings(os.environ),
-        "PENSTOCK_AUTH_ENDPOINT": endpoint,
-        "PENSTOCK_DATA_DIR": str(directory / "data"),
-        "PENSTOCK_ALLOW_ANONYMOUS": "false",
-        "PENSTOCK_LOG_LEVEL": "warning",
-    }
-    worker = await asyncio.create_subprocess_exec(sys.executable, "-m", "auth_worker", env=environ)
+    worker = await start_worker(endpoint, directory / "data")
     try:
         client.peer = await asyncio.wait_for(client.ready.get(), 30)
         client.worker_pid = worker.pid
@@ -500,6 +540,8 @@ def measure_all(num_requests: int, directory: Path) -> list[Row]:
         ),
         measure_bare_commits(num_requests, directory / "bare"),
         measure_start(directory / "many"),
+        measure_reading(directory / "many"),
+        uvloop.run(measure_ready(directory / "many", f"ipc://{directory}/ready")),
         measure_bare(max(1, num_requests // 10)),
         *uvloop.run(measure_wire(num_requests, directory)),
     ]

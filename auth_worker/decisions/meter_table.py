@@ -567,7 +567,8 @@ class MeterTable:
         span: Span,
         amount: int,
     ) -> FixedMeter:
-        carried = _carried(limit, windows, span)
+        before = _before(windows, span)
+        carried = _carried(limit, before, span)
         meter = FixedMeter(
             limit,
             end_user,
@@ -578,6 +579,7 @@ class MeterTable:
             carried=carried,
             keeper=self,
         )
+        _hand_over(before, meter)
         self._emit(SaveCounter(meter.row))
         self._add_window(windows, meter)
         if limit.auto_renews:
@@ -659,7 +661,9 @@ class MeterTable:
             keeper=self,
         )
         meter.restore(row.used, row.granted)
-        self._add_window(self._windows.get((limit.limit_id, row.end_user), {}), meter)
+        windows = self._windows.get((limit.limit_id, row.end_user), {})
+        _hand_over(_before(windows, span), meter)
+        self._add_window(windows, meter)
         return True
 
 
@@ -735,13 +739,23 @@ def _renewed(limit: Limit, windows: dict[float, FixedMeter], span: Span) -> Span
     return span
 
 
-def _carried(limit: Limit, windows: dict[float, FixedMeter], span: Span) -> int:
+def _before(windows: dict[float, FixedMeter], span: Span) -> FixedMeter | None:
+    """The last window before a span of which anything is known."""
+    earlier = (meter for begins_s, meter in windows.items() if begins_s < span.begins_s)
+    return next(reversed(list(earlier)), None)
+
+
+def _carried(limit: Limit, before: FixedMeter | None, span: Span) -> int:
     """What the window before left to this one, at most one amount."""
-    earlier = [meter for begins_s, meter in windows.items() if begins_s < span.begins_s]
-    if not limit.rolls_over or not earlier:
+    if not limit.rolls_over or before is None:
         return 0
-    last = earlier[-1]
-    if last.ends_s < span.begins_s:
+    if before.ends_s < span.begins_s:
         return limit.amount  # nothing at all was used in the window before
     # What still runs counts as used: it may be.
-    return max(0, min(limit.amount, last.amount - last.total - last.held))
+    return max(0, min(limit.amount, before.amount - before.total - before.held))
+
+
+def _hand_over(before: FixedMeter | None, after: FixedMeter) -> None:
+    """What a window left to the next one is no longer there when the clock is set back to it."""
+    if before is not None and before.ends_s >= after.begins_s:
+        before.leave(after.carried)

@@ -32,11 +32,14 @@ class FixedMeter(Meter):
         carried: What the window before left to this one.
         is_open: Whether anything may be used in it.
         keeper: Hears each time that its use passes a threshold.
+
+    Attributes:
+        left: What it has left to the next window, and grants no more.
     """
 
     __slots__ = (
         *("_keeper", "asked", "begins_s", "carried", "counter_id", "ends_s"),
-        *("event_at", "granted", "has_refused", "is_open", "unknown"),
+        *("event_at", "granted", "has_refused", "is_open", "left", "unknown"),
     )
 
     def __init__(
@@ -60,6 +63,7 @@ class FixedMeter(Meter):
         self.counter_id = counter_id
         self.carried = carried
         self.is_open = is_open
+        self.left = 0
         self.granted = 0
         self.asked = 0  # the slice on its way to the disk; 0 = none
         self.unknown = 0
@@ -122,6 +126,13 @@ class FixedMeter(Meter):
         self.event_at = _next_warning(self.limit, self.amount, used)
         set_low(self, 0)
 
+    def leave(self, amount: int) -> None:
+        """The next window may use so much of it."""
+        before = bound_of(self)
+        self.left += amount
+        self.room += bound_of(self) - before
+        set_low(self, 0)
+
     def hold_unknown(self, now_s: float, until_s: float) -> None:
         """After a restart: all of the slice that nobody accounts for may be in use."""
         self.unknown = max(0, self.room)
@@ -141,7 +152,7 @@ class FixedMeter(Meter):
 
     def frees_s(self, now_s: float, wall_s: float, need: int) -> float | None:
         """See `Meter.frees_s`."""
-        if self.is_open and self.amount - self.total >= need:
+        if self.is_open and grantable(self) - self.total >= need:
             return None
         may_fit = need <= self.amount or not self.is_open
         return max(0.0, self.ends_s - wall_s) if may_fit and self.renews else math.inf
@@ -273,9 +284,15 @@ class SlidingBudget(SlidingMeter):
 SlicedMeter = FixedMeter | SlidingBudget
 
 
+def grantable(meter: SlicedMeter) -> int:
+    """What may be used at most."""
+    return meter.amount - meter.left if isinstance(meter, FixedMeter) else meter.amount
+
+
 def bound_of(meter: SlicedMeter) -> int:
     """What may be used as of now: with a hard limit no more than the slice."""
-    return min(meter.amount, meter.granted) if meter.limit.is_hard else meter.amount
+    most = grantable(meter)
+    return min(most, meter.granted) if meter.limit.is_hard else most
 
 
 def slice_of(amount: int, need: int) -> int:
@@ -286,7 +303,7 @@ def slice_of(amount: int, need: int) -> int:
 def next_slice(meter: SlicedMeter, need: int) -> int:
     """How far the next slice should reach for a request of that need, and for others."""
     used_or_held = bound_of(meter) - meter.room
-    return min(meter.amount, used_or_held + need + slice_of(meter.amount, need))
+    return min(grantable(meter), used_or_held + need + slice_of(meter.amount, need))
 
 
 def on_granted(meter: SlicedMeter, granted: int, need: int) -> None:
@@ -323,8 +340,8 @@ def keep_unknown(meter: SlicedMeter, freed: int, until_s: float) -> None:
 
 def set_low(meter: SlicedMeter, need: int) -> None:
     """See from which room on the next slice is asked for."""
-    meter.uncommitted = meter.amount - bound_of(meter)
-    is_whole = not meter.limit.is_hard or meter.granted >= meter.amount
+    meter.uncommitted = grantable(meter) - bound_of(meter)
+    is_whole = not meter.limit.is_hard or meter.granted >= grantable(meter)
     meter.low = 0 if is_whole else slice_of(meter.amount, need) // 2
 
 

@@ -317,6 +317,9 @@ class AnswerStore:
             _logger.warning("the end of a request with a key is not written: %s", error.message)
             self._write_later(held, ended)
             return True
+        except BaseException:
+            self._write_later(held, ended)
+            raise
 
     async def sweep(self) -> int:
         """Write what could not be written, and drop what is too old or too much; how much.
@@ -374,6 +377,11 @@ class AnswerStore:
         if len(self._unwritten) < _MAX_UNWRITTEN:
             self._unwritten[held] = ended
         else:
+            if not self._has_forgotten:
+                _logger.warning(
+                    "more ends of requests with a key wait for the store than are kept; such"
+                    " requests are told to be running until it is back"
+                )
             self._has_forgotten = True
 
     def _has_room(self, tenant: str, num_bytes: int) -> bool:

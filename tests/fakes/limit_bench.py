@@ -16,7 +16,9 @@ OTHER = stored_key("key_other", "psk-other-0123456789abcdefghijklmnopqrstuvwxyz"
 OTHER_SECRET = "psk-other-0123456789abcdefghijklmnopqrstuvwxyz"
 
 
-def bench_of(*limits: Limit, prices: Any = (HOUSE_PRICE,), **fields: Any) -> AuthorityBench:
+def bench_of(
+    *limits: Limit, prices: Any = (HOUSE_PRICE,), counters: Any = (), **fields: Any
+) -> AuthorityBench:
     snapshot = Snapshot(
         keys=(KEY, OTHER),
         leases=(),
@@ -25,6 +27,7 @@ def bench_of(*limits: Limit, prices: Any = (HOUSE_PRICE,), **fields: Any) -> Aut
         teams=(TEAM,),
         limits=limits,
         prices=prices,
+        counters=counters,
     )
     return authority_bench(snapshot=snapshot, **fields)
 

@@ -173,3 +173,21 @@ def test_each_change_is_on_record_without_the_key(bench: Bench) -> None:
     assert all(FIRST not in row.detail and SECOND not in row.detail for row in rows)
     checked = check_log(bench.store.database.reading)
     assert (checked.num_entries, checked.trouble) == (5, None)
+
+
+def test_the_other_keys_are_not_indexed_however_many_they_are(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.start()
+    for number in range(100):
+        key = stored_key(f"key_of_{number}", f"psk-{number}")
+        bench.store.apply([AddKey(key, AUDIT)])
+    put, indexed = KeyDirectory.put, list[str]()
+
+    def noted(directory: KeyDirectory, key: StoredKey) -> None:
+        indexed.append(key.name)
+        put(directory, key)
+
+    monkeypatch.setattr(KeyDirectory, "put", noted)
+    assert bench.start() is None
+    assert indexed == ["first admin key"]

@@ -8,6 +8,7 @@ import pytest
 
 from auth_worker.principals.limit_rules import Holder, Window, WindowKind
 from auth_worker.principals.prices import Price
+from auth_worker.records.limit_usage import SaveCounter
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Adjust, Adjusted, Denied, Granted
 from tests.fakes.auth_parts import AuthorityBench
@@ -297,6 +298,32 @@ def test_what_a_window_leaves_rolls_over_but_never_more_than_one_amount() -> Non
     for _ in range(3):
         settle(bench, granted(bench))
     assert refusing(denied(bench)).amount == 300
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("secret", [None, OTHER_SECRET])
+def test_what_rolled_over_is_not_there_when_the_clock_is_set_back(
+    secret: str | None, restarts: bool
+) -> None:
+    daily = limit("tokens", 150, "calendar_day", "house", rolls_over=True)
+    bench = bench_of(daily)
+    set_wall(bench, "2026-06-15T12:00:00")
+    settle(bench, granted(bench))
+    denied(bench, secret=OTHER_SECRET)  # which knows yesterday's window from now on
+    set_wall(bench, "2026-06-16T12:00:00")
+    settle(bench, granted(bench))  # of 150 and the 50 of yesterday
+    set_wall(bench, "2026-06-15T13:00:00")
+    if restarts:
+        rows = {
+            one.row.counter_id: one.row for one in bench.emitted if isinstance(one, SaveCounter)
+        }
+        counters = tuple(row._replace(used=100) for row in rows.values())
+        bench = bench_of(daily, counters=counters, clock=bench.clock, epoch=4)
+        bench.clock.advance(700)  # what a kill may have forgotten is held no longer
+    denied(bench, secret=secret, prompt_tokens=0, completion_tokens=10)
+    set_wall(bench, "2026-06-16T13:00:00")
+    settle(bench, granted(bench, secret=secret))
+    assert refusing(denied(bench, secret=secret)).amount == 200
 
 
 def test_a_limit_that_does_not_renew_has_no_room_after_its_first_window() -> None:

@@ -375,3 +375,56 @@ def test_a_sweep_goes_on_until_nothing_is_too_old_or_too_much(
         assert (number, num_bytes) == (10, 1000)
 
     play(engine, story)
+
+
+def test_ends_beyond_those_that_are_remembered_hold_no_row_once_the_store_is_back(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf)
+        monkeypatch.setattr("gateway.storage.kept_answers._MAX_UNWRITTEN", 2)
+        helds = [await begin(one, number) for number in range(9)]
+        runs_on = await begin(one, 9)
+        run = one._database.run
+
+        async def away(work: Any) -> Any:
+            raise OverloadedError("too much waits")
+
+        monkeypatch.setattr(one._database, "run", away)
+        for held in helds:
+            assert await one.end(held, End(b"answer"))
+        with pytest.raises(OverloadedError):
+            await shelf.stores[0].sweep()
+        monkeypatch.setattr(one._database, "run", run)
+        assert {(await look(two, number)).state for number in range(10)} == {"running"}
+        await shelf.stores[0].sweep()
+        assert [(await look(two, number)).state for number in (0, 1)] == ["kept"] * 2
+        for number in range(2, 9):  # what came of them nobody knows: they are gone on with
+            assert (await begin(two, number)).made_id == helds[number].made_id
+        assert (await look(two, 9)).state == "running"
+        assert await one.end(runs_on, End(b"answer"))
+        assert (await look(two, 9)).answer == b"answer"
+
+    play(engine, story)
+
+
+def test_a_claim_that_was_given_up_holds_no_row(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(shelf: Shelf) -> None:
+        one, two = await pair(shelf)
+        run = one._database.run
+
+        async def given_up(work: Any) -> Any:
+            await run(work)
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(one._database, "run", given_up)
+        with pytest.raises(asyncio.CancelledError):
+            await one.claim("t", name(1), F)
+        monkeypatch.setattr(one._database, "run", run)
+        assert (await look(two, 1)).state == "running"
+        await shelf.stores[0].sweep()
+        assert (await look(two, 1)).state == "new"
+
+    play(engine, story)
