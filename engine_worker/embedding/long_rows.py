@@ -19,8 +19,11 @@ from engine_worker.compute.backends.kv_layout import KvCache, KvLayout
 from engine_worker.embedding.models import DecoderModel
 
 _GROWTH: Final = 4
-"""Of one length to the next: a length costs two programs, and a shorter row leaves the rest of its
-cache untouched."""
+"""Of one length to the next: a length costs two programs, which every start compiles."""
+_LARGE_GROWTH: Final = 2
+_LARGE_TOKENS: Final = 2048
+"""From here on lengths are closer: the vectors of all a length's tokens are held, however short the
+row is."""
 _NUMBER_BYTES: Final = 4
 _HELD_TWICE: Final = 2
 """Vectors of all tokens, while they become one."""
@@ -160,5 +163,5 @@ def _lengths(shortest: int, longest: int) -> Iterator[int]:
     length = shortest * _GROWTH
     while 2 * length <= longest:
         yield length
-        length *= _GROWTH
+        length *= _LARGE_GROWTH if length >= _LARGE_TOKENS else _GROWTH
     yield longest

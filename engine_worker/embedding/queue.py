@@ -31,6 +31,7 @@ wait for one at most."""
 _PIECE_SIZE: Final = 8 * 1024
 """So much is tokenised before it is looked whether others wait: a few milliseconds."""
 _RETRY_AFTER_S: Final = 1.0
+_EXPIRED_AT_WORK: Final = "The request's time ran out while a long text of it was computed."
 
 TextCommand = Embed | Classify
 
@@ -353,6 +354,8 @@ class TextQueue:
         def goes_on(index: int) -> bool:
             item = places[index][0]
             self._serve_others(item.command.tenant)
+            if item.deadline <= self._clock():
+                self._fail(item, ErrorCode.DEADLINE_EXCEEDED, _EXPIRED_AT_WORK)
             return item in self._wanted and not self._is_closed
 
         try:

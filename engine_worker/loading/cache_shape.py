@@ -4,6 +4,7 @@ import logging
 from typing import Final
 
 from engine_worker.compute.backends.base import Backend
+from engine_worker.compute.backends.cache_type import INT8, SCALE_BYTES
 from engine_worker.compute.backends.kv_layout import StateRings
 from engine_worker.compute.backends.kv_memory import (
     CacheShape,
@@ -24,6 +25,7 @@ _MAX_STATE_SHARE: Final = 3
 """States take at most so many times the memory of a block's keys and values, if a larger block
 helps: one state lies with each block, however many tokens that has."""
 _KV_ITEM_BYTES: Final = 2
+"""Where the cache isn't int8; a block size is the same on every backend and machine."""
 _log = logging.getLogger("penstock.engine")
 
 
@@ -32,7 +34,7 @@ def block_size_of(settings: ModelSettings, spec: DecoderSpec) -> int:
     if settings.block_size is not None:
         return settings.block_size
     token_bytes = sum(
-        2 * layer.attention.kv_size * _KV_ITEM_BYTES
+        2 * layer.attention.num_kv_heads * _head_bytes(layer.attention.head_dim, settings.kv_dtype)
         for layer in spec.layers
         if layer.is_attention and layer.attention.shared_from is None
     )
@@ -43,6 +45,13 @@ def block_size_of(settings: ModelSettings, spec: DecoderSpec) -> int:
     ):
         block_size *= 2
     return block_size
+
+
+def _head_bytes(head_dim: int, kv_dtype: str) -> int:
+    """Of one token's keys, or values, of one head."""
+    if kv_dtype == INT8.name:
+        return head_dim + SCALE_BYTES
+    return head_dim * _KV_ITEM_BYTES
 
 
 def cache_shape_of(settings: ModelSettings, backend: Backend) -> CacheShape:

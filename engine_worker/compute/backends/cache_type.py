@@ -83,9 +83,9 @@ def quantized_tokens(tokens: jax.Array) -> jax.Array:
     largest = jnp.max(jnp.abs(numbers), axis=-1, keepdims=True)
     is_zero = largest < _LEAST
     rounded = jnp.round(numbers * jnp.where(is_zero, 0.0, _LARGEST / largest))
-    # Multiplied, as XLA does with a constant in any case; the kernels divide, so that a scale may
-    # differ from theirs in its last bit.
-    scales = jnp.where(is_zero, 0.0, largest * np.float32(1 / _LARGEST))
+    # Divided, as the kernels do, so that both store the same bits: by a number that XLA would know
+    # it would multiply instead.
+    scales = jnp.where(is_zero, 0.0, largest / (_LARGEST + largest * 0.0))
     # An infinite number would leave others finite.
     scales += jnp.sum(numbers * 0.0, axis=-1, keepdims=True)
     values = jnp.clip(rounded, -_LARGEST, _LARGEST).astype(jnp.int8)

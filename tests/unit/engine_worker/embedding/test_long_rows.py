@@ -20,7 +20,7 @@ from engine_worker.compute.weights.loader import load_weights
 from engine_worker.config import ModelSettings
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.embedding.inputs import Row
-from engine_worker.embedding.long_rows import LongRows, long_row_bytes
+from engine_worker.embedding.long_rows import LongRows, _lengths, long_row_bytes
 from engine_worker.embedding.models import DecoderModel
 from engine_worker.embedding.pooling import PoolingSpec
 from engine_worker.embedding.queue import TextQueue
@@ -28,7 +28,8 @@ from engine_worker.embedding.row_programs import Vectors, whole_and_piece_tokens
 from engine_worker.loading import text_length
 from engine_worker.loading.encoder import decoder_embedder
 from engine_worker.loading.text_length import longest_text
-from protocol.wire.messages import Embed, Embedded, Message
+from protocol.errors import ErrorCode
+from protocol.wire.messages import Embed, Embedded, Failure, Message
 from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
 
 WHOLE, PIECES = 4, 5
@@ -89,9 +90,14 @@ class Bench:
     def __init__(self) -> None:
         self.task = Pieces()
         self.answered: list[str] = []
-        self.queue = TextQueue(self.task, self)
+        self.failed: list[tuple[str, ErrorCode]] = []
+        self.now = 10.0
+        self.queue = TextQueue(self.task, self, clock=lambda: self.now)
 
     def send(self, gateway_id: str, message: Message) -> None:
+        if isinstance(message, Failure):
+            self.failed.append((message.request_id, message.code))
+            return
         assert isinstance(message, Embedded), message
         self.answered.append(message.request_id)
 
@@ -156,6 +162,36 @@ def test_a_long_text_that_nobody_waits_for_ends_at_its_next_piece() -> None:
     bench.at_piece(3, lambda: bench.queue.cancel("gw", "1"))
     bench.run()
     assert (bench.task.ran, bench.answered) == (["1.0", "1.1", "1.2"], [])
+
+
+def test_a_long_text_whose_time_is_over_ends_at_its_next_piece() -> None:
+    bench = Bench()
+    bench.submit(1, 9)
+    bench.submit(2, 3, "another")
+
+    def expire() -> None:
+        bench.now += 60.0
+
+    bench.at_piece(3, expire)
+    bench.run()
+    assert bench.task.ran == ["2", "1.0", "1.1", "1.2"]
+    assert bench.answered == ["2"]
+    assert bench.failed == [("1", ErrorCode.DEADLINE_EXCEEDED)]
+
+
+@pytest.mark.parametrize(
+    ("longest", "lengths"),
+    [
+        (1200, [1200]),
+        (8192, [2048, 4096, 8192]),
+        (32_768, [2048, 4096, 8192, 16_384, 32_768]),
+        (20_000, [2048, 4096, 8192, 20_000]),
+    ],
+)
+def test_a_long_row_holds_the_vectors_of_about_twice_its_tokens_at_most(
+    longest: int, lengths: list[int]
+) -> None:
+    assert list(_lengths(512, longest)) == lengths
 
 
 def test_closing_ends_a_long_text_at_its_next_piece() -> None:

@@ -42,6 +42,9 @@ def test_a_block_grows_until_its_state_is_not_most_of_it_or_prompts_would_share_
     assert block_size_of(SETTINGS, spec_with(HUGE)) == 256
     stated = replace(SETTINGS, block_size=16)
     assert block_size_of(stated, spec_with(HUGE)) == 16
+    # In int8 it takes 48: a number a byte, and a scale of four for each head.
+    assert (ATTENTION.num_kv_heads, ATTENTION.head_dim) == (2, 8)
+    assert block_size_of(replace(SETTINGS, kv_dtype="int8"), spec_with(LARGE)) == 256
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,13 @@ def test_in_int8_zeros_stay_zeros_and_what_is_no_number_leaves_none_beside_it() 
     assert np.isnan(found[2:]).all()
 
 
+def test_scales_of_int8_are_quotients_to_the_last_bit_as_those_of_the_kernels_are() -> None:
+    tokens = np.random.default_rng(0).standard_normal((4096, 16), np.float32)
+    stored = np.asarray(jax.jit(quantized_tokens)(tokens))
+    scales = np.ascontiguousarray(stored[:, 16:]).view(np.float32)[:, 0]
+    np.testing.assert_array_equal(scales, np.abs(tokens).max(axis=1) / np.float32(127))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16, np.int8])
 def test_a_donated_write_aliases_the_cache_and_needs_little_beside_it(
     dtype: np.dtype[np.generic],
