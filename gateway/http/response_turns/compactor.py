@@ -27,12 +27,14 @@ class Compactor:
 
     Attributes:
         may_begin: Whether one may come before the next turn; what is still too long after it, is.
+        is_continued: Whether the response has begun, so that a drain lets it finish.
     """
 
     def __init__(
         self, requests: RequestFactory, caller: Caller, request_id: str, *, is_just_done: bool
     ) -> None:
         self.may_begin = not is_just_done
+        self.is_continued = False
         self._requests = requests
         self._caller = caller
         self._request_id = request_id
@@ -59,7 +61,10 @@ class Compactor:
             check=_every_engine_counts,
         )
         request, work = self._requests.question(
-            question, self._caller, f"{self._request_id}c{self._num_asked}"
+            question,
+            self._caller,
+            f"{self._request_id}c{self._num_asked}",
+            is_continued=self.is_continued,
         )
         try:
             await request.start()

@@ -117,7 +117,8 @@ class HostedTurns:
         self._num_calls = self._earlier.num_calls
         is_just_done = [item["type"] for item in self._earlier.items[-1:]] == ["compaction"]
         self._compactor = Compactor(requests, caller, self.request_id, is_just_done=is_just_done)
-        self._progress = Progress(num_turns=self._earlier.num_turns)
+        before = self._earlier
+        self._progress = Progress(num_turns=before.num_turns, num_answers=before.num_answers)
         head = response_head(response_id, 0, body, wall_clock)
         maker = item_maker(self.request_id, body, self.tools, len(self._earlier.items))
         self._made = ResponseCollector(head, maker)
@@ -147,7 +148,7 @@ class HostedTurns:
         """
         await self._driven(self._start, None)
         self._flow = self._events()
-        self._tools.is_continued = self._outlasts_drain
+        self._tools.is_continued = self._compactor.is_continued = self._outlasts_drain
         if self._outlasts_drain and self._outcome is None:
             self._series.add(self)
 
@@ -484,6 +485,7 @@ class HostedTurns:
             self._first_output_s = request.first_output_s
         self._progress.num_turns += 1
         if not self._progress.compacts:  # a summary is no part of the answer
+            self._progress.num_answers += 1
             self._progress.num_output_tokens += usage.completion_tokens
         self._spent.append(usage)
         self._is_running = False
