@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.http.openresponses.conversation import SUMMARY
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Failure, Generate, OpenParse, Prepare, Prepared
 from tests.fakes.fake_workers import FakeParser
@@ -247,3 +248,34 @@ async def test_a_lease_of_an_earlier_attempt_is_left_to_the_turn_that_answers(
         await harness.gateway.until(lambda: num_paid(harness) == 1)
         booked = [one for one in harness.auth.settled() if not one.is_unused]
         assert [one.completion_tokens for one in booked] == [2]
+
+
+OPEN_CALL: list[dict[str, Any]] = [
+    {"role": "user", "content": LONG},
+    {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+    {"role": "user", "content": "Also by train?"},
+]
+OUTPUT: dict[str, Any] = {"type": "function_call_output", "call_id": "c", "output": "x"}
+
+
+async def test_a_call_whose_output_stays_is_not_summed_up(harness: Harness) -> None:
+    harness.engine.script = [SUMMED, SAID]
+    found = await harness.post(input=[*OPEN_CALL, OUTPUT], tools=[], **MANAGED)
+    assert (found["status"], kinds(found)) == ("completed", ["compaction", "message"])
+    assert engine_of(harness).read()[-1] == [
+        ("user", f"{SUMMARY}The user said words."),
+        ("assistant", None),
+        ("user", "Also by train?"),
+        ("tool", "x"),
+    ]
+
+
+async def test_an_output_may_come_behind_a_summary(harness: Harness) -> None:
+    harness.engine.script = [SUMMED, SAID, SAID]
+    first = await harness.post(input=OPEN_CALL, tools=[], **MANAGED)
+    assert kinds(first) == ["compaction", "message"]
+    found = await harness.post(input=[OUTPUT], tools=[], previous_response_id=first["id"])
+    assert kinds(found) == ["message"]
+    assert [role for role, _ in engine_of(harness).read()[-1]] == [
+        *("user", "assistant", "user", "assistant", "tool")
+    ]
