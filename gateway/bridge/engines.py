@@ -70,6 +70,11 @@ def counted(prompt: Prepare) -> Prepare:
     return structs.replace(prompt, kind="count", max_tokens=None)
 
 
+def with_room(prompt: Prepare, num_tokens: int) -> Prepare:
+    """A prompt whose answer may be cut to what the context leaves, if that is so many tokens."""
+    return structs.replace(prompt, max_tokens=num_tokens)
+
+
 def without_length(prompt: Prepare) -> Prepare:
     """A prompt as it is compared with others: whatever the length of its answer."""
     return structs.replace(prompt, max_tokens=None)

@@ -138,9 +138,21 @@ class RequestFactory:
         return self._request(work, caller, request_id, takes, is_continued=is_continued), work
 
     def question(
-        self, question: Question[QuestionT, AnswerT], caller: Caller, request_id: str
+        self,
+        question: Question[QuestionT, AnswerT],
+        caller: Caller,
+        request_id: str,
+        *,
+        is_continued: bool = False,
     ) -> tuple[Request, QuestionWork[QuestionT, AnswerT]]:
-        """Embeddings, tokens of a text, or the text of tokens."""
+        """Embeddings, tokens of a text, or the text of tokens.
+
+        Args:
+            question: What is asked.
+            caller: Who asks.
+            request_id: Made by the gateway.
+            is_continued: Whether it belongs to what has begun, which a drain lets finish.
+        """
         question = replace(question, model=self._names.served(question.model))
         work = QuestionWork(
             question,
@@ -148,7 +160,7 @@ class RequestFactory:
             metrics=self._metrics,
             configured_models=self._rules.models,
         )
-        return self._request(work, caller, request_id), work
+        return self._request(work, caller, request_id, is_continued=is_continued), work
 
     def parse(
         self, endpoint: str, opening: OpenParse, text: str, caller: Caller

@@ -378,10 +378,10 @@ async def test_what_a_summary_stands_for_has_to_be_right_too(
     assert found["error"]["param"] == param
 
 
-async def test_an_output_behind_a_summary_needs_its_call_there(harness: Harness) -> None:
+async def test_an_output_behind_a_summary_needs_its_call(harness: Harness) -> None:
     items = [
         {"role": "user", "content": "?"},
-        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        {"role": "assistant", "content": "a"},
         {"type": "compaction", "encrypted_content": "eA=="},
         {"type": "function_call_output", "call_id": "c", "output": "x"},
     ]

@@ -30,7 +30,7 @@ from gateway.http.response_turns.stored_turns import added_items, as_stored, off
 from gateway.http.response_turns.turn_makers import BackgroundTurns, turn_id
 from gateway.json_numbers import loads
 from gateway.request.factory import RequestFactory
-from gateway.request.jobs.job import GenerationJob
+from gateway.request.jobs.job import COMPACT_ENDPOINT, GenerationJob
 from gateway.request.kinds.generation import GenerationWork
 from gateway.request.leases.takes import Takes
 from gateway.request.lifecycle.request import Request
@@ -258,7 +258,9 @@ class Take:
             job.changed(take=secrets.token_hex(4)),
             task.caller(),
             turn_id(base_of(self._job.response_id), number),
-            Takes(self._leases, self._note_lease, partial(self._is_put_off, asked)),
+            Takes(
+                self._leases, self._note_lease, partial(self._is_turn_put_off, asked, job.endpoint)
+            ),
             model=self._kept_model,
         )
         self._request = request
@@ -368,6 +370,12 @@ class Take:
         if isinstance(error, AnotherTextError):
             return self._is_taken_back
         return isinstance(error, ShuttingDownError) or self._age_s() < PATIENCE_S
+
+    def _is_turn_put_off(self, asked: AskedResponse, endpoint: str, error: GatewayError) -> bool:
+        """The same of a turn; one that sums up too much gives way to the turn that answers."""
+        is_summary = endpoint == COMPACT_ENDPOINT
+        is_too_long = is_summary and error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
+        return is_too_long or self._is_put_off(asked, error)
 
     @property
     def _is_turn_over(self) -> bool:

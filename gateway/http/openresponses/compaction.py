@@ -2,7 +2,8 @@
 
 An item `compaction` stands for what is before it, but for what the system and the developer say and
 the user's last message, which is what is answered. Where nothing but such messages is before it,
-as in an answer of `/v1/responses/compact`, all of it is read.
+as in an answer of `/v1/responses/compact`, all of it is read. A call stays where its output stays
+or comes later.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,9 @@ from gateway.http.openresponses.stored_items import kind_of
 Item = dict[str, Any]
 _SYSTEM: Final = ("system", "developer")
 _UNREAD: Final = ("mcp_list_tools", "mcp_approval_response")
+CALLS: Final = ("function_call", "custom_tool_call")
+"""Items that the client answers with an output."""
+_OUTPUTS: Final = ("function_call_output", "custom_tool_call_output")
 
 
 def reading_order(items: Sequence[Item]) -> list[int]:
@@ -32,7 +36,27 @@ def to_sum_up(items: Sequence[Item]) -> list[Item]:
         wanted = {*reading.earlier, *reading.last}
     else:
         return []
+    # Of a call that an earlier compaction has left, the output may go now.
+    wanted |= {call for output, call in reading.held.items() if output in wanted}
     return [items[index] for index in reading.order if index in wanted]
+
+
+def _last_outputs(items: Sequence[Item]) -> dict[int, int]:
+    """By the place of a call, that of its last output; ids may come again in later turns."""
+    calls: dict[str, int] = {}
+    found: dict[int, int] = {}
+    for index, item in enumerate(items):
+        kind = kind_of(item)
+        if kind not in CALLS and kind not in _OUTPUTS:
+            continue
+        name = item.get("call_id")
+        if not isinstance(name, str):
+            continue
+        if kind in CALLS:
+            calls[name] = index
+        elif name in calls:
+            found[calls[name]] = index
+    return found
 
 
 class _Reading:
@@ -45,6 +69,8 @@ class _Reading:
         order: Places of those that are read.
         earlier: Of what is before the user's last message; without those of the system.
         last: Of that message and what follows it, likewise.
+        held: Places of calls that no compaction took, as their output stays or comes later; by the
+            place of the output.
         is_earlier_long: Whether there is something worth summing up before that message.
         is_last_long: Likewise behind it.
     """
@@ -54,7 +80,9 @@ class _Reading:
         self.earlier: list[int] = []
         self.last: list[int] = []
         self.is_earlier_long = self.is_last_long = False
+        self.held: dict[int, int] = {}
         self._system: list[int] = []
+        self._outputs = _last_outputs(items)
         for index, item in enumerate(items):
             self._read(index, item)
 
@@ -84,7 +112,19 @@ class _Reading:
             self.order.append(index)
             (self.last or self.earlier).append(index)
             return
+        taken = self.earlier
         if not self.is_earlier_long:
+            taken = [*taken, *self.last[1:]]
             self.last, self.is_last_long = self.last[:1], False
-        self.order = [*self._system, index, *self.last]
+        self._hold(taken)
+        self.order = [*self._system, index, *sorted((*self.held.values(), *self.last))]
         self.earlier, self.is_earlier_long = [index], False
+
+    def _hold(self, taken: Sequence[int]) -> None:
+        """Of items that a compaction would take, leave the calls whose output it doesn't take."""
+        places = frozenset(taken)
+        for place in taken:
+            self.held.pop(place, None)
+            output = self._outputs.get(place)
+            if output is not None and output not in places:
+                self.held[output] = place

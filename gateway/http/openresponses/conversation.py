@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
-from gateway.http.openresponses.compaction import reading_order
+from gateway.http.openresponses.compaction import CALLS, reading_order
 from gateway.http.openresponses.hosted import (
     MAX_SERVERS,
     NOT_APPROVED,
@@ -239,7 +239,6 @@ def chat_messages(
         found.append({"role": "system", "content": instructions})
     if isinstance(items, str):
         return [*found, {"role": "user", "content": items}]
-    calls: set[str] = set()
     approved = {
         name
         for item in items
@@ -249,6 +248,9 @@ def chat_messages(
     order = reading_order(items)
     summed_up = sorted(set(range(len(items))).difference(order))
     beginning = list(found)
+    # Of several outputs of a call that is read, some may have been summed up.
+    read = [items[index] for index in order] if summed_up else []
+    calls = {str(item.get("call_id")) for item in read if kind_of(item) in CALLS}
     for number, index in enumerate((*summed_up, *order)):
         if number == len(summed_up):
             # What a compaction stands for is checked like all the rest, and not read.
@@ -263,7 +265,7 @@ def chat_messages(
             _add_message(found, _message(item, path))
         elif kind == "reasoning":
             _turn(found).setdefault("reasoning_content", []).append(_reasoning(item, path))
-        elif kind in ("function_call", "custom_tool_call"):
+        elif kind in CALLS:
             call = _call(item, path, tools)
             calls.add(call["id"])
             _turn(found).setdefault("tool_calls", []).append(call)

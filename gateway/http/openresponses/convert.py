@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from gateway import bridge
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.bodies.convert import chat_job
 from gateway.http.openresponses.compaction import to_sum_up
@@ -17,6 +18,7 @@ from gateway.http.openresponses.conversation import (
     chat_messages,
     chat_tool_choice,
 )
+from gateway.http.openresponses.echo import echo
 from gateway.http.openresponses.error_words import in_their_words, their_words
 from gateway.http.openresponses.hosted import (
     HostedPlan,
@@ -25,7 +27,6 @@ from gateway.http.openresponses.hosted import (
     approved_calls,
     hosted_tools,
     known_lists,
-    shown_server,
 )
 from gateway.http.openresponses.schemas import (
     CompactRequest,
@@ -41,6 +42,8 @@ from protocol.wire.messages import SamplingDefaults
 
 NO_STORE: Final = "nothing is stored here; send the items"
 MAX_SUMMARY_TOKENS: Final = 1024
+MIN_SUMMARY_TOKENS: Final = 256
+"""Room that the context must leave: what stands for a whole history isn't said in a few words."""
 MAX_ADDED_ITEMS: Final = 20
 """To a conversation in one request, as OpenAI documents it."""
 _SUMMARISE: Final = (
@@ -255,7 +258,7 @@ def responses_body(
         turn = _summary_job(request, summed_up, defaults)
     return ResponsesBody(
         job=turn,
-        echo_json=dump_fields(_echo(request, job, is_stored=is_stored)),
+        echo_json=dump_fields(echo(request, job, is_stored=is_stored)),
         ignored=ignored + tools.left_out,
         spaces=tools.spaces,
         seals_reasoning="reasoning.encrypted_content" in (request.include or ()),
@@ -369,7 +372,13 @@ def _summary_job(
         job = chat_job(validate(ChatRequest, chat), chat, defaults)
     except InvalidRequestError as error:
         raise in_their_words(error, []) from None
-    return job.changed(endpoint=COMPACT_ENDPOINT, prompt_param="input")
+    return job.changed(
+        endpoint=COMPACT_ENDPOINT,
+        prompt_param="input",
+        prepares=(bridge.with_room(job.prepares[0], MIN_SUMMARY_TOKENS),),
+        # Also of models that always reason the tokens are for the summary.
+        thinking_budget=0,
+    )
 
 
 def conversation_items(items: list[Item]) -> list[Item]:
@@ -420,7 +429,7 @@ def base_chat(
     if plan is not None and plan.servers and progress is None:
         choice = None  # it may name tools that nobody has listed yet
     else:
-        is_first = progress is None or not progress.num_turns
+        is_first = progress is None or not progress.num_answers
         choice = chat_tool_choice(request.tool_choice, hosted, is_first=is_first)
     if tools.chat:
         chat["tools"] = tools.chat
@@ -442,55 +451,3 @@ def _response_format(request: ResponsesRequest) -> dict[str, Any] | None:
         return wanted
     named = {key: value for key, value in wanted.items() if key != "type" and value is not None}
     return {"type": "json_schema", "json_schema": named}
-
-
-def _echo(request: ResponsesRequest, job: GenerationJob, *, is_stored: bool) -> dict[str, Any]:
-    """The fields of a response that say what was asked; every one is always there."""
-    sampling = job.sampling
-    reasoning = request.reasoning
-    text: dict[str, Any] = {"format": {"type": "text"}}
-    if request.text is not None and request.text.format is not None:
-        text["format"] = request.text.format
-    if request.text is not None and request.text.verbosity is not None:
-        text["verbosity"] = request.text.verbosity
-    return {
-        "instructions": request.instructions,
-        "previous_response_id": request.previous_response_id,
-        "max_output_tokens": request.max_output_tokens,
-        "max_tool_calls": request.max_tool_calls,
-        "safety_identifier": request.safety_identifier,
-        "user": request.user,
-        "prompt_cache_key": request.prompt_cache_key,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "top_logprobs": request.top_logprobs or 0,
-        "parallel_tool_calls": request.parallel_tool_calls is not False,
-        "store": is_stored,
-        "background": bool(request.background),
-        "truncation": request.truncation or "disabled",
-        "service_tier": "default",
-        "metadata": request.metadata or {},
-        "tool_choice": request.tool_choice or "auto",
-        "tools": [_shown_tool(tool) for tool in request.tools or ()],
-        "text": text,
-        "reasoning": (
-            None
-            if reasoning is None
-            else {"effort": reasoning.effort, "summary": reasoning.summary}
-        ),
-        **(
-            {}
-            if request.conversation_id is None
-            else {"conversation": {"id": request.conversation_id}}
-        ),
-    }
-
-
-def _shown_tool(tool: dict[str, Any]) -> dict[str, Any]:
-    if tool.get("type") == "mcp":
-        return shown_server(tool)
-    if tool.get("type") != "function":
-        return tool
-    return {"description": None, "parameters": None, "strict": None, **tool}

@@ -119,6 +119,7 @@ class Progress:
         lists: The tools of each label, as items show them.
         made: The items of the earlier turns.
         num_turns: Turns of the model that are over.
+        num_answers: Of these, those that answered; others summed something up.
         num_output_tokens: That they made.
         may_call: Whether tools of this server may still be called.
         compacts: Whether the next turn sums up what is before the last message.
@@ -127,6 +128,7 @@ class Progress:
     lists: dict[str, list[Item]] = field(default_factory=dict)
     made: list[Item] = field(default_factory=list)
     num_turns: int = 0
+    num_answers: int = 0
     num_output_tokens: int = 0
     may_call: bool = True
     compacts: bool = False
@@ -138,6 +140,7 @@ class Progress:
                 "lists": self.lists,
                 "made": self.made,
                 "num_turns": self.num_turns,
+                "num_answers": self.num_answers,
                 "num_output_tokens": self.num_output_tokens,
                 "may_call": self.may_call,
                 "compacts": self.compacts,

@@ -192,12 +192,14 @@ class Earlier:
         items: Of the turns that are over, as they were told.
         interrupted: Ids of those calls among them that may have begun, and that nobody saw end.
         num_turns: Turns that are over.
+        num_answers: Of these, those that answered; others summed something up.
         num_calls: Calls that were begun, or refused for their arguments.
     """
 
     items: list[dict[str, Any]] = field(default_factory=list)
     interrupted: list[str] = field(default_factory=list)
     num_turns: int = 0
+    num_answers: int = 0
     num_calls: int = 0
 
 
@@ -238,7 +240,7 @@ def earlier_turns(events: Sequence[dict[str, Any]]) -> tuple[Earlier, int]:
     items: list[dict[str, Any]] = []
     done: set[str] = set()
     called: set[str] = set()
-    is_calling, num_events, num_items = False, 0, 0
+    is_calling, num_events, num_items, num_summaries = False, 0, 0, 0
     for number, event in enumerate(events, 1):
         kind = event["type"]
         if kind == "response.output_item.added":
@@ -257,11 +259,12 @@ def earlier_turns(events: Sequence[dict[str, Any]]) -> tuple[Earlier, int]:
             called.add(item["id"])
         if is_of_call and not is_calling:
             is_calling = True
-            found.num_turns += item["approval_request_id"] is None
+            found.num_answers += item["approval_request_id"] is None
         is_compaction = is_done and item["type"] == "compaction"
-        found.num_turns += is_compaction
+        num_summaries += is_compaction
         if is_of_call or is_compaction or (is_done and item["type"] == "mcp_list_tools"):
             num_events, num_items = number, len(items)
+    found.num_turns = found.num_answers + num_summaries
     found.items = items[:num_items]
     found.num_calls = len(called)
     found.interrupted = [item["id"] for item in found.items if item["id"] not in done]

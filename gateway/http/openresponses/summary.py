@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from gateway.errors import GatewayError
 from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.render import usage_object
 from gateway.http.openresponses.stored_items import with_ids
@@ -33,11 +34,20 @@ class SummaryCollector:
         self._pieces += [event.text for event in events if isinstance(event, ContentText)]
 
     def body(self, usage: Usage) -> bytes:
-        """The answer as JSON."""
+        """The answer as JSON.
+
+        Raises:
+            GatewayError: There is no summary, and nothing may stand for what was said before.
+        """
+        text = "".join(self._pieces).strip()
+        if not text:
+            raise GatewayError(
+                "The model has said nothing in place of a summary; keep the items, or try again."
+            )
         summary = {
             "type": "compaction",
             "id": f"cmp_{self._request_id}_1",
-            "encrypted_content": sealed("".join(self._pieces).strip()),
+            "encrypted_content": sealed(text),
         }
         return orjson.dumps(
             {

@@ -1,8 +1,10 @@
 """When a response's beginning is summed up, and what the summary is."""
 
+from collections.abc import AsyncIterator
 from typing import Final
 
 from gateway import bridge
+from gateway.errors import GatewayError
 from gateway.http.openresponses.convert import MAX_SUMMARY_TOKENS
 from gateway.http.openresponses.hosted import HostedPlan
 from gateway.http.openresponses.schemas import BY_CONTEXT
@@ -12,6 +14,7 @@ from gateway.request.factory import RequestFactory
 from gateway.request.jobs.job import RESPONSES_ENDPOINT, GenerationJob
 from gateway.request.kinds.generation import GenerationWork
 from gateway.request.kinds.questions import Question
+from protocol.errors import ErrorCode
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import EngineOffer, Prepared
 
@@ -31,12 +34,15 @@ class Compactor:
 
     Attributes:
         may_begin: Whether one may come before the next turn; what is still too long after it, is.
+        is_continued: Whether the response has begun, so that a drain lets it finish.
     """
 
     def __init__(
         self, requests: RequestFactory, caller: Caller, request_id: str, *, is_just_done: bool
     ) -> None:
         self.may_begin = not is_just_done
+        self._gives_up = False
+        self.is_continued = False
         self._requests = requests
         self._caller = caller
         self._request_id = request_id
@@ -63,7 +69,10 @@ class Compactor:
             check=_every_engine_counts,
         )
         request, work = self._requests.question(
-            question, self._caller, f"{self._request_id}c{self._num_asked}"
+            question,
+            self._caller,
+            f"{self._request_id}c{self._num_asked}",
+            is_continued=self.is_continued,
         )
         try:
             await request.start()
@@ -76,17 +85,37 @@ class Compactor:
             threshold = threshold_of(context, plan.max_output_tokens)
         return len(work.answer.prompt_token_ids) > threshold
 
-    async def summary(self, work: GenerationWork) -> str:
-        """All that a turn says which sums something up.
+    async def summary(self, work: GenerationWork) -> AsyncIterator[str]:
+        """The pieces of what a turn says which sums something up; none of what is blank.
 
         Raises:
             GatewayError: It failed.
         """
-        pieces: list[str] = []
+        is_blank = True
         while (found := await work.next_events(None)) is not None:
-            pieces += [event.text for event in found if isinstance(event, ContentText)]
+            for event in found:
+                if not isinstance(event, ContentText):
+                    continue
+                text = event.text.lstrip() if is_blank else event.text
+                is_blank &= not text
+                if text:
+                    yield text
         self.may_begin = False
-        return "".join(pieces).strip()
+        self._gives_up |= is_blank
+
+    def answered(self) -> None:
+        """A turn that answers is over, and what it has said may be summed up."""
+        self.may_begin = not self._gives_up
+
+    def give_up(self, error: GatewayError) -> None:
+        """What would be summed up doesn't fit the context; the turn without a summary may.
+
+        Raises:
+            GatewayError: The given one: it is another one.
+        """
+        if error.code is not ErrorCode.CONTEXT_LENGTH_EXCEEDED:
+            raise error
+        self._gives_up, self.may_begin = True, False
 
 
 def threshold_of(max_model_len: int, max_output_tokens: int | None) -> int:

@@ -45,6 +45,7 @@ from gateway.request.delivery.events import (
     ChoiceFinished,
     ToolCallArguments,
     ToolCallStarted,
+    usage_of_all,
 )
 from gateway.request.factory import RequestFactory
 from gateway.request.jobs.job import GenerationJob
@@ -117,7 +118,8 @@ class HostedTurns:
         self._num_calls = self._earlier.num_calls
         is_just_done = [item["type"] for item in self._earlier.items[-1:]] == ["compaction"]
         self._compactor = Compactor(requests, caller, self.request_id, is_just_done=is_just_done)
-        self._progress = Progress(num_turns=self._earlier.num_turns)
+        before = self._earlier
+        self._progress = Progress(num_turns=before.num_turns, num_answers=before.num_answers)
         head = response_head(response_id, 0, body, wall_clock)
         maker = item_maker(self.request_id, body, self.tools, len(self._earlier.items))
         self._made = ResponseCollector(head, maker)
@@ -147,7 +149,7 @@ class HostedTurns:
         """
         await self._driven(self._start, None)
         self._flow = self._events()
-        self._tools.is_continued = self._outlasts_drain
+        self._tools.is_continued = self._compactor.is_continued = self._outlasts_drain
         if self._outlasts_drain and self._outcome is None:
             self._series.add(self)
 
@@ -237,12 +239,7 @@ class HostedTurns:
         """Of all turns so far."""
         running = self._work if self._is_running else None
         usages = [*self._spent, *([] if running is None else [running.usage()])]
-        return Usage(
-            prompt_tokens=sum(one.prompt_tokens for one in usages),
-            completion_tokens=sum(one.completion_tokens for one in usages),
-            cached_tokens=sum(one.cached_tokens for one in usages),
-            reasoning_tokens=sum(one.reasoning_tokens for one in usages),
-        )
+        return usage_of_all(usages)
 
     async def next_events(self, timeout_s: float | None) -> list[ResponseEvent] | None:
         """What has happened since the last call.
@@ -352,7 +349,7 @@ class HostedTurns:
                     yield told
             assert finished is not None, "every choice ends"
             self._close_turn()
-            self._compactor.may_begin = True
+            self._compactor.answered()
             if not calls or finished.finish_reason == "length":
                 yield [finished]
                 return
@@ -369,13 +366,17 @@ class HostedTurns:
                 return
 
     async def _compacted(self) -> AsyncIterator[list[ResponseEvent]]:
-        """The turn that sums up what is before the last message."""
-        yield [CompactionBegun()]
+        """The turn that sums up what is before the last message; a blank summary isn't told."""
         assert self._work is not None, "a turn was begun"
-        summary = await self._compactor.summary(self._work)
+        pieces: list[str] = []
+        async for piece in self._compactor.summary(self._work):
+            if not pieces:
+                yield [CompactionBegun()]
+            pieces.append(piece)
         self._close_turn()
         self._progress.compacts = False
-        yield [CompactionEnded(summary)]
+        if pieces:
+            yield [CompactionEnded("".join(pieces).rstrip())]
 
     async def _approved(self, call: ApprovedCall) -> AsyncIterator[list[ResponseEvent]]:
         """A call that somebody has approved."""
@@ -464,11 +465,15 @@ class HostedTurns:
             try:
                 await request.start()
             except GatewayError as error:
-                self._max_item_bytes = shorter_context(self._asked, error)
-                num_left_out = self._asked.num_left_out
+                num_left_out, compacts = self._asked.num_left_out, self._progress.compacts
+                if compacts:
+                    self._compactor.give_up(error)
+                    self._progress.compacts = False
+                else:
+                    self._max_item_bytes = shorter_context(self._asked, error)
                 await self._turns.forget(request)
                 await self._parse()
-                if self._asked.num_left_out <= num_left_out:
+                if not compacts and self._asked.num_left_out <= num_left_out:
                     raise error from None
             else:
                 if self._limits is None:
@@ -484,6 +489,7 @@ class HostedTurns:
             self._first_output_s = request.first_output_s
         self._progress.num_turns += 1
         if not self._progress.compacts:  # a summary is no part of the answer
+            self._progress.num_answers += 1
             self._progress.num_output_tokens += usage.completion_tokens
         self._spent.append(usage)
         self._is_running = False

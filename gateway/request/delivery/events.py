@@ -118,3 +118,13 @@ def total_usage(usages: list[Usage], num_choices: int) -> Usage:
         cached_tokens=sum(num_cached),
         reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
     )
+
+
+def usage_of_all(usages: list[Usage]) -> Usage:
+    """What several requests have used together."""
+    return Usage(
+        prompt_tokens=sum(one.prompt_tokens for one in usages),
+        completion_tokens=sum(one.completion_tokens for one in usages),
+        cached_tokens=sum(one.cached_tokens for one in usages),
+        reasoning_tokens=sum(one.reasoning_tokens for one in usages),
+    )

@@ -12,6 +12,11 @@ ITEMS: dict[str, dict[str, Any]] = {
     "a": {"type": "message", "role": "assistant"},
     "c": {"type": "function_call"},
     "o": {"type": "function_call_output"},
+    # A call with an id, and its output.
+    "f": {"type": "function_call", "call_id": "f"},
+    "g": {"type": "function_call_output", "call_id": "f"},
+    "t": {"type": "custom_tool_call", "call_id": "t"},
+    "v": {"type": "custom_tool_call_output", "call_id": "t"},
     "l": {"type": "mcp_list_tools"},
     "X": {"type": "compaction"},
 }
@@ -39,11 +44,25 @@ def items_of(letters: str) -> list[dict[str, Any]]:
         ("uauXX", "324"),
         ("aX", "1"),
         ("luX", "012"),
+        # A call stays where its output stays, or comes later.
+        ("ufugX", "4123"),
+        ("ufuXg", "3124"),
+        ("ufuXgXau", "5267"),
+        ("ufXg", "2013"),
+        ("utfuvgX", "612345"),
+        ("utfuvXg", "512346"),
+        # It goes with its output.
+        ("ufgauX", "54"),
+        ("ufugXauX", "76"),
+        ("ufugXauXauX", "A9"),
+        ("ufuX", "32"),
+        # Ids come again in later turns.
+        ("ufgauaufgX", "9678"),
         ("", ""),
     ],
 )
 def test_what_a_compaction_stands_for_is_not_read(letters: str, read: str) -> None:
-    assert reading_order(items_of(letters)) == [int(index) for index in read]
+    assert reading_order(items_of(letters)) == [int(index, 16) for index in read]
 
 
 @pytest.mark.parametrize(
@@ -61,6 +80,9 @@ def test_what_a_compaction_stands_for_is_not_read(letters: str, read: str) -> No
         ("uauXau", "324"),
         ("uaucoXco", "523467"),
         ("uXco", "0123"),
+        ("ufug", "01"),
+        ("ufugXau", "41235"),
+        ("ufugXauXau", "768"),
         ("", ""),
     ],
 )
@@ -69,7 +91,9 @@ def test_what_is_before_the_last_message_is_summed_up(letters: str, summed: str)
     assert [item["at"] for item in found] == [int(index) for index in summed]
 
 
-@pytest.mark.parametrize("letters", ["uau", "suco", "uaucoco", "uauXauco", "aco", "uuauXu"])
+@pytest.mark.parametrize(
+    "letters", ["uau", "suco", "uaucoco", "uauXauco", "aco", "uuauXu", "ufug", "ufugXau", "utfuvg"]
+)
 def test_what_is_summed_up_is_what_is_not_read_behind_it(letters: str) -> None:
     items = items_of(letters)
     summed = {item["at"] for item in to_sum_up(items)}
@@ -80,7 +104,9 @@ def test_what_is_summed_up_is_what_is_not_read_behind_it(letters: str) -> None:
     assert before <= read | summed
 
 
-@pytest.mark.parametrize("letters", ["X", "uX", "cX", "uaX", "s", "sX", "ua"])
+@pytest.mark.parametrize(
+    "letters", ["X", "uX", "cX", "uaX", "s", "sX", "ua", "fX", "fuXg", "gX", "suaX"]
+)
 def test_many_items_are_read_in_time_that_grows_with_their_number(letters: str) -> None:
     class Counted(dict[str, Any]):
         num_reads = 0

@@ -194,3 +194,12 @@ def test_a_call_that_was_refused_counts_when_a_response_is_taken_up_again() -> N
     refused = done(2, "mcp_call", **CALL)  # for its arguments: it never ran
     found, _ = earlier_turns([*BEGUN, *SAID, *RUNNING, *ENDED, refused])
     assert (found.num_calls, found.interrupted) == (2, [])
+
+
+def test_a_summary_is_no_answer_when_a_response_is_taken_up_again() -> None:
+    summed = [added(1, "compaction"), done(1, "compaction")]
+    found, _ = earlier_turns([*BEGUN, *summed])
+    assert (found.num_turns, found.num_answers) == (1, 0)
+    again = [{**event, "output_index": event["output_index"] + 1} for event in [*SAID, *RUNNING]]
+    found, _ = earlier_turns([*BEGUN, *summed, *again])
+    assert (found.num_turns, found.num_answers) == (2, 1)

@@ -325,3 +325,10 @@ def test_what_an_engine_finds_wrong_is_named_by_the_field_that_it_came_from() ->
     compact = COMPACT.parse(json.dumps(asked).encode(), CONTEXT)
     assert compact.job is not None
     assert compact.job.prompt_param == "input"
+
+
+def test_a_summary_has_its_tokens_for_itself_and_takes_what_room_there_is() -> None:
+    compact = COMPACT.parse(json.dumps({"model": "demo", "input": "x"}).encode(), CONTEXT)
+    assert compact.job is not None
+    assert (compact.job.thinking_budget, compact.job.demands_budget) == (0, False)
+    assert (compact.job.max_tokens, compact.job.prepares[0].max_tokens) == (1024, 256)
