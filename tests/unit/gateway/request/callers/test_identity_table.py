@@ -1,6 +1,7 @@
 """Who callers were a moment ago: for how long, for how many, and when it is forgotten."""
 
 import pytest
+from msgspec import structs
 
 from gateway.errors import DeniedError
 from gateway.request.callers import identity as module
@@ -188,3 +189,11 @@ def test_nobody_is_known_or_refused_while_the_clock_is_young(clock: Clock) -> No
     assert table.known(b"a") is None
     assert table.refusal(b"a") is None
     assert table.find(b"a", SCOPE) is None
+
+
+def test_a_caller_sees_the_models_of_its_key_and_of_its_team(table: IdentityTable) -> None:
+    limited = structs.replace(granted(), allowed_models=("m*",), team_allowed_models=("*2",))
+    for _ in range(2):  # also the second time, when it is known
+        identity = table.note_granted(b"a", limited, SCOPE)
+        assert [name for name in ("m1", "m2", "n2") if identity.may_see(name)] == ["m2"]
+    assert table.find(b"a", SCOPE) is identity

@@ -17,7 +17,12 @@ from gateway.http.schemas.inference.completion import parse_completion_body
 from gateway.request.jobs.answer_options import AnswerOptions
 from gateway.request.jobs.job import CHAT_ENDPOINT
 from gateway.request.jobs.model_limits import check_served, check_version, find_offer, unread_fields
-from protocol.version import OLDEST_VERSION, PROTOCOL_VERSION
+from protocol.version import (
+    EXTRAS_VERSION,
+    OLDEST_VERSION,
+    PROTOCOL_VERSION,
+    SURFACE_VERSION,
+)
 from protocol.wire.messages import Credits, EngineOffer, SamplingParams
 from tests.fakes.request_parts import Parts, engine_offer, generation_job
 
@@ -175,3 +180,24 @@ def test_verbosity_is_unread_where_no_template_names_it() -> None:
         prepare = structs.replace(job.prepares[0], chat_template=own)
         job = structs.replace(job, prepares=(prepare,), verbosity_param=param)
         assert unread_fields(job, offer) == expected, (param, own)
+
+
+def test_engines_since_the_extras_take_a_suffix_where_their_tokens_allow_it() -> None:
+    job = generation_job()
+    job = structs.replace(job, prepares=(structs.replace(job.prepares[0], suffix="end"),))
+    able = engine_offer(capabilities=("completions", "fill_in_middle"))
+    check_served(job, able, PROTOCOL_VERSION)
+    with pytest.raises(UnsupportedFieldError) as raised:
+        check_served(job, engine_offer(capabilities=("completions",)), PROTOCOL_VERSION)
+    assert str(raised.value) == "The model `m` has no tokens for filling in the middle."
+    assert raised.value.param == "suffix"
+    with pytest.raises(UnsupportedFieldError, match="an older release"):
+        check_served(job, able, SURFACE_VERSION)
+
+
+def test_engines_before_the_extras_score_no_named_tokens() -> None:
+    job = generation_job(sampling=SamplingParams(logprob_token_ids=(1,)))
+    check_served(job, engine_offer(), EXTRAS_VERSION)
+    with pytest.raises(UnsupportedFieldError) as raised:
+        check_served(job, engine_offer(), SURFACE_VERSION)
+    assert raised.value.param == "logprob_token_ids"

@@ -304,3 +304,14 @@ async def test_what_an_earlier_attempt_s_lease_is_booked_for_is_the_model_of_thi
     assert (taken_back.lease_id, taken_back.model, taken_back.is_unused) == ("second", "", True)
     lease.settle(parts.outbox, Usage(prompt_tokens=1), "finished")
     assert parts.outbox.settles[-1].model == ""  # its own
+
+
+async def test_what_earlier_attempts_held_is_taken_back_as_aborted() -> None:
+    parts = Parts()
+    leased(parts).settle(parts.outbox, Usage(1, 2), "finished", earlier=("first", "second"))
+    booked = [(one.lease_id, one.outcome, one.is_unused) for one in parts.outbox.settles]
+    assert booked == [
+        ("first", "finished", False),
+        ("second", "aborted", True),
+        ("lease", "aborted", True),
+    ]
