@@ -4,6 +4,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from auth_worker.errors import AuthError, StoreError, StoreUnavailableError
@@ -39,6 +40,9 @@ class Committer:
     refuses is tried again until it is taken: nothing is dropped, `is_healthy` is False meanwhile,
     and the authority grants nothing (it fails closed).
 
+    Whoever submits takes no lock, mostly: a thread that decides would otherwise wait for the one
+    that commits, which holds it whenever it looks what is due, and may lose the GIL there.
+
     Args:
         store: Used by the commit thread alone once `start` was called.
         deliver: Takes the answers of a group, in order; called in the commit thread.
@@ -62,11 +66,16 @@ class Committer:
         self._deliver = deliver
         self._on_fatal = on_fatal
         self._max_backlog = max_backlog
+        self._linger_s = linger_s
         self._interval_s = interval_s
+        # Not in the backlog yet. Only appended to without the lock, at any moment.
+        self._incoming: deque[tuple[Operation, OnDone | None, float]] = deque()
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._backlog = Backlog(linger_s)
-        self._num_unanswered = 0
+        self._num_waiting = 0  # in the backlog
+        self._num_fresh = 0  # about so many wait for an answer and are in no group
+        self._num_in_group = 0  # wait for the group that is being written
         self._num_groups = 0
         self._next_s = 0.0  # the next group begins no sooner, unless all of the last one are back
         self._last_awaited = 1  # so many waited for the last group
@@ -78,17 +87,23 @@ class Committer:
     @property
     def is_healthy(self) -> bool:
         """Whether operations become durable as fast as they come."""
-        return not self._failing and not self.is_full
+        return not (self._failing or self.is_full)
 
     @property
     def is_full(self) -> bool:
         """Whether so much waits already that no more should be added."""
-        return len(self._backlog) >= self._max_backlog
+        if self._num_waiting + len(self._incoming) < self._max_backlog:
+            return False
+        with self._lock:
+            self._take_in()  # where some of it may be needless
+            return self._num_waiting >= self._max_backlog
 
     @property
     def num_unanswered(self) -> int:
         """Operations that somebody waits for."""
-        return self._num_unanswered
+        with self._lock:
+            self._take_in()
+            return self._backlog.num_awaited + self._num_in_group
 
     @property
     def num_groups(self) -> int:
@@ -107,15 +122,37 @@ class Committer:
             on_done: Gets the result through `deliver` after the commit. None for what nobody
                 waits for, which may linger a moment.
         """
+        now_s = time.monotonic()
+        self._incoming.append((operation, on_done, now_s))
+        # The thread is mostly at work, or wakes soon enough by itself.
+        if on_done is None:
+            if self._sleeps_until_s <= now_s + self._linger_s and len(self._incoming) < MAX_GROUP:
+                return
+        else:
+            self._num_fresh += 1
+            if self._sleeps_until_s <= self._next_s and self._num_fresh < self._last_awaited:
+                return
+        if self._sleeps_until_s or len(self._incoming) >= MAX_GROUP:
+            self._look()
+
+    def _look(self) -> None:
+        """Wake the thread if it would sleep too long, and keep the backlog as short as it can be.
+
+        However long the disk is stuck, what is coalesced there doesn't pile up before it.
+        """
         with self._lock:  # without the condition's own steps around it
+            self._take_in()
             now_s = time.monotonic()
-            self._backlog.add(operation, on_done, now_s)
-            if on_done is not None:
-                self._num_unanswered += 1
-            # Checked first, because it is mostly false: the thread works, or wakes soon by itself.
             if self._sleeps_until_s > now_s and self._due_s(now_s) < self._sleeps_until_s:
                 self._sleeps_until_s = 0.0
                 self._wake.notify()
+
+    def _take_in(self) -> None:
+        """Let the backlog have what was submitted, in order; with the lock."""
+        incoming, backlog = self._incoming, self._backlog
+        while incoming:
+            backlog.add(*incoming.popleft())
+        self._num_waiting = len(backlog)
 
     def close(self, timeout_s: float) -> bool:
         """Commit what is queued, then end the thread.
@@ -134,8 +171,7 @@ class Committer:
             while group := self._next_group():
                 delivery = self._commit(group)
                 self._num_groups += 1
-                with self._wake:
-                    self._num_unanswered -= len(delivery)
+                self._num_in_group = 0
                 if delivery:
                     self._deliver(delivery)
         except StoreError as error:
@@ -146,19 +182,29 @@ class Committer:
         """Wait for work; empty when closing and nothing is left."""
         with self._wake:
             while True:
+                self._take_in()
                 now_s = time.monotonic()
                 if self._closing:
-                    return self._backlog.take(now_s, everything=True)
+                    return self._take(now_s, everything=True)
                 due_s = self._due_s(now_s)
                 if due_s <= now_s:
                     break
                 self._sleeps_until_s = due_s
-                self._wake.wait(None if due_s == math.inf else due_s - now_s)
+                if not self._incoming:  # whoever came before that was set woke nobody
+                    self._wake.wait(None if due_s == math.inf else due_s - now_s)
                 self._sleeps_until_s = 0.0
             self._last_awaited = max(1, min(self._backlog.num_awaited, MAX_GROUP))
             is_busy = self._last_awaited >= MIN_BUSY_GROUP
             self._next_s = now_s + self._interval_s if is_busy else now_s
-            return self._backlog.take(now_s)
+            return self._take(now_s)
+
+    def _take(self, now_s: float, *, everything: bool = False) -> list[Item]:
+        num_awaited = self._backlog.num_awaited
+        group = self._backlog.take(now_s, everything=everything)
+        self._num_fresh = self._backlog.num_awaited
+        self._num_in_group = num_awaited - self._num_fresh
+        self._num_waiting = len(self._backlog)
+        return group
 
     def _due_s(self, now_s: float) -> float:
         """When the next group is to begin; infinite when there is nothing to write."""
