@@ -4,6 +4,7 @@ import logging
 import math
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from auth_worker.errors import AuthError, StoreError, StoreUnavailableError
@@ -44,9 +45,11 @@ class Committer:
 
     While one group is being written the next one gathers, so the group grows with the load, and
     what somebody waits for in a hurry waits for one commit only; see also `INTERVAL_S` and
-    `PATIENCE_S`. A group that the disk
-    refuses is tried again until it is taken: nothing is dropped, `is_healthy` is False meanwhile,
-    and the authority grants nothing (it fails closed).
+    `PATIENCE_S`. A group that the disk refuses is tried again until it is taken: nothing is
+    dropped, `is_healthy` is False meanwhile, and the authority grants nothing (it fails closed).
+
+    Whoever submits takes no lock, mostly: a thread that decides would otherwise wait for the one
+    that commits, which holds it whenever it looks what is due, and may lose the GIL there.
 
     Args:
         store: Used by the commit thread alone once `start` was called.
@@ -73,11 +76,18 @@ class Committer:
         self._deliver = deliver
         self._on_fatal = on_fatal
         self._max_backlog = max_backlog
+        self._linger_s = linger_s
+        self._patience_s = patience_s
         self._interval_s = interval_s
+        # Not in the backlog yet. Only appended to without the lock, at any moment.
+        self._incoming: deque[tuple[Operation, OnDone | None, float, bool]] = deque()
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._backlog = Backlog(linger_s, patience_s)
-        self._num_unanswered = 0
+        self._num_waiting = 0  # in the backlog
+        # About so many wait for an answer and are in no group, in a hurry and without.
+        self._fresh_urgent, self._fresh_patient = 0, 0
+        self._num_in_group = 0  # wait for the group that is being written
         self._num_groups = 0
         self._next_s = 0.0  # the next group begins no sooner, unless all of the last one are back
         # So many waited for the last group, in a hurry and without.
@@ -90,17 +100,23 @@ class Committer:
     @property
     def is_healthy(self) -> bool:
         """Whether operations become durable as fast as they come."""
-        return not self._failing and not self.is_full
+        return not (self._failing or self.is_full)
 
     @property
     def is_full(self) -> bool:
         """Whether so much waits already that no more should be added."""
-        return len(self._backlog) >= self._max_backlog
+        if self._num_waiting + len(self._incoming) < self._max_backlog:
+            return False
+        with self._lock:
+            self._take_in()  # where some of it may be needless
+            return self._num_waiting >= self._max_backlog
 
     @property
     def num_unanswered(self) -> int:
         """Operations that somebody waits for."""
-        return self._num_unanswered
+        with self._lock:
+            self._take_in()
+            return self._backlog.num_urgent + self._backlog.num_patient + self._num_in_group
 
     @property
     def num_groups(self) -> int:
@@ -122,15 +138,44 @@ class Committer:
                 waits for, which may linger a moment.
             is_patient: Whether nothing else waits for `on_done`; see `PATIENCE_S`.
         """
+        now_s = time.monotonic()
+        self._incoming.append((operation, on_done, now_s, is_patient))
+        is_whole = len(self._incoming) >= MAX_GROUP
+        if on_done is None:
+            latest_s = now_s + self._linger_s
+        elif is_patient:
+            self._fresh_patient += 1
+            latest_s = now_s + self._patience_s
+            is_whole |= self._fresh_patient >= self._last_patient
+        else:
+            self._fresh_urgent += 1
+            latest_s = self._next_s
+            is_whole |= self._fresh_urgent >= self._last_urgent
+        # The thread is mostly at work, or wakes soon enough by itself.
+        if self._sleeps_until_s <= latest_s and not is_whole:
+            return
+        if self._sleeps_until_s or len(self._incoming) >= MAX_GROUP:
+            self._look()
+
+    def _look(self) -> None:
+        """Wake the thread if it would sleep too long, and keep the backlog as short as it can be.
+
+        However long the disk is stuck, what is coalesced there doesn't pile up before it.
+        """
         with self._lock:  # without the condition's own steps around it
+            self._take_in()
             now_s = time.monotonic()
-            self._backlog.add(operation, on_done, now_s, is_patient=is_patient)
-            if on_done is not None:
-                self._num_unanswered += 1
-            # Checked first, because it is mostly false: the thread works, or wakes soon by itself.
             if self._sleeps_until_s > now_s and self._due_s(now_s) < self._sleeps_until_s:
                 self._sleeps_until_s = 0.0
                 self._wake.notify()
+
+    def _take_in(self) -> None:
+        """Let the backlog have what was submitted, in order; with the lock."""
+        incoming, backlog = self._incoming, self._backlog
+        while incoming:
+            operation, on_done, since_s, is_patient = incoming.popleft()
+            backlog.add(operation, on_done, since_s, is_patient=is_patient)
+        self._num_waiting = len(backlog)
 
     def close(self, timeout_s: float) -> bool:
         """Commit what is queued, then end the thread.
@@ -149,8 +194,7 @@ class Committer:
             while group := self._next_group():
                 delivery = self._commit(group)
                 self._num_groups += 1
-                with self._wake:
-                    self._num_unanswered -= len(delivery)
+                self._num_in_group = 0
                 if delivery:
                     self._deliver(delivery)
         except StoreError as error:
@@ -161,21 +205,31 @@ class Committer:
         """Wait for work; empty when closing and nothing is left."""
         with self._wake:
             while True:
+                self._take_in()
                 now_s = time.monotonic()
                 if self._closing:
-                    return self._backlog.take(now_s, everything=True)
+                    return self._take(now_s, everything=True)
                 due_s = self._due_s(now_s)
                 if due_s <= now_s:
                     break
                 self._sleeps_until_s = due_s
-                self._wake.wait(None if due_s == math.inf else due_s - now_s)
+                if not self._incoming:  # whoever came before that was set woke nobody
+                    self._wake.wait(None if due_s == math.inf else due_s - now_s)
                 self._sleeps_until_s = 0.0
             backlog = self._backlog
             self._last_urgent = max(1, min(backlog.num_urgent, MAX_GROUP))
             self._last_patient = max(MIN_PATIENT_GROUP, min(backlog.num_patient, MAX_GROUP))
             is_busy = self._last_urgent >= MIN_BUSY_GROUP
             self._next_s = now_s + self._interval_s if is_busy else now_s
-            return self._backlog.take(now_s)
+            return self._take(now_s)
+
+    def _take(self, now_s: float, *, everything: bool = False) -> list[Item]:
+        group = self._backlog.take(now_s, everything=everything)
+        self._fresh_urgent = self._backlog.num_urgent
+        self._fresh_patient = self._backlog.num_patient
+        self._num_in_group = sum(item.on_done is not None for item in group)
+        self._num_waiting = len(self._backlog)
+        return group
 
     def _due_s(self, now_s: float) -> float:
         """When the next group is to begin; infinite when there is nothing to write."""

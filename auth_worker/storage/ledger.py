@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BindParameter,
@@ -43,6 +43,10 @@ def forget_leases(connection: Connection, lease_ids: Iterable[str]) -> None:
     _FORGET_LEASES.execute(connection, [(lease_id,) for lease_id in lease_ids])
 
 
+class NotAllNewError(Exception):
+    """A group that was taken for first bookings holds others: write it once more, carefully."""
+
+
 class Written(NamedTuple):
     """What a group of bookings came to.
 
@@ -67,6 +71,7 @@ def book_usage(
     saved_leases: Set[str] = frozenset(),
     audit_seq: int = 0,
     prices: Callable[[], PriceTable] = PriceTable,
+    may_repeat: bool = True,
 ) -> Written:
     """Write a group of bookings, each lease once, and move the counters of limits by them.
 
@@ -83,16 +88,18 @@ def book_usage(
         saved_leases: Those that are open, as far as they were saved.
         audit_seq: Of the entry of the audit log that will cover the rows with a price.
         prices: All of them; a row that is corrected is priced as of its grant.
+        may_repeat: Some may not be the first of their leases. Without that, which nearly all groups
+            are, no savepoint is needed.
+
+    Raises:
+        NotAllNewError: One wasn't, although `may_repeat` is False: the transaction is of no use.
     """
     if not bookings:
         return Written({})
     sums: Sums = {}
     charged: Charged = {}
     good: set[tuple[str, str, str]] = set()
-    bookings = [
-        BookUsage._make((*booking[:-1], audit_seq)) if has_price(booking) else booking
-        for booking in (_with_stored_names(booking, good) for booking in bookings)
-    ]
+    bookings = [_with_stored_names(booking, good) for booking in bookings]
     folded: set[str] = set()
     if folded_up_to >= min(booking.lease_id for booking in bookings):  # ids grow: seldom
         folded = {
@@ -100,11 +107,19 @@ def book_usage(
             for booking in bookings
             if booking.lease_id <= folded_up_to and booking.lease_id not in saved_leases
         }
-    if not folded and _insert_if_all_are_new(connection, bookings):
-        for booking in bookings:
-            _count(booking, sums, charged)
-        written = Written(sums, money=[booking for booking in bookings if booking.audit_seq])
+    money = [booking for booking in bookings if has_price(booking)]
+    rows = _rows(bookings, audit_seq if money else 0)
+    if not folded and not may_repeat:
+        if _INSERT_BOOKINGS.execute(connection, rows) != len(rows):
+            raise NotAllNewError
+        is_done = True
     else:
+        is_done = not folded and _insert_if_all_are_new(connection, rows)
+    if is_done:
+        _count(bookings, sums, charged)
+        written = Written(sums, money=money)
+    else:
+        bookings = [BookUsage._make(row) for row in rows]
         written = _book_one_by_one(connection, bookings, sums, charged, folded, audit_seq, prices)
     if charged:
         counters: dict[int, int] = {}
@@ -137,10 +152,20 @@ def _with_stored_names(booking: BookUsage, good: set[tuple[str, str, str]]) -> B
     return booking._replace(lease_id=lease_id, model=model, end_user=end_user, endpoint=endpoint)
 
 
-def _insert_if_all_are_new(connection: Connection, bookings: Sequence[BookUsage]) -> bool:
+def _rows(bookings: Sequence[BookUsage], audit_seq: int) -> Sequence[tuple[Any, ...]]:
+    """As they stand in the ledger, those with a price under the entry that covers them."""
+    if not audit_seq:
+        return bookings
+    return [
+        (*booking[:-1], audit_seq) if booking.price_id or booking.cost_micros else booking
+        for booking in bookings
+    ]
+
+
+def _insert_if_all_are_new(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> bool:
     """Insert a group that holds no lease twice and none of before; otherwise do nothing."""
     run(connection, "SAVEPOINT new_bookings")
-    are_new = _INSERT_BOOKINGS.execute(connection, bookings) == len(bookings)
+    are_new = _INSERT_BOOKINGS.execute(connection, rows) == len(rows)
     if not are_new:
         run(connection, "ROLLBACK TO new_bookings")
     run(connection, "RELEASE new_bookings")
@@ -168,7 +193,7 @@ def _book_one_by_one(
             continue
         if before is None:
             to_insert[booking.lease_id] = booked[booking.lease_id] = booking
-            _count(booking, sums, charged)
+            _count([booking], sums, charged)
             continue
         changes: dict[int, int] = {}
         more = (0, 0, 0)
@@ -201,8 +226,8 @@ def _book_one_by_one(
             )
             target = to_insert if booking.lease_id in to_insert else to_update
             target[booking.lease_id] = booked[booking.lease_id] = corrected
-            _count(before, sums, charged, -1)
-            _count(corrected, sums, charged)
+            _count([before], sums, charged, -1)
+            _count([corrected], sums, charged)
         later[index] = Booked(tuple(changes.items()), more)
     if to_insert:
         _INSERT_BOOKINGS.execute(connection, list(to_insert.values()))
@@ -272,42 +297,39 @@ def _correct_ledger(connection: Connection, bookings: Iterable[BookUsage]) -> No
     connection.execute(update(schema.ledger).where(_ledger.lease_id == bindparam("of_lease")), rows)
 
 
-def _count(booking: BookUsage, sums: Sums, charged: Charged, sign: int = 1) -> None:
-    """Count a booking, or take it back with sign -1; an unused one counts nowhere."""
-    if booking.outcome == "unused":
-        return
-    prompt_tokens, completion_tokens = booking.prompt_tokens, booking.completion_tokens
-    cost_micros, used_ms = booking.cost_micros, booking.settled_at_ms
-    charges = booking.charges
-    if charges:
-        used = charged.get(charges)
-        if used is None:
-            used = charged[charges] = [0, 0, 0, 0]
-        used[0] += sign
-        used[1] += sign * prompt_tokens
-        used[2] += sign * completion_tokens
-        used[3] += sign * cost_micros
-    hour_key = (
-        booking.key_id,
-        used_ms // _MS_AN_HOUR,
-        booking.model,
-        booking.endpoint,
-        booking.end_user,
-        booking.user_id,
-        booking.team_id,
-    )
-    counted = [
-        sign,
-        sign * prompt_tokens,
-        sign * completion_tokens,
-        sign * booking.cached_tokens,
-        sign * booking.reasoning_tokens,
-        sign * cost_micros,
-        used_ms,
-    ]
-    total = sums.setdefault(hour_key, counted)
-    if total is not counted:
-        add_total(total, counted)
+def _count(bookings: Iterable[BookUsage], sums: Sums, charged: Charged, sign: int = 1) -> None:
+    """Count bookings, or take them back with sign -1; an unused one counts nowhere."""
+    for booking in bookings:
+        if booking.outcome == "unused":
+            continue
+        prompt, completion = booking.prompt_tokens, booking.completion_tokens
+        cached, reasoning = booking.cached_tokens, booking.reasoning_tokens
+        cost_micros, used_ms = booking.cost_micros, booking.settled_at_ms
+        if sign != 1:
+            prompt, completion, cost_micros = sign * prompt, sign * completion, sign * cost_micros
+            cached, reasoning = sign * cached, sign * reasoning
+        charges = booking.charges
+        if charges:
+            used = charged.get(charges)
+            if used is None:
+                used = charged[charges] = [0, 0, 0, 0]
+            used[0] += sign
+            used[1] += prompt
+            used[2] += completion
+            used[3] += cost_micros
+        hour_key = (
+            booking.key_id,
+            used_ms // _MS_AN_HOUR,
+            booking.model,
+            booking.endpoint,
+            booking.end_user,
+            booking.user_id,
+            booking.team_id,
+        )
+        counted = [sign, prompt, completion, cached, reasoning, cost_micros, used_ms]
+        total = sums.setdefault(hour_key, counted)
+        if total is not counted:
+            add_total(total, counted)
 
 
 def _save_leases(dialect: str, num_rows: int) -> Executable:

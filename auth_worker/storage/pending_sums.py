@@ -230,8 +230,13 @@ def add_sums(sums: Sums, more: Mapping[HourKey, list[int]], sign: int = 1) -> No
 
 def add_total(known: list[int], total: list[int], sign: int = 1) -> None:
     """Add the sums of one key, or take them back with sign -1."""
-    for index in range(_NUM_SUMMED):
-        known[index] += sign * total[index]
+    requests, prompt, completion, cached, reasoning, money, _ = total
+    known[0] += sign * requests  # a loop over them takes twice as long
+    known[1] += sign * prompt
+    known[2] += sign * completion
+    known[3] += sign * cached
+    known[4] += sign * reasoning
+    known[5] += sign * money
     if total[_NUM_SUMMED] > known[_NUM_SUMMED]:
         known[_NUM_SUMMED] = total[_NUM_SUMMED]
 

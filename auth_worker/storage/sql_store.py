@@ -56,7 +56,7 @@ from auth_worker.storage import (
 )
 from auth_worker.storage.database import Database
 from auth_worker.storage.key_table import KeyTable
-from auth_worker.storage.ledger import book_usage, forget_leases, save_leases
+from auth_worker.storage.ledger import NotAllNewError, book_usage, forget_leases, save_leases
 from auth_worker.storage.limit_table import save_counters
 from auth_worker.storage.pending_sums import PendingSums, SumsChange, load_sums
 from auth_worker.storage.resource_table import ResourceTable
@@ -152,13 +152,15 @@ class SqlStore:
         with self._lock:
             return self._apply(operations)
 
-    def _apply(self, operations: Sequence[Operation]) -> list[Result]:
+    def _apply(self, operations: Sequence[Operation], *, may_repeat: bool = False) -> list[Result]:
         done: _Done | None = None
         number = self._num_commits + 1
         try:
             with self._database.transaction() as connection:
                 if self._database.hold(connection, self._epoch, number):
-                    done = self._carry_out(connection, operations)
+                    done = self._carry_out(connection, operations, may_repeat=may_repeat)
+        except NotAllNewError:
+            return self._apply(operations, may_repeat=True)
         except StoreUnavailableError:
             # If all that is missing is the answer to the commit, it may have come through.
             self._in_doubt = done or self._in_doubt
@@ -171,7 +173,9 @@ class SqlStore:
             return self._apply(operations)
         return done.results
 
-    def _carry_out(self, connection: Connection, operations: Sequence[Operation]) -> "_Done":
+    def _carry_out(
+        self, connection: Connection, operations: Sequence[Operation], *, may_repeat: bool
+    ) -> "_Done":
         table, resources = self._tables(connection)
         saved, bookings, placed = _lease_changes(operations)
         others = [operation for _, operation in placed]
@@ -192,6 +196,7 @@ class SqlStore:
             saved_leases=self._saved_leases,
             audit_seq=self._audit_seq + 1,
             prices=lambda: PriceTable(resources.all_prices()),
+            may_repeat=may_repeat or any(type(booking) is not BookUsage for booking in bookings),
         )
         sums.add(written.sums)
         sums.add_due(self._wall_ms())

@@ -7,7 +7,14 @@ from queue import Queue
 import pytest
 
 from auth_worker.errors import AuthError, StoreError, StoreFencedError, StoreUnavailableError
-from auth_worker.records.operations import Operation, Result, Snapshot, TouchKey
+from auth_worker.records.operations import (
+    LeaseRow,
+    Operation,
+    Result,
+    SaveLease,
+    Snapshot,
+    TouchKey,
+)
 from auth_worker.storage.backlog import MAX_GROUP
 from auth_worker.storage.committer import (
     MIN_BUSY_GROUP,
@@ -306,3 +313,51 @@ def test_a_long_backlog_is_not_healthy(num_waiting: int, is_healthy: bool) -> No
     for number in range(num_waiting):
         bench.committer.submit(booking(f"lease-{number}"))
     assert bench.committer.is_healthy is is_healthy
+
+
+def test_who_submits_waits_for_nobody_who_holds_the_lock() -> None:
+    bench = Bench(ScriptedStore())
+
+    def submit() -> None:
+        bench.submit("lease")
+        bench.committer.submit(TouchKey("key_user", 1))
+
+    thread = threading.Thread(target=submit, daemon=True)
+    with bench.committer._lock:
+        thread.start()
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    assert bench.committer.num_unanswered == 1
+
+
+def test_what_was_submitted_before_the_thread_slept_wakes_it_or_is_seen() -> None:
+    bench = Bench(ScriptedStore(), interval_s=3600.0)
+    bench.committer.start()
+    for number in range(500):
+        bench.submit(f"lease-{number}")
+        assert bench.answer() == (f"lease-{number}", None)
+    assert bench.committer.close(WAIT_S)
+
+
+def test_a_lease_that_changes_for_hours_stands_once_while_the_disk_is_stuck() -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    stuck = [True]
+
+    def before(operations: Sequence[Operation]) -> None:
+        if stuck.pop() if stuck else False:
+            entered.set()
+            assert go_on.wait(WAIT_S)
+
+    store = ScriptedStore(before)
+    bench = Bench(store)
+    bench.committer.start()
+    bench.submit("first")
+    assert entered.wait(WAIT_S)
+    for number in range(5 * MAX_GROUP):
+        row = LeaseRow("lease", "req-1", "key_user", "demo", 5, 10, number, 0, 0)
+        bench.committer.submit(SaveLease(row))
+        assert len(bench.committer._incoming) < MAX_GROUP
+    assert bench.is_healthy()
+    go_on.set()
+    assert bench.committer.close(WAIT_S)
+    assert [len(group) for group in store.groups] == [1, 1]

@@ -230,6 +230,7 @@ def test_the_leases_of_a_clean_end_are_on_the_disk_before_its_slices_are_dropped
         assert isinstance(bench.ask(authorize(scope=SCOPE)), Granted)
         bench.authority.close()
         # A group is full: the leases beyond it would be written after it, a kill in between.
+        bench.committer._take_in()
         operations = [item.operation for item in bench.committer._backlog.take(0.0)]
         kinds = [type(operation) for operation in operations]
         assert kinds.index(SaveLease) < kinds.index(DropCounters)

@@ -1,10 +1,13 @@
 """The store over either database: durable, fenced, every lease booked once."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection, select
 
 from auth_worker.errors import (
     InvalidCommandError,
@@ -13,6 +16,7 @@ from auth_worker.errors import (
     StoreForeignError,
     StoreTooNewError,
 )
+from auth_worker.records.limit_usage import Booked
 from auth_worker.records.operations import (
     AddKey,
     AuditEntry,
@@ -27,6 +31,8 @@ from auth_worker.records.operations import (
     SaveLease,
     TouchKey,
 )
+from auth_worker.storage import ledger, schema
+from auth_worker.storage.bulk import run
 from auth_worker.storage.sql_store import SqlStore
 from protocol.wire.messages import KeyDetails
 from tests.fakes.auth_parts import START_S, booking, stored_key
@@ -314,3 +320,26 @@ def test_a_booking_reads_back_as_it_was_written(store: SqlStore) -> None:
     given_booking = booking("a", granted_at_ms=None)
     store.apply([given_booking])
     assert rows(store, "SELECT * FROM ledger") == [tuple(given_booking)]
+
+
+def test_only_a_group_that_repeats_a_booking_needs_a_savepoint(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+
+    def noted(connection: Connection, text: str, values: Sequence[Any] = ()) -> Any:
+        texts.append(text.split()[0])
+        return run(connection, text, values)
+
+    monkeypatch.setattr(ledger, "run", noted)
+    first = [booking(f"lease-{number}") for number in range(3)]
+    assert store.apply(first) == [None] * 3
+    assert texts == []
+    again = booking("lease-1", prompt_tokens=77)
+    new, repeated, last = store.apply([booking("lease-3"), again, booking("lease-4")])
+    assert (new, repeated, last) == (None, Booked(()), None)
+    assert texts == ["SAVEPOINT", "ROLLBACK", "RELEASE"]
+    with store.database.reading() as connection:
+        rows = connection.execute(select(schema.ledger.c.lease_id, schema.ledger.c.prompt_tokens))
+        found = {row.lease_id: row.prompt_tokens for row in rows}
+    assert found == {f"lease-{number}": first[0].prompt_tokens for number in range(5)}
