@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     DialectInsert = sqlite.Insert | postgresql.Insert
 
 _VALUES = " VALUES "
-_SIZES = (128, 64, 32, 16, 8, 7, 6, 5, 4, 3, 2, 1)
-"""Of many rows few statements, and of a few rows one: each is another wait for the GIL."""
+_SIZES = (128, 64, 32, 16, 8, 4, 2, 1)
 
 
 def insert_rows(dialect: str, table: Table, num_rows: int) -> "DialectInsert":

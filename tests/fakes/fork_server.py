@@ -220,6 +220,8 @@ def _become(request: dict[str, Any], fds: Sequence[int]) -> list[str]:
     if request["max_file_bytes"] >= 0:
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["max_file_bytes"], hard))
+        # Python would leave half of a module's bytecode behind, which breaks every later process.
+        sys.dont_write_bytecode = True
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environ"])
