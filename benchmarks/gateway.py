@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -211,9 +211,7 @@ def measure_starts(cores: Cores, rounds: int, directory: Path, template: Path) -
 
 # What the reports say.
 
-
-def _median(values: Iterable[float]) -> float:
-    return statistics.median(values)
+_median = statistics.median
 
 
 def _percentile(values: Sequence[float], percent: int) -> float:
@@ -312,6 +310,9 @@ def _json_table(sides: Mapping[str, list[Report]]) -> list[str]:
             f"server CPU a request {ratio(sides, server_cpu_us('answers'), peer):.2f}, "
             f"requests/s {ratio(sides, answers_per_s, peer):.3f}",
         ]
+    if {"fastapi", "zmq"} <= sides.keys():
+        floor = sum(_median(map(p50_ms, sides[peer])) for peer in ("fastapi", "zmq"))
+        lines += ["", f"FastAPI's echo and the bare messages of a request: p50 {floor:.2f} ms"]
     return lines
 
 

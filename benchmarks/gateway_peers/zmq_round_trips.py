@@ -4,24 +4,26 @@
     python -m benchmarks.gateway_peers.zmq_round_trips ask --endpoint ipc:///…      # a ROUTER
 
 `ask` stands for a gateway and reads orders from standard input as the load client does:
-`{"num_requests", "num_at_a_time", "pids"}`. A request is three questions in turn and a last word:
-authorize, prepare, generate with one answer a token, settle; the sizes are those of the real
-messages. `answer` is all workers in one. Both end when `ask` loses its standard input.
+`{"num_requests", "num_at_a_time", "pids"}`. A request waits twice, as those of a caller that is
+known do: authorize beside prepare, then generate, whose answer is one message; a last word, settle,
+comes behind it. The sizes are those of the real messages. `answer` is all workers in one. Both end
+when `ask` loses its standard input.
 """
 
 import argparse
 import json
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 
 import psutil
 import zmq
 
 NUM_TOKENS = 16
-QUESTIONS = ((200, 160, 1), (290, 250, 1), (320, 150, NUM_TOKENS), (120, 60, 1))
-"""Bytes of a question, bytes of an answer, answers: authorize, prepare, generate, settle."""
+QUESTIONS = ((276, 225), (290, 250), (320, 502), (206, 60))
+"""Bytes of a question and of its answer: authorize, prepare, generate, settle."""
+_GENERATE, _SETTLE = 2, 3
 _QUIT = b"q"
 
 
@@ -31,14 +33,12 @@ def answer(endpoint: str) -> None:
         socket.linger = 0
         socket.connect(endpoint)
         socket.send(b"hello")
-        answers = [bytes(size) for _, size, _ in QUESTIONS]
+        answers = [bytes(size - 4) for _, size in QUESTIONS]
         while True:
             frame = socket.recv()
             if frame == _QUIT:
                 return
-            step, name = frame[0], frame[:4]
-            for _ in range(QUESTIONS[step][2]):
-                socket.send(name + answers[step][4:])
+            socket.send(frame[:4] + answers[frame[0]])
 
 
 class Asker:
@@ -52,41 +52,42 @@ class Asker:
     def __init__(self, socket: "zmq.Socket[bytes]", peer: bytes) -> None:
         self._socket = socket
         self._peer = peer
-        self._frames = [bytes(size - 4) for size, _, _ in QUESTIONS]
+        self._frames = [bytes(size - 4) for size, _ in QUESTIONS]
 
     def play(self, num_requests: int, num_at_a_time: int) -> list[float]:
-        """The seconds that each request took from its first question to its last token."""
-        waiting = deque(range(num_requests))
+        """The seconds that each request took from its first question to its answer."""
+        waiting = iter(range(num_requests))
         started: dict[int, float] = {}
-        left: dict[int, int] = {}
+        half_ready: set[int] = set()
         times: list[float] = []
         num_settled = 0
-        for _ in range(min(num_at_a_time, num_requests)):
-            number = waiting.popleft()
-            started[number] = time.perf_counter()
-            self._ask(0, number)
+        for number in islice(waiting, num_at_a_time):
+            self._begin(number, started)
         while num_settled < num_requests:
             frame = self._socket.recv_multipart()[1]
             step, number = frame[0], int.from_bytes(frame[1:4], "little")
-            if step == len(QUESTIONS) - 1:
+            if step == _SETTLE:
                 num_settled += 1
-                continue
-            left[number] = left.get(number, QUESTIONS[step][2]) - 1
-            if left[number]:
-                continue
-            del left[number]
-            self._ask(step + 1, number)
-            if step + 1 == len(QUESTIONS) - 1:
+            elif step == _GENERATE:
                 times.append(time.perf_counter() - started.pop(number))
-                if waiting:
-                    number = waiting.popleft()
-                    started[number] = time.perf_counter()
-                    self._ask(0, number)
+                self._ask(_SETTLE, number)
+                for following in islice(waiting, 1):
+                    self._begin(following, started)
+            elif number in half_ready:
+                half_ready.remove(number)
+                self._ask(_GENERATE, number)
+            else:
+                half_ready.add(number)
         return times
 
     def end(self) -> None:
         """Tell who answers that this is all."""
         self._socket.send_multipart([self._peer, _QUIT])
+
+    def _begin(self, number: int, started: dict[int, float]) -> None:
+        started[number] = time.perf_counter()
+        for step in range(_GENERATE):
+            self._ask(step, number)
 
     def _ask(self, step: int, number: int) -> None:
         head = bytes((step,)) + number.to_bytes(3, "little")
