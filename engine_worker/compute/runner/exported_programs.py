@@ -29,8 +29,6 @@ import jax
 import numpy as np
 from jax import export
 
-import engine_worker
-
 SUFFIX: Final = ".program"
 _MAGIC: Final = b"penstock program 1\n"
 _LENGTH_BYTES: Final = 8
@@ -227,7 +225,7 @@ def _write(path: Path, traced: _Traced) -> None:
 def _surroundings() -> str:
     """What every trace of this process depends on."""
     digest = hashlib.sha256()
-    root = Path(engine_worker.__file__).parent
+    root = Path(__file__).parents[2]  # of `engine_worker`
     files = sorted(path for pattern in _CODE for path in root.rglob(pattern))
     if not files:
         raise OSError("this package's code is not in files")
