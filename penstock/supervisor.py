@@ -37,6 +37,8 @@ _KILL_GRACE_S = 2.0
 """After a second signal: for telling clients, writing down what was used and saying goodbye."""
 _SIGNAL_INTERVAL_S = 0.3
 """Two signals of a kind become one while the first is pending, so the second one comes later."""
+_LATEST_START_S = 5.0
+"""After so long a process is started that waits for another one's file."""
 _ENDING_SHARE = 0.4
 _MAX_ENDING_S = 10.0
 """Of the drain time, at most so much is kept for what comes after: ending the rest with a clear
@@ -52,12 +54,14 @@ class ProcessSpec:
         module: Started as `python -m module`.
         environment: Added to the common environment.
         stop_order: Lower stops first: the gateway drains while the workers still answer.
+        starts_after: The first start waits for this file, though not for long.
     """
 
     name: str
     module: str
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     stop_order: int = 1
+    starts_after: Path | None = None
 
 
 class Child:
@@ -81,6 +85,13 @@ class Child:
         """Whether the process runs now."""
         return self.process is not None and self.process.poll() is None
 
+    def is_due(self, now: float) -> bool:
+        """Whether it is to be started now, where `restart_at` says that it is to be."""
+        assert self.restart_at is not None  # noqa: S101
+        file = self.spec.starts_after
+        is_awaited = self.process is None and file is not None and file.exists()
+        return is_awaited or now >= self.restart_at
+
 
 def describe(status: int) -> str:
     """An exit status in words; `subprocess` gives a signal as a negative one."""
@@ -99,16 +110,20 @@ def process_specs(
         folders: Model name → local folder; None is the bundled demo model.
         run_dir: Folder of the sockets.
     """
-    specs = [
-        ProcessSpec("auth", "auth_worker", _given(settings, SECRETS_OF_AUTH), stop_order=3),
-        *_gateways(settings, run_dir),
-    ]
-    formats = _formats(settings)
-    specs += [
-        ProcessSpec(f"toolparser-{number}", "toolparser_worker", formats, stop_order=2)
-        for number in range(settings.num_parsers)
-    ]
     num_engines = sum(model.num_engines for model in settings.models)
+    gateways, formats = _gateways(settings, run_dir), _formats(settings)
+    # An engine takes longest, then a gateway. On few cores others at once would only delay them.
+    has_cores = num_usable_cores() > num_engines + len(gateways)
+    after = None if has_cores else run_dir / "port"
+    auth_environment = _given(settings, SECRETS_OF_AUTH)
+    others = [
+        ProcessSpec("auth", "auth_worker", auth_environment, 3, after),
+        *(
+            ProcessSpec(f"toolparser-{number}", "toolparser_worker", formats, 2, after)
+            for number in range(settings.num_parsers)
+        ),
+    ]
+    engines: list[ProcessSpec] = []
     threads = iter(_threads(settings, num_engines))
     for model in settings.models:
         environment = {"PENSTOCK_MODEL_NAME": model.name}
@@ -116,13 +131,13 @@ def process_specs(
         if folder is not None:
             environment["PENSTOCK_MODEL_PATH"] = str(folder)
         environment |= environment_of(model, SHARED)
-        specs += [
+        engines += [
             ProcessSpec(
                 f"engine[{model.name}]-{number}", "engine_worker", environment | next(threads), 2
             )
             for number in range(model.num_engines)
         ]
-    return tuple(specs)
+    return (*engines, *gateways, *others)
 
 
 def _threads(settings: ServeSettings, num_engines: int) -> list[dict[str, str]]:
@@ -275,7 +290,10 @@ class Supervisor:
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
         try:
             for child in self.children:
-                self.start(child)
+                if child.spec.starts_after is None:
+                    self.start(child)
+                else:
+                    child.restart_at = self._clock() + _LATEST_START_S
         except BaseException as error:
             self.__exit__(None, None, None)  # what was started already must not stay behind
             if isinstance(error, OSError):
@@ -337,7 +355,7 @@ class Supervisor:
                 self._note_life(child, now)
             elif child.restart_at is None:
                 self._note_death(child, now)
-            elif now >= child.restart_at:
+            elif child.is_due(now):
                 self._start_again(child, now)
             if child.policy.is_reminder_due(now):
                 logger.warning(

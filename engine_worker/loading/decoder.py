@@ -131,7 +131,7 @@ def load_model(
         ConfigurationError: A setting doesn't go with the model.
     """
     on_phase("loading", 0.0, "configuration")
-    prepare_backend(settings.compile_cache_dir, settings.num_threads)
+    cache_dir = prepare_backend(settings.compile_cache_dir, settings.num_threads)
     spec = _load_spec(settings)
     dtype = _choose_dtype(settings, spec)
     backend = _choose_backend(settings, spec, dtype)
@@ -165,6 +165,7 @@ def load_model(
             max_model_len,
             device_memory_stats,
             compiler_yields=compiler_yields,
+            program_folder=choose_program_folder(cache_dir, spec),
         )
         tokenizer, template = text_side.result()
     on_compiled = partial(on_phase, "compiling")
@@ -189,6 +190,19 @@ def load_model(
     return _assemble(settings, dtype, tokenizer, template, runner, engine, embedder)
 
 
+def choose_program_folder(cache_dir: Path | None, spec: DecoderSpec) -> Path | None:
+    """Where programs are kept as they were traced; None has them traced at every start.
+
+    Args:
+        cache_dir: Of what is kept for this machine and version of jax.
+        spec: Of the decoder: one of another package's families depends on that package's code.
+    """
+    # On an accelerator nobody has measured it.
+    if cache_dir is None or jax.default_backend() != "cpu" or origin_of(spec.architecture):
+        return None
+    return cache_dir / "programs"
+
+
 def _load_text_side(settings: ModelSettings, vocab_size: int) -> tuple[Tokenizer, ChatTemplate]:
     folder = settings.tokenizer_path or settings.path
     tokenizer = Tokenizer.load(folder, settings.path, vocab_size)
@@ -205,6 +219,7 @@ def create_runner(
     read_device_stats: Callable[[], Mapping[str, int] | None],
     *,
     compiler_yields: bool = False,
+    program_folder: Path | None = None,
 ) -> JaxModelRunner:
     """A runner whose cache has the configured size, or the size that memory allows.
 
@@ -214,6 +229,7 @@ def create_runner(
         max_model_len: The longest request, tokens.
         read_device_stats: See `device_memory_stats`.
         compiler_yields: See `JaxModelRunner.create`.
+        program_folder: See there.
 
     Raises:
         KvMemoryError: Not even one request of `max_model_len` fits.
@@ -231,6 +247,7 @@ def create_runner(
             deterministic=settings.deterministic,
             speculates=settings.speculation is not SpeculationMode.OFF,
             compiler_yields=compiler_yields,
+            program_folder=program_folder,
         )
 
     kv_memory_bytes = settings.kv_memory_bytes

@@ -191,6 +191,10 @@ class Backend(Protocol):
     def is_batch_invariant(self) -> bool:
         """Whether a token's bits are the same whatever else its program computes, in any batch."""
 
+    @property
+    def custom_calls(self) -> Sequence[str]:
+        """Targets that its programs call, of a library that is loaded wherever they are run."""
+
     def table_multiple(self, block_size: int) -> int:
         """The width of block tables is a multiple of this."""
 

@@ -165,19 +165,16 @@ class KvLayout:
             if layer is None:
                 return None
             if isinstance(layer, LayerStateShapes):
+                float32 = np.dtype(np.float32)
                 return LayerStates(
-                    tuple(jnp.zeros((num_states, *shape), jnp.float32) for shape in layer.shapes)
+                    tuple(_abstract((num_states, *shape), float32) for shape in layer.shapes)
                 )
             return LayerPages(
-                jnp.zeros((num_blocks, *layer.keys), layer.stored_dtype),
-                jnp.zeros((num_blocks, *layer.values), layer.stored_dtype),
+                _abstract((num_blocks, *layer.keys), layer.stored_dtype),
+                _abstract((num_blocks, *layer.values), layer.stored_dtype),
             )
 
-        def make() -> KvCache:
-            return tuple(map(make_layer, self.layers, self.groups.of_layer))
-
-        cache: KvCache = jax.eval_shape(make)
-        return cache
+        return tuple(map(make_layer, self.layers, self.groups.of_layer))
 
     def allocate(self) -> KvCache:
         """A zeroed cache on the default device; in the host's memory it takes none until used."""
@@ -219,6 +216,12 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
     ordered = np.sort(np.asarray(numbers))
     pieces = np.split(ordered, np.flatnonzero(np.diff(ordered) > 1) + 1)
     return [(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]
+
+
+def _abstract(shape: tuple[int, ...], dtype: np.dtype[Any]) -> jax.Array:
+    """Shape and type, which are all that is asked of it."""
+    abstract: jax.Array = jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+    return abstract
 
 
 def _zeros(shape_and_type: tuple[tuple[int, ...], Any]) -> jax.Array:

@@ -29,7 +29,7 @@ def prepare_backend(
     cache_dir: Path | None,
     num_threads: int | None = None,
     environment: MutableMapping[str, str] = os.environ,
-) -> None:
+) -> Path | None:
     """Sets jax up for serving; must run before the first array is made.
 
     Args:
@@ -40,27 +40,31 @@ def prepare_backend(
         environment: Whose `XLA_FLAGS` decide about the cache's subfolder, and whose `NPROC` says
             how many threads XLA makes for computing; set here where those are fewer than the cores
             that the process may run on.
+
+    Returns:
+        The folder of what is kept for this machine and this version of jax; None for no cache.
     """
     grant_cores(num_threads)
     limit_threads(environment)
     # The engine waits for every step, so dispatching from another thread only costs a core.
     _configure("jax_cpu_enable_async_dispatch", False)
     if cache_dir is None:
-        return
+        return None
     folder = cache_dir / cache_key(environment.get("XLA_FLAGS", ""), cpu_description())
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         _log.warning("no compile cache: %s can't be made: %s", folder, error.strerror)
-        return
+        return None
     if not os.access(folder, os.W_OK):
         _log.warning("no compile cache: %s can't be written", folder)
-        return
+        return None
     _configure("jax_compilation_cache_dir", str(folder))
     _configure("jax_persistent_cache_min_compile_time_secs", 0.0)
     _configure("jax_persistent_cache_min_entry_size_bytes", -1)
     # A broken entry is a warning and a fresh compile.
     _configure("jax_raise_persistent_cache_errors", False)
+    return folder
 
 
 def limit_threads(environment: MutableMapping[str, str]) -> None:

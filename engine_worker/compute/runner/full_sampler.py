@@ -93,10 +93,14 @@ class FullSampler:
         self._num_slots = num_slots
         self._vocab_size = backend.spec.vocab_size
         self._num_top = min(MAX_LOGPROBS, self._vocab_size)
-        # Most calls have no bias or no mask: these never leave the device.
-        self._no_biases = jnp.full((2, num_rows, MAX_LOGIT_BIASES), self._vocab_size, jnp.int32)
-        self._none_wanted = jnp.zeros((num_rows, MAX_LOGPROB_TOKEN_IDS), jnp.int32)
-        self._all_allowed = jnp.asarray(np.tile(allow_all(self._vocab_size), (num_rows, 1)))
+        # Most calls have no bias or no mask: these never leave the device. Made by numpy, because
+        # jax compiles a program for each shape that it fills.
+        biases = np.full((2, num_rows, MAX_LOGIT_BIASES), self._vocab_size, np.int32)
+        wanted = np.zeros((num_rows, MAX_LOGPROB_TOKEN_IDS), np.int32)
+        allowed = np.tile(allow_all(self._vocab_size), (num_rows, 1))
+        self._no_biases, self._none_wanted, self._all_allowed = map(
+            jax.device_put, (biases, wanted, allowed)
+        )
 
     def __call__(
         self, leaves: Leaves, counts: jax.Array, hidden: jax.Array, inputs: FullSamplerInputs

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import jax
@@ -84,6 +85,7 @@ class JaxModelRunner:
         speculates: bool = False,
         run_ahead: bool | None = None,
         compiler_yields: bool = False,
+        program_folder: Path | None = None,
     ) -> Self:
         """A runner with an empty cache and no program compiled yet.
 
@@ -103,6 +105,7 @@ class JaxModelRunner:
                 device works while the host does something else.
             compiler_yields: Whether the compiler's threads, which all runners of a process share,
                 get a lower priority for good once the first programs are compiled.
+            program_folder: Where traced programs are kept, see `ExportedPrograms`.
 
         Raises:
             ValueError: A number is out of range, or deterministic with other than float32.
@@ -141,6 +144,7 @@ class JaxModelRunner:
             deterministic,
             run_ahead,
             compiler_yields,
+            program_folder,
         )
         return cls(weights, kv_layout, buckets, limits)
 

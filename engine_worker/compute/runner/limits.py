@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from engine_worker.core.choice.batch import MAX_ROW_STOP_TOKEN_IDS, RowWork
 from engine_worker.core.choice.cache_group import NO_BLOCK, CacheGroup
@@ -17,6 +18,7 @@ class RunnerLimits:
     deterministic: bool
     run_ahead: bool
     compiler_yields: bool = False
+    program_folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

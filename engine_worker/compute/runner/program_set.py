@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.compute.backends.base import Backend, PackedDecoder
 from engine_worker.compute.backends.kv_layout import KvLayout
 from engine_worker.compute.runner.buckets import Bucket, Buckets
 from engine_worker.compute.runner.compiler_threads import CompilerThreads
+from engine_worker.compute.runner.exported_programs import ExportedPrograms
 from engine_worker.compute.runner.full_sampler import FullSampler
 from engine_worker.compute.runner.limits import RunnerLimits
 from engine_worker.compute.runner.packing import PackedLayout
@@ -53,6 +54,11 @@ class ProgramSet:
         threads = CompilerThreads() if is_cpu and limits.compiler_yields else None
         self.store = ProgramStore[Bucket | int | ScoreLayout](
             self.compile, describe, compiler_threads=threads
+        )
+        self._exported = ExportedPrograms(
+            limits.program_folder,
+            [*_parts(decoder.backend, kv_layout), self.table_width, self._num_slots],
+            decoder.backend.custom_calls,
         )
         self._score_layouts = {
             shape: ScoreLayout(shape, self.table_width, kv_layout) for shape in buckets.score_shapes
@@ -122,29 +128,26 @@ class ProgramSet:
     def compile(self, key: Bucket | int | ScoreLayout) -> Any:
         """A program, compiled ahead of time, so that a call can never retrace."""
         backend, leaves = self._decoder.backend, self._decoder.leaves
+        state, lower = self._abstract_state, self._exported.lower
         if isinstance(key, ScoreLayout):
-            packed = np.zeros(key.num_entries, np.int32)
-            return (
-                jax.jit(ScoreProgram(backend, key), donate_argnums=1)
-                .lower(leaves, self._abstract_state.cache, packed)
-                .compile()
-            )
+            shape, packed = key.shape, np.zeros(key.num_entries, np.int32)
+            args: tuple[Any, ...] = (leaves, state.cache, packed)
+            name = f"score_{shape.num_rows}_{shape.num_tokens}"
+            scoring = ScoreProgram(backend, key)
+            return lower(name, scoring, args, (0, state.cache), donated=1).compile()
         if isinstance(key, int):
             sampler = self.samplers[key]
             hidden = np.zeros((key, backend.spec.hidden_size), np.float32)
-            return (
-                jax.jit(sampler, donate_argnums=1)
-                .lower(leaves, self._abstract_state.counts, hidden, sampler.pack((), ()))
-                .compile()
-            )
+            args = (leaves, state.counts, hidden, sampler.pack((), ()))
+            return lower(f"sample_{key}", sampler, args, (0, 0), donated=1).compile()
         layout = self.packed_layouts[key]
         num_sampler_rows = self._buckets.sampler_rows_for(key.num_rows)
         step = StepProgram(backend, layout, self._kv_layout, num_sampler_rows)
-        return (
-            jax.jit(step, donate_argnums=1)
-            .lower(leaves, self._abstract_state, layout.pack(()))
-            .compile()
-        )
+        kind = "prefill" if key.is_prefill else "decode"
+        output = ProgramOutput(0, 0, 0 if key.is_prefill else None)  # type: ignore[arg-type]
+        args = (leaves, state, layout.pack(()))
+        name = f"{kind}_{key.num_rows}_{key.num_queries}_{num_sampler_rows}"
+        return lower(name, step, args, (output, state), donated=1).compile()
 
     def step(
         self, state: DeviceState, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool
@@ -204,6 +207,20 @@ class ProgramSet:
                 counts, np.asarray(0, np.int32), slot_counts
             )
             self._set_counts = lowered.compile()
+
+
+def _parts(backend: Backend, kv_layout: KvLayout) -> list[Any]:
+    """All that the programs of a runner are made of, beside their names and arguments."""
+    return [
+        backend.name,
+        backend.weight_type,
+        backend.cache_dtype,
+        backend.packing.layout,
+        backend.placements,
+        backend.stored_formats,
+        backend.spec,
+        kv_layout,
+    ]
 
 
 def describe(program: Bucket | int | ScoreLayout) -> str:

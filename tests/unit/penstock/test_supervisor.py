@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -279,6 +280,41 @@ def test_engines_divide_the_cores_unless_they_were_given_threads(
     assert threads(engines=3) == ["3", "3", "2"]
     assert threads(models=["a=x", "b=y"]) == ["4", "4"]
     assert threads(models=["a=x", "b=y"], threads=6) == ["6", "6"]
+
+
+def test_on_few_cores_the_quick_ones_start_behind_the_gateway(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started_after(num_cores: int) -> dict[str, Path | None]:
+        monkeypatch.setattr(supervisor, "num_usable_cores", lambda: num_cores)
+        specs = process_specs(settings_of(), {"x": None}, tmp_path)
+        return {spec.module: spec.starts_after for spec in specs}
+
+    few, many = started_after(2), started_after(3)
+    assert few["auth_worker"] == few["toolparser_worker"] == tmp_path / "port"
+    assert few["engine_worker"] is few["gateway"] is None
+    assert set(many.values()) == {None}
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_a_process_starts_with_the_file_that_it_waits_for_and_not_too_late(
+    tmp_path: Path, comes: bool
+) -> None:
+    clock, file = Clock(), tmp_path / "there"
+    late = replace(child(tmp_path, "late", "run"), starts_after=file)
+    first = child(tmp_path, "first", "run")
+    with supervise(late, first, run_dir=tmp_path / "run", clock=clock) as harness:
+        for _ in range(3):
+            harness.poll()
+        assert [one.process is not None for one in harness.children] == [False, True]
+        if comes:
+            file.touch()
+        else:
+            clock.offset += 5.0
+        harness.poll()
+        eventually(lambda: len(lines(tmp_path / "late")) == 1)
+        assert harness.children[0].is_alive
+    assert all(is_gone(int(lines(tmp_path / name)[0])) for name in ("first", "late"))
 
 
 def test_several_gateways_share_a_port_and_have_sockets_of_their_own(tmp_path: Path) -> None:

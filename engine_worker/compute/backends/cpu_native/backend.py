@@ -25,7 +25,7 @@ from engine_worker.compute.backends.base import (
     live_positions,
 )
 from engine_worker.compute.backends.cache_type import AUTO, cache_dtype_of
-from engine_worker.compute.backends.cpu_native import calls, coverage, packing
+from engine_worker.compute.backends.cpu_native import calls, coverage, library, packing
 from engine_worker.compute.backends.cpu_native.experts import (
     FULL_WIDTH,
     LINEAR,
@@ -167,6 +167,10 @@ class CpuNativeBackend:
         # The kernels add in one order for any number of rows; XLA does within one program.
         is_all_native = all(reason is None for reason in self._reasons.values())
         return is_all_native or self._weight_type == "float32"
+
+    @property
+    def custom_calls(self) -> Sequence[str]:
+        return library.TARGETS
 
     def is_native(self, kind: BlockKind, layer: int = 0) -> bool:
         """Whether a kernel computes a block; not if the layer has no such block."""

@@ -24,7 +24,7 @@ from protocol.runtime.container_limits import num_usable_cores
 INTERFACE_VERSION: Final = 9
 """Of the library's calls, attributes and packed layouts: `kInterfaceVersion` of `library.cc`."""
 LIBRARY_PATH: Final = Path(__file__).with_name("libpenstock_kernels.so")
-_TARGETS: Final = (
+TARGETS: Final = (
     "penstock_blocks",
     "penstock_experts",
     "penstock_head",
@@ -90,7 +90,7 @@ def load(
         handle = _loaded.get(path)
         if handle is None:
             handle = _open(path)
-            for target in _TARGETS:
+            for target in TARGETS:
                 capsule = jax.ffi.pycapsule(  # type: ignore[no-untyped-call]
                     getattr(handle, target)
                 )
@@ -179,5 +179,5 @@ def _declare(handle: ctypes.CDLL) -> None:
     for name, (result, arguments) in functions.items():
         function = getattr(handle, name)
         function.restype, function.argtypes = result, arguments
-    for target in _TARGETS:
+    for target in TARGETS:
         getattr(handle, target)

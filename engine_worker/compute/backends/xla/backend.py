@@ -142,6 +142,10 @@ class XlaBackend:
         # Within one program of one shape, which is all that the deterministic mode has.
         return self._weight_type == "float32"
 
+    @property
+    def custom_calls(self) -> Sequence[str]:
+        return ()
+
     def table_multiple(self, block_size: int) -> int:
         return blocks_per_turn(block_size)
 
