@@ -52,8 +52,9 @@ def read_ministral3(
 ) -> DecoderSpec:
     """Ministral 3: queries grow with their position beyond the original length."""
     spec = _read(config, _MINISTRAL3_DEFAULTS, architecture, theta=1_000_000.0)
-    rope = ConfigFields(config).mapping("rope_parameters") or {}
-    fields = ConfigFields(rope, "config.json: rope_parameters")
+    whole = ConfigFields(config)
+    name = "rope_parameters" if whole.mapping("rope_parameters") else "rope_scaling"
+    fields = ConfigFields(whole.mapping(name) or {}, f"config.json: {name}")
     beta = fields.optional_number("llama_4_scaling_beta")
     if beta is None:
         return spec
