@@ -99,6 +99,52 @@ async def test_long_grammars_of_tools_are_not_read_on_the_loop(
         assert response.status_code == 200, response.text
 
 
+LONG_GRAMMAR = {
+    "model": "demo",
+    "messages": [{"role": "user", "content": "x"}],
+    "tools": [
+        {
+            "type": "custom",
+            "custom": {
+                "name": "run",
+                "format": {
+                    "type": "grammar",
+                    "grammar": {
+                        "syntax": "lark",
+                        "definition": "start: start | " + '"a" ' * 300,
+                    },
+                },
+            },
+        }
+    ],
+}
+LONG_NUMBERS = {"model": "demo", "prompt": "x" * bodies.LONG_NUMBERS_BYTES, "temperature": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/chat/completions", LONG_GRAMMAR), ("/v1/completions", LONG_NUMBERS)],
+    ids=["grammar", "numbers"],
+)
+async def test_what_takes_long_is_parsed_for_callers_that_are_known(
+    socket_dir: Path, path: str, body: dict[str, Any]
+) -> None:
+    text = json.dumps(body).replace("0.5", "0.50000000000000000000")
+    assert len(text) < bodies.SMALL_BYTES
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        auth = await gateway.auth(allow_anonymous=False)
+        auth.good_keys = ("sk-good",)
+        await gateway.engine(tool_format="hermes")
+        await gateway.parser()
+        started = started_by(pool_of(gateway))
+        headers = {"Authorization": "Bearer sk-strange", "Content-Type": "application/json"}
+        response = await gateway.client.post(path, content=text, headers=headers)
+        assert (response.status_code, started) == (401, [])
+        headers["Authorization"] = "Bearer sk-good"
+        response = await gateway.client.post(path, content=text, headers=headers)
+        assert (response.status_code, len(started)) == (200, 1), response.text
+
+
 async def test_errors_of_a_large_body_are_those_of_a_small_one(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()

@@ -31,10 +31,16 @@ from gateway.http.access.replaying import (
     idempotency_key,
     table_of,
 )
-from gateway.http.access.route_rules import ROUTE_RULES, Access, RouteRule, scope_of
+from gateway.http.access.route_rules import (
+    RESERVED_FIRST,
+    ROUTE_RULES,
+    Access,
+    RouteRule,
+    scope_of,
+)
 from gateway.http.access.stored_claims import StoredClaim
 from gateway.http.bodies.parsers import BodyKind
-from gateway.http.bodies.reading import LONG_NUMBERS_BYTES, SMALL_BYTES, Bodies, BodyPlace
+from gateway.http.bodies.reading import SMALL_BYTES, Bodies, BodyPlace
 from gateway.http.connections.disconnect import watch
 from gateway.http.parts import parts_of
 from gateway.http.schemas.base.beside_loop import BesideLoopError
@@ -45,16 +51,6 @@ from protocol.wire.endpoints import is_loopback
 from protocol.wire.messages import Actor, Authorize, Granted, KeyRole
 
 ResultT = TypeVar("ResultT")
-
-
-_RESERVED_FIRST = frozenset(
-    {
-        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
-        *("/v1/embeddings", "/v1/decisions", "/v1/systemone"),
-        *("/v1/rerank", "/v2/rerank", "/v1/score"),
-    }
-)
-"""Metered routes that tell nothing of this server before the reservation."""
 
 
 class GuardedRoute(APIRoute):
@@ -150,7 +146,7 @@ async def _guard_metered(request: Request, path: str) -> None:
     # Nothing is reserved for a handshake, though it may say that it has a body.
     has_body = request.method in METHODS_WITH_BODY and _has_small_body(request)
     # Code of other packages runs for nobody who is not known.
-    is_reserved_first = path in _RESERVED_FIRST and has_body and not parts.hooks
+    is_reserved_first = path in RESERVED_FIRST and has_body and not parts.hooks
     if not is_reserved_first and parts.identities.find(caller.key_digest, scope_of(path)) is None:
         await _identify(request, path)
 
@@ -454,10 +450,13 @@ async def parsed(request: Request, body: bytes, kind: BodyKind[ResultT]) -> Resu
 async def _parsed(
     request: Request, bodies: Bodies, caller: bytes, body: bytes, kind: BodyKind[ResultT]
 ) -> ResultT:
-    if len(body) < LONG_NUMBERS_BYTES:
+    if not bodies.takes_long(body):
         with contextlib.suppress(BesideLoopError):
             return bodies.parse_small(body, kind)
-    task = asyncio.get_running_loop().create_task(bodies.parse(body, caller, kind))
+    if getattr(request.state, "granted", None) is None:
+        # The reservation, which would tell a stranger, comes after the work.
+        await key_id_of(request, request.scope["route"].path)
+    task = asyncio.get_running_loop().create_task(bodies.parse_beside(body, caller, kind))
     stop = watch(request.scope, request.receive, partial(_cancel, task))
     try:
         await asyncio.wait((task,))

@@ -192,6 +192,14 @@ ROUTE_RULES: Final[dict[str, RouteRule]] = {
 }
 """Every route by its template; one that isn't here stops the start. Which roles have which scope is
 the auth worker's business."""
+RESERVED_FIRST: Final = frozenset(
+    {
+        *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
+        *("/v1/embeddings", "/v1/decisions", "/v1/systemone"),
+        *("/v1/rerank", "/v2/rerank", "/v1/score"),
+    }
+)
+"""Metered routes that tell nothing of this server before the reservation."""
 
 
 def scope_of(endpoint: str) -> Scope:

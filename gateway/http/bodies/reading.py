@@ -1,6 +1,7 @@
 """Request bodies: read within bounds by caller and in sum, parsed elsewhere when they are large."""
 
 import asyncio
+import contextlib
 from types import TracebackType
 from typing import TypeVar
 
@@ -158,7 +159,7 @@ class Bodies:
 
         Raises:
             InvalidRequestError: It is wrong.
-            BesideLoopError: It takes long; `parse` does it.
+            BesideLoopError: It takes long; `parse_beside` does it.
         """
         return read_on_loop(lambda: kind.parse(body, self._context))
 
@@ -170,14 +171,20 @@ class Bodies:
             OverloadedError: Such a one could not be parsed.
             DeniedError: Too many of them wait for the caller.
         """
-        if len(body) >= OFF_LOOP_BYTES or (
+        if not self.takes_long(body):
+            with contextlib.suppress(BesideLoopError):
+                return self.parse_small(body, kind)
+        return await self.parse_beside(body, caller, kind)
+
+    def takes_long(self, body: bytes) -> bool:
+        """Whether a body is parsed beside the loop whatever it says."""
+        return len(body) >= OFF_LOOP_BYTES or (
             len(body) >= LONG_NUMBERS_BYTES and has_long_numbers(body)
-        ):
-            return await self._pool.parse(body, caller, kind, self._context)
-        try:
-            return self.parse_small(body, kind)
-        except BesideLoopError:
-            return await self._pool.parse(body, caller, kind, self._context)
+        )
+
+    async def parse_beside(self, body: bytes, caller: bytes, kind: BodyKind[ResultT]) -> ResultT:
+        """What a body says that takes long; errors as of `parse`."""
+        return await self._pool.parse(body, caller, kind, self._context)
 
     async def _read_on(
         self, message: Message, receive: Receive, place: BodyPlace, limit: asyncio.Timeout
