@@ -25,6 +25,7 @@ struct SoftmaxState {
 // What one thread needs for one tile and key head.
 struct AttentionScratch {
   Memory queries, scores, state, span_state, page;
+  Memory begun;           // sums of the values that segments share, by 32 of the head's width
   Memory values, scales;  // of int8: a chunk's values, widened, and its scales of keys and values
 
   bool reserve(int64_t folded_rows, const AttentionBlock& block, int64_t block_size) {
@@ -38,6 +39,7 @@ struct AttentionScratch {
            scores.reserve(folded_rows * score_stride(block_size) * 4) &&
            state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
            span_state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
+           begun.reserve(kMostBlockRows * round_up(head_dim, kPanelOutputs) * 4) &&
            page.reserve(head_dim * round_up(block_size, 2 * kLanes) * kLaneBytes);
   }
 
@@ -135,8 +137,11 @@ class Attention {
     const int64_t begin = std::max(begin_ / chunk_size_ * chunk_size_, span * span_size_);
     const int64_t end = std::min(end_, (span + 1) * span_size_);
     for (int64_t chunk = begin; chunk < end; chunk += chunk_size_) {
-      if (tile_->num_segments > 1 && chunk < tile_->num_shared) {
+      const int64_t shared = tile_->num_segments > 1 ? tile_->num_shared - chunk : 0;
+      if (shared >= chunk_size_) {
         run_chunk(whole_, chunk, state);
+      } else if (shared > 0) {
+        run_divided_chunk(chunk, state);
       } else {
         for (const Part& part : parts_) run_chunk(part, chunk, state);
       }
@@ -260,14 +265,28 @@ class Attention {
       absorb(row, chunk, from, to, state);
     }
     if constexpr (kIsInt8) widen_values(part, chunk, from, to);
-    if constexpr (kByAmx) {
-      for (int64_t piece = 0; piece < part.num_rows; piece += kScoreRows) {
-        for (int64_t first = 0; first < dim_; first += kPanelOutputs) {
-          add_by_amx(part, piece, first, chunk, from, to, state.weighted);
-        }
+    add_values(part, chunk, from, to, state.weighted, Sums::kWhole);
+  }
+
+  // A chunk whose first pages all segments share. Scores are of one position each, and sums of values
+  // go on from page to page, so a row has the same bits as by itself.
+  void run_divided_chunk(int64_t chunk, const SoftmaxState& state) {
+    const int64_t from = std::max(chunk, whole_.begin), middle = tile_->num_shared;
+    score_chunk(whole_, chunk, from, middle);
+    for (const Part& part : parts_) {
+      const int64_t to = std::min(part.end, chunk + chunk_size_);
+      score_chunk(part, chunk, std::max(middle, part.begin), to);
+      for (int64_t row = part.row; row < part.row + part.num_rows; row++) {
+        absorb(row, chunk, from, to, state);
       }
-    } else {
-      add_values(part, chunk, from, to, state.weighted);
+    }
+    if constexpr (kIsInt8) widen_values(whole_, chunk, from, middle);
+    add_values(whole_, chunk, from, middle, state.weighted, Sums::kBegun);
+    for (const Part& part : parts_) {
+      const int64_t to = std::min(part.end, chunk + chunk_size_);
+      const int64_t own = std::max(middle, part.begin);
+      if constexpr (kIsInt8) widen_values(part, chunk, own, to);
+      add_values(part, chunk, own, to, state.weighted, Sums::kContinued);
     }
   }
 
@@ -460,8 +479,20 @@ class Attention {
     return (index >= static_cast<int32_t>(low)) & (index < static_cast<int32_t>(high));
   }
 
+  // Of a chunk's values: all, or those of its first pages and those of the others behind them.
+  enum class Sums { kWhole, kBegun, kContinued };
+
   // Adds weight times value of positions `from` to `to`.
-  void add_values(const Part& part, int64_t chunk, int64_t from, int64_t to, float* weighted) {
+  void add_values(const Part& part, int64_t chunk, int64_t from, int64_t to, float* weighted,
+                  [[maybe_unused]] Sums sums) {
+    if constexpr (kByAmx) {
+      for (int64_t piece = 0; piece < part.num_rows; piece += kScoreRows) {
+        for (int64_t first = 0; first < dim_; first += kPanelOutputs) {
+          add_by_amx(part, piece, first, chunk, from, to, weighted, sums);
+        }
+      }
+      return;
+    }
     for (int64_t row = part.row; row < part.row + part.num_rows; row += kValueRows) {
       const int64_t num_rows = std::min<int64_t>(kValueRows, part.row + part.num_rows - row);
       const auto& functions = kValueFunctions[static_cast<size_t>(num_rows)];
@@ -476,12 +507,18 @@ class Attention {
   }
 
 #if defined(__AMX_TILE__)
-  // For a piece and 32 of the head's width from `first` on.
+  // For a piece and 32 of the head's width from `first` on. Sums that are begun are kept as they are:
+  // added to what came before they would be rounded once more.
   void add_by_amx(const Part& part, int64_t piece, int64_t first, int64_t chunk, int64_t from,
-                  int64_t to, float* weighted) {
+                  int64_t to, float* weighted, Sums kind) {
     const int64_t row = part.row + piece, num_rows = rows_of_piece(part, piece);
     const int64_t stride = dim_ * kLaneBytes, width = std::min(kPanelOutputs, dim_ - first);
-    amx_.begin(num_rows);
+    float* begun = scratch_.begun.at<float>() + first * kMostBlockRows + row * kPanelOutputs;
+    if (kind == Sums::kContinued) {
+      amx_.resume(num_rows, begun);
+    } else {
+      amx_.begin(num_rows);
+    }
     for (int64_t page = from / page_size_ * page_size_; page < to; page += page_size_) {
       const int64_t begin = std::max(from, page) - page, end = std::min(to - page, page_size_);
       const char* values = values_at(part, chunk, page) + first * kLaneBytes;
@@ -506,6 +543,11 @@ class Attention {
         finish_writes(pairs);
         amx_.add(x, stride_ * 4, reinterpret_cast<const char*>(pairs), kRowBytes);
       }
+    }
+    if (kind == Sums::kBegun) {
+      amx_.store_sums(begun);
+      finish_writes(begun);
+      return;
     }
     alignas(64) float sums[kMostBlockRows * kPanelOutputs];
     amx_.store_sums(sums);

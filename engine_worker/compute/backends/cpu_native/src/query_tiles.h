@@ -22,8 +22,8 @@ struct QuerySegment {
 };
 
 // Neighbouring segments, the rows of which begin with the same blocks. Positions below `num_shared`,
-// a multiple of the chunk, lie in these and are before every token of the tile: they are read once
-// for all of them, and further ones for each segment by itself.
+// whole pages and a chunk at least, lie in these and are before every token of the tile: they are
+// read once for all of them, and further ones for each segment by itself.
 struct QueryTile {
   int64_t first, count;  // in the order of BlocksCall::live
   int64_t first_segment, num_segments, num_shared;
@@ -36,16 +36,17 @@ struct QueryTiles {
   int64_t num_spans = 1;    // up to the furthest position
 };
 
-// Positions that the rows of two tokens have in the same blocks and that are before both tokens, in
-// whole chunks.
+// Positions that the rows of two tokens have in the same blocks and that are before both tokens;
+// none where they are fewer than a chunk.
 inline int64_t num_shared(const BlocksCall& call, const int32_t* tables, int32_t one,
                           int32_t other) {
   const int64_t before = std::min(call.positions[one], call.positions[other]);
   const int32_t* table = tables + call.rows[one] * call.table_width;
   const int32_t* other_table = tables + call.rows[other] * call.table_width;
-  const int64_t num_blocks = before / call.block_size, chunk = chunk_size(call.block_size);
+  const int64_t num_blocks = before / call.block_size;
   const int64_t same = std::mismatch(table, table + num_blocks, other_table).first - table;
-  return same * call.block_size / chunk * chunk;
+  const int64_t positions = same * call.block_size;
+  return positions < chunk_size(call.block_size) ? 0 : positions;
 }
 
 // Finds the neighbours among the live tokens that attention by some tables takes together.

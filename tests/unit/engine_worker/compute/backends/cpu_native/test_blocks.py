@@ -333,12 +333,14 @@ def test_a_long_context_whose_spans_threads_share_has_the_same_bits(
     assert distance(together - x, expected - crowd.x) < TOLERANCE[cache_type]
 
 
-@at_levels("cache_type,window,block_size", calls.CACHE_TYPES, [0, 290], [32, 24])
+@at_levels(
+    "cache_type,window,block_size,begin", calls.CACHE_TYPES, [0, 290, 12], [32, 24], [530, 620]
+)
 def test_rows_that_begin_with_the_same_blocks_have_the_bits_that_each_has_alone(
-    level: str, cache_type: str, window: int, block_size: int
+    level: str, cache_type: str, window: int, block_size: int, begin: int
 ) -> None:
-    """Their common positions are read once for several of them."""
-    begin = 530 // block_size * block_size
+    """Their common positions are read once for several of them, also within a chunk."""
+    begin = begin // block_size * block_size
     rows = tuple(Row(begin + extra, 1 + extra % 5) for extra in (0, 3, 7, 20, 1, 2, 4, 9, 14))
     problem = Problem(StepShape((*rows, Row(280, 2), Row(begin, 9)), block_size), 40)
     problem.share_blocks(begin // block_size)
