@@ -330,7 +330,7 @@ class AnswerStore:
         )
 
     async def _release_lost(self) -> None:
-        """Let go of rows whose requests have ended here, and whose ends there was no room for.
+        """Release rows whose requests have ended here, and whose ends there was no room for.
 
         What came of them isn't known any more: whoever repeats one goes on with it.
         """
