@@ -50,6 +50,7 @@ class Committer:
 
     Whoever submits takes no lock, mostly: a thread that decides would otherwise wait for the one
     that commits, which holds it whenever it looks what is due, and may lose the GIL there.
+    The class is long because submitting, gathering, writing and trying again share one backlog.
 
     Args:
         store: Used by the commit thread alone once `start` was called.

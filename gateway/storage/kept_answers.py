@@ -159,7 +159,7 @@ def end(connection: Connection, held: Held, owner: str, ended: End) -> bool:
 def release_forgotten(
     connection: Connection, owner: str, held: Callable[[], Container[bytes]]
 ) -> int:
-    """Let go what a gateway is said to hold and doesn't; how much.
+    """Release what a gateway is said to hold and doesn't; how much.
 
     Nobody knows how that ended, so whoever repeats it goes on with it.
 
