@@ -8,6 +8,7 @@ from engine_worker.compute.runner.profiling import Profiler
 from engine_worker.config import EngineSettings, ModelSettings
 from engine_worker.core.metrics import EngineMetrics
 from engine_worker.errors import ModelLoadError
+from engine_worker.loading.phases import PhaseCallback
 from engine_worker.loading.write_behind import WriteBehind
 from engine_worker.serving.handler import EngineHandler
 from engine_worker.serving.step_loop import StepLoop
@@ -16,7 +17,7 @@ from protocol.runtime.threads import watch_threads
 from protocol.wire import codec
 from protocol.wire.endpoints import Endpoint
 from protocol.wire.keys import ClientSecurity
-from protocol.wire.messages import Classify, EngineCommand, EngineOffer
+from protocol.wire.messages import Classify, EngineCommand, EngineOffer, Phase
 from protocol.wire.worker import Worker, WorkerSettings
 
 EXIT_FAILED = 1
@@ -113,7 +114,8 @@ def _serve_decoder(
     from engine_worker.embedding.service import Embeddings
     from engine_worker.loading.decoder import load_model
 
-    served = load_model(settings, worker.set_phase, metrics, compiler_yields=True, behind=behind)
+    on_phase = logged_phases(worker.set_phase)
+    served = load_model(settings, on_phase, metrics, compiler_yields=True, behind=behind)
     if served.embedder is not None:
         embeddings = TextQueue(
             Embeddings(served.embedder, served.tokenizer, served.offer.vocab_size), worker
@@ -130,6 +132,19 @@ def _serve_decoder(
     )
     _announce(served.offer, worker)
     StepLoop(engine, handler, worker, engine_id=worker.instance_id).run()
+
+
+def logged_phases(on_phase: PhaseCallback) -> PhaseCallback:
+    """The same, and a line in the log when a phase begins: what a start takes can be told."""
+    phases: list[Phase] = []
+
+    def told(phase: Phase, done: float, text: str) -> None:
+        if phase not in phases:
+            phases.append(phase)
+            _log.info("%s: %s", phase, text)
+        on_phase(phase, done, text)
+
+    return told
 
 
 def _serve_encoder(

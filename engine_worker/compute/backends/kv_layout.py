@@ -14,7 +14,7 @@ few tokens, in a ring, because a step may be computed again from a little before
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -220,8 +220,8 @@ def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 def _abstract(shape: tuple[int, ...], dtype: np.dtype[Any]) -> jax.Array:
     """Shape and type, which are all that is asked of it."""
-    abstract: jax.Array = jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
-    return abstract
+    abstract: Any = jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
+    return cast(jax.Array, abstract)
 
 
 def _zeros(shape_and_type: tuple[tuple[int, ...], Any]) -> jax.Array:

@@ -98,9 +98,9 @@ class FullSampler:
         biases = np.full((2, num_rows, MAX_LOGIT_BIASES), self._vocab_size, np.int32)
         wanted = np.zeros((num_rows, MAX_LOGPROB_TOKEN_IDS), np.int32)
         allowed = np.tile(allow_all(self._vocab_size), (num_rows, 1))
-        self._no_biases, self._none_wanted, self._all_allowed = map(
-            jax.device_put, (biases, wanted, allowed)
-        )
+        self._no_biases: jax.Array = jax.device_put(biases)
+        self._none_wanted: jax.Array = jax.device_put(wanted)
+        self._all_allowed: jax.Array = jax.device_put(allowed)
 
     def __call__(
         self, leaves: Leaves, counts: jax.Array, hidden: jax.Array, inputs: FullSamplerInputs

@@ -12,8 +12,6 @@ from typing import Any, Final
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
-from gguf import quants
-from gguf.constants import GGMLQuantizationType
 
 from engine_worker.compute.weights.stored_file import ReadOctets, StoredFile
 from engine_worker.errors import CheckpointError
@@ -63,6 +61,9 @@ def read_numbers(
     if tensor.type_name in PLAIN:
         octets = read(tensor.name, tensor.start, tensor.end)
         return octets.view(PLAIN[tensor.type_name][1]).reshape(tensor.shape)
+    # Late: most models are in no such file, and the package takes long to import.
+    from gguf.constants import GGMLQuantizationType
+
     values = np.empty(tensor.num_values, np.float32)
     kind, (numbers, _) = GGMLQuantizationType[tensor.type_name], _SIZES[tensor.type_name]
     for_each_part(read, tensor, partial(_fill, values, kind, numbers))
@@ -106,11 +107,13 @@ def _all_finite(values: npt.NDArray[np.float32]) -> bool:
 
 def _fill(
     values: npt.NDArray[np.float32],
-    kind: GGMLQuantizationType,
+    kind: Any,
     numbers: int,
     first: int,
     blocks: npt.NDArray[np.uint8],
 ) -> None:
+    from gguf import quants
+
     # Blocks of broken files hold scales of NaN, which are found afterwards.
     with np.errstate(all="ignore"):
         found = quants.dequantize(blocks, kind).reshape(-1)

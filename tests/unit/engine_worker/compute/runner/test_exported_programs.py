@@ -4,7 +4,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -135,8 +135,8 @@ def test_a_custom_call_that_nobody_vouches_for_is_traced_every_time(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def program(x: jax.Array) -> jax.Array:
-        result: jax.Array = jax.ffi.ffi_call("unknown", jax.eval_shape(lambda: x))(x)
-        return result
+        found: Sequence[jax.Array] = jax.ffi.ffi_call("unknown", [jax.eval_shape(lambda: x)])(x)
+        return found[0]
 
     programs = ExportedPrograms(tmp_path, (), ())
     assert "unknown" in programs.lower("called", program, (jnp.ones(3),), 0, donated=0).as_text()
