@@ -65,7 +65,7 @@ class ModelSettings:
     max_model_len: int | None = setting(shared.MAX_MODEL_LEN)
     kv_memory_bytes: int | None = setting(shared.KV_MEMORY)
     block_size: int | None = setting(shared.BLOCK_SIZE)
-    max_num_seqs: int = setting(shared.MAX_NUM_SEQS)
+    max_num_seqs: int | None = setting(shared.MAX_NUM_SEQS)
     max_num_batched_tokens: int = setting(_MAX_NUM_BATCHED_TOKENS)
     prefix_cache: bool = setting(
         switch(

@@ -88,7 +88,7 @@ def estimate(graph: DecoderGraph, weight_type: str) -> MemoryEstimate:
 def _stored(graph: DecoderGraph) -> SafetensorsCheckpoint:
     file = Path("model.safetensors")
     tensors = {
-        source.name: TensorInfo(source.name, file, "BF16", source.shape, 0, 0)
+        source.name: TensorInfo(source.name, file, "BF16", source.shape, 0, 0, in_rows=True)
         for parts in weight_sources(graph)
         for source in parts
     }
@@ -96,7 +96,7 @@ def _stored(graph: DecoderGraph) -> SafetensorsCheckpoint:
 
 
 def memory_row(model: PublishedModel, graphs: Mapping[str, DecoderGraph]) -> str:
-    """A row of the table: of each type weights and all, and the cache in bfloat16.
+    """A row of the table: of each type weights and all, the cache, and the states of a request.
 
     Args:
         model: Whose row it is.
@@ -106,8 +106,11 @@ def memory_row(model: PublishedModel, graphs: Mapping[str, DecoderGraph]) -> str
     cells = [
         f"{_gibibytes(one.weights_bytes)} / {_gibibytes(one.total_bytes)}" for one in found.values()
     ]
-    cache = f"{found['bfloat16'].kv_bytes / 2**20:.0f} MiB"
-    return f"| {model.name} | {model.num_parameters / 1e9:.2f} | {' | '.join(cells)} | {cache} |"
+    usual = found["bfloat16"]
+    cache = f"{usual.kv_bytes / 2**20:.0f} MiB"
+    more = f"{usual.request_bytes / 2**20:.0f} MiB" if usual.request_bytes else "–"
+    size = f"{model.num_parameters / 1e9:.2f}"
+    return f"| {model.name} | {size} | {' | '.join(cells)} | {cache} | {more} |"
 
 
 def _gibibytes(size_bytes: int) -> str:
@@ -118,7 +121,7 @@ def _gibibytes(size_bytes: int) -> str:
 
 def memory_table() -> list[str]:
     """The whole table."""
-    head = ["model", "billions", *TYPES, "cache"]
+    head = ["model", "billions", *TYPES, "cache", "states of one more"]
     rule = ["---", *["---:"] * (len(head) - 1)]
     return [
         *(f"| {' | '.join(cells)} |" for cells in (head, rule)),

@@ -1,6 +1,7 @@
 """How large the cache's blocks and rings of a model are, and the context, by its settings."""
 
 import logging
+from dataclasses import replace
 from typing import Final
 
 from engine_worker.compute.backends.base import Backend
@@ -10,6 +11,7 @@ from engine_worker.compute.backends.kv_memory import (
     CacheShape,
     default_kv_memory_bytes,
     device_memory_stats,
+    or_fewer_requests,
     state_rings,
 )
 from engine_worker.compute.models.spec import DecoderSpec
@@ -24,6 +26,10 @@ MAX_DEFAULT_BLOCK_SIZE: Final = 256
 _MAX_STATE_SHARE: Final = 3
 """States take at most so many times the memory of a block's keys and values, if a larger block
 helps: one state lies with each block, however many tokens that has."""
+DEFAULT_MAX_NUM_SEQS: Final = 32
+_RING_SHARE: Final = 0.5
+"""Of the KV memory that running requests' recurrent states may take, where nobody says how many
+requests run at once."""
 _KV_ITEM_BYTES: Final = 2
 """Where the cache isn't int8; a block size is the same on every backend and machine."""
 _log = logging.getLogger("penstock.engine")
@@ -72,9 +78,61 @@ def rings_of(settings: ModelSettings, spec: DecoderSpec) -> StateRings:
     drafts = settings.speculation is not SpeculationMode.OFF
     return state_rings(
         spec,
-        num_slots=settings.max_num_seqs,
+        num_slots=max_num_seqs_of(settings, spec),
         max_draft_tokens=MAX_DRAFT_TOKENS if drafts else 0,
     )
+
+
+def max_num_seqs_of(settings: ModelSettings, spec: DecoderSpec) -> int:
+    """Requests that run at once: as configured, else as many as usual.
+
+    One, the least, of a recurrent decoder for which `with_fitting_requests` hasn't chosen.
+    """
+    if settings.max_num_seqs is not None:
+        return settings.max_num_seqs
+    return 1 if spec.state_bytes else DEFAULT_MAX_NUM_SEQS
+
+
+def with_fitting_requests(settings: ModelSettings, backend: Backend) -> ModelSettings:
+    """The settings with a number of requests that run at once.
+
+    Each of them keeps states of recurrent layers beside the blocks of the cache, which may be
+    hundreds of MiB. Where nobody says how many run, as many do as leave half of the KV memory to
+    blocks; halved from the usual number, so that starts with a little more or less memory free
+    have the same programs.
+
+    Args:
+        settings: Of the model.
+        backend: Computes it; its weights aren't loaded yet.
+    """
+    spec = backend.spec
+    if settings.max_num_seqs is not None:
+        return settings
+    num_seqs = DEFAULT_MAX_NUM_SEQS
+    if spec.state_bytes:
+        room = int(_kv_memory_bytes(settings, backend) * _RING_SHARE)
+        while (
+            num_seqs > 1
+            and rings_of(replace(settings, max_num_seqs=num_seqs), spec).num_all * spec.state_bytes
+            > room
+        ):
+            num_seqs //= 2
+    if num_seqs < DEFAULT_MAX_NUM_SEQS:
+        _log.warning(
+            "%d requests run at once instead of %d: each keeps %.0f MiB of recurrent states; raise"
+            " PENSTOCK_KV_MEMORY, or set PENSTOCK_MAX_NUM_SEQS",
+            num_seqs,
+            DEFAULT_MAX_NUM_SEQS,
+            rings_of(settings, spec).num_states * spec.state_bytes / 2**20,
+        )
+    return replace(settings, max_num_seqs=num_seqs)
+
+
+def _kv_memory_bytes(settings: ModelSettings, backend: Backend) -> int:
+    """What the cache gets: as configured, else its share of what the weights will leave."""
+    if settings.kv_memory_bytes is not None:
+        return settings.kv_memory_bytes
+    return default_kv_memory_bytes(backend.packing.size_bytes, device_memory_stats())
 
 
 def choose_max_model_len(settings: ModelSettings, backend: Backend) -> int:
@@ -96,16 +154,15 @@ def choose_max_model_len(settings: ModelSettings, backend: Backend) -> int:
                 f" at most {longest} tokens."
             )
         return settings.max_model_len
-    kv_memory_bytes = settings.kv_memory_bytes
-    if kv_memory_bytes is None:
-        kv_memory_bytes = default_kv_memory_bytes(backend.packing.size_bytes, device_memory_stats())
+    kv_memory_bytes = _kv_memory_bytes(settings, backend)
     block_size = block_size_of(settings, backend.spec)
     num_blocks = cache_shape_of(settings, backend).longest_request(kv_memory_bytes, longest)
     fitting = num_blocks * block_size
     if fitting < 1:
         raise KvMemoryError(
             f"The KV cache gets {kv_memory_bytes} bytes, which hold not one block of"
-            f" {block_size} tokens; raise PENSTOCK_KV_MEMORY."
+            f" {block_size} tokens; raise PENSTOCK_KV_MEMORY"
+            f"{or_fewer_requests(rings_of(settings, backend.spec), backend)}."
         )
     if fitting < longest:
         # A little less than fits now: the weights aren't loaded yet.

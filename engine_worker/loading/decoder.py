@@ -50,6 +50,8 @@ from engine_worker.loading.cache_shape import (
     block_size_of,
     cache_shape_of,
     choose_max_model_len,
+    max_num_seqs_of,
+    with_fitting_requests,
 )
 from engine_worker.loading.encoder import decoder_embedder, embedding_offer, what_follows
 from engine_worker.loading.identity import model_fingerprint
@@ -135,6 +137,7 @@ def load_model(
     spec = _load_spec(settings)
     dtype = _choose_dtype(settings, spec)
     backend = _choose_backend(settings, spec, dtype)
+    settings = with_fitting_requests(settings, backend)
     require_memory(
         settings.name,
         estimate_memory(
@@ -235,6 +238,7 @@ def create_runner(
         KvMemoryError: Not even one request of `max_model_len` fits.
     """
     block_size = block_size_of(settings, decoder.backend.spec)
+    max_num_seqs = max_num_seqs_of(settings, decoder.backend.spec)
 
     def create(num_blocks: int | Sequence[int]) -> JaxModelRunner:
         return JaxModelRunner.create(
@@ -242,7 +246,7 @@ def create_runner(
             num_blocks=num_blocks,
             max_model_len=max_model_len,
             block_size=block_size,
-            max_num_seqs=settings.max_num_seqs,
+            max_num_seqs=max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
             deterministic=settings.deterministic,
             speculates=settings.speculation is not SpeculationMode.OFF,
@@ -260,7 +264,7 @@ def create_runner(
         kv_memory_bytes = default_kv_memory_bytes(taken_bytes, read_device_stats())
     num_blocks = choose_num_blocks(
         cache_shape_of(settings, decoder.backend),
-        max_num_seqs=settings.max_num_seqs,
+        max_num_seqs=max_num_seqs,
         max_model_len=max_model_len,
         kv_memory_bytes=kv_memory_bytes,
     )

@@ -13,11 +13,12 @@ from engine_worker.compute.backends.packing_plan import PackedWeight
 from engine_worker.compute.models.decoder import Parameter
 from engine_worker.compute.models.tensors import Source
 from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
+from engine_worker.compute.weights.row_pieces import rows_at_a_time
 from engine_worker.compute.weights.sources import weight_sources
 from engine_worker.compute.weights.tensor_info import DTYPE_SIZES
 from engine_worker.config import ModelSettings
 from engine_worker.errors import ModelMemoryError
-from engine_worker.loading.cache_shape import cache_shape_of
+from engine_worker.loading.cache_shape import cache_shape_of, max_num_seqs_of
 from protocol.runtime.container_limits import free_memory_bytes
 
 OVERHEAD_BYTES: Final = 400 * 2**20
@@ -42,12 +43,16 @@ class MemoryEstimate:
         loading_bytes: Of the largest weight while it is read and packed, on the host.
         kv_bytes: Of the KV cache: as asked for, else the least that can serve.
         overhead_bytes: Of programs.
+        request_bytes: Of the KV cache, what each request less that runs at once would save.
+        max_num_seqs: Requests that run at once.
     """
 
     weights_bytes: int
     loading_bytes: int
     kv_bytes: int
     overhead_bytes: int = OVERHEAD_BYTES
+    request_bytes: int = 0
+    max_num_seqs: int = 1
 
     @property
     def total_bytes(self) -> int:
@@ -76,21 +81,48 @@ def estimate_memory(
     if checkpoint is not None:
         sources = weight_sources(backend.graph, checkpoint.tensors.keys())
     loading = max(
-        _stored_bytes(weight, parameters)
-        if weight.stored is not None
-        else sum(
-            parameters[index].size_bytes
-            + parameters[index].num_elements * _read_bytes(sources[index], checkpoint)
-            for index in weight.sources
-        )
+        _loading_bytes(weight, parameters, sources, checkpoint)
         for weight in backend.packing.weights
     )
     shape = cache_shape_of(settings, backend)
     length = settings.max_model_len or backend.spec.max_position_embeddings
-    most = shape.layout(shape.most_blocks(settings.max_num_seqs, length)).size_bytes
+    max_num_seqs = max_num_seqs_of(settings, backend.spec)
+    most = shape.layout(shape.most_blocks(max_num_seqs, length)).size_bytes
     least = shape.layout(shape.blocks_of_request(1)).size_bytes
     kv_bytes = least if kv_memory_bytes is None else min(kv_memory_bytes, most)
-    return MemoryEstimate(backend.packing.size_bytes, loading, kv_bytes)
+    return MemoryEstimate(
+        backend.packing.size_bytes,
+        loading,
+        kv_bytes,
+        request_bytes=shape.rings.num_states * backend.spec.state_bytes,
+        max_num_seqs=max_num_seqs,
+    )
+
+
+def _loading_bytes(
+    weight: PackedWeight,
+    parameters: Sequence[Parameter],
+    sources: Sequence[tuple[Source, ...]],
+    checkpoint: Checkpoint | None,
+) -> int:
+    """Of a weight while it is read and packed, beside what it becomes."""
+    tensors = {} if checkpoint is None else checkpoint.tensors
+    num_rows = rows_at_a_time(weight, parameters, sources, tensors)
+    if num_rows:
+        (index,) = weight.sources
+        parameter, tensor = parameters[index], sources[index][0].name
+        numbers = min(num_rows, parameter.shape[0]) * parameter.shape[-1]
+        width = parameter.dtype.itemsize + DTYPE_SIZES.get(tensors[tensor].dtype, _READ_BYTES)
+        if weight.stored is not None:
+            width = _BLOCK_READ_BYTES
+        return weight.size_bytes + numbers * width
+    if weight.stored is not None:
+        return _stored_bytes(weight, parameters)
+    return sum(
+        parameters[index].size_bytes
+        + parameters[index].num_elements * _read_bytes(sources[index], checkpoint)
+        for index in weight.sources
+    )
 
 
 def _stored_bytes(weight: PackedWeight, parameters: Sequence[Parameter]) -> int:
@@ -244,7 +276,10 @@ def _require_beside(
 
 
 def _way_out(estimate: MemoryEstimate, backend: Backend, missing_bytes: int) -> str:
-    """What would make it fit: a narrower type where one does, and what always may."""
+    """What would make it fit: fewer requests or a narrower type, else more memory."""
+    if (estimate.max_num_seqs - 1) * estimate.request_bytes >= missing_bytes:
+        fewer = estimate.max_num_seqs - -(-missing_bytes // estimate.request_bytes)
+        return f"set PENSTOCK_MAX_NUM_SEQS={fewer}, which fits, or give it more memory"
     bits = _BITS_BY_DTYPE[backend.weight_type]
     if backend.stored_formats:
         bits = estimate.weights_bytes * 8 / backend.graph.num_parameters

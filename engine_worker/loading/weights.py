@@ -29,6 +29,7 @@ from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
 from engine_worker.compute.weights.file_digests import FileHashes
 from engine_worker.compute.weights.fingerprint import Fingerprint, fingerprint
 from engine_worker.compute.weights.loader import WeightReader, open_weights
+from engine_worker.compute.weights.row_pieces import rows_at_a_time
 from engine_worker.compute.weights.sources import is_ignorable, weight_sources
 from engine_worker.core.choice.batch import ProgressCallback
 from engine_worker.errors import CheckpointError, PackedFileBusyError, PackedFileError
@@ -188,17 +189,19 @@ class _Load:
         verb = "packed" if backend.packing.layout else "loaded"
         begun, done_bytes = Fingerprint(self.folder, self.deciding, self.lora), 0
         with FileHashes(checkpoint.files, self.cache_dir) as hashes:
+            sources = weight_sources(graph, checkpoint.tensors.keys())
             with open_weights(
                 checkpoint,
                 graph.parameters,
-                weight_sources(graph, checkpoint.tensors.keys()),
+                sources,
                 architecture=spec.architecture,
                 is_ignorable=lambda name: is_ignorable(name, spec),
                 kept=backend.stored_formats,
                 hashes=hashes,
             ) as reader:
                 for weight in backend.packing.weights:
-                    for array in _pack(weight, reader, checkpoint):
+                    step = rows_at_a_time(weight, graph.parameters, sources, checkpoint.tensors)
+                    for array in _pack(weight, reader, checkpoint, step):
                         take(array)
                     done_bytes += weight.size_bytes
                     progress(done_bytes / size_bytes, f"{verb} {weight.name}")
@@ -271,14 +274,38 @@ def _size_of(backend: Backend) -> str:
 
 
 def _pack(
-    weight: PackedWeight, reader: WeightReader, checkpoint: Checkpoint
+    weight: PackedWeight, reader: WeightReader, checkpoint: Checkpoint, step: int
 ) -> tuple[npt.NDArray[Any], ...]:
     values: list[Any]
-    if weight.stored is not None:
-        values = [reader.read_blocks(index, weight.stored) for index in weight.sources]
-    else:
-        values = [reader.read(index) for index in weight.sources]
     try:
+        if step:
+            return _pack_in_pieces(weight, reader, step)
+        if weight.stored is not None:
+            values = [reader.read_blocks(index, weight.stored) for index in weight.sources]
+        else:
+            values = [reader.read(index) for index in weight.sources]
         return weight.pack(values)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.listing}: {weight.name} {error}") from error
+
+
+def _pack_in_pieces(
+    weight: PackedWeight, reader: WeightReader, step: int
+) -> tuple[npt.NDArray[Any], ...]:
+    """As `_pack`, with no more than `step` rows of the source in memory at a time."""
+    (index,) = weight.sources
+    num_rows = reader.shape(index)[0]
+    packed = tuple(np.empty(part.shape, part.dtype) for part in weight.parts)
+    places = [0] * len(packed)
+    for first in range(0, num_rows, step):
+        end = min(first + step, num_rows)
+        values: Any
+        if weight.stored is None:
+            values = reader.read_rows(index, first, end)
+        else:
+            values = iter([reader.read_rows_in_blocks(index, weight.stored, first, end)])
+        for part, piece in enumerate(weight.pack([values])):
+            packed[part][places[part] : places[part] + len(piece)] = piece
+            places[part] += len(piece)
+    assert places == [len(part) for part in packed], weight.name
+    return packed

@@ -61,7 +61,8 @@ class LLM:
         dtype: auto, float32, bfloat16, int8 or int4.
         deterministic: Equal bits whatever runs beside a prompt.
         max_model_len: Prompt and output together, tokens; None takes the model's.
-        max_num_seqs: Prompts that run at a time.
+        max_num_seqs: Prompts that run at a time; None is 32, or as many as the states of a
+            recurrent model leave room for.
         kv_memory_bytes: Of the KV cache; None takes a share of what is free.
         speculation: As the setting PENSTOCK_SPECULATION: auto, off or always.
         pooling: As the setting PENSTOCK_POOLING: what `embed` does with a decoder.
@@ -85,7 +86,7 @@ class LLM:
         dtype: str = "auto",
         deterministic: bool = False,
         max_model_len: int | None = None,
-        max_num_seqs: int = 32,
+        max_num_seqs: int | None = None,
         kv_memory_bytes: int | None = None,
         speculation: str = "auto",
         pooling: str = "auto",

@@ -164,10 +164,11 @@ MAX_MODEL_LEN = whole_number(
 )
 MAX_NUM_SEQS = whole_number(
     "PENSTOCK_MAX_NUM_SEQS",
-    32,
+    None,
     minimum=1,
     maximum=256,
     option="--max-num-seqs",
+    shown_default="32; fewer where recurrent states of so many take half of the KV memory",
     meaning="requests that run together in one engine",
 )
 THREADS = whole_number(

@@ -174,7 +174,8 @@ def choose_num_blocks(
         raise KvMemoryError(
             f"the KV cache gets {kv_memory_bytes / 2**20:.1f} MiB, but one request of "
             f"{max_model_len} tokens needs {shape.layout(least).size_bytes / 2**20:.1f} MiB: "
-            f"raise the KV memory or lower the maximum model length{_or_fewer(rings, backend)}"
+            "raise the KV memory or lower the maximum model length"
+            f"{or_fewer_requests(rings, backend)}"
         )
     if len(least) == 1:
         return (min(room // block_bytes[0], most[0]),)
@@ -205,9 +206,9 @@ def num_kv_tokens(shape: CacheShape, num_blocks: Sequence[int], max_model_len: i
     )
 
 
-def _or_fewer(rings: StateRings, backend: Backend) -> str:
+def or_fewer_requests(rings: StateRings, backend: Backend) -> str:
     """What else helps where each running request keeps states beside its blocks."""
-    if not backend.spec.state_bytes:
+    if not backend.spec.state_bytes or rings.num_slots < 2:
         return ""
     ring_mib = rings.num_states * backend.spec.state_bytes / 2**20
     return (

@@ -38,6 +38,9 @@ class PackedWeight:
             the type can't hold.
         stored: The one source is wanted as the checkpoint keeps it instead of its values: an
             iterator over one `BlockMatrix` of this format, or over those of all experts.
+        row_step: `pack` of so many rows of the one source (of its one matrix, where it is stored),
+            or of a multiple, or of its last ones, gives the next entries of each part; 0 where it
+            wants all of them.
     """
 
     name: str
@@ -45,6 +48,7 @@ class PackedWeight:
     parts: tuple[PartSpec, ...]
     pack: Callable[[Sequence[Any]], HostArrays]
     stored: BlockFormat | None = None
+    row_step: int = 0
 
     @property
     def size_bytes(self) -> int:
@@ -83,4 +87,5 @@ def plain(index: int, parameter: Parameter) -> PackedWeight:
         (index,),
         (PartSpec(parameter.shape, parameter.dtype),),
         lambda values: (values[0],),
+        row_step=1,
     )

@@ -238,6 +238,10 @@ class WeightReader:
         self._read_blocks = read_blocks
         self._announce = announce
 
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Of a declared weight."""
+        return self._parameters[index].shape
+
     def read_blocks(self, index: int, form: BlockFormat) -> Iterator[BlockMatrix]:
         """A weight of `stored_formats` as it is kept: its one matrix, or each expert's in turn.
 
@@ -254,6 +258,14 @@ class WeightReader:
         for first in range(0, len(parts), step):
             found = [self._rows_in_blocks(part) for part in parts[first : first + step]]
             yield joined(found, form)
+
+    def read_rows_in_blocks(
+        self, index: int, form: BlockFormat, first: int, end: int
+    ) -> BlockMatrix:
+        """As `read_rows`, of a weight of `stored_formats`."""
+        (part,) = self._sources[index]
+        self._announce(part.name)
+        return joined([self._read_blocks(part.name, rows=(first, end))], form)
 
     def _rows_in_blocks(self, part: Source, expert: int | None = None) -> BlockMatrix:
         self._announce(part.name)
@@ -293,6 +305,17 @@ class WeightReader:
             row += len(values)
         assert row == len(rows), parameter.path
         return value
+
+    def read_rows(self, index: int, first: int, end: int) -> npt.NDArray[Any]:
+        """Some rows of a weight of `rows_at_a_time`, in its own type.
+
+        Raises:
+            CheckpointError: They can't be read.
+        """
+        (part,) = self._sources[index]
+        self._announce(part.name)
+        values = self._read(part.name, (first, end))
+        return values.astype(self._parameters[index].dtype, copy=False)
 
 
 def _some_rows(

@@ -193,10 +193,11 @@ class AdaptedCheckpoint:
         )
         with self._base.reading() as read_base, self._adapter.reading() as read_adapter:
 
-            def read(name: str) -> npt.NDArray[Any]:
+            def read(name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[Any]:
                 replaced = self._replaced.get(name)
                 values: npt.NDArray[Any]
-                values = read_base(name) if replaced is None else read_adapter(replaced.name)
+                # No changed tensor is read in rows.
+                values = read_base(name, rows) if replaced is None else read_adapter(replaced.name)
                 if name not in self._merged:
                     return values
                 _, module, scale = self._merged[name]

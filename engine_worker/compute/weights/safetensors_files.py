@@ -64,8 +64,10 @@ class SafetensorsCheckpoint:
 
     @contextmanager
     def reading_blocks(self) -> Iterator[ReadBlocks]:
-        def read(name: str, expert: int | None = None) -> BlockMatrix:
-            raise AssertionError(f"{name} ({expert}) is not kept in blocks")
+        def read(
+            name: str, expert: int | None = None, rows: tuple[int, int] | None = None
+        ) -> BlockMatrix:
+            raise AssertionError(f"{name} ({expert}, {rows}) is not kept in blocks")
 
         yield read
 
@@ -73,15 +75,20 @@ class SafetensorsCheckpoint:
     def reading(self) -> Iterator[ReadTensor]:
         with opened(self.files) as files:
 
-            def read(name: str) -> npt.NDArray[Any]:
+            def read(name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[Any]:
                 tensor = self.tensors[name]
                 if tensor.dtype not in STORED_DTYPES:
                     raise CheckpointError(
                         f"{tensor.file}: tensor {name!r} is {tensor.dtype}; "
                         f"{', '.join(STORED_DTYPES)} are read"
                     )
-                octets = files[tensor.file].read(name, tensor.start, tensor.end)
-                return octets.view(STORED_DTYPES[tensor.dtype]).reshape(tensor.shape)
+                shape, start, end = tensor.shape, tensor.start, tensor.end
+                if rows is not None:
+                    size = (end - start) // shape[0]
+                    start, end = start + rows[0] * size, start + rows[1] * size
+                    shape = (rows[1] - rows[0], *shape[1:])
+                octets = files[tensor.file].read(name, start, end)
+                return octets.view(STORED_DTYPES[tensor.dtype]).reshape(shape)
 
             yield read
 
@@ -251,4 +258,4 @@ def _tensor_info(
                 f"{file}: tensor {name!r} of {dtype} {list(shape)} needs {needed} bytes, its "
                 f"entry holds {end - start}; {WAY_OUT}"
             )
-    return TensorInfo(name, file, dtype, shape, start, end)
+    return TensorInfo(name, file, dtype, shape, start, end, in_rows=bool(shape and shape[0]))

@@ -1,6 +1,5 @@
 """One tensor of a checkpoint: where it lies, and how it is read."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,19 +33,34 @@ STORED_DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Types that a file may hold, as safetensors spells them."""
 
-ReadTensor = Callable[[str], npt.NDArray[Any]]
-"""A tensor by its name, in its own type; raises `CheckpointError` naming file and tensor."""
+
+class ReadTensor(Protocol):
+    """A tensor of a checkpoint."""
+
+    def __call__(self, name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[Any]:
+        """Reads it, in its own type.
+
+        Args:
+            name: Of the tensor.
+            rows: Only these, the first and the one behind the last, of one that has `in_rows`.
+
+        Raises:
+            CheckpointError: It can't be read; names file and tensor.
+        """
 
 
 class ReadBlocks(Protocol):
     """A matrix of `Checkpoint.block_formats`."""
 
-    def __call__(self, name: str, expert: int | None = None) -> BlockMatrix:
+    def __call__(
+        self, name: str, expert: int | None = None, rows: tuple[int, int] | None = None
+    ) -> BlockMatrix:
         """Reads it.
 
         Args:
             name: Of the tensor.
             expert: Which matrix of a stack [E, out, in]; None for a tensor that is one matrix.
+            rows: As in `ReadTensor`, of such a tensor.
 
         Raises:
             CheckpointError: It can't be read, or holds scales that are not finite; names file and
@@ -63,6 +77,7 @@ class TensorInfo:
         start, end: Bytes in the file, from its beginning.
         made_of: The stored tensors that it is computed from; empty for one that is stored itself.
             `file`, `start` and `end` are then those of the first.
+        in_rows: Some of its rows can be read without the others.
     """
 
     name: str
@@ -72,6 +87,7 @@ class TensorInfo:
     start: int
     end: int
     made_of: tuple["TensorInfo", ...] = ()
+    in_rows: bool = False
 
     @property
     def stored(self) -> tuple["TensorInfo", ...]:

@@ -343,6 +343,14 @@ class _Packing:
             return
         parts = packing.packed_parts((rows, columns), own_type, kind, GROUP_SIZE)
         specs = tuple(PartSpec((*before, *shape), dtype) for shape, dtype in parts)
+        if not many and not before and kind is not packing.MatrixKind.GATE_UP:
+
+            def pack_rows(values: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
+                return packing.pack(values[0], own_type, kind, group_size=GROUP_SIZE)
+
+            step = packing.PANEL_OUTPUTS
+            self._plan[path] = PackedWeight(path, (index,), specs, pack_rows, row_step=step)
+            return
 
         def pack(values: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
             matrices = values[0].reshape(-1, rows, columns)
@@ -385,6 +393,14 @@ def _stored_weight(
     """A matrix as the checkpoint keeps it, or several; `before` are axes in front of its own."""
     ((part, dtype),) = packing.packed_block_parts(shape, form, kind)
     spec = PartSpec((*before, *part), dtype)
+    if not before and kind is not packing.MatrixKind.GATE_UP:
+
+        def pack_rows(sources: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:
+            (matrix,) = sources[0]
+            return packing.pack_blocks(matrix, kind)
+
+        step = packing.PANEL_OUTPUTS
+        return PackedWeight(path, (index,), (spec,), pack_rows, form, row_step=step)
 
     def pack(sources: Sequence[Any]) -> tuple[npt.NDArray[Any], ...]:
         packed = packing.aligned_empty(spec.shape)

@@ -177,7 +177,9 @@ def packed_for_xla(index: int, parameter: Parameter, *, is_quantized: bool) -> P
             PartSpec(parameter.shape, np.dtype(np.int8)),
             PartSpec(parameter.shape[:-1], np.dtype(np.float32)),
         )
-        return PackedWeight(parameter.path, (index,), parts, lambda values: quantize(values[0]))
+        return PackedWeight(
+            parameter.path, (index,), parts, lambda values: quantize(values[0]), row_step=1
+        )
     if is_of_experts and parameter.dtype == jnp.bfloat16:
         bits = np.dtype(np.uint16)
         part = PartSpec(parameter.shape, bits)

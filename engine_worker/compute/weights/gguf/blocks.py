@@ -82,6 +82,22 @@ def of_expert(tensor: GgufTensor, expert: int) -> GgufTensor:
     return replace(tensor, shape=tensor.shape[1:], start=start, end=start + size)
 
 
+def has_whole_rows(tensor: GgufTensor) -> bool:
+    """Whether no block of a tensor lies across two rows."""
+    in_blocks = _SIZES.get(tensor.type_name)
+    return bool(tensor.shape[0]) and (
+        tensor.type_name in PLAIN or (in_blocks is not None and not tensor.shape[-1] % in_blocks[0])
+    )
+
+
+def of_rows(tensor: GgufTensor, first: int, end: int) -> GgufTensor:
+    """Some entries of a tensor's outermost axis, whose rows are whole blocks, under its name."""
+    size = (tensor.end - tensor.start) // tensor.shape[0]
+    start = tensor.start + first * size
+    shape = (end - first, *tensor.shape[1:])
+    return replace(tensor, shape=shape, start=start, end=start + (end - first) * size)
+
+
 def read_vector(tensor: GgufTensor | None) -> list[float] | None:
     """A short vector of float32 in shortest decimals; None where there is no tensor.
 

@@ -20,8 +20,10 @@ from engine_worker.compute.models.integer_blocks import (
 from engine_worker.compute.weights.gguf.blocks import (
     PLAIN,
     QUANTISED,
+    has_whole_rows,
     numbers_dtype,
     of_expert,
+    of_rows,
     read_numbers,
     read_vector,
 )
@@ -103,13 +105,17 @@ class GgufCheckpoint:
     def reading_blocks(self) -> Iterator[ReadBlocks]:
         with opened(self.files) as files:
 
-            def read(name: str, expert: int | None = None) -> BlockMatrix:
+            def read(
+                name: str, expert: int | None = None, rows: tuple[int, int] | None = None
+            ) -> BlockMatrix:
                 part = self.parts[name]
                 index = part.expert if expert is None else expert
                 matrices = []
                 for stored in part.names:
                     tensor = self.metadata.tensors[stored]
                     one = tensor if index is None else of_expert(tensor, index)
+                    if rows is not None:
+                        one = of_rows(one, *rows)
                     matrices.append(read_blocks(files[one.file].read, one))
                 if part.join is not None and part.join.order is not None:
                     form = common_format([matrix.format for matrix in matrices])
@@ -130,9 +136,11 @@ class GgufCheckpoint:
     def reading(self) -> Iterator[ReadTensor]:
         with opened(self.files) as files:
 
-            def read(name: str) -> npt.NDArray[Any]:
+            def read(name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[Any]:
                 part = self.parts[name]
                 tensor = self.metadata.tensors[part.name]
+                if rows is not None:
+                    tensor = of_rows(tensor, *rows)
                 values = read_numbers(files[tensor.file].read, tensor, part.expert)
                 if part.join is not None:
                     others = [self.metadata.tensors[other] for other in part.others]
@@ -351,7 +359,10 @@ def _tensor_info(name: str, parts: Parts, metadata: GgufMetadata) -> TensorInfo:
                 f"{tensor.file}: tensor {tensor.name!r} has the shape {list(shape)}, which"
                 f" {metadata.architecture} doesn't have"
             ) from None
-    return TensorInfo(name, tensor.file, numbers_dtype(tensor.type_name), shape, start, end)
+    dtype = numbers_dtype(tensor.type_name)
+    is_matrix = part.change is None and part.expert is None and len(shape) == _MATRIX_AXES
+    in_rows = is_matrix and has_whole_rows(tensor)
+    return TensorInfo(name, tensor.file, dtype, shape, start, end, in_rows=in_rows)
 
 
 def _stored(name: str, metadata: GgufMetadata) -> TensorInfo:

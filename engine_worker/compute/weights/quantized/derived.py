@@ -118,9 +118,12 @@ class DerivedCheckpoint:
     def reading_blocks(self) -> Iterator[ReadBlocks]:
         with self._base.reading() as read_stored:
 
-            def read(name: str, expert: int | None = None) -> BlockMatrix:
+            def read(
+                name: str, expert: int | None = None, rows: tuple[int, int] | None = None
+            ) -> BlockMatrix:
                 tensor = self._derived[name]
                 assert tensor.blocks is not None, name
+                assert rows is None, name
                 read_part = read_stored if expert is None else self._entry_reader(expert)
                 matrix = tensor.blocks.read(read_part)
                 if not matrix.is_finite():
@@ -132,7 +135,8 @@ class DerivedCheckpoint:
     def _entry_reader(self, index: int) -> ReadTensor:
         """Reads one entry of the outermost axis of a stored tensor, and no other."""
 
-        def read(name: str) -> npt.NDArray[Any]:
+        def read(name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[Any]:
+            assert rows is None, name
             stored = self._base.tensors[name]
             size = (stored.end - stored.start) // stored.shape[0]
             start = stored.start + index * size
@@ -145,9 +149,9 @@ class DerivedCheckpoint:
     def reading(self) -> Iterator[ReadTensor]:
         with self._base.reading() as read_stored:
 
-            def read(name: str) -> npt.NDArray[Any]:
+            def read(name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[Any]:
                 tensor = self._derived.get(name)
-                return read_stored(name) if tensor is None else tensor.compute(read_stored)
+                return read_stored(name, rows) if tensor is None else tensor.compute(read_stored)
 
             yield read
 

@@ -15,7 +15,14 @@ from engine_worker.compute.models.spec import DecoderSpec, LayerSpec, MlpSpec
 from engine_worker.config import ModelSettings
 from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.errors import KvMemoryError
-from engine_worker.loading.cache_shape import block_size_of, rings_of
+from engine_worker.loading.cache_shape import (
+    block_size_of,
+    cache_shape_of,
+    choose_max_model_len,
+    max_num_seqs_of,
+    rings_of,
+    with_fitting_requests,
+)
 from engine_worker.loading.memory_estimate import estimate_memory
 from tests.fakes.tiny_decoder import tiny_attention, tiny_hybrid_spec, tiny_spec
 
@@ -98,3 +105,42 @@ def test_states_are_float32_whatever_the_caches_type_is() -> None:
     layout = backend.kv_layout(num_blocks=1, block_size=8)
     states = jax.tree.leaves(layout.abstract()[0])
     assert {array.dtype for array in states} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("kv_memory_of_rings", "expected"), [(2.0, 32), (1.9, 16), (0.6, 8), (0.1, 1), (0.001, 1)]
+)
+def test_without_a_number_as_many_requests_run_as_leave_half_of_the_memory_to_blocks(
+    kv_memory_of_rings: float, expected: int
+) -> None:
+    states = (32 + 1) * rings_of(SETTINGS, HYBRID.spec).num_states * HYBRID.spec.state_bytes
+    settings = replace(
+        SETTINGS, max_num_seqs=None, kv_memory_bytes=int(kv_memory_of_rings * states)
+    )
+    assert with_fitting_requests(settings, HYBRID).max_num_seqs == expected
+    stated = replace(settings, max_num_seqs=32)
+    assert with_fitting_requests(stated, HYBRID) is stated
+
+
+def test_decoders_without_states_run_as_many_requests_as_usual() -> None:
+    settings = replace(SETTINGS, max_num_seqs=None, kv_memory_bytes=1)
+    plain = XlaBackend(declare(tiny_spec(), "float32"))
+    assert with_fitting_requests(settings, plain).max_num_seqs == 32
+
+
+def test_memory_that_is_left_by_fewer_requests_holds_a_context() -> None:
+    """With the usual number the states alone would be more than the memory is."""
+    rings = rings_of(replace(SETTINGS, max_num_seqs=32), HYBRID.spec)
+    settings = replace(
+        SETTINGS,
+        max_num_seqs=None,
+        block_size=8,
+        kv_memory_bytes=rings.num_all * HYBRID.spec.state_bytes,
+    )
+    with pytest.raises(KvMemoryError, match=r"PENSTOCK_KV_MEMORY, or let fewer than 32 requests"):
+        choose_max_model_len(replace(settings, max_num_seqs=32), HYBRID)
+    fitting = with_fitting_requests(settings, HYBRID)
+    assert fitting.max_num_seqs == 8
+    assert choose_max_model_len(fitting, HYBRID) == HYBRID.spec.max_position_embeddings
+    assert max_num_seqs_of(settings, HYBRID.spec) == 1
+    assert cache_shape_of(settings, HYBRID).rings.num_slots == 1

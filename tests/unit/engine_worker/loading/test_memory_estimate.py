@@ -40,7 +40,7 @@ def test_weights_cache_the_largest_weight_being_read_and_programs_count() -> Non
     estimate = estimate_memory(XLA, SETTINGS, kv_memory_bytes=5000)
     largest = max(parameter.num_elements for parameter in GRAPH.parameters)
     assert estimate == MemoryEstimate(
-        GRAPH.size_bytes, loading_bytes=largest * 8, kv_bytes=5000, overhead_bytes=OVERHEAD_BYTES
+        GRAPH.size_bytes, loading_bytes=largest * 8, kv_bytes=5000, max_num_seqs=3
     )
     assert estimate.total_bytes == GRAPH.size_bytes + largest * 8 + 5000 + OVERHEAD_BYTES
 
@@ -124,6 +124,12 @@ def test_what_does_not_fit_is_refused_with_both_numbers_and_a_narrower_type_that
         assert part in text
     assert "PENSTOCK_DTYPE=bfloat16" in text
     assert "PENSTOCK_DTYPE=int8" in refused(LARGE, 6 * GIB)
+
+
+def test_fewer_requests_with_recurrent_states_are_the_way_out_before_a_narrower_type() -> None:
+    hybrid = dataclasses.replace(LARGE, request_bytes=GIB // 8, max_num_seqs=8)
+    assert "set PENSTOCK_MAX_NUM_SEQS=4, which fits" in refused(hybrid, 21 * GIB // 2)
+    assert "PENSTOCK_DTYPE=bfloat16" in refused(hybrid, 10 * GIB)
 
 
 def test_where_no_type_fits_the_way_out_is_memory_or_another_model() -> None:
