@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.http.bodies.parsers import KINDS, ParseContext
-from gateway.http.openresponses.conversation import sealed
+from gateway.http.openresponses.sealing import sealed
 from gateway.http.openresponses.stored_items import framed
 from protocol.wire.messages import Credits, EngineOffer
 from tests.fakes.fuzz_effort import EFFORT

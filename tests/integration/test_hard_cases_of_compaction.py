@@ -279,3 +279,47 @@ async def test_an_output_may_come_behind_a_summary(harness: Harness) -> None:
     assert [role for role, _ in engine_of(harness).read()[-1]] == [
         *("user", "assistant", "user", "assistant", "tool")
     ]
+
+
+async def test_what_is_before_a_compaction_may_be_left_out(harness: Harness) -> None:
+    """As OpenAI's guide allows it: the question and what the system says aren't lost."""
+    harness.engine.script = [SUMMED, SAID, SAID, SAID]
+    before = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": LONG},
+        {"role": "assistant", "content": "It is so."},
+        {"role": "user", "content": "And now?"},
+    ]
+    first = await harness.post(input=before, tools=[], **MANAGED)
+    assert kinds(first) == ["compaction", "message"]
+    told = [*first["output"], {"role": "user", "content": "Then?"}]
+    for items in ([*before, *told], told):
+        await harness.post(input=items, tools=[])
+        assert engine_of(harness).read()[-1] == [
+            ("developer", "Be brief."),
+            ("user", f"{SUMMARY}The user said words."),
+            ("user", "And now?"),
+            ("assistant", "It is so."),
+            ("user", "Then?"),
+        ]
+
+
+async def test_a_loop_of_calls_may_drop_what_is_before_its_compaction(harness: Harness) -> None:
+    harness.engine.script = [SUMMED, ("<call>", "{}"), SAID]
+    before = [
+        {"role": "user", "content": LONG},
+        {"role": "assistant", "content": "It is so."},
+        {"role": "user", "content": "And now?"},
+        {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        OUTPUT,
+    ]
+    first = await harness.post(input=before, tools=[FUNCTION], **MANAGED)
+    assert kinds(first) == ["compaction", "function_call"]
+    second = {**OUTPUT, "call_id": first["output"][1]["call_id"], "output": "y"}
+    await harness.post(input=[*first["output"], second], tools=[FUNCTION])
+    assert engine_of(harness).read()[-1] == [
+        ("user", f"{SUMMARY}The user said words."),
+        ("user", "And now?"),
+        *(("assistant", None), ("tool", "x")),
+        *(("assistant", None), ("tool", "y")),
+    ]

@@ -12,7 +12,7 @@ from typing import Any, Final
 from gateway.http.openresponses.stored_items import kind_of
 
 Item = dict[str, Any]
-_SYSTEM: Final = ("system", "developer")
+SYSTEM: Final = ("system", "developer")
 _UNREAD: Final = ("mcp_list_tools", "mcp_approval_response")
 CALLS: Final = ("function_call", "custom_tool_call")
 """Items that the client answers with an output."""
@@ -39,6 +39,19 @@ def to_sum_up(items: Sequence[Item]) -> list[Item]:
     # Of a call that an earlier compaction has left, the output may go now.
     wanted |= {call for output, call in reading.held.items() if output in wanted}
     return [items[index] for index in reading.order if index in wanted]
+
+
+def to_carry(items: Sequence[Item]) -> list[Item]:
+    """What stays beside a compaction at the end, which carries it (`with_carried`).
+
+    A call whose output may still come is among it.
+    """
+    outputs = _last_outputs(items)
+    waiting = {
+        index for index, item in enumerate(items) if kind_of(item) in CALLS and index not in outputs
+    }
+    stays = waiting.union(reading_order([*items, {"type": "compaction"}])) - {len(items)}
+    return [items[index] for index in sorted(stays) if kind_of(items[index]) != "compaction"]
 
 
 def _last_outputs(items: Sequence[Item]) -> dict[int, int]:
@@ -92,7 +105,7 @@ class _Reading:
             self._compact(index)
             return
         self.order.append(index)
-        if kind == "message" and role in _SYSTEM:
+        if kind == "message" and role in SYSTEM:
             self._system.append(index)
         elif kind == "message" and role == "user":
             self.earlier += self.last

@@ -1,8 +1,6 @@
 """From items and flat tools to the messages and tools of a chat."""
 
-from base64 import b64decode, urlsafe_b64encode
-from binascii import Error as Base64Error
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -18,6 +16,7 @@ from gateway.http.openresponses.hosted import (
     hosted_server,
     seen_name,
 )
+from gateway.http.openresponses.sealing import summary_of, unsealed
 from gateway.http.openresponses.stored_items import kind_of
 from gateway.http.schemas.base.ranges import MAX_CONTENT_PARTS
 
@@ -218,7 +217,7 @@ def chat_messages(
     items: str | list[Item],
     tools: Tools,
     *,
-    num_before: int = 0,
+    places: Sequence[int] | None = None,
     calls_may_be_elsewhere: bool = False,
 ) -> list[Item]:
     """The messages of a chat.
@@ -227,8 +226,8 @@ def chat_messages(
         instructions: They come first.
         items: All that there is; those that a compaction stands for aren't read.
         tools: Of the request.
-        num_before: Of the items, so many come from the store; the request's own are counted from
-            there.
+        places: Of the items among the request's own, negative where they come from the store; None
+            for items that are all its own.
         calls_may_be_elsewhere: Whether an output may belong to a call that isn't here.
 
     Raises:
@@ -256,7 +255,7 @@ def chat_messages(
             # What a compaction stands for is checked like all the rest, and not read.
             found, calls = list(beginning), set()
         item = items[index]
-        own = index - num_before
+        own = index if places is None else places[index]
         path = f"input[{own}]" if own >= 0 else f"context[{index}]"
         kind = kind_of(item)
         if not kind:
@@ -290,7 +289,8 @@ def chat_messages(
             if not item.get("error"):
                 check_list(item, path)
         elif kind == "compaction":
-            summary = unsealed(item.get("encrypted_content"), f"{path}.encrypted_content")
+            text = unsealed(item.get("encrypted_content"), f"{path}.encrypted_content")
+            summary, _ = summary_of(text)
             found.append({"role": "user", "content": SUMMARY + summary})
         elif kind in LEFT_OUT_ITEMS:
             if own >= 0:
@@ -368,25 +368,8 @@ def _reasoning(item: Item, path: str) -> str:
         parts = item.get(name)
         if parts:
             return _content(parts, f"{path}.{name}", also="reasoning_text")
-    sealed = item.get("encrypted_content")
-    return "" if sealed is None else unsealed(sealed, f"{path}.encrypted_content")
-
-
-def sealed(reasoning: str) -> str:
-    """Reasoning as the opaque text that a client may send back."""
-    return urlsafe_b64encode(reasoning.encode("utf-8", "surrogatepass")).decode("ascii")
-
-
-def unsealed(text: Any, path: str) -> str:
-    """The reasoning of such a text.
-
-    Raises:
-        InvalidRequestError: It is none of this server's.
-    """
-    try:
-        return b64decode(text, b"-_", validate=True).decode("utf-8", "surrogatepass")
-    except (Base64Error, UnicodeError, TypeError, ValueError):
-        raise _wrong(path, "it was not made by this server.") from None
+    text = item.get("encrypted_content")
+    return "" if text is None else unsealed(text, f"{path}.encrypted_content")
 
 
 def _content(content: Any, path: str, also: str = "") -> str:

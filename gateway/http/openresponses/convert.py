@@ -4,14 +4,15 @@ What a request goes on from is in the store, which is asked only once the body i
 names something is parsed twice, the second time with it (`Context`).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.bodies.convert import chat_job
-from gateway.http.openresponses.compaction import to_sum_up
+from gateway.http.openresponses.carried import with_carried
+from gateway.http.openresponses.compaction import to_carry, to_sum_up
 from gateway.http.openresponses.conversation import (
     EMPTY,
     Tools,
@@ -224,9 +225,10 @@ def responses_body(
         InvalidRequestError: Naming the field that is wrong.
     """
     tools = Tools(request.tools, runs_hosted=True)
+    items, places = with_carried(items, context.num_before)
     summed_up = [] if request.compact_threshold is None else to_sum_up(items)
     plan = _hosted_plan(request, tools, items, context.progress, can_compact=bool(summed_up))
-    chat = base_chat(request, tools, items, context.num_before, plan, context.progress)
+    chat = base_chat(request, tools, items, places, plan, context.progress)
     spent = 0 if context.progress is None else context.progress.num_output_tokens
     limit = request.max_output_tokens
     sampling = {
@@ -256,6 +258,7 @@ def responses_body(
     )
     if context.progress is not None and context.progress.compacts:
         turn = _summary_job(request, summed_up, defaults)
+        plan = replace(plan, carried_json=dump_json(to_carry(items), "input"))
     return ResponsesBody(
         job=turn,
         echo_json=dump_fields(echo(request, job, is_stored=is_stored)),
@@ -341,8 +344,8 @@ def compact_body(
         return CompactBody(refs, None, "[]", ignored)
     own = whole_items(request.input if context is None else context.resolved(request.input))
     items = own if context is None else context.select(own, truncates=False)
-    num_before = len(items) - len(own)
-    job = _summary_job(request, items, defaults, num_before)
+    items, places = with_carried(items, len(items) - len(own))
+    job = _summary_job(request, items, defaults, places)
     kept = [item for item in items if item.get("type") == "message" and item.get("role") == "user"]
     return CompactBody(refs, job, dump_json(kept, "input"), ignored)
 
@@ -351,14 +354,14 @@ def _summary_job(
     request: CompactRequest | ResponsesRequest,
     items: list[Item],
     defaults: SamplingDefaults,
-    num_before: int = 0,
+    places: Sequence[int] | None = None,
 ) -> GenerationJob:
     """The chat that sums items up.
 
     Raises:
         InvalidRequestError: Naming the item that is wrong.
     """
-    messages = chat_messages(request.instructions, items, Tools(None), num_before=num_before)
+    messages = chat_messages(request.instructions, items, Tools(None), places=places)
     messages.append({"role": "user", "content": _SUMMARISE})
     chat: dict[str, Any] = {
         "model": request.model,
@@ -406,15 +409,15 @@ def conversation_items(items: list[Item]) -> list[Item]:
 def base_chat(
     request: InputTokensRequest,
     tools: Tools,
-    items: str | list[Item],
-    num_before: int,
+    items: list[Item],
+    places: Sequence[int],
     plan: HostedPlan | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """What both have in common, as the body of a chat."""
     chat: dict[str, Any] = {
         "model": request.model,
-        "messages": chat_messages(request.instructions, items, tools, num_before=num_before),
+        "messages": chat_messages(request.instructions, items, tools, places=places),
     }
     if request.effort is not None:
         # Of models that can't reason nothing is demanded: clients send an effort unasked.

@@ -6,6 +6,7 @@ from typing import Any, Final
 from gateway import bridge
 from gateway.errors import InvalidRequestError
 from gateway.http.bodies.convert import chat_job
+from gateway.http.openresponses.carried import with_carried
 from gateway.http.openresponses.conversation import Tools, chat_tool_choice
 from gateway.http.openresponses.convert import add_hosted, base_chat
 from gateway.http.openresponses.error_words import in_their_words
@@ -34,11 +35,12 @@ def count_question(
     tools = Tools(request.tools, runs_hosted=True)
     found = Context(b"") if context is None else context
     items = found.select(whole_items(found.resolved(request.input)), truncates=False)
+    items, places = with_carried(items, found.num_before)
     lists = {label: one["tools"] for label, one in known_lists(items).items()}
     hosted = add_hosted(tools, lists)
     absent = [server for server in tools.servers if server.named.label not in lists]
     plan = HostedPlan(tuple((server.path, server.named) for server in tools.servers), tools=hosted)
-    chat = base_chat(request, tools, items, found.num_before, plan)
+    chat = base_chat(request, tools, items, places, plan)
     chat["model"] = request.model or _ANY_MODEL
     if tools.servers:
         _choose(chat, request.tool_choice, hosted, [server.named.label for server in absent])

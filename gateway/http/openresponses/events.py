@@ -88,9 +88,11 @@ class CompactionEnded:
 
     Attributes:
         summary: The text that stands for it.
+        carried_json: The items that it carries beside that, a JSON array.
     """
 
     summary: str
+    carried_json: str = "[]"
 
 
 HostedEvent = (

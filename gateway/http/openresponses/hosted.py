@@ -94,6 +94,7 @@ class HostedPlan:
         compact_threshold: Of a prompt with more tokens its beginning is summed up first; None where
             nothing is, `BY_CONTEXT` where the model's context says it.
         can_compact: Whether there is something to sum up.
+        carried_json: Of a turn that sums something up, the items that stay beside it, a JSON array.
     """
 
     servers: tuple[tuple[str, NamedServer], ...] = ()
@@ -104,6 +105,7 @@ class HostedPlan:
     max_output_tokens: int | None = None
     compact_threshold: int | None = None
     can_compact: bool = False
+    carried_json: str = "[]"
 
     @property
     def takes_turns(self) -> bool:

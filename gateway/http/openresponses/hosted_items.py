@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.hosted import HostedTool
 from gateway.http.openresponses.items import Event, Item
+from gateway.http.openresponses.sealing import sealed
 
 _CALL: Final = "response.mcp_call"
 _LIST: Final = "response.mcp_list_tools"

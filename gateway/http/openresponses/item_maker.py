@@ -24,6 +24,7 @@ from gateway.http.openresponses.items import (
     MessageItem,
     ReasoningItem,
 )
+from gateway.http.openresponses.sealing import with_summary
 from gateway.http.render.logprobs import chat_logprobs
 from gateway.request.delivery.events import (
     ContentText,
@@ -100,7 +101,7 @@ class ItemMaker:
         if isinstance(event, ReasoningText | ToolCallArguments) and event.text:
             return event.text, []
         if isinstance(event, CompactionEnded):
-            return event.summary, []
+            return with_summary(event.summary, event.carried_json), []
         if isinstance(event, ApprovedCallBegun):
             return event.arguments, []
         return None

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final
 
-from gateway.http.openresponses.conversation import sealed
+from gateway.http.openresponses.sealing import sealed
 from gateway.http.render.custom_calls import CustomInput
 from gateway.request.delivery.events import ToolCallStarted
 

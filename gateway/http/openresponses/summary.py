@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 
 from gateway.errors import GatewayError
-from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.render import usage_object
+from gateway.http.openresponses.sealing import sealed, with_summary
 from gateway.http.openresponses.stored_items import with_ids
 from gateway.json_numbers import loads
 from gateway.request.delivery.events import ContentText, GenerationEvent
@@ -47,7 +47,7 @@ class SummaryCollector:
         summary = {
             "type": "compaction",
             "id": f"cmp_{self._request_id}_1",
-            "encrypted_content": sealed(text),
+            "encrypted_content": sealed(with_summary(text)),
         }
         return orjson.dumps(
             {

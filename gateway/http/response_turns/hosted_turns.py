@@ -376,7 +376,7 @@ class HostedTurns:
         self._close_turn()
         self._progress.compacts = False
         if pieces:
-            yield [CompactionEnded("".join(pieces).rstrip())]
+            yield [CompactionEnded("".join(pieces).rstrip(), self._body.hosted.carried_json)]
 
     async def _approved(self, call: ApprovedCall) -> AsyncIterator[list[ResponseEvent]]:
         """A call that somebody has approved."""

@@ -8,9 +8,9 @@ from openai.types.responses.response_includable import ResponseIncludable
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.bodies.parsers import COMPACT, INPUT_TOKENS, RESPONSES, BodyKind, ParseContext
-from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.convert import ResponsesBody
 from gateway.http.openresponses.schemas import INCLUDED, LOGPROBS
+from gateway.http.openresponses.sealing import sealed
 from gateway.http.schemas.base.shapes import MAX_LISTED_FIELDS
 from gateway.request.jobs.job import RESPONSES_ENDPOINT
 from protocol.wire import codec

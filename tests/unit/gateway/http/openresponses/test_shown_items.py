@@ -12,8 +12,8 @@ from openai.types.responses import (
 from pydantic import BaseModel
 
 from gateway.errors import InvalidRequestError
-from gateway.http.openresponses.conversation import sealed
 from gateway.http.openresponses.convert import conversation_items
+from gateway.http.openresponses.sealing import sealed
 from gateway.http.openresponses.stored_items import whole_items, with_ids
 
 SUMMARY: Final = {"type": "summary_text", "text": "t"}
