@@ -108,7 +108,7 @@ class McpHttp:
             try:
                 status, answered, found = self._once(urlsplit(url), verb, body, told, is_last)
             except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = type(error).__name__ if not str(error) else str(error)[:200]
+                reason = _printable(str(error)[:200]) or type(error).__name__
                 raise McpError(
                     f"the server can't be reached, or ended in the middle ({reason})",
                     kind="http_error",
@@ -208,6 +208,11 @@ class _Connection(http.client.HTTPConnection):
         if self._is_tls:
             context = ssl.create_default_context()
             self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+
+
+def _printable(text: str) -> str:
+    """A reason that may quote what a server sent, without its control characters."""
+    return "".join(one if one.isprintable() else " " for one in text).strip()
 
 
 def _origin(url: str) -> tuple[str, str, int]:

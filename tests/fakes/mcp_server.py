@@ -72,6 +72,10 @@ class _Handler(BaseHTTPRequestHandler):
         if behaviour == "garbage":
             self._send(200, "application/json", b"[1, 2")
             return
+        if behaviour == "no_http":
+            self.wfile.write(b"\x00\x1b[2J\x9bnonsense\r\n\r\n")
+            self.close_connection = True
+            return
         if behaviour == "dies":
             self.close_connection = True
             return

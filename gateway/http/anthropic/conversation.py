@@ -1,6 +1,6 @@
 """From the blocks of Messages to the messages and tools of a chat."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any, Final
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
@@ -43,6 +43,7 @@ def chat_messages(system: str | list[Block] | None, messages: list[Block]) -> li
         InvalidRequestError: Naming the block that is wrong, or not served.
     """
     found: list[Block] = []
+    called: set[str] = set()
     first = _system_text(system)
     if first:
         found.append({"role": "system", "content": first})
@@ -50,9 +51,11 @@ def chat_messages(system: str | list[Block] | None, messages: list[Block]) -> li
         where = f"messages[{index}]"
         role = message.get("role")
         if role == "assistant":
-            _join(found, _assistant(message, where))
+            told = _assistant(message, where)
+            called.update(call["id"] for call in told.get("tool_calls", ()))
+            _join(found, told)
         elif role == "user":
-            for one in _user(message, where):
+            for one in _user(message, where, called):
                 _join(found, one)
         elif role == "system":
             content = message.get("content")
@@ -196,14 +199,14 @@ def _call(block: Block, path: str) -> Block:
     }
 
 
-def _user(message: Block, where: str) -> Iterator[Block]:
-    """The results of tools first, then what the user says."""
+def _user(message: Block, where: str, called: Set[str]) -> Iterator[Block]:
+    """The results of tools that were called before, then what the user says."""
     results: list[Block] = []
     texts: list[str] = []
     for path, block in _blocks(message.get("content"), f"{where}.content"):
         kind = block["type"]
         if kind == "tool_result":
-            results.append(_result(block, path))
+            results.append(_result(block, path, called))
         elif kind in ("text", "search_result"):
             texts.append(_shown(block, path))
         else:
@@ -213,12 +216,19 @@ def _user(message: Block, where: str) -> Iterator[Block]:
         yield {"role": "user", "content": "\n".join(texts)}
 
 
-def _result(block: Block, path: str) -> Block:
+def _result(block: Block, path: str, called: Set[str]) -> Block:
     content = block.get("content")
     text = "" if content is None else _texts(content, f"{path}.content")
     if block.get("is_error") is True and not text.lower().startswith("error"):
         text = _ERROR + text
-    call_id = our_call_id(_string(block, "tool_use_id", path))
+    named = _string(block, "tool_use_id", path)
+    call_id = our_call_id(named)
+    if call_id not in called:
+        param = f"{path}.tool_use_id"
+        raise InvalidRequestError(
+            f"Invalid `{param}`: there is no `tool_use` with the id `{named[:100]}` before it.",
+            param=param,
+        )
     return {"role": "tool", "tool_call_id": call_id, "content": text}
 
 

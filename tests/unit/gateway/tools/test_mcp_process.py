@@ -77,6 +77,7 @@ def test_pages_are_followed(server: FakeMcpServer) -> None:
         ("huge", "mcp_protocol_error", "more than 1048576 bytes"),
         ("no_list", "mcp_protocol_error", "no list"),
         ("dies", "http_error", "ended in the middle"),
+        ("no_http", "http_error", "ended in the middle"),
         ("401", "http_error", "HTTP 401"),
         ("404", "http_error", "HTTP 404"),
         ("500", "http_error", "HTTP 500"),
@@ -89,6 +90,7 @@ def test_what_a_server_does_wrong_is_an_error_that_says_so(
     found = list_tools({"url": server.url(f"/modern/{form}/{behaviour}")})
     assert found["error"]["type"] == kind
     assert words in found["error"]["message"]
+    assert found["error"]["message"].isprintable()  # models and people read it
 
 
 def test_tools_that_are_named_are_listed_out_of_a_thousand(server: FakeMcpServer) -> None:

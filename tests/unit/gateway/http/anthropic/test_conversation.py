@@ -64,6 +64,7 @@ def test_a_line_of_billing_never_reaches_the_prompt() -> None:
 
 def test_results_of_tools_come_before_the_rest_of_their_turn() -> None:
     use = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {"x": 1}}
+    uses = [use, {**use, "id": "toolu_2"}]
     results = [
         {"type": "text", "text": "and now?"},
         {"type": "tool_result", "tool_use_id": "toolu_1", "content": "1"},
@@ -76,14 +77,16 @@ def test_results_of_tools_come_before_the_rest_of_their_turn() -> None:
     ]
     found = sent(
         USER,
-        {"role": "assistant", "content": [{"type": "text", "text": "so"}, use]},
+        {"role": "assistant", "content": [{"type": "text", "text": "so"}, *uses]},
         {"role": "user", "content": results},
     )
     call = {"name": "f", "arguments": '{"x":1}'}
     assert found[1] == {
         "role": "assistant",
         "content": "so",
-        "tool_calls": [{"id": "call_1", "type": "function", "function": call}],
+        "tool_calls": [
+            {"id": name, "type": "function", "function": call} for name in ("call_1", "call_2")
+        ],
     }
     assert found[2:] == [
         {"role": "tool", "tool_call_id": "call_1", "content": "1"},
@@ -301,6 +304,11 @@ def block(**fields: Any) -> dict[str, Any]:
         (block(type="novel"), "messages[0].content[0].type"),
         (block(type="tool_use", id="1", name="f", input={}), "messages[0].content[0].type"),
         (block(type="tool_result"), "messages[0].content[0].tool_use_id"),
+        # Nothing was called.
+        (
+            block(type="tool_result", tool_use_id="toolu_1", content="x"),
+            "messages[0].content[0].tool_use_id",
+        ),
         ({"system": 5}, "system"),
         ({"system": [{"type": "image"}]}, "system[0].type"),
         ({"tools": [{"name": "f"}]}, "tools[0].input_schema"),
