@@ -46,8 +46,9 @@ class ChoiceTable:
 
     def count_tokens(self, choice: Choice) -> None:
         """A choice in the table has grown."""
-        num_new = choice.num_tokens - self._counted.get(choice.key, 0)
-        self._counted[choice.key] = choice.num_tokens
+        key, num_tokens = choice.key, choice.num_tokens
+        num_new = num_tokens - self._counted.get(key, 0)
+        self._counted[key] = num_tokens
         gateway_id = choice.gateway_id
         self._num_tokens[gateway_id] = self._num_tokens.get(gateway_id, 0) + num_new
 

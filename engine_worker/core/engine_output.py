@@ -102,7 +102,10 @@ class EngineOutput:
         self._of(gateway_id).answers.append(answer)
 
     def _of(self, gateway_id: str) -> GatewayOutput:
-        return self._gateways.setdefault(gateway_id, GatewayOutput())
+        told = self._gateways.get(gateway_id)
+        if told is None:
+            told = self._gateways[gateway_id] = GatewayOutput()
+        return told
 
 
 def finished(

@@ -63,7 +63,7 @@ def test_a_stream_spells_the_same_text_as_one_body(client: Any) -> None:
     assert len({c.id for c in chunks}) == 1
     assert chunks[-1].choices == []
     assert chunks[-1].usage == whole.usage
-    assert len(chunks) > 4
+    assert len(chunks) > 3  # the role, a first token, what came in gusts of 20 ms, and the usage
 
 
 def test_a_tool_call_makes_the_round_trip(client: Any) -> None:

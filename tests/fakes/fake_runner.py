@@ -200,7 +200,7 @@ class DeterministicFakeRunner:
                 elif row.draft_token_ids:
                     more[index] = self._check_draft(row, [*seen, int(token_ids[index])])
                 self._counted[row.slot] = [*seen, int(token_ids[index]), *more.get(index, ())]
-                if batch.has_next:
+                if index in batch.next_rows:
                     # As if the next step was begun and dropped.
                     self._keep_states(row, seen, (int(token_ids[index]),))
         nothing_allowed = frozenset(np.flatnonzero(token_ids == _NOTHING_ALLOWED).tolist())
@@ -308,17 +308,16 @@ class DeterministicFakeRunner:
         assert num_prompt_tokens <= self._max_num_batched_tokens
         num_drafted = sum(len(row.draft_token_ids) for row in batch.rows)
         assert not num_drafted or len(batch.rows) + num_drafted <= self._decode_rows[-1]
-        for row in batch.rows:
+        for position, row in enumerate(batch.rows):
             assert 0 < len(row.token_ids) <= self._prefill_chunk_size
             assert not row.draft_token_ids or (row.sample and len(row.token_ids) == 1)
             assert 1 <= row.max_new_tokens <= self._max_new_tokens
             num_stored = row.start + len(row.token_ids) + row.max_new_tokens - 1
             num_stored += len(row.draft_token_ids)
-            if batch.has_next:
+            if position in batch.next_rows:
                 assert self._runs_ahead
                 assert row.sample
-                assert len(row.token_ids) == row.max_new_tokens == 1
-                assert not row.needs_full_sampler
+                assert row.max_new_tokens == 1
                 assert not row.draft_token_ids
                 num_stored += 1
             for index, table in enumerate(self._tables(row)):

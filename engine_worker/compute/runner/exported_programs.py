@@ -87,7 +87,7 @@ class ExportedPrograms:
         args: tuple[Any, ...],
         outputs: Any,
         *,
-        donated: int,
+        donated: tuple[int, ...],
     ) -> jax.stages.Lowered:
         """The program for such arguments, ready to be compiled.
 
@@ -96,7 +96,7 @@ class ExportedPrograms:
             program: Pure; called with `args` where it has to be traced.
             args: Arrays, or shapes and types, in trees.
             outputs: A tree like that of its result, whatever the leaves are.
-            donated: Which argument is donated.
+            donated: Which arguments are donated.
         """
         if self._folder is not None:
             out_tree = jax.tree.structure(outputs)
@@ -110,7 +110,9 @@ class ExportedPrograms:
                     path.unlink(missing_ok=True)
         return jax.jit(program, donate_argnums=donated).lower(*args)
 
-    def _key(self, name: str, args: tuple[Any, ...], out_tree: Any, donated: int) -> str:
+    def _key(
+        self, name: str, args: tuple[Any, ...], out_tree: Any, donated: tuple[int, ...]
+    ) -> str:
         leaves, tree = jax.tree.flatten(args)
         shapes = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves]
         said = json.dumps([self._identity, name, str(tree), shapes, str(out_tree), donated])
@@ -123,7 +125,7 @@ class ExportedPrograms:
         program: Callable[..., Any],
         args: tuple[Any, ...],
         out_tree: Any,
-        donated: int,
+        donated: tuple[int, ...],
     ) -> _Traced:
         leaves, tree = jax.tree.flatten(args)
 
@@ -144,7 +146,7 @@ class ExportedPrograms:
 
 
 def _lower_traced(
-    name: str, traced: _Traced, args: tuple[Any, ...], out_tree: Any, donated: int
+    name: str, traced: _Traced, args: tuple[Any, ...], out_tree: Any, donated: tuple[int, ...]
 ) -> jax.stages.Lowered:
     leaves = jax.tree.leaves(args)
 

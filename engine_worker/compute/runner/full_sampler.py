@@ -1,8 +1,9 @@
 """Sampling apart from the forward pass: with biases, masks and log probabilities.
 
-Rows that need any of these are rare, so the step programs do without them. When a step holds such
-a row its program only computes hidden states, and this one goes on from there. Masks are asked for
-in between, so that they can be made while the forward pass runs.
+Rows that need any of these are rare, so the step programs do without them. Of such a row a step
+program only computes the hidden state, and this one goes on from there, for these rows alone: the
+others are sampled in their step. Masks are asked for in between, so that they can be made while the
+forward pass runs.
 """
 
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ class _ExtraField(IntEnum):
     """Column of what this program needs beside a row's usual fields."""
 
     TARGET = NUM_ROW_FIELDS
+    PLACE = auto()
     IS_SCORED = auto()
     IS_BIASED = auto()
     IS_MASKED = auto()
@@ -103,18 +105,24 @@ class FullSampler:
         self._all_allowed: jax.Array = jax.device_put(allowed)
 
     def __call__(
-        self, leaves: Leaves, counts: jax.Array, hidden: jax.Array, inputs: FullSamplerInputs
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        leaves: Leaves,
+        counts: jax.Array,
+        last_tokens: jax.Array,
+        hidden: jax.Array,
+        inputs: FullSamplerInputs,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Samples and scores.
 
         Args:
             leaves: All weights, as the backend packs them.
             counts: [num_slots, V] int32, donated.
-            hidden: [R, hidden] float32.
+            last_tokens: [num_slots + 1] int32, donated.
+            hidden: [H, hidden] float32, in which each row has its place.
             inputs: See `pack`.
 
         Returns:
-            [R, 3 + 2 * N + K] int32 for `read`, and the new counts.
+            [R, 3 + 2 * N + K] int32 for `read`, the new counts and the new last tokens.
         """
         fields, biases, allowed = jnp.asarray(inputs.fields), inputs.biases, inputs.allowed
         rows = unpack_row_fields(fields)
@@ -125,7 +133,8 @@ class FullSampler:
             is_masked=fields[:, _ExtraField.IS_MASKED] != 0,
             allowed=jnp.asarray(allowed),
         )
-        logits = self._backend.bind(leaves).head(hidden)
+        own = hidden.at[fields[:, _ExtraField.PLACE]].get(mode="clip")
+        logits = self._backend.bind(leaves).head(own)
         constrained = constrain(logits, constraints)
         tokens = sample_tokens(constrained, counts, rows)
         has_choice = jnp.any(constrained > -jnp.inf, axis=1)
@@ -146,18 +155,28 @@ class FullSampler:
             lax.bitcast_convert_type(scores.top_logprobs, jnp.int32),
             lax.bitcast_convert_type(scores.wanted, jnp.int32),
         )
-        return jnp.concatenate(columns, axis=1), count_sampled(counts, tokens, rows)
+        # Of rows that are only scored, and of padding, the slot behind the last.
+        last_tokens = last_tokens.at[rows.slots].set(jnp.maximum(tokens, 0))
+        outputs = jnp.concatenate(columns, axis=1)
+        return outputs, count_sampled(counts, tokens, rows), last_tokens
 
-    def pack(self, rows: Sequence[RowWork], targets: Sequence[int | None]) -> FullSamplerInputs:
+    def pack(
+        self,
+        rows: Sequence[RowWork],
+        places: Sequence[int],
+        targets: Sequence[int | None],
+    ) -> FullSamplerInputs:
         """The inputs of one call; waits for masks that are still being made.
 
         Args:
             rows: At most R.
+            places: Where the hidden state of each stands.
             targets: For each row a token to score instead of sampling one, or None.
         """
         fields = np.zeros((self._num_rows, _NUM_FIELDS), np.int32)
         fields[:, :NUM_ROW_FIELDS] = pack_row_fields(rows, self._num_rows, self._num_slots)
         fields[:, _ExtraField.TARGET] = _NO_TARGET
+        fields[: len(rows), _ExtraField.PLACE] = places
         for index, (row, target) in enumerate(zip(rows, targets, strict=True)):
             if target is not None:
                 fields[index, _ExtraField.TARGET] = target

@@ -1,6 +1,6 @@
 """The model runner on jax: owns the device state and runs each step's rows through its programs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -20,7 +20,7 @@ from engine_worker.compute.runner.limits import RowLimits, RunnerLimits
 from engine_worker.compute.runner.packing import PackedLayout
 from engine_worker.compute.runner.program_set import ProgramSet
 from engine_worker.compute.runner.programs import MAX_NEW_TOKENS, DeviceState, ProgramOutput
-from engine_worker.compute.runner.run_ahead import RunAhead
+from engine_worker.compute.runner.run_ahead import RunAhead, following, is_sampled_later
 from engine_worker.compute.runner.score_program import (
     MAX_SCORE_PAIRS,
     max_answers,
@@ -38,8 +38,8 @@ class JaxModelRunner:
     """Implements `engine_worker.core.choice.batch.ModelRunner`; made by `create`.
 
     A step is one call of a decode program for all rows with a single token and one call of a
-    prefill program for each other row. Draft tokens are further rows of the decode program. A
-    call whose rows want more than the program can do is followed by one of the full sampler. In
+    prefill program for each other row. Draft tokens are further rows of the decode program. Rows
+    that want more than these can do are sampled by a call of the full sampler that follows. In
     the deterministic mode all tokens, of prompts and of outputs, go through one program of a fixed
     shape, one token a row, and all are sampled by one full sampler, so that what a token computes
     depends on nothing but its own request.
@@ -59,7 +59,7 @@ class JaxModelRunner:
         self._programs = self.program_set(decoder, kv_layout, buckets, limits)
         # Tokens of slots whose counts are not on the device yet: most requests never need them.
         self._uncounted: dict[int, tuple[Sequence[int], Sequence[int]]] = {}
-        self._ahead = RunAhead(self._step)
+        self._ahead = RunAhead()
         self._state = self._programs.new_state()
         self._row_limits = RowLimits(
             max_new_tokens=self.max_new_tokens,
@@ -242,16 +242,21 @@ class JaxModelRunner:
             ValueError: A row breaks the limits that the properties state; nothing was computed.
             Exception: Whatever jax raises; the state may be lost, so `reset` must follow.
         """
+        next_rows = batch.next_rows if self.runs_ahead else ()
+        with_next = set(next_rows)
+        for index, row in enumerate(batch.rows):
+            self._row_limits.check(row, has_next=index in with_next)
         rows = split_drafts(batch.rows, self.decode_rows[-1], self.max_draft_tokens)
-        has_next = batch.has_next and self.runs_ahead
-        for row in rows:
-            self._row_limits.check(replace(row, max_new_tokens=2) if has_next else row)
+        if len(rows) > len(batch.rows):
+            for row in rows:
+                self._row_limits.check(row)
+            next_rows = ()
         outcome = StepOutcome(len(rows))
         self._count_slots(rows)
         if self._limits.deterministic:
             self._run_tiles(rows, outcome)
         else:
-            self._run_buckets(rows, outcome, has_next=has_next)
+            self._run_buckets(rows, outcome, next_rows)
         return join_drafts(batch.rows, outcome.result())
 
     @property
@@ -308,23 +313,83 @@ class JaxModelRunner:
         return self._kv_layout.release(self._state.cache, block_ids)
 
     def _run_buckets(
-        self, rows: Sequence[RowWork], outcome: StepOutcome, *, has_next: bool
+        self, rows: Sequence[RowWork], outcome: StepOutcome, next_rows: Sequence[int]
     ) -> None:
         decodes = [
             i
             for i, row in enumerate(rows)
             if len(row.token_ids) == 1 and row.sample and not row.scored_token_ids
         ]
+        prefills = sorted(set(range(len(rows))) - set(decodes))
+        decodes = self._take_begun(rows, decodes, outcome)
         if decodes:
-            bucket = self._programs.store.first_ready(self._buckets.for_decode(len(decodes)))
-            works = [rows[i] for i in decodes]
-            self._call(bucket, decodes, works, outcome, has_next=has_next)
-        for index in sorted(set(range(len(rows))) - set(decodes)):
-            row = rows[index]
-            bucket = self._programs.store.first_ready(self._buckets.for_prefill(len(row.token_ids)))
-            output = self._call(bucket, [index], [row], outcome)
-            if row.scored_token_ids:
-                self._score(index, row, np.asarray(output.hidden), outcome)
+            self._decode(decodes, [rows[i] for i in decodes], outcome)
+        for index in prefills:
+            self._prefill(index, rows[index], outcome)
+        if next_rows:
+            self._begin(rows, next_rows, outcome)
+
+    def _take_begun(
+        self, rows: Sequence[RowWork], decodes: list[int], outcome: StepOutcome
+    ) -> list[int]:
+        """Takes what was begun of a step; which of its decodes are left to compute."""
+        if len({rows[i].slot for i in decodes}) < len(decodes):
+            # Draft tokens: their row's states follow from one program.
+            self._ahead.drop()
+        taken = self._ahead.take(decodes, [rows[i] for i in decodes])
+        if taken is None:
+            return decodes
+        outcome.put_tokens(taken.indices, taken.output.tokens, taken.columns)
+        self._sample_apart(taken.apart, [rows[i] for i in taken.apart], outcome)
+        return sorted(set(decodes).difference(taken.indices))
+
+    def _begin(
+        self, rows: Sequence[RowWork], next_rows: Sequence[int], outcome: StepOutcome
+    ) -> None:
+        """Begins the next step of some rows; only then waits for the tokens of this one."""
+        begun = [following(rows[i]) for i in next_rows]
+        apart = {i for i, row in enumerate(begun) if is_sampled_later(row)}
+        bucket = self._programs.store.first_ready(self._buckets.for_decode(len(begun)))
+        output = self._step(bucket, begun, apart)
+        outcome.read()
+        token_ids = outcome.token_ids()
+        self._ahead.keep(output, begun, apart, [token_ids[i] for i in next_rows])
+
+    def _decode(
+        self, indices: Sequence[int], rows: Sequence[RowWork], outcome: StepOutcome
+    ) -> None:
+        """Runs and samples the step's rows of one token, which `indices` names."""
+        bucket = self._programs.store.first_ready(self._buckets.for_decode(len(rows)))
+        apart = self._apart(rows)
+        output = self._step(bucket, rows, apart)
+        outcome.put_tokens(indices, output.tokens)
+        self._sample_apart([indices[i] for i in apart], [rows[i] for i in apart], outcome)
+
+    def _prefill(self, index: int, row: RowWork, outcome: StepOutcome) -> None:
+        """Runs a chunk of a prompt, and samples and scores what it asks for."""
+        bucket = self._programs.store.first_ready(self._buckets.for_prefill(len(row.token_ids)))
+        is_apart = row.sample and row.needs_full_sampler
+        output = self._step(bucket, [row], (0,) if is_apart else ())
+        if is_apart:
+            self._sample_apart([index], [row], outcome)
+        else:
+            outcome.put_tokens([index], output.tokens)
+        if row.scored_token_ids:
+            self._score(index, row, np.asarray(output.hidden), outcome)
+
+    def _apart(self, rows: Sequence[RowWork]) -> list[int]:
+        """Which rows of a decode are sampled apart from it: none more than those that have to.
+
+        But all, where the full sampler has as many rows anyway: the head's matrix is read once
+        then.
+        """
+        apart = [i for i, row in enumerate(rows) if row.needs_full_sampler]
+        if not apart or any(row.max_new_tokens > 1 for row in rows):
+            return apart
+        is_one_slot_a_row = len({row.slot for row in rows}) == len(rows)
+        if is_one_slot_a_row and self._buckets.sampler_rows_for(len(apart)) >= len(rows):
+            return list(range(len(rows)))
+        return apart
 
     def _run_tiles(self, rows: Sequence[RowWork], outcome: StepOutcome) -> None:
         bucket = self._buckets.decode[0]
@@ -332,57 +397,42 @@ class JaxModelRunner:
         for first in range(0, len(pieces), bucket.num_rows):
             tile = pieces[first : first + bucket.num_rows]
             indices, works = [index for index, _ in tile], [work for _, work in tile]
-            output = self._step(bucket, works, samples=False)
+            places = range(len(works))
+            self._step(bucket, works, places)
             targets = [next(iter(work.scored_token_ids), None) for work in works]
-            self._sample_fully(output.last_hidden, indices, works, targets, outcome)
-
-    def _call(
-        self,
-        bucket: Bucket,
-        indices: Sequence[int],
-        rows: Sequence[RowWork],
-        outcome: StepOutcome,
-        *,
-        has_next: bool = False,
-    ) -> ProgramOutput:
-        """Runs and samples some of the step's rows, which `indices` names."""
-        is_apart = any(row.sample and row.needs_full_sampler for row in rows)
-        if is_apart or bucket.is_prefill:
-            self._ahead.drop()
-            output = self._step(bucket, rows, samples=not is_apart)
-        else:
-            output = self._ahead.run(bucket, rows, has_next=has_next)
-        if is_apart:
-            targets = [None] * len(rows)
-            self._sample_fully(output.last_hidden, indices, rows, targets, outcome)
-        else:
-            outcome.put_tokens(indices, np.asarray(output.tokens))
-        return output
+            self._sample_fully(indices, works, places, targets, outcome)
 
     def _step(
-        self, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool = True
+        self, bucket: Bucket, rows: Sequence[RowWork], apart: Collection[int] = ()
     ) -> ProgramOutput:
-        output, self._state = self._programs.step(self._state, bucket, rows, samples=samples)
+        output, self._state = self._programs.step(self._state, bucket, rows, apart)
         return output
+
+    def _sample_apart(
+        self, indices: Sequence[int], rows: Sequence[RowWork], outcome: StepOutcome
+    ) -> None:
+        """Samples rows of a step from the hidden states that it left."""
+        if rows:
+            places = [row.slot for row in rows]
+            self._sample_fully(indices, rows, places, [None] * len(rows), outcome)
 
     def _sample_fully(
         self,
-        hidden: jax.Array | npt.NDArray[np.float32],
         indices: Sequence[int],
         rows: Sequence[RowWork],
+        places: Sequence[int],
         targets: Sequence[int | None],
         outcome: StepOutcome,
+        hidden: npt.NDArray[np.float32] | None = None,
     ) -> None:
-        """Samples rows from their hidden states [R, hidden], or scores their targets."""
-        fitting = [num for num in self._buckets.sampler_rows if num >= hidden.shape[0]]
+        """Samples rows, or scores their targets; see `ProgramSet.sample`."""
+        fitting = [num for num in self._buckets.sampler_rows if num >= len(rows)]
         num_rows = self._programs.store.first_ready(fitting)
-        if num_rows > hidden.shape[0]:
-            # On the host: a padding program would be one more to compile.
-            hidden = np.pad(np.asarray(hidden), ((0, num_rows - hidden.shape[0]), (0, 0)))
-        outputs, self._state = self._programs.sample(self._state, num_rows, hidden, rows, targets)
-        samples = self._programs.samplers[num_rows].read(outputs, rows, targets)
-        for index, sample in zip(indices, samples, strict=True):
-            outcome.put(index, sample)
+        outputs, self._state = self._programs.sample(
+            self._state, num_rows, rows, places, targets, hidden
+        )
+        sampler = self._programs.samplers[num_rows]
+        outcome.put_samples(indices, sampler, outputs, rows, targets)
 
     def _score(
         self,
@@ -396,10 +446,10 @@ class JaxModelRunner:
         unsampled = replace(row, sample=False)
         for first in range(0, len(row.scored_token_ids), num_rows):
             targets = row.scored_token_ids[first : first + num_rows]
-            tile = np.zeros((num_rows, hidden.shape[1]), np.float32)
-            tile[: len(targets)] = hidden[first : first + len(targets)]
             num = len(targets)
-            self._sample_fully(tile, [index] * num, [unsampled] * num, targets, outcome)
+            tile = np.zeros((self._programs.num_hidden, hidden.shape[1]), np.float32)
+            tile[:num] = hidden[first : first + num]
+            self._sample_fully([index] * num, [unsampled] * num, range(num), targets, outcome, tile)
 
     def _count_slots(self, rows: Sequence[RowWork]) -> None:
         for row in rows:

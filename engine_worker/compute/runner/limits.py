@@ -45,14 +45,20 @@ class RowLimits:
     _checked: dict[tuple[int, int], tuple[Sequence[int], int]] = field(default_factory=dict)
     """By slot and cache group: the block ids that it had last, and how many were looked at."""
 
-    def check(self, row: RowWork) -> None:
+    def check(self, row: RowWork, *, has_next: bool = False) -> None:
         """Raises for a row that no program could compute.
+
+        Args:
+            row: Of a step.
+            has_next: Whether its next step may be begun, too.
 
         Raises:
             ValueError: Names the limit.
         """
         num_tokens = len(row.token_ids)
-        end = row.start + num_tokens - 1 + row.max_new_tokens
+        end = row.start + num_tokens - 1 + row.max_new_tokens + has_next
+        if has_next and (not row.sample or row.max_new_tokens > 1 or row.draft_token_ids):
+            raise ValueError("only rows that sample one token have their next step begun")
         if not 1 <= row.max_new_tokens <= self.max_new_tokens:
             raise ValueError(f"a row samples 1 to {self.max_new_tokens} tokens")
         if row.max_new_tokens > 1 and (not row.sample or row.needs_full_sampler or num_tokens > 1):

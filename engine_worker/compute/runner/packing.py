@@ -6,7 +6,7 @@ and block tables.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, auto
 from typing import Final, NamedTuple
@@ -109,19 +109,19 @@ class PackedLayout:
         """Length of the vector."""
         return sum(self._sizes)
 
-    def pack(self, rows: Sequence[RowWork], *, samples: bool = True) -> npt.NDArray[np.int32]:
+    def pack(self, rows: Sequence[RowWork], apart: Collection[int] = ()) -> npt.NDArray[np.int32]:
         """Writes the rows of one call, padded to the bucket.
 
         Args:
             rows: At most the bucket's rows that have tokens, each with at most its tokens.
-            samples: False computes hidden states only, whatever the rows want.
+            apart: Indices of rows of which hidden states are computed only, whatever they want.
 
         Returns:
             [num_entries] int32, a fresh array: the program may still read it when the next is made.
         """
         packed = np.zeros(self.num_entries, np.int32)
         fields, limits, token_ids, tables = self.parts(packed)
-        fields[:] = pack_row_fields(rows, self.bucket.num_rows, self.num_slots, samples=samples)
+        fields[:] = pack_row_fields(rows, self.bucket.num_rows, self.num_slots, apart)
         for group, padding_block in enumerate(self.padding_blocks):
             tables[group] = padding_block
             for index, row in enumerate(rows):
@@ -175,7 +175,7 @@ def write_table(table: npt.NDArray[np.int32], block_ids: Sequence[int], padding_
 
 
 def pack_row_fields(
-    rows: Sequence[RowWork], num_rows: int, num_slots: int, *, samples: bool = True
+    rows: Sequence[RowWork], num_rows: int, num_slots: int, apart: Collection[int] = ()
 ) -> npt.NDArray[np.int32]:
     """The fields of some rows, padded: [num_rows, NUM_ROW_FIELDS] int32, floats as their bits.
 
@@ -183,7 +183,7 @@ def pack_row_fields(
         rows: At most `num_rows`.
         num_rows: Rows of the program.
         num_slots: The slot that rows without a sample name.
-        samples: False makes every row one without a sample.
+        apart: Indices of rows that become ones without a sample.
     """
     fields = np.zeros((num_rows, NUM_ROW_FIELDS), np.int32)
     fields[:] = _padding_fields(num_slots)
@@ -191,7 +191,7 @@ def pack_row_fields(
         fields[index, RowField.START] = row.start
         fields[index, RowField.STATE_SLOT] = row.slot
         fields[index, RowField.NUM_TOKENS] = len(row.token_ids)
-        if row.sample and samples:
+        if row.sample and index not in apart:
             fields[index, RowField.SLOT] = row.slot
             fields[index, RowField.SAMPLED] = 1
             _pack_sampling(fields[index], row.sampling)

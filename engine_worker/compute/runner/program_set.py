@@ -1,6 +1,6 @@
 """All programs of a runner: which there are, what they are compiled for, and how one is called."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,6 +36,7 @@ class ProgramSet:
         packed_layouts: The layout of each step program's inputs.
         samplers: What packs and reads for the full samplers.
         table_width: Block ids of a row.
+        num_hidden: Places of hidden states that a full sampler takes.
         store: The compiled programs.
     """
 
@@ -46,6 +47,8 @@ class ProgramSet:
         self._kv_layout = kv_layout
         self._buckets = buckets
         self._num_slots = limits.max_num_seqs
+        self._is_hidden_by_row = limits.deterministic
+        self.num_hidden = max(self._num_slots + 1, buckets.sampler_rows[-1])
         group = decoder.backend.table_multiple(kv_layout.block_size)
         num_table_blocks = -(-limits.max_model_len // kv_layout.block_size)
         self.table_width = -(-num_table_blocks // group) * group
@@ -57,7 +60,12 @@ class ProgramSet:
         )
         self._exported = ExportedPrograms(
             limits.program_folder,
-            [*_parts(decoder.backend, kv_layout), self.table_width, self._num_slots],
+            [
+                *_parts(decoder.backend, kv_layout),
+                self.table_width,
+                self._num_slots,
+                self._is_hidden_by_row,
+            ],
             decoder.backend.custom_calls,
         )
         self._score_layouts = {
@@ -80,9 +88,7 @@ class ProgramSet:
         }
         self._set_counts: Any = None
         # What programs are compiled for, in any thread: a step donates the state itself.
-        self._abstract_state = DeviceState(
-            kv_layout.abstract(), *jax.eval_shape(self._new_counts_and_tokens)
-        )
+        self._abstract_state = DeviceState(kv_layout.abstract(), *jax.eval_shape(self._new_rows))
 
     @property
     def num_compiles(self) -> int:
@@ -97,12 +103,16 @@ class ProgramSet:
 
     def new_state(self) -> DeviceState:
         """The arrays between steps, with an empty cache."""
-        return DeviceState(self._kv_layout.allocate(), *self._new_counts_and_tokens())
+        return DeviceState(self._kv_layout.allocate(), *self._new_rows())
 
-    def _new_counts_and_tokens(self) -> tuple[jax.Array, jax.Array]:
-        vocab_size = self._decoder.backend.spec.vocab_size
-        counts = jnp.zeros((self._num_slots, vocab_size), jnp.int32)
-        return counts, jnp.zeros(self._buckets.decode[-1].num_rows, jnp.int32)
+    def _new_rows(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Counts, last tokens and hidden states."""
+        spec = self._decoder.backend.spec
+        return (
+            jnp.zeros((self._num_slots, spec.vocab_size), jnp.int32),
+            jnp.zeros(self._num_slots + 1, jnp.int32),
+            jnp.zeros((self.num_hidden, spec.hidden_size), jnp.float32),
+        )
 
     def warm_up(self, progress: ProgressCallback) -> None:
         """Compiles the programs that any step fits, and the others behind; see the port."""
@@ -134,27 +144,39 @@ class ProgramSet:
             args: tuple[Any, ...] = (leaves, state.cache, packed)
             name = f"score_{shape.num_rows}_{shape.num_tokens}"
             scoring = ScoreProgram(backend, key)
-            return lower(name, scoring, args, (0, state.cache), donated=1).compile()
+            return lower(name, scoring, args, (0, state.cache), donated=(1,)).compile()
         if isinstance(key, int):
             sampler = self.samplers[key]
-            hidden = np.zeros((key, backend.spec.hidden_size), np.float32)
-            args = (leaves, state.counts, hidden, sampler.pack((), ()))
-            return lower(f"sample_{key}", sampler, args, (0, 0), donated=1).compile()
+            inputs = sampler.pack((), (), ())
+            args = (leaves, state.counts, state.last_tokens, state.hidden, inputs)
+            return lower(f"sample_{key}", sampler, args, (0, 0, 0), donated=(1, 2)).compile()
         layout = self.packed_layouts[key]
-        num_sampler_rows = self._buckets.sampler_rows_for(key.num_rows)
-        step = StepProgram(backend, layout, self._kv_layout, num_sampler_rows)
+        step = StepProgram(
+            backend, layout, self._kv_layout, is_hidden_by_row=self._is_hidden_by_row
+        )
         kind = "prefill" if key.is_prefill else "decode"
-        output = ProgramOutput(0, 0, 0 if key.is_prefill else None)  # type: ignore[arg-type]
+        output = ProgramOutput(0, 0 if key.is_prefill else None)  # type: ignore[arg-type]
         args = (leaves, state, layout.pack(()))
-        name = f"{kind}_{key.num_rows}_{key.num_queries}_{num_sampler_rows}"
-        return lower(name, step, args, (output, state), donated=1).compile()
+        name = f"{kind}_{key.num_rows}_{key.num_queries}"
+        return lower(name, step, args, (output, state), donated=(1,)).compile()
 
     def step(
-        self, state: DeviceState, bucket: Bucket, rows: Sequence[RowWork], *, samples: bool
+        self,
+        state: DeviceState,
+        bucket: Bucket,
+        rows: Sequence[RowWork],
+        apart: Collection[int] = (),
     ) -> tuple[ProgramOutput, DeviceState]:
-        """Dispatches a step program; `state` is donated."""
+        """Dispatches a step program; `state` is donated.
+
+        Args:
+            state: The arrays between steps.
+            bucket: Of the program.
+            rows: What it computes.
+            apart: Indices of rows that it doesn't sample; `sample` does.
+        """
         buffer = self._buffers.get(bucket) or self.packed_layouts[bucket]
-        packed = buffer.pack(rows, samples=samples)
+        packed = buffer.pack(rows, apart)
         output: ProgramOutput
         output, state = self.store.get(bucket)(self._decoder.leaves, state, packed)
         return output, state
@@ -163,18 +185,30 @@ class ProgramSet:
         self,
         state: DeviceState,
         num_rows: int,
-        hidden: jax.Array | npt.NDArray[np.float32],
         rows: Sequence[RowWork],
+        places: Sequence[int],
         targets: Sequence[int | None],
-    ) -> tuple[npt.NDArray[np.int32], DeviceState]:
-        """Runs a full sampler on hidden states [num_rows, hidden]: what `FullSampler.read` takes.
+        hidden: npt.NDArray[np.float32] | None = None,
+    ) -> tuple[jax.Array, DeviceState]:
+        """Dispatches a full sampler: what `FullSampler.read` takes.
 
-        The counts of `state` are donated.
+        Args:
+            state: Its counts and last tokens are donated.
+            num_rows: Of the sampler.
+            rows: At most as many.
+            places: Where the hidden state of each stands.
+            targets: See `FullSampler.pack`.
+            hidden: [num_hidden, hidden], if the state doesn't have them.
         """
-        inputs = self.samplers[num_rows].pack(rows, targets)
-        program = self.store.get(num_rows)
-        outputs, counts = program(self._decoder.leaves, state.counts, hidden, inputs)
-        return np.asarray(outputs), state._replace(counts=counts)
+        inputs = self.samplers[num_rows].pack(rows, places, targets)
+        outputs, counts, last_tokens = self.store.get(num_rows)(
+            self._decoder.leaves,
+            state.counts,
+            state.last_tokens,
+            state.hidden if hidden is None else hidden,
+            inputs,
+        )
+        return outputs, state._replace(counts=counts, last_tokens=last_tokens)
 
     def score(
         self,

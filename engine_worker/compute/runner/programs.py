@@ -32,12 +32,17 @@ class DeviceState(NamedTuple):
     Attributes:
         cache: Keys and values.
         counts: [num_slots, V] int32 token counts for penalties.
-        last_tokens: [largest decode rows] int32, what each row of the newest decode sampled last.
+        last_tokens: [num_slots + 1] int32, what each slot sampled last; the one behind the last is
+            for padding.
+        hidden: [H, hidden] float32, of the newest last token of each slot, for sampling apart from
+            the step; H is at least num_slots + 1. In the deterministic mode, whose rows may share
+            a slot, of each row.
     """
 
     cache: KvCache
     counts: jax.Array
     last_tokens: jax.Array
+    hidden: jax.Array
 
 
 class ProgramOutput(NamedTuple):
@@ -46,13 +51,10 @@ class ProgramOutput(NamedTuple):
     Attributes:
         tokens: [N, R] int32 token ids (`NOT_SAMPLED`, `NAN_LOGITS`), one below the other for rows
             that sample several; N is 1 for a prefill and `MAX_NEW_TOKENS` in decode.
-        last_hidden: [S, hidden] float32, of each row's last token, for sampling apart from the
-            step; S the rows of the sampler that takes it, at least R.
         hidden: [Q, hidden] float32, of each token of a prefill's row; None in decode.
     """
 
     tokens: jax.Array
-    last_hidden: jax.Array
     hidden: jax.Array | None
 
 
@@ -64,7 +66,7 @@ class _DecodeLoop(NamedTuple):
         is_live: [R] bool, rows that compute a token in this turn.
         token_ids: [R] int32, the token of each live row.
         tokens: [`MAX_NEW_TOKENS`, R] int32, what was sampled.
-        hidden: [R, hidden] float32 of the last turn.
+        hidden: [R, hidden] float32, of each row's last turn.
         state: The arrays between steps.
     """
 
@@ -98,7 +100,7 @@ class StepProgram:
         backend: Computes the decoder, whose packed weights are arguments.
         packed_layout: Of the packed inputs.
         kv_layout: Of the cache.
-        num_sampler_rows: Rows of the full sampler that goes on from this step.
+        is_hidden_by_row: Whether `DeviceState.hidden` has an entry for each row.
     """
 
     def __init__(
@@ -106,9 +108,10 @@ class StepProgram:
         backend: Backend,
         packed_layout: PackedLayout,
         kv_layout: KvLayout,
-        num_sampler_rows: int,
+        *,
+        is_hidden_by_row: bool,
     ) -> None:
-        self._num_sampler_rows = num_sampler_rows
+        self._is_hidden_by_row = is_hidden_by_row
         self._backend = backend
         self._packed_layout = packed_layout
         self._kv_layout = kv_layout
@@ -139,8 +142,9 @@ class StepProgram:
         last_hidden = _last_of_chunk(hidden, inputs)
         tokens = self._sample(blocks, last_hidden, state.counts, inputs.sampling)
         counts = count_sampled(state.counts, tokens, inputs.sampling)
-        output = ProgramOutput(tokens[None], self._for_sampler(last_hidden), hidden)
-        return output, state._replace(cache=cache, counts=counts)
+        state = state._replace(cache=cache, counts=counts)
+        state = self._remember(state, inputs.slots, jnp.maximum(tokens, 0)[:1], last_hidden[:1])
+        return ProgramOutput(tokens[None], hidden), state
 
     def _decode(
         self, leaves: Leaves, state: DeviceState, inputs: StepInputs
@@ -148,7 +152,8 @@ class StepProgram:
         num_rows = inputs.num_stored.shape[0]
         hidden_size = self._backend.spec.hidden_size
         known_ids = inputs.token_ids[:, 0]
-        first_ids = jnp.where(known_ids == LAST_TOKEN, state.last_tokens[:num_rows], known_ids)
+        last_ids = state.last_tokens.at[inputs.slots].get(mode="clip")
+        first_ids = jnp.where(known_ids == LAST_TOKEN, last_ids, known_ids)
 
         def is_unfinished(loop: _DecodeLoop) -> jax.Array:
             return jnp.any(loop.is_live)
@@ -173,7 +178,7 @@ class StepProgram:
                 tokens=lax.dynamic_update_slice(
                     loop.tokens, tokens[None], (loop.turn, jnp.int32(0))
                 ),
-                hidden=hidden,
+                hidden=jnp.where(loop.is_live[:, None], hidden, loop.hidden),
                 state=loop.state._replace(cache=cache, counts=counts),
             )
 
@@ -189,13 +194,18 @@ class StepProgram:
                 state=state,
             ),
         )
-        last_tokens = lax.dynamic_update_slice(state.last_tokens, loop.token_ids, (0,))
-        new_state = loop.state._replace(last_tokens=last_tokens)
-        return ProgramOutput(loop.tokens, self._for_sampler(loop.hidden), None), new_state
+        new_state = self._remember(loop.state, inputs.slots, loop.token_ids, loop.hidden)
+        return ProgramOutput(loop.tokens, None), new_state
 
-    def _for_sampler(self, hidden: jax.Array) -> jax.Array:
-        num_missing = self._num_sampler_rows - hidden.shape[0]
-        return jnp.pad(hidden, ((0, num_missing), (0, 0)))
+    def _remember(
+        self, state: DeviceState, slots: jax.Array, tokens: jax.Array, hidden: jax.Array
+    ) -> DeviceState:
+        """The state with what the newest step of each slot left."""
+        places = jnp.arange(slots.shape[0]) if self._is_hidden_by_row else slots
+        return state._replace(
+            last_tokens=state.last_tokens.at[slots].set(tokens),
+            hidden=state.hidden.at[places].set(hidden),
+        )
 
     def _forward(
         self, blocks: Blocks, cache: KvCache, inputs: StepInputs

@@ -1,77 +1,140 @@
 """Begins the step after this one while this one's tokens are on their way to the host.
 
-An accelerator would idle while the host reads tokens, tells them and plans the next step. But a
-step of decodes is mostly followed by one of the same rows, whose tokens the device has. So that one
-is begun at once; if the host then wants anything else, it is dropped. What a dropped step wrote
-lies behind the end of every row, in blocks that the rows had when it was begun, and whoever gets
-these blocks writes later, since a device works in order. Conversely, what was begun is worth
-nothing once anything else wrote to the blocks or the slots of its rows.
+An accelerator would idle while the host reads tokens, tells them and plans the next step. But most
+rows of a step decode in the next one too, and the device has their tokens. So their next step is
+begun at once. The host then asks for what it wants, as always: rows that were begun are taken from
+there, and others are computed by themselves and begun together with them the next time. A row that
+nobody asks for is dropped. What was computed for it lies behind its end, in blocks that it had when
+it was begun, and whoever gets these blocks writes later, since a device works in order. Conversely,
+what was begun is worth nothing once anything else wrote to the blocks or the slot of its row.
+
+How a row is sampled may depend on its token, which only the host knows: a grammar allows others
+then. Of such rows only the hidden state is begun, from which the full sampler goes on once they are
+asked for. So it is for rows with penalties, whose counts a dropped step would spoil.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
-
-from engine_worker.compute.runner.buckets import Bucket
 from engine_worker.compute.runner.packing import LAST_TOKEN
 from engine_worker.compute.runner.programs import ProgramOutput
 from engine_worker.core.choice.batch import RowWork
-from engine_worker.core.choice.cache_group import NO_BLOCK
-
-Step = Callable[[Bucket, Sequence[RowWork]], ProgramOutput]
 
 
 @dataclass(frozen=True, slots=True)
-class _BegunStep:
-    bucket: Bucket
-    rows: tuple[RowWork, ...]
-    """Without their token, which is in `token_ids` once it is on the host."""
-    token_ids: npt.NDArray[np.int32]
+class _BegunRow:
+    """A row as it was begun.
+
+    Attributes:
+        column: In the program.
+        row: Without its token, which only the device knew.
+        token_id: That token.
+        is_apart: Whether it is still to be sampled.
+        num_blocks: The length of its tables, which may have grown since.
+    """
+
+    column: int
+    row: RowWork
+    token_id: int
+    is_apart: bool
+    num_blocks: tuple[int, ...]
+
+    def is_wanted(self, row: RowWork) -> bool:
+        """Whether this is what a row asks for."""
+        begun = self.row
+        return (
+            tuple(row.token_ids) == (self.token_id,)
+            and row.start == begun.start
+            and row.sample
+            and row.max_new_tokens == 1
+            and (self.is_apart or not row.needs_full_sampler)
+            and (row.sampling is begun.sampling or row.sampling == begun.sampling)
+            and all(
+                now is then and len(now) >= num
+                for now, then, num in zip(
+                    row.block_tables, begun.block_tables, self.num_blocks, strict=True
+                )
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TakenRows:
+    """Rows of a step that were computed ahead.
+
+    Attributes:
+        output: Of the program that did.
+        indices: Of the rows, as they were asked for.
+        columns: Where each stands in the output.
+        apart: Those of `indices` that are still to be sampled.
+    """
+
     output: ProgramOutput
+    indices: list[int]
+    columns: list[int]
+    apart: list[int]
 
 
 class RunAhead:
     """Keeps the step that was begun before it was asked for; at most one.
 
-    Args:
-        step: Dispatches a decode and does not wait for it.
+    Attributes:
+        num_taken: Rows that were asked for when they were there.
+        num_dropped: Rows that were not.
     """
 
-    def __init__(self, step: Step) -> None:
-        self._step = step
-        self._begun: _BegunStep | None = None
+    def __init__(self) -> None:
+        self._begun: dict[int, _BegunRow] = {}
+        self._output: ProgramOutput | None = None
         self.num_taken = 0
         self.num_dropped = 0
 
-    def run(self, bucket: Bucket, rows: Sequence[RowWork], *, has_next: bool) -> ProgramOutput:
-        """Computes a decode, or takes what was begun of it.
+    def take(self, indices: Sequence[int], rows: Sequence[RowWork]) -> TakenRows | None:
+        """What was begun of some rows; whatever else was begun is dropped.
 
         Args:
-            bucket: Of its program.
-            rows: What is wanted.
-            has_next: Whether to begin the step after it, too; the rows' blocks hold its tokens.
-
-        Returns:
-            The output; its tokens are on the host when this returns.
+            indices: Of the rows in their step.
+            rows: That decode one token each, no two of a slot.
         """
-        begun, self._begun = self._begun, None
-        if begun is not None and _is_wanted(begun, bucket, rows):
-            output = begun.output
-            self.num_taken += 1
-        else:
-            output = self._step(bucket, rows)
-            self.num_dropped += begun is not None
-        if not has_next:
-            return output
-        following = tuple(map(_next, rows))
-        next_output = self._step(bucket, following)
-        # Only this waits.
-        token_ids = np.asarray(output.tokens)[0, : len(rows)]
-        self._begun = _BegunStep(bucket, following, token_ids, next_output)
-        return output
+        begun, output = self._begun, self._output
+        if output is None:
+            return None
+        taken = TakenRows(output, [], [], [])
+        for index, row in zip(indices, rows, strict=True):
+            known = begun.get(row.slot)
+            if known is not None and known.is_wanted(row):
+                taken.indices.append(index)
+                taken.columns.append(known.column)
+                if known.is_apart:
+                    taken.apart.append(index)
+                del begun[row.slot]
+        self.num_taken += len(taken.indices)
+        self.drop()
+        return taken if taken.indices else None
+
+    def keep(
+        self,
+        output: ProgramOutput,
+        rows: Sequence[RowWork],
+        apart: AbstractSet[int],
+        token_ids: Sequence[int],
+    ) -> None:
+        """Remembers a step that was begun.
+
+        Args:
+            output: Of its program.
+            rows: As `following` made them.
+            apart: Indices of those that the program doesn't sample.
+            token_ids: What `LAST_TOKEN` stood for in each.
+        """
+        self._output = output
+        self._begun = {
+            row.slot: _BegunRow(
+                column, row, token_id, column in apart, tuple(map(len, row.block_tables))
+            )
+            for column, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))
+        }
 
     def drop_written(self, block_ids: Sequence[AbstractSet[int]]) -> None:
         """Forgets what was begun if blocks that its rows have were written to since.
@@ -81,62 +144,34 @@ class RunAhead:
         Args:
             block_ids: Of each cache group.
         """
-        begun = self._begun
-        if begun is not None and any(
+        if any(
             not written.isdisjoint(table)
-            for row in begun.rows
-            for written, table in zip(block_ids, row.block_tables, strict=False)
+            for begun in self._begun.values()
+            for written, table in zip(block_ids, begun.row.block_tables, strict=False)
         ):
             self.drop()
 
     def drop_slot(self, slot: int) -> None:
-        """Forgets what was begun if one of its rows has this slot, which somebody takes now."""
-        if self._begun is not None and any(row.slot == slot for row in self._begun.rows):
-            self.drop()
+        """Forgets what was begun of the row that has this slot, which somebody takes now."""
+        self.num_dropped += self._begun.pop(slot, None) is not None
 
     def drop(self) -> None:
-        """Forgets what was begun: something else comes next."""
-        self.num_dropped += self._begun is not None
-        self._begun = None
+        """Forgets what was begun."""
+        self.num_dropped += len(self._begun)
+        self._begun.clear()
+        self._output = None
 
 
-def _next(row: RowWork) -> RowWork:
-    """The row one token further; its blocks as they are now."""
+def following(row: RowWork) -> RowWork:
+    """A row's next decode, whose token the device will know; its tables go on growing."""
     return replace(
         row,
         token_ids=(LAST_TOKEN,),
-        start=row.start + 1,
-        block_ids=tuple(row.block_ids),
-        window_block_ids=tuple(row.window_block_ids),
+        start=row.start + len(row.token_ids),
+        scored_token_ids=(),
     )
 
 
-def _is_wanted(begun: _BegunStep, bucket: Bucket, rows: Sequence[RowWork]) -> bool:
-    return (
-        begun.bucket == bucket
-        and len(begun.rows) == len(rows)
-        and all(map(_is_same, begun.rows, begun.token_ids.tolist(), rows))
-    )
-
-
-def _is_same(begun: RowWork, token_id: int, row: RowWork) -> bool:
-    return (
-        tuple(row.token_ids) == (token_id,)
-        and all(map(_goes_on, begun.block_tables, row.block_tables))
-        and replace(
-            row,
-            token_ids=begun.token_ids,
-            block_ids=begun.block_ids,
-            window_block_ids=begun.window_block_ids,
-        )
-        == begun
-    )
-
-
-def _goes_on(begun: Sequence[int], block_ids: Sequence[int]) -> bool:
-    """Whether a table only grew, or lost blocks that the step begun ahead didn't see either."""
-    now = tuple(block_ids[: len(begun)])
-    return now == begun or (
-        len(now) == len(begun)
-        and all(one in (known, NO_BLOCK) for known, one in zip(begun, now, strict=True))
-    )
+def is_sampled_later(row: RowWork) -> bool:
+    """Whether a row's next decode is begun without its sample."""
+    return row.needs_full_sampler or row.sampling.uses_penalties

@@ -1,17 +1,19 @@
 """Collects what the calls of one step sampled and scored, row by row."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import jax
 import numpy as np
 import numpy.typing as npt
 
-from engine_worker.compute.runner.full_sampler import FullSample
+from engine_worker.compute.runner.full_sampler import FullSample, FullSampler
 from engine_worker.compute.sampling.sampler import NAN_LOGITS, NOT_SAMPLED, WITHOUT_CHOICE
-from engine_worker.core.choice.batch import StepResult, TokenScores
+from engine_worker.core.choice.batch import RowWork, StepResult, TokenScores
 
 
 class StepOutcome:
-    """The rows of one step; filled call by call.
+    """The rows of one step; told call by call, read once all of them are dispatched.
 
     Args:
         num_rows: Of the step.
@@ -22,26 +24,79 @@ class StepOutcome:
         self._logprobs: dict[int, TokenScores] = {}
         self._prompt_logprobs: dict[int, list[TokenScores]] = {}
         self._more: dict[int, list[int]] = {}
+        self._unread: list[Callable[[], None]] = []
 
-    def put_tokens(self, indices: Sequence[int], tokens: npt.NDArray[np.int32]) -> None:
-        """What a step program sampled for some rows: [N, R], a row's tokens one below the other.
+    def put_tokens(
+        self, indices: Sequence[int], tokens: jax.Array, columns: Sequence[int] | None = None
+    ) -> None:
+        """What a step program samples for some rows.
 
-        Padding may follow the rows, and the tokens of each.
+        Args:
+            indices: Of the rows.
+            tokens: [N, R], a row's tokens one below the other; padding may follow those of each.
+            columns: Where each row's stand; the first ones when None.
         """
-        self._tokens[indices] = tokens[0, : len(indices)]
-        if tokens.shape[0] == 1 or (tokens[1, : len(indices)] < 0).all():
+        self._unread.append(partial(self._read_tokens, indices, tokens, columns))
+
+    def put_samples(
+        self,
+        indices: Sequence[int],
+        sampler: FullSampler,
+        outputs: jax.Array,
+        rows: Sequence[RowWork],
+        targets: Sequence[int | None],
+    ) -> None:
+        """What a full sampler says of some rows, or of tokens of their prompts.
+
+        The tokens of a prompt come in their order, and a row comes here after `put_tokens`.
+
+        Args:
+            indices: Of the rows.
+            sampler: Whose output it is.
+            outputs: As `sampler` returned it.
+            rows: As they were given to `sampler`.
+            targets: Likewise.
+        """
+        self._unread.append(partial(self._read_samples, indices, sampler, outputs, rows, targets))
+
+    def read(self) -> None:
+        """Waits for all that was told, and reads it."""
+        unread, self._unread = self._unread, []
+        for read in unread:
+            read()
+
+    def token_ids(self) -> list[int]:
+        """The first token of each row, after `read`; below 0 where there is none."""
+        tokens: list[int] = self._tokens.tolist()
+        return tokens
+
+    def _read_tokens(
+        self, indices: Sequence[int], tokens: jax.Array, columns: Sequence[int] | None
+    ) -> None:
+        on_host: npt.NDArray[np.int32] = np.asarray(tokens)
+        own = on_host[:, : len(indices)] if columns is None else on_host[:, columns]
+        self._tokens[indices] = own[0]
+        if own.shape[0] == 1 or (own[1] < 0).all():
             return
         for column, index in enumerate(indices):
-            more = tokens[1:, column]
+            more = own[1:, column]
             num_more = int(np.argmax(more < 0)) if (more < 0).any() else len(more)
             if num_more:
                 self._more[index] = more[:num_more].tolist()
 
-    def put(self, index: int, sample: FullSample) -> None:
-        """What the full sampler says of a row, or of one of its prompt's tokens.
+    def _read_samples(
+        self,
+        indices: Sequence[int],
+        sampler: FullSampler,
+        outputs: jax.Array,
+        rows: Sequence[RowWork],
+        targets: Sequence[int | None],
+    ) -> None:
+        samples = sampler.read(np.asarray(outputs), rows, targets)
+        for index, sample in zip(indices, samples, strict=True):
+            self._put(index, sample)
 
-        The tokens of a prompt come in their order.
-        """
+    def _put(self, index: int, sample: FullSample) -> None:
         if sample.is_target:
             if sample.scores is not None:
                 self._prompt_logprobs.setdefault(index, []).append(sample.scores)
@@ -53,6 +108,7 @@ class StepOutcome:
 
     def result(self) -> StepResult:
         """The step's result."""
+        self.read()
         tokens = self._tokens
         return StepResult(
             token_ids=np.maximum(tokens, NOT_SAMPLED),

@@ -134,13 +134,13 @@ class StepBatch:
 
     Attributes:
         rows: Decodes first.
-        has_next: Whether the step after this one is likely to decode the same rows one token
-            further: a runner that `runs_ahead` may begin it. All rows are decodes of one token
-            without penalties and the full sampler, and their blocks hold one more.
+        next_rows: Indices of the rows that are likely to decode one token further in the step after
+            this one: a runner that `runs_ahead` may begin that for them. They sample one token, and
+            their blocks hold one more.
     """
 
     rows: tuple[RowWork, ...]
-    has_next: bool = False
+    next_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,7 @@ class ModelRunner(Protocol):
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether `StepBatch.has_next` is of use."""
+        """Whether `StepBatch.next_rows` is of use."""
 
     @property
     def num_compiles(self) -> int:

@@ -131,7 +131,8 @@ class Choice:
     @property
     def num_uncomputed_tokens(self) -> int:
         """Tokens to compute before the next one can be sampled; 1 in decode."""
-        return self.num_tokens - self.num_computed_tokens
+        num_tokens = len(self.prompt_token_ids) + len(self.output_token_ids)
+        return num_tokens - self.num_computed_tokens
 
     @property
     def is_paused(self) -> bool:

@@ -48,14 +48,10 @@ class DecodePlanner:
         drafts = self._speculation.drafts(choices, works)
         if drafts is not None:
             works = tuple(map(self._drafting, choices, works, drafts))
-        elif (num_new_tokens := self._lookahead.num_new_tokens(choices, works)) > 1:
-            works = tuple(
-                self._looking_ahead(choice, work, num_new_tokens)
-                for choice, work in zip(choices, works, strict=True)
-            )
+        elif (nums := self._lookahead.num_new_tokens(choices, works)) is not None:
+            works = tuple(map(self._looking_ahead, choices, works, nums))
         self._planned = works
-        has_next = self._runs_ahead and all(map(self._goes_on, choices, works))
-        return StepBatch(works, has_next)
+        return StepBatch(works, self._next_rows(choices, works))
 
     def measure(self, result: StepResult, duration_s: float) -> None:
         """Learn from the step that was planned last.
@@ -73,26 +69,31 @@ class DecodePlanner:
             self._on_drafts(num_drafted, num_right)
         elif all(len(work.token_ids) == 1 for work in works):
             num_turns = 1 + max(map(len, more.values()), default=0)
-            self._lookahead.measure(num_rows, num_turns, duration_s)
+            self._lookahead.measure(num_turns, duration_s)
             self._speculation.measure(num_rows, 0, 0, num_turns, duration_s)
 
-    def _goes_on(self, choice: Choice, work: RowWork) -> bool:
-        """Whether a row of one token likely has a next one, for which it then has room."""
-        return (
-            work.sample
-            and len(work.token_ids) == 1
-            and work.max_new_tokens == 1
-            and not work.draft_token_ids
-            and not work.needs_full_sampler
-            and not work.sampling.uses_penalties
-            # What may come next depends on what came: the host must see each token.
-            and choice.allowed_tokens is None
+    def _next_rows(self, choices: Sequence[Choice], works: Sequence[RowWork]) -> tuple[int, ...]:
+        """Rows that likely have a next token, for which they then have room.
+
+        None where some row's next position depends on what comes: a step would have two programs.
+        """
+        if not self._runs_ahead or any(
+            work.max_new_tokens > 1 or work.draft_token_ids for work in works
+        ):
+            return ()
+        return tuple(
+            index
+            for index, (choice, work) in enumerate(zip(choices, works, strict=True))
+            if work.sample
+            and not choice.is_scored
             and num_wanted(choice) > 1
             and self._scheduler.reserve(choice, 2) > 1
         )
 
     def _looking_ahead(self, choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:
         wanted = min(num_new_tokens, num_wanted(choice))
+        if wanted <= 1:
+            return work
         return extended(choice, work, self._scheduler.reserve(choice, wanted))
 
     def _drafting(self, choice: Choice, work: RowWork, draft: tuple[int, ...]) -> RowWork:

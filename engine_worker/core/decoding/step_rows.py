@@ -7,7 +7,7 @@ from engine_worker.core.scheduling.scheduler import ScheduledRow
 
 def row_work(row: ScheduledRow) -> RowWork:
     """What a row of the schedule asks of the runner."""
-    choice = row.choice
+    choice, samples = row.choice, row.samples
     assert choice.slot is not None
     start = choice.num_computed_tokens
     return RowWork(
@@ -15,10 +15,10 @@ def row_work(row: ScheduledRow) -> RowWork:
         token_ids=choice.token_ids(start, start + row.num_tokens),
         start=start,
         block_ids=choice.block_ids,
-        sample=row.samples,
+        sample=samples,
         sampling=choice.sampling,
-        allowed_mask=choice.allowed_mask() if row.samples else None,
-        pending_mask=choice.pending_mask if row.samples else None,
+        allowed_mask=choice.allowed_mask() if samples else None,
+        pending_mask=choice.pending_mask if samples else None,
         scored_token_ids=prompt_tokens_to_score(choice, row.num_tokens),
         window_block_ids=choice.window_block_ids,
     )

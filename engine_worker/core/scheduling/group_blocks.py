@@ -69,8 +69,11 @@ class GroupBlocks:
 
     def num_missing(self, choice: Choice) -> int:
         """Blocks that a choice lacks for its next step."""
-        wanted = self.num_wanted(choice.num_computed_tokens, choice.num_tokens)
-        return max(0, wanted - len(self.table(choice)))
+        num_got = len(self.table(choice))
+        num_tokens = choice.num_tokens
+        if num_got * self.pool.block_size >= num_tokens:  # as it mostly is
+            return 0
+        return max(0, self.num_wanted(choice.num_computed_tokens, num_tokens) - num_got)
 
     def slide(self, choice: Choice) -> None:
         """Free what lies behind the window now; a prompt takes as much for what comes next."""

@@ -119,7 +119,7 @@ class Scheduler:
     @property
     def num_runnable(self) -> int:
         """Choices with a slot that will run in the next step."""
-        return sum(not choice.is_paused for choice in self._running)
+        return sum(len(one.output_token_ids) < one.lease_tokens for one in self._running)
 
     @property
     def num_unfinished(self) -> int:
@@ -135,7 +135,7 @@ class Scheduler:
     def has_work(self) -> bool:
         """Whether `schedule` would return rows: somebody is not paused."""
         # Who waits for another one's block has that one running.
-        return self._waiting.num_ready > 0 or self.num_runnable > 0
+        return self._waiting.num_ready > 0 or any(not one.is_paused for one in self._running)
 
     def add(self, choice: Choice) -> None:
         """Take a choice into the waiting list.
@@ -256,11 +256,11 @@ class Scheduler:
         scored: they keep their slots and have nothing left to compute.
         """
         self._num_steps += 1
-        decodes = self._schedule_decodes()
+        decodes, longer = self._schedule_decodes()
         budget = self._limits.max_num_batched_tokens
         chunks: list[ScheduledRow] = []
-        for choice in self._running:
-            if choice.num_uncomputed_tokens > 1 and not choice.is_paused:
+        for choice in longer:
+            if choice.slot is not None:
                 budget -= self._add_chunk(choice, budget, chunks)
         admitted: list[Choice] = []
         while budget > 0 and (admitted_choice := self._admit_next()) is not None:
@@ -268,17 +268,24 @@ class Scheduler:
             budget -= self._add_chunk(admitted_choice, budget, chunks)
         return Schedule(rows=(*decodes, *chunks), admitted=tuple(admitted))
 
-    def _schedule_decodes(self) -> list[ScheduledRow]:
+    def _schedule_decodes(self) -> tuple[list[ScheduledRow], list[Choice]]:
+        """Rows of one token, and choices with more of them, who may give way to later ones."""
         rows: list[ScheduledRow] = []
+        longer: list[Choice] = []
         # Best first: a victim is always behind the choice that needs its blocks.
         for choice in tuple(self._running):
             if choice.slot is None or choice.is_paused:
                 continue
             # More than one token waits where a grammar forced some; a prompt has its blocks, but
             # behind a window another one may have taken what it freed.
-            if self._grow(choice) and choice.num_uncomputed_tokens == 1:
+            if not self._grow(choice):
+                continue
+            num_tokens = choice.num_uncomputed_tokens
+            if num_tokens == 1:
                 rows.append(ScheduledRow(choice, 1))
-        return rows
+            elif num_tokens > 1:
+                longer.append(choice)
+        return rows, longer
 
     def _grow(self, choice: Choice) -> bool:
         """Give a running choice the blocks of its next step; False when it was preempted."""

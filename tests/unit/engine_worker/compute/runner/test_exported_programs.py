@@ -63,7 +63,7 @@ OUTPUTS = ({"y": 0}, State(0, None))  # type: ignore[arg-type]
 def run(programs: ExportedPrograms, program: Counted) -> tuple[Any, tuple[Any, ...]]:
     """What a program makes of its arguments, and these."""
     args = arguments()
-    compiled = programs.lower("counted", program, args, OUTPUTS, donated=1).compile()
+    compiled = programs.lower("counted", program, args, OUTPUTS, donated=(1,)).compile()
     return compiled(*args), args
 
 
@@ -90,8 +90,8 @@ def test_another_part_another_shape_or_another_name_is_traced(tmp_path: Path) ->
     programs, program = ExportedPrograms(tmp_path, ("a",), ()), Counted(5)
     weights, state, _ = arguments()
     longer = (weights, state, np.zeros((2, 3), np.float32))
-    programs.lower("counted", program, longer, OUTPUTS, donated=1)
-    programs.lower("other", program, arguments(), OUTPUTS, donated=1)
+    programs.lower("counted", program, longer, OUTPUTS, donated=(1,))
+    programs.lower("other", program, arguments(), OUTPUTS, donated=(1,))
     assert program.num_traced == 2
 
 
@@ -139,7 +139,7 @@ def test_a_custom_call_that_nobody_vouches_for_is_traced_every_time(
         return found[0]
 
     programs = ExportedPrograms(tmp_path, (), ())
-    assert "unknown" in programs.lower("called", program, (jnp.ones(3),), 0, donated=0).as_text()
+    assert "unknown" in programs.lower("called", program, (jnp.ones(3),), 0, donated=(0,)).as_text()
     assert "is traced" in caplog.text
 
 

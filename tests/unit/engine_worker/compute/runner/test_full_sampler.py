@@ -1,6 +1,7 @@
 """Sampling apart from the step program, through the runner: masks, biases and log probabilities."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.compute.runner.program_set import ProgramSet
 from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch, StepResult, TokenScores
 from engine_worker.core.choice.token_mask import allow_all, allow_only, forbid
 from tests.fakes.runner_requests import GREEDY
@@ -201,3 +203,36 @@ def test_masks_are_asked_for_after_the_forward_pass_has_begun(
     assert events[0] == "forward"
     assert events.count("mask") == 1
     assert events[-1] == "mask"
+
+
+def test_a_row_that_wants_more_is_sampled_apart_and_the_others_in_their_step(
+    bucket_runner: JaxModelRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket_runner.reset()
+    rows = [row(slot, sampling=replace(RANDOM, seed=slot)) for slot in range(4)]
+    run(bucket_runner, *rows)
+    sampled: list[list[int]] = []
+    real = ProgramSet.sample
+
+    def sample(self: ProgramSet, *arguments: Any) -> Any:
+        sampled.append([one.slot for one in arguments[2]])
+        return real(self, *arguments)
+
+    monkeypatch.setattr(ProgramSet, "sample", sample)
+    decodes = [replace(one, token_ids=(7,), start=len(PROMPT)) for one in rows]
+    plain = bucket_runner.run(StepBatch(tuple(decodes))).token_ids.tolist()
+    assert not sampled
+    scored = replace(decodes[2], sampling=replace(decodes[2].sampling, num_logprobs=1))
+    result = bucket_runner.run(StepBatch((*decodes[:2], scored, decodes[3])))
+    assert result.token_ids.tolist() == plain
+    assert set(result.logprobs) == {2}
+    assert sampled == [[2]]
+    # The others go on for several tokens; it has its one.
+    ahead = [replace(one, max_new_tokens=3) for one in decodes]
+    result = bucket_runner.run(StepBatch((*ahead[:2], scored, ahead[3])))
+    assert result.token_ids.tolist() == plain
+    assert {index: len(more) for index, more in result.more_token_ids.items()} == {0: 2, 1: 2, 3: 2}
+    # Of two rows the full sampler has as many as they are.
+    sampled.clear()
+    assert bucket_runner.run(StepBatch((decodes[1], scored))).token_ids.tolist() == plain[1:3]
+    assert sampled == [[1, 2]]

@@ -213,13 +213,15 @@ def test_a_step_begun_ahead_and_dropped_is_computed_again_from_the_same_state() 
     step(runner, [request, other])
     for index in range(12):
         row = request.next_work(1)
-        result = runner.run(StepBatch((row,), has_next=True))
+        result = runner.run(StepBatch((row,), next_rows=(0,)))
         request.output.append(int(result.token_ids[0]))
         if index % 3 == 2:
-            # Somebody else decodes too, so the step that was begun is not the one that is wanted.
+            # Somebody else decodes too, in a program of its own or together with the dropped row.
+            if index % 2:
+                runner.ahead.drop()
             step(runner, [request, other])
-    assert runner.ahead.num_dropped >= 3
-    assert runner.ahead.num_taken >= 3
+    assert runner.ahead.num_dropped >= 2
+    assert runner.ahead.num_taken >= 8
     for each in (request, other):
         expected = reference().continue_greedily(each.prompt, len(each.output))
         assert each.output == expected

@@ -89,11 +89,12 @@ def by_full_sampler() -> Sample:
     """As rows are sampled that need more than the step program."""
     sampler = FullSampler(GivenLogits(), NUM_ROWS, NUM_ROWS)  # type: ignore[arg-type]
     program = jax.jit(sampler)
-    hidden = np.zeros((NUM_ROWS, 1), np.float32)
+    hidden, last_tokens = np.zeros((NUM_ROWS, 1), np.float32), np.zeros(NUM_ROWS + 1, np.int32)
 
     def sample(logits: Floats, counts: npt.NDArray[np.int32], rows: list[RowWork]) -> list[int]:
         targets = [None] * len(rows)
-        outputs, _ = program((logits,), counts, hidden, sampler.pack(rows, targets))
+        inputs = sampler.pack(rows, range(len(rows)), targets)
+        outputs, _, _ = program((logits,), counts, last_tokens, hidden, inputs)
         return [one.token for one in sampler.read(np.asarray(outputs), rows, targets)]
 
     return sample

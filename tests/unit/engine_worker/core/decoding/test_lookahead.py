@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from engine_worker.core.choice.batch import StepBatch, StepResult
 from engine_worker.core.engine import Engine
 from engine_worker.core.engine_output import GatewayOutput
@@ -28,17 +30,25 @@ class Clock:
 
 
 class TimedRunner(DeterministicFakeRunner):
-    """Each turn of a step takes as long as it is told."""
+    """Each turn of a step takes as long as it is told, and so does what is between steps."""
 
-    def __init__(self, next_token: NextToken, clock: Clock, turn_s: float, **options: Any) -> None:
+    def __init__(
+        self,
+        next_token: NextToken,
+        clock: Clock,
+        turn_s: float,
+        between_s: float = 0.0,
+        **options: Any,
+    ) -> None:
         super().__init__(next_token, **options)
         self._clock = clock
         self._turn_s = turn_s
+        self._between_s = between_s
 
     def run(self, batch: StepBatch) -> StepResult:
         result = super().run(batch)
         num_turns = 1 + max(map(len, result.more_token_ids.values()), default=0)
-        self._clock.now += num_turns * self._turn_s
+        self._clock.now += num_turns * self._turn_s + self._between_s
         return result
 
     def lookaheads(self) -> list[int]:
@@ -134,9 +144,39 @@ def test_a_step_takes_a_tenth_of_a_second_by_what_earlier_ones_took() -> None:
     assert set(slow.lookaheads()) == {1}
 
 
-def test_one_row_that_is_read_as_it_comes_holds_all_to_single_steps() -> None:
-    _, runner = outcome_of([generate("a"), generate("b", is_streaming=True)])
-    assert set(runner.lookaheads()) == {1}
+def test_who_reads_an_output_as_it_comes_gets_it_at_least_fifty_times_a_second() -> None:
+    commands = [generate("a"), generate("b", is_streaming=True)]
+    single, _ = outcome_of(commands, max_new_tokens=1)
+    ahead, runner = outcome_of(commands, turn_s=0.003)
+    assert ahead == single
+    assert max(runner.lookaheads()) == 6
+    _, slow = outcome_of(commands, turn_s=0.015)
+    assert set(slow.lookaheads()) == {1}
+
+
+@pytest.mark.parametrize(
+    "sampling", [{"logprobs": 1}, {"logit_bias": ((5, 1.0),)}, {"min_tokens": 30}, {"seed": 3}]
+)
+def test_a_row_that_the_host_must_see_costs_the_others_nothing(sampling: dict[str, Any]) -> None:
+    commands = [generate("a"), generate("b"), generate("c", sampling=sampling)]
+    single, slow = outcome_of(commands, max_new_tokens=1, between_s=0.01)
+    ahead, fast = outcome_of(commands, turn_s=0.001, between_s=0.01)
+    assert ahead == single
+    mixed = [batch for batch in fast.batches if len({r.max_new_tokens for r in batch.rows}) > 1]
+    is_seen = sampling != {"seed": 3}
+    assert bool(mixed) == is_seen
+    for batch in mixed:
+        # Five of the others' tokens take as long as the work between steps.
+        assert [row.max_new_tokens for row in batch.rows] in ([2, 2, 1], [6, 6, 1])
+    steps_of_all = [batch for batch in fast.batches if len(batch.rows) == 3]
+    assert len(steps_of_all) < len(slow.batches) / 3
+
+
+def test_a_row_that_the_host_must_see_waits_for_no_others_where_tokens_take_the_time() -> None:
+    commands = [generate("a"), generate("b", sampling={"logprobs": 1})]
+    _, runner = outcome_of(commands, turn_s=0.02, between_s=0.001)
+    # Once it is tried what a second token takes.
+    assert [most for most in runner.lookaheads() if most > 1] == [2]
 
 
 def test_a_request_whose_next_tokens_depend_on_the_host_does_not_look_ahead() -> None:
@@ -187,17 +227,16 @@ def test_an_abort_between_steps_ends_a_request_that_looks_ahead() -> None:
     assert end.finish_reason == "abort"
 
 
-def test_a_next_step_is_foreseen_while_all_rows_go_on_and_have_room() -> None:
-    def foreseen(*commands: Generate, runs_ahead: bool = True, **options: Any) -> list[bool]:
+def test_a_next_step_is_foreseen_for_the_rows_that_go_on_and_have_room() -> None:
+    def foreseen(*commands: Generate, runs_ahead: bool = True, **options: Any) -> list[int]:
         _, runner = outcome_of([*commands], runs_ahead=runs_ahead, max_new_tokens=1, **options)
-        return [batch.has_next for batch in runner.batches]
+        return [len(batch.next_rows) for batch in runner.batches]
 
-    assert foreseen(generate(max_tokens=5)) == [False, True, True, True, False]
+    assert foreseen(generate(max_tokens=5)) == [1, 1, 1, 1, 0]
     two = foreseen(generate("a", max_tokens=5), generate("b", max_tokens=3))
-    assert two == [False, True, False, True, False]
-    penalized = generate(max_tokens=5, sampling={"presence_penalty": 0.5})
-    assert not any(foreseen(penalized))
-    assert not any(foreseen(generate(max_tokens=5, sampling={"logprobs": 1})))
+    assert two == [2, 2, 1, 1, 0]
+    for sampling in ({"presence_penalty": 0.5}, {"logprobs": 1}, {"min_tokens": 4}):
+        assert foreseen(generate(max_tokens=5, sampling=sampling)) == [1, 1, 1, 1, 0]
     # Three blocks of four tokens for both: nobody is preempted for what is only foreseen.
     assert foreseen(generate("a", max_tokens=4), generate("b", max_tokens=5), num_blocks=3)
     assert not any(foreseen(generate(max_tokens=5), runs_ahead=False))
