@@ -13,12 +13,12 @@ from engine_worker.compute.backends.packing_plan import PackedWeight
 from engine_worker.compute.models.decoder import Parameter
 from engine_worker.compute.models.tensors import Source
 from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
-from engine_worker.compute.weights.row_pieces import rows_at_a_time
 from engine_worker.compute.weights.sources import weight_sources
 from engine_worker.compute.weights.tensor_info import DTYPE_SIZES
 from engine_worker.config import ModelSettings
 from engine_worker.errors import ModelMemoryError
 from engine_worker.loading.cache_shape import cache_shape_of, max_num_seqs_of
+from engine_worker.loading.row_pieces import rows_at_a_time
 from protocol.runtime.container_limits import free_memory_bytes
 
 OVERHEAD_BYTES: Final = 400 * 2**20

@@ -29,10 +29,10 @@ from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
 from engine_worker.compute.weights.file_digests import FileHashes
 from engine_worker.compute.weights.fingerprint import Fingerprint, fingerprint
 from engine_worker.compute.weights.loader import WeightReader, open_weights
-from engine_worker.compute.weights.row_pieces import rows_at_a_time
 from engine_worker.compute.weights.sources import is_ignorable, weight_sources
 from engine_worker.core.choice.batch import ProgressCallback
 from engine_worker.errors import CheckpointError, PackedFileBusyError, PackedFileError
+from engine_worker.loading.row_pieces import rows_at_a_time
 from engine_worker.loading.write_behind import WriteBehind
 
 SUFFIX: Final = ".packed"

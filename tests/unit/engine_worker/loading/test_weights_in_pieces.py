@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from engine_worker.compute.models.spec import MlpSpec
-from engine_worker.compute.weights import row_pieces
 from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.compute.weights.loader import WeightReader
 from engine_worker.compute.weights.tensor_info import DTYPE_SIZES
 from engine_worker.config import ModelSettings
 from engine_worker.demo import demo_model_path
+from engine_worker.loading import row_pieces
 from engine_worker.loading.decoder import choose_for_settings
 from engine_worker.loading.gguf_folder import with_model_folder
 from engine_worker.loading.memory_estimate import estimate_memory
