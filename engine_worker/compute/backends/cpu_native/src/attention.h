@@ -26,6 +26,7 @@ struct SoftmaxState {
 struct AttentionScratch {
   Memory queries, scores, state, span_state, page;
   Memory begun;           // sums of the values that segments share, by 32 of the head's width
+  Memory rows;            // the largest score of each in a chunk, and how its sums decay
   Memory values, scales;  // of int8: a chunk's values, widened, and its scales of keys and values
 
   bool reserve(int64_t folded_rows, const AttentionBlock& block, int64_t block_size) {
@@ -40,6 +41,7 @@ struct AttentionScratch {
            state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
            span_state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
            begun.reserve(kMostBlockRows * round_up(head_dim, kPanelOutputs) * 4) &&
+           rows.reserve(2 * folded_rows * 4) &&
            page.reserve(head_dim * round_up(block_size, 2 * kLanes) * kLaneBytes);
   }
 
@@ -89,6 +91,8 @@ class Attention {
         key_scales_(scratch.scales.at<float>()),
         value_scales_(kIsInt8 ? key_scales_ + stride_ : nullptr),
         page_(scratch.page.at<char>()),
+        largest_(scratch.rows.at<float>()),
+        decays_(largest_ + tiles.most_tokens * heads_),
         scratch_(scratch) {}
 
   // Turns to a tile and a key head; `q` are the queries of the tile's first token, further ones stand
@@ -261,9 +265,7 @@ class Attention {
     const int64_t to = std::min(part.end, chunk + chunk_size_);
     if (from >= to) return;
     score_chunk(part, chunk, from, to);
-    for (int64_t row = part.row; row < part.row + part.num_rows; row++) {
-      absorb(row, chunk, from, to, state);
-    }
+    absorb(part, chunk, from, to, state);
     if constexpr (kIsInt8) widen_values(part, chunk, from, to);
     add_values(part, chunk, from, to, state.weighted, Sums::kWhole);
   }
@@ -276,9 +278,7 @@ class Attention {
     for (const Part& part : parts_) {
       const int64_t to = std::min(part.end, chunk + chunk_size_);
       score_chunk(part, chunk, std::max(middle, part.begin), to);
-      for (int64_t row = part.row; row < part.row + part.num_rows; row++) {
-        absorb(row, chunk, from, to, state);
-      }
+      absorb(part, chunk, from, to, state);
     }
     if constexpr (kIsInt8) widen_values(whole_, chunk, from, middle);
     add_values(whole_, chunk, from, middle, state.weighted, Sums::kBegun);
@@ -427,36 +427,81 @@ class Attention {
   static inline const std::array<ScoreFunction, kScoreRows + 1> kScoreFunctions =
       score_functions(std::make_integer_sequence<int, kScoreRows>());
 
-  // Turns a row's scores into weights of the softmax so far.
-  void absorb(int64_t row, int64_t chunk, int64_t from, int64_t to, const SoftmaxState& state) {
-    float* scores = scores_of(row);
-    Input* weights = weights_of(row);
-    const int64_t low = std::max(first_seen(row), chunk) - chunk;
-    const int64_t high = std::min(position_of(row) + 1, to) - chunk;
+  // Turns the rows' scores of a chunk into weights of the softmax so far.
+  void absorb(const Part& part, int64_t chunk, int64_t from, int64_t to,
+              const SoftmaxState& state) {
     int64_t begin = (from - chunk) / kLanes * kLanes, end = to - chunk;
     if constexpr (kByAmx) {  // Weights of 0 up to whole runs of the pages.
       const int64_t length = (to - 1) % page_size_ + 1;
       begin = (from - from % page_size_ % kRunPositions - chunk) / kLanes * kLanes;
       end += round_up(length, kRunPositions) - length;
     }
+    // What a row sees of these, and whether that is every lane of them.
+    const auto seen = [&](int64_t row) {
+      const int64_t low = std::max(first_seen(row), chunk) - chunk;
+      const int64_t high = std::min(position_of(row) + 1, to) - chunk;
+      return std::tuple(low, high, low <= begin && high >= round_up(end, kLanes));
+    };
+    // First all maxima, then what follows from them for kLanes rows at once: no row waits for the
+    // end of another one's sums.
+    const int64_t end_row = part.row + part.num_rows;
+    for (int64_t row = part.row; row < end_row; row++) {
+      const auto [low, high, is_whole] = seen(row);
+      largest_[row] = is_whole ? largest_score<true>(row, begin, end, low, high)
+                               : largest_score<false>(row, begin, end, low, high);
+    }
+    for (int64_t row = part.row; row < end_row; row += kLanes) {
+      const int64_t left = end_row - row;
+      const Vector old_maximum = load_part(state.maximums + row, left);
+      const Vector new_maximum = maximum(load_part(largest_ + row, left), old_maximum);
+      store_part(decays_ + row, exponential_of_two((old_maximum - new_maximum) * kLog2OfE), left);
+      store_part(state.maximums + row, new_maximum, left);
+    }
+    for (int64_t row = part.row; row < end_row; row++) {
+      const auto [low, high, is_whole] = seen(row);
+      const float largest = state.maximums[row];
+      const float sum = is_whole ? weigh<true>(row, begin, end, low, high, largest)
+                                 : weigh<false>(row, begin, end, low, high, largest);
+      const float decay = decays_[row];
+      state.totals[row] = state.totals[row] * decay + sum;
+      if (decay == 1.0f) continue;
+      float* weighted = state.weighted + row * dim_;
+      for (int64_t i = 0; i < dim_; i += kLanes) {
+        store_part(weighted + i, load_part(weighted + i, dim_ - i) * decay, dim_ - i);
+      }
+    }
+  }
+
+  // Of a row's scores in their final form, of positions `low` to `high`. kIsWhole: these are all.
+  template <bool kIsWhole>
+  float largest_score(int64_t row, int64_t begin, int64_t end, int64_t low, int64_t high) {
+    float* scores = scores_of(row);
     Vector largest = splat(kMasked);
     for (int64_t at = begin; at < end; at += kLanes) {
       Vector x = load(scores + at);
       if constexpr (kIsInt8) x *= load(key_scales_ + at);
       if (block_.softcap > 0.0f) x = block_.softcap * tanh_of(x / block_.softcap);
       if (kIsInt8 || block_.softcap > 0.0f) store(scores + at, x);
-      if (at < low || at + kLanes > high) x = is_between(at, low, high) ? x : splat(kMasked);
+      if (!kIsWhole && (at < low || at + kLanes > high)) {
+        x = is_between(at, low, high) ? x : splat(kMasked);
+      }
       largest = maximum(x, largest);
     }
-    const float old_maximum = state.maximums[row];
-    const float new_maximum = std::max(old_maximum, maximum_of(largest));
-    const float offset = new_maximum * kLog2OfE;
+    return maximum_of(largest);
+  }
+
+  // Puts the weights in the place of a row's scores; their sum.
+  template <bool kIsWhole>
+  float weigh(int64_t row, int64_t begin, int64_t end, int64_t low, int64_t high, float largest) {
+    const float* scores = scores_of(row);
+    Input* weights = weights_of(row);
+    const float offset = largest * kLog2OfE;
     Vector sum{};
     for (int64_t at = begin; at < end; at += kLanes) {
       Vector weight = exponential_of_two(load(scores + at) * kLog2OfE - offset);
       Vector scaled = weight;
       if constexpr (kIsInt8) scaled *= load(value_scales_ + at);
-      if (at < low || at + kLanes > high) {
+      if (!kIsWhole && (at < low || at + kLanes > high)) {
         const IntVector is_seen = is_between(at, low, high);
         weight = is_seen ? weight : Vector{};
         scaled = is_seen ? scaled : Vector{};
@@ -464,12 +509,7 @@ class Attention {
       Product::put_side_by_side(weights + at / Product::kInputs, scaled);
       sum += weight;
     }
-    const float decay = decay_of(old_maximum, new_maximum);
-    state.totals[row] = state.totals[row] * decay + sum_of(sum);
-    state.maximums[row] = new_maximum;
-    if (decay == 1.0f) return;
-    float* weighted = state.weighted + row * dim_;
-    for (int64_t i = 0; i < dim_; i++) weighted[i] *= decay;
+    return sum_of(sum);
   }
 
   static IntVector is_between(int64_t at, int64_t low, int64_t high) {
@@ -637,6 +677,7 @@ class Attention {
   const int64_t dim_, page_size_, chunk_size_, span_size_, heads_, stride_, page_bytes_;
   float *scores_, *key_scales_, *value_scales_;  // scales: of int8, at their positions in a chunk
   char* page_;
+  float *largest_, *decays_;  // of each folded row, in a chunk
   AttentionScratch& scratch_;
   const QueryTile* tile_ = nullptr;
   int64_t kv_head_ = 0, num_folded_ = 0;

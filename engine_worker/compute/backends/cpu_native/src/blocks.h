@@ -90,7 +90,7 @@ class BlockRunner {
              [&](int64_t row, int64_t num_rows, int64_t panel, const float* out) {
                store_panels(qkv + row * width, out, num_rows, block.qkv_bias, panel, width);
              });
-    team_.each(num_live_, [&](int64_t row) { prepare_token(block, row, qkv + row * width); });
+    team_.each_row(num_live_, [&](int64_t row) { prepare_token(block, row, qkv + row * width); });
     float* attended = scratch_.inner.at<float>();
     switch (block.cache_type) {
       case CacheType::kFloat32: attend<CacheType::kFloat32>(block, qkv, attended); break;
@@ -208,7 +208,7 @@ class BlockRunner {
 
   Activations pack_normed(const Norm& norm, const Matrix& matrix) {
     const Activations to(scratch_.narrow, num_live_, matrix);
-    team_.each(num_live_, [&](int64_t row) {
+    team_.each_row(num_live_, [&](int64_t row) {
       float* normed = thread_row();
       normalize(norm, x_of(row), call_.hidden_size, normed);
       to.put_row(row, normed);
@@ -218,7 +218,7 @@ class BlockRunner {
 
   Activations pack_rows(const float* rows, const Matrix& matrix, const ActivationMemory& memory) {
     const Activations to(memory, num_live_, matrix);
-    team_.each(num_live_,
+    team_.each_row(num_live_,
                [&](int64_t row) { to.put_row(row, rows + row * matrix.inputs); });
     return to;
   }
@@ -241,7 +241,7 @@ class BlockRunner {
              [&](int64_t row, int64_t num_rows, int64_t panel, const float* out) {
                store_panels(outputs + row * size, out, num_rows, bias, panel, size);
              });
-    team_.each(num_live_, [&](int64_t row) {
+    team_.each_row(num_live_, [&](int64_t row) {
       float *y = outputs + row * size, *x = x_of(row);
       normalize_rms(post_norm, eps, y, size);
       for (int64_t i = 0; i < size; i++) x[i] += y[i] * multiplier;

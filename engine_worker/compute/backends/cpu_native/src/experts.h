@@ -102,7 +102,7 @@ class ExpertsRunner {
   // Packs all rows for products with `matrix` of their experts.
   template <class Values>
   void pack(const ActivationMemory& memory, const Matrix& matrix, Values&& values) {
-    team_.each(static_cast<int64_t>(rows_.tokens.size()), [&](int64_t row) {
+    team_.each_row(static_cast<int64_t>(rows_.tokens.size()), [&](int64_t row) {
       const auto index = static_cast<size_t>(rows_.groups[static_cast<size_t>(row)]);
       const ExpertRows& group = rows_.experts[index];
       Activations(memory, group.count, matrix, group.first).put_row(row - group.first, values(row));

@@ -64,8 +64,8 @@ inline bool run_head(const HeadCall& call) {
   std::fill_n(likeliest, pool.num_threads() * thread_rows, Likeliest{-INFINITY, 0});
   pool.run(lock, 2, [&](Team& team) {
     const Activations x(kept.narrow, num_rows, call.matrix);
-    team.each(num_rows,
-              [&](int64_t row) { x.put_row(row, call.hidden + row * call.matrix.inputs); });
+    team.each_row(num_rows,
+                  [&](int64_t row) { x.put_row(row, call.hidden + row * call.matrix.inputs); });
     multiply(team, pool.num_threads(), x, call.matrix,
              [&](int64_t first_row, int64_t count, int64_t panel, const float* out) {
                for (int64_t row = first_row; row < first_row + count; row++, out += kPanelOutputs) {
@@ -105,7 +105,7 @@ inline bool run_embedding(const EmbeddingCall& call) {
   ThreadPool& pool = ThreadPool::instance();
   const auto lock = pool.begin_call();
   pool.run(lock, 1, [&](Team& team) {
-    team.each(call.num_tokens, [&](int64_t token) {
+    team.each_row(call.num_tokens, [&](int64_t token) {
       const Matrix& matrix = call.matrix;
       // As XLA's gather does: ids beyond the vocabulary are clamped.
       const int64_t id =

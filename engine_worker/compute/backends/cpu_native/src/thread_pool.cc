@@ -43,7 +43,7 @@ void ThreadPool::run_locked(int num_phases, Function function, void* context) {
   }
   function_ = function;
   context_ = context;
-  Team team(0, phases_.get(), num_phases_);
+  Team team(0, num_threads_, phases_.get(), num_phases_);
   if (num_threads_ == 1) {
     function(context, team);
     return;
@@ -71,7 +71,7 @@ void ThreadPool::work(int thread) {
                                             std::memory_order_acquire);
     }
     if (!joined) continue;
-    Team team(thread, phases_.get(), num_phases_);
+    Team team(thread, num_threads_, phases_.get(), num_phases_);
     function_(context_, team);
     state_.fetch_sub(kJoined, std::memory_order_release);
   }

@@ -48,8 +48,8 @@ struct alignas(64) Phase {
 // What one thread sees of a call.
 class Team {
  public:
-  Team(int thread, Phase* phases, int num_phases)
-      : thread_(thread), phases_(phases), num_phases_(num_phases) {}
+  Team(int thread, int num_threads, Phase* phases, int num_phases)
+      : thread_(thread), num_threads_(num_threads), phases_(phases), num_phases_(num_phases) {}
 
   int thread() const { return thread_; }
 
@@ -68,8 +68,22 @@ class Team {
     while (phase.done.load(std::memory_order_acquire) < num_items) backoff.wait();
   }
 
+  // The same for rows, of which a thread takes some neighbours at once: what these write to lies
+  // side by side, and a line that two threads write to goes to and fro between their caches.
+  template <class F>
+  void each_row(int64_t num_rows, F&& f) {
+    constexpr int64_t kMostRows = 32;
+    const int64_t shared = num_rows / (4 * num_threads_);
+    const int64_t rows = shared < 1 ? 1 : shared < kMostRows ? shared : kMostRows;
+    each((num_rows + rows - 1) / rows, [&](int64_t item) {
+      const int64_t first = item * rows, end = first + rows < num_rows ? first + rows : num_rows;
+      for (int64_t row = first; row < end; row++) f(row);
+    });
+  }
+
  private:
   int thread_;
+  int num_threads_;
   Phase* phases_;
   int num_phases_;
   int next_phase_ = 0;
