@@ -167,7 +167,6 @@ class Request:
         self._timer: asyncio.TimerHandle | None = None
         self._error: GatewayError | None = None
         self._is_ours = True
-        self._is_streaming = False
         self._takes = takes
         self._is_put_off = False
         self._settle: Callable[[], None] | None = None
@@ -279,11 +278,7 @@ class Request:
             self.work.abort(error)
         except Exception:  # what it used is settled anyway
             _logger.exception("request %s could not be stopped", self.request_id)
-        if outcome == "finished" and self._takes is None and not self._is_streaming:
-            # Whoever waits for the whole answer has been woken, and is told before it is settled.
-            asyncio.get_running_loop().call_soon(self.on_idle)
-        else:
-            self.on_idle()
+        self.on_idle()
 
     def fail(self, error: GatewayError) -> None:
         """End the request with an error, unless it has ended already."""
@@ -390,7 +385,6 @@ class Request:
     async def _reserve(self) -> Granted:
         """Reserve the bound; what needs no grant goes out beside the question."""
         digest, bound = self.caller.key_digest, self.work.bound()
-        self._is_streaming = bound.is_streaming
         question = bridge.authorize(
             self.request_id,
             key_digest=digest,
