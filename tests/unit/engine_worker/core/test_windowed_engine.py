@@ -6,6 +6,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import pytest
+from msgspec import structs
 
 from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
@@ -108,8 +109,10 @@ def test_requests_that_outgrow_the_blocks_are_preempted_and_answer_as_alone(
 ) -> None:
     engine = harness.engine()
     short = [(*COMMON[:5], index) for index in range(4)]
+    # One token a step: what computes several may end before the others want its blocks.
+    step_by_step = structs.replace(GREEDY, logit_bias=((0, 0.0),))
     for index, prompt in enumerate(short):
-        engine.add("g", generate(str(index), GREEDY, prompt_token_ids=prompt))
+        engine.add("g", generate(str(index), step_by_step, prompt_token_ids=prompt))
     answers = run_all(engine)
     # Each of them comes to four blocks behind windows, of which there are thirteen.
     assert engine.num_preemptions > 0

@@ -55,7 +55,13 @@ def is_named(path: Path, param: str) -> bool:
     # What a part of a type needs is beside its type, a call before its output.
     is_beside = path[-1] in ("type", "call_id", "value", "function_call") and len(path) > 1
     beside = re.sub(r"\[\d+\]$", "", parent if path[-1] == "type" else dotted(path[:-2]))
-    return (str(path[0]), param) in ELSEWHERE or (is_beside and is_within(param, beside))
+    # What a result answers is in the message before it, which has it no more.
+    is_unanswered = param.endswith(".tool_use_id") and place.startswith("messages[")
+    return (
+        (str(path[0]), param) in ELSEWHERE
+        or is_unanswered
+        or (is_beside and is_within(param, beside))
+    )
 
 
 @pytest.mark.parametrize("kind", [name for name in KINDS if not name.startswith("continued")])
