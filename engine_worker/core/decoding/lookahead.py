@@ -24,8 +24,8 @@ STREAM_TARGET_S: Final = 0.02
 MAX_WAIT: Final = 1.5
 _WEIGHT: Final = 0.3
 """Of the newest duration in the running mean."""
-_FADE: Final = 0.998
-"""What a further token takes counts for less with every step that has none, until it is tried."""
+TRY_AGAIN: Final = 256
+"""After so many steps of one token it is tried again what a further one takes."""
 _MIN_SHARE: Final = 0.02
 """Of a step that its further tokens take at least: a noisy measurement may say that it is none."""
 
@@ -37,16 +37,20 @@ class _Times:
     Attributes:
         step_s: One token for each row.
         turn_s: Each further one; None until there was any.
+        num_single: Steps of one token since there was a further one.
     """
 
     step_s: float
     turn_s: float | None = None
+    num_single: int = 0
 
     def measure(self, num_turns: int, duration_s: float) -> None:
         """Learn from a step."""
         if num_turns == 1:
             self.step_s += _WEIGHT * (duration_s - self.step_s)
+            self.num_single += 1
             return
+        self.num_single = 0
         more_s = max(duration_s - self.step_s, _MIN_SHARE * duration_s)
         turn_s = more_s / (num_turns - 1)
         known_s = turn_s if self.turn_s is None else self.turn_s
@@ -114,11 +118,12 @@ class Lookahead:
             return 2 if 2 * step_s <= limit_s else 1
         if not are_alike:
             limit_s = min(limit_s, MAX_WAIT * step_s)
+        if step_s >= limit_s:
+            return 1
         turn_s = step_s if turn_s is None else min(step_s, turn_s)
-        num = min(self._max_new_tokens, 1 + max(0, int((limit_s - step_s) / turn_s)))
-        if num == 1 and times.turn_s is not None:
-            times.turn_s *= _FADE
-        return num
+        num = min(self._max_new_tokens, 1 + int((limit_s - step_s) / turn_s))
+        is_due = times.turn_s is not None and times.num_single >= TRY_AGAIN
+        return 2 if num == 1 and is_due else num
 
 
 def extended(choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:

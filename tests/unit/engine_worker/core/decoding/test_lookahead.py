@@ -1,10 +1,13 @@
 """Steps that compute several tokens: who may, how many, and that nothing else changes by it."""
 
+from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from engine_worker.core.choice.batch import StepBatch, StepResult
+from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch, StepResult
+from engine_worker.core.decoding.lookahead import TRY_AGAIN, Lookahead
 from engine_worker.core.engine import Engine
 from engine_worker.core.engine_output import GatewayOutput
 from protocol.wire.messages import Abort, Finished, Generate, SamplingParams
@@ -14,6 +17,7 @@ from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 TOKENIZER = byte_level_tokenizer()
 VOCAB_SIZE = TOKENIZER.num_tokens
 PROMPT = (104, 105)
+GREEDY = RowSampling(seed=0, choice=0, temperature=0.0)
 LETTERS = hashed_token(26)
 
 
@@ -152,6 +156,35 @@ def test_who_reads_an_output_as_it_comes_gets_it_at_least_fifty_times_a_second()
     assert max(runner.lookaheads()) == 6
     _, slow = outcome_of(commands, turn_s=0.015)
     assert set(slow.lookaheads()) == {1}
+
+
+def timed(lookahead: Lookahead, choices: Sequence[Any], works: Sequence[RowWork], s: float) -> int:
+    """Plan a step and take so long for it; the most tokens of a row."""
+    planned = lookahead.num_new_tokens(choices, works)
+    num = max(planned or [1])
+    lookahead.measure(num, num * s)
+    return num
+
+
+def test_streams_of_slow_steps_go_on_for_days_and_leave_the_others_their_limit() -> None:
+    row = RowWork(0, (5,), 3, (0,), sample=True, sampling=GREEDY)
+    lookahead = Lookahead(32)
+    streamed, read_at_once = (
+        SimpleNamespace(
+            is_streaming=is_streaming,
+            allowed_tokens=None,
+            eos_token_ids=frozenset(),
+            stop_token_ids=frozenset(),
+        )
+        for is_streaming in (True, False)
+    )
+    assert [timed(lookahead, [read_at_once], [row], 0.04) for _ in range(3)] == [1, 2, 2]
+    # A further token took less with every step, soon none, and after hours the engine ended.
+    assert {timed(lookahead, [streamed], [row], 0.04) for _ in range(5_000)} == {1}
+    assert timed(lookahead, [read_at_once], [row], 0.04) == 2
+    quicker = [timed(lookahead, [streamed], [row], 0.015) for _ in range(3 * TRY_AGAIN)]
+    assert 1 <= quicker.count(2) <= 3
+    assert set(quicker) == {1, 2}
 
 
 @pytest.mark.parametrize(
