@@ -111,7 +111,8 @@ def _loading_bytes(
     if num_rows:
         (index,) = weight.sources
         parameter, tensor = parameters[index], sources[index][0].name
-        numbers = min(num_rows, parameter.shape[0]) * parameter.shape[-1]
+        numbers = parameter.num_elements // parameter.shape[0]
+        numbers *= min(num_rows, parameter.shape[0])
         width = parameter.dtype.itemsize + DTYPE_SIZES.get(tensors[tensor].dtype, _READ_BYTES)
         if weight.stored is not None:
             width = _BLOCK_READ_BYTES

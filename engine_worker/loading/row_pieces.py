@@ -41,4 +41,5 @@ def rows_at_a_time(
     is_as_stored = not (part.is_transposed or part.has_halves_in_turn or part.pairs or part.rows)
     if tensor is None or not tensor.in_rows or tensor.shape != shape or not is_as_stored:
         return 0
-    return max(1, NUMBERS_AT_A_TIME // shape[-1] // weight.row_step) * weight.row_step
+    numbers_of_row = parameters[index].num_elements // shape[0]  # of stacked experts a matrix
+    return max(1, NUMBERS_AT_A_TIME // numbers_of_row // weight.row_step) * weight.row_step

@@ -7,8 +7,8 @@ cache holds the executable as before: these files have no machine code, and noth
 unpickled.
 
 A file is found by all that a trace depends on: the arguments, what the caller says of its program,
-this package's code, the native library, and the versions and settings of jax. Whatever is unknown
-about it is traced.
+our code and that of `protocol`, the native library, and the versions and settings of jax. Whatever
+is unknown about it is traced.
 """
 
 import contextlib
@@ -28,6 +28,9 @@ from typing import Any, Final
 import jax
 import numpy as np
 from jax import export
+
+import engine_worker
+import protocol
 
 SUFFIX: Final = ".program"
 _MAGIC: Final = b"penstock program 1\n"
@@ -224,22 +227,28 @@ def _write(path: Path, traced: _Traced) -> None:
 
 
 @cache
-def _surroundings() -> str:
-    """What every trace of this process depends on."""
+def _code_digest() -> str:
+    """Of the code of our packages, which a process reads once."""
     digest = hashlib.sha256()
-    root = Path(__file__).parents[2]  # of `engine_worker`
-    files = sorted(path for pattern in _CODE for path in root.rglob(pattern))
-    if not files:
-        raise OSError("this package's code is not in files")
-    for path in files:
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(root)} {len(content)}\n".encode() + content)
+    for package in (Path(engine_worker.__file__).parent, Path(protocol.__file__).parent):
+        files = sorted(path for pattern in _CODE for path in package.rglob(pattern))
+        if not files:
+            raise OSError("this package's code is not in files")
+        for path in files:
+            content = path.read_bytes()
+            name = path.relative_to(package.parent)
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _surroundings() -> str:
+    """What every trace depends on, as this process is set up now."""
     versions = {package: version(package) for package in _PACKAGES}
     # Where caches lie decides nothing, and messages about them neither.
     settings = {
         name: str(value) for name, value in jax.config.values.items() if "cache" not in name
     }
-    said = {"code": digest.hexdigest(), "versions": versions, "settings": settings}
+    said = {"code": _code_digest(), "versions": versions, "settings": settings}
     return json.dumps(said | {"platform": jax.default_backend()}, sort_keys=True)
 
 

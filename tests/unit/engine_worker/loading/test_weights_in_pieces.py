@@ -10,10 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from engine_worker.compute.backends.packing_plan import plain
+from engine_worker.compute.models.decoder import Parameter
 from engine_worker.compute.models.spec import MlpSpec
+from engine_worker.compute.models.tensors import Source
 from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.compute.weights.loader import WeightReader
-from engine_worker.compute.weights.tensor_info import DTYPE_SIZES
+from engine_worker.compute.weights.tensor_info import DTYPE_SIZES, TensorInfo
 from engine_worker.config import ModelSettings
 from engine_worker.demo import demo_model_path
 from engine_worker.loading import row_pieces
@@ -81,6 +84,16 @@ def test_pieces_give_the_bits_of_the_whole(
         np.testing.assert_array_equal(ours, theirs)
     assert max(end - first for first, end in read_rows) <= 100
     assert (read_rows[0][0], max(end for _, end in read_rows)) == (0, chosen.spec.vocab_size)
+
+
+def test_a_row_of_stacked_experts_is_a_matrix() -> None:
+    shape = (32, 1024, 512)
+    experts = Parameter("experts", shape, np.dtype(np.float32))
+    size = 2 * experts.num_elements
+    tensor = TensorInfo("t", Path("file"), "BF16", shape, start=0, end=size, in_rows=True)
+    sources, tensors = [(Source("t", shape),)], {"t": tensor}
+    assert row_pieces.NUMBERS_AT_A_TIME == 8 * 1024 * 512
+    assert row_pieces.rows_at_a_time(plain(0, experts), [experts], sources, tensors) == 8
 
 
 def test_the_estimate_counts_a_piece_instead_of_the_whole(

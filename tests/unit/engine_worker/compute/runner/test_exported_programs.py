@@ -187,6 +187,13 @@ def test_every_process_names_what_a_trace_depends_on_alike() -> None:
         assert word in next(iter(said))
 
 
+def test_a_setting_that_changes_meanwhile_finds_another_file(tmp_path: Path) -> None:
+    first, second = Counted(), Counted()
+    check(ExportedPrograms(tmp_path, [], ()), first, num_traced=1)
+    with jax.default_matmul_precision("float32"):
+        check(ExportedPrograms(tmp_path, [], ()), second, num_traced=1)
+
+
 def make_runner(decoder: PackedDecoder, folder: Path | None) -> JaxModelRunner:
     return JaxModelRunner.create(
         decoder,
