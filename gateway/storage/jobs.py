@@ -87,17 +87,21 @@ def forget_owners(connection: Connection) -> None:
 
 
 def claim(connection: Connection, owner: str, now_ms: int) -> Job | None:
-    """The next job, now of this gateway: of the tenant with the fewest running, the oldest."""
+    """The next job, now of this gateway: of the tenant with the fewest running, the oldest.
+
+    One that it has already is none, however long the store has not heard of it: `beat` names it.
+    """
     rows = connection.execute(
         "UPDATE jobs SET owner = ?, takes = takes + 1 WHERE response_id = ("
         " SELECT response_id FROM jobs AS waiting WHERE due_ms <= ? AND (owner IS NULL OR"
-        "  NOT EXISTS (SELECT 1 FROM owners WHERE owners.id = waiting.owner AND alive_ms >= ?))"
+        "  owner <> ? AND NOT EXISTS"
+        "  (SELECT 1 FROM owners WHERE owners.id = waiting.owner AND alive_ms >= ?))"
         " ORDER BY (SELECT COUNT(*) FROM jobs AS running WHERE running.tenant = waiting.tenant AND"
         "  running.owner IS NOT NULL), created_ms, response_id LIMIT 1)"
         " AND (owner IS NULL OR"
         "  NOT EXISTS (SELECT 1 FROM owners WHERE owners.id = jobs.owner AND alive_ms >= ?))"
         " RETURNING response_id, tenant, request, takes, leases, created_ms",
-        (owner, now_ms, now_ms - OWNER_DEAD_MS, now_ms - OWNER_DEAD_MS),
+        (owner, now_ms, owner, now_ms - OWNER_DEAD_MS, now_ms - OWNER_DEAD_MS),
     )
     if not rows:
         return None

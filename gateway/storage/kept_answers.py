@@ -268,9 +268,9 @@ class AnswerStore:
             GatewayError: The store can't be used.
         """
         wanted = Held(name, tenant, self._now_ms())
+        self._num_held[name] += 1  # before it is not among the unwritten any more
         # Written later, they would end what is claimed now.
         ends = self._take_unwritten(tenant, name)
-        self._num_held[name] += 1
 
         def work(connection: Connection) -> Claimed:
             for held, ended in ends.items():
@@ -358,8 +358,12 @@ class AnswerStore:
             raise
 
     def _held_names(self) -> Container[bytes]:
-        """Asked by the database's thread: copied at once, whatever the loop's thread does."""
-        return {*list(self._num_held), *(held.name for held in list(self._unwritten))}
+        """Asked by the database's thread: copied at once, whatever the loop's thread does.
+
+        A name may go from those that run to the unwritten meanwhile, and back.
+        """
+        running, unwritten = list(self._num_held), list(self._unwritten)
+        return {*running, *(held.name for held in unwritten), *list(self._num_held)}
 
     def _let_go(self, name: bytes) -> None:
         self._num_held[name] -= 1

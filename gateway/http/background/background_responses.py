@@ -62,6 +62,9 @@ class BackgroundResponses:
         self._max_running = max_running
         self._clock = clock
         self._beaten_at: float | None = None
+        self._beating: asyncio.Task[None] | None = None
+        # A job that is being claimed is in the store already, and not among the takes yet.
+        self._claiming = asyncio.Lock()
         self._looking: asyncio.Task[None] | None = None
         self._is_asked_again = False
         self._is_stopped = False
@@ -72,10 +75,14 @@ class BackgroundResponses:
     def look(self) -> "asyncio.Task[None] | None":
         """See what there is to do; called now and then, and when something was queued.
 
+        The store also hears that this gateway lives, until the last call: what it holds there, as
+        conversations and the claims of requests, may be in use longer than a response is made.
+
         Returns:
             The look under way, which fails while the store is away; None once it is stopped.
         """
         self._is_asked_again = True
+        self._beat_if_due()
         if not self._is_stopped and (self._looking is None or self._looking.done()):
             self._looking = asyncio.get_running_loop().create_task(self._look())
             self._looking.add_done_callback(_log_failed_look)
@@ -111,30 +118,41 @@ class BackgroundResponses:
         self._is_stopped = True
         for take in list(self._takes.values()):
             take.stop(ShuttingDownError())
-        running = {*self._tasks, *([] if self._looking is None else [self._looking])}
+        running = {*self._tasks, *filter(None, (self._looking, self._beating))}
         if running and (await asyncio.wait(running, timeout=STOP_S))[1]:
             _logger.error("background responses end unwritten: the store has not answered")
 
     async def _look(self) -> None:
-        await self._beat()
+        if (beating := self._beat_if_due()) is not None:
+            await asyncio.shield(beating)
         while self._is_asked_again and not self._is_stopped:
             self._is_asked_again = False
             while len(self._takes) < self._max_running and not self._is_stopped:
-                job = await self.store.jobs.claim()
-                if job is None:
-                    break
-                self._begin(job)
+                async with self._claiming:
+                    job = await self.store.jobs.claim()
+                    if job is None:
+                        break
+                    self._begin(job)
 
-    async def _beat(self) -> None:
+    def _beat_if_due(self) -> "asyncio.Task[None] | None":
+        """The beat under way, if one is due."""
         now = self._clock()
         if self._beaten_at is not None and now - self._beaten_at < BEAT_S:
-            return
-        known = set(self._takes)
-        ours = await self.store.jobs.beat()
+            return None
+        if self._beating is None or self._beating.done():
+            self._beating = asyncio.get_running_loop().create_task(self._beat(now))
+            self._beating.add_done_callback(_note_failure)
+        return self._beating
+
+    async def _beat(self, now: float) -> None:
+        async with self._claiming:
+            known = set(self._takes)
+            ours = await self.store.jobs.beat()
+            left = ours - set(self._takes)
         self._beaten_at = now
         for response_id in known - ours:
             self.drop(response_id)
-        for response_id in ours - set(self._takes):
+        for response_id in left:
             # The store was away when its take ended.
             await self.store.jobs.release(response_id, RETRY_S)
 
@@ -158,6 +176,12 @@ class BackgroundResponses:
             del self._takes[response_id]
             self.tell(response_id)
             self.look()
+
+
+def _note_failure(beat: "asyncio.Task[None]") -> None:
+    """A look waits for each beat, unless it is stopped, and tells what it failed with."""
+    if not beat.cancelled():
+        beat.exception()
 
 
 def _log_failed_look(look: "asyncio.Task[None]") -> None:

@@ -193,6 +193,22 @@ def test_a_job_holds_its_conversation_whoever_makes_it(engine: Engine) -> None:
     play(engine, story)
 
 
+def test_a_gateway_takes_no_job_again_that_it_has(engine: Engine) -> None:
+    async def story(shelf: Shelf) -> None:
+        one = shelf.store("one")
+        await one.jobs.beat()
+        await one.jobs.enqueue("t", response("r", status="queued"), b"x", FIRST)
+        assert await one.jobs.claim() is not None
+        # The store heard nothing of it for a while.
+        shelf.clock.now_s += OWNER_DEAD_MS / 1000 + 1
+        assert await one.jobs.claim() is None
+        assert await one.jobs.beat() == {"r"}
+        await one.jobs.release("r", 0.0)
+        assert await one.jobs.claim() is not None
+
+    play(engine, story)
+
+
 def test_a_job_is_taken_by_one_gateway_and_again_when_that_is_gone(engine: Engine) -> None:
     async def story(shelf: Shelf) -> None:
         one, two = shelf.store("one"), shelf.store("two")
