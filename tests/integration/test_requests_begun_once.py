@@ -248,14 +248,26 @@ async def _conversation(gateway: RunningGateway, key: str | None) -> httpx.Respo
     return await post(gateway, "/v1/conversations", {"items": [ITEM]}, key)
 
 
+CONVERSATION: list[str] = []
+"""The one that items are added to."""
+
+
+async def conversation_of(gateway: RunningGateway) -> str:
+    if not CONVERSATION:
+        made = await post(gateway, "/v1/conversations", {}, None)
+        CONVERSATION.append(made.json()["id"])
+    return CONVERSATION[0]
+
+
 async def _items(gateway: RunningGateway, key: str | None) -> httpx.Response:
-    store = gateway.application.store
-    assert store is not None
-    if not getattr(_items, "conversation", ""):
-        made = (await post(gateway, "/v1/conversations", {}, None)).json()["id"]
-        _items.conversation = made  # type: ignore[attr-defined]
-    where = f"/v1/conversations/{_items.conversation}/items"  # type: ignore[attr-defined]
+    where = f"/v1/conversations/{await conversation_of(gateway)}/items"
     return await post(gateway, where, {"items": [ITEM]}, key)
+
+
+async def _turn(gateway: RunningGateway, key: str | None) -> httpx.Response:
+    name = await conversation_of(gateway)
+    body = {"model": "demo", "input": "hi", "conversation": name}
+    return await post(gateway, "/v1/responses", body, key)
 
 
 async def _background(gateway: RunningGateway, key: str | None) -> httpx.Response:
@@ -265,16 +277,17 @@ async def _background(gateway: RunningGateway, key: str | None) -> httpx.Respons
 
 @pytest.fixture(autouse=True)
 def no_conversation() -> None:
-    _items.conversation = ""  # type: ignore[attr-defined]
+    CONVERSATION.clear()
 
 
 async def engines_for(make: Make, *gateways: RunningGateway) -> None:
-    if make is _background:
+    if make in (_background, _turn):
         for gateway in gateways:
-            await gateway.engine(text=None)
+            await gateway.parser()
+            await gateway.engine(**({"text": None} if make is _background else {}))
 
 
-MAKERS = [_batch, _file, _conversation, _items, _background]
+MAKERS = [_batch, _file, _conversation, _items, _background, _turn]
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -294,7 +307,7 @@ async def test_what_a_post_makes_is_made_once_whichever_gateway_it_is_repeated_a
             assert len(await listed(one, "/v1/batches")) == 3
 
 
-@pytest.mark.parametrize("make", [_batch, _conversation, _items, _background])
+@pytest.mark.parametrize("make", [_batch, _conversation, _items, _background, _turn])
 async def test_what_a_gateway_made_before_it_died_is_not_made_again(
     socket_dir: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,10 +321,13 @@ async def test_what_a_gateway_made_before_it_died_is_not_made_again(
         assert again.status_code == 200
         assert "idempotent-replayed" not in again.headers
         if make is _items:
-            where = f"/v1/conversations/{_items.conversation}/items"  # type: ignore[attr-defined]
+            where = f"/v1/conversations/{CONVERSATION[0]}/items"
             assert len(await listed(two, where)) == 1
         else:
             assert again.json()["id"] == first.json()["id"]
+        if make is _turn:
+            where = f"/v1/conversations/{CONVERSATION[0]}/items"
+            assert len(await listed(two, where)) == 2
         if make is _batch:
             assert await listed(two, "/v1/batches") == [first.json()["id"]]
 

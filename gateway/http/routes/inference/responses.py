@@ -85,16 +85,16 @@ async def create_response(request: HttpRequest) -> Response:
     """Answer items."""
     parts = parts_of(request)
     body, asked = await body_and_parsed(request, RESPONSES)
-    own = made_id(request) if asked.in_background else request.state.request_id
+    own = made_id(request)
     turn = StoredTurn(parts.store, f"resp_{own}")
     context = ReadContext(body, b"[]", {})
     try:
-        if not asked.refs.is_empty or asked.in_background:
+        if not asked.refs.is_empty or asked.in_background or own != request.state.request_id:
             turn.tenant = await tenant_of(request, RESPONSES_ENDPOINT)
         if own != request.state.request_id and turn.tenant is not None:
-            queued = await _queued_before(parts.store, turn.tenant, turn.response_id)
-            if queued is not None:
-                return Response(queued.body, media_type="application/json")
+            made = await _made_before(parts.store, turn.tenant, turn.response_id)
+            if made is not None:
+                return Response(made.body, media_type="application/json")
         if not asked.refs.is_empty:
             check_model(request, asked.model)
             context = await turn.read(body, asked.refs)
@@ -118,10 +118,8 @@ async def open_socket(request: HttpRequest) -> Response:
     return SocketAnswer(request, upgrade)
 
 
-async def _queued_before(
-    store: Store | None, tenant: str, response_id: str
-) -> StoredResponse | None:
-    """What a gateway queued that died before it had answered its request."""
+async def _made_before(store: Store | None, tenant: str, response_id: str) -> StoredResponse | None:
+    """What a gateway queued or stored that died before it had answered its request."""
     if store is None:
         return None
     try:
