@@ -122,7 +122,7 @@ class RequestFactory:
             is_continued: Whether it belongs to what has begun, which a drain lets finish.
         """
         if model is None:
-            model = self._names.choose(job.model, names_token_ids=job.names_token_ids)
+            model = self.model_of(job)
         work = GenerationWork(
             job if model == job.model else job.changed(model=model),
             pool=self._pool,
@@ -136,6 +136,10 @@ class RequestFactory:
             clock=self._clock,
         )
         return self._request(work, caller, request_id, takes, is_continued=is_continued), work
+
+    def model_of(self, job: GenerationJob) -> str:
+        """Who would generate now, by the names and who is there."""
+        return self._names.choose(job.model, names_token_ids=job.names_token_ids)
 
     def question(
         self,

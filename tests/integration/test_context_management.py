@@ -55,9 +55,11 @@ def server() -> Iterator[FakeMcpServer]:
 
 
 @asynccontextmanager
-async def opened(socket_dir: Path, server: FakeMcpServer) -> AsyncIterator[Harness]:
+async def opened(
+    socket_dir: Path, server: FakeMcpServer, **settings: Any
+) -> AsyncIterator[Harness]:
     listed = listing(server, calc="/modern/json")
-    async with running_gateway(socket_dir, mcp_servers=listed) as gateway:
+    async with running_gateway(socket_dir, mcp_servers=listed, **settings) as gateway:
         await gateway.parser()
         engine = CountingEngine(socket_dir, text=SAID, tool_format="hermes")
         gateway.workers.append(engine)

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.http.openresponses.conversation import SUMMARY
 from protocol.errors import ErrorCode
-from protocol.wire.messages import Failure, Generate, OpenParse, Prepare, Prepared
+from protocol.wire.messages import Authorize, Failure, Generate, OpenParse, Prepare, Prepared
 from tests.fakes.fake_workers import FakeParser
 from tests.fakes.hosted_harness import CALL, Harness, kinds, listing
 from tests.fakes.mcp_server import FakeMcpServer, mcp_server
@@ -151,6 +151,30 @@ async def test_a_blank_summary_stands_for_nothing(harness: Harness) -> None:
     assert [text for _, text in engine_of(harness).read()[-1]] == [
         *(LONG, "It is so.", "And now?", "It is so.", "Then?")
     ]
+
+
+async def test_who_may_make_a_response_may_have_its_prompts_counted(harness: Harness) -> None:
+    first = await begun(harness)
+    harness.engine.script = [SUMMED, SAID]
+    num_before = len(harness.auth.of(Authorize))
+    found = await harness.post(input="And now?", tools=[], previous_response_id=first, **MANAGED)
+    assert kinds(found) == ["compaction", "message"]
+    asked = harness.auth.of(Authorize)[num_before:]
+    # A key may have the scope `responses` only.
+    assert {one.endpoint for one in asked} == {"/v1/responses", "/v1/responses/compact"}
+
+
+async def test_a_fallback_counts_the_prompts_that_it_answers(
+    socket_dir: Path, server: FakeMcpServer
+) -> None:
+    async with opened(
+        socket_dir, server, models=("away",), model_fallbacks=("away=demo",)
+    ) as harness:
+        first = await begun(harness)
+        harness.engine.script = [SUMMED, SAID]
+        asked: dict[str, Any] = {"model": "away", "tools": [], "previous_response_id": first}
+        found = await harness.post(input="And now?", **asked, **MANAGED)
+        assert kinds(found) == ["compaction", "message"]
 
 
 async def test_nothing_is_told_of_a_blank_summary(harness: Harness) -> None:

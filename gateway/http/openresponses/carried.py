@@ -13,6 +13,7 @@ from gateway.errors import InvalidRequestError
 from gateway.http.openresponses.compaction import SYSTEM
 from gateway.http.openresponses.sealing import not_ours, summary_of, unsealed
 from gateway.http.openresponses.stored_items import kind_of
+from gateway.http.schemas.base.body import has_too_many_parts
 from gateway.http.schemas.base.ranges import MAX_MESSAGES
 from gateway.json_numbers import loads
 
@@ -65,6 +66,8 @@ def _carried(item: Item, index: int, own: int) -> Iterator[Item]:
     path = f"input[{own}]" if own >= 0 else f"context[{index}]"
     path = f"{path}.encrypted_content"
     _, text = summary_of(unsealed(item.get("encrypted_content"), path))
+    if has_too_many_parts(text.encode()):
+        raise not_ours(path)
     try:
         carried = loads(text)
     except ValueError:

@@ -3,7 +3,7 @@
 An item `compaction` stands for what is before it, but for what the system and the developer say and
 the user's last message, which is what is answered. Where nothing but such messages is before it,
 as in an answer of `/v1/responses/compact`, all of it is read. A call stays where its output stays
-or comes later.
+or comes later, and so does a request for approval whose response does.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,17 @@ SYSTEM: Final = ("system", "developer")
 _UNREAD: Final = ("mcp_list_tools", "mcp_approval_response")
 CALLS: Final = ("function_call", "custom_tool_call")
 """Items that the client answers with an output."""
-_OUTPUTS: Final = ("function_call_output", "custom_tool_call_output")
+_ASKED_BY: Final = {
+    "function_call": "call_id",
+    "custom_tool_call": "call_id",
+    "mcp_approval_request": "id",
+}
+"""Items that an item of the client answers, and what they are known by."""
+_ANSWERED_BY: Final = {
+    "function_call_output": "call_id",
+    "custom_tool_call_output": "call_id",
+    "mcp_approval_response": "approval_request_id",
+}
 
 
 def reading_order(items: Sequence[Item]) -> list[int]:
@@ -44,31 +54,33 @@ def to_sum_up(items: Sequence[Item]) -> list[Item]:
 def to_carry(items: Sequence[Item]) -> list[Item]:
     """What stays beside a compaction at the end, which carries it (`with_carried`).
 
-    A call whose output may still come is among it.
+    A call whose output may still come is among it, or a request whose approval may.
     """
     outputs = _last_outputs(items)
     waiting = {
-        index for index, item in enumerate(items) if kind_of(item) in CALLS and index not in outputs
+        index
+        for index, item in enumerate(items)
+        if kind_of(item) in _ASKED_BY and index not in outputs
     }
     stays = waiting.union(reading_order([*items, {"type": "compaction"}])) - {len(items)}
     return [items[index] for index in sorted(stays) if kind_of(items[index]) != "compaction"]
 
 
 def _last_outputs(items: Sequence[Item]) -> dict[int, int]:
-    """By the place of a call, that of its last output; ids may come again in later turns."""
-    calls: dict[str, int] = {}
+    """By the place of a call or request, that of its last answer; ids may come again later."""
+    asked: dict[tuple[bool, str], int] = {}
     found: dict[int, int] = {}
     for index, item in enumerate(items):
         kind = kind_of(item)
-        if kind not in CALLS and kind not in _OUTPUTS:
-            continue
-        name = item.get("call_id")
+        field = _ASKED_BY.get(kind) or _ANSWERED_BY.get(kind)
+        name = item.get(field) if field is not None else None
         if not isinstance(name, str):
             continue
-        if kind in CALLS:
-            calls[name] = index
-        elif name in calls:
-            found[calls[name]] = index
+        key = field == "call_id", name
+        if kind in _ASKED_BY:
+            asked[key] = index
+        elif key in asked:
+            found[asked[key]] = index
     return found
 
 

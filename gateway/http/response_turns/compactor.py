@@ -18,7 +18,6 @@ from protocol.errors import ErrorCode
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import EngineOffer, Prepared
 
-_COUNT: Final = f"{RESPONSES_ENDPOINT}/input_tokens"
 _SUMMARY_PROMPT_TOKENS: Final = 128
 """What asks for a summary behind the items, at most."""
 
@@ -62,8 +61,9 @@ class Compactor:
             return False
         self._num_asked += 1
         question = Question(
-            endpoint=_COUNT,
-            model=job.model,
+            # Whoever may have the response made may have it counted.
+            endpoint=RESPONSES_ENDPOINT,
+            model=self._requests.model_of(job),
             message=bridge.counted(job.prepares[0]),
             answer_kind=Prepared,
             check=_every_engine_counts,

@@ -112,7 +112,7 @@ def load_plain_json_object(body: bytes) -> dict[str, Any]:
     Raises:
         InvalidRequestError: As `load_json_object`, but for numbers.
     """
-    if _has_too_many_parts(body):
+    if has_too_many_parts(body):
         raise InvalidRequestError(
             f"The request body has more than {MAX_PARTS} lists, objects and members of objects."
         )
@@ -126,7 +126,8 @@ def load_plain_json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _has_too_many_parts(body: bytes) -> bool:
+def has_too_many_parts(body: bytes) -> bool:
+    """Whether JSON has more lists, objects and members of objects than a request may."""
     # Nearly always the count is enough; texts may hold brackets, too.
     return (
         len(body) > MAX_PARTS

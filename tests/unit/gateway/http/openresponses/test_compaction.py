@@ -18,6 +18,10 @@ ITEMS: dict[str, dict[str, Any]] = {
     "t": {"type": "custom_tool_call", "call_id": "t"},
     "v": {"type": "custom_tool_call_output", "call_id": "t"},
     "l": {"type": "mcp_list_tools"},
+    # A request for approval, its response and the call.
+    "q": {"type": "mcp_approval_request", "id": "q"},
+    "y": {"type": "mcp_approval_response", "approval_request_id": "q"},
+    "m": {"type": "mcp_call", "approval_request_id": "q"},
     "X": {"type": "compaction"},
 }
 
@@ -56,6 +60,10 @@ def items_of(letters: str) -> list[dict[str, Any]]:
         ("ufugXauX", "76"),
         ("ufugXauXauX", "A9"),
         ("ufuX", "32"),
+        # A request for approval stays where its response does.
+        ("uquymX", "51234"),
+        ("uquXym", "31245"),
+        ("uqyumX", "534"),
         # Ids come again in later turns.
         ("ufgauaufgX", "9678"),
         ("", ""),
