@@ -169,9 +169,13 @@ def _held_to(definition: str) -> str | LarkGrammar:
         LarkError: It is no grammar, or has what is not supported.
     """
     try:
-        return as_regex(definition, MAX_LARK_REGEX_CHARACTERS)
-    except NotRegularError:
-        return as_grammar(definition, MAX_LARK_RULES_CHARACTERS)
+        try:
+            return as_regex(definition, MAX_LARK_REGEX_CHARACTERS)
+        except NotRegularError:
+            return as_grammar(definition, MAX_LARK_RULES_CHARACTERS)
+    except RecursionError:
+        # Each kind of nesting has a bound, but one may hold another.
+        raise LarkError("its rules and brackets are nested too deeply") from None
 
 
 def function_of_call(custom: dict[str, Any]) -> dict[str, Any]:

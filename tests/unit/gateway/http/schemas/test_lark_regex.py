@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from gateway.http.schemas.tools.custom_tools import CustomDefinition
 from gateway.http.schemas.tools.lark_regex import (
     MAX_DEPTH,
     Expressions,
@@ -168,6 +170,15 @@ def test_alternatives_are_counted_before_they_are_joined() -> None:
     with pytest.raises(LarkError, match="more than"):
         rules.of("start")
     assert "B" not in rules._made  # given up long before
+
+
+def test_nesting_of_one_kind_within_another_ends_in_words() -> None:
+    brackets = "(" * 62 + "/" + "(" * MAX_DEPTH + "y" + ")" * MAX_DEPTH + "/" + ")" * 62
+    rule = "(" * MAX_DEPTH + "A" + ")" * MAX_DEPTH
+    grammar = {"syntax": "lark", "definition": f'start: start "b" | {rule}\nA: {brackets}'}
+    tool = {"name": "t", "format": {"type": "grammar", "grammar": grammar}}
+    with pytest.raises(ValidationError, match="nested too deeply"):
+        CustomDefinition.model_validate(tool)
 
 
 def test_brackets_and_rules_are_nested_up_to_one_depth() -> None:
