@@ -9,7 +9,7 @@ from typing import Any, Final
 from toolparser_worker.errors import UnsupportedToolsError
 from toolparser_worker.grammar.input_grammar import InputGrammar, grammar_of, with_grammar
 from toolparser_worker.grammar.lark import LarkWriter, quoted
-from toolparser_worker.grammar.schemas import Form, SchemaReader
+from toolparser_worker.grammar.schemas import Form, SchemaReader, Steps
 from toolparser_worker.grammar.terminals import number_terminal, text_terminals
 from toolparser_worker.grammar.values import (
     BracedValues,
@@ -99,6 +99,7 @@ class CallRules:
     def __init__(self, writer: LarkWriter, tool_format: ToolFormat) -> None:
         self._writer = writer
         self._format = tool_format
+        self._steps = Steps()
 
     def beginning(self) -> str:
         """What every first call begins with, up to where the tools' names part."""
@@ -145,6 +146,7 @@ class CallRules:
         """An expression for a call from its tool's name on."""
         reader = SchemaReader(
             tool.parameters,
+            self._steps,
             is_strict=tool.is_strict,
             reads_types=not isinstance(self._format.body, PythonBody),
         )

@@ -6,10 +6,13 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from protocol.wire.messages import Grammar
+from toolparser_worker.errors import UnsupportedToolsError
 from toolparser_worker.machine.coercion import written
 
 MAX_UNENFORCED: Final = 32
 """As many as the header names."""
+MAX_WRITTEN_CHARS: Final = 2**20
+"""Engines take a quarter of that; what is longer isn't written to its end, it may have none."""
 ANY_TEXT: Final = "/(?s:.*)/"
 JSON_STYLE: Final = {
     "whitespace_flexible": False,
@@ -48,6 +51,7 @@ class LarkWriter:
         self._markers: dict[str, int] = {}
         self._terminals: dict[str, str] = {}
         self._num_names = 0
+        self._num_chars = 0
         self.is_strict = False
         self.unenforced: dict[str, None] = {}
 
@@ -64,8 +68,13 @@ class LarkWriter:
         return " ".join(part for part in parts if part != '""') or '""'
 
     def rule(self, body: str, name: str | None = None) -> str:
-        """Adds a rule, under a new name when none is given; its name."""
+        """Adds a rule, under a new name when none is given; its name.
+
+        Raises:
+            UnsupportedToolsError: The grammar becomes too long.
+        """
         name = name or self.new_name()
+        self._count(body)
         self._lines.append(f"{name}: {body}")
         return name
 
@@ -96,9 +105,15 @@ class LarkWriter:
         return name
 
     def json(self, schema: dict[str, Any], style: dict[str, Any] | None = None) -> str:
-        """An expression for the JSON values of a schema, in a style or that of most templates."""
+        """An expression for the JSON values of a schema, in a style or that of most templates.
+
+        Raises:
+            UnsupportedToolsError: The grammar becomes too long: definitions are in each schema.
+        """
         options = self._options() | (style or {})
-        return f"%json {written({**schema, **options})}"
+        expression = f"%json {written({**schema, **options})}"
+        self._count(expression)
+        return expression
 
     def json_text(self, source: str) -> str:
         """The same for the text of a schema, an object, which is handed on as it is written."""
@@ -121,6 +136,13 @@ class LarkWriter:
             markers=tuple(self._markers),
             unenforced=tuple(self.unenforced)[:MAX_UNENFORCED],
         )
+
+    def _count(self, text: str) -> None:
+        self._num_chars += len(text)
+        if self._num_chars > MAX_WRITTEN_CHARS:
+            raise UnsupportedToolsError(
+                f"the grammar would be longer than {MAX_WRITTEN_CHARS} characters."
+            )
 
     def _marker(self, text: str) -> str:
         return f"MARKER_{self._markers.setdefault(text, len(self._markers))}"

@@ -25,6 +25,13 @@ JsonType = Literal["string", "number", "integer", "boolean", "null", "object", "
 _TYPES: Final = ("string", "number", "integer", "boolean", "null", "object", "array")
 _MAX_ALTERNATIVES: Final = 256
 _MAX_PLACE: Final = 512
+MAX_STEPS: Final = 20_000
+"""For all tools of a request; some tenths of a second. A tool with hundreds of parameters takes
+some hundred."""
+_AT_A_STEP: Final = 32
+"""Listed values or members that take as long as a step."""
+_PAIRS_AT_A_STEP: Final = 8
+"""Of alternatives, of which each is compared with each."""
 _BOUNDS: Final = frozenset(
     {
         *("minLength", "maxLength"),
@@ -69,11 +76,35 @@ class _Placed:
         return _Placed(kept, self.places)
 
 
+class Steps:
+    """What may still be done to take the schemas of a request apart.
+
+    Schemas that refer to the same one twice, and so on, are short and have no end.
+    """
+
+    def __init__(self) -> None:
+        self._num_left = MAX_STEPS
+
+    def take(self, num: int) -> None:
+        """Do so many.
+
+        Raises:
+            UnsupportedToolsError: There were too many.
+        """
+        self._num_left -= num
+        if self._num_left < 0:
+            raise UnsupportedToolsError(
+                f"it takes more than {MAX_STEPS} steps to take the tools' schemas apart. Use fewer"
+                " references, `allOf`, `anyOf` and `oneOf` within one another."
+            )
+
+
 class SchemaReader:
     """Reads the schemas within the parameters of one tool.
 
     Args:
         root: The tool's `parameters`; references go into it.
+        steps: Of the request.
         is_strict: Refuse what would be left to the model.
         reads_types: The format's strings are read as other types where the schema has these.
 
@@ -82,9 +113,15 @@ class SchemaReader:
     """
 
     def __init__(
-        self, root: Mapping[str, Any], *, is_strict: bool = False, reads_types: bool = True
+        self,
+        root: Mapping[str, Any],
+        steps: Steps,
+        *,
+        is_strict: bool = False,
+        reads_types: bool = True,
     ) -> None:
         self._root = root
+        self._steps = steps
         self._is_strict = is_strict
         self._reads_types = reads_types
         self._has_old_references = has_old_references(root)
@@ -221,6 +258,9 @@ class SchemaReader:
         """The forms of each part of `anyOf` or `oneOf`, beside what else the schema says."""
         rest = placed.without(keyword)
         parts = []
+        num_parts = len(placed.schema[keyword])
+        num_pairs = num_parts * num_parts // 2 if keyword == "oneOf" else 0
+        self._steps.take(num_parts + num_pairs // _PAIRS_AT_A_STEP)
         for part in placed.schema[keyword]:
             with suppress(ImpossibleError):
                 parts.append(self._flat(self._placed(part), depth + 1))
@@ -242,6 +282,7 @@ class SchemaReader:
             schema = placed.schema
             parts = [self.referred(schema["$ref"])] if "$ref" in schema else []
             parts += schema.get("allOf", ())
+            self._steps.take(1 + len(parts))
             if not parts:
                 return placed
             places = placed.places
@@ -265,6 +306,7 @@ class SchemaReader:
             ConflictError: There is none.
             ImpossibleError: Nothing satisfies both.
         """
+        self._steps.take(1 + (_size(one.schema) + _size(other.schema)) // _AT_A_STEP)
         check_mergeable(one.schema, other.schema)
         merged = dict(one.schema)
         for keyword, value in other.schema.items():
@@ -293,6 +335,7 @@ class SchemaReader:
         """The listed values by type, without those that the rest of the schema forbids."""
         schema = placed.schema
         values = [schema["const"]] if "const" in schema else list(schema["enum"])
+        self._steps.take(1 + len(values) // _AT_A_STEP)
         if "const" in schema and "enum" in schema:
             texts = {json.dumps(value, sort_keys=True) for value in schema["enum"]}
             values = [value for value in values if json.dumps(value, sort_keys=True) in texts]
@@ -328,6 +371,11 @@ class SchemaReader:
         if target is None:
             raise UnsupportedToolsError(f"the reference {reference!r} goes nowhere.")
         return target
+
+
+def _size(schema: Mapping[str, Any]) -> int:
+    """How much is copied or compared where a schema is merged with another."""
+    return sum(len(value) for value in schema.values() if isinstance(value, list | Mapping))
 
 
 def _asserts_beside_reference(schema: Mapping[str, Any]) -> bool:

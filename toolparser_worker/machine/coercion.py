@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from toolparser_worker.machine.blanks import stripped
 from toolparser_worker.machine.reading import quoted
-from toolparser_worker.machine.tool_schemas import Schema, alternatives
+from toolparser_worker.machine.tool_schemas import Schema, SchemaNode, alternatives
 
 MAX_VALUE_DEPTH = 128
 """Lists and objects within each other; what nests deeper is text, as Python's stack has an end."""
@@ -78,17 +78,30 @@ class ExactFloat(float):
 
 def schema_types(schema: Schema) -> frozenset[str]:
     """The JSON types that a schema names anywhere at its top; empty when it names none."""
+    if isinstance(schema, SchemaNode):
+        if schema.types is None:
+            schema.types = frozenset[str]().union(*map(_own_types, alternatives(schema)))
+        return schema.types
+    return frozenset[str]().union(*map(_own_types, alternatives(schema)))
+
+
+def _own_types(part: Mapping[str, Any]) -> frozenset[str]:
+    """The types that one part of a schema names itself."""
+    if isinstance(part, SchemaNode) and part.own_types is not None:
+        return part.own_types
     found: set[str] = set()
-    for part in alternatives(schema):
-        declared = part.get("type")
-        for name in declared if isinstance(declared, list) else [declared]:
-            if isinstance(name, str):
-                found.add(_TYPE_NAMES.get(name.lower(), name.lower()))
-        values = part.get("enum")
-        found.update(map(_type_of, values if isinstance(values, list) else ()))
-        if "const" in part:
-            found.add(_type_of(part["const"]))
-    return frozenset(found)
+    declared = part.get("type")
+    for name in declared if isinstance(declared, list) else [declared]:
+        if isinstance(name, str):
+            found.add(_TYPE_NAMES.get(name.lower(), name.lower()))
+    values = part.get("enum")
+    found.update(map(_type_of, values if isinstance(values, list) else ()))
+    if "const" in part:
+        found.add(_type_of(part["const"]))
+    types = frozenset(found)
+    if isinstance(part, SchemaNode):
+        part.own_types = types
+    return types
 
 
 def is_plain_text(schema: Schema, undeclared: Literal["text", "json"]) -> bool:

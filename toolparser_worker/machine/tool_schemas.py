@@ -1,6 +1,7 @@
 """The tools of a request as far as reading their calls depends on them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -10,6 +11,29 @@ Schema = Mapping[str, Any] | None
 
 _NOTHING: Final[Mapping[str, Any]] = {}
 _COMBINING: Final = ("anyOf", "oneOf", "allOf")
+MAX_ALTERNATIVES: Final = 256
+"""Of a schema; further ones say nothing of how a value is read. They are looked through for each
+member and item."""
+
+
+class SchemaNode(dict[str, Any]):
+    """A part of a schema, which remembers what is asked of it for every value that it is for.
+
+    A list of a hundred thousand items has one schema, whose enum may be as long.
+
+    Attributes:
+        own_types: That it names itself, see `coercion`; None before anybody asked.
+        types: That it or its alternatives name, likewise.
+        parts: What `alternatives` found, likewise.
+    """
+
+    __slots__ = ("own_types", "parts", "types")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own_types: frozenset[str] | None = None
+        self.types: frozenset[str] | None = None
+        self.parts: tuple[Mapping[str, Any], ...] | None = None
 
 
 class ToolSchemas:
@@ -59,19 +83,30 @@ class ToolSchemas:
         return properties if isinstance(properties, Mapping) else {}
 
 
-def alternatives(schema: Schema) -> Iterator[Mapping[str, Any]]:
-    """A schema and what it combines with `anyOf` and the like, each once."""
-    waiting, seen = [schema], set[int]()
+def alternatives(schema: Schema) -> Sequence[Mapping[str, Any]]:
+    """A schema and what it combines with `anyOf` and the like, each once, `MAX_ALTERNATIVES`."""
+    if isinstance(schema, SchemaNode):
+        if schema.parts is None:
+            schema.parts = _alternatives(schema)
+        return schema.parts
+    return () if schema is None else _alternatives(schema)
+
+
+def _alternatives(schema: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    waiting, found, seen = [schema], list[Mapping[str, Any]](), set[int]()
     while waiting:
         part = waiting.pop()
-        if part is None or id(part) in seen:
+        if id(part) in seen:
             continue
         seen.add(id(part))
-        yield part
+        found.append(part)
         for keyword in reversed(_COMBINING):
             inner = part.get(keyword)
             if isinstance(inner, list):
-                waiting += (one for one in reversed(inner) if isinstance(one, Mapping))
+                room = max(0, MAX_ALTERNATIVES - len(found) - len(waiting))
+                some = [one for one in islice(inner, room) if isinstance(one, Mapping)]
+                waiting += reversed(some)
+    return tuple(found)
 
 
 def schema_part(schema: Schema, keyword: str) -> Schema:
@@ -117,24 +152,30 @@ def referred_part(root: Mapping[str, Any], reference: str) -> Any:
 
 def _linked(root: Mapping[str, Any]) -> Mapping[str, Any]:
     """A copy in which each reference is what it refers to; a recursive schema holds itself."""
-    copies: dict[int, dict[str, Any]] = {}
+    copies: dict[int, SchemaNode] = {}
+    unfilled: list[tuple[Any, Any]] = []  # what is copied, and the copy
 
-    def linked(node: Any) -> Any:
+    def begun(node: Any) -> Any:
         if isinstance(node, list):
-            return [linked(item) for item in node]
+            items: list[Any] = []
+            unfilled.append((node, items))
+            return items
         if not isinstance(node, Mapping):
             return node
         node = _referred(root, node)
         known = copies.get(id(node))
         if known is None:
-            known = copies[id(node)] = {}
-            known.update((key, linked(value)) for key, value in node.items())
+            known = copies[id(node)] = SchemaNode()
+            unfilled.append((node, known))
         return known
 
-    try:
-        found: Mapping[str, Any] = linked(root)
-    except RecursionError:
-        return root
+    found: SchemaNode = begun(root)
+    while unfilled:
+        node, copy = unfilled.pop()
+        if isinstance(node, list):
+            copy.extend(map(begun, node))
+        else:
+            copy.update((key, begun(value)) for key, value in node.items())
     return found
 
 
