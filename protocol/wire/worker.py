@@ -19,6 +19,7 @@ from protocol.wire.keys import ClientSecurity
 from protocol.wire.messages.base import Message
 from protocol.wire.messages.control import AuthOffer, EngineOffer, ParserOffer, Phase, Role
 from protocol.wire.readiness import ReadyFile
+from protocol.wire.stall_watch import StallWatch
 from protocol.wire.transport import TransportLimits
 from protocol.wire.worker_handler import (
     Announcement,
@@ -103,6 +104,9 @@ class Worker(Generic[CommandT]):
         )
         self._loop = _new_event_loop()
         self._thread = threading.Thread(target=self._run, name="worker-io", daemon=True)
+        self._stall_watch = StallWatch(
+            lambda: self._io.last_tick, stall_s=self._settings.stall_s, exit_code=EXIT_FAILED
+        )
         self._outbox: queue.SimpleQueue[tuple[str, Message]] = queue.SimpleQueue()
         self._is_outbox_planned = False
         self._signals: SignalPipe | None = None
@@ -118,6 +122,7 @@ class Worker(Generic[CommandT]):
             self._signals = SignalPipe()
             self._signals.install()
         self._thread.start()
+        self._stall_watch.start(self._thread)
 
     def send(self, gateway_id: str, message: Message) -> None:
         """Send a gateway a message, in order; dropped silently when that gateway is gone."""
@@ -256,6 +261,7 @@ class Worker(Generic[CommandT]):
         finally:
             if self._signals is not None:
                 self._signals.detach(loop)
+            self._stall_watch.stop()
             loop.close()
             self._io.close()
             self._finished.set()
@@ -294,6 +300,7 @@ class Worker(Generic[CommandT]):
     def _on_finished(self, exit_code: int) -> None:
         self._exit_code = exit_code
         self._resolver_stop.set()
+        self._stall_watch.stop()
         if self._received_signals:
             self._plan_hard_exit(exit_code)
         self._loop.call_soon(self._loop.stop)

@@ -5,6 +5,7 @@ from typing import Protocol, TypeVar
 
 from protocol.wire.messages.base import Message
 from protocol.wire.messages.control import AuthOffer, Credits, EngineOffer, Load, ParserOffer, Phase
+from protocol.wire.stall_watch import STALL_S
 
 CommandT_contra = TypeVar("CommandT_contra", contravariant=True)
 Offer = EngineOffer | AuthOffer | ParserOffer
@@ -63,6 +64,7 @@ class WorkerSettings:
         metrics_interval_s: Between two reports of the worker's metrics to each gateway.
         hang_grace_s: Told by a gateway that it hangs, the worker ends if it has made no progress so
             much later, for its supervisor to start it again; None never ends it.
+        stall_s: A worker whose I/O thread stands still for so long ends likewise.
     """
 
     heartbeat_interval_s: float = 1.0
@@ -76,6 +78,7 @@ class WorkerSettings:
     handle_signals: bool = True
     metrics_interval_s: float = 5.0
     hang_grace_s: float | None = None
+    stall_s: float = STALL_S
 
 
 @dataclass

@@ -71,6 +71,10 @@ class WorkerLoop(Generic[CommandT]):
         metrics: What the worker counts; None has nothing to report.
         ready_file: Is there while a gateway gives this worker work; None writes none.
         clock: Monotonic seconds.
+
+    Attributes:
+        last_tick: When it last looked after its connections, by the clock.
+        gateway_versions: Of who is here; replaced, never changed: other threads read it.
     """
 
     def __init__(
@@ -111,7 +115,7 @@ class WorkerLoop(Generic[CommandT]):
         self._context = new_context()
         self._links: dict[str, WorkerLink[CommandT]] = {}
         self._gateways: dict[str, WorkerLink[CommandT]] = {}
-        self._last_tick = clock()
+        self.last_tick = clock()
         self._drain_deadline: float | None = None
         self._is_stopping = False
         self._is_finished = False
@@ -311,8 +315,8 @@ class WorkerLoop(Generic[CommandT]):
         self._loop.call_later(self._settings.heartbeat_interval_s, self._tick)
         now = self._clock()
         # While this thread did not run, gateways had no chance to be heard.
-        missed_s = now - self._last_tick - _NORMAL_BEATS * self._settings.heartbeat_interval_s
-        self._last_tick = now
+        missed_s = now - self.last_tick - _NORMAL_BEATS * self._settings.heartbeat_interval_s
+        self.last_tick = now
         self._report_metrics(now)
         self._note_readiness()
         if self._ready_file is not None:

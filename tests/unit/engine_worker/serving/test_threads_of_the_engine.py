@@ -54,6 +54,7 @@ THREADS = {
     ("protocol/runtime/lifetime.py", "parent-watch"): "test_a_dead_thread_ends_the_process",
     ("protocol/wire/worker.py", "worker-io"): "test_an_io_thread_that_ends_is_a_failure",
     ("protocol/wire/worker.py", "resolver"): "test_host_names_are_asked_for_again",
+    ("protocol/wire/stall_watch.py", "stall-watch"): "it looks at clocks and ends the process",
     ("protocol/runtime/child_process.py", "child"): "what it raises is raised to who waits",
     ("protocol/runtime/otlp.py", "otlp-close"): "the process ends whatever becomes of it",
     # Of gateways only.
