@@ -17,6 +17,8 @@ MAX_METADATA_VALUE_CHARS: Final = 512
 MAX_LIST_ENTRIES: Final = 100
 MAX_GLOB_CHARS: Final = 200
 MAX_LIMIT: Final = 2**53 - 1  # what every JSON reader keeps exact
+LAST_SECOND: Final = 253_402_300_799
+"""The end of year 9999, in Unix seconds: no calendar goes further. Milliseconds of today do."""
 
 
 def require(holds: bool, param: str, rule: str) -> None:

@@ -9,6 +9,7 @@ from msgspec import structs
 
 from auth_worker.errors import InvalidCommandError
 from auth_worker.principals.checks import (
+    LAST_SECOND,
     MAX_LIMIT,
     MAX_NAME_CHARS,
     Check,
@@ -95,9 +96,10 @@ def checked(
         _check_limit(kind, settings, wall_s, new)
     if isinstance(settings, PriceSettings) and "valid_from" in new:
         require(
-            settings.valid_from is None or wall_s < settings.valid_from <= MAX_LIMIT,
+            settings.valid_from is None or wall_s < settings.valid_from <= LAST_SECOND,
             "valid_from",
-            "must be a time in the future, in Unix seconds: what was paid stays paid",
+            "must be a time in the future and before year 10000, in Unix seconds: what was paid"
+            " stays paid",
         )
     return settings
 

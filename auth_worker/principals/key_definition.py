@@ -8,7 +8,7 @@ from msgspec import structs
 
 from auth_worker.errors import InvalidCommandError
 from auth_worker.principals.checks import (
-    MAX_LIMIT,
+    LAST_SECOND,
     MAX_NAME_CHARS,
     Check,
     check_globs,
@@ -97,9 +97,9 @@ def checked(settings: KeySettings, *, wall_s: float, fields: Iterable[str] = FIE
     if "expires_at" in named:
         expires_at = settings.expires_at
         require(
-            expires_at is None or wall_s < expires_at <= MAX_LIMIT,
+            expires_at is None or wall_s < expires_at <= LAST_SECOND,
             "expires_at",
-            "must be a time in the future, in Unix seconds",
+            "must be a time in the future and before year 10000, in Unix seconds",
         )
     return settings
 

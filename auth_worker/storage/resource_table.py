@@ -20,6 +20,7 @@ from sqlalchemy import (
 )
 
 from auth_worker.errors import InvalidCommandError, ResourceNotFoundError
+from auth_worker.principals.checks import LAST_SECOND
 from auth_worker.principals.definitions import limit_of, price_of, team_of, user_of
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.people import StoredTeam, StoredUser
@@ -476,7 +477,8 @@ def _begins_ms(valid_from: int, entry: AuditEntry) -> int:
 
 
 def _before_announced(row: Row[Any], lost: Sequence[str]) -> InvalidCommandError:
-    begins = datetime.fromtimestamp(row.valid_from_ms // 1000, UTC).isoformat(timespec="seconds")
+    begins_s = min(row.valid_from_ms // 1000, LAST_SECOND)  # of an older release, perhaps
+    begins = datetime.fromtimestamp(begins_s, UTC).isoformat(timespec="seconds")
     return InvalidCommandError(
         f"Version {row.version} of this price begins on {begins}, and a change that begins before"
         f" takes its place. Say {' and '.join(lost)} as well, or let the change begin then"

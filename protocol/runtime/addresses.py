@@ -9,7 +9,13 @@ _IPV4_WITHIN: Final = (
     ipaddress.IPv6Network("64:ff9b::/96"),  # NAT64, RFC 6052
     ipaddress.IPv6Network("::/96"),  # IPv4-compatible, RFC 4291 §2.5.5.1
 )
-_SITE_LOCAL: Final = ipaddress.IPv6Network("fec0::/10")
+_INTERNAL: Final = (
+    ipaddress.IPv6Network("fec0::/10"),  # site-local, RFC 3879
+    # An IPv4 address is within these too, where the network decides: NAT64 of one's own (RFC 8215),
+    # and SIIT (RFC 2765).
+    ipaddress.IPv6Network("64:ff9b:1::/48"),
+    ipaddress.IPv6Network("::ffff:0:0:0/96"),
+)
 _6TO4: Final = ipaddress.IPv6Network("2002::/16")
 _TEREDO: Final = ipaddress.IPv6Network("2001::/32")
 
@@ -20,7 +26,8 @@ def is_internal(address: Address) -> bool:
     IPv4 within IPv6 counts as what it is.
     """
     address = unwrapped(address)
-    return not address.is_global or address.is_multicast or address in _SITE_LOCAL
+    is_public = address.is_global and not address.is_multicast
+    return not is_public or any(address in network for network in _INTERNAL)
 
 
 def unwrapped(address: Address) -> Address:

@@ -272,9 +272,20 @@ async def test_service_accounts_live_and_are_in_workspaces(socket_dir: Path) -> 
             accounts.retrieve(person),
             accounts.archive(person),
             of_space.add(spaces[0].id, service_account_id=person, workspace_role="workspace_user"),
+            # Nor does an account come or go by the routes of people.
+            organization.workspaces.members.add(
+                spaces[1].id, user_id=made[2].id, workspace_role="workspace_user"
+            ),
+            organization.workspaces.members.remove(made[2].id, workspace_id=spaces[0].id),
         ):
             with pytest.raises(anthropic.NotFoundError):
                 await call
+        left = [one.service_account_id async for one in of_space.list(spaces[0].id)]
+        assert made[2].id in left
+        assert [one async for one in of_space.list(spaces[1].id)] == []
+        late = {"name": "late", "expires_at": 1_893_456_000_000}  # milliseconds
+        refused = await admin.post("/v1/admin/keys", json=late)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "expires_at")
         with pytest.raises(anthropic.BadRequestError):
             await accounts.create(name="x", organization_role="admin")
 

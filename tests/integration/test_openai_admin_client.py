@@ -80,6 +80,13 @@ async def test_projects_are_teams_and_their_service_accounts_have_keys(harness: 
         project.id, name="bare", create_service_account_only=True
     )
     assert bare.api_key is None
+    other = await projects.create(name="other")
+    with pytest.raises(openai.NotFoundError):
+        await projects.users.create(other.id, user_id=bare.id, role="member")
+    assert [one async for one in projects.service_accounts.list(other.id)] == []
+    with pytest.raises(openai.NotFoundError):
+        await projects.users.delete(bare.id, project_id=project.id)
+    await projects.archive(other.id)
     accounts = [one.name async for one in projects.service_accounts.list(project.id)]
     assert accounts == ["bare", "crawler"]
     changed = await projects.service_accounts.update(
@@ -98,7 +105,8 @@ async def test_projects_are_teams_and_their_service_accounts_have_keys(harness: 
     with pytest.raises(openai.AuthenticationError):
         await harness.chat(account.api_key.value)
     assert [one.id async for one in projects.list()] == []
-    assert [one.id async for one in projects.list(include_archived=True)] == [project.id]
+    found = [one.id async for one in projects.list(include_archived=True)]
+    assert sorted(found) == sorted([other.id, project.id])
 
 
 async def test_a_key_of_another_project_is_not_found_in_this_one(harness: Harness) -> None:

@@ -55,6 +55,9 @@ def resolver(*addresses: str) -> Any:
         "2002:c0a8:0101::1",
         "::127.0.0.1",
         "fec0::1",
+        "64:ff9b:1::a9fe:a9fe",
+        "64:ff9b:1:ffff::1",
+        "::ffff:0:169.254.169.254",
     ],
 )
 def test_addresses_inside_are_known_in_every_spelling(address: str) -> None:

@@ -311,6 +311,7 @@ def test_a_wrong_budget_is_refused_by_the_name_of_its_field(
         ({"cached_prompt": -1}, "cached_prompt"),
         ({"request": -1}, "request"),
         ({"valid_from": NOW}, "valid_from"),
+        ({"valid_from": 1_893_456_000_000}, "valid_from"),  # milliseconds: the year 61971
     ],
 )
 def test_a_wrong_price_is_refused_by_the_name_of_its_field(

@@ -22,6 +22,7 @@ from gateway.http.routes.organization.parts import (
     limit_of_page,
     member_of,
     members,
+    require_person,
     set_member,
 )
 from gateway.http.schemas.administration.organization import (
@@ -55,6 +56,7 @@ async def list_members(request: Request, workspace_id: str) -> Response:
 async def add_member(request: Request, workspace_id: str) -> Response:
     """Make a user a member."""
     body = await body_of(request, WorkspaceMemberRequest)
+    await require_person(request, body.user_id)
     await set_member(request, workspace_id, body.user_id, role_here(body.workspace_role))
     return await _told(request, workspace_id, body.user_id)
 
@@ -77,6 +79,7 @@ async def change_member(request: Request, workspace_id: str, user_id: str) -> Re
 @router.delete(_MEMBER)
 async def remove_member(request: Request, workspace_id: str, user_id: str) -> Response:
     """End a membership."""
+    await require_person(request, user_id)
     await end_membership(request, workspace_id, user_id)
     return admin_json(
         {"type": "workspace_member_deleted", "user_id": user_id, "workspace_id": workspace_id}

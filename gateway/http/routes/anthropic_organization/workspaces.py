@@ -33,6 +33,7 @@ from gateway.http.schemas.administration.organization import (
     WorkspaceKeyRequest,
     WorkspaceRequest,
 )
+from gateway.http.schemas.administration.settings import LAST_SECOND
 from gateway.http.schemas.base.body import body_schema
 from protocol.wire.messages import (
     KeyDetails,
@@ -272,7 +273,8 @@ def page_of(
 
 
 def time_text(at_s: int | None) -> str | None:
-    """Unix seconds as RFC 3339."""
+    """Unix seconds as RFC 3339; what no calendar has, as an old key may, is its last moment."""
     if at_s is None:
         return None
+    at_s = min(at_s, LAST_SECOND)
     return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -106,6 +106,17 @@ async def set_member(request: Request, project_id: str, user_id: str, role: Memb
     await administer_resources(request, question)
 
 
+async def require_person(request: Request, user_id: str) -> None:
+    """See that a user isn't a service account, whose memberships have routes of their own.
+
+    Raises:
+        RemoteFailureError: It is one, or there is none.
+    """
+    user = await one(request, "user", user_id)
+    if not isinstance(user.settings, UserSettings) or user.settings.kind != "person":
+        raise not_found("user", user_id)
+
+
 async def member_of(
     request: Request, team_id: str, user_id: str, kind: UserKind
 ) -> tuple[Resource, MemberRole, int]:

@@ -25,6 +25,7 @@ from gateway.http.routes.organization.parts import (
     member_of,
     members,
     one,
+    require_person,
     set_member,
 )
 from gateway.http.schemas.administration.organization import (
@@ -167,6 +168,7 @@ async def list_project_users(request: Request, project_id: str) -> Response:
 async def add_project_user(request: Request, project_id: str) -> Response:
     """Make a user a member of a project."""
     body = await body_of(request, ProjectUserRequest)
+    await require_person(request, body.user_id)
     await set_member(request, project_id, body.user_id, body.role)
     user, role, added_at = await member_of(request, project_id, body.user_id, "person")
     return admin_json(shapes.project_user(user, role, added_at))
@@ -190,6 +192,7 @@ async def change_project_user(request: Request, project_id: str, user_id: str) -
 @router.delete(_MEMBER)
 async def remove_project_user(request: Request, project_id: str, user_id: str) -> Response:
     """End a membership."""
+    await require_person(request, user_id)
     await end_membership(request, project_id, user_id)
     return admin_json(shapes.deleted("organization.project.user", user_id))
 

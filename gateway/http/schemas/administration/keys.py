@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from gateway.http.schemas.administration.settings import (
-    MAX_LIMIT,
+    LAST_SECOND,
     Amount,
     Globs,
     Id,
@@ -34,7 +34,7 @@ class KeyFields(SettingsModel):
     role: Annotated[PrincipalRole, NullIsDefault()] = "user"
     scopes: _Scopes | None = None
     tenant: Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_.:@-]*$")] | None = None
-    expires_at: Annotated[int, Field(ge=1, le=MAX_LIMIT)] | None = None
+    expires_at: Annotated[int, Field(ge=1, le=LAST_SECOND)] | None = None
     tags: Tags | None = None
     metadata: Metadata | None = None
     requests_per_minute: Amount | None = None

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from gateway.http.schemas.administration.settings import (
+    LAST_SECOND,
     MAX_LIMIT,
     Amount,
     Globs,
@@ -29,7 +30,7 @@ MAX_PRICE = 10**12
 _WebhookUrl = Annotated[str, Field(min_length=1, max_length=2048)]
 _Events = Annotated[list[Annotated[str, Field(min_length=1, max_length=64)]], Field(max_length=32)]
 _Secret = Annotated[str, Field(max_length=128)]
-_Time = Annotated[int, Field(ge=1, le=MAX_LIMIT)]
+_Time = Annotated[int, Field(ge=1, le=LAST_SECOND)]
 _Price = Annotated[int, Field(ge=0, le=MAX_PRICE)]
 _Model = Annotated[str, Field(min_length=1, max_length=200)]
 _Thresholds = Annotated[list[Annotated[int, Field(ge=1, le=100)]], Field(max_length=10)]

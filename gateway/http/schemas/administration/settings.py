@@ -7,6 +7,8 @@ from pydantic import Field
 from gateway.http.schemas.base.body import RequestModel
 
 MAX_LIMIT = 2**53 - 1
+LAST_SECOND = 253_402_300_799
+"""The end of year 9999, in Unix seconds: no calendar goes further."""
 
 Amount = Annotated[int, Field(ge=0, le=MAX_LIMIT)]
 Globs = Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=100)]
