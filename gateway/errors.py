@@ -140,6 +140,23 @@ class ModelNotFoundError(GatewayError):
         return ModelNotFoundError(self.model, tuple(filter(may_see, self.known)))
 
 
+class ModelUnnamedError(InvalidRequestError):
+    """A request names no model, and there isn't just one; the message lists those there are.
+
+    Args:
+        known: Those that whoever asks may see.
+    """
+
+    def __init__(self, known: tuple[str, ...]) -> None:
+        self.known = known
+        there_are = ", ".join(f"`{name}`" for name in known) or "none yet"
+        super().__init__(f"Missing field `model`. Available models: {there_are}.", param="model")
+
+    def seen_by(self, may_see: Callable[[str], bool]) -> "ModelUnnamedError":
+        """The same error, naming only models of which `may_see` says that the caller may."""
+        return ModelUnnamedError(tuple(filter(may_see, self.known)))
+
+
 class StoredNotFoundError(GatewayError):
     """Nothing of this id is stored, or it is another tenant's; the same words for both.
 

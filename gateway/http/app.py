@@ -11,7 +11,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
-from gateway.errors import ClientDisconnectedError, DeniedError, ModelNotFoundError
+from gateway.errors import (
+    ClientDisconnectedError,
+    DeniedError,
+    ModelNotFoundError,
+    ModelUnnamedError,
+)
 from gateway.http.access.guard import GuardedRoute, caller_of, leaves_body_unread
 from gateway.http.bodies.multipart import MAX_FIELD_BYTES
 from gateway.http.entry.dispatcher import Dispatcher, ErrorHandler
@@ -92,7 +97,7 @@ def _json(status: int, body: bytes, headers: dict[str, str]) -> Response:
 async def _on_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, PenstockError):
         raise error
-    if isinstance(error, ModelNotFoundError):
+    if isinstance(error, ModelNotFoundError | ModelUnnamedError):
         error = _as_seen_by_caller(request, error)
     status, body, headers = raised_answer(request.scope, error)
     record: AccessRecord = request.state.log
@@ -106,7 +111,9 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return _json(status, body, headers)
 
 
-def _as_seen_by_caller(request: Request, error: ModelNotFoundError) -> ModelNotFoundError:
+def _as_seen_by_caller(
+    request: Request, error: ModelNotFoundError | ModelUnnamedError
+) -> ModelNotFoundError | ModelUnnamedError:
     """The same error, naming only models that the caller may use; nobody known may use none."""
     parts = parts_of(request)
     identity = parts.identities.known(caller_of(request).key_digest)

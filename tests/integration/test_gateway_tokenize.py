@@ -194,6 +194,23 @@ async def test_the_tokenizer_is_described_as_its_engine_says(socket_dir: Path) -
         assert wrong.status_code == 404
 
 
+async def test_a_template_is_shown_to_who_may_use_the_model(socket_dir: Path) -> None:
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        auth = await gateway.auth(allow_anonymous=False)
+        auth.allowed_models = ("demo",)
+        await gateway.engine(tokenizer_info_json='{"chat_template": "seen"}')
+        await gateway.engine(model="secret", tokenizer_info_json='{"chat_template": "unseen"}')
+        headers = {"X-API-Key": "psk-one"}
+        for params, status in (({"model": "demo"}, 200), ({"model": "secret"}, 404), ({}, 400)):
+            answer = await gateway.client.get("/tokenizer_info", params=params, headers=headers)
+            assert (answer.status_code, "unseen" in answer.text) == (status, False)
+            assert "`secret`." not in answer.text
+            assert status == 200 or "Available models: `demo`." in answer.text
+        counted = await gateway.client.post("/tokenize", json={"prompt": "a"}, headers=headers)
+        assert counted.status_code == 400
+        assert "secret" not in counted.text
+
+
 async def test_a_models_card_tells_its_limits_and_defaults(socket_dir: Path) -> None:
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()

@@ -10,8 +10,8 @@ from fastapi import Response
 from gateway.errors import (
     ClientDisconnectedError,
     GatewayError,
-    InvalidRequestError,
     ModelNotFoundError,
+    ModelUnnamedError,
 )
 from gateway.http.access.guard import caller_of
 from gateway.http.access.replaying import refuse_stream
@@ -217,14 +217,11 @@ def only_model(parts: HttpParts) -> str:
     """The model that a request means which names none.
 
     Raises:
-        InvalidRequestError: There are several, or none.
+        ModelUnnamedError: There are several, or none.
     """
     models = parts.directory.models()
     if len(models) != 1:
-        there_are = ", ".join(f"`{one}`" for one in sorted(models)) or "none yet"
-        raise InvalidRequestError(
-            f"Missing field `model`. Available models: {there_are}.", param="model"
-        )
+        raise ModelUnnamedError(tuple(sorted(models)))
     return next(iter(models))
 
 

@@ -5,6 +5,7 @@ from fastapi import Request as HttpRequest
 
 from gateway.errors import (
     ClientDisconnectedError,
+    ModelNotFoundError,
     UnsupportedFieldError,
 )
 from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
@@ -13,6 +14,7 @@ from gateway.http.answers.answering import only_model
 from gateway.http.answers.responses import json_answer, run_to_end
 from gateway.http.bodies.parsers import DETOKENIZE, TOKENIZE
 from gateway.http.parts import HttpParts, parts_of
+from gateway.http.routes.server.models import visible_models
 from gateway.http.schemas.base.body import body_schema
 from gateway.http.schemas.inference.tokenize import DetokenizeRequest, TokenizeRequest
 from gateway.request.jobs.model_limits import (
@@ -121,9 +123,15 @@ async def detokenize(http_request: HttpRequest) -> Response:
 )
 async def tokenizer_info(http_request: HttpRequest) -> Response:
     """The special tokens, the chat template and the class of a model's tokenizer."""
-    parts = parts_of(http_request)
-    model = _model(parts, http_request.query_params.get("model"))
-    info = parts.directory.models()[model].tokenizer_info_json
+    seen, name = visible_models(http_request), http_request.query_params.get("model")
+    if name is None:
+        model = only_model(parts_of(http_request))
+        name = model
+    else:
+        model = parts_of(http_request).names.offered(name).model
+    if name not in seen and model not in seen:
+        raise ModelNotFoundError(name, tuple(sorted(seen)))
+    info = seen[name if name in seen else model].tokenizer_info_json
     if not info:
         raise UnsupportedFieldError(
             f"The engines of the model `{model}` tell nothing of their tokenizer; they are of an"

@@ -21,10 +21,15 @@ async def _document(request: Request) -> dict[str, Any]:
     It is made once, in one thread, however many ask at the same time.
     """
     state = request.app.state
-    if not hasattr(state, "openapi_task"):
-        state.openapi_task = asyncio.ensure_future(asyncio.to_thread(request.app.openapi))
-    document: dict[str, Any] = await asyncio.shield(state.openapi_task)
-    return document
+    task: asyncio.Future[dict[str, Any]] | None = getattr(state, "openapi_task", None)
+    if task is None or _has_failed(task):
+        task = asyncio.ensure_future(asyncio.to_thread(request.app.openapi))
+        state.openapi_task = task
+    return await asyncio.shield(task)
+
+
+def _has_failed(task: "asyncio.Future[dict[str, Any]]") -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None)
 
 
 @router.get(_PATH)
