@@ -57,6 +57,8 @@ def openvino_engine(folder: str, dtype: str) -> Generate:
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens = config.min_new_tokens = num_new_tokens
         config.ignore_eos, config.do_sample = True, False
+        # It puts what the tokenizer has none of, -1, among the tokens to stop at, and refuses that.
+        config.set_eos_token_id(0)
         ids = [openvino.Tensor(np.array([prompt], np.int64)) for prompt in prompts]
         outputs = pipeline.generate(ids, [config] * len(ids))
         for output in outputs:

@@ -92,12 +92,16 @@ def make_sides(args: argparse.Namespace, home: Path) -> list[Side]:
     return sides
 
 
-def started_sides(sides: Sequence[Side], stack: ExitStack) -> list[Side]:
-    """Those that start, warm."""
+def started_sides(
+    sides: Sequence[Side], stack: ExitStack, concurrencies: Sequence[int]
+) -> list[Side]:
+    """Those that start and answer once: what the first of its kind costs is nobody's speed."""
     up: list[Side] = []
     for side in sides:
         try:
             side.start(stack)
+            for concurrency in concurrencies:
+                side.tokens_per_s(concurrency, 0, 8)
         except NotInstalledError as error:
             progress(f"{side.name} {side.weights} is left out: {error}")
             continue
@@ -110,10 +114,7 @@ def measure(args: argparse.Namespace) -> list[Side]:
     """All sides, in turns."""
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-peers-")))
-        sides = started_sides(make_sides(args, home), stack)
-        for side in sides:  # what the first of its kind costs is nobody's speed
-            for concurrency in args.concurrency:
-                side.tokens_per_s(concurrency, 0, 8)
+        sides = started_sides(make_sides(args, home), stack, args.concurrency)
         for number in range(1, args.rounds + 1):
             order = sides if number % 2 else sides[::-1]
             for concurrency in args.concurrency:

@@ -217,10 +217,7 @@ class AloneSide(Side):
     def start(self, stack: ExitStack) -> None:
         started = time.perf_counter()
         self._process = stack.enter_context(_child(self._command, {}))
-        try:
-            self._answer()
-        except json.JSONDecodeError as error:
-            raise NotInstalledError(_last_words(self._process)) from error
+        self._answer()
         self.start_s = time.perf_counter() - started
 
     def tokens_per_s(self, concurrency: int, seed: int, num_new_tokens: int) -> float:
@@ -239,8 +236,17 @@ class AloneSide(Side):
         return float(self._answer()["seconds"])
 
     def _answer(self) -> Any:
+        """What it says next.
+
+        Raises:
+            NotInstalledError: It has ended.
+        """
         assert self._process is not None
-        return json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            raise NotInstalledError(_last_words(self._process))
+        return json.loads(line)
 
 
 @contextmanager
