@@ -22,15 +22,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 import jax
 import numpy as np
 from jax import export
-
-import engine_worker
-import protocol
 
 SUFFIX: Final = ".program"
 _MAGIC: Final = b"penstock program 1\n"
@@ -230,7 +228,11 @@ def _write(path: Path, traced: _Traced) -> None:
 def _code_digest() -> str:
     """Of the code of our packages, which a process reads once."""
     digest = hashlib.sha256()
-    for package in (Path(engine_worker.__file__).parent, Path(protocol.__file__).parent):
+    own = Path(__file__).parents[2]
+    beside = find_spec("protocol")
+    if beside is None or beside.origin is None:
+        raise OSError("the code of `protocol` is not in files")
+    for package in (own, Path(beside.origin).parent):
         files = sorted(path for pattern in _CODE for path in package.rglob(pattern))
         if not files:
             raise OSError("this package's code is not in files")
