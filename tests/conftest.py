@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import certifi
 import hypothesis
 import pytest
+from _pytest.runner import runtestprotocol
 
 from protocol.runtime.child_environment import without_settings
 from tests.fakes.installed_entry_points import entry_points
@@ -42,6 +43,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Before anything of ours imports it from there.
 importlib.metadata.entry_points = entry_points  # type: ignore[assignment]
+
+_TOLD_S = 0.05
+"""Set-ups and ends of tests that take less are in no list of the slowest."""
 
 # How long an example takes says how busy the machine is, and nothing about what is tested. The same
 # examples for everybody, in CI and elsewhere; `make fuzz` draws others each time.
@@ -104,6 +108,20 @@ def pytest_collection_finish() -> None:
         del os.environ["XLA_FLAGS"]
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """What went well before and after a test is told from process to process only where it took
+    time: that takes as long as most tests."""
+    if not hasattr(item.config, "workerinput"):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for report in runtestprotocol(item, log=False, nextitem=nextitem):
+        if report.when == "call" or not report.passed or report.duration >= _TOLD_S:
+            item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -76,9 +76,10 @@ def in_order(
         tests: Of the end-to-end tests.
         files: As `files_by_fixture` has them.
         chain: What files may share, in order: each fixture in neighbouring places only, so that its
-            users follow each other. What shares nothing comes first.
+            users follow each other. What shares nothing comes last: two engines that start at
+            once find the programs that one has compiled before them.
     """
-    places = {shared: place for place, shared in enumerate((frozenset[str](), *chain))}
+    places = {shared: place for place, shared in enumerate((*chain, frozenset[str]()))}
 
     def place_of(test: AskingTest) -> int:
         path = file_of(test.nodeid)

@@ -15,6 +15,7 @@ from tests.e2e.test_chat_with_the_openai_sdk import MODEL, WEATHER, ask
 from tests.fakes.gguf_blocks import encoded
 from tests.fakes.gguf_files import write_gguf
 from tests.fakes.packed_decoder import needs_native
+from tests.fakes.quick_compile import QUICK
 
 pytestmark = pytest.mark.process
 
@@ -56,14 +57,23 @@ def quantised(tmp_path: Path, cache_dir: Path) -> Iterator[Harness]:
         encode=encoded,
         more=lambda writer: writer.add_file_type(LlamaFileType.MOSTLY_Q4_K_M),
     )
-    harness = start_harness(tmp_path / "data", cache_dir, str(path))
+    harness = start_harness(
+        tmp_path / "data",
+        cache_dir,
+        str(path),
+        # Few programs, which no other deployment has: they are compiled as tests compile.
+        XLA_FLAGS=QUICK,
+        PENSTOCK_MAX_NUM_SEQS="1",
+        PENSTOCK_MAX_NUM_BATCHED_TOKENS="32",
+        PENSTOCK_SPECULATION="off",
+    )
     yield harness
     assert stop_harness(harness) == 0
 
 
 @needs_native
 def test_a_quantised_file_stays_in_its_blocks_and_calls_a_tool(quantised: Harness) -> None:
-    """By the command that the page names, with the settings that nobody changed."""
+    """By the command that the page names, in the mode that nobody changed."""
     message = (
         quantised.client()
         .chat.completions.create(

@@ -8,6 +8,8 @@ from xdist.scheduler import LoadFileScheduling
 from tests.fakes.order import is_small_unit
 
 TOGETHER = {
+    # Most of these read the sources of all packages, each process for itself.
+    "tests/contract/": "tests/contract",
     # Servers of their own, many of them killed: as long as all that share one.
     "tests/e2e/test_recurrent_and_windowed_models.py": "servers that die",
     "tests/e2e/test_background_survives.py": "servers that die",

@@ -30,6 +30,16 @@ def two_lengths(max_tokens: int, *_: Any) -> tuple[Any, ...]:
 
 
 @contextmanager
+def few_decode_programs() -> Iterator[None]:
+    """Runners that are made meanwhile decode with programs of one row and of all, none between."""
+    from engine_worker.compute.runner import buckets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(buckets, "DECODE_ROWS", (1,))
+        yield
+
+
+@contextmanager
 def compile_as_engines() -> Iterator[None]:
     """What is compiled meanwhile is compiled as engines do; what was before is not used."""
     import jax

@@ -532,10 +532,11 @@ _LIKE_RESPONSES: Final = ("input_tokens", "socket", "compact")
 def odd_values(kind: str, place: int) -> list[Any]:
     """Values for the place of a number in a body of a kind.
 
-    Bodies that are read as those of Responses get a third of the values, other ones at each place;
-    all of them with more effort.
+    Each place gets half of the values, other ones than its neighbour, and a sixth of them in bodies
+    that are read as those of Responses; all of them with more effort.
     """
-    plain = kind.removeprefix("continued_")
-    if EFFORT > 1 or (plain == kind and plain not in _LIKE_RESPONSES):
+    if EFFORT > 1:
         return ODD
-    return ODD[place % 3 :: 3]
+    plain = kind.removeprefix("continued_")
+    share = 6 if plain != kind or plain in _LIKE_RESPONSES else 2
+    return ODD[place % share :: share]

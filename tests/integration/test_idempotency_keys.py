@@ -103,6 +103,7 @@ async def test_who_leaves_and_comes_back_gets_the_answer(socket_dir: Path) -> No
         engine.finish(generate)
         await gateway.until(lambda: len(auth.settled()) == 1)
         assert auth.settled()[0].outcome == "finished"
+        # It is settled before its answer is kept, and until then a repetition is a 409.
         await gateway.until(lambda: not gateway.application.parts.replays._running)
         response = await gateway.client.post(
             "/v1/chat/completions",

@@ -36,8 +36,8 @@ def test_files_that_share_a_deployment_follow_each_other() -> None:
     files = files_by_fixture(tests, DEPLOYMENTS)
     order = [test.nodeid.removeprefix("tests/e2e/") for test in in_order(tests, files, CHAIN)]
     assert order == [
-        *("c.py::x", "f.py::x", "b.py::x", "b.py::y", "a.py::x", "g.py::x", "g.py::y"),
-        *("e.py::x", "d.py::x"),
+        *("f.py::x", "b.py::x", "b.py::y", "a.py::x", "g.py::x", "g.py::y", "e.py::x"),
+        *("d.py::x", "c.py::x"),
     ]
 
 

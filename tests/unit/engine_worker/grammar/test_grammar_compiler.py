@@ -35,36 +35,34 @@ def compiler() -> Iterator[GrammarCompiler]:
         yield compiler
 
 
-@pytest.mark.parametrize(
-    ("grammar", "reason"),
-    [
-        (Grammar(kind="json_schema", source="{"), "not valid JSON"),
-        (Grammar(kind="json_schema", source="[]"), "is an object"),
-        (Grammar(kind="json_schema", source='{"type": "strin"}'), "/type: there is no type"),
-        (Grammar(kind="json_schema", source='{"$ref": "#/$defs/x"}'), "goes nowhere"),
-        (Grammar(kind="json_schema", source='{"minimum": "1"}'), "/minimum: it is a number"),
-        (Grammar(kind="json_schema", source='{"not": {}}'), "no value is valid"),
-        (Grammar(kind="json_schema", source="[" * 70 + "]" * 70), "nested deeper than 64"),
-        (Grammar(kind="json_schema", source=f'"{"x" * 300_000}"'), "longer than 262144 bytes"),
-        (Grammar(kind="regex", source="(a"), "unclosed group"),
-        (Grammar(kind="regex", source="(?=a)b"), "look-around"),
-        (Grammar(kind="choice", source="[]"), "list of texts"),
-        (Grammar(kind="choice", source='["a", 1]'), "list of texts"),
-        (Grammar(kind="lark", source="start: nothing\n"), 'unknown name: "nothing"'),
-        (Grammar(kind="lark", source="start: MARKER_1\n", markers=("a",)), "no marker 1"),
-        (Grammar(kind="lark", source="start: MARKER_0\n", markers=("",)), "1 to 256 characters"),
-        (Grammar(kind="regex", source="a", after_marker=""), "1 to 256 characters"),
-        (Grammar(kind="lark", source="", markers=("a",) * 129), "more than 128 markers"),
-    ],
-)
-def test_a_hopeless_grammar_is_refused_with_the_reason(
-    grammar: Grammar, reason: str, compiler: GrammarCompiler
-) -> None:
-    with pytest.raises(UnsupportedGrammarError, match=f"(?s).*{reason}") as caught:
-        compiler.compile(grammar)
-    assert caught.value.code is ErrorCode.UNSUPPORTED_GRAMMAR
-    assert "\n" not in caught.value.message
-    assert len(caught.value.message) < 400
+HOPELESS = [
+    (Grammar(kind="json_schema", source="{"), "not valid JSON"),
+    (Grammar(kind="json_schema", source="[]"), "is an object"),
+    (Grammar(kind="json_schema", source='{"type": "strin"}'), "/type: there is no type"),
+    (Grammar(kind="json_schema", source='{"$ref": "#/$defs/x"}'), "goes nowhere"),
+    (Grammar(kind="json_schema", source='{"minimum": "1"}'), "/minimum: it is a number"),
+    (Grammar(kind="json_schema", source='{"not": {}}'), "no value is valid"),
+    (Grammar(kind="json_schema", source="[" * 70 + "]" * 70), "nested deeper than 64"),
+    (Grammar(kind="json_schema", source=f'"{"x" * 300_000}"'), "longer than 262144 bytes"),
+    (Grammar(kind="regex", source="(a"), "unclosed group"),
+    (Grammar(kind="regex", source="(?=a)b"), "look-around"),
+    (Grammar(kind="choice", source="[]"), "list of texts"),
+    (Grammar(kind="choice", source='["a", 1]'), "list of texts"),
+    (Grammar(kind="lark", source="start: nothing\n"), 'unknown name: "nothing"'),
+    (Grammar(kind="lark", source="start: MARKER_1\n", markers=("a",)), "no marker 1"),
+    (Grammar(kind="lark", source="start: MARKER_0\n", markers=("",)), "1 to 256 characters"),
+    (Grammar(kind="regex", source="a", after_marker=""), "1 to 256 characters"),
+    (Grammar(kind="lark", source="", markers=("a",) * 129), "more than 128 markers"),
+]
+
+
+def test_a_hopeless_grammar_is_refused_with_the_reason(compiler: GrammarCompiler) -> None:
+    for grammar, reason in HOPELESS:
+        with pytest.raises(UnsupportedGrammarError, match=f"(?s).*{reason}") as caught:
+            compiler.compile(grammar)
+        assert caught.value.code is ErrorCode.UNSUPPORTED_GRAMMAR, reason
+        assert "\n" not in caught.value.message, reason
+        assert len(caught.value.message) < 400, reason
 
 
 def test_a_grammar_that_compiles_for_ever_is_cut_off_and_the_next_one_works() -> None:
@@ -284,20 +282,17 @@ def test_a_clients_own_compiler_options_are_left_out() -> None:
     assert "true" not in written.text
 
 
-@pytest.mark.parametrize(
-    ("sampling", "jumps"),
-    [
+def test_forced_tokens_are_jumped_over_unless_they_must_be_sampled(
+    compiler: GrammarCompiler,
+) -> None:
+    for sampling, jumps in (
         (SamplingParams(), True),
         (SamplingParams(logprobs=0), False),
         (SamplingParams(prompt_logprobs=1), False),
         (SamplingParams(allowed_token_ids=(97,)), False),
-    ],
-)
-def test_forced_tokens_are_jumped_over_unless_they_must_be_sampled(
-    sampling: SamplingParams, jumps: bool, compiler: GrammarCompiler
-) -> None:
-    constraint = compiler.start(Grammar(kind="choice", source='["abc"]'), sampling)
-    assert constraint.has_forced is jumps
+    ):
+        constraint = compiler.start(Grammar(kind="choice", source='["abc"]'), sampling)
+        assert constraint.has_forced is jumps, sampling
 
 
 def test_an_output_that_jumped_elsewhere_is_followed_token_by_token(

@@ -70,7 +70,7 @@ def test_any_value_makes_a_model_or_one_clear_refusal(paths: list[Path], case: G
     # What all share is tried with one of them, and some of the values with each of the others.
     shared = {*of_vocabulary, *(key for key in values if key.startswith("general."))}
     keys = {*values, *others} - (set() if is_first else shared)
-    odd = ODD if is_first or EFFORT > 1 else ODD[index % 12 :: 12]
+    odd = ODD if is_first or EFFORT > 1 else ODD[index % 24 :: 24]
     tokenizer = read_gguf_tokenizer(values, path)
     num_loaded = 0
     for key in sorted(keys):

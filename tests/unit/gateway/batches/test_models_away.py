@@ -115,11 +115,15 @@ async def test_lines_that_are_to_be_asked_again_give_their_places_up_while_their
     tmp_path: Path,
 ) -> None:
     harness = Harness(tmp_path)
+    have_all_begun = asyncio.Event()
 
-    def answer(custom_id: str) -> LineAnswer:
+    async def answer(custom_id: str) -> LineAnswer:
         if custom_id in ("c0", "c1", "c2") and harness.asked.count(custom_id) == 1:
             if len(harness.asked) == 3:
                 harness.busy = {"busy"}
+                have_all_begun.set()
+            # None is asked again before the model is busy.
+            await have_all_begun.wait()
             return bad(503)
         return good()
 

@@ -13,6 +13,7 @@ from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
 from engine_worker.core.choice.score_pack import ScoredTexts, packs_of
+from tests.fakes.quick_compile import few_decode_programs
 from tests.fakes.runner_requests import GREEDY, RunnerRequest, begin, generate, step
 from tests.fakes.tiny_decoder import VOCAB_SIZE, GreedyReference, tiny_weights
 
@@ -25,14 +26,15 @@ def model_weights() -> DecoderWeights:
 
 
 def make_runner(weights: DecoderWeights | None = None, num_blocks: int = 40) -> JaxModelRunner:
-    return JaxModelRunner.create(
-        weights or model_weights(),
-        num_blocks=num_blocks,
-        max_model_len=MAX_MODEL_LEN,
-        block_size=8,
-        max_num_seqs=4,
-        max_num_batched_tokens=32,
-    )
+    with few_decode_programs():
+        return JaxModelRunner.create(
+            weights or model_weights(),
+            num_blocks=num_blocks,
+            max_model_len=MAX_MODEL_LEN,
+            block_size=8,
+            max_num_seqs=4,
+            max_num_batched_tokens=32,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +132,8 @@ def test_nothing_is_compiled_after_warm_up_whatever_the_traffic(runner: JaxModel
             compiled.append(event)
 
     num_compiles = runner.num_compiles
-    # Decode programs, a prefill program, full samplers, scoring, and counting a slot's tokens.
-    assert num_compiles == 3 + 1 + 2 + 2 + 1
+    # Decode programs, a prefill program, a full sampler, scoring, and counting a slot's tokens.
+    assert num_compiles == 2 + 1 + 1 + 2 + 1
     samplings = [
         GREEDY,
         RowSampling(temperature=0.8, top_k=5, top_p=0.9, seed=3),
