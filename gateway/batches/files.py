@@ -118,6 +118,23 @@ class FileStore:
         file_id = new_id(PREFIX, self._wall_clock)
         return file_id, folder / f"{file_id}.data"
 
+    def check_room(self, tenant: str) -> None:
+        """Look whether a tenant has no more than it may have.
+
+        Results of batches are kept whatever there is already, so nothing else bounds them.
+
+        Raises:
+            InvalidRequestError: It has.
+        """
+        num_files, num_bytes = _held(tenant_folder(self._root, tenant))
+        bounds = self._bounds
+        if num_files > bounds.max_files or num_bytes > bounds.max_bytes:
+            raise InvalidRequestError(
+                f"Your files, results of batches among them, are {num_files} with {num_bytes} bytes"
+                f" together, which is over the limit of {bounds.max_files} files and"
+                f" {bounds.max_bytes} bytes; delete some first."
+            )
+
     def finish(
         self,
         tenant: str,

@@ -116,7 +116,8 @@ class BatchStore:
         One that was made before, by `made_id`, is as it is by now.
 
         Raises:
-            InvalidRequestError: The file is for something else, or too many batches are under way.
+            InvalidRequestError: The file is for something else, too many batches are under way, or
+                the tenant has too many files.
             ResourceNotFoundError: This tenant has no such file.
         """
         unfinished, ended = self._survey(tenant_folder(self._root, tenant))
@@ -134,6 +135,7 @@ class BatchStore:
             raise InvalidRequestError(
                 f"{num_unfinished} batches are under way, which is the limit; wait or cancel some."
             )
+        self._files.check_room(tenant)
         # An input stays on the disk for its batch, whatever becomes of the file.
         inputs = [self._folder(tenant, batch.id) / INPUT for batch in unfinished]
         held = _bytes_of([*inputs, self._files.content_path(tenant, stored.id)])

@@ -10,7 +10,7 @@ from gateway.batches.files import FileBounds, FileStore
 from gateway.batches.records import Batch
 from gateway.batches.store import BatchStore
 from gateway.errors import InvalidRequestError
-from tests.unit.gateway.batches.test_runner import CHAT, Harness
+from tests.unit.gateway.batches.test_runner import CHAT, Harness, bad
 
 
 async def test_a_batch_of_a_file_for_something_else_is_refused(tmp_path: Path) -> None:
@@ -46,6 +46,28 @@ async def test_inputs_are_bounded_also_when_their_files_are_deleted(tmp_path: Pa
     harness.files.remove("t", harness.create(20).input_file_id)
     with pytest.raises(InvalidRequestError, match="bytes of input"):
         harness.create(20)
+
+
+@pytest.mark.parametrize("bound", ["files", "bytes"])
+async def test_results_that_are_kept_are_bounded_by_refusing_more_batches(
+    tmp_path: Path, bound: str
+) -> None:
+    """The same wrong lines again and again cost no token, and each has an answer on the disk."""
+    harness = Harness(tmp_path)
+    harness.answer = lambda _id: bad()
+    first = harness.create(5)
+    assert (await harness.until_ended(first))["request_counts"]["failed"] == 5
+    held = sum(path.stat().st_size for path in tmp_path.glob("files/*/*.data"))  # noqa: ASYNC240
+    is_of_files = bound == "files"
+    bounds = FileBounds(2 if is_of_files else 100, 10**9 if is_of_files else held, 10**8, 86_400)
+    harness.open_with(FileStore(tmp_path / "files", bounds, harness.clock))
+    ended = await harness.until_ended(harness.create_again(first.input_file_id))
+    assert ended["status"] == "completed"  # what was begun is kept, and now there is too much
+    with pytest.raises(InvalidRequestError, match="results of batches among them.*delete some"):
+        harness.create_again(first.input_file_id)
+    harness.create(1, "other")
+    harness.files.remove("t", ended["error_file_id"])
+    harness.create_again(first.input_file_id)
 
 
 class Reads:
