@@ -31,6 +31,9 @@ _UNFINISHED_S: Final = 24 * 3600.0
 _MAX_KNOWN: Final = 10_000
 """Files whose descriptions aren't read again for each list."""
 
+_NUMBERS: Final = ("num_bytes", "created_at", "expires_at")
+"""Of a file's description; what else it says are texts."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileBounds:
@@ -265,13 +268,10 @@ class FileStore:
         now, num_removed = self._wall_clock(), 0
         for folder in self._root.glob("*"):
             for path in folder.glob(f"{PREFIX}*.json"):
-                try:
-                    stored = _stored(json_of(path.read_bytes()))
-                except OSError:
-                    continue  # it says nothing now, and isn't too old for that
-                if stored is None or stored.expires_at <= now:
-                    self._remove(folder, path.stem)
-                    num_removed += 1
+                with suppress(OSError):  # it says nothing now, and isn't too old for that
+                    if self._is_over(path, now):
+                        self._remove(folder, path.stem)
+                        num_removed += 1
             for path in folder.glob(f"{PREFIX}*.data"):
                 with suppress(OSError):
                     is_old = path.stat().st_mtime + _UNFINISHED_S < now
@@ -281,6 +281,20 @@ class FileStore:
             with suppress(OSError):
                 folder.rmdir()  # only where nothing is left
         return num_removed
+
+    def _is_over(self, path: Path, now: float) -> bool:
+        """Whether a file whose description is there is to go.
+
+        Raises:
+            OSError: That can't be read.
+        """
+        described = json_of(path.read_bytes())
+        stored = _stored(described)
+        if stored is not None:
+            return stored.expires_at <= now
+        # Another release of this server on the same folder may know what that says; no release
+        # keeps a file longer than this.
+        return described is None or path.stat().st_mtime + self._bounds.max_age_s <= now
 
     def _read(self, folder: Path, file_id: str) -> StoredFile | None:
         return _stored(read_json(folder / f"{file_id}.json"))
@@ -304,10 +318,10 @@ def _held(folder: Path) -> tuple[int, int]:
 
 
 def _stored(value: dict[str, Any] | None) -> StoredFile | None:
-    try:
-        return None if value is None else StoredFile(**value)
-    except TypeError:
-        return None
+    """What a description says, as far as this release knows it; None where it lacks a field."""
+    known: dict[str, Any] = {name: (value or {}).get(name) for name in StoredFile.__slots__}
+    is_whole = all(isinstance(one, int if name in _NUMBERS else str) for name, one in known.items())
+    return StoredFile(**known) if is_whole else None
 
 
 def disk_error(error: OSError) -> GatewayError:

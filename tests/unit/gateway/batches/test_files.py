@@ -1,5 +1,7 @@
 """Files on disk: each tenant's own, bounded, and gone in time."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,35 @@ def test_the_result_of_a_batch_is_kept_whatever_there_is_and_only_once(tmp_path:
     again = store.finish("t", file_id, "other", "batch_output", is_ours=True)
     assert first == again
     assert first.filename == "out"
+
+
+@pytest.mark.parametrize("change", [{"sha256": "of a later release"}, {"expires_at": None}, None])
+def test_what_another_release_says_of_a_file_removes_nothing(
+    tmp_path: Path, change: dict[str, object] | None
+) -> None:
+    clock = Clock()
+    store = store_at(tmp_path, clock)
+    stored = put(store, b"precious")
+    path = store.content_path("t", stored.id)
+    described = path.with_suffix(".json")
+    told = json.loads(described.read_bytes())
+    described.write_text(json.dumps({"version": 2} if change is None else told | change))
+    os.utime(described, (clock.now, clock.now))
+    is_known = change is not None and "sha256" in change
+    assert listed(store) == ([stored] if is_known else [])
+    assert store.sweep() == 0
+    assert path.read_bytes() == b"precious"
+    clock.now += 5000  # what it says doesn't matter any more
+    assert store.sweep() == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_description_that_is_no_json_takes_its_file_along(tmp_path: Path) -> None:
+    store = store_at(tmp_path, Clock())
+    path = store.content_path("t", put(store).id)
+    path.with_suffix(".json").write_bytes(b"\0" * 100)
+    assert store.sweep() == 1
+    assert not path.exists()
 
 
 def test_a_page_reads_what_it_shows_and_nothing_twice(
