@@ -153,14 +153,25 @@ class ApiClient:
     def __exit__(self, *exception: object) -> None:
         self._client.close()
 
-    def request(self, method: str, path: str, body: Any = None) -> Any:
+    def request(
+        self, method: str, path: str, body: Any = None, *, idempotency_key: str = ""
+    ) -> Any:
         """The JSON answer to one request.
+
+        Args:
+            method: Of HTTP.
+            path: With its query.
+            body: For JSON; None for none.
+            idempotency_key: The server carries it out once, however often it is sent with this.
 
         Raises:
             ServerError: The server refused, or did not answer.
         """
+        sent = _json(body)
+        if idempotency_key:
+            sent["headers"] = {**sent.get("headers", {}), "Idempotency-Key": idempotency_key}
         with self._reaching():
-            response = self._client.request(method, path, **_json(body))
+            response = self._client.request(method, path, **sent)
         if response.is_error:
             raise error_of(response)
         if not response.content:

@@ -15,7 +15,8 @@ PATIENCE_S: Final = 600.0
 """A server that doesn't answer for so long is given up; its batches go on."""
 _INPUT_AGE_S: Final = 86_400
 """An upload that no batch was made of is gone then."""
-_MAY_PASS: Final = (0, 408, 429, 500, 502, 503, 504)
+_MAY_PASS: Final = (0, 408, 409, 429, 500, 502, 503, 504)
+"""409 is the answer to a request that the server still works on, since it came before."""
 _TELL_INTERVAL_S: Final = 60.0
 _NOT_REACHED: Final = (httpx.ConnectError, httpx.ConnectTimeout)
 _PART: Final = "penstock_part"
@@ -75,24 +76,25 @@ class BatchClient:
         uploaded = self._patiently(upload)
         with self._client.reading():
             file_id = str(uploaded["id"])
+        part = secrets.token_hex(8)
         asked = {
             "input_file_id": file_id,
             "endpoint": url,
             "completion_window": "24h",
-            "metadata": {**labels, _PART: secrets.token_hex(8)},
+            "metadata": {**labels, _PART: part},
         }
+        has_asked = False
 
         def make() -> Any:
-            try:
-                return self._client.request("POST", "/v1/batches", asked)
-            except ServerError as error:
-                # It may be there for all that: the answer was lost, not the request.
-                if error.status not in _MAY_PASS:
-                    raise
+            # What came before may have been carried out although its answer was lost: by its mark
+            # the batch is found. A server that still works on it knows it by the key.
+            nonlocal has_asked
+            if has_asked:
                 made = [one for one in self.all() if one.get("metadata") == asked["metadata"]]
-                if not made:
-                    raise
-                return made[0]
+                if made:
+                    return made[0]
+            has_asked = True
+            return self._client.request("POST", "/v1/batches", asked, idempotency_key=part)
 
         try:
             made = self._patiently(make)

@@ -1,6 +1,7 @@
 """The output of `penstock run-batch`: a file that only grows, put in the input's order at the end.
 
 Killed at any moment it holds every answer that was written and at most one half line, the last.
+After a power cut a file system may show bytes that never came to the disk as NULs at its end.
 """
 
 import fcntl
@@ -238,7 +239,9 @@ def is_good(answer: dict[str, Any]) -> bool:
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether a line is the beginning of one that was written here."""
+    """Whether a line is what a kill or a power cut left of one that was written here."""
+    if not line.strip(b"\0"):
+        return True  # the file had grown already, and its bytes never came to the disk
     if not any(line.startswith(one) or one.startswith(line) for one in _BEGINNINGS):
         return False
     try:

@@ -12,13 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from gateway.batches.folders import is_id, json_of, new_id, read_json, replace_json, tenant_folder
+from gateway.batches.folders import (
+    ids_in,
+    is_id,
+    json_of,
+    new_id,
+    read_json,
+    read_page,
+    replace_json,
+    tenant_folder,
+)
 from gateway.errors import GatewayError, InvalidRequestError, ResourceNotFoundError
 
 PREFIX: Final = "file-"
 PURPOSES: Final = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
 _UNFINISHED_S: Final = 24 * 3600.0
 """An upload that was not finished for so long never will be."""
+_MAX_KNOWN: Final = 10_000
+"""Files whose descriptions aren't read again for each list."""
+
+_NUMBERS: Final = ("num_bytes", "created_at", "expires_at")
+"""Of a file's description; what else it says are texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +93,7 @@ class FileStore:
         self._root = root
         self._bounds = bounds
         self._wall_clock = wall_clock
+        self._known: dict[str, StoredFile] = {}
 
     @property
     def bounds(self) -> FileBounds:
@@ -93,7 +108,7 @@ class FileStore:
         """
         folder = tenant_folder(self._root, tenant)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        num_files, num_bytes = self._held(folder)
+        num_files, num_bytes = _held(folder)
         if num_files >= self._bounds.max_files:
             raise InvalidRequestError(
                 f"There are {num_files} files already, which is the limit; delete some first."
@@ -105,6 +120,23 @@ class FileStore:
             )
         file_id = new_id(PREFIX, self._wall_clock)
         return file_id, folder / f"{file_id}.data"
+
+    def check_room(self, tenant: str) -> None:
+        """Look whether a tenant has no more than it may have.
+
+        Results of batches are kept whatever there is already, so nothing else bounds them.
+
+        Raises:
+            InvalidRequestError: It has.
+        """
+        num_files, num_bytes = _held(tenant_folder(self._root, tenant))
+        bounds = self._bounds
+        if num_files > bounds.max_files or num_bytes > bounds.max_bytes:
+            raise InvalidRequestError(
+                f"Your files, results of batches among them, are {num_files} with {num_bytes} bytes"
+                f" together, which is over the limit of {bounds.max_files} files and"
+                f" {bounds.max_bytes} bytes; delete some first."
+            )
 
     def finish(
         self,
@@ -135,7 +167,7 @@ class FileStore:
         if known is not None:
             return known
         num_bytes = path.stat().st_size
-        _, held = self._held(folder)  # this one among them
+        _, held = _held(folder)  # this one among them
         if not is_ours and held > self._bounds.max_bytes:
             path.unlink(missing_ok=True)
             raise InvalidRequestError(
@@ -185,16 +217,42 @@ class FileStore:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder / f"{file_id}.data"
 
-    def list(self, tenant: str, purpose: str = "") -> list[StoredFile]:
-        """All files of a tenant, oldest first."""
-        folder = tenant_folder(self._root, tenant)
-        now = self._wall_clock()
-        found = []
-        for path in sorted(folder.glob(f"{PREFIX}*.json")):
-            stored = self._read(folder, path.stem)
-            if stored is not None and stored.expires_at > now and purpose in ("", stored.purpose):
-                found.append(stored)
-        return found
+    def page(
+        self, tenant: str, purpose: str, after: str, limit: int, *, newest_first: bool
+    ) -> tuple[list[StoredFile], bool]:
+        """Files of a tenant, and whether there are more behind them.
+
+        Args:
+            tenant: Whose they are.
+            purpose: Of these files; empty for all.
+            after: The id of the last one of the page before; empty for the first page.
+            limit: Of the page.
+            newest_first: Their order.
+
+        Raises:
+            InvalidRequestError: `after` names none of them.
+        """
+        folder, now = tenant_folder(self._root, tenant), self._wall_clock()
+
+        def read(file_id: str) -> StoredFile | None:
+            stored = self._described(folder, file_id)
+            if stored is None or stored.expires_at <= now:
+                return None
+            return stored if purpose in ("", stored.purpose) else None
+
+        ids = ids_in(folder, PREFIX, ".json")
+        return read_page(reversed(ids) if newest_first else ids, read, after, limit)
+
+    def _described(self, folder: Path, file_id: str) -> StoredFile | None:
+        """What is known of a file that is there: what was said of it once never changes."""
+        stored = self._known.get(file_id)
+        if stored is None:
+            stored = self._read(folder, file_id)
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            if stored is not None:
+                self._known[file_id] = stored
+        return stored
 
     def remove(self, tenant: str, file_id: str) -> None:
         """Forget a file; what reads it at the moment reads on.
@@ -210,13 +268,10 @@ class FileStore:
         now, num_removed = self._wall_clock(), 0
         for folder in self._root.glob("*"):
             for path in folder.glob(f"{PREFIX}*.json"):
-                try:
-                    stored = _stored(json_of(path.read_bytes()))
-                except OSError:
-                    continue  # it says nothing now, and isn't too old for that
-                if stored is None or stored.expires_at <= now:
-                    self._remove(folder, path.stem)
-                    num_removed += 1
+                with suppress(OSError):  # it says nothing now, and isn't too old for that
+                    if self._is_over(path, now):
+                        self._remove(folder, path.stem)
+                        num_removed += 1
             for path in folder.glob(f"{PREFIX}*.data"):
                 with suppress(OSError):
                     is_old = path.stat().st_mtime + _UNFINISHED_S < now
@@ -227,30 +282,46 @@ class FileStore:
                 folder.rmdir()  # only where nothing is left
         return num_removed
 
-    def _held(self, folder: Path) -> tuple[int, int]:
-        """Files and bytes of a tenant, uploads under way among them."""
-        num_files = num_bytes = 0
-        with suppress(FileNotFoundError), os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.endswith(".data"):
-                    num_files += 1
-                    with suppress(FileNotFoundError):
-                        num_bytes += entry.stat().st_size
-        return num_files, num_bytes
+    def _is_over(self, path: Path, now: float) -> bool:
+        """Whether a file whose description is there is to go.
+
+        Raises:
+            OSError: That can't be read.
+        """
+        described = json_of(path.read_bytes())
+        stored = _stored(described)
+        if stored is not None:
+            return stored.expires_at <= now
+        # Another release of this server on the same folder may know what that says; no release
+        # keeps a file longer than this.
+        return described is None or path.stat().st_mtime + self._bounds.max_age_s <= now
 
     def _read(self, folder: Path, file_id: str) -> StoredFile | None:
         return _stored(read_json(folder / f"{file_id}.json"))
 
     def _remove(self, folder: Path, file_id: str) -> None:
+        self._known.pop(file_id, None)
         (folder / f"{file_id}.json").unlink(missing_ok=True)
         (folder / f"{file_id}.data").unlink(missing_ok=True)
 
 
+def _held(folder: Path) -> tuple[int, int]:
+    """Files and bytes of a tenant, uploads under way among them."""
+    num_files = num_bytes = 0
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.endswith(".data"):
+                num_files += 1
+                with suppress(FileNotFoundError):
+                    num_bytes += entry.stat().st_size
+    return num_files, num_bytes
+
+
 def _stored(value: dict[str, Any] | None) -> StoredFile | None:
-    try:
-        return None if value is None else StoredFile(**value)
-    except TypeError:
-        return None
+    """What a description says, as far as this release knows it; None where it lacks a field."""
+    known: dict[str, Any] = {name: (value or {}).get(name) for name in StoredFile.__slots__}
+    is_whole = all(isinstance(one, int if name in _NUMBERS else str) for name, one in known.items())
+    return StoredFile(**known) if is_whole else None
 
 
 def disk_error(error: OSError) -> GatewayError:

@@ -1,4 +1,4 @@
-"""Room that the lines of all batches share: how many are under way, and which engines know of."""
+"""What lines of all batches share: how many are under way, which engines know of, and threads."""
 
 import asyncio
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+from gateway.batches.batch_threads import BatchThreads
 from gateway.batches.lines import Wanted
 from gateway.request.callers.caller import Caller
 from protocol.wire.messages import Settle
@@ -32,7 +33,7 @@ and the lines on their way; None while none is there."""
 
 
 class LineRoom:
-    """What the lines of all batches share: capacity, clocks, and the end of the process.
+    """What the lines of all batches share: capacity, threads, clocks, and the process's end.
 
     Args:
         ask: Has a body answered.
@@ -45,6 +46,7 @@ class LineRoom:
 
     Attributes:
         num_running: Lines under way.
+        threads: For what blocks.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class LineRoom:
         self.max_lines = max_lines
         self.clock = clock
         self.num_running = 0
+        self.threads = BatchThreads()
         self._on_their_way: Counter[tuple[str, Wanted]] = Counter()
         self._num_free = num_free
         self._wall_clock = wall_clock

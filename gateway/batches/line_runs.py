@@ -170,7 +170,7 @@ class LineRun:
         if self._is_whole():
             outcome = outcome and "completed"  # it ended with its last answer
         elif outcome in ("expired", "cancelled"):
-            await asyncio.to_thread(self._end_unbegun, outcome)
+            await self._room.threads.run(self._end_unbegun, outcome)
         await self._save(is_due=True)
         return outcome if self._is_whole() else ""
 
@@ -199,10 +199,10 @@ class LineRun:
         wanted = next(filter(self._has_room, self._passed_over), None)
         if wanted is not None:
             path, endpoint = self._claim.input_path, self._claim.batch.endpoint
-            line = await asyncio.to_thread(lines.at, path, endpoint, self._take(wanted))
+            line = await self._room.threads.run(lines.at, path, endpoint, self._take(wanted))
         elif self._unread is None or len(self._passed_over) >= _MAX_PASSED_OVER:
             return False
-        elif (next_line := await asyncio.to_thread(next, self._unread, None)) is None:
+        elif (next_line := await self._room.threads.run(next, self._unread, None)) is None:
             self._unread = None
             return True
         else:
@@ -355,10 +355,10 @@ class LineRun:
             if self._claim.is_cancelled and batch.status == "in_progress":
                 stamps = {"cancelling_at": self._room.now()} | batch.stamps
                 changes = {"status": "cancelling", "stamps": stamps}
-            await asyncio.to_thread(self._claim.save, **changes)
+            await self._room.threads.run(self._claim.save, **changes)
         if self._num_unsynced >= _SYNC_LINES:
             self._num_unsynced = 0
-            await asyncio.to_thread(self._journal.sync)
+            await self._room.threads.run(self._journal.sync)
 
 
 def _caller(batch: Batch, errand: LineErrand) -> Caller:

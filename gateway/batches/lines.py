@@ -14,6 +14,8 @@ from gateway.errors import InvalidRequestError
 from gateway.json_numbers import keep_digits
 
 MAX_LINES: Final = 50_000
+MAX_BLANK_LINES: Final = 50_000
+"""No request of them is charged, but reading each takes this server's time."""
 MAX_ERRORS: Final = 100
 """Wrong lines that are told of."""
 MAX_CUSTOM_ID_CHARACTERS: Final = 512
@@ -92,6 +94,14 @@ class LineTooLongError(Exception):
         self.number = number
 
 
+class TooManyBlankLinesError(Exception):
+    """A file has more lines without a request than it may have."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def left(path: Path, endpoint: str, done: AbstractSet[int]) -> Iterator[BatchLine]:
     """The lines of an input that was checked, but for those of these numbers.
 
@@ -126,15 +136,23 @@ def _checked(place: Place, text: bytes, endpoint: str) -> BatchLine:
     return line
 
 
-def texts(path: Path, max_bytes: int) -> Iterator[tuple[Place, bytes]]:
+def texts(
+    path: Path, max_bytes: int, max_blank: float = float("inf")
+) -> Iterator[tuple[Place, bytes]]:
     """The lines of a file that aren't blank, with their places; one is in memory at a time.
+
+    Args:
+        path: Of the file.
+        max_bytes: Of a line.
+        max_blank: Lines.
 
     Raises:
         LineTooLongError: A line has more than so many bytes.
+        TooManyBlankLinesError: More lines than that are blank.
         OSError: The file can't be read.
     """
     with path.open("rb") as file:
-        number = start = 0
+        number = start = num_blank = 0
         while text := file.readline(max_bytes + 2):
             number += 1
             if len(text.rstrip(b"\r\n")) > max_bytes:
@@ -144,6 +162,10 @@ def texts(path: Path, max_bytes: int) -> Iterator[tuple[Place, bytes]]:
                 begin, text = len(BOM), text[len(BOM) :]
             if text and not text.isspace():
                 yield Place(number, begin), text
+            else:
+                num_blank += 1
+                if num_blank > max_blank:
+                    raise TooManyBlankLinesError(number)
             start = next_start
 
 
@@ -184,7 +206,7 @@ def check(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, list[Lin
     num_lines, errors = 0, list[LineError]()
     seen: dict[bytes, int] = {}
     try:
-        for place, text in texts(path, max_line_bytes):
+        for place, text in texts(path, max_line_bytes, MAX_BLANK_LINES):
             number = place.number
             num_lines += 1
             if num_lines > MAX_LINES:
@@ -205,6 +227,9 @@ def check(path: Path, endpoint: str, max_line_bytes: int) -> tuple[int, list[Lin
     except LineTooLongError as error:
         message = f"The line has more than {max_line_bytes} bytes, which no request may have."
         errors.append(LineError("request_too_large", message, error.number))
+    except TooManyBlankLinesError as error:
+        message = f"The file has more than {MAX_BLANK_LINES} blank lines, which is the limit."
+        errors.append(LineError("too_many_blank_lines", message, error.number))
     except OSError as error:
         message = f"The file can't be read: {error.strerror or 'unknown error'}."
         errors.append(LineError("unreadable_file", message))

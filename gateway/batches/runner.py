@@ -82,6 +82,9 @@ class BatchRunner:
         max_line_bytes: Of one line.
         wall_clock: Unix seconds.
         clock: Monotonic seconds.
+
+    Attributes:
+        threads: Of batches, for what blocks; `stop` ends them.
     """
 
     def __init__(
@@ -107,6 +110,8 @@ class BatchRunner:
             wall_clock=wall_clock,
             clock=clock,
         )
+        self.threads = self._room.threads
+        self._checking = asyncio.Lock()
         self._finalizer = Finalizer(files, wall_clock)
         self._max_line_bytes = max_line_bytes
         self._clock = clock
@@ -139,9 +144,10 @@ class BatchRunner:
         self.begin_to_stop()
         tasks = [*self._tasks.values(), *([self._looking] if self._looking else [])]
         await asyncio.gather(*tasks, return_exceptions=True)
+        self.threads.close()
 
     async def _look(self) -> None:
-        found = await asyncio.to_thread(self._find, dict(self._open), dict(self._served))
+        found = await self.threads.run(self._find, dict(self._open), dict(self._served))
         if self._room.is_stopping:
             for claim in found.claims:
                 claim.release()
@@ -232,13 +238,13 @@ class BatchRunner:
         batch = claim.batch
         _logger.error("the batch %s is to end as failed: %s", batch.id, errors[0].message)
         try:
-            journal = await asyncio.to_thread(Journal, claim.folder)
+            journal = await self.threads.run(Journal, claim.folder)
             try:
                 self._take_up(claim, journal)
-                await asyncio.to_thread(self._finalizer.begin, claim, journal, "failed", errors)
+                await self.threads.run(self._finalizer.begin, claim, journal, "failed", errors)
             finally:
                 journal.close()
-            await asyncio.to_thread(self._finalizer.hand_over, claim)
+            await self.threads.run(self._finalizer.hand_over, claim)
         except OSError as error:
             _logger.error("the batch %s can't end yet: %s", batch.id, error)
             return False
@@ -247,7 +253,7 @@ class BatchRunner:
             if batch.status == "finalizing":
                 return False
             try:
-                await asyncio.to_thread(self._finalizer.end_unread, claim)
+                await self.threads.run(self._finalizer.end_unread, claim)
             except OSError as error:
                 _logger.error("the end of the batch %s can't be written: %s", batch.id, error)
                 return False
@@ -266,7 +272,7 @@ class BatchRunner:
             return
         # Outputs that were handed over before a kill must not be begun again, empty.
         is_over = batch.status == "finalizing"
-        journal = await asyncio.to_thread(Journal, claim.folder, is_over=is_over)
+        journal = await self.threads.run(Journal, claim.folder, is_over=is_over)
         try:
             self._take_up(claim, journal)
             if not is_over:
@@ -275,25 +281,32 @@ class BatchRunner:
                 ).run()
                 if not outcome:
                     return  # another process, or this one later, goes on
-                await asyncio.to_thread(self._finalizer.begin, claim, journal, outcome)
+                await self.threads.run(self._finalizer.begin, claim, journal, outcome)
         finally:
             journal.close()
-        await asyncio.to_thread(self._finalizer.hand_over, claim)
+        await self.threads.run(self._finalizer.hand_over, claim)
 
     async def _validate(self, claim: Claim) -> bool:
-        """Look at every line; whether the batch can be run."""
+        """Look at every line; whether the batch can be run.
+
+        One input is looked at at a time: of a large one that takes seconds of computing, which all
+        of this process shares.
+        """
         batch = claim.batch
-        num_lines, errors = await asyncio.to_thread(
-            lines.check, claim.input_path, batch.endpoint, self._max_line_bytes
-        )
+        async with self._checking:
+            if self._room.is_stopping:
+                return False  # another process, or this one later, looks at it
+            num_lines, errors = await self.threads.run(
+                lines.check, claim.input_path, batch.endpoint, self._max_line_bytes
+            )
         counts = Counts(total=num_lines)
         if errors:
             end = partial(self._finalizer.end, claim, "failed", errors=errors, counts=counts)
-            await asyncio.to_thread(end)
+            await self.threads.run(end)
             return False
         stamps = batch.stamps | {"in_progress_at": self._room.now()}
         changes = {"status": "in_progress", "stamps": stamps, "counts": counts}
-        await asyncio.to_thread(claim.save, **changes)
+        await self.threads.run(claim.save, **changes)
         return True
 
     def _take_up(self, claim: Claim, journal: Journal) -> None:

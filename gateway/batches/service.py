@@ -58,7 +58,7 @@ class BatchService:
 
     def sweep(self) -> "asyncio.Future[None]":
         """Remove what is too old; the future is done when that is."""
-        sweeping = asyncio.get_running_loop().run_in_executor(None, self._sweep)
+        sweeping = asyncio.get_running_loop().create_task(self.runner.threads.run(self._sweep))
         sweeping.add_done_callback(logs_failure("sweeping files and batches"))
         return sweeping
 

@@ -4,14 +4,22 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from gateway.batches.files import FileStore
-from gateway.batches.folders import is_id, new_id, read_json, replace_json, tenant_folder
+from gateway.batches.folders import (
+    ids_in,
+    is_id,
+    new_id,
+    read_json,
+    read_page,
+    replace_json,
+    tenant_folder,
+)
 from gateway.batches.records import ENDED, PREFIX, WINDOW_S, Batch
 from gateway.errors import InvalidRequestError, ResourceNotFoundError
 
@@ -85,6 +93,9 @@ class BatchStore:
         self._files = files
         self._max_age_s = max_age_s
         self._wall_clock = wall_clock
+        # By tenant's folder: ids of batches that have ended, and what each was made by. These
+        # never change, so they aren't read again, however many a tenant keeps.
+        self._ended: dict[str, Mapping[str, str]] = {}
 
     def create(
         self,
@@ -105,25 +116,26 @@ class BatchStore:
         One that was made before, by `made_id`, is as it is by now.
 
         Raises:
-            InvalidRequestError: The file is for something else, or too many batches are under way.
+            InvalidRequestError: The file is for something else, too many batches are under way, or
+                the tenant has too many files.
             ResourceNotFoundError: This tenant has no such file.
         """
-        known = self.list(tenant)
-        for made in known:
-            if made_id and made.made_id == made_id:
-                return made
+        unfinished, ended = self._survey(tenant_folder(self._root, tenant))
+        made = self._made_before(tenant, made_id, unfinished, ended) if made_id else None
+        if made is not None:
+            return made
         stored = self._files.find(tenant, input_file_id)
         if stored.purpose != "batch":
             raise InvalidRequestError(
                 f"The file `{stored.id}` has the purpose `{stored.purpose}`; it must be `batch`.",
                 param="input_file_id",
             )
-        unfinished = [batch for batch in known if batch.status not in ENDED]
         num_unfinished = len(unfinished)
         if num_unfinished >= MAX_UNFINISHED:
             raise InvalidRequestError(
                 f"{num_unfinished} batches are under way, which is the limit; wait or cancel some."
             )
+        self._files.check_room(tenant)
         # An input stays on the disk for its batch, whatever becomes of the file.
         inputs = [self._folder(tenant, batch.id) / INPUT for batch in unfinished]
         held = _bytes_of([*inputs, self._files.content_path(tenant, stored.id)])
@@ -133,9 +145,9 @@ class BatchStore:
                 f" {self._files.bounds.max_bytes} may. Wait or cancel some.",
                 param="input_file_id",
             )
-        ended = [batch for batch in known if batch.status in ENDED]
-        for batch in ended[: max(0, len(known) + 1 - MAX_BATCHES)]:
-            self._forget(self._folder(tenant, batch.id))
+        num_beyond = len(unfinished) + len(ended) + 1 - MAX_BATCHES
+        for batch_id in list(ended)[: max(0, num_beyond)]:
+            self._forget(self._folder(tenant, batch_id))
         now = int(self._wall_clock())
         batch = Batch(
             id=new_id(PREFIX, self._wall_clock),
@@ -173,10 +185,20 @@ class BatchStore:
             raise ResourceNotFoundError("batch", batch_id)
         return batch
 
-    def list(self, tenant: str) -> list[Batch]:
-        """All batches of a tenant, oldest first."""
-        folders = sorted(tenant_folder(self._root, tenant).glob(f"{PREFIX}*"))
-        return [batch for batch in map(_read, folders) if batch is not None]
+    def page(self, tenant: str, after: str, limit: int) -> tuple[list[Batch], bool]:
+        """Batches of a tenant, newest first, and whether there are more behind them.
+
+        Args:
+            tenant: Whose they are.
+            after: The id of the last one of the page before; empty for the first page.
+            limit: Of the page.
+
+        Raises:
+            InvalidRequestError: `after` names none of them.
+        """
+        folder = tenant_folder(self._root, tenant)
+        newest_first = reversed(ids_in(folder, PREFIX))
+        return read_page(newest_first, lambda batch_id: _read(folder / batch_id), after, limit)
 
     def cancel(self, tenant: str, batch_id: str) -> Batch:
         """Ask for the end of a batch; one that has ended stays as it is.
@@ -193,9 +215,11 @@ class BatchStore:
 
     def unfinished(self) -> Sequence[Batch]:
         """The batches of all tenants that haven't ended, oldest first."""
-        folders = sorted(self._root.glob(f"*/{PREFIX}*"), key=lambda folder: folder.name)
-        found = [batch for batch in map(_read, folders) if batch is not None]
-        return [batch for batch in found if batch.status not in ENDED]
+        tenants = ids_in(self._root, "")
+        for gone in set(self._ended) - set(tenants):
+            self._ended.pop(gone, None)
+        found = [batch for name in tenants for batch in self._survey(self._root / name)[0]]
+        return sorted(found, key=lambda batch: batch.id)
 
     def claim(self, tenant: str, batch_id: str) -> Claim | None:
         """A batch for this gateway alone; None when another one has it, or it has ended.
@@ -225,6 +249,38 @@ class BatchStore:
                 self._forget(folder)
                 num_removed += 1
         return num_removed
+
+    def _survey(self, folder: Path) -> tuple[Sequence[Batch], Mapping[str, str]]:
+        """A tenant's batches that haven't ended, and the ids of the others; both oldest first.
+
+        With each of these ids stands its `made_id`.
+        """
+        before = self._ended.get(folder.name, {})
+        unfinished: list[Batch] = []
+        ended: dict[str, str] = {}
+        for batch_id in ids_in(folder, PREFIX):
+            made_id = before.get(batch_id)
+            if made_id is None:
+                batch = _read(folder / batch_id)
+                if batch is None:
+                    continue
+                if batch.status not in ENDED:
+                    unfinished.append(batch)
+                    continue
+                made_id = batch.made_id
+            ended[batch_id] = made_id
+        self._ended[folder.name] = ended
+        return unfinished, ended
+
+    def _made_before(
+        self, tenant: str, made_id: str, unfinished: Iterable[Batch], ended: Mapping[str, str]
+    ) -> Batch | None:
+        """The batch that a request has made already; None where it hasn't."""
+        for batch in unfinished:
+            if batch.made_id == made_id:
+                return batch
+        ids = [batch_id for batch_id, made in ended.items() if made == made_id]
+        return _read(self._folder(tenant, ids[0])) if ids else None
 
     def _folder(self, tenant: str, batch_id: str) -> Path:
         return tenant_folder(self._root, tenant) / batch_id

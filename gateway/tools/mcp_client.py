@@ -325,7 +325,7 @@ def _answer_in(body: bytes, number: int) -> dict[str, Any] | None:
 def _response(text: bytes, number: int) -> dict[str, Any] | None:
     """The JSON-RPC response to a question; None where a text is something else."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError):
         return None
     is_response = isinstance(value, dict) and ("result" in value or "error" in value)
@@ -335,6 +335,14 @@ def _response(text: bytes, number: int) -> dict[str, Any] | None:
     if value.get("id") != number and not (value.get("id") is None and "error" in value):
         return None
     return dict(value)
+
+
+def _integer(text: str) -> int | float:
+    """A number as it is; one that is too long for Python is infinite, and spoils what it is in."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 def _result_of(answer: _Answer) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from gateway.tools.mcp_client import McpClient, mirrored_parameters
 from gateway.tools.mcp_http import McpError, Server
-from gateway.tools.tool_process import RegisteredTool, serve
+from gateway.tools.tool_process import RegisteredTool, as_line, check_readable, serve
 
 MAX_TOOLS: Final = 128
 """Of one server, after `allowed_tools`; more is an error that says so."""
@@ -128,9 +128,10 @@ def _is_good(schema: Any) -> bool:
         level = [one for part in parts for one in part if isinstance(one, dict | list)]
     try:
         mirrored_parameters(schema)
+        check_readable(schema)
     except ValueError:
         return False
-    return len(json.dumps(schema)) <= MAX_SCHEMA_BYTES
+    return len(as_line(schema)) <= MAX_SCHEMA_BYTES
 
 
 def told_result(result: Mapping[str, Any], max_bytes: int) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def _cleaned(value: Any, hidden: list[str]) -> Any:
             value = value.replace(secret, "***")
         return value
     if isinstance(value, dict):
-        return {key: _cleaned(one, hidden) for key, one in value.items()}
+        return {_cleaned(key, hidden): _cleaned(one, hidden) for key, one in value.items()}
     if isinstance(value, list):
         return [_cleaned(one, hidden) for one in value]
     return value

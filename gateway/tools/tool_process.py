@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
+import orjson
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from jsonschema.exceptions import best_match  # type: ignore[import-untyped]
 
@@ -24,6 +25,10 @@ PLUGIN_GROUP = "penstock.tools"
 """The group of entry points by which packages add tools."""
 
 _MAX_MESSAGE_CHARACTERS = 2000
+_MAX_LEVELS = 254
+"""Of JSON, that the gateway writes."""
+_NUM_LAYERS = 16
+"""Of these, for what it puts around a value."""
 
 
 class ToolPluginError(Exception):
@@ -74,7 +79,44 @@ def _tool(declared: Mapping[str, Any]) -> RegisteredTool:
     if not isinstance(name, str) or not name or not callable(call):
         raise ToolPluginError("a tool needs a name and a callable")
     Draft202012Validator.check_schema(parameters)
+    name.encode()  # a call names it again, so it has to come back as it is
+    check_readable(parameters)
     return RegisteredTool(name, str(declared.get("description", "")), parameters, call)
+
+
+def as_line(value: Any) -> bytes:
+    """A value as JSON in one line.
+
+    Half a pair of surrogates, as names of files that are no UTF-8 have them, is a character in
+    JSON's grammar, but in no encoding: it is U+FFFD.
+
+    Raises:
+        TypeError: Something in it is no JSON.
+        ValueError: A number in it is none, or the value holds itself.
+        RecursionError: It nests too deep.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        line = text.encode()
+    except UnicodeEncodeError:
+        line = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    return line + b"\n"
+
+
+def check_readable(value: Any) -> None:
+    """Look whether the gateway reads a value out of its line, and can write it into an answer.
+
+    Raises:
+        Exception: Whatever `as_line` raises.
+        ValueError: It nests too deep, or a number in it is greater than any float.
+    """
+    read = orjson.loads(as_line(value))
+    for _ in range(_NUM_LAYERS):
+        read = [read]
+    try:
+        orjson.dumps(read)
+    except TypeError:
+        raise ValueError(f"it nests deeper than {_MAX_LEVELS - _NUM_LAYERS} levels") from None
 
 
 def answer(tools: Mapping[str, RegisteredTool], call: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,7 +136,7 @@ def answer(tools: Mapping[str, RegisteredTool], call: Mapping[str, Any]) -> dict
         result = tool.call(**arguments)
         if inspect.iscoroutine(result):
             result = asyncio.run(_awaited(result))
-        json.dumps(result, allow_nan=False)
+        check_readable(result)
     except Exception as error:  # noqa: BLE001  # an answer for the model, whatever it is
         message = str(error)[:_MAX_MESSAGE_CHARACTERS]
         return {"error": {"type": type(error).__name__, "message": message}}
@@ -113,13 +155,13 @@ def serve(load: Callable[[], Mapping[str, RegisteredTool]]) -> int:
     """
     # The pipes are ours alone: a tool that prints or reads must not disturb them.
     calls = io.TextIOWrapper(os.fdopen(os.dup(0), "rb"), encoding="utf-8")
-    answers = io.TextIOWrapper(os.fdopen(os.dup(1), "wb"), encoding="utf-8")
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), 0)
 
     def say(message: Mapping[str, Any]) -> None:
-        answers.write(json.dumps(message) + "\n")
+        answers.write(as_line(message))
         answers.flush()
 
     try:

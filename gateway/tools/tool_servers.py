@@ -232,6 +232,7 @@ def tool_servers(
             timeout_s=settings.tool_timeout_s,
             environment=child_environment(environment, _CERTIFICATES),
             command=_MCP_COMMAND,
+            loads=orjson.loads,  # numbers in schemas are read here
         )
     return ToolServers(
         urls=settings.mcp_urls,

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
 import orjson
 
+from gateway import json_numbers
 from gateway.config import GatewaySettings
 from gateway.errors import (
     InvalidRequestError,
@@ -24,6 +25,8 @@ from protocol.runtime.child_process import ChildProcess, StartChild, start_child
 START_TIMEOUT_S = 60.0
 """What loading the packages may take."""
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
+_MAX_ON_LOOP_BYTES = 64 * 1024
+"""Longer answers are read beside the event loop."""
 MAX_WAITING = 64
 """Calls that wait for a process; more are refused."""
 
@@ -60,6 +63,10 @@ class ToolResult:
         return {"is_error": self.error is not None, "result": self.result, "error": self.error}
 
 
+class _UnreadableError(Exception):
+    """A process wrote what is no message of ours."""
+
+
 class _ToolProcess:
     """One process, for one call at a time."""
 
@@ -91,7 +98,7 @@ class _ToolProcess:
                 greeting = await started._read() or {"error": "their process died"}
             if "error" in greeting:
                 raise ValueError(greeting["error"])
-        except (TimeoutError, ValueError) as error:
+        except (TimeoutError, ValueError, _UnreadableError) as error:
             await started.kill()
             _logger.error("tools cannot be loaded: %s", error)
             raise ToolPluginsError(
@@ -104,29 +111,52 @@ class _ToolProcess:
         return started
 
     async def begin(self, call: bytes) -> bool:
-        """Hand a call over; False when the process had died before it took it."""
+        """Hand a call over; False when the process had died before it took it.
+
+        Raises:
+            ValueError: It wrote too much instead.
+            _UnreadableError: It wrote something else.
+        """
         with contextlib.suppress(ConnectionError):
             self._process.writer.write(call)
             await self._process.writer.drain()
         return await self._read() is not None
 
-    async def result(self) -> dict[str, Any] | None:
+    async def result(self, loads: Callable[[bytes], Any]) -> dict[str, Any] | None:
         """The answer to the call that was begun; None when the process died of it.
+
+        Args:
+            loads: Reads its JSON.
 
         Raises:
             ValueError: The answer is too long.
+            _UnreadableError: It is none.
         """
-        return await self._read()
+        return await self._read(loads)
 
-    async def _read(self) -> dict[str, Any] | None:
+    async def _read(self, loads: Callable[[bytes], Any] = orjson.loads) -> dict[str, Any] | None:
         line = b""
         with contextlib.suppress(ConnectionError):  # it died with a call that it hadn't read
             line = await self._process.reader.readline()
-        return orjson.loads(line) if line.endswith(b"\n") else None
+        if not line.endswith(b"\n"):
+            return None
+        if len(line) > _MAX_ON_LOOP_BYTES:
+            return await asyncio.to_thread(_message, line, loads)
+        return _message(line, loads)
 
     async def kill(self) -> None:
         """End the process and its children, whatever they do."""
         await self._process.end()
+
+
+def _message(line: bytes, loads: Callable[[bytes], Any]) -> dict[str, Any]:
+    try:
+        message = loads(line)
+    except orjson.JSONDecodeError as error:
+        raise _UnreadableError(f"{error} in {line[:80]!r}") from None
+    if not isinstance(message, dict):
+        raise _UnreadableError(f"no object: {line[:80]!r}")
+    return message
 
 
 class ToolBox:
@@ -138,6 +168,7 @@ class ToolBox:
         environment: Of the processes.
         command: Starts one.
         start: Does so, while the event loop goes on.
+        loads: Reads what calls yield; the default keeps every digit of its numbers.
     """
 
     def __init__(
@@ -148,8 +179,10 @@ class ToolBox:
         environment: Mapping[str, str],
         command: Sequence[str] = _COMMAND,
         start: StartChild = start_child,
+        loads: Callable[[bytes], Any] = json_numbers.loads,
     ) -> None:
         self._start = start
+        self._loads = loads
         self._timeout_s = timeout_s
         self._command = command
         self._environment = dict(environment)
@@ -193,11 +226,14 @@ class ToolBox:
                 while not await process.begin(call):
                     # It died while it was idle, which is nothing to this caller.
                     process = await self._exchange(process)
-                answer = await process.result()
+                answer = await process.result(self._loads)
         except TimeoutError:
             return _failure("timeout", f"The tool ran longer than {self._timeout_s:g} s.")
         except ValueError:
             return _failure("too_long", f"The result is longer than {MAX_ANSWER_BYTES} bytes.")
+        except _UnreadableError as error:
+            _logger.error("the process of the tool %s wrote no answer: %s", name, error)
+            return _failure("unreadable", "The tool's process wrote what is no answer.")
         else:
             if answer is None:
                 return _failure("process_died", "The tool's process died.")

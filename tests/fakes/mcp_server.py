@@ -6,6 +6,7 @@ What it was asked is at `GET /asked`.
 """
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -33,6 +34,19 @@ ADD: dict[str, Any] = {
 FAIL = {"name": "fail", "inputSchema": {"type": "object"}}
 SECRET = {"name": "secret", "inputSchema": {"type": "object"}}
 WRONG = {"name": "wrong", "inputSchema": {"type": "object", "x-mcp-header": "No"}}
+_TOO_LONG = "a number of 5000 digits"
+"""Stands for itself: Python writes none."""
+ODD = [
+    {"name": f"odd{number}", "inputSchema": {"type": "object", "default": {"n": value}}}
+    for number, value in enumerate((math.inf, math.nan, 10**400, _TOO_LONG))
+]
+KEYS = {
+    "name": "keys",
+    "inputSchema": {
+        "type": "object",
+        "properties": {"caf\udce9": {}, "of token-of-the-client": {}},
+    },
+}
 TOOLS = [ADD, FAIL, SECRET, WRONG, {"name": 7}, "none", {"name": "no_schema"}]
 
 
@@ -124,6 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
             return {"tools": [{**ADD, "name": f"add{number}"} for number in range(1000)]}
         if behaviour == "huge":
             return {"tools": [{**ADD, "description": "x" * 10_000_000}]}
+        if behaviour == "odd_schemas":
+            return {"tools": [*ODD, KEYS, ADD]}
         if behaviour == "no_list":
             return {"tools": {"add": ADD}}
         if behaviour == "pages" and "cursor" not in params:
@@ -162,12 +178,13 @@ class _Handler(BaseHTTPRequestHandler):
         **told: Any,
     ) -> None:
         message = {"jsonrpc": "2.0", "id": question["id"], **told}
+        text = json.dumps(message).replace(f'"{_TOO_LONG}"', "9" * 5000)
         if form != "sse":
-            self._send(200, "application/json", json.dumps(message).encode(), extra)
+            self._send(200, "application/json", text.encode(), extra)
             return
         progress = {"jsonrpc": "2.0", "method": "notifications/progress", "params": {}}
         lines = f": hello\r\n\r\ndata: {json.dumps(progress)}\r\n\r\n"
-        lines += f"event: message\r\nid: 1\r\ndata: {json.dumps(message)}\r\n\r\n"
+        lines += f"event: message\r\nid: 1\r\ndata: {text}\r\n\r\n"
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         for name, value in (extra or {}).items():

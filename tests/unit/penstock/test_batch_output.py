@@ -79,6 +79,21 @@ def test_a_half_line_that_ends_inside_a_character_is_dropped(tmp_path: Path) -> 
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("half", [b"", b'{"id": "batch_req_1", "custom'])
+@pytest.mark.parametrize("num_answers", [0, 2])
+def test_nuls_that_a_power_cut_left_at_the_end_are_dropped(
+    tmp_path: Path, half: bytes, num_answers: int
+) -> None:
+    path = tmp_path / "out"
+    whole = b"".join(line(f"a{number}") for number in range(num_answers))
+    path.write_bytes(whole + half + b"\0" * 5000)
+    with BatchOutput(path) as output:
+        assert len(output.answered) == num_answers
+        assert path.read_bytes() == whole
+        output.append(line("b"))
+    assert path.read_bytes() == whole + line("b")
+
+
 def test_unusual_line_separators_in_an_answer_do_not_cut_it(tmp_path: Path) -> None:
     path = tmp_path / "out"
     with BatchOutput(path) as output:
@@ -103,6 +118,8 @@ def test_unusual_line_separators_in_an_answer_do_not_cut_it(tmp_path: Path) -> N
         text_of([answer("a")]) + "and a note\n" + text_of([answer("b")]),
         text_of([answer("a")]) + "my notes",
         text_of([answer("a")]) + "\0\0\0\n" + text_of([answer("b")]),
+        text_of([answer("a")]) + "\0\0\0\n",
+        text_of([answer("a")]) + "\0\0\0my notes",
     ],
 )
 def test_a_file_that_is_no_output_is_refused_and_untouched(tmp_path: Path, content: str) -> None:

@@ -211,6 +211,56 @@ def test_a_batch_whose_creation_was_answered_into_the_void_is_not_made_twice(lab
     assert len(lab.server.batches) == 1
 
 
+def test_a_batch_that_a_slow_server_makes_after_all_is_not_made_twice(lab: Lab) -> None:
+    """It had no answer in time, and is on the server's disk only once it was asked for again."""
+    path = write(lab.folder / "in", request_line("a"))
+    real = lab.server._answer
+    begun: dict[str, httpx.Request] = {}
+    kept: dict[str, httpx.Response] = {}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if (request.method, request.url.path) != ("POST", "/v1/batches"):
+            return real(request)
+        key = request.headers.get("idempotency-key", f"none {len(begun)}")
+        if not begun:
+            begun[key] = request
+            raise httpx.ReadTimeout("nothing came")
+        if begun.keys() == {key} and key not in kept:
+            kept[key] = real(request)
+            return httpx.Response(409, json={"error": {"message": "it is running"}})
+        if key not in kept:
+            for late in begun.values():
+                real(late)
+            kept[key] = real(request)
+        return kept[key]
+
+    lab.server._answer = answer  # type: ignore[method-assign]
+    assert lab.run(path).counts.succeeded == 1
+    assert len(lab.server.batches) == 1
+    assert lab.server.asked == ["a"]
+
+
+def test_each_batch_is_asked_for_with_a_key_of_its_own(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock.batch_input.MAX_LINES", 1)
+    path = write(lab.folder / "in", request_line("a"), request_line("b"))
+    real = lab.server._answer
+    keys: list[str | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if (request.method, request.url.path) == ("POST", "/v1/batches"):
+            keys.append(request.headers.get("idempotency-key"))
+            if len(keys) == 1:
+                return httpx.Response(503)
+        return real(request)
+
+    lab.server._answer = answer  # type: ignore[method-assign]
+    assert lab.run(path).counts.succeeded == 2
+    assert None not in keys
+    assert keys[0] == keys[1] != keys[2]
+
+
 def test_a_server_that_stays_away_is_given_up_with_one_line(lab: Lab) -> None:
     path = write(lab.folder / "in", request_line("a"))
     lab.server.replies = [httpx.Response(200), *[httpx.ConnectError("gone")] * 10]

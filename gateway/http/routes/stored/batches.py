@@ -79,9 +79,8 @@ async def list_batches(request: Request) -> Response:
     if limit is not None and not 1 <= limit <= _MAX_PAGE:
         raise InvalidRequestError(f"`limit` must be from 1 to {_MAX_PAGE}.", param="limit")
     after = query_text(request, "after")
-    found = await asyncio.to_thread(batches.list, tenant)
-    objects = [batch.as_object() for batch in reversed(found)]
-    return as_json(page(objects, after, limit or _DEFAULT_PAGE))
+    found, has_more = await asyncio.to_thread(batches.page, tenant, after, limit or _DEFAULT_PAGE)
+    return as_json(page([batch.as_object() for batch in found], has_more=has_more))
 
 
 @router.get("/v1/batches/{batch_id}")

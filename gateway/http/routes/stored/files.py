@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,10 +142,9 @@ async def list_files(request: Request) -> Response:
         raise InvalidRequestError(f"`limit` must be from 1 to {MAX_PAGE}.", param="limit")
     order = query_text(request, "order", one_of=("asc", "desc"))
     purpose, after = query_text(request, "purpose"), query_text(request, "after")
-    found = await asyncio.to_thread(files.list, tenant, purpose)
-    if order != "asc":
-        found.reverse()
-    return as_json(page([one.as_object() for one in found], after, limit or MAX_PAGE))
+    read = partial(files.page, tenant, purpose, after, newest_first=order != "asc")
+    found, has_more = await asyncio.to_thread(read, limit or MAX_PAGE)
+    return as_json(page([one.as_object() for one in found], has_more=has_more))
 
 
 @router.get("/v1/files/{file_id}")
@@ -229,23 +229,12 @@ def as_json(value: Any) -> Response:
     return Response(orjson.dumps(value), media_type="application/json")
 
 
-def page(objects: list[dict[str, Any]], after: str, limit: int) -> dict[str, Any]:
-    """One page of a list in OpenAI's form.
-
-    Raises:
-        InvalidRequestError: `after` names nothing of it.
-    """
-    first = 0
-    if after:
-        ids = [one["id"] for one in objects]
-        if after not in ids:
-            raise InvalidRequestError("`after` names nothing in this list.", param="after")
-        first = ids.index(after) + 1
-    shown = objects[first : first + limit]
+def page(shown: list[dict[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """One page of a list in OpenAI's form."""
     return {
         "object": "list",
         "data": shown,
         "first_id": shown[0]["id"] if shown else None,
         "last_id": shown[-1]["id"] if shown else None,
-        "has_more": len(objects) > first + limit,
+        "has_more": has_more,
     }

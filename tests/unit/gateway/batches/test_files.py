@@ -1,9 +1,12 @@
 """Files on disk: each tenant's own, bounded, and gone in time."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 
+from gateway.batches import folders
 from gateway.batches.files import FileBounds, FileStore, StoredFile
 from gateway.errors import InvalidRequestError, ResourceNotFoundError
 
@@ -18,6 +21,10 @@ class Clock:
 def store_at(folder: Path, clock: Clock, **bounds: float) -> FileStore:
     values = {"max_files": 3, "max_bytes": 100, "max_file_bytes": 60, "max_age_s": 5000.0, **bounds}
     return FileStore(folder, FileBounds(**values), clock)  # type: ignore[arg-type]
+
+
+def listed(store: FileStore, tenant: str = "t") -> list[StoredFile]:
+    return store.page(tenant, "", "", 1000, newest_first=False)[0]
 
 
 def put(
@@ -36,9 +43,9 @@ def test_a_file_is_found_by_its_tenant_alone(tmp_path: Path) -> None:
     for call in (store.find, store.content_path, store.remove):
         with pytest.raises(ResourceNotFoundError):
             call("other", stored.id)
-    assert store.list("other") == []
+    assert listed(store, "other") == []
     # Another process of the same folder finds it as well.
-    assert store_at(tmp_path, Clock()).list("t") == [stored]
+    assert listed(store_at(tmp_path, Clock())) == [stored]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +79,7 @@ def test_an_upload_under_way_counts_and_one_that_never_ended_is_swept(tmp_path: 
     path.write_bytes(b"x" * 100)
     with pytest.raises(InvalidRequestError):
         store.begin("t")
-    assert store.list("t") == []
+    assert listed(store) == []
     assert store.sweep() == 0
     clock.now = path.stat().st_mtime + 25 * 3600
     assert store.sweep() == 1
@@ -85,7 +92,7 @@ def test_a_file_ends_with_its_time_and_never_lives_longer_than_all(tmp_path: Pat
     short, long = put(store, lifetime_s=3600), put(store, lifetime_s=1e9)
     assert (short.expires_at, long.expires_at) == (1_003_600, 1_005_000)
     clock.now += 4000
-    assert store.list("t") == [long]
+    assert listed(store) == [long]
     with pytest.raises(ResourceNotFoundError):
         store.find("t", short.id)
     assert store.sweep() == 1
@@ -102,3 +109,68 @@ def test_the_result_of_a_batch_is_kept_whatever_there_is_and_only_once(tmp_path:
     again = store.finish("t", file_id, "other", "batch_output", is_ours=True)
     assert first == again
     assert first.filename == "out"
+
+
+@pytest.mark.parametrize("change", [{"sha256": "of a later release"}, {"expires_at": None}, None])
+def test_what_another_release_says_of_a_file_removes_nothing(
+    tmp_path: Path, change: dict[str, object] | None
+) -> None:
+    clock = Clock()
+    store = store_at(tmp_path, clock)
+    stored = put(store, b"precious")
+    path = store.content_path("t", stored.id)
+    described = path.with_suffix(".json")
+    told = json.loads(described.read_bytes())
+    described.write_text(json.dumps({"version": 2} if change is None else told | change))
+    os.utime(described, (clock.now, clock.now))
+    is_known = change is not None and "sha256" in change
+    assert listed(store) == ([stored] if is_known else [])
+    assert store.sweep() == 0
+    assert path.read_bytes() == b"precious"
+    clock.now += 5000  # what it says doesn't matter any more
+    assert store.sweep() == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_description_that_is_no_json_takes_its_file_along(tmp_path: Path) -> None:
+    store = store_at(tmp_path, Clock())
+    path = store.content_path("t", put(store).id)
+    path.with_suffix(".json").write_bytes(b"\0" * 100)
+    assert store.sweep() == 1
+    assert not path.exists()
+
+
+def test_a_page_reads_what_it_shows_and_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    store = store_at(tmp_path, clock, max_files=30)
+    stored = []
+    for _ in range(20):
+        clock.now += 1
+        stored.append(put(store))
+    num_read = 0
+
+    def read(path: Path) -> dict[str, object] | None:
+        nonlocal num_read
+        num_read += 1
+        return folders.read_json(path)
+
+    monkeypatch.setattr("gateway.batches.files.read_json", read)
+    assert store.page("t", "", "", 2, newest_first=True) == (stored[:-3:-1], True)
+    assert num_read == 3  # one tells whether there are more
+    everything = (stored, False)
+    for _ in range(3):
+        assert store.page("t", "batch", "", 20, newest_first=False) == everything
+    assert num_read == 20
+    after = stored[16].id
+    assert store.page("t", "", after, 20, newest_first=False) == (stored[17:], False)
+    assert store.page("t", "evals", "", 20, newest_first=False) == ([], False)
+    # Another process of the same folder removes one, and it is in no list any more.
+    store_at(tmp_path, clock).remove("t", after)
+    assert len(listed(store)) == 19
+    for purpose, wrong in (("", after), ("evals", stored[0].id), ("", "../x"), ("", "file-")):
+        with pytest.raises(InvalidRequestError, match="`after` names nothing"):
+            store.page("t", purpose, wrong, 20, newest_first=True)
+    clock.now += 10_000
+    assert listed(store) == []

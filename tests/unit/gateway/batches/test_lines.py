@@ -10,6 +10,7 @@ import pytest
 
 from gateway.batches.lines import (
     BOM,
+    MAX_BLANK_LINES,
     MAX_ERRORS,
     MAX_LINES,
     BatchLine,
@@ -99,6 +100,16 @@ def test_an_empty_file_and_one_that_is_too_long(tmp_path: Path) -> None:
     assert errors == [("too_many_requests", MAX_LINES + 1, None)]
     _, errors = checked(tmp_path, *[b"{"] * 1000)
     assert len(errors) == MAX_ERRORS
+
+
+@pytest.mark.parametrize("blank", [b"", b" \r"])
+def test_blank_lines_are_read_up_to_a_bound(tmp_path: Path, blank: bytes) -> None:
+    most = [blank] * MAX_BLANK_LINES
+    assert checked(tmp_path, line(1), *most, line(2)) == (2, [])
+    too_many = ("too_many_blank_lines", MAX_BLANK_LINES + 2, None)
+    assert checked(tmp_path, line(1), *most, *most, line(2)) == (1, [too_many])
+    too_many = ("too_many_blank_lines", MAX_BLANK_LINES + 1, None)
+    assert checked(tmp_path, *most, *most, b"") == (0, [too_many])
 
 
 def test_one_line_is_in_memory_at_a_time(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """What a process that asks MCP servers finds, against a real server on loopback."""
 
 import json
+import os
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from gateway.tools.mcp_client import McpClient, mirrored_parameters
 from gateway.tools.mcp_http import McpError, Server
 from gateway.tools.mcp_process import call_tool, list_tools, told_result, wanted_tools
+from gateway.tools.toolbox import ToolBox
 from tests.fakes.mcp_server import ADD, TOOLS, FakeMcpServer, mcp_server
 
 FORMS = ["/modern/json", "/modern/sse", "/legacy/json", "/legacy/sse"]
@@ -91,6 +94,28 @@ def test_what_a_server_does_wrong_is_an_error_that_says_so(
     assert found["error"]["type"] == kind
     assert words in found["error"]["message"]
     assert found["error"]["message"].isprintable()  # models and people read it
+
+
+@pytest.mark.parametrize("form", ["json", "sse"])
+async def test_a_tool_that_no_answer_can_hold_costs_only_itself(
+    server: FakeMcpServer, form: str
+) -> None:
+    box = ToolBox(
+        max_processes=1,
+        timeout_s=60.0,
+        environment=dict(os.environ),
+        command=(sys.executable, "-m", "gateway.tools.mcp_process"),
+    )
+    url = server.url(f"/modern/{form}/odd_schemas")
+    asked = {"url": url, "headers": {"Authorization": "Bearer token-of-the-client"}}
+    try:
+        found = await box.execute("list_tools", json.dumps({"server": asked}))
+    finally:
+        await box.close()
+    assert found.error is None
+    keys, add = found.result["tools"]
+    assert add["input_schema"] == ADD["inputSchema"]
+    assert list(keys["input_schema"]["properties"]) == ["caf?", "of ***"]
 
 
 def test_tools_that_are_named_are_listed_out_of_a_thousand(server: FakeMcpServer) -> None:

@@ -42,7 +42,10 @@ DECLARED: dict[str, Any] = {
     "broken": ImportError("no such module"),
     "nameless": {"call": print},
     "uncallable": {"name": "f", "call": 1},
-    "schemaless": {**ADD, "parameters": {"type": "intteger"}},
+    "schemaless": {**ADD, "name": "wrong", "parameters": {"type": "intteger"}},
+    "numberless": {**ADD, "name": "wrong", "parameters": {"default": {"a": math.inf}}},
+    "beyond": {**ADD, "name": "wrong", "parameters": {"default": {"a": 10**400}}},
+    "half": {**ADD, "name": "add\udce9"},
 }
 
 
@@ -56,7 +59,10 @@ def test_packages_declare_one_tool_or_several() -> None:
     assert tools["later"].parameters == {"type": "object", "properties": {}}
 
 
-@pytest.mark.parametrize("value", ["broken", "nameless", "uncallable", "schemaless"])
+@pytest.mark.parametrize(
+    "value",
+    ["broken", "nameless", "uncallable", "schemaless", "numberless", "beyond", "half"],
+)
 def test_a_package_that_cannot_be_used_is_named(value: str) -> None:
     with pytest.raises(ToolPluginError, match=f"'plug-{value}'"):
         load_tools(plugins("one", value))
