@@ -1,12 +1,14 @@
 """GGUF files among what the user may name: which file is meant, and what it will take."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from penstock.errors import ModelError
+from penstock.recurrent_states import STATE_VALUES, recurrent_values
 from protocol.runtime.gguf_header import (
     SUFFIX,
     GgufError,
@@ -23,6 +25,10 @@ STORED_BYTES: Final = "stored_bytes"
 _BYTES: Final = 2
 _TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model")
 _NAMES_SHOWN: Final = 40
+_BLOCK: Final = re.compile(r"blk\.(?P<index>[0-9]{1,6})\.(?P<part>.+)\.weight")
+_KEYS, _MIXER, _CONVOLUTION = "attn_k", "ssm_out", "shortconv.conv"
+"""Tensors that each layer with attention, with a delta net or Mamba-2, or with a convolution has.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,22 +137,25 @@ def config_of(path: Path) -> tuple[dict[str, Any], int]:
         files = read_gguf_shards(path)
     except GgufError as error:
         raise ModelError(f"{error}.") from error
-    values = sum(tensor.num_values for file in files for tensor in file.tensors.values())
-    stored = sum(one.end - one.start for file in files for one in file.tensors.values())
-    return {**_config(files[0].metadata), STORED_BYTES: stored}, values * _BYTES
+    tensors = {name: tensor for file in files for name, tensor in file.tensors.items()}
+    values = sum(tensor.num_values for tensor in tensors.values())
+    stored = sum(one.end - one.start for one in tensors.values())
+    metadata = files[0].metadata
+    config = {**_config(metadata), **_recurrent(metadata, tensors), STORED_BYTES: stored}
+    return config, values * _BYTES
+
+
+def _largest(metadata: Mapping[str, Any], key: str) -> int:
+    value = metadata.get(f"{metadata.get('general.architecture')}.{key}", 0)
+    if isinstance(value, int):
+        return value
+    # Some families have a number for each layer.
+    numbers = value if isinstance(value, Iterable) else ()
+    return max((number for number in numbers if isinstance(number, int)), default=0)
 
 
 def _config(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    arch = metadata.get("general.architecture")
-
-    def largest(key: str) -> int:
-        value = metadata.get(f"{arch}.{key}", 0)
-        if isinstance(value, int):
-            return value
-        # Some families have a number for each layer.
-        numbers = value if isinstance(value, Iterable) else ()
-        return max((number for number in numbers if isinstance(number, int)), default=0)
-
+    largest = partial(_largest, metadata)
     heads = largest("attention.head_count")
     return {
         "dtype": STORED,
@@ -156,6 +165,33 @@ def _config(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": largest("attention.head_count_kv") or heads,
         "head_dim": largest("attention.key_length"),
         "max_position_embeddings": largest("context_length"),
+    }
+
+
+def _recurrent(metadata: Mapping[str, Any], tensors: Collection[str]) -> dict[str, Any]:
+    """How many layers attend, and what the others keep, where some are recurrent."""
+    largest = partial(_largest, metadata)
+    # Behind these are layers that only predict more tokens, which aren't loaded.
+    num_layers = largest("block_count") - largest("nextn_predict_layers")
+    num_attending = num_mixers = num_convolutions = 0
+    for name in tensors:
+        match = _BLOCK.fullmatch(name)
+        if match is not None and int(match["index"]) < num_layers:
+            num_attending += match["part"] == _KEYS
+            num_mixers += match["part"] == _MIXER
+            num_convolutions += match["part"] == _CONVOLUTION
+    if not num_mixers + num_convolutions:
+        return {}
+    of_mixer = recurrent_values(
+        largest("ssm.conv_kernel"),
+        largest("ssm.inner_size"),
+        largest("ssm.group_count") * largest("ssm.state_size"),
+        largest("ssm.state_size"),
+    )
+    of_convolution = (largest("shortconv.l_cache") - 1) * largest("embedding_length")
+    return {
+        "num_hidden_layers": num_attending,
+        STATE_VALUES: num_mixers * of_mixer + num_convolutions * of_convolution,
     }
 
 

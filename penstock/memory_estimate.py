@@ -3,12 +3,21 @@
 The engine asks again, by each of its weights, before it loads them; this is told before a download.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from penstock.errors import ModelError
 from penstock.gguf_source import STORED_BYTES
+from penstock.recurrent_states import (
+    CONVOLUTION,
+    LINEAR,
+    MAMBA,
+    UNTOLD,
+    CacheChoice,
+    has_delta_nets,
+    states_bytes,
+)
 
 QUANT_METHODS = {
     "awq": 4,
@@ -28,12 +37,16 @@ _BITS_BY_WEIGHT = {"int8": 8, "int4": 5}
 """Scales of groups and rows included."""
 _LEAST_CONTEXT = 2048
 """Tokens: with less than that nobody serves a model; what it was made for need not fit."""
-_FULL, _SLIDING, _LINEAR = "full_attention", "sliding_attention", "linear_attention"
-_CHUNKED = "chunked_attention"
-_STATEFUL_KINDS = (_LINEAR, "conv", "mamba", "mlp", "moe")
+_MAX_LAYERS = 1024
+"""As the engine has it: nothing is made for more of them than that."""
+_FULL, _SLIDING, _CHUNKED = "full_attention", "sliding_attention", "chunked_attention"
+_MLP, _EXPERTS = "mlp", "moe"
+_WITHOUT_TOKENS = (LINEAR, CONVOLUTION, MAMBA, _MLP, _EXPERTS)
 """Kinds of layers that keep nothing of each token."""
-_ATTENTION_LETTER = "*"
-"""In `hybrid_override_pattern`, which has a letter for each layer."""
+_KIND_OF_LETTER = {"M": MAMBA, "-": _MLP, "E": _EXPERTS}
+"""In `hybrid_override_pattern`, which has a letter for each layer; others see everything."""
+_MAMBA_UNLESS_SAID = ("bamba", "granitemoehybrid")
+"""Model types of whose layers only those attend that a config names."""
 _UNSAID = {
     "gemma3_text": {
         "num_attention_heads": 8,
@@ -70,16 +83,21 @@ class MemoryEstimate:
         kv_bytes: The KV cache of one sequence of `num_tokens`.
         num_tokens: Of context: as asked for, else few, because the engine cuts a model's own
             context to what fits.
+        states_bytes: Of recurrent layers, beside it and for all requests that run at once.
+        num_requests: That run at once: as asked for, else one, because the engine lets as many run
+            as have room.
     """
 
     weights_bytes: int
     kv_bytes: int
     num_tokens: int
+    states_bytes: int = 0
+    num_requests: int = 1
 
     @property
     def total_bytes(self) -> int:
-        """Weights and KV together."""
-        return self.weights_bytes + self.kv_bytes
+        """Weights, KV and states together."""
+        return self.weights_bytes + self.kv_bytes + self.states_bytes
 
 
 def estimate_memory(
@@ -90,6 +108,7 @@ def estimate_memory(
     max_model_len: int | None,
     keeps_stored: bool = False,
     kv_dtype: str = "auto",
+    cache: CacheChoice = UNTOLD,
 ) -> MemoryEstimate:
     """What a checkpoint takes once loaded.
 
@@ -103,6 +122,10 @@ def estimate_memory(
             of them do is for the engine to say, which refuses what doesn't fit then: this is the
             least that they take.
         kv_dtype: Of keys and values, as the engine is told.
+        cache: What else the engine is told of its cache.
+
+    Raises:
+        ValueError: A value of the config can't be.
     """
     text = _text_config(config)
     stored = str(text.get("dtype") or text.get("torch_dtype") or "float32")
@@ -120,8 +143,15 @@ def estimate_memory(
     longest = max(1, int(text.get("max_position_embeddings") or _LEAST_CONTEXT))
     length = max_model_len or min(longest, _LEAST_CONTEXT)
     kv_bits = _KV_BITS.get(kv_dtype, _KV_BITS["bfloat16"] * widening)
-    kv_bytes = _cached_values(text, length) * kv_bits // 8
-    return MemoryEstimate(weights_bytes // bits, kv_bytes, length)
+    kinds = _kinds_of_layers(text)
+    kv_bytes = _cached_values(text, kinds, length) * kv_bits // 8
+    # By that the engine chooses how many tokens have a block, and a state.
+    token_bits = _KV_BITS.get(kv_dtype if kv_dtype == "int8" else "bfloat16", 16)
+    token_bytes = _cached_values(text, kinds, 1) * token_bits // 8
+    states = states_bytes(text, kinds, length, token_bytes, cache)
+    return MemoryEstimate(
+        weights_bytes // bits, kv_bytes, length, states, cache.num_requests if states else 1
+    )
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,14 +181,13 @@ def _tower_values(config: Mapping[str, Any]) -> int:
     return total
 
 
-def _cached_values(config: Mapping[str, Any], length: int) -> int:
-    """Numbers that all layers together keep of one sequence."""
-    kinds = _kinds_of_layers(config)
+def _cached_values(config: Mapping[str, Any], kinds: Sequence[str], length: int) -> int:
+    """Numbers that all layers together keep of the tokens of one sequence."""
     # The last layers may read the keys of those before them.
     kinds = kinds[: len(kinds) - int(config.get("num_kv_shared_layers") or 0)]
     window = min(length, max(1, int(config.get("sliding_window") or length)))
     chunk = min(length, max(1, int(config.get("attention_chunk_size") or length)))
-    tokens = {_SLIDING: window, _CHUNKED: chunk, **dict.fromkeys(_STATEFUL_KINDS, 0)}
+    tokens = {_SLIDING: window, _CHUNKED: chunk, **dict.fromkeys(_WITHOUT_TOKENS, 0)}
     return sum(
         tokens.get(kind, length) * _values_of_a_token(config, index, kind)
         for index, kind in enumerate(kinds)
@@ -168,23 +197,28 @@ def _cached_values(config: Mapping[str, Any], length: int) -> int:
 def _kinds_of_layers(config: Mapping[str, Any]) -> list[str]:
     """What each layer is, where the config says so in any of the ways that there are."""
     num_layers = int(config.get("num_hidden_layers") or 0)
+    if num_layers > _MAX_LAYERS:
+        raise ValueError(f"{num_layers} layers are more than {_MAX_LAYERS}")
     pattern = config.get("hybrid_override_pattern")
     if isinstance(pattern, str):
-        return [_FULL if letter == _ATTENTION_LETTER else "mamba" for letter in pattern]
+        return [_KIND_OF_LETTER.get(letter, _FULL) for letter in pattern]
     for name in ("layer_types", "layers_block_type"):
         kinds = config.get(name)
         if isinstance(kinds, list):
             is_whole = len(kinds) == (num_layers or len(kinds))
             return [str(kind) for kind in kinds] if is_whole else [_FULL] * num_layers
-    attending = config.get("attn_layer_indices") or config.get("full_attn_idxs")
-    if isinstance(attending, list):
-        return [_FULL if index in attending else "mamba" for index in range(num_layers)]
+    for name, other in (("attn_layer_indices", MAMBA), ("full_attn_idxs", CONVOLUTION)):
+        attending = config.get(name)
+        if isinstance(attending, list) and attending:
+            return [_FULL if index in attending else other for index in range(num_layers)]
+    if config.get("model_type") in _MAMBA_UNLESS_SAID:
+        return [MAMBA] * num_layers
     turns = config.get("no_rope_layers")
     if config.get("attention_chunk_size") and isinstance(turns, list) and turns:
         return [_CHUNKED if turn else _FULL for turn in turns[:num_layers]]
     between, period = _FULL, 0
-    if config.get("linear_num_key_heads"):
-        between, period = _LINEAR, int(config.get("full_attention_interval") or 4)
+    if has_delta_nets(config):
+        between, period = LINEAR, int(config.get("full_attention_interval") or 4)
     elif config.get("attention_chunk_size"):
         between, period = _CHUNKED, int(config.get("no_rope_layer_interval") or 4)
     elif config.get("sliding_window") and config.get("use_sliding_window", True):
@@ -245,10 +279,17 @@ def require_memory(name: str, estimate: MemoryEstimate, available_bytes: int) ->
     """
     if estimate.total_bytes <= available_bytes * _MEMORY_SHARE:
         return
+    states, lower, is_several = "", "--max-model-len", estimate.num_requests > 1
+    if estimate.states_bytes:
+        states = f", {_gigabytes(estimate.states_bytes)} states of its recurrent layers for " + (
+            f"{estimate.num_requests} requests at once" if is_several else "one request"
+        )
+    if is_several:
+        lower = "--max-num-seqs or --max-model-len"
     raise ModelError(
         f"{name} needs about {_gigabytes(estimate.total_bytes)} of memory "
         f"({_gigabytes(estimate.weights_bytes)} weights, {_gigabytes(estimate.kv_bytes)} KV cache "
-        f"for {estimate.num_tokens} tokens) and {_gigabytes(available_bytes)} are free. Lower "
-        "--max-model-len, use --dtype bfloat16, int8 or (on the native kernels) int4, or choose a "
+        f"for {estimate.num_tokens} tokens{states}) and {_gigabytes(available_bytes)} are free. "
+        f"Lower {lower}, use --dtype bfloat16, int8 or (on the native kernels) int4, or choose a "
         "smaller model."
     )

@@ -22,9 +22,12 @@ from penstock.gguf_source import (
     local_file,
 )
 from penstock.memory_estimate import QUANT_METHODS, estimate_memory, require_memory
+from penstock.recurrent_states import CacheChoice
 from protocol.runtime.container_limits import free_memory_bytes
 
 _PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+_MAX_JSON_BYTES = 32 * 2**20
+"""Of configs and of indices of shards, which are the longer ones; as the engine has it."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
 
 
@@ -61,7 +64,7 @@ def is_complete(folder: Path) -> bool:
         return False
     index = folder / "model.safetensors.index.json"
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(_read_json(index)["weight_map"].values())
     except FileNotFoundError:
         weights = [path.name for path in folder.glob("*.safetensors")]
         return bool(weights) and not any("-of-" in name for name in weights)
@@ -70,10 +73,23 @@ def is_complete(folder: Path) -> bool:
     return all((folder / str(name)).is_file() for name in named)
 
 
+def _read_json(path: Path) -> Any:
+    """What a file holds, unless it is far larger than any of its kind.
+
+    Raises:
+        ValueError: It is, or is no JSON.
+        OSError: It can't be read.
+    """
+    size = path.stat().st_size
+    if size > _MAX_JSON_BYTES:
+        raise ValueError(f"it has {size} bytes, and at most {_MAX_JSON_BYTES} are read")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def _local_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = _read_json(path)
     except FileNotFoundError:
         config = None
     except (OSError, ValueError, RecursionError) as error:
@@ -124,6 +140,7 @@ def _require_room(
             and settings.backend != "xla"
             and not settings.deterministic,
             kv_dtype=settings.kv_dtype,
+            cache=CacheChoice(settings.block_size, settings.max_num_seqs or 1),
         )
     except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
         raise ModelError(f"The config.json of {model.name} is not valid: {error}.") from error

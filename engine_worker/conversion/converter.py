@@ -3,21 +3,24 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy.typing as npt
+import psutil
 
 from engine_worker.compute.models.config_fields import CONFIG_NAME
 from engine_worker.compute.weights.lora import WEIGHTS_NAME as ADAPTER_NAME
 from engine_worker.compute.weights.safetensors_files import SINGLE_NAME
+from engine_worker.conversion.memory_need import Reading, require_conversion_memory
 from engine_worker.conversion.name_map import NameMap, Target
 from engine_worker.conversion.restricted_pickle import TensorRef
 from engine_worker.conversion.safetensors_writer import Shapes, write_safetensors
 from engine_worker.conversion.torch_archive import TorchArchive, open_torch_file
 from engine_worker.errors import CheckpointError, ModelConfigError
+from protocol.runtime.container_limits import free_memory_bytes
 
 _INDEX: Final = "pytorch_model.bin.index.json"
 _SINGLE: Final = ("pytorch_model.bin", "adapter_model.bin", "consolidated.00.pth")
@@ -81,16 +84,25 @@ class _Planned:
         return shape
 
 
-def convert(source: Path, folder: Path, names: NameMap) -> Converted:
+def convert(
+    source: Path,
+    folder: Path,
+    names: NameMap,
+    *,
+    free_bytes: Callable[[], int] | None = None,
+) -> Converted:
     """Writes a model folder from a PyTorch checkpoint.
 
     Args:
         source: A file, or a folder with `pytorch_model.bin`, shards and their index, or one `.pt`.
         folder: Made when it isn't there; must hold no weights.
         names: How tensors are called in it.
+        free_bytes: What this process may still take, of a container what the container may; asks
+            the system when None.
 
     Raises:
-        ModelLoadError: The source can't be read, or the mapping doesn't fit it; names what.
+        ModelLoadError: The source can't be read, the mapping doesn't fit it, or there is too little
+            memory; names what.
         OSError: The folder can't be written.
     """
     files = _files(source)
@@ -99,6 +111,10 @@ def convert(source: Path, folder: Path, names: NameMap) -> Converted:
     target = ADAPTER_NAME if files[0].name == "adapter_model.bin" else SINGLE_NAME
     if (folder / target).exists():
         raise CheckpointError(f"{folder / target} is there already; name another folder")
+    readings = (
+        Reading(plan.source, plan.tensor, plan.target.transpose) for plan in planned.values()
+    )
+    require_conversion_memory(str(source), readings, (free_bytes or _free_bytes)())
     config = _config(files[0].parent, names) if target == SINGLE_NAME else None
     folder.mkdir(parents=True, exist_ok=True)
     _copy_others(files[0].parent, folder)
@@ -108,6 +124,10 @@ def convert(source: Path, folder: Path, names: NameMap) -> Converted:
     write_safetensors(folder / target, shapes, _values(archives, planned))
     written = folder / target
     return Converted(written, len(planned), written.stat().st_size, tuple(left_out))
+
+
+def _free_bytes() -> int:
+    return free_memory_bytes(psutil.virtual_memory().available)
 
 
 def _files(source: Path) -> list[Path]:

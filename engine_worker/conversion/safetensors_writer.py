@@ -3,7 +3,7 @@
 import json
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,14 @@ def write_safetensors(
         with unfinished.open("wb") as stream:
             stream.write(struct.pack("<Q", len(text)))
             stream.write(text)
-            for name, values in _in_order(shapes, tensors):
-                dtype, shape = shapes[name]
+            following = iter(tensors)
+            for wanted, (dtype, shape) in shapes.items():
+                name, values = next(following)
+                assert name == wanted, (name, wanted)
                 assert (values.dtype, values.shape) == (STORED_DTYPES[dtype], shape), name
                 np.ascontiguousarray(values).tofile(stream)
+                # Before the next one is read.
+                del values
             stream.flush()
             os.fsync(stream.fileno())
         unfinished.replace(path)
@@ -52,11 +56,3 @@ def write_safetensors(
         with suppress(OSError):
             unfinished.unlink()
         raise
-
-
-def _in_order(
-    shapes: Shapes, tensors: Iterable[tuple[str, npt.NDArray[Any]]]
-) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    for wanted, (name, values) in zip(shapes, tensors, strict=True):
-        assert name == wanted, (name, wanted)
-        yield name, values

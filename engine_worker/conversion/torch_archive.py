@@ -29,6 +29,8 @@ _ROOTS: Final = ("state_dict", "model_state_dict", "model", "module", "weights")
 _MAX_ENTRIES: Final = 2**20
 _UNREADABLE: Final = (OSError, zipfile.BadZipFile, EOFError, RuntimeError)
 """What `zipfile` raises, NotImplementedError among them."""
+PIECE_BYTES: Final = 2**20
+"""Of a storage, what is read at a time."""
 _SHARED: Final = 2
 """How much larger than the file all tensors may be together: tied ones are written twice."""
 
@@ -63,7 +65,7 @@ class TensorReader:
 
     archive: TorchArchive
     file: zipfile.ZipFile
-    last: dict[str, bytes] = field(default_factory=dict)
+    last: dict[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
     """The storage that was read last: the tensors of one mostly follow each other."""
 
     def read(self, name: str) -> npt.NDArray[Any]:
@@ -78,17 +80,28 @@ class TensorReader:
         try:
             if entry not in self.last:
                 self.last.clear()
-                self.last[entry] = self.file.read(entry)
+                self.last[entry] = self._storage(entry)
         except (*_UNREADABLE, ValueError) as error:
             raise CheckpointError(
                 f"{self.archive.path}: tensor {name!r} can't be read: {error}"
             ) from error
-        storage = np.frombuffer(self.last[entry], dtype)
+        storage = self.last[entry].view(dtype)
         strides = [stride * dtype.itemsize for stride in tensor.strides]
         view = np.lib.stride_tricks.as_strided(
             storage[tensor.offset :], tensor.shape, strides, writeable=False
         )
         return np.ascontiguousarray(view).reshape(tensor.shape)
+
+    def _storage(self, entry: str) -> npt.NDArray[np.uint8]:
+        """All of a file in the archive, without a second copy of it; its checksum is checked."""
+        content = np.empty(self.file.getinfo(entry).file_size, np.uint8)
+        with self.file.open(entry) as stream:
+            for start in range(0, len(content), PIECE_BYTES):
+                piece = stream.read(PIECE_BYTES)
+                if len(piece) != min(PIECE_BYTES, len(content) - start):
+                    raise EOFError("it is cut short")
+                content[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
+        return content
 
 
 def open_torch_file(path: Path, root: str | None = None) -> TorchArchive:

@@ -27,6 +27,7 @@ bundled model grew by 442 MiB (cpu_native) and 475 MiB (xla) to its peak, of whi
 _READ_BYTES: Final = 4
 """Of a number that is being read, unless it is known to be narrower: quantised ones, and others
 that are computed, become float32 before they get their own type."""
+_MIB: Final = 2**20
 _BLOCK_READ_BYTES: Final = 4
 """Of a number of a matrix that stays as it is stored: one in order, and what it is put in order
 from."""
@@ -43,7 +44,8 @@ class MemoryEstimate:
         loading_bytes: Of the largest weight while it is read and packed, on the host.
         kv_bytes: Of the KV cache: as asked for, else the least that can serve.
         overhead_bytes: Of programs.
-        request_bytes: Of the KV cache, what each request less that runs at once would save.
+        request_bytes: Of the least KV cache, what each request less that runs at once would save.
+        spare_kv_bytes: Of a KV cache as asked for, what it is more than the least that can serve.
         max_num_seqs: Requests that run at once.
     """
 
@@ -53,6 +55,7 @@ class MemoryEstimate:
     overhead_bytes: int = OVERHEAD_BYTES
     request_bytes: int = 0
     max_num_seqs: int = 1
+    spare_kv_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
@@ -88,14 +91,19 @@ def estimate_memory(
     length = settings.max_model_len or backend.spec.max_position_embeddings
     max_num_seqs = max_num_seqs_of(settings, backend.spec)
     most = shape.layout(shape.most_blocks(max_num_seqs, length)).size_bytes
-    least = shape.layout(shape.blocks_of_request(1)).size_bytes
+    # A context that nobody asked for is cut to what fits.
+    least_tokens = 1 if kv_memory_bytes is None else settings.max_model_len or 1
+    least = shape.layout(shape.blocks_of_request(least_tokens)).size_bytes
     kv_bytes = least if kv_memory_bytes is None else min(kv_memory_bytes, most)
+    request_bytes = shape.rings.num_states * backend.spec.state_bytes
     return MemoryEstimate(
         backend.packing.size_bytes,
         loading,
         kv_bytes,
-        request_bytes=shape.rings.num_states * backend.spec.state_bytes,
+        # What is asked for and too little anyway is no less with fewer requests.
+        request_bytes=request_bytes if kv_bytes >= least else 0,
         max_num_seqs=max_num_seqs,
+        spare_kv_bytes=max(0, kv_bytes - least),
     )
 
 
@@ -277,10 +285,10 @@ def _require_beside(
 
 
 def _way_out(estimate: MemoryEstimate, backend: Backend, missing_bytes: int) -> str:
-    """What would make it fit: fewer requests or a narrower type, else more memory."""
-    if (estimate.max_num_seqs - 1) * estimate.request_bytes >= missing_bytes:
-        fewer = estimate.max_num_seqs - -(-missing_bytes // estimate.request_bytes)
-        return f"set PENSTOCK_MAX_NUM_SEQS={fewer}, which fits, or give it more memory"
+    """What would make it fit: a smaller cache or a narrower type, else more memory."""
+    smaller = _smaller_cache(estimate, missing_bytes)
+    if smaller is not None:
+        return f"set {smaller}, which fits, or give it more memory"
     bits = _BITS_BY_DTYPE[backend.weight_type]
     if backend.stored_formats:
         bits = estimate.weights_bytes * 8 / backend.graph.num_parameters
@@ -291,6 +299,25 @@ def _way_out(estimate: MemoryEstimate, backend: Backend, missing_bytes: int) -> 
         if saved >= missing_bytes:
             return f"set PENSTOCK_DTYPE={name}, which fits, or give it more memory"
     return "give it more memory (of a container: raise its limit), or serve a smaller model"
+
+
+def _smaller_cache(estimate: MemoryEstimate, missing_bytes: int) -> str | None:
+    """Settings with which the cache takes that much less; None where none are.
+
+    Fewer requests alone don't make a cache smaller whose memory is asked for: blocks get what their
+    states would have taken.
+    """
+    kv_bytes, settings = estimate.kv_bytes - missing_bytes, []
+    if estimate.spare_kv_bytes:
+        kv_bytes = kv_bytes // _MIB * _MIB
+        settings.append(f"PENSTOCK_KV_MEMORY={kv_bytes // _MIB}MiB")
+    lacking = estimate.kv_bytes - estimate.spare_kv_bytes - kv_bytes
+    if lacking > (estimate.max_num_seqs - 1) * estimate.request_bytes:
+        return None
+    if lacking > 0:
+        fewer = estimate.max_num_seqs - -(-lacking // estimate.request_bytes)
+        settings.append(f"PENSTOCK_MAX_NUM_SEQS={fewer}")
+    return " and ".join(settings)
 
 
 def _types_of(backend: Backend) -> str:

@@ -99,11 +99,12 @@ _MEANINGS: Final = (
         PreTokenizer((_LLAMA3,), whole_words=True, adds_bos=True),
     ),
     (("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), PreTokenizer((_LLAMA3,))),
-    (("qwen2", "deepseek-r1-qwen", "megrez"), PreTokenizer((_QWEN2,), is_nfc=True)),
+    (("qwen2", "deepseek-r1-qwen", "megrez", "f2llmv2"), PreTokenizer((_QWEN2,), is_nfc=True)),
     (("hunyuan", "grok-2", "solar-open"), PreTokenizer((_QWEN2,))),
     (("qwen35",), PreTokenizer((_QWEN35,), is_nfc=True)),
     (("tekken",), PreTokenizer((_TEKKEN,), whole_words=True, adds_bos=True)),
     (("gpt-4o", "llama4", "kanana2", "minimax-m2"), PreTokenizer((_GPT_4O,))),
+    (("granite-embed-multi-97m",), PreTokenizer((_GPT_4O,), whole_words=True)),
     (("kimi-k2",), PreTokenizer((_MOONSHOT,), whole_words=True)),
     (("deepseek-v3", "hunyuan-dense", "joyai-llm"), PreTokenizer(_DEEPSEEK_V3)),
     (

@@ -4,6 +4,7 @@
 (`tokenizer.ggml.model`), the tokens, their types, scores and merges stand in lists.
 """
 
+import logging
 import re
 import reprlib
 from array import array
@@ -21,11 +22,14 @@ from engine_worker.text.sentencepiece_model import Piece, PieceType, SentencePie
 from engine_worker.text.tokenizer_files import guarded
 
 MAX_TOKENS: Final = 2**20
+_log = logging.getLogger("penstock.engine")
 _KEYS: Final = "tokenizer.ggml."
 _TEMPLATE: Final = "tokenizer.chat_template"
 _WHOLE: Final = "tokenizer.huggingface.json"
 _TEMPLATE_NAME: Final = re.compile("[A-Za-z0-9_-]{1,64}")
 _NO_TOKEN: Final = 2**32 - 1
+_UNNAMED: Final = "default"
+"""The pre-tokenizer of files that name none, or were converted without knowing it."""
 _SPACE: Final = "\N{LOWER ONE EIGHTH BLOCK}"
 _GOES_ON: Final = "##"
 _BRACKETED: Final = re.compile(r"\[(?:[A-Z]+|unused[0-9]+)\]")
@@ -188,7 +192,14 @@ def _templates(values: Mapping[str, Any], path: Path) -> Iterator[tuple[str, str
 
 def _bpe(vocabulary: _Vocabulary) -> tuple[Any, tuple[bool, bool]]:
     """Bytes spelt as characters, as in GPT-2's tokenizer."""
-    name = vocabulary.get("pre", str, "default")
+    name = vocabulary.get("pre", str, _UNNAMED)
+    if name == _UNNAMED:
+        _log.warning(
+            "%s names no pre-tokenizer. Text is cut into words as llama.cpp does it then, which is"
+            " not how most models learned it and makes their answers worse; name a folder with the"
+            " model's tokenizer.json by --tokenizer, or take a newer file",
+            vocabulary.path,
+        )
     meaning = PRE_TOKENIZERS.get(name)
     if meaning is None:
         raise TokenizerLoadError(

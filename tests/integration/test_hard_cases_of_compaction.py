@@ -305,6 +305,35 @@ async def test_an_output_may_come_behind_a_summary(harness: Harness) -> None:
     ]
 
 
+async def test_a_compacted_context_keeps_what_the_system_says(harness: Harness) -> None:
+    """It was lost: no item of the answer said it, and the summary is the model's own words."""
+    harness.engine.script = [SUMMED, SAID, SUMMED, SAID, SAID]
+    system = [
+        {"role": "system", "content": "Speak plainly."},
+        {"role": "developer", "content": "Be brief."},
+    ]
+    items: list[dict[str, Any]] = [*system, *HISTORY]
+    said = [one for one in HISTORY if one["role"] == "user"]
+    # Compacted once more, the first summary is among what the second one stands for.
+    for text in ("Then?", "And then?"):
+        body = {"model": "demo", "input": items}
+        answer = await harness.gateway.client.post("/v1/responses/compact", json=body)
+        output = answer.json()["output"]
+        assert output[-1]["type"] == "compaction"
+        kept = [item["content"][0]["text"] for item in output[:-1]]
+        assert kept == [one["content"] for one in said]
+        question = {"role": "user", "content": text}
+        items = [*output, question]
+        await harness.post(input=items, tools=[])
+        before = [(one["role"], one["content"]) for one in [*system, *said]]
+        summary = ("user", f"{SUMMARY}The user said words.")
+        assert engine_of(harness).read()[-1] == [*before, summary, ("user", text)]
+        said = [*said, question]
+    # Where a client says it again itself, it stands once.
+    await harness.post(input=[*system, *items], tools=[])
+    assert [text for _, text in engine_of(harness).read()[-1]].count("Be brief.") == 1
+
+
 async def test_what_is_before_a_compaction_may_be_left_out(harness: Harness) -> None:
     """As OpenAI's guide allows it: the question and what the system says aren't lost."""
     harness.engine.script = [SUMMED, SAID, SAID, SAID]

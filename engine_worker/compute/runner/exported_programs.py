@@ -8,7 +8,8 @@ unpickled.
 
 A file is found by all that a trace depends on: the arguments, what the caller says of its program,
 our code and that of `protocol`, the native library, and the versions and settings of jax. Whatever
-is unknown about it is traced.
+is unknown about it is traced. Files that nobody used for longest are removed, see
+`program_folder.py`.
 """
 
 import contextlib
@@ -30,7 +31,8 @@ import jax
 import numpy as np
 from jax import export
 
-SUFFIX: Final = ".program"
+from engine_worker.compute.runner.program_folder import SUFFIX, UNFINISHED, mark_used, tidy
+
 _MAGIC: Final = b"penstock program 1\n"
 _LENGTH_BYTES: Final = 8
 _DIGEST_BYTES: Final = 32
@@ -203,6 +205,7 @@ def _read(path: Path) -> _Traced | None:
     end = start + int.from_bytes(whole[len(_MAGIC) : start], "little")
     header = json.loads(whole[start:end])
     outputs = (_spec(tuple(shape), np.dtype(dtype)) for shape, dtype in header["outputs"])
+    mark_used(path)
     return _Traced(tuple(header["kept"]), tuple(outputs), whole[end:])
 
 
@@ -212,7 +215,7 @@ def _write(path: Path, traced: _Traced) -> None:
     header = json.dumps({"kept": traced.kept, "outputs": outputs}).encode()
     length = len(header).to_bytes(_LENGTH_BYTES, "little")
     whole = b"".join((_MAGIC, length, header, traced.module))
-    unfinished = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
+    unfinished = path.with_suffix(f".{secrets.token_hex(8)}{UNFINISHED}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -222,6 +225,8 @@ def _write(path: Path, traced: _Traced) -> None:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
         _log.warning("%s can't be kept: %s", path, error.strerror)
+    else:
+        tidy(path)
 
 
 @cache

@@ -12,7 +12,7 @@ from gateway import bridge
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.bodies.convert import chat_job
 from gateway.http.openresponses.carried import with_carried
-from gateway.http.openresponses.compaction import to_carry, to_sum_up
+from gateway.http.openresponses.compaction import SYSTEM, to_carry, to_sum_up
 from gateway.http.openresponses.conversation import (
     EMPTY,
     Tools,
@@ -128,12 +128,15 @@ class CompactBody:
     Attributes:
         job: A chat that makes the summary; None as long as what it names has to be read.
         kept_json: The items that stay, a JSON array.
+        carried_json: Those that the summary carries, likewise: what the system and the developer
+            have said.
     """
 
     refs: Refs
     job: GenerationJob | None
     kept_json: str
     ignored: list[str]
+    carried_json: str = "[]"
 
 
 def refs_of(request: ContinuedRequest, context: Context | None, *, has_store: bool) -> Refs:
@@ -346,8 +349,10 @@ def compact_body(
     items = own if context is None else context.select(own, truncates=False)
     items, places = with_carried(items, len(items) - len(own))
     job = _summary_job(request, items, defaults, places)
-    kept = [item for item in items if item.get("type") == "message" and item.get("role") == "user"]
-    return CompactBody(refs, job, dump_json(kept, "input"), ignored)
+    said = [item for item in items if item.get("type") == "message"]
+    kept = [item for item in said if item.get("role") == "user"]
+    carried = [item for item in said if item.get("role") in SYSTEM]
+    return CompactBody(refs, job, dump_json(kept, "input"), ignored, dump_json(carried, "input"))
 
 
 def _summary_job(

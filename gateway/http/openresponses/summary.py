@@ -21,12 +21,16 @@ class SummaryCollector:
         request_id: For ids.
         created: Unix seconds.
         kept_json: The items that stay, a JSON array.
+        carried_json: Those that the summary carries, likewise.
     """
 
-    def __init__(self, request_id: str, created: int, kept_json: str) -> None:
+    def __init__(
+        self, request_id: str, created: int, kept_json: str, carried_json: str = "[]"
+    ) -> None:
         self._request_id = request_id
         self._created = created
         self._kept: list[dict[str, Any]] = loads(kept_json)
+        self._carried_json = carried_json
         self._pieces: list[str] = []
 
     def add(self, events: Sequence[GenerationEvent]) -> None:
@@ -47,7 +51,7 @@ class SummaryCollector:
         summary = {
             "type": "compaction",
             "id": f"cmp_{self._request_id}_1",
-            "encrypted_content": sealed(with_summary(text)),
+            "encrypted_content": sealed(with_summary(text, self._carried_json)),
         }
         return orjson.dumps(
             {

@@ -10,6 +10,7 @@ from penstock.memory_estimate import (
     estimate_memory,
     require_memory,
 )
+from penstock.recurrent_states import CacheChoice
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -124,6 +125,47 @@ def test_a_model_too_large_is_refused_with_both_numbers_and_a_way_out() -> None:
         ModelError, match=r"30\.0 GiB.*2048 tok.*16\.0 GiB.*--max-model.*int8 or .*int4"
     ):
         require_memory("big", MemoryEstimate(20 * 2**30, 10 * 2**30, 2048), 16 * 2**30)
+
+
+HYBRID = CONFIG | {
+    "model_type": "qwen3_next",
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "linear_conv_kernel_dim": 4,
+}
+
+
+def test_states_of_recurrent_layers_count_for_each_request_and_each_block() -> None:
+    """They weren't counted: 2.6 GiB of Qwen3-Next 80B with eight requests."""
+    # The convolution's inputs (queries, keys, values), and a matrix for each head, in float32.
+    state_bytes = 2 * (3 * (2 * 4 * 64 + 8 * 64) + 8 * 64 * 64) * 4
+    cache = CacheChoice(num_requests=7)
+    estimate = estimate_memory(HYBRID, 1000, dtype="auto", max_model_len=1000, cache=cache)
+    # Of a token 128 bytes are kept, so that blocks get as large as they may: four, and padding.
+    assert estimate.states_bytes == (4 + 1 + (7 + 1) * (2 + 15)) * state_bytes
+    assert (estimate.num_requests, estimate.kv_bytes) == (7, 2 * 2 * 16 * 1000 * 2)
+    assert estimate_memory(
+        CONFIG, 1000, dtype="auto", max_model_len=9, cache=cache
+    ).total_bytes == (1000 + 2 * 3 * 2 * 16 * 9 * 2)
+
+
+def test_states_that_do_not_fit_are_refused_with_fewer_requests_as_a_way_out() -> None:
+    estimate = MemoryEstimate(2**30, 2**30, 2048, 20 * 2**30, 32)
+    with pytest.raises(
+        ModelError, match=r"20\.0 GiB states .*32 requests.*Lower --max-num-seqs or"
+    ):
+        require_memory("hybrid", estimate, 16 * 2**30)
+    alone = MemoryEstimate(2**30, 2**30, 2048, 20 * 2**30)
+    with pytest.raises(ModelError, match=r"for one request\).*Lower --max-model-len, use"):
+        require_memory("hybrid", alone, 16 * 2**30)
+
+
+def test_a_config_of_a_billion_layers_is_refused_and_makes_no_list_of_them() -> None:
+    with pytest.raises(ValueError, match="1000000000 layers are more than 1024"):
+        estimate_memory(CONFIG | {"num_hidden_layers": 10**9}, 1, dtype="auto", max_model_len=1)
 
 
 GEMMA3_4B = {

@@ -1,6 +1,7 @@
 """Finding a model: what is refused, with which words, before anything is loaded."""
 
 import json
+import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,20 @@ def test_foreign_formats_are_refused_by_name(
 def test_a_good_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m")
     assert resolve_model(ModelChoice("m", str(folder)), SETTINGS) == folder
+
+
+def test_a_config_of_gigabytes_is_refused_unread(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m")
+    os.truncate(folder / "config.json", 2**33)
+    with pytest.raises(ModelError, match=r"config\.json can't be read: it has 8589934592 bytes"):
+        resolve_model(ModelChoice("m", str(folder)), SETTINGS)
+    (folder / "tokenizer.json").touch()
+    (folder / "config.json").write_text("{}")
+    assert is_complete(folder)
+    index = folder / "model.safetensors.index.json"
+    index.touch()
+    os.truncate(index, 2**33)
+    assert not is_complete(folder)
 
 
 def test_a_missing_folder_says_so(tmp_path: Path) -> None:

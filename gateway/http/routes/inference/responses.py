@@ -252,12 +252,15 @@ class _CompactShape(UnstoredShape):
     """Answers of a compaction."""
 
     def __init__(self, request: HttpRequest, asked: CompactBody) -> None:
-        self._kept_json = asked.kept_json
+        self._asked = asked
         self._created = int(parts_of(request).wall_clock())
 
     def collector(self, request: Request, work: GenerationWork) -> SummaryCollector:
         """For the summary."""
-        return SummaryCollector(request.request_id, self._created, self._kept_json)
+        asked = self._asked
+        return SummaryCollector(
+            request.request_id, self._created, asked.kept_json, asked.carried_json
+        )
 
     def renderer(self, request: Request, work: GenerationWork) -> Any:
         """There are no streams of it."""

@@ -1,6 +1,8 @@
 """What a model will take, told before it is read: what is refused, and the ways out."""
 
 import dataclasses
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -10,10 +12,13 @@ import pytest
 from engine_worker.compute.backends.xla.backend import XlaBackend
 from engine_worker.compute.models.decoder import Parameter, declare
 from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.models.recurrent.specs import DeltaNetSpec
+from engine_worker.compute.models.spec import LayerSpec, MlpSpec
 from engine_worker.compute.weights.checkpoint import open_checkpoint
 from engine_worker.config import ModelSettings
 from engine_worker.errors import ModelMemoryError
 from engine_worker.loading import memory_estimate
+from engine_worker.loading.cache_shape import choose_max_model_len
 from engine_worker.loading.decoder import load_model
 from engine_worker.loading.memory_estimate import (
     OVERHEAD_BYTES,
@@ -30,6 +35,7 @@ from tests.fakes.tiny_checkpoint import (
     write_checkpoint,
     write_config,
 )
+from tests.fakes.tiny_decoder import tiny_attention, tiny_spec
 
 GRAPH = declare(decoder_spec(TINY_LLAMA), "float32")
 XLA = XlaBackend(GRAPH)
@@ -39,8 +45,13 @@ SETTINGS = ModelSettings(path=Path("/m"), name="m", block_size=16, max_num_seqs=
 def test_weights_cache_the_largest_weight_being_read_and_programs_count() -> None:
     estimate = estimate_memory(XLA, SETTINGS, kv_memory_bytes=5000)
     largest = max(parameter.num_elements for parameter in GRAPH.parameters)
+    least = estimate_memory(XLA, SETTINGS, kv_memory_bytes=None).kv_bytes
     assert estimate == MemoryEstimate(
-        GRAPH.size_bytes, loading_bytes=largest * 8, kv_bytes=5000, max_num_seqs=3
+        GRAPH.size_bytes,
+        loading_bytes=largest * 8,
+        kv_bytes=5000,
+        max_num_seqs=3,
+        spare_kv_bytes=5000 - least,
     )
     assert estimate.total_bytes == GRAPH.size_bytes + largest * 8 + 5000 + OVERHEAD_BYTES
 
@@ -130,6 +141,53 @@ def test_fewer_requests_with_recurrent_states_are_the_way_out_before_a_narrower_
     hybrid = dataclasses.replace(LARGE, request_bytes=GIB // 8, max_num_seqs=8)
     assert "set PENSTOCK_MAX_NUM_SEQS=4, which fits" in refused(hybrid, 21 * GIB // 2)
     assert "PENSTOCK_DTYPE=bfloat16" in refused(hybrid, 10 * GIB)
+
+
+def test_a_cache_of_a_given_size_gets_smaller_and_not_only_the_part_of_states() -> None:
+    """ "MAX_NUM_SEQS=11, which fits" was told, with which the next start refused just the same."""
+    states = 100 * 2**20
+    asked = MemoryEstimate(
+        GIB, GIB, 8 * GIB, 0, request_bytes=states, max_num_seqs=32, spare_kv_bytes=3 * GIB
+    )
+    assert "set PENSTOCK_KV_MEMORY=6144MiB, which fits" in refused(asked, 8 * GIB)
+    text = refused(asked, 6 * GIB)
+    assert "set PENSTOCK_KV_MEMORY=4096MiB and PENSTOCK_MAX_NUM_SEQS=21, which fits" in text
+    # Not even one request would leave that much.
+    assert "PENSTOCK_KV_MEMORY" not in refused(asked, 3 * GIB)
+
+
+STATES = DeltaNetSpec(4, 8, 256, 256, 4)
+"""Two MiB each."""
+
+
+@pytest.mark.parametrize("missing_mib", [1, 50, 60, 700])
+def test_with_what_is_told_the_next_start_finds_room(missing_mib: int) -> None:
+    layers = (LayerSpec(STATES, MlpSpec(8)), LayerSpec(tiny_attention(), MlpSpec(8)))
+    backend = XlaBackend(declare(replace(tiny_spec(), layers=layers), "float32"))
+    settings = replace(SETTINGS, block_size=None, max_num_seqs=32)
+    least = estimate_memory(backend, settings, kv_memory_bytes=None).kv_bytes
+    settings = replace(settings, kv_memory_bytes=least + 55 * 2**20)
+
+    def told_with(settings: ModelSettings) -> str:
+        estimate = estimate_memory(backend, settings, kv_memory_bytes=settings.kv_memory_bytes)
+        try:
+            require_memory("m", estimate, backend, free_bytes=lambda: free)
+        except ModelMemoryError as error:
+            return str(error)
+        return ""
+
+    first = estimate_memory(backend, settings, kv_memory_bytes=settings.kv_memory_bytes)
+    free = first.total_bytes - missing_mib * 2**20
+    told = told_with(settings)
+    values = {name: int(value) for name, value in re.findall(r"PENSTOCK_(\w+)=(\d+)", told)}
+    assert ("MAX_NUM_SEQS" in values) == (missing_mib > 55)
+    settings = replace(
+        settings,
+        kv_memory_bytes=values["KV_MEMORY"] * 2**20,
+        max_num_seqs=values.get("MAX_NUM_SEQS", 32),
+    )
+    assert told_with(settings) == ""
+    assert choose_max_model_len(settings, backend) > 0
 
 
 def test_where_no_type_fits_the_way_out_is_memory_or_another_model() -> None:

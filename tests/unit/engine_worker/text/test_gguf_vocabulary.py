@@ -87,6 +87,8 @@ SHAPES: dict[str, tuple[Any, Any, bool]] = {
     "qwen2": (normalizers.NFC(), split_by(_QWEN_2), False),
     "gpt-4o": (None, split_by(_O200K), False),
     "tekken": (None, split_by(_TEKKEN), True),
+    "f2llmv2": (normalizers.NFC(), split_by(_QWEN_2), False),
+    "granite-embed-multi-97m": (None, split_by(_O200K), True),
     "kimi-k2": (None, split_by(_KIMI_K2), True),
     "deepseek-v3": (None, split_by(*_DEEPSEEK_V3), False),
     "smollm": (None, _digits(), False),
@@ -174,6 +176,24 @@ def test_every_pre_tokenizer_splits_texts_without_losing_any(tmp_path: Path, nam
         ids = tokenizer.encode(text).ids
         expected = normalizers.NFC().normalize_str(text) if PRE_TOKENIZERS[name].is_nfc else text
         assert tokenizer.decode(ids) == expected
+
+
+@pytest.mark.parametrize("name", [None, "default", "qwen2"])
+def test_a_file_that_names_no_pre_tokenizer_is_read_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str | None
+) -> None:
+    """Other words make other tokens, and nothing said why the answers were poor."""
+
+    def more(writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model("gpt2")
+        if name is not None:
+            writer.add_tokenizer_pre(name)
+        writer.add_token_list([*BYTES, "ab"])
+        writer.add_token_merges(["a b"])
+
+    read(tmp_path, more)
+    assert ("m.gguf names no pre-tokenizer" in caplog.text) is (name != "qwen2")
+    assert ("--tokenizer" in caplog.text) is (name != "qwen2")
 
 
 def test_unused_ids_are_no_words(tmp_path: Path) -> None:

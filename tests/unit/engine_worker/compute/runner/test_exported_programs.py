@@ -17,13 +17,13 @@ import pytest
 
 from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.runner.exported_programs import (
-    SUFFIX,
     ExportedPrograms,
     UnknownPartError,
     describe_parts,
 )
 from engine_worker.compute.runner.full_sampler import FullSampler
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
+from engine_worker.compute.runner.program_folder import ABANDONED_S, SUFFIX
 from engine_worker.compute.runner.programs import StepProgram
 from engine_worker.core.choice.batch import RowSampling
 from engine_worker.loading.decoder import choose_program_folder
@@ -129,6 +129,36 @@ def test_what_cannot_be_described_is_traced_every_time(tmp_path: Path) -> None:
     for _ in range(2):
         check(ExportedPrograms(tmp_path, (object(),), ()), Counted(), num_traced=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_programs_used_least_recently_go_when_there_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every new code, setting and size of the cache left its files for ever."""
+    monkeypatch.setattr("engine_worker.compute.runner.program_folder.MAX_PROGRAMS", 3)
+    for part in ("used again", "oldest", "older"):
+        check(ExportedPrograms(tmp_path, (part,), ()), Counted(), num_traced=1)
+        for path in tmp_path.iterdir():
+            os.utime(path, (path.stat().st_mtime - 100,) * 2)
+    check(ExportedPrograms(tmp_path, ("used again",), ()), Counted(), num_traced=0)
+    check(ExportedPrograms(tmp_path, ("newest",), ()), Counted(), num_traced=1)
+    assert len(list(tmp_path.iterdir())) == 3
+    for part in ("newest", "used again", "older"):
+        check(ExportedPrograms(tmp_path, (part,), ()), Counted(), num_traced=0)
+    check(ExportedPrograms(tmp_path, ("oldest",), ()), Counted(), num_traced=1)
+
+
+def test_what_killed_writers_left_is_removed_and_what_others_write_now_is_not(
+    tmp_path: Path,
+) -> None:
+    abandoned, in_work = tmp_path / "step-1.a.tmp", tmp_path / "step-1.b.tmp"
+    for path in (abandoned, in_work):
+        path.write_bytes(b"half")
+    long_ago = in_work.stat().st_mtime - ABANDONED_S - 60
+    os.utime(abandoned, (long_ago, long_ago))
+    check(ExportedPrograms(tmp_path, (), ()), Counted(), num_traced=1)
+    assert not abandoned.exists()
+    assert in_work.exists()
 
 
 def test_a_custom_call_that_nobody_vouches_for_is_traced_every_time(
