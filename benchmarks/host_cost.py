@@ -30,7 +30,8 @@ from engine_worker.compute.runner.program_set import ProgramSet
 from engine_worker.compute.runner.programs import MAX_NEW_TOKENS, ProgramOutput
 from engine_worker.compute.runner.score_program import ScoreLayout
 from engine_worker.core.engine import Engine
-from engine_worker.serving.handler import EngineHandler, GatewayCommand
+from engine_worker.serving.handler import EngineHandler
+from engine_worker.serving.inbox import GatewayCommand
 from engine_worker.serving.step_loop import StepLoop
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.codec import encode

@@ -21,6 +21,7 @@ from engine_worker.grammar.trial import GrammarTrial
 from engine_worker.grammar.trial_process import TrialResult
 from engine_worker.grammar.vocabulary import GrammarVocabulary
 from engine_worker.text.tokenizer import Tokenizer
+from protocol.errors import PenstockError
 from protocol.wire.messages import Grammar, SamplingParams
 
 _log = logging.getLogger("penstock.engine")
@@ -124,6 +125,16 @@ def _is_compiled(future: Future[CompiledGrammar]) -> bool:
     return future.done() and future.exception() is None
 
 
+def _again(error: BaseException) -> BaseException:
+    """The same refusal for another request.
+
+    One that is raised gathers the frames that it passes, with all that these know: the requests.
+    """
+    if isinstance(error, PenstockError):
+        return type(error)(error.message, code=error.code, param=error.param)
+    return error
+
+
 class GrammarCompiler:
     """Turns grammars into constraints.
 
@@ -188,6 +199,8 @@ class GrammarCompiler:
             threading.Thread(target=self._rest_in_turns, name="grammar-rest", daemon=True).start()
         if is_first:
             self._fulfil(future, grammar)
+        if (error := future.exception()) is not None:
+            raise _again(error)
         return future.result()
 
     def start(self, grammar: Grammar, sampling: SamplingParams) -> Constraint:
@@ -234,13 +247,14 @@ class GrammarCompiler:
         try:
             compiled = self._compile(grammar)
         except RequestError as error:
-            future.set_exception(error)
+            # The cache keeps it: never the one that was raised, which knows the first request.
+            future.set_exception(_again(error))
         except BaseException as error:  # noqa: BLE001 - whoever waits for it must hear of it
             # Not the grammar's fault: the next request tries again. A panic of the native library
             # is no Exception.
             with self._lock:
                 self._cache.pop(grammar, None)
-            future.set_exception(error)
+            future.set_exception(_again(error))
         else:
             future.set_result(compiled)
         self._on_compiled(self._clock() - started)

@@ -1,7 +1,6 @@
 """Takes commands in the I/O thread: what takes a while goes to threads, the rest to the steps."""
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable
@@ -24,7 +23,9 @@ from engine_worker.serving.acceptance_queue import (
     WaitingChoice,
     is_quick,
 )
+from engine_worker.serving.inbox import GatewayCommand, GatewayLost, Inbox, ScoreCommand
 from engine_worker.serving.prepare_queue import NUM_THREADS, PrepareQueue, ScoreTokeniser
+from engine_worker.serving.progress import Progress, Side
 from engine_worker.serving.promised import PromisedPrompts
 from engine_worker.text.preparation import PromptPreparer
 from protocol.errors import ErrorCode, PenstockError
@@ -80,50 +81,11 @@ _FOR_STEP_LOOP = Generate | Extend | Abort | OrphanUsageNoted | ClearCache
 
 
 @dataclass(frozen=True, slots=True)
-class GatewayCommand:
-    """A command for the step loop, and whose it is.
-
-    Attributes:
-        received_at: Monotonic seconds; deadlines count from it, not from when the loop looks.
-        accepted: A choice that was accepted elsewhere, or why it can't be; None for a command that
-            the engine takes as it is, and for a choice that was aborted before it was accepted.
-        is_abandoned: Its gateway went away before it was accepted.
-    """
-
-    gateway_id: str
-    command: Generate | Extend | Abort | Cancel | OrphanUsageNoted | ClearCache
-    received_at: float
-    accepted: Accepted = None
-    is_abandoned: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class GatewayLost:
-    """A gateway is gone; what it wanted is to be dropped."""
-
-    gateway_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreCommand:
-    """A Score that was tokenised."""
-
-    task: ScoreTask
-
-
-@dataclass(frozen=True, slots=True)
-class StopLoop:
-    """The step loop is to return."""
-
-
-InboxItem = GatewayCommand | GatewayLost | ScoreCommand | StopLoop
-
-
-@dataclass(frozen=True, slots=True)
 class EngineStatus:
     """What the step loop last said of itself; replaced whole, so any thread may read it.
 
     Attributes:
+        progress_counter: Grows with each step, and each round after which nothing runs.
         held: What each gateway has unfinished.
     """
 
@@ -150,7 +112,7 @@ class EngineHandler:
         self, clock: Callable[[], float] = time.monotonic, profiler: Profiler | None = None
     ) -> None:
         self._profiler = profiler
-        self.inbox: queue.SimpleQueue[InboxItem] = queue.SimpleQueue()
+        self.inbox = Inbox()
         self.is_draining = False
         self.status = EngineStatus()
         self._clock = clock
@@ -164,10 +126,8 @@ class EngineHandler:
         self._prepares: PrepareQueue | None = None
         self._promised = PromisedPrompts(clock)
         self._generates = True
-        self._num_received = 0
-        self._num_taken = 0
-        self._num_scores = 0
-        # Scores that the step loop has, by gateway and request, and how many it was ever given.
+        self._progress = Progress()
+        # Scores that the step loop has, by gateway and request.
         self._scores: set[tuple[str, str]] = set()
         self._scores_lock = threading.Lock()
 
@@ -217,11 +177,11 @@ class EngineHandler:
             self._credit_policy = credit_policy
             # No step loop looks into the inbox; what came meanwhile would seem unfinished forever.
             self._generates = False
-            self._num_taken = self._num_received
+            self.inbox.forget()
 
     def close(self) -> None:
         """End the step loop and the threads; prompts that still wait are dropped."""
-        self.inbox.put(StopLoop())
+        self.inbox.stop()
         if self._texts is not None:
             self._texts.close()
         if self._prepares is not None:
@@ -263,7 +223,6 @@ class EngineHandler:
             if isinstance(command, Extend):
                 for waiting in self._choice_queues:
                     waiting.extend(gateway_id, command)
-            self._num_received += 1
             self.inbox.put(GatewayCommand(gateway_id, command, self._clock()))
             # Behind the abort, which leaves the tombstone that ends what is handed on.
             if isinstance(command, Abort):
@@ -280,7 +239,6 @@ class EngineHandler:
         with self._scores_lock:
             self._scores = {key for key in self._scores if key[0] != gateway_id}
         if self._generates:
-            self._num_received += 1
             self.inbox.put(GatewayLost(gateway_id))
         if self._texts is not None:
             self._texts.forget_gateway(gateway_id)
@@ -293,7 +251,7 @@ class EngineHandler:
     def num_unfinished(self) -> int:
         """Commands not looked at yet, prompts in preparation, and choices that run or wait."""
         # In this order: what leaves the first count is in the status before it does.
-        num_pending = self._num_received + self._num_scores - self._num_taken
+        num_pending = self.inbox.num_unfinished
         num_prepares = 0 if self._prepares is None else self._prepares.num_unfinished
         num_promised = self._promised.num_waiting if self.is_draining else 0
         num_taken = num_pending + num_prepares + self.status.num_unfinished + self._num_texts
@@ -303,11 +261,11 @@ class EngineHandler:
         """The load after the last step, with the requests for whole texts.
 
         While commands wait for a step, something runs: an idle engine that hangs in its very first
-        step must not look idle.
+        step must not look idle. Choices whose grammar is compiled wait for no step.
         """
         load = self.status.load
         num_running = load.num_running + self._num_texts
-        if self._num_received + self._num_scores > self._num_taken:
+        if self.inbox.num_present:
             num_running = max(1, num_running)
         return structs.replace(load, num_running=num_running)
 
@@ -329,9 +287,14 @@ class EngineHandler:
         return self._credit_policy.admits(gateway_id, gateway_ids, held, num_new_tokens)
 
     def progress_counter(self) -> int:
-        """Steps, and batches of whole texts, computed so far."""
+        """Stands still while steps or whole texts have work and don't move; any thread."""
+        status = self.status
+        has_steps = status.load.num_running > 0 or self.inbox.num_present > 0
         num_batches = 0 if self._texts is None else self._texts.num_batches
-        return self.status.progress_counter + num_batches
+        return self._progress.count(
+            Side(status.progress_counter, has_work=has_steps),
+            Side(num_batches, has_work=self._num_texts > 0),
+        )
 
     @property
     def _num_texts(self) -> int:
@@ -346,7 +309,7 @@ class EngineHandler:
     def publish(self, status: EngineStatus, num_taken: int) -> None:
         """The step loop's report: its state, which includes so many more inbox items."""
         self.status = status
-        self._num_taken += num_taken
+        self.inbox.done(num_taken)
 
     def _take_profile(self, gateway_id: str, command: Profile) -> None:
         """Record in a thread of its own; nobody else waits for it."""
@@ -383,18 +346,18 @@ class EngineHandler:
         """Have the grammar compiled; the choice reaches the step loop with the result."""
         assert self._compile_queue is not None
         # Counted first: it may be handed on before `submit` returns.
-        self._num_received += 1
+        self.inbox.expect()
         if not self._compile_queue.submit(gateway_id, command, self._clock()):
-            self._num_received -= 1
+            self.inbox.expect_less()
             message = "Too many grammars are waiting to be compiled."
             self._refuse_overloaded(gateway_id, command, message)
 
     def _take_slow(self, gateway_id: str, command: Generate) -> None:
         """Have a choice accepted in a thread; it reaches the step loop with the result."""
         assert self._acceptances is not None
-        self._num_received += 1  # first, as above
+        self.inbox.expect()  # first, as above
         if not self._acceptances.submit(gateway_id, command, self._clock()):
-            self._num_received -= 1
+            self.inbox.expect_less()
             self._refuse_overloaded(gateway_id, command, "Too many requests are waiting to begin.")
 
     def _refuse_overloaded(self, gateway_id: str, command: Generate, message: str) -> None:
@@ -430,13 +393,13 @@ class EngineHandler:
                 waiting.received_at,
                 accepted=accepted,
                 is_abandoned=waiting.is_abandoned,
-            )
+            ),
+            was_expected=True,
         )
 
     def _hand_on_score(self, task: ScoreTask) -> None:
         """Runs in any thread; what is counted here is unfinished until the step loop has it."""
         with self._scores_lock:
-            self._num_scores += 1
             self._scores.add(task.key)
             # Under the lock: whoever cancels it finds it before, and is behind it in the inbox.
             self.inbox.put(ScoreCommand(task))
@@ -457,7 +420,6 @@ class EngineHandler:
             is_at_loop = (gateway_id, command.request_id) in self._scores
             self._scores.discard((gateway_id, command.request_id))
         if is_at_loop:
-            self._num_received += 1
             self.inbox.put(GatewayCommand(gateway_id, command, self._clock()))
 
     def _unavailable(

@@ -1,7 +1,6 @@
 """The engine's own thread: take commands, compute a step, send each gateway its output."""
 
 import logging
-import queue
 import time
 from collections.abc import Callable, Container
 
@@ -9,17 +8,15 @@ from engine_worker.core.engine import Engine
 from engine_worker.core.engine_output import GatewayOutput
 from engine_worker.core.scoring import ScoreTask
 from engine_worker.serving.cache_report import CacheReporter
-from engine_worker.serving.handler import (
-    EngineHandler,
-    EngineStatus,
+from engine_worker.serving.handler import EngineHandler, EngineStatus, Outlet
+from engine_worker.serving.idle_release import IdleRelease
+from engine_worker.serving.inbox import (
     GatewayCommand,
     GatewayLost,
     InboxItem,
-    Outlet,
     ScoreCommand,
     StopLoop,
 )
-from engine_worker.serving.idle_release import IdleRelease
 from engine_worker.serving.isolation import Isolation
 from engine_worker.serving.orphans import OrphanTracker
 from protocol.errors import ErrorCode, PenstockError
@@ -76,6 +73,7 @@ class StepLoop:
         self._idle_release = IdleRelease(engine, clock)
         self._windows: dict[str, Credits | None] = {}
         self._is_stopping = False
+        self._num_idle_rounds = 0
 
     def run(self) -> None:
         """Work until `StopLoop`; without work it sleeps in the inbox.
@@ -106,10 +104,13 @@ class StepLoop:
         self._report_orphans()
         self._cache_reporter.report(is_idle=not self._engine.has_work())
         self._idle_release.poll()
+        load = self._engine.load()
+        # What was taken may have been refused: the loop has come round without a step.
+        self._num_idle_rounds += load.num_running == 0
         self._handler.publish(
             EngineStatus(
-                load=self._engine.load(),
-                progress_counter=self._engine.num_steps,
+                load=load,
+                progress_counter=self._engine.num_steps + self._num_idle_rounds,
                 num_unfinished=self._engine.num_unfinished,
                 held=self._engine.held(),
             ),
@@ -127,17 +128,13 @@ class StepLoop:
             timeout_s = _MAX_SLEEP_S
             if due is not None:
                 timeout_s = min(max(0.0, due - self._clock()), _MAX_SLEEP_S)
-        try:
-            while not self._is_stopping:
-                self._try_to_handle(
-                    self._handler.inbox.get_nowait()
-                    if timeout_s == 0.0
-                    else self._handler.inbox.get(timeout=timeout_s)
-                )
-                timeout_s = 0.0
-                num_taken += 1
-        except queue.Empty:
-            pass
+        while not self._is_stopping:
+            item = self._handler.inbox.take(timeout_s)
+            if item is None:
+                break
+            self._try_to_handle(item)
+            timeout_s = 0.0
+            num_taken += 1
         return num_taken
 
     def _try_to_handle(self, item: InboxItem) -> None:
@@ -285,7 +282,7 @@ class StepLoop:
             StepOutput(
                 deltas=tuple(output.deltas),
                 ends=tuple(output.ends),
-                progress_counter=self._engine.num_steps,
+                progress_counter=self._handler.progress_counter(),
                 load=self._engine.load(),
                 credits=window,
             ),

@@ -179,6 +179,17 @@ def test_a_long_text_whose_time_is_over_ends_at_its_next_piece() -> None:
     assert bench.failed == [("1", ErrorCode.DEADLINE_EXCEEDED)]
 
 
+def test_each_piece_of_a_long_text_is_progress_of_the_engine() -> None:
+    """A gateway takes an engine for dead whose counter stands for a minute with work running."""
+    bench = Bench()
+    bench.submit(1, 9)
+    told: list[int] = []
+    bench.task.between = lambda piece: told.append(bench.queue.num_batches)
+    bench.run()
+    told.append(bench.queue.num_batches)
+    assert told == [1, 1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize(
     ("longest", "lengths"),
     [

@@ -268,7 +268,7 @@ def test_a_pool_is_watched(monkeypatch: pytest.MonkeyPatch, dead: list[str], poo
         has_died.set()
 
     monkeypatch.setattr(threading, "excepthook", note)
-    inbox: Any = SimpleNamespace(put=fail)
+    inbox: Any = SimpleNamespace(put=fail, expect=lambda: None, stop=lambda: None)
     handler.inbox = inbox
     if pool == "prepare":
         command: Any = Prepare(request_id="p", kind="completion", prompt="a", deadline_s=1e6)
@@ -280,5 +280,4 @@ def test_a_pool_is_watched(monkeypatch: pytest.MonkeyPatch, dead: list[str], poo
     assert has_died.wait(60)
     (name,) = dead
     assert name.startswith(pool)
-    inbox.put = lambda _: None
     handler.close()
