@@ -28,7 +28,8 @@ from engine_worker.core.scheduling.scheduler import (
     Scheduler,
     SchedulerLimits,
 )
-from engine_worker.core.scoring import ScoreTask, Scoring
+from engine_worker.core.score_task import ScoreTask
+from engine_worker.core.scoring import Scoring
 from engine_worker.core.tombstones import ChoiceKey, Tombstones
 from engine_worker.errors import RequestError
 from engine_worker.grammar.compiler import GrammarCompiler
