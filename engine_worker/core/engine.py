@@ -343,6 +343,7 @@ class Engine:
             Exception: The runner could not be reset after a failed step; the engine is broken.
         """
         started = self._clock()
+        self._scoring.end_expired(started)
         self._progress.end_expired(started)
         schedule = self._scheduler.schedule()
         if schedule.rows:

@@ -64,6 +64,11 @@ class ScoreTask:
         return max(len(group.prompt_token_ids) for group in self.groups)
 
     @property
+    def deadline(self) -> float:
+        """When nobody waits for it any more, on the engine's clock."""
+        return self.received_at + self.command.deadline_s
+
+    @property
     def key(self) -> tuple[str, str]:
         """Whose it is."""
         return (self.gateway_id, self.command.request_id)

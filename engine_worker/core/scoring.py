@@ -26,6 +26,7 @@ from protocol.wire.messages import (
     FinishReason,
     Generate,
     Scored,
+    Usage,
 )
 
 MAX_OPEN_GROUPS: Final = 4
@@ -33,6 +34,7 @@ MAX_OPEN_GROUPS: Final = 4
 hundreds of long questions doesn't fill the engine."""
 
 _BROKEN = "The engine failed to score this request."
+_EXPIRED = "The request's time ran out before all of its questions were answered."
 
 _log = logging.getLogger("penstock.engine")
 
@@ -163,6 +165,18 @@ class Scoring:
                 )
         num_tokens = min(task.num_tokens, num_tokens + task.num_scored_tokens)
         return num_tokens, min(num_cached, num_tokens)
+
+    def end_expired(self, now: float) -> None:
+        """End the Scores whose deadline has come, with what was computed of each until then."""
+        for task in [task for task in self._tasks.values() if task.deadline <= now]:
+            num_tokens, num_cached = self._computed(task)
+            usage = Usage(prompt_tokens=num_tokens, cached_tokens=num_cached)
+            self._refuse(
+                task,
+                ErrorCode.DEADLINE_EXCEEDED,
+                _EXPIRED,
+                usage=usage if num_tokens else None,
+            )
 
     def forget_gateway(self, gateway_id: str) -> None:
         """Drop what a gateway wanted that is gone; the engine forgets the choices."""
@@ -299,13 +313,18 @@ class Scoring:
         return [key for key in self._open if key[:2] == task.key]
 
     def _refuse(
-        self, task: ScoreTask, code: ErrorCode, message: str, param: str | None = None
+        self,
+        task: ScoreTask,
+        code: ErrorCode,
+        message: str,
+        param: str | None = None,
+        usage: Usage | None = None,
     ) -> None:
         self._drop(task)
         request_id = task.command.request_id
         self._answer(
             task.gateway_id,
-            Failure(request_id=request_id, code=code, message=message, param=param),
+            Failure(request_id=request_id, code=code, message=message, param=param, usage=usage),
         )
 
     def _fail_broken(self, task: ScoreTask) -> None:

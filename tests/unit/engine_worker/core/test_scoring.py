@@ -486,6 +486,31 @@ def test_the_deadline_ends_a_score() -> None:
     harness.run()
     (failure,) = harness.answers
     assert failure.code is ErrorCode.DEADLINE_EXCEEDED
+    assert failure.usage is None
+    assert harness.engine.num_unfinished == 0
+
+
+@pytest.mark.parametrize("num_steps", range(1, 5))
+def test_a_score_whose_deadline_ends_at_work_says_what_was_computed(num_steps: int) -> None:
+    """As much as when its client leaves at that moment."""
+    told = []
+    for ends_by in ("deadline", "cancel"):
+        harness = Harness()
+        harness.engine.score(harness.task())
+        for _ in range(num_steps):
+            harness.step()
+        assert harness.answers == []
+        if ends_by == "cancel":
+            harness.engine.cancel_score("g", "s")
+        else:
+            harness.clock.now += 61
+        harness.run()
+        told += harness.answers
+        assert harness.engine.num_unfinished == 0
+    failure, scored = told
+    assert failure.code is ErrorCode.DEADLINE_EXCEEDED
+    assert failure.usage.prompt_tokens == scored.num_prompt_tokens > 0
+    assert failure.usage.cached_tokens == scored.num_cached_tokens
 
 
 def test_the_same_score_a_second_time_changes_nothing() -> None:
