@@ -25,7 +25,7 @@ PenstockError
         ├── ContextLengthError         prompt and output don't fit the context; names both numbers
         ├── NoChatTemplateError        a chat request to a model without a chat template
         ├── ChatTemplateError          the model's own template refused the conversation
-        ├── DeadlineError              the request's time ran out before it was worked on
+        ├── DeadlineError              the request's time ran out before it was done
         └── AbandonedError             whoever asked has left meanwhile; nobody reads the message
 """
 

@@ -34,7 +34,7 @@ PenstockError
 from collections.abc import Callable, Iterable
 
 from protocol.errors import ErrorCode, PenstockError
-from protocol.wire.messages import Denied, Failure, LimitRefusal, LimitState
+from protocol.wire.messages import Denied, Failure, LimitRefusal, LimitState, Usage
 from protocol.wire.peers import DEATHS, LossReason
 
 
@@ -384,17 +384,25 @@ class DeadlineExceededError(GatewayError):
 
 
 class RemoteFailureError(GatewayError):
-    """A worker ended the request with a Failure."""
+    """A worker ended the request with a Failure.
+
+    Attributes:
+        usage: What it had computed until then; None where it says nothing of that.
+    """
+
+    usage: Usage | None = None
 
     @classmethod
     def from_message(cls, failure: Failure) -> "RemoteFailureError":
         """The error of a `Failure`."""
-        return cls(
+        error = cls(
             failure.message,
             code=failure.code,
             param=failure.param,
             retry_after_s=failure.retry_after_s,
         )
+        error.usage = failure.usage
+        return error
 
 
 class ClientDisconnectedError(GatewayError):

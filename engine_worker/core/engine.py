@@ -28,7 +28,8 @@ from engine_worker.core.scheduling.scheduler import (
     Scheduler,
     SchedulerLimits,
 )
-from engine_worker.core.scoring import ScoreTask, Scoring
+from engine_worker.core.score_task import ScoreTask
+from engine_worker.core.scoring import Scoring
 from engine_worker.core.tombstones import ChoiceKey, Tombstones
 from engine_worker.errors import RequestError
 from engine_worker.grammar.compiler import GrammarCompiler
@@ -342,6 +343,7 @@ class Engine:
             Exception: The runner could not be reset after a failed step; the engine is broken.
         """
         started = self._clock()
+        self._scoring.end_expired(started)
         self._progress.end_expired(started)
         schedule = self._scheduler.schedule()
         if schedule.rows:

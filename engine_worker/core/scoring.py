@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 from array import array
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -12,28 +12,21 @@ from typing import Final
 
 from engine_worker.core.choice.batch import ModelRunner
 from engine_worker.core.choice.choice import Choice
-from engine_worker.core.choice.score_pack import (
-    ScoredTexts,
-    ScoreLimits,
-    ScorePack,
-    fits,
-    packs_of,
-)
+from engine_worker.core.choice.score_pack import ScorePack, packs_of
 from engine_worker.core.choice_log import about
 from engine_worker.core.choice_output import ChoiceOutput
 from engine_worker.core.scheduling.scheduler import Scheduler
+from engine_worker.core.score_task import ScoreTask, prompt_command
 from engine_worker.core.tombstones import ChoiceKey
-from engine_worker.errors import InvalidRequestError, RequestError
-from engine_worker.text.score_preparation import ScorePrompt
+from engine_worker.errors import RequestError
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Failure,
     Finished,
     FinishReason,
     Generate,
-    SamplingParams,
-    Score,
     Scored,
+    Usage,
 )
 
 MAX_OPEN_GROUPS: Final = 4
@@ -41,65 +34,9 @@ MAX_OPEN_GROUPS: Final = 4
 hundreds of long questions doesn't fill the engine."""
 
 _BROKEN = "The engine failed to score this request."
+_EXPIRED = "The request's time ran out before all of its questions were answered."
 
 _log = logging.getLogger("penstock.engine")
-
-
-@dataclass(slots=True)
-class ScoreGroup:
-    """Questions that follow one prompt.
-
-    Attributes:
-        prompt_token_ids: What they share.
-        questions: What is scored after it; each fits a pack.
-    """
-
-    prompt_token_ids: tuple[int, ...]
-    questions: tuple[ScoredTexts, ...]
-
-    @property
-    def num_most_tokens(self) -> int:
-        """Of the prompt and the longest row that follows it."""
-        num_row_tokens = max(
-            len(texts.token_ids) + max(map(len, texts.labels)) - 1 for texts in self.questions
-        )
-        return len(self.prompt_token_ids) + num_row_tokens
-
-
-@dataclass(slots=True)
-class ScoreTask:
-    """One Score, tokenised and cut into groups; made in any thread.
-
-    Attributes:
-        received_at: When it came, on the engine's clock.
-        groups: The first one computes what the others find cached.
-        num_tokens: What is computed in all.
-        question_tokens: Tokens of each question.
-        sums: By label, the log probabilities so far.
-        num_scored_tokens: Of questions and labels, in the packs that are done.
-        num_first_tokens: Of the first group's prompt, once that has ended.
-    """
-
-    gateway_id: str
-    command: Score
-    received_at: float
-    groups: deque[ScoreGroup]
-    num_tokens: int
-    question_tokens: tuple[int, ...]
-    sums: list[float]
-    num_cached_tokens: int | None = None
-    num_scored_tokens: int = 0
-    num_first_tokens: int = 0
-
-    @property
-    def num_held_tokens(self) -> int:
-        """The longest prompt that its choices hold in the cache."""
-        return max(len(group.prompt_token_ids) for group in self.groups)
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """Whose it is."""
-        return (self.gateway_id, self.command.request_id)
 
 
 @dataclass(slots=True)
@@ -107,14 +44,23 @@ class _OpenGroup:
     """A group whose prompt is being computed, or is there.
 
     Attributes:
+        is_first: Whether it is the first one of its Score.
         packs: Those that are still to be scored.
         pack: The next one; None when all are.
     """
 
     task: ScoreTask
     output: ChoiceOutput
+    is_first: bool
     packs: Iterator[ScorePack]
     pack: ScorePack | None
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of its prompt, what was computed for it, and for the first one also what was cached."""
+        choice = self.output.choice
+        num_found = 0 if self.is_first else choice.num_cached_tokens or 0
+        return max(0, choice.num_computed_tokens - num_found)
 
 
 class Scoring:
@@ -209,20 +155,28 @@ class Scoring:
 
         Labels count among what was scored, but never more than the whole is charged with.
         """
-        prompts = cached = 0
-        if task.num_cached_tokens is not None:  # the first group has ended
-            prompts = cached = task.num_cached_tokens
-            prompts += task.num_first_tokens - cached
+        num_tokens, num_cached = task.num_prompt_tokens, task.num_cached_tokens
         for key in self._open_keys(task):
-            choice = self._open[key].output.choice
-            found = choice.num_cached_tokens or 0
-            if task.num_cached_tokens is None and not cached:
-                cached = min(found, choice.num_computed_tokens)
-                prompts += choice.num_computed_tokens
-            else:
-                prompts += max(0, choice.num_computed_tokens - found)
-        num_tokens = min(task.num_tokens, prompts + task.num_scored_tokens)
-        return num_tokens, min(cached, num_tokens)
+            group = self._open[key]
+            num_tokens += group.num_prompt_tokens
+            if group.is_first:
+                num_cached = min(
+                    group.output.choice.num_cached_tokens or 0, group.num_prompt_tokens
+                )
+        num_tokens = min(task.num_tokens, num_tokens + task.num_scored_tokens)
+        return num_tokens, min(num_cached, num_tokens)
+
+    def end_expired(self, now: float) -> None:
+        """End the Scores whose deadline has come, with what was computed of each until then."""
+        for task in [task for task in self._tasks.values() if task.deadline <= now]:
+            num_tokens, num_cached = self._computed(task)
+            usage = Usage(prompt_tokens=num_tokens, cached_tokens=num_cached)
+            self._refuse(
+                task,
+                ErrorCode.DEADLINE_EXCEEDED,
+                _EXPIRED,
+                usage=usage if num_tokens else None,
+            )
 
     def forget_gateway(self, gateway_id: str) -> None:
         """Drop what a gateway wanted that is gone; the engine forgets the choices."""
@@ -318,9 +272,9 @@ class Scoring:
 
     def _end_group(self, group: _OpenGroup) -> None:
         task, choice = group.task, group.output.choice
-        if task.num_cached_tokens is None:  # of the first group, which all others find cached
+        task.num_prompt_tokens += group.num_prompt_tokens
+        if group.is_first:
             task.num_cached_tokens = choice.num_cached_tokens or 0
-            task.num_first_tokens = choice.num_computed_tokens
         del self._open[choice.key]
         self._finish(group.output, "stop")
         self._open_groups(task)
@@ -353,19 +307,24 @@ class Scoring:
             except RequestError as error:
                 self._refuse(task, error.code, error.message, error.param)
                 return
-            self._open[output.choice.key] = _OpenGroup(task, output, packs, pack)
+            self._open[output.choice.key] = _OpenGroup(task, output, number == 0, packs, pack)
 
     def _open_keys(self, task: ScoreTask) -> list[ChoiceKey]:
         return [key for key in self._open if key[:2] == task.key]
 
     def _refuse(
-        self, task: ScoreTask, code: ErrorCode, message: str, param: str | None = None
+        self,
+        task: ScoreTask,
+        code: ErrorCode,
+        message: str,
+        param: str | None = None,
+        usage: Usage | None = None,
     ) -> None:
         self._drop(task)
         request_id = task.command.request_id
         self._answer(
             task.gateway_id,
-            Failure(request_id=request_id, code=code, message=message, param=param),
+            Failure(request_id=request_id, code=code, message=message, param=param, usage=usage),
         )
 
     def _fail_broken(self, task: ScoreTask) -> None:
@@ -387,63 +346,3 @@ def _little_endian(numbers: Sequence[float]) -> bytes:
     if sys.byteorder == "big":
         values.byteswap()
     return values.tobytes()
-
-
-def score_task(
-    gateway_id: str,
-    command: Score,
-    prompt: ScorePrompt,
-    limits: ScoreLimits,
-    received_at: float,
-) -> ScoreTask:
-    """What is to be computed for a Score.
-
-    A question that is longer than a pack gets a prompt of its own, whose beginning is cached.
-
-    Raises:
-        InvalidRequestError: A label is longer than any pack.
-    """
-    short: list[ScoredTexts] = []
-    groups: deque[ScoreGroup] = deque()
-    for texts in prompt.questions:
-        longest = max(map(len, texts.labels))
-        if longest > limits.max_label_tokens:
-            raise InvalidRequestError(
-                f"A label has {longest} tokens of this model; labels of at most"
-                f" {limits.max_label_tokens} tokens can be scored."
-            )
-        if all(fits(len(texts.token_ids), label, limits) for label in texts.labels):
-            short.append(texts)
-        else:
-            *most, last = texts.token_ids
-            rest = ScoredTexts((last,), texts.labels, texts.first)
-            groups.append(ScoreGroup((*prompt.head, *most), (rest,)))
-    if short:
-        groups.appendleft(ScoreGroup(prompt.head, tuple(short)))
-    return ScoreTask(
-        gateway_id,
-        command,
-        received_at,
-        groups,
-        prompt.num_tokens,
-        tuple(len(texts.token_ids) for texts in prompt.questions),
-        [0.0] * prompt.num_labels,
-    )
-
-
-def prompt_command(task: ScoreTask, group: ScoreGroup, number: int) -> Generate:
-    """A group's prompt as the choice that computes it; its one token is drawn for nobody."""
-    command = task.command
-    return Generate(
-        request_id=command.request_id,
-        choice=number,
-        attempt=1,
-        prompt_token_ids=group.prompt_token_ids,
-        sampling=SamplingParams(temperature=0.0, max_tokens=1),
-        lease_tokens=1,
-        deadline_s=command.deadline_s,
-        priority=command.priority,
-        tenant=command.tenant,
-        is_streaming=False,
-        trace_id=command.trace_id,
-    )

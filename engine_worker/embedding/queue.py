@@ -17,7 +17,7 @@ from engine_worker.embedding.service import MAX_INPUTS
 from engine_worker.errors import DeadlineError, InvalidRequestError
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs
-from protocol.wire.messages import Classified, Classify, Embed, Failure, Message
+from protocol.wire.messages import Classified, Classify, Embed, Failure, Message, Usage
 
 _MAX_PENDING_INPUTS: Final = 8 * MAX_INPUTS
 _MAX_TENANT_INPUTS: Final = 4 * MAX_INPUTS
@@ -31,7 +31,8 @@ wait for one at most."""
 _PIECE_SIZE: Final = 8 * 1024
 """So much is tokenised before it is looked whether others wait: a few milliseconds."""
 _RETRY_AFTER_S: Final = 1.0
-_EXPIRED_AT_WORK: Final = "The request's time ran out while a long text of it was computed."
+_EXPIRED: Final = "The request's time ran out before it was worked on."
+_EXPIRED_AT_WORK: Final = "The request's time ran out before all of it was computed."
 
 TextCommand = Embed | Classify
 
@@ -422,7 +423,7 @@ class TextQueue:
             RequestError: One of them can't be computed.
         """
         if item.deadline <= self._clock():
-            raise DeadlineError("The request's time ran out before it was worked on.")
+            raise DeadlineError(_EXPIRED_AT_WORK if item.num_begun_tokens else _EXPIRED)
         most = self._task.max_inputs
         if item.num_inputs > most:
             raise InvalidRequestError(
@@ -465,9 +466,13 @@ class TextQueue:
         self._fail(item, ErrorCode.INTERNAL_ERROR, "The engine failed at this batch.")
 
     def _fail(self, item: _Item, code: ErrorCode, message: str, param: str | None = None) -> None:
+        usage = None
+        if code is ErrorCode.DEADLINE_EXCEEDED and item.num_begun_tokens:
+            usage = Usage(prompt_tokens=item.num_begun_tokens)
+        request_id = item.command.request_id
         self._end(
             item,
-            Failure(request_id=item.command.request_id, code=code, message=message, param=param),
+            Failure(request_id=request_id, code=code, message=message, param=param, usage=usage),
         )
 
     def _end(self, item: _Item, answer: Message) -> None:

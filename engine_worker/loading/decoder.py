@@ -44,7 +44,7 @@ from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.core.engine import RESUME_VERSION, Engine
 from engine_worker.core.metrics import EngineMetrics
-from engine_worker.core.scoring import ScoreTask, score_task
+from engine_worker.core.score_task import ScoreTask, score_task
 from engine_worker.embedding.embedder import Embedder
 from engine_worker.loading.cache_shape import (
     block_size_of,

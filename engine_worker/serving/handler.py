@@ -11,7 +11,7 @@ from msgspec import structs
 
 from engine_worker.compute.runner.profiling import Profiler
 from engine_worker.core.credits import CreditPolicy, Held
-from engine_worker.core.scoring import ScoreTask
+from engine_worker.core.score_task import ScoreTask
 from engine_worker.errors import ProfileError
 from engine_worker.grammar.compile_queue import CompileQueue, WaitingGrammar
 from engine_worker.grammar.compiler import GrammarCompiler

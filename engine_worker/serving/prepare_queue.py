@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from engine_worker.core.scheduling.turn_queue import TurnQueue
-from engine_worker.core.scoring import ScoreTask
+from engine_worker.core.score_task import ScoreTask
 from engine_worker.errors import DeadlineError, UnsupportedParameterError
 from protocol.errors import ErrorCode, PenstockError
 from protocol.runtime import logs

@@ -6,7 +6,7 @@ from collections.abc import Callable, Container
 
 from engine_worker.core.engine import Engine
 from engine_worker.core.engine_output import GatewayOutput
-from engine_worker.core.scoring import ScoreTask
+from engine_worker.core.score_task import ScoreTask
 from engine_worker.serving.cache_report import CacheReporter
 from engine_worker.serving.handler import EngineHandler, EngineStatus, Outlet
 from engine_worker.serving.idle_release import IdleRelease

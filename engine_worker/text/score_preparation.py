@@ -46,7 +46,9 @@ class ScorePrompt:
     @property
     def num_tokens(self) -> int:
         """What has to be computed, without labels."""
-        return len(self.head) + sum(len(texts.token_ids) for texts in self.questions)
+        beginnings = {texts.beginning for texts in self.questions}
+        own = sum(len(texts.token_ids) for texts in self.questions)
+        return len(self.head) + sum(map(len, beginnings)) + own
 
 
 class ScorePreparer:
@@ -88,25 +90,36 @@ class ScorePreparer:
         head = self._checked(self._template.encode(head_text))
         end = self._checked(self._template.encode(end_text))
         label_sets = [self._labels(end_text, end, labels) for labels in command.label_sets]
-        texts = [question.text for question in command.questions]
+        beginnings = self._beginnings(command)
+        texts = [one.text[one.num_shared_characters :] for one in command.questions]
         questions, first = [], 0
-        most = self._max_len - len(head) - len(end)
         for index, (question, token_ids) in enumerate(
             zip(command.questions, self._template.encode_texts(texts), strict=True)
         ):
             labels = label_sets[question.label_set]
+            beginning = beginnings[question.text[: question.num_shared_characters]]
+            most = self._max_len - len(head) - len(beginning) - len(end)
             kept = self._checked(token_ids)
             if command.max_question_tokens is not None:
                 kept = kept[: max(0, min(command.max_question_tokens, most - _longest(labels)))]
             if len(kept) + _longest(labels) > most:
-                raise self._too_long(len(head), len(kept) + len(end), index)
-            questions.append(ScoredTexts((*kept, *end), labels, first))
+                raise self._too_long(len(head), len(beginning) + len(kept) + len(end), index)
+            questions.append(ScoredTexts((*kept, *end), labels, first, beginning))
             first += len(labels)
         if not head or not all(texts.token_ids for texts in questions):
             raise ChatTemplateError(
                 "The chat template leaves nothing before or after a question, so none can be asked."
             )
         return ScorePrompt(tuple(head), tuple(questions), first)
+
+    def _beginnings(self, command: Score) -> dict[str, tuple[int, ...]]:
+        """The tokens of what kinds of questions begin with, by its text."""
+        texts = list({one.text[: one.num_shared_characters]: None for one in command.questions})
+        found = self._template.encode_texts(texts)
+        return {
+            text: tuple(self._checked(token_ids)) if text else ()
+            for text, token_ids in zip(texts, found, strict=True)
+        }
 
     def _rendered(self, command: Score) -> tuple[Rendered, Rendered]:
         """What stands before and after a question."""
@@ -193,6 +206,8 @@ def _longest(labels: LabelIds) -> int:
 def _check(command: Score) -> None:
     if not command.questions or not command.label_sets or not all(command.label_sets):
         raise InvalidRequestError("There is no question, or one without labels.")
+    if any(one.num_shared_characters > len(one.text) for one in command.questions):
+        raise InvalidRequestError("A question shares more characters than it has.")
     if max(question.label_set for question in command.questions) >= len(command.label_sets):
         raise InvalidRequestError("A question names a set of labels that isn't there.")
 

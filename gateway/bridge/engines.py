@@ -126,17 +126,25 @@ def classification(
 
 def score_question(
     messages_json: str,
-    questions: Sequence[tuple[str, int]],
+    questions: Sequence[tuple[str, str, int]],
     label_sets: tuple[tuple[str, ...], ...],
     template_kwargs_json: str,
     max_question_tokens: int | None,
 ) -> Score:
-    """Questions, each with the number of the set that its labels are in; not addressed yet."""
+    """Questions: what the kind of each begins with, its own text, the number of its labels' set.
+
+    It is not addressed yet.
+    """
     return Score(
         request_id="",
         deadline_s=0.0,
         messages_json=messages_json,
-        questions=tuple(ScoredQuestion(text=text, label_set=number) for text, number in questions),
+        questions=tuple(
+            ScoredQuestion(
+                text=beginning + text, label_set=number, num_shared_characters=len(beginning)
+            )
+            for beginning, text, number in questions
+        ),
         label_sets=label_sets,
         template_kwargs_json=template_kwargs_json,
         max_question_tokens=max_question_tokens,

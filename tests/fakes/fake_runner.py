@@ -80,6 +80,7 @@ class DeterministicFakeRunner:
         next_token: From all tokens of a request to its next one.
         fail_steps: Numbers of the calls of `run` that raise.
         fail_packs: Numbers of the calls of `score` that raise, from 1.
+        least_of_a_kind: See `ScoreLimits`.
         nan_prompts: First tokens of prompts whose rows report NaN when they sample.
         groups: Of the cache; by default one of `num_blocks` that sees all tokens. Only then, or in
             the first of two, can states be kept.
@@ -100,6 +101,7 @@ class DeterministicFakeRunner:
         runs_ahead: bool = False,
         fail_steps: frozenset[int] = frozenset(),
         fail_packs: frozenset[int] = frozenset(),
+        least_of_a_kind: int = 4,
         nan_prompts: frozenset[int] = frozenset(),
     ) -> None:
         self._next_token = next_token
@@ -113,6 +115,7 @@ class DeterministicFakeRunner:
         self._runs_ahead = runs_ahead
         self._fail_steps = fail_steps
         self._fail_packs = fail_packs
+        self._least_of_a_kind = least_of_a_kind
         self._nan_prompts = nan_prompts
         self._caches = [
             np.full((group.num_blocks, block_size), -1, np.int64) for group in self._groups
@@ -230,7 +233,12 @@ class DeterministicFakeRunner:
 
     @property
     def score_limits(self) -> ScoreLimits:
-        return ScoreLimits((ScoreShape(4, 4), ScoreShape(2, 16)), max_pairs=16, max_places=(6, 4))
+        return ScoreLimits(
+            (ScoreShape(4, 4), ScoreShape(2, 16)),
+            max_pairs=16,
+            max_places=(6, 4),
+            least_of_a_kind=self._least_of_a_kind,
+        )
 
     def num_scratch_blocks(self, num_stored: int, num_tokens: int) -> int:
         return -(-(num_stored % self._block_size + num_tokens) // self._block_size)

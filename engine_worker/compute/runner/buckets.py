@@ -9,7 +9,7 @@ PREFILL_TOKENS = (32, 128, 512)
 """Larger chunks gain nothing on a CPU and delay the rows that decode."""
 DETERMINISTIC_ROWS = 16
 """Rows of the one program of the deterministic mode."""
-SCORE_SHAPES = (ScoreShape(32, 16), ScoreShape(8, 64))
+SCORE_SHAPES = (ScoreShape(32, 16), ScoreShape(16, 32), ScoreShape(8, 64))
 """Rows and tokens of the programs that score questions."""
 DRAFT_ROWS = 8
 """Rows of the largest decode program, at least, where rows draft their next tokens."""

@@ -30,7 +30,7 @@ from engine_worker.compute.runner.step_outcome import StepOutcome
 from engine_worker.compute.sampling.penalties import count_tokens
 from engine_worker.core.choice.batch import ProgressCallback, RowWork, StepBatch, StepResult
 from engine_worker.core.choice.cache_group import CacheGroup
-from engine_worker.core.choice.score_pack import ScoreLimits, ScorePack
+from engine_worker.core.choice.score_pack import LEAST_OF_A_KIND, ScoreLimits, ScorePack
 from engine_worker.core.decoding.speculation import MAX_DRAFT_TOKENS
 
 
@@ -262,7 +262,12 @@ class JaxModelRunner:
     @property
     def score_limits(self) -> ScoreLimits:
         shapes = self._buckets.score_shapes
-        return ScoreLimits(shapes, MAX_SCORE_PAIRS, tuple(map(max_answers, shapes)))
+        return ScoreLimits(
+            shapes,
+            MAX_SCORE_PAIRS,
+            tuple(map(max_answers, shapes)),
+            least_of_a_kind=1 if self._limits.deterministic else LEAST_OF_A_KIND,
+        )
 
     def num_scratch_blocks(self, num_stored: int, num_tokens: int) -> int:
         """Blocks that a row of tokens behind a beginning borrows; see the port."""

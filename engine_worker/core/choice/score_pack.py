@@ -1,7 +1,12 @@
 """Questions that are scored after one beginning, as rows of tokens of one computation."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+LEAST_OF_A_KIND: Final = 4
+"""For fewer questions a prompt of their kind costs more than rows that all begin with its words: it
+computes up to a block of what is before them again, and takes a step and calls of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +25,15 @@ class ScoreLimits:
         shapes: By their tokens, rising.
         max_pairs: Scored tokens of a pack.
         max_places: Of each shape, places that something is scored after.
+        least_of_a_kind: So many questions of a kind, where there are several kinds, follow a prompt
+            with what that kind begins with; of fewer each row begins with it. With 1 how a question
+            is computed depends on no other.
     """
 
     shapes: tuple[ScoreShape, ...]
     max_pairs: int
     max_places: tuple[int, ...]
+    least_of_a_kind: int = LEAST_OF_A_KIND
 
     @property
     def max_tokens(self) -> int:
@@ -45,11 +54,20 @@ class ScoredTexts:
         token_ids: At least one.
         labels: At least one, each of at least one token.
         first: Number of its first label among those of all questions.
+        beginning: Tokens before its own, behind the shared beginning; its kind of question has
+            them, so that others may begin with the same ones.
     """
 
     token_ids: tuple[int, ...]
     labels: tuple[tuple[int, ...], ...]
     first: int
+    beginning: tuple[int, ...] = ()
+
+    def joined(self) -> "ScoredTexts":
+        """The same question with what its kind begins with among its own tokens."""
+        if not self.beginning:
+            return self
+        return replace(self, token_ids=(*self.beginning, *self.token_ids), beginning=())
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,12 @@ _TEMPLATE_TOKENS: Final = 64
 """What a chat template writes around a message, at most, in any model that is known here."""
 
 Kind = Literal["predicate", "choice", "score"]
+_BEGINNINGS: Final[dict[Kind, str]] = {
+    "predicate": wording.STATEMENT,
+    "choice": wording.CHOICE,
+    "score": wording.SCORE,
+}
+"""What the questions of a kind share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +81,12 @@ class _Questions:
     """Texts of questions, and the sets of labels that they share."""
 
     def __init__(self) -> None:
-        self.texts: list[tuple[str, int]] = []
+        self.texts: list[tuple[str, str, int]] = []
         self.label_sets: dict[tuple[str, ...], int] = {}
 
-    def add(self, text: str, labels: tuple[str, ...]) -> None:
-        self.texts.append((text, self.label_sets.setdefault(labels, len(self.label_sets))))
+    def add(self, beginning: str, text: str, labels: tuple[str, ...]) -> None:
+        number = self.label_sets.setdefault(labels, len(self.label_sets))
+        self.texts.append((beginning, text, number))
 
     def body(
         self,
@@ -100,7 +107,9 @@ class _Questions:
                 messages_json, self.texts, tuple(self.label_sets), _KWARGS_JSON, None
             ),
             asked=tuple(asked),
-            num_bytes=upper_bound(messages_json, (text for text, _ in self.texts)),
+            num_bytes=upper_bound(
+                messages_json, (beginning + text for beginning, text, _ in self.texts)
+            ),
             ignored=ignored,
             end_user=end_user,
         )
@@ -123,7 +132,7 @@ def decision_body(body: bytes) -> DecisionBody:
     questions, asked = _Questions(), []
     for one in request.questions:
         text, labels, values = _worded(one)
-        questions.add(text, labels)
+        questions.add(_BEGINNINGS[one.type], text, labels)
         asked.append(Asked(one.type, one.name, values))
     ignored = unknown_fields(request, value)
     return questions.body(
@@ -146,7 +155,7 @@ def systemone_body(body: bytes) -> DecisionBody:
     questions, asked = _Questions(), []
     for name, one in request.questions.items():
         text, labels, kind, values = _worded_systemone(one)
-        questions.add(text, labels)
+        questions.add(_BEGINNINGS[kind], text, labels)
         asked.append(Asked(kind, name, values))
     state = request.state if isinstance(request.state, str) else check_json(request.state)
     ignored = unknown_fields(request, value)
@@ -159,12 +168,11 @@ def _worded(one: Question) -> tuple[str, tuple[str, ...], tuple[str | bool, ...]
         options = _options(one.choices)
         labels = wording.letters(len(options))
         values = tuple(option.value for option in one.choices)
-        return wording.question(instructions, "Options:", options), labels, values
+        return wording.question(instructions, options), labels, values
     if isinstance(one, Score):
         levels = [_described(level.label, level.description) for level in one.levels]
-        heading = "Levels, lowest first:"
         names = tuple(level.label for level in one.levels)
-        return wording.question(instructions, heading, levels), wording.letters(len(levels)), names
+        return wording.question(instructions, levels), wording.letters(len(levels)), names
     return wording.statement(instructions), wording.YES_NO, ()
 
 
@@ -173,12 +181,12 @@ def _worded_systemone(
 ) -> tuple[str, tuple[str, ...], Kind, tuple[str, ...]]:
     criteria = one.criteria
     if isinstance(criteria, list):
-        text = wording.question(one.instructions, "Levels, lowest first:", criteria)
+        text = wording.question(one.instructions, criteria)
         return text, wording.letters(len(criteria)), "score", tuple(criteria)
     criteria = criteria or {}
     if one.type == "choice":
         options = [_described(name, description) for name, description in criteria.items()]
-        text = wording.question(one.instructions, "Options:", options)
+        text = wording.question(one.instructions, options)
         return text, wording.letters(len(options)), "choice", tuple(criteria)
     text = wording.statement(one.instructions, criteria.get("true"), criteria.get("false"))
     return text, wording.YES_NO, "predicate", ()

@@ -366,7 +366,7 @@ def _questions(
     messages_json = dump_json(messages, "query")
     message = bridge.score_question(
         messages_json,
-        [(document, 0) for document in documents],
+        [("", document, 0) for document in documents],
         (words.yes_no,),
         _KWARGS_JSON,
         max_question_tokens,

@@ -1,7 +1,9 @@
 """How a chat model is asked, so that its answer is one of some labels.
 
-What all questions share comes first and is computed once: how to answer, then the material. An
-answer may depend on every word here; whoever changes one raises `WORDING_VERSION`.
+What all questions share comes first and is computed once: how to answer, then the material; behind
+it what those of one kind share, once for each kind. So nothing of that stands behind a question's
+own words, where it would be computed for every one. An answer may depend on every word here;
+whoever changes one raises `WORDING_VERSION`.
 """
 
 import string
@@ -9,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-WORDING_VERSION: Final = 1
+WORDING_VERSION: Final = 2
 
 DECISION_SYSTEM: Final = (
     "You judge material that the user gives. After it stands one question about it. Answer a"
@@ -68,18 +70,27 @@ def material(state: str) -> str:
     return f"Material:\n{state}\n\n"
 
 
+STATEMENT: Final = "Is this statement true of the material? Answer Yes or No.\n"
+"""What predicates begin with. It ends with a line, so that no token spans it and what follows."""
+CHOICE: Final = "Answer this question with the letter of the option that fits best.\n"
+SCORE: Final = (
+    "Answer this question with the letter of the level that fits best. The levels go from the"
+    " lowest to the highest.\n"
+)
+
+
 def statement(instructions: str, true: str | None = None, false: str | None = None) -> str:
-    """A predicate."""
-    lines = [f"Statement: {instructions}"]
+    """A predicate, behind `STATEMENT`."""
+    lines = [instructions]
     lines += [f"Yes: {true}"] if true else []
     lines += [f"No: {false}"] if false else []
-    return "\n".join((*lines, "Yes or No?"))
+    return "\n".join(lines)
 
 
-def question(instructions: str, heading: str, options: Sequence[str]) -> str:
-    """A question with options, or levels, each with its letter."""
+def question(instructions: str, options: Sequence[str]) -> str:
+    """A question with options, behind `CHOICE`, or levels, behind `SCORE`; each has its letter."""
     lines = (f"{label}. {text}" for label, text in zip(letters(len(options)), options, strict=True))
-    return "\n".join((f"Question: {instructions}", heading, *lines, "Letter?"))
+    return "\n".join((instructions, *lines))
 
 
 def rerank_words(style: str) -> RerankWords:

@@ -227,8 +227,10 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         self._is_at_worker = self._question.is_counted_late
         try:
             found = await answer
-        except RemoteFailureError:
-            self._was_sent = False  # whoever refuses has computed nothing
+        except RemoteFailureError as error:
+            # Whoever refuses has computed nothing; whose time ran out at work says what it has.
+            self._was_sent = error.usage is not None
+            self._computed = error.usage
             raise
         except asyncio.CancelledError:
             if self._question.is_counted_late:
@@ -248,7 +250,10 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
     def _on_late(self, slot: Slot, told: "asyncio.Future[AnswerT]") -> None:
         """An engine says what it had computed, or is gone; the request is settled now."""
         self._pool.link.close(slot.engine, self.owner.request_id)
-        if not told.cancelled() and told.exception() is None:
+        error = None if told.cancelled() else told.exception()
+        if isinstance(error, RemoteFailureError):
+            self._computed = error.usage
+        elif error is None and not told.cancelled():
             counted = told.result()
             self._computed = Usage(
                 prompt_tokens=self._question.tokens_of(counted),

@@ -266,7 +266,7 @@ class Failure(Message, frozen=True, tag="failure"):
         choice: The choice that ended, -1 for the whole request (a failed Prepare, OpenParse …).
         attempt: The attempt that the sender was working on.
         param: The request field that is wrong, if one is.
-        usage: What was generated before the failure; it is charged.
+        usage: What was computed before the failure; it is charged.
         retry_after_s: When trying again makes sense.
     """
 

@@ -9,18 +9,22 @@ class ScoredQuestion(Part, frozen=True):
     Attributes:
         text: What the last message goes on with, after what all questions share.
         label_set: Index into `Score.label_sets`: what the answer may be.
+        num_shared_characters: The first so many characters (code points) of the text are those of
+            its kind of question: they are tokenised apart, and computed once for all questions
+            that begin with the same ones.
     """
 
     text: str
     label_set: Count = 0
+    num_shared_characters: Count = 0
 
 
 class Score(Message, frozen=True, tag="score"):
     """Give the log probability of each label as the whole answer to each question.
 
-    The beginning that the questions share is computed once. It, the text of a question, what the
-    chat template writes behind, and a label are tokenised apart, so that the prompt of a question
-    is the same whichever others are asked beside it.
+    The beginning that the questions share is computed once. It, what a kind of question begins
+    with, the text of a question, what the chat template writes behind, and a label are tokenised
+    apart, so that the prompt of a question is the same whichever others are asked beside it.
 
     Attributes:
         deadline_s: Remaining seconds when sent.
@@ -53,9 +57,10 @@ class Scored(Message, frozen=True, tag="scored"):
     Attributes:
         logprobs: float32 little-endian: for each question, in order, the natural logarithm of the
             probability of each label of its set, summed over the label's tokens.
-        num_prompt_tokens: What was computed: the shared beginning once, and every question.
+        num_prompt_tokens: What was computed: the shared beginning once, what each kind of question
+            begins with once, and every question.
         num_cached_tokens: Of these, what was cached before.
-        num_tokens: Tokens of each question, without the beginning and the labels.
+        num_tokens: Tokens of each question, without the beginnings and the labels.
     """
 
     request_id: str

@@ -1,7 +1,8 @@
 """In the usual mode an answer may depend on its company, but by no more than last bits.
 
-Where questions stand in a batch, what was cached and which streams run beside them changes the
-order of sums. This bounds what that does to the probabilities of labels, and to the likeliest one.
+Where questions stand in a batch, how many there are of their kind, what was cached and which
+streams run beside them changes the order of sums. This bounds what that does to the probabilities
+of labels, and to the likeliest one. In the deterministic mode nothing does anything to them.
 """
 
 from array import array
@@ -14,7 +15,7 @@ from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.score_pack import ScoredTexts
 from engine_worker.core.engine import Engine
 from engine_worker.core.engine_output import GatewayOutput
-from engine_worker.core.scoring import score_task
+from engine_worker.core.score_task import score_task
 from engine_worker.text.score_preparation import ScorePrompt
 from gateway.http.scoring.probabilities import probabilities
 from protocol.wire.messages import SamplingParams, Score, Scored, ScoredQuestion
@@ -35,6 +36,8 @@ def tokens(num: int) -> tuple[int, ...]:
 
 
 HEAD = tokens(29)
+BEGINNINGS = [(), tokens(6), tokens(3)]
+"""Of the kinds of questions, which take turns."""
 TEXTS = [tokens(int(num)) for num in GENERATOR.integers(2, 14, NUM_QUESTIONS)]
 LABELS = [
     tuple(tokens(int(length)) for length in GENERATOR.choice([1, 1, 1, 2], num))
@@ -80,7 +83,8 @@ class Asker:
             engine.add("g", generate(f"r{number}", sampling, prompt_token_ids=(number, 5, 6)))
         questions, first = [], 0
         for number in numbers:
-            questions.append(ScoredTexts(TEXTS[number], LABELS[number], first))
+            beginning = BEGINNINGS[number % len(BEGINNINGS)]
+            questions.append(ScoredTexts(TEXTS[number], LABELS[number], first, beginning))
             first += len(LABELS[number])
         command = Score(
             request_id="s",
@@ -102,6 +106,27 @@ class Asker:
         }
 
 
+def ask_alone(asker: Asker, numbers: Sequence[int]) -> dict[int, list[float]]:
+    alone: dict[int, list[float]] = {}
+    for number in numbers:
+        asker.fresh()
+        alone |= asker.ask([number])
+    return alone
+
+
+def ask_in_company(
+    asker: Asker, some: Sequence[int], everything: Sequence[int]
+) -> list[dict[int, list[float]]]:
+    asked: list[dict[int, list[float]]] = []
+    for numbers in (some[::-1], everything):
+        asker.fresh()
+        asked.append(asker.ask(numbers))
+        asked.append(asker.ask(numbers))  # behind a beginning that is in the cache
+        asker.fresh()  # the beginning is computed in one step with others
+        asked.append(asker.ask(numbers, num_streams=5))
+    return asked
+
+
 def winner(chances: Sequence[float]) -> int:
     return max(range(len(chances)), key=chances.__getitem__)
 
@@ -111,23 +136,22 @@ def test_company_changes_no_more_than_last_bits_and_no_clear_winner(
     backend: str, bucket_runner: JaxModelRunner
 ) -> None:
     asker = Asker(bucket_runner if backend == "xla" else native_runner())
-    everything = list(range(NUM_QUESTIONS))
-    some = everything[:6]
-    alone: dict[int, list[float]] = {}
-    for number in some:
-        asker.fresh()
-        alone |= asker.ask([number])
-    asked: list[dict[int, list[float]]] = []
-    for numbers in (some[::-1], everything):
-        asker.fresh()
-        asked.append(asker.ask(numbers))
-        asked.append(asker.ask(numbers))  # behind a beginning that is in the cache
-        asker.fresh()  # the beginning is computed in one step with others
-        asked.append(asker.ask(numbers, num_streams=5))
-    for found in asked:
+    some = list(range(6))
+    alone = ask_alone(asker, some)
+    for found in ask_in_company(asker, some, list(range(NUM_QUESTIONS))):
         for number in some:
             expected = alone[number]
             assert found[number] == pytest.approx(expected, abs=TOLERANCE)
             first, second = sorted(expected, reverse=True)[:2]
             if first - second > 2 * TOLERANCE:
                 assert winner(found[number]) == winner(expected)
+
+
+def test_in_the_deterministic_mode_company_changes_no_bit(
+    runner_of_engines: JaxModelRunner,
+) -> None:
+    asker = Asker(runner_of_engines)
+    some = list(range(6))
+    alone = ask_alone(asker, some)
+    for found in ask_in_company(asker, some, list(range(14))):
+        assert {number: found[number] for number in some} == alone

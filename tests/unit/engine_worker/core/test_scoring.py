@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from engine_worker.core.choice.cache_group import CacheGroup
 from engine_worker.core.choice.score_pack import ScoredTexts, ScoreLimits, ScoreShape
 from engine_worker.core.engine import Engine
 from engine_worker.core.engine_output import GatewayOutput
-from engine_worker.core.scoring import MAX_OPEN_GROUPS, ScoreTask, score_task
+from engine_worker.core.score_task import ScoreTask, score_task
+from engine_worker.core.scoring import MAX_OPEN_GROUPS
 from engine_worker.errors import InvalidRequestError
 from engine_worker.text.score_preparation import ScorePrompt
 from protocol.errors import ErrorCode
@@ -41,7 +43,7 @@ def expected(
     found = []
     for texts in questions:
         for label in texts.labels:
-            before = [*head, *texts.token_ids]
+            before = [*head, *texts.beginning, *texts.token_ids]
             scores = []
             for token_id in label:
                 scores.append(scored_logprob(before, token_id))
@@ -128,6 +130,73 @@ def test_the_beginning_is_computed_once_and_later_found_in_the_cache() -> None:
     first, second = harness.answers
     assert logprobs(first) == logprobs(second)
     assert (first.num_cached_tokens, second.num_cached_tokens) == (0, 12)
+
+
+def of_two_kinds(num_questions: int) -> tuple[ScoredTexts, ...]:
+    """Two thirds are of one kind; the last one is longer than any pack."""
+    one, other = (30, 31, 32), (35, 36)
+    questions = [
+        ScoredTexts((7, number), ((1,), (2,)), 2 * number, other if number % 3 == 0 else one)
+        for number in range(num_questions)
+    ]
+    long = ScoredTexts(tuple(range(60, 83)), ((4,), (5,)), 2 * num_questions, one)
+    return (*questions, long)
+
+
+@pytest.mark.parametrize(
+    ("num_questions", "least", "num_in_prompts"),
+    [
+        # The other kind finds the head's whole blocks of four, the long question those of its kind.
+        (12, 4, (13 + 2) + (13 + 3 - 12) + (3 + 13 + 22 - 16)),
+        # A kind with four questions is no prompt.
+        (12, 5, 13 + (13 + 3 - 12) + (3 + 13 + 22 - 16)),
+        (12, 100, 13 + (3 + 13 + 22 - 12)),
+        (3, 1, (13 + 2) + (13 + 3 - 12) + (3 + 13 + 22 - 16)),
+    ],
+)
+def test_what_a_kind_of_question_begins_with_is_computed_once_if_it_has_enough_of_them(
+    num_questions: int, least: int, num_in_prompts: int
+) -> None:
+    """What a question gets and is charged is the same in any case."""
+    questions = of_two_kinds(num_questions)
+    harness = Harness(least_of_a_kind=least)
+    harness.engine.score(harness.task("s", questions))
+    harness.run()
+    (answer,) = harness.answers
+    assert logprobs(answer) == pytest.approx(expected(questions))
+    assert answer.num_prompt_tokens == 13 + 3 + 2 + num_questions * 2 + 23
+    assert answer.num_tokens == (2,) * num_questions + (23,)
+    assert answer.num_cached_tokens == 0
+    num_computed = sum(len(row.token_ids) for batch in harness.runner.batches for row in batch.rows)
+    assert num_computed == num_in_prompts
+    for number in (0, 1):
+        alone = replace(questions[number], first=0)
+        harness.answers.clear()
+        harness.engine.score(harness.task(f"alone {number}", (alone,)))
+        harness.run()
+        both = logprobs(answer)[2 * number : 2 * number + 2]
+        assert logprobs(harness.answers[0]) == both
+
+
+def test_a_kind_that_is_asked_alone_needs_one_prompt() -> None:
+    questions = of_two_kinds(2)[1:2]
+    harness = Harness()
+    harness.engine.score(harness.task("s", (replace(questions[0], first=0),)))
+    harness.run()
+    assert {len(row) for pack in harness.runner.packs for row in pack.rows} == {2}
+    num_computed = sum(len(row.token_ids) for batch in harness.runner.batches for row in batch.rows)
+    assert num_computed == 13 + 3
+
+
+def test_what_other_prompts_of_a_score_found_of_its_first_one_was_not_cached_before() -> None:
+    """The prompt of the long question ends first, and has found the first one's blocks."""
+    many = tuple(ScoredTexts((7, number), ((1,),), number) for number in range(60))
+    long = ScoredTexts(tuple(range(60, 83)), ((4,),), 60)
+    harness = Harness()
+    harness.engine.score(harness.task("s", (*many, long)))
+    harness.run()
+    (answer,) = harness.answers
+    assert answer.num_cached_tokens == 0
 
 
 def test_streams_go_on_beside_it_and_packs_of_several_scores_take_turns() -> None:
@@ -417,6 +486,31 @@ def test_the_deadline_ends_a_score() -> None:
     harness.run()
     (failure,) = harness.answers
     assert failure.code is ErrorCode.DEADLINE_EXCEEDED
+    assert failure.usage is None
+    assert harness.engine.num_unfinished == 0
+
+
+@pytest.mark.parametrize("num_steps", range(1, 5))
+def test_a_score_whose_deadline_ends_at_work_says_what_was_computed(num_steps: int) -> None:
+    """As much as when its client leaves at that moment."""
+    told = []
+    for ends_by in ("deadline", "cancel"):
+        harness = Harness()
+        harness.engine.score(harness.task())
+        for _ in range(num_steps):
+            harness.step()
+        assert harness.answers == []
+        if ends_by == "cancel":
+            harness.engine.cancel_score("g", "s")
+        else:
+            harness.clock.now += 61
+        harness.run()
+        told += harness.answers
+        assert harness.engine.num_unfinished == 0
+    failure, scored = told
+    assert failure.code is ErrorCode.DEADLINE_EXCEEDED
+    assert failure.usage.prompt_tokens == scored.num_prompt_tokens > 0
+    assert failure.usage.cached_tokens == scored.num_cached_tokens
 
 
 def test_the_same_score_a_second_time_changes_nothing() -> None:

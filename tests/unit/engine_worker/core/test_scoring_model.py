@@ -31,7 +31,10 @@ _texts = st.tuples(
         st.sampled_from([0, 1, 2, 14, 17, 20, 30]),
     ),
     _labels,
+    st.sampled_from([(), (), (7,), (7, 8, 9)]),
+    st.sampled_from([1, 1, 1, 5]),
 )
+"""A question, its labels, what its kind begins with, and how often it is asked."""
 _events = st.one_of(
     st.tuples(st.just("score"), _names, _beginnings, st.lists(_texts, min_size=1, max_size=5)),
     st.tuples(st.just("generate"), _names, _beginnings, st.integers(1, 6)),
@@ -54,9 +57,10 @@ class ScoringModel(Harness):
         if ("g", name) in self.engine._scoring._tasks:
             return  # it would be the same one
         questions, first = [], 0
-        for token_ids, labels in texts:
-            questions.append(ScoredTexts(token_ids, tuple(labels), first))
-            first += len(labels)
+        for token_ids, labels, beginning, num_times in texts:
+            for _ in range(num_times):
+                questions.append(ScoredTexts(token_ids, tuple(labels), first, beginning))
+                first += len(labels)
         self.asked.append((name, head, tuple(questions)))
         self.engine.score(self.task(name, tuple(questions), head=head))
 
@@ -104,7 +108,10 @@ class ScoringModel(Harness):
         head: tuple[int, ...],
         questions: tuple[ScoredTexts, ...],
     ) -> None:
-        longest = max(len(one.token_ids) + max(map(len, one.labels)) - 1 for one in questions)
+        longest = max(
+            len(one.beginning) + len(one.token_ids) + max(map(len, one.labels)) - 1
+            for one in questions
+        )
         if isinstance(answer, Scored):
             if answer.logprobs:
                 assert logprobs(answer) == expected(questions, head)
@@ -125,16 +132,25 @@ class ScoringModel(Harness):
     max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), print_blob=False
 )
 @given(
-    st.lists(_events, min_size=1, max_size=14), st.integers(5, 24), st.integers(1, 4), st.booleans()
+    st.lists(_events, min_size=1, max_size=14),
+    st.integers(5, 24),
+    st.integers(1, 4),
+    st.booleans(),
+    st.integers(1, 4),
 )
 def test_whatever_comes_in_whatever_order_has_one_end_and_holds_nobody_up(
-    events: list[tuple[Any, ...]], num_blocks: int, max_num_seqs: int, is_wide: bool
+    events: list[tuple[Any, ...]],
+    num_blocks: int,
+    max_num_seqs: int,
+    is_wide: bool,
+    least_of_a_kind: int,
 ) -> None:
     harness = ScoringModel(
         num_blocks=num_blocks,
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=64 if is_wide else 8,
         prefill_chunk_size=32 if is_wide else 5,
+        least_of_a_kind=least_of_a_kind,
     )
     for name, *arguments in events:
         getattr(harness, "steps" if name == "step" else name)(*arguments)

@@ -91,12 +91,14 @@ class Bench:
         self.task = Pieces()
         self.answered: list[str] = []
         self.failed: list[tuple[str, ErrorCode]] = []
+        self.charged: dict[str, int | None] = {}
         self.now = 10.0
         self.queue = TextQueue(self.task, self, clock=lambda: self.now)
 
     def send(self, gateway_id: str, message: Message) -> None:
         if isinstance(message, Failure):
             self.failed.append((message.request_id, message.code))
+            self.charged[message.request_id] = message.usage and message.usage.prompt_tokens
             return
         assert isinstance(message, Embedded), message
         self.answered.append(message.request_id)
@@ -177,6 +179,25 @@ def test_a_long_text_whose_time_is_over_ends_at_its_next_piece() -> None:
     assert bench.task.ran == ["2", "1.0", "1.1", "1.2"]
     assert bench.answered == ["2"]
     assert bench.failed == [("1", ErrorCode.DEADLINE_EXCEEDED)]
+    assert bench.charged == {"1": 9}
+
+
+def test_a_request_whose_time_is_over_between_two_turns_says_what_was_computed() -> None:
+    bench = Bench()
+    bench.task.max_inputs = 300
+    bench.submit(1, 3, rows=300)
+    bench.queue.run_once(block=False)
+    num_computed = 3 * bench.task.ran.count("1")
+    assert 0 < num_computed < 900
+    bench.now += 60.0
+    bench.submit(2, 3)
+    bench.run()
+    assert bench.failed == [("1", ErrorCode.DEADLINE_EXCEEDED)]
+    bench.submit(3, 3)
+    bench.now += 60.0
+    bench.run()
+    assert bench.charged == {"1": num_computed, "3": None}
+    assert bench.answered == ["2"]
 
 
 def test_each_piece_of_a_long_text_is_progress_of_the_engine() -> None:

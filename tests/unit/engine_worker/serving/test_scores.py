@@ -10,7 +10,7 @@ import pytest
 
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.engine import Engine
-from engine_worker.core.scoring import ScoreTask, score_task
+from engine_worker.core.score_task import ScoreTask, score_task
 from engine_worker.serving.step_loop import StepLoop
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.preparation import PromptPreparer

@@ -10,7 +10,7 @@ from openai.types import decision_create_params
 
 from gateway.errors import InvalidRequestError
 from gateway.http.routes.inference.scoring import _question
-from gateway.http.scoring import render
+from gateway.http.scoring import render, wording
 from gateway.http.scoring.convert import decision_body, systemone_body
 from gateway.http.scoring.decision_schemas import (
     Call,
@@ -68,11 +68,15 @@ def test_the_material_comes_first_and_each_question_with_its_labels_behind() -> 
     assert user == {"role": "user", "content": "Material:\nThe sky.\n\n"}
     assert body.message.label_sets == (("Yes", "No"), ("A", "B"))
     assert [(one.text, one.label_set) for one in body.message.questions] == [
-        ("Statement: It is.\nYes or No?", 0),
-        ("Question: Which?\nOptions:\nA. a: first\nB. b\nLetter?", 1),
-        ("Question: How?\nLevels, lowest first:\nA. low\nB. low\nLetter?", 1),
-        ("Statement: It is.\nYes or No?", 0),
+        (f"{wording.STATEMENT}It is.", 0),
+        (f"{wording.CHOICE}Which?\nA. a: first\nB. b", 1),
+        (f"{wording.SCORE}How?\nA. low\nB. low", 1),
+        (f"{wording.STATEMENT}It is.", 0),
     ]
+    # Of each, what its kind shares is told apart, and ends with a line.
+    shared = [one.text[: one.num_shared_characters] for one in body.message.questions]
+    assert shared == [wording.STATEMENT, wording.CHOICE, wording.SCORE, wording.STATEMENT]
+    assert all(text.endswith("\n") for text in shared)
     sizes = sum(len(one.text) for one in body.message.questions)
     assert body.num_bytes > len(body.message.messages_json) + sizes
 

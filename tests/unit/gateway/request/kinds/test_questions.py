@@ -34,6 +34,7 @@ from protocol.wire.messages import (
     Embedded,
     EngineOffer,
     Message,
+    Usage,
 )
 from protocol.wire.peers import Peer
 from tests.fakes.request_parts import CALLER, Parts
@@ -259,6 +260,35 @@ async def test_a_question_that_the_engine_finds_wrong_counts_and_is_charged_noth
     assert isinstance(error, RemoteFailureError)
     assert error.param == "input"
     assert_settled(parts, 0, is_unused=False, outcome="failed")
+
+
+@pytest.mark.parametrize(("computed", "charged"), [(25, 25), (1, LEAST)])
+async def test_a_question_whose_time_runs_out_at_its_engine_is_charged_what_was_computed(
+    computed: int, charged: int
+) -> None:
+    """The engine was a moment earlier than the gateway; nobody was charged anything."""
+    parts = Parts()
+    one = parts.engine()
+    started = await asked(parts)
+    usage = Usage(prompt_tokens=computed, cached_tokens=1)
+    await parts.fail(one, "r", ErrorCode.DEADLINE_EXCEEDED, usage=usage)
+    error = await started.error()
+    assert isinstance(error, RemoteFailureError)
+    assert error.code is ErrorCode.DEADLINE_EXCEEDED
+    assert_settled(parts, charged, is_unused=False, outcome="failed")
+
+
+async def test_a_client_that_leaves_as_the_time_runs_out_is_charged_what_was_computed() -> None:
+    parts = Parts()
+    one = parts.engine()
+    started = await asked(parts, replace(embedding(), is_counted_late=True))
+    await idle()
+    started.request.on_client_gone()
+    await idle()
+    usage = Usage(prompt_tokens=25)
+    await parts.fail(one, "r", ErrorCode.DEADLINE_EXCEEDED, usage=usage)
+    assert isinstance(await started.error(), ClientDisconnectedError)
+    assert_settled(parts, 25, is_unused=False, outcome="aborted")
 
 
 async def test_a_question_for_which_the_engines_are_full_is_unused() -> None:
