@@ -188,6 +188,10 @@ class Backend(Protocol):
         """The fewest rows of a product that are computed well."""
 
     @property
+    def skips_padding(self) -> bool:
+        """Whether tokens of a step that are padding cost nothing, wherever they stand."""
+
+    @property
     def is_batch_invariant(self) -> bool:
         """Whether a token's bits are the same whatever else its program computes, in any batch."""
 

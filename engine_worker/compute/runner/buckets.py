@@ -13,6 +13,8 @@ SCORE_SHAPES = (ScoreShape(32, 16), ScoreShape(16, 32), ScoreShape(8, 64))
 """Rows and tokens of the programs that score questions."""
 DRAFT_ROWS = 8
 """Rows of the largest decode program, at least, where rows draft their next tokens."""
+MOST_PROMPTS = 16
+"""Prompts that one program computes together, at most."""
 
 
 def most_step_tokens(max_num_batched_tokens: int, block_size: int, *, deterministic: bool) -> int:
@@ -36,32 +38,49 @@ class Bucket:
     """The shape of one program.
 
     Attributes:
-        num_rows: Rows with sampling parameters and a block table.
-        num_queries: Tokens of a row. Above 1 only row 0 has tokens; a second row is padding that
-            keeps products at two rows.
+        num_rows: Rows with sampling parameters.
+        num_queries: Tokens of a row; above 1 they are chunks of prompts.
+        num_prompts: In a prefill, rows that have tokens and a block table. With one of them a
+            second row is padding that keeps products at two rows.
     """
 
     num_rows: int
     num_queries: int
+    num_prompts: int = 1
 
     @property
     def is_prefill(self) -> bool:
-        """Whether the program computes a chunk of one choice."""
+        """Whether the program computes chunks of prompts."""
         return self.num_queries > 1
+
+    @property
+    def is_group(self) -> bool:
+        """Whether it computes those of several choices."""
+        return self.is_prefill and self.num_prompts > 1
 
     @property
     def num_token_rows(self) -> int:
         """Rows that have tokens."""
-        return 1 if self.is_prefill else self.num_rows
+        return self.num_prompts if self.is_prefill else self.num_rows
 
 
 @dataclass(frozen=True, slots=True)
 class Buckets:
-    """All program shapes of a runner, each kind in rising order."""
+    """All program shapes of a runner, each kind in rising order.
+
+    Attributes:
+        decode: For rows of one token.
+        prefill: For a chunk of one prompt.
+        groups: For chunks of several prompts.
+        score_shapes: For questions.
+        skips_padding: Tokens that are padding cost nothing.
+    """
 
     decode: tuple[Bucket, ...]
     prefill: tuple[Bucket, ...]
+    groups: tuple[Bucket, ...] = ()
     score_shapes: tuple[ScoreShape, ...] = SCORE_SHAPES
+    skips_padding: bool = False
 
     @property
     def sampler_rows(self) -> tuple[int, ...]:
@@ -78,7 +97,7 @@ class Buckets:
     @property
     def all(self) -> tuple[Bucket, ...]:
         """Every shape."""
-        return self.decode + self.prefill
+        return self.decode + self.prefill + self.groups
 
     @property
     def prefill_chunk_size(self) -> int:
@@ -93,7 +112,13 @@ class Buckets:
     @property
     def by_demand(self) -> tuple[Bucket | int, ...]:
         """All step shapes and full samplers, those that a lone request takes first."""
-        return (*self.decode[:1], *self.prefill, *self.decode[1:], *self.sampler_rows)
+        return (
+            *self.decode[:1],
+            *self.prefill,
+            *self.decode[1:],
+            *self.groups,
+            *self.sampler_rows,
+        )
 
     def for_decode(self, num_rows: int) -> tuple[Bucket, ...]:
         """The decode shapes with room for some rows, smallest first."""
@@ -111,6 +136,7 @@ def choose_buckets(
     min_rows: int,
     deterministic: bool,
     speculates: bool = False,
+    skips_padding: bool = False,
 ) -> Buckets:
     """The program shapes of a runner.
 
@@ -120,6 +146,7 @@ def choose_buckets(
         min_rows: The fewest rows of a product: 2 where one row is slow (bfloat16 on XLA:CPU).
         deterministic: One fixed shape for everything.
         speculates: Draft tokens take rows as well.
+        skips_padding: Tokens that are padding cost nothing.
     """
     if deterministic:
         decode = (Bucket(DETERMINISTIC_ROWS, 1),)
@@ -130,7 +157,13 @@ def choose_buckets(
     rows = [num for num in DECODE_ROWS if min_rows <= num < most] + [most]
     chunk = max(2, min(max_num_batched_tokens, PREFILL_TOKENS[-1]))
     tokens = [num for num in PREFILL_TOKENS if num < chunk]
+    # With no more tokens than the largest chunk has, so that they take no more memory.
+    prompts = [(min(MOST_PROMPTS, max_num_seqs, chunk // num), num) for num in tokens]
     return Buckets(
         decode=tuple(Bucket(num, 1) for num in rows),
         prefill=tuple(Bucket(min_rows, num) for num in (*tokens, chunk)),
+        groups=tuple(
+            Bucket(num_prompts, num, num_prompts) for num_prompts, num in prompts if num_prompts > 1
+        ),
+        skips_padding=skips_padding,
     )

@@ -20,6 +20,7 @@ from engine_worker.compute.runner.limits import RowLimits, RunnerLimits
 from engine_worker.compute.runner.packing import PackedLayout
 from engine_worker.compute.runner.program_set import ProgramSet
 from engine_worker.compute.runner.programs import MAX_NEW_TOKENS, DeviceState, ProgramOutput
+from engine_worker.compute.runner.prompt_calls import prompt_calls
 from engine_worker.compute.runner.run_ahead import RunAhead, following, is_sampled_later
 from engine_worker.compute.runner.score_program import (
     MAX_SCORE_PAIRS,
@@ -37,12 +38,12 @@ from engine_worker.core.decoding.speculation import MAX_DRAFT_TOKENS
 class JaxModelRunner:
     """Implements `engine_worker.core.choice.batch.ModelRunner`; made by `create`.
 
-    A step is one call of a decode program for all rows with a single token and one call of a
-    prefill program for each other row. Draft tokens are further rows of the decode program. Rows
-    that want more than these can do are sampled by a call of the full sampler that follows. In
-    the deterministic mode all tokens, of prompts and of outputs, go through one program of a fixed
-    shape, one token a row, and all are sampled by one full sampler, so that what a token computes
-    depends on nothing but its own request.
+    A step is one call of a decode program for all rows with a single token and calls of prefill
+    programs for the others: short ones share a call where that is cheaper. Draft tokens are further
+    rows of the decode program. Rows that want more than these can do are sampled by a call of the
+    full sampler that follows. In the deterministic mode all tokens, of prompts and of outputs, go
+    through one program of a fixed shape, one token a row, and all are sampled by one full sampler,
+    so that what a token computes depends on nothing but its own request.
 
     It is long because the port alone has eighteen members, all on the one state of the device.
     """
@@ -134,6 +135,7 @@ class JaxModelRunner:
             min_rows=backend.min_rows,
             deterministic=deterministic,
             speculates=speculates,
+            skips_padding=backend.skips_padding,
         )
         if run_ahead is None:
             run_ahead = jax.default_backend() != "cpu"
@@ -329,8 +331,9 @@ class JaxModelRunner:
         decodes = self._take_begun(rows, decodes, outcome)
         if decodes:
             self._decode(decodes, [rows[i] for i in decodes], outcome)
-        for index in prefills:
-            self._prefill(index, rows[index], outcome)
+        first_ready = self._programs.store.first_ready
+        for bucket, indices in prompt_calls(self._buckets, first_ready, rows, prefills):
+            self._prefill(bucket, indices, [rows[i] for i in indices], outcome)
         if next_rows:
             self._begin(rows, next_rows, outcome)
 
@@ -365,22 +368,30 @@ class JaxModelRunner:
     ) -> None:
         """Runs and samples the step's rows of one token, which `indices` names."""
         bucket = self._programs.store.first_ready(self._buckets.for_decode(len(rows)))
-        apart = self._apart(rows)
+        self._compute(bucket, indices, rows, self._apart(rows), outcome)
+
+    def _prefill(
+        self, bucket: Bucket, indices: Sequence[int], rows: Sequence[RowWork], outcome: StepOutcome
+    ) -> None:
+        """Runs chunks of prompts, and samples and scores what they ask for."""
+        apart = [i for i, row in enumerate(rows) if row.sample and row.needs_full_sampler]
+        output = self._compute(bucket, indices, rows, apart, outcome)
+        if rows[0].scored_token_ids:
+            self._score(indices[0], rows[0], np.asarray(output.hidden), outcome)
+
+    def _compute(
+        self,
+        bucket: Bucket,
+        indices: Sequence[int],
+        rows: Sequence[RowWork],
+        apart: Sequence[int],
+        outcome: StepOutcome,
+    ) -> ProgramOutput:
+        """Runs some rows of a step in one program, and samples those apart that it doesn't."""
         output = self._step(bucket, rows, apart)
         outcome.put_tokens(indices, output.tokens)
         self._sample_apart([indices[i] for i in apart], [rows[i] for i in apart], outcome)
-
-    def _prefill(self, index: int, row: RowWork, outcome: StepOutcome) -> None:
-        """Runs a chunk of a prompt, and samples and scores what it asks for."""
-        bucket = self._programs.store.first_ready(self._buckets.for_prefill(len(row.token_ids)))
-        is_apart = row.sample and row.needs_full_sampler
-        output = self._step(bucket, [row], (0,) if is_apart else ())
-        if is_apart:
-            self._sample_apart([index], [row], outcome)
-        else:
-            outcome.put_tokens([index], output.tokens)
-        if row.scored_token_ids:
-            self._score(index, row, np.asarray(output.hidden), outcome)
+        return output
 
     def _apart(self, rows: Sequence[RowWork]) -> list[int]:
         """Which rows of a decode are sampled apart from it: none more than those that have to.

@@ -155,9 +155,10 @@ class ProgramSet:
             backend, layout, self._kv_layout, is_hidden_by_row=self._is_hidden_by_row
         )
         kind = "prefill" if key.is_prefill else "decode"
-        output = ProgramOutput(0, 0 if key.is_prefill else None)  # type: ignore[arg-type]
+        has_hidden = key.is_prefill and not key.is_group
+        output = ProgramOutput(0, 0 if has_hidden else None)  # type: ignore[arg-type]
         args = (leaves, state, layout.pack(()))
-        name = f"{kind}_{key.num_rows}_{key.num_queries}"
+        name = f"{kind}{'s' * key.is_group}_{key.num_rows}_{key.num_queries}"
         return lower(name, step, args, (output, state), donated=(1,)).compile()
 
     def step(
@@ -264,6 +265,8 @@ def describe(program: Bucket | int | ScoreLayout) -> str:
         return f"the scoring of {shape.num_rows} rows of {shape.num_tokens} tokens"
     if isinstance(program, int):
         return f"the full sampler of {program} rows"
+    if program.is_group:
+        return f"prefill of {program.num_prompts} prompts of {program.num_queries} tokens"
     if program.is_prefill:
         return f"prefill of {program.num_queries} tokens"
     return f"decode of {program.num_rows} rows"

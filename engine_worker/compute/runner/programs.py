@@ -51,7 +51,8 @@ class ProgramOutput(NamedTuple):
     Attributes:
         tokens: [N, R] int32 token ids (`NOT_SAMPLED`, `NAN_LOGITS`), one below the other for rows
             that sample several; N is 1 for a prefill and `MAX_NEW_TOKENS` in decode.
-        hidden: [Q, hidden] float32, of each token of a prefill's row; None in decode.
+        hidden: [Q, hidden] float32, of each token of a prefill of one prompt; None of others and in
+            decode.
     """
 
     tokens: jax.Array
@@ -139,12 +140,14 @@ class StepProgram:
     ) -> tuple[ProgramOutput, DeviceState]:
         blocks = self._backend.bind(leaves)
         hidden, cache = self._forward(blocks, state.cache, inputs)
-        last_hidden = _last_of_chunk(hidden, inputs)
+        last_hidden = _last_of_chunks(hidden, inputs)
         tokens = self._sample(blocks, last_hidden, state.counts, inputs.sampling)
         counts = count_sampled(state.counts, tokens, inputs.sampling)
         state = state._replace(cache=cache, counts=counts)
-        state = self._remember(state, inputs.slots, jnp.maximum(tokens, 0)[:1], last_hidden[:1])
-        return ProgramOutput(tokens[None], hidden), state
+        num_prompts = inputs.slots.shape[0]
+        known, last_known = jnp.maximum(tokens, 0)[:num_prompts], last_hidden[:num_prompts]
+        state = self._remember(state, inputs.slots, known, last_known)
+        return ProgramOutput(tokens[None], hidden if num_prompts == 1 else None), state
 
     def _decode(
         self, leaves: Leaves, state: DeviceState, inputs: StepInputs
@@ -246,11 +249,18 @@ class StepProgram:
         return tokens
 
 
-def _last_of_chunk(hidden: jax.Array, inputs: StepInputs) -> jax.Array:
-    """The chunk's last token, as many times as there are rows: the head's product has them too."""
+def _last_of_chunks(hidden: jax.Array, inputs: StepInputs) -> jax.Array:
+    """Each row's last token, of one prompt as many times as there are rows.
+
+    The head's product has all rows too. Of padding it is some token.
+    """
     num_rows = inputs.sampling.slots.shape[0]
-    last = jnp.sum(inputs.is_token.astype(jnp.int32)) - 1
-    return hidden.at[jnp.repeat(last, num_rows)].get(mode="clip")
+    num_prompts, num_queries = inputs.is_token.shape
+    last = jnp.sum(inputs.is_token.astype(jnp.int32), axis=1) - 1
+    last = last + num_queries * jnp.arange(num_prompts, dtype=jnp.int32)
+    if num_prompts == 1:
+        last = jnp.repeat(last, num_rows)
+    return hidden.at[last].get(mode="clip")
 
 
 def set_slot_counts(counts: jax.Array, slot: jax.Array, slot_counts: jax.Array) -> jax.Array:

@@ -163,10 +163,14 @@ class CpuNativeBackend:
         return 1 if missing <= {BlockKind.RECURRENT} or self._weight_type == "float32" else 2
 
     @property
+    def skips_padding(self) -> bool:
+        # The kernels compute the tokens that aren't padding; XLA computes all.
+        return all(reason is None for reason in self._reasons.values())
+
+    @property
     def is_batch_invariant(self) -> bool:
         # The kernels add in one order for any number of rows; XLA does within one program.
-        is_all_native = all(reason is None for reason in self._reasons.values())
-        return is_all_native or self._weight_type == "float32"
+        return self.skips_padding or self._weight_type == "float32"
 
     @property
     def custom_calls(self) -> Sequence[str]:

@@ -138,6 +138,10 @@ class XlaBackend:
         return 1 if self._weight_type == "float32" else 2
 
     @property
+    def skips_padding(self) -> bool:
+        return False
+
+    @property
     def is_batch_invariant(self) -> bool:
         # Within one program of one shape, which is all that the deterministic mode has.
         return self._weight_type == "float32"
