@@ -1,5 +1,6 @@
 """Files on disk: each tenant's own, bounded, and gone in time."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from gateway.batches import folders
 from gateway.batches.files import FileBounds, FileStore, StoredFile
-from gateway.errors import InvalidRequestError, ResourceNotFoundError
+from gateway.errors import GatewayError, InvalidRequestError, ResourceNotFoundError
 
 
 class Clock:
@@ -46,6 +47,23 @@ def test_a_file_is_found_by_its_tenant_alone(tmp_path: Path) -> None:
     assert listed(store, "other") == []
     # Another process of the same folder finds it as well.
     assert listed(store_at(tmp_path, Clock())) == [stored]
+
+
+def test_a_file_that_can_not_be_read_for_a_moment_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_at(tmp_path, Clock())
+    stored = put(store)
+    with monkeypatch.context() as patch:
+
+        def fails(_: Path) -> bytes:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+        patch.setattr(Path, "read_bytes", fails)
+        with pytest.raises(GatewayError, match="Too many open files") as caught:
+            store.find("t", stored.id)
+    assert not isinstance(caught.value, ResourceNotFoundError)
+    assert store.find("t", stored.id) == stored
 
 
 @pytest.mark.parametrize(
