@@ -1,9 +1,8 @@
 """Every page of the repository: lines and rows that aren't too long, links that lead somewhere."""
 
 import re
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 from tools.wrap_markdown import MAX_COLUMNS, pages
 
@@ -17,16 +16,21 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
 def without_code(text: str) -> str:
     """Fenced blocks and code spans blanked, so that what looks like a link in them is none."""
     text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     return re.sub(r"(`+)[^`].*?\1", "", text)
 
 
+@cache
 def anchors(page: Path) -> set[str]:
     """The fragments by which the headings of a page are reached, as GitHub makes them."""
     found: set[str] = set()
-    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^```.*?^```", "", text_of(page), flags=re.MULTILINE | re.DOTALL)
     for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
         slug = re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
         twin = next(n for n in range(len(found) + 1) if (f"{slug}-{n}" if n else slug) not in found)
@@ -45,9 +49,9 @@ def too_long(text: str) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_a_page_is_wrapped_at_100_columns(page: Path) -> None:
-    assert too_long(page.read_text(encoding="utf-8")) == [], "`make format` wraps it"
+def test_a_page_is_wrapped_at_100_columns() -> None:
+    found = {name(page): too_long(text_of(page)) for page in PAGES}
+    assert {page: lines for page, lines in found.items() if lines} == {}, "`make format` wraps it"
 
 
 def too_wide(text: str) -> list[int]:
@@ -62,18 +66,18 @@ def too_wide(text: str) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_no_row_of_a_page_is_much_wider_than_a_line(page: Path) -> None:
-    assert too_wide(page.read_text(encoding="utf-8")) == [], "make it a list, or say it below"
+def test_no_row_of_a_page_is_much_wider_than_a_line() -> None:
+    found = {name(page): too_wide(text_of(page)) for page in PAGES}
+    wide = {page: rows for page, rows in found.items() if rows}
+    assert wide == {}, "make it a list, or say it below"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_no_list_of_a_page_explains_a_field_twice(page: Path) -> None:
-    if page.name == "CHANGELOG.md":
-        return
+def test_no_list_of_a_page_explains_a_field_twice() -> None:
     twice = [
-        field
-        for section in re.split(r"^#+ ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        (name(page), field)
+        for page in PAGES
+        if page.name != "CHANGELOG.md"
+        for section in re.split(r"^#+ ", text_of(page), flags=re.MULTILINE)
         for fields in [re.findall(r"^- (`[^`\n]+`)[: ]", section, re.MULTILINE)]
         for field in sorted(set(fields))
         if fields.count(field) > 1
@@ -81,16 +85,16 @@ def test_no_list_of_a_page_explains_a_field_twice(page: Path) -> None:
     assert twice == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_exist(page: Path) -> None:
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading_that_exist() -> None:
     dead = []
-    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text(encoding="utf-8"))):
-        if "://" in target or target.startswith("mailto:"):
-            continue
-        path, _, fragment = target.partition("#")
-        leads_to = (page.parent / path).resolve() if path else page
-        if not leads_to.exists() or (fragment and fragment not in anchors(leads_to)):
-            dead.append(target)
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", without_code(text_of(page))):
+            if "://" in target or target.startswith("mailto:"):
+                continue
+            path, _, fragment = target.partition("#")
+            leads_to = (page.parent / path).resolve() if path else page
+            if not leads_to.exists() or (fragment and fragment not in anchors(leads_to)):
+                dead.append((name(page), target))
     assert dead == []
 
 

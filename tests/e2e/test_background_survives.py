@@ -1,4 +1,5 @@
-"""Background responses whose gateway, engine or parser is killed -9: same text, booked once."""
+"""Background responses whose gateway, engine or parser is killed -9: same text, booked once; and
+streams whose only engine is."""
 
 import json
 import os
@@ -11,7 +12,17 @@ import httpx
 import pytest
 
 from tests.e2e.harness import Harness, eventually
-from tests.e2e.test_when_something_dies import find_gateway, rows_of
+from tests.e2e.live_stream import ask, known_answer
+from tests.e2e.test_when_something_dies import (
+    LONG,
+    SHORT,
+    TOOLS,
+    assert_undisturbed,
+    find_gateway,
+    metric,
+    rows_of,
+    start_all,
+)
 
 pytestmark = pytest.mark.process
 NUMBERS: dict[str, Any] = {
@@ -25,8 +36,8 @@ NUMBERS: dict[str, Any] = {
             "schema": {
                 "type": "array",
                 "items": {"type": "integer", "minimum": 10_000, "maximum": 99_999},
-                "minItems": 60,
-                "maxItems": 60,
+                "minItems": 40,
+                "maxItems": 40,
             },
         }
     },
@@ -177,4 +188,20 @@ def test_a_call_of_a_tool_outlives_its_gateway(mortal: Harness) -> None:
 
     name = made["id"].removeprefix("resp_")
     eventually(lambda: turns() == [(name, "finished"), (f"{name}t1", "finished")])
+    mortal.wait_ready()
+
+
+def test_without_another_engine_streams_wait_for_the_restart(mortal: Harness) -> None:
+    bodies = {"plain": LONG, "tools": TOOLS}
+    known = {name: (body, known_answer(mortal.url, body)) for name, body in bodies.items()}
+    streams = start_all(mortal, known)
+    (pid,) = mortal.pids("engine_worker")
+    os.kill(pid, signal.SIGKILL)
+    # Who begins now is sent away until an engine is there.
+    ready = {"role": "engine", "phase": "ready"}
+    eventually(lambda: metric(mortal, "penstock_gateway_workers", **ready) == 0)
+    refused = ask(mortal.url, SHORT)
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) >= 1
+    assert_undisturbed(known, streams)
     mortal.wait_ready()

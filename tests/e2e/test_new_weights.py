@@ -167,7 +167,7 @@ def test_new_weights_come_under_load_and_no_request_fails(mortal: Harness, tmp_p
     folder = tmp_path / "new"
     make_other_weights(str(folder))
     # Pauses, so that the engine which starts beside them isn't the slower for them.
-    roll_under_load(mortal, f"{MODEL}={folder}", num_engines=1, num_clients=4, pause_s=0.3)
+    roll_under_load(mortal, f"{MODEL}={folder}", num_engines=1, num_clients=4, pause_s=1.0)
 
 
 @pytest.mark.long

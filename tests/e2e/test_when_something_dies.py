@@ -25,7 +25,7 @@ LONG: dict[str, Any] = {
     "model": "penstock-demo",
     "messages": COUNTING,
     "ignore_eos": True,
-    "max_tokens": 300,
+    "max_tokens": 180,
     "temperature": 0,
 }
 SHORT = {
@@ -54,7 +54,7 @@ CHOICES = {
     "frequency_penalty": 0.4,
     "presence_penalty": 0.3,
     "repetition_penalty": 1.1,
-    "max_tokens": 160,
+    "max_tokens": 120,
     "logprobs": True,
     "top_logprobs": 2,
 }
@@ -62,15 +62,15 @@ TOOLS = {
     **LONG,
     "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
     "tools": [WEATHER],
-    "max_tokens": 200,
+    "max_tokens": 160,
     "logprobs": True,
 }
 
 NUMBERS = {
     "type": "array",
     "items": {"type": "integer", "minimum": 100, "maximum": 99_999},
-    "minItems": 50,
-    "maxItems": 50,
+    "minItems": 30,
+    "maxItems": 30,
 }
 SCHEMA: dict[str, Any] = {
     "model": "penstock-demo",
@@ -148,9 +148,9 @@ def known(frail: Harness) -> dict[str, tuple[dict[str, Any], list[dict[str, Any]
         (call,) = answers[name][1][0]["message"]["tool_calls"]
         assert call["name"] == "remember"
         assert len(json.loads(call["arguments"])["note"]) >= 120
-    assert len(json.loads(answers["schema"][1][0]["message"]["content"])["first"]) == 50
+    assert len(json.loads(answers["schema"][1][0]["message"]["content"])["first"]) == 30
     assert len({one["message"]["content"] for one in answers["choices"][1]}) == 2
-    assert [len(one["tokens"]) for one in answers["choices"][1]] == [160, 160]
+    assert [len(one["tokens"]) for one in answers["choices"][1]] == [120, 120]
     return answers
 
 
@@ -164,7 +164,8 @@ def some_of(known: Known) -> Known:
 
 def start_all(harness: Harness, known: Known) -> dict[str, LiveStream]:
     """A stream of each kind, all under way."""
-    streams = {name: LiveStream(harness.url, body) for name, (body, _) in known.items()}
+    usage = {"stream_options": {"include_usage": True}}
+    streams = {name: LiveStream(harness.url, body | usage) for name, (body, _) in known.items()}
     for stream in streams.values():
         stream.wait_started()
     return streams
@@ -173,6 +174,16 @@ def start_all(harness: Harness, known: Known) -> dict[str, LiveStream]:
 def assert_undisturbed(known: Known, streams: dict[str, LiveStream]) -> None:
     for name, stream in streams.items():
         assert stream.answer() == known[name][1], name
+
+
+def assert_booked(harness: Harness, streams: dict[str, LiveStream]) -> None:
+    """The tokens that were told are those that are booked, once."""
+    query = "SELECT completion_tokens FROM ledger WHERE request_id = ? AND outcome != 'unused'"
+    for name, stream in streams.items():
+        request_id = stream.chunks[0]["id"].removeprefix("chatcmpl-")
+        told = [(stream.chunks[-1]["usage"]["completion_tokens"],)]
+        eventually(lambda: bool(rows_of(harness, query, request_id)))  # noqa: B023 - it waits for it
+        assert rows_of(harness, query, request_id) == told, name
 
 
 def metric(harness: Harness, name: str, **labels: str) -> float:
@@ -203,22 +214,9 @@ def test_a_killed_engines_streams_go_on_at_another_one_with_the_same_text(
     streams = start_all(whole, known)
     os.kill(whole.pids("engine_worker")[0], signal.SIGKILL)
     assert_undisturbed(known, streams)
-    # Seven choices on two engines: some of them were on the one that was killed.
+    assert_booked(whole, streams)
+    # Eight choices on two engines: some of them were on the one that was killed.
     assert metric(whole, "penstock_gateway_resumptions_total", role="engine") > before
-
-
-def test_without_another_engine_streams_wait_for_the_restart(frail: Harness, known: Known) -> None:
-    eventually(lambda: ask(frail.url, SHORT).status_code == 200)
-    known = some_of(known)
-    streams = start_all(frail, known)
-    for pid in frail.pids("engine_worker"):
-        os.kill(pid, signal.SIGKILL)
-    # Who begins now is sent away until an engine is there.
-    eventually(lambda: _num_ready(frail).get("engine") == 0)
-    refused = ask(frail.url, SHORT)
-    assert refused.status_code == 503
-    assert int(refused.headers["retry-after"]) >= 1
-    assert_undisturbed(known, streams)
 
 
 def test_a_stopped_engine_is_left_and_what_it_says_later_counts_for_nothing(
@@ -230,6 +228,7 @@ def test_a_stopped_engine_is_left_and_what_it_says_later_counts_for_nothing(
     try:
         eventually(lambda: _num_ready(whole).get("engine") == 1)
         assert_undisturbed(known, streams)
+        assert_booked(whole, streams)
         known = some_of(known)
         more = start_all(whole, known)
     finally:
@@ -427,6 +426,9 @@ def test_a_supervisor_killed_with_9_takes_its_children_along(
     assert not list(run_dir.glob("engine")), "socket files are left"
 
 
+# That an engine says it in one line, tests/integration/test_engine_worker_process.py shows of a
+# broken checkpoint; that wrong settings end a server, tests/unit/penstock/test_supervisor.py.
+@pytest.mark.long
 def test_an_unsupported_architecture_is_one_clear_end(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -448,7 +450,7 @@ def test_ctrl_c_ends_what_runs_and_leaves_no_process_and_no_socket(frail: Harnes
     children = psutil.Process(frail.process.pid).children(recursive=True)
     run_dir = _setting(children[0].pid, "PENSTOCK_RUN_DIR")
     eventually(lambda: ask(frail.url, SHORT).status_code == 200)
-    stream = LiveStream(frail.url, {**LONG, "max_tokens": 1500})
+    stream = LiveStream(frail.url, {**LONG, "max_tokens": 400})
     stream.wait_started()
     frail.process.send_signal(signal.SIGINT)
     assert frail.process.wait(180) == 0

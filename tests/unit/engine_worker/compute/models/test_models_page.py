@@ -120,27 +120,26 @@ def test_every_parity_case_stands_in_the_row_of_its_architecture() -> None:
     assert all(row.cases for row in ROWS.values())
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_the_formats_of_a_row_are_what_its_model_type_is_taken_for(name: str) -> None:
-    found = detect_formats(None, model_type=FAMILIES[name].model_type)
-    tool, reasoning = found.tool_format or "none", found.reasoning_format or "none"
-    assert ROWS[name].formats == f"{tool}, {reasoning}"
+def test_the_formats_of_a_row_are_what_its_model_type_is_taken_for() -> None:
+    for name, row in ROWS.items():
+        found = detect_formats(None, model_type=FAMILIES[name].model_type)
+        tool, reasoning = found.tool_format or "none", found.reasoning_format or "none"
+        assert row.formats == f"{tool}, {reasoning}", name
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_the_native_blocks_of_a_row_are_those_that_the_kernels_cover(name: str) -> None:
-    cases = ROWS[name].cases
-    specs = {case: spec_of(CASES[case]) for case in cases}
-    native = native_blocks(list(specs.values()))
-    if native != "all":
-        whole = [f"`{case}`" for case, spec in specs.items() if native_blocks([spec]) == "all"]
-        native += f" ({', '.join(whole)})" if whole else ""
-    assert ROWS[name].native == native
+def test_the_native_blocks_of_a_row_are_those_that_the_kernels_cover() -> None:
+    for name, row in ROWS.items():
+        specs = {case: spec_of(CASES[case]) for case in row.cases}
+        native = native_blocks(list(specs.values()))
+        if native != "all":
+            whole = [f"`{case}`" for case, spec in specs.items() if native_blocks([spec]) == "all"]
+            native += f" ({', '.join(whole)})" if whole else ""
+        assert row.native == native, name
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_the_gguf_files_of_a_row_are_those_that_are_read(name: str) -> None:
-    assert ROWS[name].gguf == gguf_names(name)
+def test_the_gguf_files_of_a_row_are_those_that_are_read() -> None:
+    for name, row in ROWS.items():
+        assert row.gguf == gguf_names(name), name
 
 
 def test_every_family_of_gguf_files_stands_in_a_row() -> None:
@@ -163,10 +162,10 @@ def test_those_of_which_no_gguf_file_is_read_are_named() -> None:
 PARITY = read_page((PAGE.parent / "measurements" / "parity.md").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("name", ROWS)
-def test_the_agreement_of_a_row_is_the_least_that_was_measured_of_its_cases(name: str) -> None:
-    assert ROWS[name].agreement == agreement(ROWS[name].cases, PARITY)
-    assert ROWS[name].agreement.split()[0] in ("100", "–")
+def test_the_agreement_of_a_row_is_the_least_that_was_measured_of_its_cases() -> None:
+    for name, row in ROWS.items():
+        assert row.agreement == agreement(row.cases, PARITY), name
+        assert row.agreement.split()[0] in ("100", "–"), name
 
 
 EVERYDAY = {

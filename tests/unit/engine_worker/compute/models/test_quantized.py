@@ -61,7 +61,7 @@ def test_nan_in_a_row_is_nan_in_its_scores_and_in_no_others() -> None:
 
 
 def test_a_decoder_in_int8_chooses_near_the_best_tokens_and_keeps_its_cache_in_bfloat16() -> None:
-    weights = tiny_weights()
+    weights = tiny_weights(spec=tiny_spec([None]))
     decoder = packed(weights, "xla", "int8")
     runner = JaxModelRunner.create(
         decoder, num_blocks=40, max_model_len=64, block_size=8, max_num_seqs=2
@@ -83,7 +83,7 @@ def test_norms_with_a_weight_for_each_head_are_no_matrices() -> None:
         assert isinstance(layer.mixer, AttentionSpec)
         return replace(layer, mixer=replace(layer.mixer, qk_norm=QkNorm.EACH_HEAD))
 
-    spec = tiny_spec()
+    spec = tiny_spec([None])
     spec = replace(spec, layers=tuple(map(normed, spec.layers)))
     decoder = packed(tiny_weights(spec=spec), "xla", "int8")
     runner = JaxModelRunner.create(
