@@ -307,8 +307,6 @@ class _ParameterValues:
         ends = (body.value_end, *body.parameters, body.end)
         grammar = grammar_of(form.schema)
         if grammar is not None:
-            if body.trims == "space":
-                raise UnsupportedToolsError("white space around a text is no part of it there.")
             text = grammar.written(self._writer, is_quoted=False, without=ends)
             return self._writer.sequence(text, self._writer.text(end))
         terminals = text_terminals(self._reader, form, is_trimmed=body.trims == "space")

@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from toolparser_worker.errors import UnsupportedToolsError
 from toolparser_worker.grammar.lark import LarkWriter, regex, without_texts
+from toolparser_worker.machine.tool_schemas import INPUT_GRAMMAR
 
-_KEY: Final = "x_penstock_input"
-"""Where a tool's function has it: `{"rules": […], "terminals": [[plain, quoted], …]}`; where the
-schema of the argument has it once it is read."""
+_KEY: Final = INPUT_GRAMMAR
+"""There a function has `{"rules": […], "terminals": [[plain, quoted], …]}`; there the schema of the
+argument has it, too, once it is read."""
 _RULE: Final = re.compile(r'(?:R\d{1,6}|T\d{1,6}|""|\{\d{1,4}(?:,\d{0,4})?\}|[()|?*+ ])+')
 _NAME: Final = re.compile(r"([RT])(\d+)")
 

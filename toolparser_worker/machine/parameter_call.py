@@ -73,6 +73,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
         self._could_be_whole = False
         self._value: list[str] | None = None
         self._is_typed = False
+        self._is_trimmed = False
         self._blank: list[str] = []
         self._is_dropped = False
         self._object = ObjectCollector()
@@ -95,7 +96,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
         starts = self._value_matcher.first_chars
         if self._value is not None:
             return Plain(plain_text(starts), self._value)
-        if self._body.trims != "space":
+        if not self._is_trimmed:
             return Plain(plain_text(starts + NEEDS_ESCAPE))
         text = plain_text(starts + NEEDS_ESCAPE, BLANKS)
         if any(blank not in text.blanks for blank in "".join(self._blank)):
@@ -240,6 +241,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
         body = self._body
         schema = self._tools.parameter(self._name, self._key)
         is_text = is_plain_text(schema, body.undeclared)
+        self._is_trimmed = body.trims == "space" and not self._tools.has_input_grammar(self._name)
         self._is_typed = False
         if body.text_attribute:
             wire = _tag_value(tag, body.text_attribute, body.unescapes)
@@ -290,7 +292,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
             if is_there is None:
                 return MORE, start
             start += len(body.value_start) if is_there else 0
-        if body.trims == "space":
+        if self._is_trimmed:
             start = after_space(text, start)
         if body.trims == "newline" or body.cdata:
             opening = _CDATA_START if body.cdata else _LINE_FEED
@@ -300,7 +302,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
             start += len(opening) if is_there else 0
             if is_there and body.cdata:
                 self._value_matcher = literal_matcher((_CDATA_END + body.value_end,))
-        if start == len(text) and not self._final and body.trims == "space":
+        if start == len(text) and not self._final and self._is_trimmed:
             return MORE, start
         self._state = self._in_value
         return MOVED, start
@@ -328,7 +330,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
         if self._value is not None:
             self._value.append(piece)
             return
-        if self._body.trims == "space":
+        if self._is_trimmed:
             # White space at the end is no part of the value, so it waits for what follows.
             size = len(piece.rstrip(BLANKS))
             if not size:
@@ -359,7 +361,7 @@ class ParameterCallReader(CallReader[ParameterBody]):
 
     def _converted(self, text: str) -> str:
         body = self._body
-        if body.trims == "space":
+        if self._is_trimmed:
             text = stripped(text)
         if self._is_typed or self._key in body.unwrapped:
             return json_or_text(text)

@@ -9,6 +9,8 @@ from toolparser_worker.machine.declarations import CallBody
 
 Schema = Mapping[str, Any] | None
 
+INPUT_GRAMMAR: Final = "x_penstock_input"
+"""Where the function of a custom tool has the grammar of its text."""
 _NOTHING: Final[Mapping[str, Any]] = {}
 _COMBINING: Final = ("anyOf", "oneOf", "allOf")
 MAX_ALTERNATIVES: Final = 256
@@ -45,8 +47,11 @@ class ToolSchemas:
 
     def __init__(self, tools: Iterable[Mapping[str, Any]] = ()) -> None:
         self._parameters: dict[str, Mapping[str, Any]] = {}
+        self._with_grammar: set[str] = set()
         for tool in tools:
             function = tool["function"]
+            if INPUT_GRAMMAR in function:
+                self._with_grammar.add(function["name"])
             parameters = function.get("parameters")
             self._parameters[function["name"]] = (
                 _linked(parameters) if isinstance(parameters, Mapping) else {}
@@ -68,6 +73,10 @@ class ToolSchemas:
     def has_parameters(self, name: str) -> bool:
         """Whether the tool is known and declares parameters."""
         return bool(self._properties(name))
+
+    def has_input_grammar(self, name: str) -> bool:
+        """Whether the tool's text follows a grammar, so that each of its characters is meant."""
+        return name in self._with_grammar
 
     def parameter(self, name: str, key: str) -> Schema:
         """The JSON schema of a tool's parameter; None when nothing is known about it."""
