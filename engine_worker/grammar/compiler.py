@@ -100,7 +100,7 @@ class CompiledGrammar:
             self._vocabulary.ll_tokenizer,
             self._result.source,
             log_level=0,
-            limits=parser_limits(),
+            limits=parser_limits(max_items_in_row=self._result.max_row_items),
         )
         if not matcher.is_error():
             # The first mask builds much of the automaton, which all outputs then share.
