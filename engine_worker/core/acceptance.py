@@ -211,6 +211,12 @@ def check_sampling(sampling: SamplingParams, vocab_size: int) -> None:
     if sampling.allowed_token_ids is not None:
         if not sampling.allowed_token_ids:
             raise _refused("allowed_token_ids")
+        if vocab_size < len(sampling.allowed_token_ids) <= MAX_ALLOWED_TOKEN_IDS:
+            raise InvalidRequestError(
+                f"'allowed_token_ids' names {len(sampling.allowed_token_ids)} token ids, but this"
+                f" model has {vocab_size}; name each once.",
+                param="allowed_token_ids",
+            )
         _check_ids(
             "allowed_token_ids", sampling.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS, vocab_size
         )

@@ -8,12 +8,12 @@ import numpy as np
 
 from engine_worker.core.acceptance import AcceptanceLimits, accept, check_first_token
 from engine_worker.core.choice.token_mask import MaskWords, num_mask_words
-from engine_worker.core.choice_log import about
 from engine_worker.core.choice_output import ChoiceOutput, resumed_output
 from engine_worker.core.metrics import EngineMetrics
 from engine_worker.core.scheduling.block_hashes import block_hashes, salt_of
 from engine_worker.grammar.constraint import Constraint
 from engine_worker.text.tokenizer import Tokenizer
+from protocol.runtime import logs
 from protocol.wire.messages import Generate
 
 _log = logging.getLogger("penstock.engine")
@@ -87,24 +87,30 @@ class ChoiceAcceptor:
             choice, command, constraint, self._tokenizer, self._limits.vocab_size
         )
         if constraint is not None:
-            choice.pending_mask = partial(self._make_mask, output, constraint)
+            choice.pending_mask = partial(
+                self._make_mask, constraint, command.request_id, command.trace_id
+            )
             check_first_token(choice, constraint)
         output.append_forced()
         token_ids = choice.token_ids(0, choice.num_tokens)
         choice.block_hashes = list(block_hashes(token_ids, self._block_size, choice.cache_salt))
         return output
 
-    def _make_mask(self, output: ChoiceOutput, constraint: Constraint) -> MaskWords:
-        """The mask of the next token; called within a step, so a bug must cost only this row."""
+    def _make_mask(self, constraint: Constraint, request_id: str, trace_id: str) -> MaskWords:
+        """The mask of the next token; called within a step, so a bug must cost only this row.
+
+        It knows neither the choice nor its output, which have it: a circle of them would stay until
+        Python collects its garbage, with the matcher and the prompt.
+        """
         started = self._clock()
         try:
             mask = constraint.mask()
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException:  # noqa: BLE001 - a panic of a native library is no Exception
-            with about(output.choice):
+            with logs.about(request_id, trace_id):
                 _log.exception("the mask of a grammar could not be made")
-            output.has_broken_mask = True
+            constraint.has_broken_mask = True
             return np.zeros(num_mask_words(self._limits.vocab_size), np.uint32)
         self._metrics.on_mask(self._clock() - started)
         return mask

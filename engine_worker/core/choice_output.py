@@ -32,7 +32,6 @@ class ChoiceOutput:
         untold: Tokens that no delta held yet, each with the length of the text after it.
         untold_scores: Of the tokens that were sampled, in their order, if they are wanted.
         num_resumed_tokens: Of the output, what an earlier attempt generated.
-        has_broken_mask: The grammar's mask could not be made, which allows no token.
         thought: Ends its reasoning, if that has a limit.
         draws_forced: Tokens that end reasoning go through sampling, as the only ones allowed,
             because their log probabilities are wanted.
@@ -48,7 +47,6 @@ class ChoiceOutput:
     untold: list[tuple[int, int]] = field(default_factory=list)
     untold_scores: list[TokenScores] = field(default_factory=list)
     num_resumed_tokens: int = 0
-    has_broken_mask: bool = False
     thought: ThoughtLimit | None = None
     draws_forced: bool = False
     vocab_size: int = 0

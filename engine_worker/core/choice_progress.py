@@ -210,7 +210,7 @@ class ChoiceProgress:
     def _end_nothing_allowed(self, output: ChoiceOutput) -> None:
         """Nothing may come next: the end of a sentence of the grammar, or a contradiction."""
         constraint = output.constraint
-        if output.has_broken_mask:
+        if constraint is not None and constraint.has_broken_mask:
             self.fail(output, ErrorCode.INTERNAL_ERROR, _UNREADABLE)
         elif constraint is not None and constraint.is_accepting:
             output.text.close()

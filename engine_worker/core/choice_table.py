@@ -20,8 +20,9 @@ class ChoiceTable:
         self._num_choices: dict[str, int] = {}
         self._num_tokens: dict[str, int] = {}
         self._counted: dict[ChoiceKey, int] = {}
-        # (deadline, arrival, output); who ended earlier stays in until it comes to the top.
-        self._deadlines: list[tuple[float, int, ChoiceOutput]] = []
+        # (deadline, arrival, identity); who ended earlier stays in until it comes to the top, so it
+        # is no output, which has a matcher and a prompt.
+        self._deadlines: list[tuple[float, int, ChoiceKey]] = []
 
     def __len__(self) -> int:
         return len(self._choices)
@@ -42,7 +43,7 @@ class ChoiceTable:
         self._by_request.setdefault((gateway_id, request_id), {})[index] = output
         self._num_choices[gateway_id] = self._num_choices.get(gateway_id, 0) + 1
         self.count_tokens(choice)
-        heappush(self._deadlines, (choice.deadline, choice.arrival, output))
+        heappush(self._deadlines, (choice.deadline, choice.arrival, choice.key))
 
     def count_tokens(self, choice: Choice) -> None:
         """A choice in the table has grown."""
@@ -67,7 +68,9 @@ class ChoiceTable:
             del self._num_choices[gateway_id]
             del self._num_tokens[gateway_id]
         if len(self._deadlines) > _MAX_STALE + 2 * len(self._choices):
-            self._deadlines = [entry for entry in self._deadlines if self._is_here(entry[2])]
+            self._deadlines = [
+                entry for entry in self._deadlines if self._with_deadline(entry) is not None
+            ]
             heapify(self._deadlines)
 
     def of_request(self, key: ChoiceKey) -> list[ChoiceOutput]:
@@ -94,7 +97,7 @@ class ChoiceTable:
 
     def next_deadline(self) -> float | None:
         """The earliest deadline."""
-        while self._deadlines and not self._is_here(self._deadlines[0][2]):
+        while self._deadlines and self._with_deadline(self._deadlines[0]) is None:
             heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else None
 
@@ -102,8 +105,13 @@ class ChoiceTable:
         """Choices whose time is up; they stay in the table until they are removed."""
         found = []
         while (deadline := self.next_deadline()) is not None and deadline <= now:
-            found.append(heappop(self._deadlines)[2])
+            output = self._with_deadline(heappop(self._deadlines))
+            assert output is not None, "those that ended are not the next deadline"
+            found.append(output)
         return found
 
-    def _is_here(self, output: ChoiceOutput) -> bool:
-        return self._choices.get(output.choice.key) is output
+    def _with_deadline(self, entry: tuple[float, int, ChoiceKey]) -> ChoiceOutput | None:
+        """Whose deadline it is, as long as it is in the table."""
+        _, arrival, key = entry
+        output = self._choices.get(key)
+        return output if output is not None and output.choice.arrival == arrival else None

@@ -95,6 +95,7 @@ class Scoring:
         self._runner = runner
         self._scheduler = scheduler
         self._reset = reset
+        self._has_lost_cache = False
         self._max_len = max_len
         self._take = take
         self._finish = finish
@@ -207,7 +208,18 @@ class Scoring:
         return False
 
     def _try_to_score(self, group: _OpenGroup) -> bool:
-        """`_score`, in which a bug ends this Score and nothing else."""
+        """`_score`, in which a bug ends this Score and nothing else.
+
+        Raises:
+            Exception: The runner could not be reset after a call that raised; as of `Engine.step`.
+        """
+        has_scored = self._scored(group)
+        if self._has_lost_cache:
+            self._has_lost_cache = False
+            self._reset()
+        return has_scored
+
+    def _scored(self, group: _OpenGroup) -> bool:
         try:
             return self._score(group)
         except (KeyboardInterrupt, SystemExit):
@@ -253,9 +265,9 @@ class Scoring:
             raise
         except BaseException:  # noqa: BLE001 - whatever the compute side raises, others go on
             _log.exception("%d rows could not be scored", len(pack.rows))
+            self._has_lost_cache = True
             message = "The engine failed at a step of this request."
             self._fail(group.output, ErrorCode.WORKER_LOST, message)
-            self._reset()
             return
         if not all(map(math.isfinite, scores)):
             message = "The model computed no number (NaN)."

@@ -49,7 +49,8 @@ class CompileQueue:
     Args:
         grammars: Compiles.
         hand_on: Called once for each choice, in any thread, with its constraint, with what is
-            wrong with its grammar, or with None for one that was aborted or abandoned.
+            wrong with its grammar, or with None for one that was aborted or abandoned. Also for a
+            suspect: its grammar was tried, but it is compiled once it is alone, by the step loop.
         clock: Monotonic seconds, as of `received_at`.
     """
 
@@ -154,12 +155,15 @@ class CompileQueue:
                 self._compiling.add(waiting.command.tenant)
             return waiting
 
-    def _compiled(self, waiting: WaitingGrammar) -> Constraint | PenstockError:
+    def _compiled(self, waiting: WaitingGrammar) -> Constraint | PenstockError | None:
         command = waiting.command
         assert command.grammar is not None
         try:
             if self._clock() >= waiting.received_at + command.deadline_s:
                 raise DeadlineError("The request's time ran out before its grammar was compiled.")
+            if command.is_alone:
+                self._grammars.try_out(command.grammar)
+                return None
             return self._grammars.start(command.grammar, command.sampling)
         except PenstockError as error:
             return error

@@ -48,18 +48,27 @@ class CompiledGrammar:
     Args:
         result: What its trial said.
         vocabulary: Of the model.
-
-    Raises:
-        UnsupportedGrammarError: It doesn't compile after all.
     """
 
     def __init__(self, result: TrialResult, vocabulary: GrammarVocabulary) -> None:
         self._result = result
         self._vocabulary = vocabulary
         self._lock = threading.Lock()
-        self._shared: LLMatcher | None = self._compile()
+        self._shared: LLMatcher | None = None
+        self._has_compiled = False
         self._num_outputs = 0
         self._is_resting = False
+
+    def compile(self) -> None:
+        """Compile it in this process, once.
+
+        Raises:
+            UnsupportedGrammarError: It doesn't compile after all.
+        """
+        with self._lock:
+            if not self._has_compiled:
+                self._shared = self._compile()
+                self._has_compiled = True
 
     def start(self, *, jumps: bool) -> Constraint:
         """The state of a new output; see `Constraint`. May compile, so no step may wait for it."""
@@ -100,7 +109,7 @@ class CompiledGrammar:
             self._vocabulary.ll_tokenizer,
             self._result.source,
             log_level=0,
-            limits=parser_limits(),
+            limits=parser_limits(max_items_in_row=self._result.max_row_items),
         )
         if not matcher.is_error():
             # The first mask builds much of the automaton, which all outputs then share.
@@ -181,6 +190,17 @@ class GrammarCompiler:
             UnsupportedGrammarError: It is wrong or too costly; the message says which.
             HelperLostError: It could not be tried now; the next one to ask tries again.
         """
+        return self._get(grammar, compiles=True)
+
+    def try_out(self, grammar: Grammar) -> None:
+        """Have it tried in a process of its own, and do nothing of it in this one yet.
+
+        Raises:
+            PenstockError: As `compile`.
+        """
+        self._get(grammar, compiles=False)
+
+    def _get(self, grammar: Grammar, *, compiles: bool) -> CompiledGrammar:
         with self._lock:
             future = self._cache.get(grammar)
             is_first = future is None
@@ -198,10 +218,13 @@ class GrammarCompiler:
         if needs_thread:
             threading.Thread(target=self._rest_in_turns, name="grammar-rest", daemon=True).start()
         if is_first:
-            self._fulfil(future, grammar)
+            self._fulfil(future, grammar, compiles=compiles)
         if (error := future.exception()) is not None:
             raise _again(error)
-        return future.result()
+        compiled = future.result()
+        if compiles:
+            compiled.compile()
+        return compiled
 
     def start(self, grammar: Grammar, sampling: SamplingParams) -> Constraint:
         """The state of a new output; compiles its grammar first, see `compile`.
@@ -242,10 +265,12 @@ class GrammarCompiler:
             except BaseException:  # noqa: BLE001 - a panic of the native library is no Exception
                 _log.exception("compiled grammars could not release their states")
 
-    def _fulfil(self, future: Future[CompiledGrammar], grammar: Grammar) -> None:
+    def _fulfil(self, future: Future[CompiledGrammar], grammar: Grammar, *, compiles: bool) -> None:
         started = self._clock()
         try:
             compiled = self._compile(grammar)
+            if compiles:
+                compiled.compile()
         except RequestError as error:
             # The cache keeps it: never the one that was raised, which knows the first request.
             future.set_exception(_again(error))

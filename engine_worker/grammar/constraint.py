@@ -33,6 +33,9 @@ class Constraint:
         vocabulary: That the matcher was made with.
         jumps: Whether forced tokens are appended without sampling.
         unenforced: Keywords of the grammar's schemas that are left to the model.
+
+    Attributes:
+        has_broken_mask: `mask` has raised, by a fault of ours; whoever called it says so here.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Constraint:
         unenforced: tuple[str, ...] = (),
     ) -> None:
         self.unenforced = unenforced
+        self.has_broken_mask = False
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._jumps = jumps

@@ -3,7 +3,11 @@
 from typing import Final
 
 _MAX_CHARACTERS: Final = 300
-_LIMITS: Final = ("fuel", "too many items", "Too many items", "Current row has", "too complex")
+ROW_LIMIT: Final = "Current row has"
+"""Of llguidance's message when there are too many ways to go on at one place."""
+TOO_SLOW: Final = "too slow"
+"""Our own, for masks that take too long."""
+_LIMITS: Final = ("fuel", "too many items", "Too many items", ROW_LIMIT, "too complex", TOO_SLOW)
 _SIZES: Final = ("too big", "too many expressions", "panic:")
 
 

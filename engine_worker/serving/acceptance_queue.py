@@ -25,6 +25,8 @@ QUICK_PROMPT_TOKENS: Final = 4096
 """A longer prompt is checked and named block by block in a thread, too."""
 QUICK_STOP_CHARACTERS: Final = 256
 """Longer stop strings take longer to prepare than a step should wait."""
+QUICK_TOKEN_IDS: Final = 1024
+"""Of `allowed_token_ids`: a mask of hundreds of thousands takes over ten milliseconds."""
 _NUM_THREADS: Final = 2
 
 _log = logging.getLogger("penstock.engine")
@@ -42,6 +44,7 @@ def is_quick(command: Generate) -> bool:
         or sampling.bad_words
         or len(command.prompt_token_ids) > QUICK_PROMPT_TOKENS
         or sum(map(len, sampling.stop)) > QUICK_STOP_CHARACTERS
+        or len(sampling.allowed_token_ids or ()) > QUICK_TOKEN_IDS
     )
 
 

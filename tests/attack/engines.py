@@ -79,7 +79,7 @@ async def poison(target: Target) -> None:
 
 
 def bomb(kind: int, salt: int) -> dict[str, Any]:
-    """One grammar that costs its engine much, in compiling or in the states of its lexer.
+    """Fields with a grammar that costs its engine much: to compile, in states, or at each token.
 
     Args:
         kind: Which one.
@@ -111,6 +111,11 @@ def bomb(kind: int, salt: int) -> dict[str, Any]:
         {
             "guided_grammar": f'start: e\ne: e "+" e | e e | "(" e ")" | "{word}" | '
             + " | ".join(f"/[a-z]*{number}[a-z]*/" for number in range(60))
+        },
+        {  # the longer its text, the more ways there are to read it
+            "guided_grammar": f'start: s\ns: s s | s s s | C | "{word}"\nC: /(?s:.)/\n',
+            "min_tokens": 400,
+            "max_tokens": 400,
         },
     )
     return bombs[kind % len(bombs)]

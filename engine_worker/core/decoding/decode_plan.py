@@ -60,7 +60,9 @@ class DecodePlanner:
             result: Of the runner.
             duration_s: Of the whole step.
         """
-        works, more = self._planned, result.more_token_ids
+        # Not kept: works know the masks, and these the matchers, of choices that have ended.
+        works, self._planned = self._planned, ()
+        more = result.more_token_ids
         num_rows = len(works)
         num_drafted = sum(len(work.draft_token_ids) for work in works)
         if num_drafted:

@@ -88,6 +88,13 @@ def test_a_list_that_the_table_does_not_allow_is_refused_by_name(name: str, valu
     assert refusal(**{name: value}).param == name
 
 
+def test_more_allowed_tokens_than_the_model_has_are_refused_with_both_numbers() -> None:
+    accepted(allowed_token_ids=(5,) * 100)
+    error = refusal(allowed_token_ids=(5,) * 101)
+    assert error.param == "allowed_token_ids"
+    assert "101 token ids, but this model has 100" in error.message
+
+
 def test_min_tokens_above_max_tokens_is_refused() -> None:
     assert refusal(min_tokens=5, max_tokens=4).param == "min_tokens"
 

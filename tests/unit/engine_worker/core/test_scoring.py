@@ -379,6 +379,21 @@ def test_a_call_that_raises_fails_its_score_as_a_lost_worker_would() -> None:
     assert isinstance(harness.answers[-1], Scored)
 
 
+def test_an_engine_that_can_not_start_over_after_a_score_is_broken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It went on with a runner without a cache until the next step failed as well."""
+    harness = Harness(fail_packs=frozenset({1}))
+    harness.engine.score(harness.task("bad"))
+
+    def lost() -> None:
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(harness.runner, "reset", lost)
+    with pytest.raises(RuntimeError, match="no device"):
+        harness.run()
+
+
 def test_a_bug_in_scoring_ends_the_score_and_nothing_else() -> None:
     harness = Harness()
     sampling = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=12)

@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -355,3 +356,33 @@ def test_a_panic_while_compiling_is_a_failure_and_the_threads_live_on(
     harness.handler.on_command("g", generate("good"))
     harness.rest()
     assert isinstance(harness.ends()[-1], Finished)
+
+
+def test_a_suspects_grammar_is_compiled_by_the_step_loop_once_it_is_alone(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it may kill is the process; whoever ran beside it would die with it."""
+    compiled: list[tuple[str, int]] = []
+    compile_here = CompiledGrammar._compile
+
+    def watched(grammar: CompiledGrammar) -> Any:
+        compiled.append((threading.current_thread().name, harness.engine.num_unfinished))
+        return compile_here(grammar)
+
+    monkeypatch.setattr(CompiledGrammar, "_compile", watched)
+    harness.compiler.go.set()
+    harness.handler.on_command("g", generate("beside", grammar=None))
+    harness.loop.run_once()
+    harness.handler.on_command("g", generate("suspect", is_alone=True))
+    while harness.handler.inbox.empty():
+        time.sleep(0.001)
+    harness.rest()
+    assert not compiled
+    ends = {end.request_id: end for end in harness.ends()}
+    assert isinstance(ends["beside"], Finished)
+    assert isinstance(ends["suspect"], Failure)
+    assert ends["suspect"].code is ErrorCode.CREDIT_EXCEEDED
+    harness.handler.on_command("g", generate("suspect", is_alone=True, attempt=2))
+    harness.rest()
+    assert isinstance(harness.ends()[-1], Finished)
+    assert set(compiled) == {(threading.current_thread().name, 0)}

@@ -1,6 +1,8 @@
+import gc
 import json
 import re
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -419,3 +421,35 @@ def test_an_output_that_says_it_ends_must_be_a_sentence(monkeypatch: pytest.Monk
     )
     engine.add("g", generate(grammar=TICKET))
     assert isinstance(only_end(run(engine)), Failure)
+
+
+def test_an_output_with_a_grammar_is_freed_with_its_matcher_when_it_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not at a full collection of garbage, before which thousands of outputs may end."""
+    alive: weakref.WeakSet[Constraint] = weakref.WeakSet()
+    start = GrammarCompiler.start
+
+    def watched(compiler: GrammarCompiler, *args: Any) -> Constraint:
+        constraint = start(compiler, *args)
+        alive.add(constraint)
+        return constraint
+
+    monkeypatch.setattr(GrammarCompiler, "start", watched)
+    engine, runner = make_engine(hashed_token(VOCAB_SIZE))
+    gc.disable()
+    try:
+        for number in range(3):
+            engine.add("g", generate(f"{number}", grammar=PERSON))
+            assert len(alive) == 1
+            run(engine)
+            runner.batches.clear()  # it keeps what it was given
+            assert not alive
+        # One that was accepted elsewhere, and then refused.
+        constraint = COMPILER.start(PERSON, GREEDY)
+        command = generate("refused", grammar=PERSON)
+        engine.acceptor.accept("g", command, received_at=0.0, constraint=constraint)
+        del constraint
+        assert not alive
+    finally:
+        gc.enable()

@@ -17,6 +17,7 @@ from engine_worker.serving import acceptance_queue
 from engine_worker.serving.acceptance_queue import (
     QUICK_PROMPT_TOKENS,
     QUICK_STOP_CHARACTERS,
+    QUICK_TOKEN_IDS,
     AcceptanceQueue,
     is_quick,
 )
@@ -394,6 +395,8 @@ def test_tenants_take_turns(harness: Harness) -> None:
         ({"grammar": Grammar(kind="regex", source="a")}, False),
         ({"prompt_token_ids": (5,) * QUICK_PROMPT_TOKENS}, True),
         ({"prompt_token_ids": (5,) * (QUICK_PROMPT_TOKENS + 1)}, False),
+        ({"sampling": SamplingParams(allowed_token_ids=(5,) * QUICK_TOKEN_IDS)}, True),
+        ({"sampling": SamplingParams(allowed_token_ids=(5,) * (QUICK_TOKEN_IDS + 1))}, False),
     ],
 )
 def test_only_what_is_quick_is_left_to_the_steps_thread(
