@@ -79,7 +79,7 @@ def main() -> None:
     print(f"{backend_label(backend)} {arguments.dtype}")
     print("| tokens a question | calls | questions / beginning | all together |")
     print("|---|---|---|---|")
-    for num_tokens in (6, 12, 16, 24, 48):
+    for num_tokens in (6, 12, 16, 19, 24, 30, 48):
         packs = list(packs_of(_questions(arguments.questions, num_tokens), runner.score_limits))
         ratios = []
         for number in range(arguments.rounds + 1):

@@ -36,9 +36,9 @@ def tokens(num: int) -> tuple[int, ...]:
 
 
 HEAD = tokens(29)
-BEGINNINGS = [(), tokens(6), tokens(3)]
+BEGINNINGS = [(), tokens(3), tokens(2)]
 """Of the kinds of questions, which take turns."""
-TEXTS = [tokens(int(num)) for num in GENERATOR.integers(2, 14, NUM_QUESTIONS)]
+TEXTS = [tokens(int(num)) for num in GENERATOR.integers(2, 13, NUM_QUESTIONS)]
 LABELS = [
     tuple(tokens(int(length)) for length in GENERATOR.choice([1, 1, 1, 2], num))
     for num in GENERATOR.choice([2, 2, 3, 5], NUM_QUESTIONS)

@@ -98,7 +98,8 @@ class Bench:
     def send(self, gateway_id: str, message: Message) -> None:
         if isinstance(message, Failure):
             self.failed.append((message.request_id, message.code))
-            self.charged[message.request_id] = message.usage and message.usage.prompt_tokens
+            usage = message.usage
+            self.charged[message.request_id] = None if usage is None else usage.prompt_tokens
             return
         assert isinstance(message, Embedded), message
         self.answered.append(message.request_id)
