@@ -89,6 +89,7 @@ class XlaBackend:
     """
 
     name = XLA
+    skips_padding = False
 
     def __init__(
         self, graph: DecoderGraph, weight_type: str | None = None, kv_dtype: str = AUTO
@@ -136,10 +137,6 @@ class XlaBackend:
     def min_rows(self) -> int:
         # XLA:CPU converts a whole matrix of another type to float32 when it multiplies one row.
         return 1 if self._weight_type == "float32" else 2
-
-    @property
-    def skips_padding(self) -> bool:
-        return False
 
     @property
     def is_batch_invariant(self) -> bool:

@@ -9,7 +9,7 @@ from engine_worker.compute.runner.buckets import Bucket, Buckets, choose_buckets
 from engine_worker.compute.runner.prompt_calls import Chunk, groups_of, prompt_calls
 from engine_worker.core.choice.batch import RowSampling, RowWork
 
-SOME, LONGER = Bucket(16, 32, 16), Bucket(4, 128, 4)
+SOME = Bucket(16, 32, 16)
 
 
 def buckets(*, skips_padding: bool, max_num_seqs: int = 32, max_tokens: int = 512) -> Buckets:
@@ -37,9 +37,9 @@ def works(*lengths: int) -> list[RowWork]:
 @pytest.mark.parametrize(
     ("max_num_seqs", "max_tokens", "groups"),
     [
-        (32, 512, [(16, 32), (4, 128)]),
-        (32, 4096, [(16, 32), (4, 128)]),
-        (3, 512, [(3, 32), (3, 128)]),
+        (32, 512, [(16, 32)]),
+        (32, 4096, [(16, 32)]),
+        (3, 512, [(3, 32)]),
         (32, 100, [(3, 32)]),
         (1, 512, []),
         (32, 40, []),
@@ -70,11 +70,9 @@ def test_the_deterministic_mode_has_no_groups() -> None:
         ([24] * 18, [(SOME, list(range(16))), (SOME, [16, 17])]),
         ([24] * 17, [(SOME, list(range(16)))]),
         ([24], []),
-        ([100, 100, 100], [(LONGER, [0, 1, 2])]),
-        ([100, 300], []),
-        # A short one fills a row that longer ones leave.
-        ([24, 100, 90, 300], [(LONGER, [1, 2, 0])]),
-        ([24, 25, 100, 90, 128, 32, 1], [(LONGER, [4, 2, 3, 5]), (SOME, [1, 0, 6])]),
+        ([100, 100, 100], []),
+        ([24, 100, 300], []),
+        ([24, 25, 100, 90, 128, 32, 1], [(SOME, [5, 1, 0, 6])]),
     ],
 )
 def test_where_padding_costs_nothing_whatever_fits_shares_a_program(
@@ -87,9 +85,9 @@ def test_where_padding_is_computed_a_group_has_to_be_full_enough() -> None:
     chosen = buckets(skips_padding=False)
     assert groups_of(chosen, fresh(*[24] * 16)) == [(SOME, list(range(16)))]
     assert groups_of(chosen, fresh(24, 24)) == []
-    # As many tokens as three chunks of 128 with their calls, and one row of padding.
-    assert groups_of(chosen, fresh(100, 100, 100)) == []
-    assert groups_of(chosen, fresh(100, 100, 100, 100)) == [(LONGER, [0, 1, 2, 3])]
+    # As many tokens as eight chunks of 32 with their calls, and one call.
+    assert groups_of(chosen, fresh(*[24] * 8)) == []
+    assert groups_of(chosen, fresh(*[24] * 9)) == [(SOME, list(range(9)))]
 
 
 def test_where_padding_is_computed_no_row_attends_as_far_as_a_much_longer_one() -> None:
@@ -111,7 +109,14 @@ def test_every_chunk_is_computed_once() -> None:
     for bucket, indices in calls:
         assert len(indices) <= bucket.num_prompts
         assert all(lengths[i] <= bucket.num_queries for i in indices)
-    assert [indices for bucket, indices in calls if not bucket.is_group] == [[2], [5], [6]]
+    assert [indices for bucket, indices in calls if not bucket.is_group] == [
+        [1],
+        [2],
+        [4],
+        [5],
+        [6],
+        [8],
+    ]
 
 
 def first(keys: Sequence[Bucket]) -> Bucket:
@@ -136,4 +141,4 @@ def test_until_a_program_for_several_is_ready_each_has_its_own() -> None:
     calls = list(prompt_calls(buckets(skips_padding=True), ready, works(24, 24, 100), range(3)))
     assert calls == [(Bucket(1, 32), [0]), (Bucket(1, 32), [1]), (Bucket(1, 128), [2])]
     # Who misses it says so: it is compiled sooner.
-    assert asked[0] == LONGER
+    assert asked[0] == SOME
