@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-import anthropic
 import pytest
 
 from tests.e2e.harness import Harness
+from tests.fakes.late import anthropic
 
 MODEL = "penstock-demo"
 SUM: list[Any] = [{"role": "user", "content": "What is 2 + 3?"}]
@@ -23,13 +23,13 @@ GREEDY = {"temperature": 0}
 
 
 @pytest.fixture
-def claude(harness: Harness) -> Iterator[anthropic.Anthropic]:
+def claude(harness: Harness) -> Iterator[Any]:
     """An unmodified client without retries of its own."""
     with anthropic.Anthropic(base_url=harness.url, api_key="any", max_retries=0) as client:
         yield client
 
 
-def test_an_answer_its_stream_and_its_count_agree(claude: anthropic.Anthropic) -> None:
+def test_an_answer_its_stream_and_its_count_agree(claude: Any) -> None:
     whole = claude.messages.create(model=MODEL, max_tokens=40, messages=SUM, extra_body=GREEDY)
     assert whole.stop_reason == "end_turn"
     (block,) = whole.content
@@ -46,7 +46,7 @@ def test_an_answer_its_stream_and_its_count_agree(claude: anthropic.Anthropic) -
     assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
 
 
-def test_a_tool_makes_the_round_trip(claude: anthropic.Anthropic) -> None:
+def test_a_tool_makes_the_round_trip(claude: Any) -> None:
     messages: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
     wanted: dict[str, Any] = {
         "model": MODEL,
@@ -74,7 +74,7 @@ def test_a_tool_makes_the_round_trip(claude: anthropic.Anthropic) -> None:
     assert "18" in getattr(second.content[0], "text", "")
 
 
-def test_a_schema_holds_the_text(claude: anthropic.Anthropic) -> None:
+def test_a_schema_holds_the_text(claude: Any) -> None:
     schema = {
         "type": "object",
         "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
@@ -90,7 +90,7 @@ def test_a_schema_holds_the_text(claude: anthropic.Anthropic) -> None:
     assert getattr(message.content[0], "text", "")[:5] == '{"n":'
 
 
-def test_reading_only_fills_the_cache(claude: anthropic.Anthropic) -> None:
+def test_reading_only_fills_the_cache(claude: Any) -> None:
     text = "Remember this: " + "one two three four five. " * 40
     messages: list[Any] = [{"role": "user", "content": text}]
     read = claude.messages.create(model=MODEL, max_tokens=0, messages=messages)
@@ -99,7 +99,7 @@ def test_reading_only_fills_the_cache(claude: anthropic.Anthropic) -> None:
     assert (again.usage.cache_read_input_tokens or 0) > 0
 
 
-def test_models_are_listed_in_their_shape(claude: anthropic.Anthropic) -> None:
+def test_models_are_listed_in_their_shape(claude: Any) -> None:
     assert [model.id for model in claude.models.list()] == [MODEL]
     assert [model.id for model in claude.models.list(lifecycle=["active", "retired"])] == [MODEL]
     assert list(claude.models.list(lifecycle=["retired"])) == []
@@ -108,7 +108,7 @@ def test_models_are_listed_in_their_shape(claude: anthropic.Anthropic) -> None:
         claude.models.retrieve("no-such-model")
 
 
-def test_errors_are_those_that_their_client_knows(claude: anthropic.Anthropic) -> None:
+def test_errors_are_those_that_their_client_knows(claude: Any) -> None:
     with pytest.raises(anthropic.NotFoundError) as missing:
         claude.messages.create(model="no-such-model", max_tokens=1, messages=SUM)
     assert missing.value.request_id

@@ -6,7 +6,6 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.harness import Harness, eventually, start_harness, stop_harness
+from tests.e2e.harness import Harness, eventually, start_harness
 from tests.e2e.live_stream import LiveStream, ask
 from tests.e2e.test_when_something_dies import LONG, metric, rows_of
 
@@ -66,18 +65,19 @@ def kill_under_load(harness: Harness) -> None:
     harness.process.stdout.close()
 
 
-@pytest.fixture(scope="module")
-def successor(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[Harness]:
-    """The one that takes the place of a deployment which was killed; it answers one request at a
-    time, with the programs that engines have unless they are deterministic."""
-    folder = tmp_path_factory.mktemp("killed")
-    kill_under_load(start_harness(folder / "data", cache_dir, "--deterministic"))
-    # At once, on the same data: no lock and no socket of the old one is in the way.
-    harness = start_harness(
-        folder / "data", cache_dir, "--drain-timeout", "600", PENSTOCK_MAX_NUM_SEQS="1"
-    )
-    yield harness
-    assert stop_harness(harness) == 0  # also when the last test has stopped it
+@pytest.fixture
+def successor(mortal: Harness, cache_dir: Path) -> Harness:
+    """The one that takes the place of the deployment which others shared and which is killed now;
+    it answers one request at a time, with programs that engines have unless they are
+    deterministic."""
+    arguments = ("--drain-timeout", "600")
+    assert isinstance(mortal.process.args, list)
+    if not set(arguments) <= set(mortal.process.args):
+        kill_under_load(mortal)
+        # At once, on the same data: no lock and no socket of the old one is in the way.
+        started = start_harness(mortal.data_dir, cache_dir, *arguments, PENSTOCK_MAX_NUM_SEQS="1")
+        mortal.process, mortal.url, mortal.output = started.process, started.url, started.output
+    return mortal
 
 
 def test_all_of_the_deployment_is_gone_soon_and_another_one_takes_its_place(

@@ -1,5 +1,5 @@
 """Large packages that some tests compare with, imported when they are first used: each process of a
-run collects all tests, and few processes compute with these, which take four seconds."""
+run collects all tests, and few processes use these, which take seven seconds."""
 
 import importlib
 from typing import Any
@@ -19,3 +19,6 @@ transformers: Any = _Late("transformers")
 mxfp4: Any = _Late("transformers.integrations.mxfp4")
 finegrained_fp8: Any = _Late("transformers.integrations.finegrained_fp8")
 modeling_rope_utils: Any = _Late("transformers.modeling_rope_utils")
+anthropic: Any = _Late("anthropic")
+mcp: Any = _Late("mcp")
+kubernetes_validate: Any = _Late("kubernetes_validate")

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-import anthropic
 import httpx
 import openai
 import pytest
@@ -20,6 +19,7 @@ from gateway.http.access.guard import GuardedRoute
 from gateway.http.app import build_api
 from gateway.http.organization import shapes
 from tests.fakes.auth_process import auth_process
+from tests.fakes.late import anthropic
 from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
 
 pytestmark = pytest.mark.process

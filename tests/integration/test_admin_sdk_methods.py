@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import openai
 
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.app import build_api
+from tests.fakes.late import anthropic
 from tests.fakes.running_gateway import running_gateway
 
 _CALL = re.compile(

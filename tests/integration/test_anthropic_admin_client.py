@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import httpx
 import pytest
 
 from tests.fakes.auth_process import auth_process
+from tests.fakes.late import anthropic
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
 pytestmark = pytest.mark.process

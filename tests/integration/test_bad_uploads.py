@@ -31,7 +31,7 @@ def kept(directory: Path) -> list[Path]:
     return [path for path in (directory / "data" / "files").glob("*/*") if path.is_file()]
 
 
-async def flood(connection: Connection, piece: bytes) -> tuple[int, bytes]:
+async def flood(connection: Connection, piece: bytes, pause_s: float = 0.0) -> tuple[int, bytes]:
     """Send a piece again and again until the server has had enough: how many, and its answer."""
     num_pieces, told = 0, b""
     reading = asyncio.ensure_future(connection.reader.read())
@@ -40,6 +40,7 @@ async def flood(connection: Connection, piece: bytes) -> tuple[int, bytes]:
             while not reading.done():
                 connection.writer.write(chunk(piece))
                 await connection.writer.drain()
+                await asyncio.sleep(pause_s)
                 num_pieces += 1
         with suppress(OSError):
             told = await reading
@@ -94,7 +95,7 @@ async def test_a_form_that_drips_has_a_last_moment(
         await gateway.auth()
         async with connected(gateway) as connection:
             connection.writer.write(HEAD + chunk(FILE))
-            _, told = await flood(connection, b"x")
+            _, told = await flood(connection, b"x", 0.005)
         assert all(status == 400 for status, _ in answers(told))
         await gateway.until(lambda: not kept(socket_dir))
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from engine_worker.demo import demo_model_path
+from tests.fakes import fork_client
+from tests.fakes.fork_server import COMMANDS, fork_server
 from tests.fakes.model_hub import ModelHub, model_hub
 from tests.unit.penstock.test_gguf_source import written
 
@@ -29,8 +31,9 @@ def fetch(
     hub: ModelHub, tmp_path: Path, model: str, **more: str
 ) -> "subprocess.CompletedProcess[str]":
     environment = os.environ | hub.environment(tmp_path / "home") | more
+    forked = [sys.executable, "-IS", fork_client.__file__, fork_server(COMMANDS), "penstock"]
     return subprocess.run(
-        [sys.executable, "-m", "penstock", "fetch", str(tmp_path / "models"), "--model", model],
+        [*forked, "fetch", str(tmp_path / "models"), "--model", model],
         env=environment,
         capture_output=True,
         text=True,

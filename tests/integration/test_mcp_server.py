@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mcp import Client, MCPError
 
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Authorize, Prepare, Settle
+from tests.fakes.late import mcp
 from tests.fakes.raw_http import connected, post
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
@@ -56,23 +56,23 @@ async def test_the_official_client_lists_and_calls_tools_in_either_kind_of_versi
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()
         await gateway.engine()
-        async with Client(url_of(gateway), mode=mode) as client:
+        async with mcp.Client(url_of(gateway), mode=mode) as client:
             listed = (await client.list_tools()).tools
             assert [tool.name for tool in listed] == [*TOOLS, "generate"]
             assert listed[0].description == "Adds two numbers."
             assert listed[1].input_schema["type"] == "object"
             sums = await client.call_tool("add", {"a": 1, "b": 2.5})
-            assert (sums.content[0].text, sums.is_error) == ("3.5", False)  # type: ignore[union-attr]
+            assert (sums.content[0].text, sums.is_error) == ("3.5", False)
             names = await client.call_tool("environment", {})
-            assert "PENSTOCK_ADMIN_KEY" not in names.content[0].text  # type: ignore[union-attr]
-            with pytest.raises(MCPError, match="no tool named `nothing`"):
+            assert "PENSTOCK_ADMIN_KEY" not in names.content[0].text
+            with pytest.raises(mcp.MCPError, match="no tool named `nothing`"):
                 await client.call_tool("nothing", {})
             wrong = await client.call_tool("add", {"a": 1})
             assert wrong.is_error
-            assert "'b' is a required property" in wrong.content[0].text  # type: ignore[union-attr]
+            assert "'b' is a required property" in wrong.content[0].text
             crashed = await client.call_tool("crash", {})
             assert crashed.is_error
-            assert crashed.content[0].text.startswith("process_died")  # type: ignore[union-attr]
+            assert crashed.content[0].text.startswith("process_died")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -80,13 +80,13 @@ async def test_the_official_client_asks_a_model(socket_dir: Path, mode: Any) -> 
     async with running_gateway(socket_dir) as gateway:
         auth = await gateway.auth()
         engine = await gateway.engine()
-        async with Client(url_of(gateway), mode=mode) as client:
+        async with mcp.Client(url_of(gateway), mode=mode) as client:
             (tool,) = (await client.list_tools()).tools
             assert tool.input_schema["properties"]["model"]["enum"] == ["demo"]
             assert tool.input_schema["required"] == ["prompt"]
             arguments = {"prompt": "Hi!", "system": "Be short.", "max_tokens": 9, "zzz": None}
             found = await client.call_tool("generate", arguments)
-        assert found.content[0].text == "Hello, world"  # type: ignore[union-attr]
+        assert found.content[0].text == "Hello, world"
         assert found.meta is not None
         assert found.meta["penstock/model"] == "demo"
         assert found.meta["penstock/usage"]["output_tokens"] == 2
@@ -126,7 +126,7 @@ async def test_one_model_with_a_further_name_needn_t_be_named(socket_dir: Path) 
     async with running_gateway(socket_dir, model_aliases=("small=demo",)) as gateway:
         await gateway.auth()
         await gateway.engine()
-        async with Client(url_of(gateway), mode="auto") as client:
+        async with mcp.Client(url_of(gateway), mode="auto") as client:
             (tool,) = (await client.list_tools()).tools
             assert tool.input_schema["properties"]["model"]["enum"] == ["demo", "small"]
             assert tool.input_schema["required"] == ["prompt"]

@@ -1,4 +1,4 @@
-"""Memory stays under a stated bound: random frames by the hundred thousand, peers that don't read.
+"""Memory stays under a stated bound: random frames by the ten thousand, peers that don't read.
 
 `FUZZ_FRAMES=1000000` sends a million frames instead.
 """
@@ -33,7 +33,7 @@ from protocol.wire.worker import Worker, WorkerSettings
 from tests.fakes.echo_worker import RecordingHandler
 from tests.fakes.recording_gateway import RecordingGateway
 
-NUM_FRAMES = int(os.environ.get("FUZZ_FRAMES", "200000"))
+NUM_FRAMES = int(os.environ.get("FUZZ_FRAMES", "80000"))
 MIB = 1024 * 1024
 SETTINGS = WorkerSettings(heartbeat_interval_s=0.05, handle_signals=False)
 SMALL = TransportLimits(max_queue_bytes=2 * MIB, send_high_water=16, receive_high_water=16)

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kubernetes_validate
 import pytest
 import yaml
 
 from auth_worker.service import SETTLEMENT_PATIENCE_S
 from tests.fakes.documented_settings import documented_settings
+from tests.fakes.late import kubernetes_validate
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "kubernetes"
 VERSIONS = ("1.29", "1.33")

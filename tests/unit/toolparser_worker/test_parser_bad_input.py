@@ -4,9 +4,8 @@ formats."""
 import itertools
 import json
 
-import pytest
-
 from tests.fakes.format_pairs import SOME_TOOLS, schemas
+from tests.fakes.loops import of_each
 from tests.fakes.parsed_text import TOOLS, Parsed, new_machine
 from toolparser_worker.machine.render import render_calls
 
@@ -48,7 +47,7 @@ def written(tool: str, payload: str, *, in_string: bool) -> str:
     return text.replace(MARK, payload)
 
 
-@pytest.mark.parametrize("tool", SOME_TOOLS)
+@of_each("tool", SOME_TOOLS)
 def test_bad_arguments_neither_raise_nor_cost_more_than_their_length(tool: str) -> None:
     kinds = ((True, ANY_TOOL), (False, NO_SCHEMA))
     for name, (in_string, tools) in itertools.product(PAYLOADS, kinds):
@@ -64,7 +63,7 @@ def test_bad_arguments_neither_raise_nor_cost_more_than_their_length(tool: str) 
         assert len(out) <= 8 * len(text) + 1000, (name, in_string)
 
 
-@pytest.mark.parametrize("tool", SOME_TOOLS)
+@of_each("tool", SOME_TOOLS)
 def test_megabytes_of_arguments_pass(tool: str) -> None:
     """Ten in the first format of each kind of body, one in the others, which go the same ways."""
     kinds = [type(declared.body) for name in SOME_TOOLS if (declared := TOOLS[name])]

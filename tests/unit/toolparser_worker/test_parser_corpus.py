@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.loops import of_each
 from tests.formats.table import CORPUS, NOT_COPIED, cuts, judge, main, replay
 
 CASES = [
@@ -50,7 +51,7 @@ def by_format(tier: int) -> dict[str, list[dict[str, Any]]]:
 EXACT, OF_POLICY = by_format(1), by_format(2)
 
 
-@pytest.mark.parametrize("name", EXACT)
+@of_each("name", EXACT)
 def test_a_sample_case_parses_as_expected_in_every_cut(name: str) -> None:
     for case in EXACT[name]:
         for _, pieces in cuts(case):
@@ -58,7 +59,7 @@ def test_a_sample_case_parses_as_expected_in_every_cut(name: str) -> None:
             assert judge(case, result)[0] == [], (case["id"], pieces)
 
 
-@pytest.mark.parametrize("name", OF_POLICY)
+@of_each("name", OF_POLICY)
 def test_a_case_of_policy_keeps_its_calls_in_every_cut(name: str) -> None:
     for case in OF_POLICY[name]:
         whole, *others = [replay(case, pieces)[0] for _, pieces in cuts(case)]

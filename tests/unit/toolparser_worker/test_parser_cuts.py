@@ -15,6 +15,7 @@ import pytest
 from tests.fakes.format_pairs import PAIRS, formats
 from tests.fakes.fuzz_effort import EFFORT
 from tests.fakes.law_of_cuts import BLANKS, broken_law, find_broken, outcome
+from tests.fakes.loops import of_each
 from tests.fakes.parsed_text import REASONING, TOOLS, parse
 from toolparser_worker.machine import braced_call, output
 from toolparser_worker.machine.channels import Action
@@ -23,8 +24,8 @@ from toolparser_worker.machine.names import NameReader
 from toolparser_worker.machine.reading import DONE, MORE, Answer
 
 SEED = os.environ.get("FUZZ_SEED", "the same for everybody")
-NUM_EXAMPLES = 4
-NUM_EXAMPLES_OF_USUAL_PAIRS = 20
+NUM_EXAMPLES = 2
+NUM_EXAMPLES_OF_USUAL_PAIRS = 10
 """So many more for pairs that models have; a thousand take less than half a second."""
 
 FOUND_WITHIN = 4000
@@ -36,7 +37,7 @@ def assert_law_holds(tool: str, reasoning: str, num_examples: int) -> None:
 
 
 @pytest.mark.timeout(300 * EFFORT)
-@pytest.mark.parametrize("tool", TOOLS)
+@of_each("tool", TOOLS)
 def test_no_cut_of_any_text_changes_anything_and_nothing_is_left_behind(tool: str) -> None:
     for reasoning in REASONING:
         usual = NUM_EXAMPLES_OF_USUAL_PAIRS if (tool, reasoning) in PAIRS else 0
@@ -133,7 +134,7 @@ def test_texts_that_once_broke_the_law(tool: str, reasoning: str, text: str) -> 
     assert outcome(list(text), *chosen, options) == whole
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@of_each("tool", TOOLS)
 def test_the_end_of_the_text_leaves_nothing_behind(tool: str) -> None:
     """After every beginning of a text with all that a text can have."""
     reasoning = "think"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.fakes.format_pairs import FEWER_PAIRS, PAIRS, SOME_TOOLS, formats, schemas
 from tests.fakes.fuzz_effort import EFFORT
 from tests.fakes.law_of_cuts import DEEP, ESCAPES, assert_sendable
+from tests.fakes.loops import of_each
 from tests.fakes.parsed_text import (
     TOOLS,
     Parsed,
@@ -30,10 +31,13 @@ from toolparser_worker.machine.declarations import (
 from toolparser_worker.machine.render import render_calls, render_reasoning
 from toolparser_worker.machine.tool_schemas import ToolSchemas
 
+pytestmark = pytest.mark.timeout(300 * EFFORT)
+
+
 LAWFUL = FEWER_PAIRS if EFFORT == 1 else PAIRS
 """Each format once in `make test`; in `make fuzz` every pair that models have, and more."""
-pairs = pytest.mark.parametrize(("tool", "reasoning"), LAWFUL)
-some_tool = pytest.mark.parametrize("tool", SOME_TOOLS)
+pairs = of_each("tool,reasoning", LAWFUL)
+some_tool = of_each("tool", SOME_TOOLS)
 COMMON_FRAGMENTS = [
     *ESCAPES,
     *("<think>", "</think>", "<tool_", "call>", "</", "<", ">", ">>", "</thi", "<|python"),
@@ -164,8 +168,8 @@ def test_what_is_rendered_parses_back_to_the_same_calls(
     assert_same(again, found, tool)
 
 
-@pytest.mark.parametrize(
-    ("tool", "reasoning"),
+@of_each(
+    "tool,reasoning",
     [
         (tool, reasoning)
         for tool, reasoning in PAIRS
@@ -328,24 +332,24 @@ KINDS: tuple[Any, ...] = ("string", "object", "array", ["number", "string"], Non
 PLACES = ("VALUE", '"VALUE"', "'VALUE'")
 
 
-def hostile_values(kind: Any) -> list[tuple[str, str]]:
-    """Values and where they are put; of the deep ones, which take most of the time, a third for
-    each kind of parameter, and all of them with more effort."""
+def hostile_values(turn: int) -> list[tuple[str, str]]:
+    """Values and where they are put; of the deep ones, which take most of the time, a few in each
+    turn, and all of them with more effort."""
     deep = list(itertools.product(DEEP, PLACES))
-    turn = KINDS.index(kind) % 3
-    return [*itertools.product(ESCAPES, PLACES), *(deep[turn::3] if EFFORT == 1 else deep)]
+    return [*itertools.product(ESCAPES, PLACES), *(deep[turn % 12 :: 12] if EFFORT == 1 else deep)]
 
 
 @some_tool
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_value_of_a_parameter_raises_and_each_can_be_sent(tool: str, kind: Any) -> None:
+def test_no_value_of_a_parameter_raises_and_each_can_be_sent(tool: str) -> None:
     tool_format = TOOLS[tool]
     assert tool_format is not None
-    schema = {} if kind is None else {"type": kind}
-    tools = ToolSchemas([{"function": {"name": "f", "parameters": {"properties": {"x": schema}}}}])
-    for arguments in ('{"x": "VALUE"}', '{"x": {"y": "VALUE"}}'):
+    turns = itertools.count(SOME_TOOLS.index(tool))
+    for kind, arguments in itertools.product(KINDS, ('{"x": "VALUE"}', '{"x": {"y": "VALUE"}}')):
+        schema = {} if kind is None else {"type": kind}
+        properties = {"properties": {"x": schema}}
+        tools = ToolSchemas([{"function": {"name": "f", "parameters": properties}}])
         text = render_calls(tool_format, [("f", arguments)])
-        for value, place in hostile_values(kind):
+        for value, place in hostile_values(next(turns)):
             hostile = text.replace(place, value)
             for pieces in (hostile, cut(hostile, range(7, len(hostile), 7))):
                 parsed = parse(pieces, tool_format, tools=tools)

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
-
 from tests.fakes.format_pairs import SOME_TOOLS
+from tests.fakes.loops import of_each
 from tests.fakes.parsed_text import TOOLS, parse
 from toolparser_worker.machine.declarations import HeaderBody, JsonObjectBody
 from toolparser_worker.machine.render import render_calls
@@ -181,20 +180,20 @@ def assert_read_again(tool: str, cases: list[Case], tools: ToolSchemas) -> None:
         assert (parsed.num_malformed, parsed.content) == (0, ""), text
 
 
-@pytest.mark.parametrize("tool", SOME_TOOLS)
+@of_each("tool", SOME_TOOLS)
 def test_a_call_is_read_as_it_was_meant(tool: str) -> None:
     tools = schemas(*CASES.values())
     for case in CASES.values():
         assert_read_again(tool, [case], tools)
 
 
-@pytest.mark.parametrize("tool", SOME_TOOLS)
+@of_each("tool", SOME_TOOLS)
 def test_all_calls_in_one_answer_are_read(tool: str) -> None:
     cases = list(CASES.values())
     assert_read_again(tool, cases, schemas(*cases))
 
 
-@pytest.mark.parametrize(
+@of_each(
     "tool",
     [
         name

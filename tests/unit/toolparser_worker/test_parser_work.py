@@ -3,10 +3,9 @@
 import tracemalloc
 from collections.abc import Callable
 
-import pytest
-
 from tests.fakes.format_pairs import FEWER_PAIRS, formats, schemas
 from tests.fakes.fuzz_effort import EFFORT
+from tests.fakes.loops import of_each
 from tests.fakes.parsed_text import REASONING, new_machine
 from toolparser_worker.machine.declarations import ElementBody
 from toolparser_worker.machine.render import render_calls, render_reasoning
@@ -47,10 +46,10 @@ def adversaries(tool: str, reasoning: str) -> dict[str, Callable[[int], str]]:
     return found
 
 
-@pytest.mark.parametrize(("tool", "reasoning"), FEWER_PAIRS)
+@of_each("tool,reasoning", FEWER_PAIRS)
 def test_work_grows_with_the_text_and_no_faster(tool: str, reasoning: str) -> None:
     for name, adversary in adversaries(tool, reasoning).items():
-        short, long = adversary(200 * EFFORT), adversary(400 * EFFORT)
+        short, long = adversary(120 * EFFORT), adversary(240 * EFFORT)
         for size in SIZES:
             growth = operations(tool, reasoning, long, size) - operations(
                 tool, reasoning, short, size
@@ -77,7 +76,7 @@ def long_text(tool: str, reasoning: str, num_chars: int) -> str:
     return text
 
 
-@pytest.mark.parametrize(("tool", "reasoning"), FEWER_PAIRS)
+@of_each("tool,reasoning", FEWER_PAIRS)
 def test_one_character_at_a_time_costs_at_most_three_times_as_much(
     tool: str, reasoning: str
 ) -> None:
@@ -85,7 +84,7 @@ def test_one_character_at_a_time_costs_at_most_three_times_as_much(
     assert operations(tool, reasoning, text, 1) <= 3 * operations(tool, reasoning, text, 4)
 
 
-@pytest.mark.parametrize(("tool", "reasoning"), FEWER_PAIRS)
+@of_each("tool,reasoning", FEWER_PAIRS)
 def test_a_stream_holds_little_but_what_is_held_back(tool: str, reasoning: str) -> None:
     tool_format, _ = formats(tool, reasoning)
     text = long_text(tool, reasoning, 2 * MAX_HELD_BYTES)

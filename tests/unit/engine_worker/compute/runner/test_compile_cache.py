@@ -67,6 +67,8 @@ def test_a_containers_share_of_cores_is_how_many_threads_compute(
     assert environment.get("NPROC") == expected
 
 
+# The next test shows the same of an engine's own way to tell it.
+@pytest.mark.long
 def test_xla_makes_as_many_threads_as_it_is_told() -> None:
     def num_threads(nproc: str) -> int:
         script = (

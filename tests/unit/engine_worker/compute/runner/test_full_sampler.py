@@ -137,7 +137,7 @@ def test_the_same_token_is_drawn_with_and_without_log_probabilities(
         assert alone.token_ids[0] == result.token_ids[0]
 
 
-@pytest.mark.parametrize("cut", [21, 8, 1])
+@pytest.mark.parametrize("cut", [21, 8, pytest.param(1, marks=pytest.mark.long)])
 def test_the_tokens_of_a_prompt_are_scored_chunk_by_chunk(
     runner: JaxModelRunner, logits: npt.NDArray[np.float32], cut: int
 ) -> None:

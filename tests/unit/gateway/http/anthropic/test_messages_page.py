@@ -6,7 +6,6 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import orjson
 import pytest
-from anthropic.types.beta.beta_tool_union_param import BetaToolUnionParam
 
 from gateway.errors import UnsupportedFieldError
 from gateway.http.anthropic.client_tools import CLIENT_TOOLS
@@ -17,6 +16,7 @@ from gateway.http.anthropic.schemas import (
     MessagesRequest,
     parse,
 )
+from tests.fakes.late import anthropic
 
 PAGE = Path(__file__).parents[5] / "docs" / "messages-api.md"
 
@@ -37,7 +37,7 @@ def kinds_of_tools(union: Any) -> dict[str, Any]:
 
 def test_every_tool_of_the_official_client_is_a_function_or_left_out_or_refused() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    for kind, params in kinds_of_tools(BetaToolUnionParam).items():
+    for kind, params in kinds_of_tools(anthropic.types.beta.BetaToolUnionParam).items():
         if kind == "custom":
             continue
         name = get_args(get_type_hints(params).get("name")) or ("",)

@@ -5,7 +5,6 @@ from typing import Any
 
 import orjson
 import pytest
-from anthropic.types import Message, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from gateway.errors import WorkerLostError
@@ -27,6 +26,7 @@ from gateway.request.delivery.events import (
     UsageTold,
 )
 from protocol.wire.messages import LimitState, Usage
+from tests.fakes.late import anthropic
 
 HEAD = MessageHead(id="msg_1", model="m", request_id="r1", max_model_len=100)
 USAGE = Usage(prompt_tokens=30, completion_tokens=4, cached_tokens=10, reasoning_tokens=2)
@@ -67,7 +67,7 @@ def streamed(*events: GenerationEvent, head: MessageHead = HEAD) -> list[dict[st
 
 def test_a_whole_answer_is_one_that_anthropics_own_types_accept() -> None:
     answer = whole(*EVENTS)
-    Message.model_validate(answer)
+    anthropic.types.Message.model_validate(answer)
     assert answer["content"] == [
         {"type": "thinking", "thinking": "hm?", "signature": signature_of("hm?")},
         {"type": "text", "text": 'a"\n\u2028é😀b'},
@@ -83,7 +83,7 @@ def test_a_whole_answer_is_one_that_anthropics_own_types_accept() -> None:
 def test_a_stream_tells_block_after_block_and_anthropics_own_types_accept_each_event() -> None:
     events = streamed(TOLD, *EVENTS)
     for event in events:
-        TypeAdapter(RawMessageStreamEvent).validate_python(event)
+        TypeAdapter(anthropic.types.RawMessageStreamEvent).validate_python(event)
     kinds = [(event["type"], event.get("index")) for event in events]
     start, delta, stop = "content_block_start", "content_block_delta", "content_block_stop"
     assert kinds == [

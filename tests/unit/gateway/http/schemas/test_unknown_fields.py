@@ -5,7 +5,6 @@ from typing import Any, Final, get_args, get_type_hints
 
 import orjson
 import pytest
-from anthropic.types import ToolParam
 from openai.types.chat import ChatCompletionContentPartTextParam
 from openai.types.responses import CustomToolParam, FunctionToolParam, ResponseInputItemParam
 
@@ -17,6 +16,7 @@ from gateway.http.openresponses.schemas import HARMLESS_FIELDS as RESPONSE_HARML
 from gateway.http.schemas.administration.organization import InviteRequest, SpendAlertRequest
 from gateway.http.schemas.base.body import known_only
 from gateway.http.schemas.inference.messages import TextPart
+from tests.fakes.late import anthropic
 from tests.fakes.sample_bodies import (
     CONTEXT,
     SAMPLE_BODIES,
@@ -178,7 +178,7 @@ def test_tools_as_the_clients_declare_them_are_known_to_their_last_field() -> No
     for tool, declared in ((OWN_TOOLS[0], FunctionToolParam), (OWN_TOOLS[1], CustomToolParam)):
         shape = TOOL.kinds[tool["type"]]
         assert set(get_type_hints(declared)) <= shape.known | shape.neutral.keys() | listed
-    fields = {*get_type_hints(ToolParam)} - {"input_schema", "type", "name"}
+    fields = {*get_type_hints(anthropic.types.ToolParam)} - {"input_schema", "type", "name"}
     assert messages_with(dict.fromkeys(fields, None)) == []
     assert set(messages_with(dict.fromkeys(fields - {"description", "strict"}, True))) == {
         f"tools[0].{name}" for name in (*NEUTRAL, "input_examples")
