@@ -95,9 +95,16 @@ class ChoiceOutput:
         if thought is None:
             return
         choice.num_free_tokens = thought.num_free_tokens
+        # Outside of reasoning something is forced only if it begins again, which is rare.
+        choice.drops_rest = not thought.is_inside and not self.draws_forced
         choice.forced_mask = None
         if self.draws_forced and thought.has_forced:
             choice.forced_mask = allow_only([thought.next_forced()], self.vocab_size)
+
+    @property
+    def is_thought_over(self) -> bool:
+        """Whether what ends its reasoning comes next, and nothing that was drawn."""
+        return self.thought is not None and self.thought.has_forced
 
     def append_forced(self) -> bool:
         """Take the tokens that are known without sampling, within the lease; whether any were."""

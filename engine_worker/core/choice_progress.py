@@ -62,11 +62,17 @@ class ChoiceProgress:
         self._clock = clock
         self._on_prompt_ended = on_prompt_ended
 
-    def go_on(self, output: ChoiceOutput) -> None:
-        """Append what a grammar forces, tell what is new, and end the output if it is over."""
+    def go_on(self, output: ChoiceOutput, *, has_dropped: bool = False) -> None:
+        """Append what a grammar forces, tell what is new, and end the output if it is over.
+
+        Args:
+            output: Of a choice.
+            has_dropped: The last step sampled more than was taken.
+        """
         choice = output.choice
-        if output.append_forced() and choice.slot is not None and not output.grammar_failure:
-            # The device counts only what it sampled.
+        is_other = output.append_forced() or has_dropped
+        if is_other and choice.slot is not None and not output.grammar_failure:
+            # The device counts what it sampled, and nothing else.
             self._runner.assign_slot(choice.slot, choice.prompt_token_ids, choice.output_token_ids)
         self._choices.count_tokens(choice)
         if output.grammar_failure:
@@ -177,7 +183,9 @@ class ChoiceProgress:
     def _take_tokens(
         self, output: ChoiceOutput, token_ids: Sequence[int], scores: TokenScores | None
     ) -> int:
-        """Append sampled tokens up to the one that ends the output, and tell what follows.
+        """Append sampled tokens up to one that ends the output or has others forced behind it.
+
+        Tell what follows.
 
         A bug there ends only its row.
 
@@ -196,11 +204,12 @@ class ChoiceProgress:
                     self._scheduler.advance(ScheduledRow(output.choice, 1))
                 output.append(token_id)
                 num_taken += 1
-                if output.stop is not None or output.grammar_failure:
+                if output.stop is not None or output.grammar_failure or output.is_thought_over:
                     break
             if scores is not None:
                 output.untold_scores.append(scores)
-            self.go_on(output)
+            has_dropped = output.stop is None and num_taken < len(token_ids)
+            self.go_on(output, has_dropped=has_dropped)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on

@@ -44,6 +44,8 @@ class Choice:
             is no such token.
         num_free_tokens: Tokens that can be drawn before one may be forced that no draw decides;
             None for any number.
+        drops_rest: More may be drawn nevertheless: what a step drew behind a token that others are
+            forced behind is dropped.
         output_token_ids: What was sampled, an earlier attempt's tokens included.
         num_computed_tokens: Tokens, from the first of the prompt, whose keys and values are in
             the cache. In decode it is one less than `num_tokens`.
@@ -87,6 +89,7 @@ class Choice:
     pending_mask: MaskSource | None = None
     forced_mask: MaskWords | None = None
     num_free_tokens: int | None = None
+    drops_rest: bool = False
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_scored_tokens: int = 0

@@ -35,9 +35,10 @@ class DecodePlanner:
         self._scheduler = scheduler
         self._runs_ahead = runner.runs_ahead
         self._lookahead = Lookahead(runner.max_new_tokens)
-        self._speculation = Speculation(
-            speculation, runner.decode_rows, min(MAX_DRAFT_TOKENS, runner.max_draft_tokens)
-        )
+        # So far back a step can begin again, as behind a wrong draft: recurrent layers keep no
+        # more states.
+        self._num_droppable = min(MAX_DRAFT_TOKENS, runner.max_draft_tokens)
+        self._speculation = Speculation(speculation, runner.decode_rows, self._num_droppable)
         self._on_drafts = on_drafts
         self._planned: tuple[RowWork, ...] = ()
 
@@ -88,12 +89,12 @@ class DecodePlanner:
             for index, (choice, work) in enumerate(zip(choices, works, strict=True))
             if work.sample
             and not choice.is_scored
-            and num_wanted(choice) > 1
+            and num_wanted(choice, num_droppable=1) > 1
             and self._scheduler.reserve(choice, 2) > 1
         )
 
     def _looking_ahead(self, choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:
-        wanted = min(num_new_tokens, num_wanted(choice))
+        wanted = min(num_new_tokens, num_wanted(choice, self._num_droppable))
         if wanted <= 1:
             return work
         return extended(choice, work, self._scheduler.reserve(choice, wanted))

@@ -135,10 +135,17 @@ def extended(choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:
     )
 
 
-def num_wanted(choice: Choice) -> int:
-    """Tokens that a choice may still draw before it ends, pauses or has one forced upon it."""
+def num_wanted(choice: Choice, num_droppable: int = 0) -> int:
+    """Tokens that a choice may still draw before it ends, pauses or has one forced upon it.
+
+    Args:
+        choice: One that runs.
+        num_droppable: So many tokens of a step may turn out not to be wanted.
+    """
     wanted = min(choice.max_output_tokens, choice.lease_tokens) - choice.num_output_tokens
-    return wanted if choice.num_free_tokens is None else min(wanted, choice.num_free_tokens)
+    if choice.num_free_tokens is None:
+        return wanted
+    return min(wanted, choice.num_free_tokens + (num_droppable if choice.drops_rest else 0))
 
 
 def _is_decode(work: RowWork) -> bool:

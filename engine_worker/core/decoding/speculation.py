@@ -298,7 +298,7 @@ class Speculation:
         self._read(choices, works)
         chances: list[tuple[float, int]] = []
         for row, choice in enumerate(choices):
-            most = min(self._max_draft_tokens, num_wanted(choice) - 1)
+            most = min(self._max_draft_tokens, num_wanted(choice, self._max_draft_tokens) - 1)
             chances += [(chance, row) for chance in self._chances(choice, most)]
         if not chances:
             return None

@@ -1,14 +1,18 @@
 """Reasoning is ended by the engine: whatever a step computes, streamed, drafted or resumed."""
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.core.engine import Engine
 from protocol.wire.messages import Extend, Finished, SamplingParams, Thought
 from tests.fakes.fake_runner import DeterministicFakeRunner, scripted_tokens
+from tests.fakes.tiny_decoder import tiny_hybrid_spec, tiny_spec, tiny_weights
 from tests.fakes.tiny_engine import PROMPT, Answer, engine_on, generate, run_all
 from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
@@ -56,6 +60,51 @@ def test_steps_of_several_tokens_end_at_the_limit(max_new_tokens: int) -> None:
     plain = answer(fake_engine())
     told = answer(fake_engine(max_new_tokens=max_new_tokens), is_streaming=False)
     assert told.token_ids == plain.token_ids
+
+
+REOPENING = Thought(begins="marked", starts=("<t>",), ends=("</t>",), closing="</t>", reopens=True)
+SAID = "<t>so and so " + "and so and so and so and so and so <t>" + "and so " * 6
+
+
+def said(mode: SpeculationMode, **options: Any) -> tuple[Answer, DeterministicFakeRunner]:
+    """An answer whose reasoning is used up, and begins again."""
+    script = scripted_tokens(len(PROMPT), TOKENIZER.encode(SAID, add_special_tokens=False))
+    runner = DeterministicFakeRunner(script, num_blocks=100, decode_rows=(1, 2, 4, 8), **options)
+    clock = itertools.count()
+    engine = Engine(
+        runner,
+        TOKENIZER,
+        vocab_size=VOCAB_SIZE,
+        max_model_len=100,
+        speculation=mode,
+        clock=lambda: next(clock) / 1000,
+    )
+    sampling = SamplingParams(temperature=0.0, max_tokens=70, ignore_eos=True)
+    return answer(engine, sampling, thought=REOPENING, is_streaming=False), runner
+
+
+@pytest.mark.parametrize(
+    ("mode", "max_new_tokens"),
+    [(SpeculationMode.OFF, 8), (SpeculationMode.ALWAYS, 1), (SpeculationMode.ALWAYS, 8)],
+)
+def test_behind_reasoning_that_is_used_up_steps_have_several_tokens_again(
+    mode: SpeculationMode, max_new_tokens: int
+) -> None:
+    """It may begin again, so each token had a step of its own for the rest of the answer."""
+    plain, one_by_one = said(SpeculationMode.OFF)
+    # What begins again is closed at once, wherever in a step it was drawn.
+    assert plain.text.count("<t></t>") == 1
+    told, runner = said(mode, max_new_tokens=max_new_tokens)
+    assert told.token_ids == plain.token_ids
+    assert len(runner.batches) < len(one_by_one.batches) / 2
+
+
+def test_behind_reasoning_that_is_used_up_the_next_step_is_begun_again() -> None:
+    plain, _ = said(SpeculationMode.OFF)
+    told, runner = said(SpeculationMode.OFF, runs_ahead=True)
+    assert told.token_ids == plain.token_ids
+    num_begun = sum(bool(batch.next_rows) for batch in runner.batches)
+    assert num_begun > len(runner.batches) / 2
 
 
 def test_with_log_probabilities_the_marker_is_drawn_and_has_its_own(
@@ -119,3 +168,39 @@ def test_a_real_decoder_sees_the_marker_in_its_cache(
     rest = SamplingParams(temperature=0.0, max_tokens=24 - cut, ignore_eos=True)
     again.add("g", generate("s", rest, prompt_token_ids=(*PROMPT, *told.token_ids[:cut])))
     assert told.token_ids[cut:] == run_all(again)["s"].token_ids
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("mode", [SpeculationMode.OFF, SpeculationMode.ALWAYS])
+@pytest.mark.parametrize("spec", [tiny_spec(), tiny_hybrid_spec()], ids=["plain", "recurrent"])
+def test_a_real_decoder_goes_on_as_if_nothing_had_been_dropped(
+    monkeypatch: pytest.MonkeyPatch, spec: DecoderSpec, mode: SpeculationMode
+) -> None:
+    runner = JaxModelRunner.create(
+        tiny_weights(spec=replace(spec, vocab_size=VOCAB_SIZE)),
+        num_blocks=60,
+        max_model_len=80,
+        block_size=8,
+        max_num_seqs=4,
+        max_num_batched_tokens=32,
+    )
+
+    def told(sampling: SamplingParams, thought: Thought | None) -> list[int]:
+        engine = engine_on(runner, speculation=mode)
+        options = {"thought": thought, "max_thought_tokens": 0, "is_streaming": False}
+        return answer(engine, sampling, **options).token_ids
+
+    num_closed = 0
+    for seed in range(4):
+        sampling = SamplingParams(temperature=0.4, seed=seed, max_tokens=50, ignore_eos=True)
+        # Whatever the model says anyway begins its reasoning, which has no token left.
+        start = next(chr(one) for one in told(sampling, None)[3:] if 32 < one < 127)
+        thought = Thought(
+            begins="marked", starts=(start,), ends=("</t>",), closing="</t>", reopens=True
+        )
+        found = told(sampling, thought)
+        num_closed += bytes(one for one in found if one < 256).count(b"</t>")
+        with monkeypatch.context() as patch:
+            patch.setattr("engine_worker.core.decoding.decode_plan.MAX_DRAFT_TOKENS", 0)
+            assert told(sampling, thought) == found
+    assert num_closed > 4
