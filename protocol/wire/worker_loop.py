@@ -73,7 +73,7 @@ class WorkerLoop(Generic[CommandT]):
         clock: Monotonic seconds.
 
     Attributes:
-        last_tick: When it last looked after its connections, by the clock.
+        last_tick: When it last looked after its connections, as `clock` says.
         gateway_versions: Of who is here; replaced, never changed: other threads read it.
     """
 
