@@ -4,7 +4,7 @@ import queue
 import threading
 from dataclasses import dataclass
 
-from engine_worker.core.scoring import ScoreTask
+from engine_worker.core.score_task import ScoreTask
 from engine_worker.serving.acceptance_queue import Accepted
 from protocol.wire.messages import Abort, Cancel, ClearCache, Extend, Generate, OrphanUsageNoted
 
