@@ -312,7 +312,8 @@ def test_a_process_starts_with_the_file_that_it_waits_for_and_not_too_late(
         else:
             clock.offset += 5.0
         harness.poll()
-        eventually(lambda: len(lines(tmp_path / "late")) == 1)
+        for name in ("first", "late"):
+            eventually(lambda name=name: len(lines(tmp_path / name)) == 1)  # type: ignore[misc]
         assert harness.children[0].is_alive
     assert all(is_gone(int(lines(tmp_path / name)[0])) for name in ("first", "late"))
 

@@ -133,7 +133,7 @@ def test_nothing_is_compiled_after_warm_up_whatever_the_traffic(runner: JaxModel
 
     num_compiles = runner.num_compiles
     # Decode programs, a prefill program, a full sampler, scoring, and counting a slot's tokens.
-    assert num_compiles == 2 + 1 + 1 + 2 + 1
+    assert num_compiles == 2 + 1 + 1 + 3 + 1
     samplings = [
         GREEDY,
         RowSampling(temperature=0.8, top_k=5, top_p=0.9, seed=3),
