@@ -1,6 +1,7 @@
 """Reasoning is ended by the engine: whatever a step computes, streamed, drafted or resumed."""
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -193,8 +194,9 @@ def test_a_real_decoder_goes_on_as_if_nothing_had_been_dropped(
     num_closed = 0
     for seed in range(4):
         sampling = SamplingParams(temperature=0.4, seed=seed, max_tokens=50, ignore_eos=True)
-        # Whatever the model says anyway begins its reasoning, which has no token left.
-        start = next(chr(one) for one in told(sampling, None)[3:] if 32 < one < 127)
+        # What the model says most begins its reasoning, which has no token left.
+        said = Counter(one for one in told(sampling, None)[3:] if 32 < one < 127)
+        start = chr(said.most_common(1)[0][0])
         thought = Thought(
             begins="marked", starts=(start,), ends=("</t>",), closing="</t>", reopens=True
         )
@@ -203,4 +205,4 @@ def test_a_real_decoder_goes_on_as_if_nothing_had_been_dropped(
         with monkeypatch.context() as patch:
             patch.setattr("engine_worker.core.decoding.decode_plan.MAX_DRAFT_TOKENS", 0)
             assert told(sampling, thought) == found
-    assert num_closed > 4
+    assert num_closed >= 4
