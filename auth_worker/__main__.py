@@ -1,5 +1,10 @@
 """Starts the auth worker: `python -m auth_worker`."""
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # Until it serves, see `protocol.runtime.collector`.
+
 import logging
 import os
 import sys

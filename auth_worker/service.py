@@ -51,6 +51,7 @@ from auth_worker.tokens.checker import TokenChecker
 from auth_worker.tokens.key_source import KeySource, fetch_keys
 from auth_worker.tokens.verifier import TokenVerifier
 from protocol.errors import ConfigurationError
+from protocol.runtime import collector
 from protocol.wire.codec import auth_command_decoder
 from protocol.wire.endpoints import Endpoint
 from protocol.wire.keys import ClientSecurity
@@ -174,6 +175,7 @@ def _run_shared(
     from auth_worker.storage.postgres_database import MARKER_NAME, PostgresDatabase
     from auth_worker.storage.standby import read_ahead, stand_by
 
+    calm_collector()  # It may stand by for months.
     if url.is_plaintext:
         _logger.warning("%s is talked to in plain text: its address says sslmode=disable", url)
     with closing(PostgresDatabase(url, marker=settings.data_dir / MARKER_NAME)) as database:
@@ -259,9 +261,7 @@ def calm_collector() -> None:
     stays, too, so they become rare: requests under way alone begin none, and are seldom part of a
     cycle when they end.
     """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    collector.settle(GC_THRESHOLDS)
 
 
 class AuthService:

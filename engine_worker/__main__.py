@@ -1,5 +1,10 @@
 """Starts an engine worker: `python -m engine_worker`."""
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # Until it serves, see `protocol.runtime.collector`.
+
 import logging
 import os
 from collections.abc import Sequence

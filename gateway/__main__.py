@@ -1,5 +1,10 @@
 """`python -m gateway`: reads the settings, binds, and serves until it is told to stop."""
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # Until it serves, see `protocol.runtime.collector`.
+
 import asyncio
 import contextlib
 import importlib

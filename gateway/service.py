@@ -1,7 +1,6 @@
 """Runs one gateway: the application and its HTTP server from start to drain."""
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -11,6 +10,7 @@ from typing import Any
 from gateway.application import Application
 from gateway.config import GatewaySettings
 from gateway.http.server import HttpServer, remove_socket, socket_mark, write_port_file
+from protocol.runtime import collector
 
 _logger = logging.getLogger("penstock.gateway")
 
@@ -66,7 +66,7 @@ async def serve(
         port = 0 if settings.uds is not None else sock.getsockname()[1]
         if settings.port_file is not None:
             write_port_file(settings.port_file, port)
-        _settle_heap()
+        collector.settle()
         where = f"{settings.host} port {port}" if settings.uds is None else str(settings.uds)
         _logger.info("serving HTTP on %s", where)
         await _first(serving, stop.wait())
@@ -86,18 +86,6 @@ async def serve(
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
         await application.close()
-
-
-def _settle_heap() -> None:
-    """What was loaded at the start stays: the collector need not look at it again and again.
-
-    Young objects are looked at once there are ten thousand more of them. With five thousand, which
-    64 requests under way have among them, it was a twentieth of a request's time; with many more
-    one look, during which all streams stand still, would take longer than the 2 ms of now.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 100)
 
 
 async def _first(task: "asyncio.Task[Any]", signal_wait: Coroutine[Any, Any, Any]) -> None:

@@ -1,12 +1,17 @@
 """Starts the parser worker: `python -m toolparser_worker`."""
 
+import gc
+
+if __name__ == "__main__":
+    gc.disable()  # Until it serves, see `protocol.runtime.collector`.
+
 import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
 
 from protocol.errors import ConfigurationError
-from protocol.runtime import logs, tracing
+from protocol.runtime import collector, logs, tracing
 from protocol.runtime.allocator import return_large_blocks, trim_in_background
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.wire import codec, worker_start
@@ -89,6 +94,7 @@ def _serve(settings: ParserSettings, environ: Mapping[str, str]) -> int:
         len(TOOL_FORMATS),
         len(REASONING_FORMATS),
     )
+    collector.settle()
     return worker.wait()
 
 

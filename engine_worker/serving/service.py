@@ -13,6 +13,7 @@ from engine_worker.loading.write_behind import WriteBehind
 from engine_worker.serving.handler import EngineHandler
 from engine_worker.serving.step_loop import StepLoop
 from protocol.errors import ConfigurationError
+from protocol.runtime import collector
 from protocol.runtime.threads import watch_threads
 from protocol.wire import codec
 from protocol.wire.endpoints import Endpoint
@@ -170,6 +171,7 @@ def _serve_encoder(
 
 def _announce(offer: EngineOffer, worker: Worker[EngineCommand]) -> None:
     worker.announce(offer)
+    collector.settle()
     _log.info(
         "serving %s: %s, %d parameters in %s%s%s, context %d tokens",
         offer.model,

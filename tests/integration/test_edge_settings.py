@@ -307,7 +307,7 @@ async def test_a_gateway_that_ends_removes_its_own_socket_only(
 ) -> None:
     path, is_serving = socket_dir / "http", asyncio.Event()
     monkeypatch.setattr(service, "write_port_file", lambda *_: is_serving.set())
-    monkeypatch.setattr(service, "_settle_heap", lambda: None)
+    monkeypatch.setattr(service.collector, "settle", lambda: None)
     settings = gateway_settings(socket_dir, uds=path, port_file=socket_dir / "port")
     with contextlib.ExitStack() as opened:
         sock = opened.enter_context(bind_unix_socket(path))

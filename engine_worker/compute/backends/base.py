@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from engine_worker.compute.backends.kv_layout import NO_RINGS, KvCache, KvLayout, StateRings
 from engine_worker.compute.backends.layer_groups import LayerGroups
@@ -210,6 +211,12 @@ class Backend(Protocol):
         self, *, num_blocks: int | Sequence[int], block_size: int, rings: StateRings = NO_RINGS
     ) -> KvLayout:
         """The layout of a cache with so many blocks in each of `layer_groups`."""
+
+    def unwritten(self, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
+        """An array of a cache, whose whole pages in the host's memory may hold anything.
+
+        Called while a program is traced that makes nothing else; see `KvLayout.allocate`.
+        """
 
     def bind(self, leaves: Leaves) -> Blocks:
         """The blocks with packed weights; called while the caller's program is traced."""

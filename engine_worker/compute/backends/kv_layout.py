@@ -12,16 +12,22 @@ them those of sequences that are in the middle of a block: for each slot the sta
 few tokens, in a ring, because a step may be computed again from a little before (ADR 50).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from engine_worker.compute.backends.layer_groups import LayerGroups
-from engine_worker.compute.memory.host_memory import release_pages, release_rows, use_large_pages
+from engine_worker.compute.memory.host_memory import (
+    drops_pages,
+    release_pages,
+    release_rows,
+    use_large_pages,
+)
 from engine_worker.compute.models.recurrent.specs import StateShapes, bytes_of
 
 
@@ -176,12 +182,18 @@ class KvLayout:
 
         return tuple(map(make_layer, self.layers, self.groups.of_layer))
 
-    def allocate(self) -> KvCache:
-        """A zeroed cache on the default device; in the host's memory it takes none until used."""
-        make = jax.jit(_zeros, static_argnums=0)
+    def allocate(
+        self, unwritten: Callable[[Sequence[int], DTypeLike], jax.Array] = jnp.zeros
+    ) -> KvCache:
+        """A zeroed cache on the default device; in the host's memory it takes none until used.
+
+        Args:
+            unwritten: `Backend.unwritten`, for a start that doesn't fill what is dropped at once.
+        """
+        make = jax.jit(unwritten if drops_pages() else jnp.zeros, static_argnums=(0, 1))
 
         def reserve(like: jax.Array) -> jax.Array:
-            array: jax.Array = make((like.shape, like.dtype)).block_until_ready()
+            array: jax.Array = make(like.shape, like.dtype).block_until_ready()
             release_pages(array)
             use_large_pages(array)
             return array
@@ -222,7 +234,3 @@ def _abstract(shape: tuple[int, ...], dtype: np.dtype[Any]) -> jax.Array:
     """Shape and type, which are all that is asked of it."""
     abstract: Any = jax.ShapeDtypeStruct(shape, dtype)  # type: ignore[no-untyped-call]
     return cast(jax.Array, abstract)
-
-
-def _zeros(shape_and_type: tuple[tuple[int, ...], Any]) -> jax.Array:
-    return jnp.zeros(*shape_and_type)

@@ -148,6 +148,11 @@ def use_large_pages(array: jax.Array) -> bool:
     return _advise(start, array.unsafe_buffer_pointer() + array.nbytes - start, _MADV_HUGEPAGE)
 
 
+def drops_pages() -> bool:
+    """Whether `release_pages` empties arrays of the default device."""
+    return sys.platform == "linux" and jax.default_backend() == "cpu"
+
+
 def release_pages(array: jax.Array) -> bool:
     """Drops the pages of an array in the host's memory; it then reads as zeros.
 

@@ -103,7 +103,8 @@ class ProgramSet:
 
     def new_state(self) -> DeviceState:
         """The arrays between steps, with an empty cache."""
-        return DeviceState(self._kv_layout.allocate(), *self._new_rows())
+        cache = self._kv_layout.allocate(self._decoder.backend.unwritten)
+        return DeviceState(cache, *self._new_rows())
 
     def _new_rows(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Counts, last tokens and hidden states."""

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax import lax
+from jax.typing import DTypeLike
 
 from engine_worker.compute.backends.base import (
     BlockKind,
@@ -199,6 +200,9 @@ class CpuNativeBackend:
         groups = self.layer_groups
         by_group = groups.blocks_by_group(num_blocks)
         return KvLayout(by_group, block_size, layers, self.cache_dtype, rings, groups)
+
+    def unwritten(self, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
+        return calls.unwritten(shape, dtype)
 
     def bind(self, leaves: Leaves) -> "CpuNativeBlocks":
         return CpuNativeBlocks(self, leaves)

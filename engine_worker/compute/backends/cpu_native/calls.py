@@ -544,6 +544,15 @@ def embedding(
     )
 
 
+def unwritten(shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
+    """An array whose whole pages of memory hold anything and weren't touched; zeros elsewhere.
+
+    For `host_memory.release_pages`, which makes the pages read as zeros. The type is one that
+    caches are stored in: int8, uint16 or float32.
+    """
+    return jax.ffi.ffi_call("penstock_unwritten", _result(*shape, dtype=dtype))()
+
+
 def _table_config(
     weight_type: str, group_size: int, blocks: BlockFormat | None
 ) -> npt.NDArray[np.int64]:

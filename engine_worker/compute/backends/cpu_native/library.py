@@ -30,6 +30,7 @@ TARGETS: Final = (
     "penstock_head",
     "penstock_likeliest",
     "penstock_embedding",
+    "penstock_unwritten",
 )
 _AMX: Final = "amx"
 _AMX_FLAGS: Final = frozenset({"amx_tile", "amx_bf16", "amx_int8"})

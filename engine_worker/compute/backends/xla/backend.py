@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from engine_worker.compute.backends.base import (
     BlockKind,
@@ -160,6 +161,10 @@ class XlaBackend:
         return xla_kv_layout(
             self.spec, self.cache_dtype, num_blocks=num_blocks, block_size=block_size, rings=rings
         )
+
+    def unwritten(self, shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
+        # XLA:CPU has no array that it doesn't fill.
+        return jnp.zeros(shape, dtype)
 
     def bind(self, leaves: Leaves) -> "XlaBlocks":
         parts = iter(leaves)

@@ -35,19 +35,18 @@ class CallFrame {
 
   const XLA_FFI_Buffer& result(int64_t index, const char* name, XLA_FFI_DataType type,
                                std::initializer_list<int64_t> shape, uintptr_t alignment) const {
-    if (index >= frame_.rets.size || frame_.rets.types[index] != XLA_FFI_RetType_BUFFER) {
-      throw BadCall(std::string("result ") + name + " is missing");
-    }
-    return checked(frame_.rets.rets[index], name, type, shape, alignment);
+    return checked(result_at(index, name), name, type, shape, alignment);
+  }
+
+  // A result of any type and shape.
+  const XLA_FFI_Buffer& any_result(int64_t index, const char* name) const {
+    return *static_cast<const XLA_FFI_Buffer*>(result_at(index, name));
   }
 
   // The result that is to be the argument, updated in place.
   void aliased_result(int64_t index, const char* name, const XLA_FFI_Buffer& argument) const {
-    if (index >= frame_.rets.size || frame_.rets.types[index] != XLA_FFI_RetType_BUFFER) {
-      throw BadCall(std::string("result ") + name + " is missing");
-    }
-    const auto* buffer = static_cast<const XLA_FFI_Buffer*>(frame_.rets.rets[index]);
-    if (buffer->data != argument.data || size_of(*buffer) != size_of(argument)) {
+    const XLA_FFI_Buffer& buffer = any_result(index, name);
+    if (buffer.data != argument.data || size_of(buffer) != size_of(argument)) {
       throw BadCall(std::string(name) +
                     " is not updated in place: alias it with input_output_aliases");
     }
@@ -80,6 +79,13 @@ class CallFrame {
   }
 
  private:
+  void* result_at(int64_t index, const char* name) const {
+    if (index >= frame_.rets.size || frame_.rets.types[index] != XLA_FFI_RetType_BUFFER) {
+      throw BadCall(std::string("result ") + name + " is missing");
+    }
+    return frame_.rets.rets[index];
+  }
+
   static const XLA_FFI_Buffer& checked(void* opaque, const char* name, XLA_FFI_DataType type,
                                        std::initializer_list<int64_t> shape, uintptr_t alignment) {
     const auto& buffer = *static_cast<const XLA_FFI_Buffer*>(opaque);

@@ -1,5 +1,7 @@
 // The targets of jax.ffi: every shape, alignment, alias, attribute and page id is checked here, in
 // every build, before a kernel sees it.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <exception>
@@ -369,6 +371,30 @@ bool run_embedding(const CallFrame& frame) {
   return call.num_tokens == 0 || current_level().run_embedding(call);
 }
 
+int64_t bytes_of(XLA_FFI_DataType type) {
+  switch (type) {
+    case XLA_FFI_DataType_S8: return 1;
+    case XLA_FFI_DataType_U16: return 2;
+    case XLA_FFI_DataType_F32: return 4;
+    default: throw BadCall("no cache has type " + std::to_string(static_cast<int>(type)));
+  }
+}
+
+// Zeros what lies in no whole page; the caller drops the pages, which are never touched here.
+bool run_unwritten(const CallFrame& frame) {
+  frame.expect_arguments(0);
+  const XLA_FFI_Buffer& array = frame.any_result(0, "array");
+  const int64_t size = CallFrame::size_of(array) * bytes_of(array.dtype);
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto start = reinterpret_cast<uintptr_t>(array.data), end = start + size;
+  const uintptr_t first_page = (start + page - 1) / page * page;
+  const uintptr_t last_page = std::max(first_page, end / page * page);
+  char* data = static_cast<char*>(array.data);
+  std::fill(data, data + (std::min(first_page, end) - start), '\0');
+  if (last_page < end) std::fill(data + (last_page - start), data + size, '\0');
+  return true;
+}
+
 XLA_FFI_Error* error_of(const XLA_FFI_CallFrame& frame, XLA_FFI_Error_Code code,
                         const std::string& message) {
   XLA_FFI_Error_Create_Args args{};
@@ -423,4 +449,7 @@ PENSTOCK_EXPORT XLA_FFI_Error* penstock_likeliest(XLA_FFI_CallFrame* frame) {
 }
 PENSTOCK_EXPORT XLA_FFI_Error* penstock_embedding(XLA_FFI_CallFrame* frame) {
   return penstock::handle(frame, "embedding", penstock::run_embedding);
+}
+PENSTOCK_EXPORT XLA_FFI_Error* penstock_unwritten(XLA_FFI_CallFrame* frame) {
+  return penstock::handle(frame, "unwritten", penstock::run_unwritten);
 }
