@@ -1,9 +1,9 @@
 """Starts an engine worker: `python -m engine_worker`."""
 
-import gc
+from protocol.runtime import collector
 
 if __name__ == "__main__":
-    gc.disable()  # Until it serves, see `protocol.runtime.collector`.
+    collector.start()
 
 import logging
 import os

@@ -1,9 +1,9 @@
 """`python -m gateway`: reads the settings, binds, and serves until it is told to stop."""
 
-import gc
+from protocol.runtime import collector
 
 if __name__ == "__main__":
-    gc.disable()  # Until it serves, see `protocol.runtime.collector`.
+    collector.start()
 
 import asyncio
 import contextlib

@@ -1,9 +1,9 @@
 """Starts the parser worker: `python -m toolparser_worker`."""
 
-import gc
+from protocol.runtime import collector
 
 if __name__ == "__main__":
-    gc.disable()  # Until it serves, see `protocol.runtime.collector`.
+    collector.start()
 
 import logging
 import sys
@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from protocol.errors import ConfigurationError
-from protocol.runtime import collector, logs, tracing
+from protocol.runtime import logs, tracing
 from protocol.runtime.allocator import return_large_blocks, trim_in_background
 from protocol.runtime.lifetime import exit_with_parent
 from protocol.wire import codec, worker_start

@@ -2,12 +2,15 @@
 
 Modules, models and keys stay as long as the process. While they are made, the collector would look
 at them again and again, which takes a sixth of a start, and later all threads would stand still
-while it does (a tenth of a second in an engine). So each worker's `__main__` turns it off before
-anything is imported, and calls `settle` when it serves.
+while it does (a tenth of a second in an engine). So each worker's `__main__` calls `start` before
+anything else is imported, and `settle` when it serves.
 """
 
 import gc
 from typing import Final
+
+_STARTING: Final = (50_000, 100, 100)
+"""Young objects only, so that what is garbage already doesn't take new memory."""
 
 THRESHOLDS: Final = (10_000, 20, 100)
 """Ten thousand more young objects are looked at. With five thousand, which 64 requests under way
@@ -15,8 +18,13 @@ have among them, it was a twentieth of a gateway's time for a request; with many
 during which all streams stand still, would take longer than the 2 ms of now."""
 
 
+def start() -> None:
+    """Have the collector look at little, because what is made until `settle` stays."""
+    gc.set_threshold(*_STARTING)
+
+
 def settle(thresholds: tuple[int, int, int] = THRESHOLDS) -> None:
-    """Turn the collector on for what is made from now on; what is there is never looked at again.
+    """What is there is never looked at again; what is made from now on is, as usual.
 
     Args:
         thresholds: See `gc.set_threshold`.
@@ -24,4 +32,3 @@ def settle(thresholds: tuple[int, int, int] = THRESHOLDS) -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*thresholds)
-    gc.enable()

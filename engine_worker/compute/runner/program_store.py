@@ -1,5 +1,6 @@
 """Keeps compiled programs: the first few before serving starts, the others behind it."""
 
+import gc
 import logging
 import threading
 import time
@@ -164,6 +165,9 @@ class ProgramStore(Generic[Key]):
             num_cached += is_cached
             # After each: while there are requests, the last program may never be compiled.
             trim_heap()
+        # Tracing leaves cycles, which the collector would find much later.
+        gc.collect()
+        trim_heap()
         _log_ready(num_ready, started, num_cached)
 
     def _next(self, missing: Sequence[Key]) -> Key | None:
