@@ -26,6 +26,7 @@ from gateway.errors import GatewayError, InvalidRequestError, ResourceNotFoundEr
 
 PREFIX: Final = "file-"
 PURPOSES: Final = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
+_ID_DIGITS: Final = 24
 _UNFINISHED_S: Final = 24 * 3600.0
 """An upload that was not finished for so long never will be."""
 _MAX_KNOWN: Final = 10_000
@@ -120,6 +121,23 @@ class FileStore:
             )
         file_id = new_id(PREFIX, self._wall_clock)
         return file_id, folder / f"{file_id}.data"
+
+    def rename(self, tenant: str, file_id: str, made_id: str) -> tuple[str, Path]:
+        """Give new content the id that a request's file has, however often that is sent.
+
+        Args:
+            tenant: Whose it is.
+            file_id: Of `begin`, whose content was written.
+            made_id: Of the request, 24 hex digits or more. Whoever repeats it sends the same bytes.
+
+        Returns:
+            As `begin` does.
+        """
+        folder = tenant_folder(self._root, tenant)
+        own = f"{PREFIX}{made_id[:_ID_DIGITS]}"
+        path = folder / f"{own}.data"
+        (folder / f"{file_id}.data").replace(path)
+        return own, path
 
     def check_room(self, tenant: str) -> None:
         """Look whether a tenant has no more than it may have.
