@@ -359,10 +359,16 @@ class ResponseEvents:
 class ResponseStreamRenderer:
     """The same as server-sent events."""
 
-    ping = PING
-
     def __init__(self, head: ResponseHead, maker: ItemMaker) -> None:
         self._events = ResponseEvents(head, maker)
+
+    @property
+    def ping(self) -> bytes:
+        """What a silent stream gets: first of all that the response is in progress.
+
+        Clients that give up a stream without an event, as Codex does, count no comments.
+        """
+        return self.render(()) or PING
 
     @property
     def final(self) -> FinalResponse | None:
