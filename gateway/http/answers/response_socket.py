@@ -273,14 +273,15 @@ class ResponseSocket:
         try:
             await request.start()
             # Who waits for an event, and for long, hears that the response is in progress.
-            found = await work.next_events(self._parts.settings.ping_interval_s)
+            silence_s = self._parts.settings.ping_interval_s
+            found = await work.next_events(silence_s)
             events = shape.events(request)
             frames = LaneEvents(lane, [*body_of(asked).ignored, *work.unread])
             try:
                 while found is not None:
                     frames.note(work.unenforced)
-                    await self._tell(events.render(found), frames)
-                    found = await work.next_events(None)
+                    await self._tell(events.render(found) if found else events.silence(), frames)
+                    found = await work.next_events(silence_s)
                 last = events.finish(work.usage())
                 await shape.keep(request)
                 output = None if events.final is None else events.final.output

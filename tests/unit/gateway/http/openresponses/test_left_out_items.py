@@ -18,7 +18,7 @@ OUTPUT: Item = {"type": "function_call_output", "call_id": "c", "output": "x"}
 
 
 def selected(own: list[Item], before: list[Item], most: int | None) -> tuple[list[Item], Context]:
-    told = {"items": before, "references": {}, "most": most, "progress": None}
+    told: Item = {"items": before, "references": {}, "most": most, "progress": None}
     context = Context(b"", orjson.dumps(told))
     return context.select(own, truncates=True), context
 
