@@ -26,6 +26,7 @@ from gateway.errors import GatewayError, InvalidRequestError, ResourceNotFoundEr
 
 PREFIX: Final = "file-"
 PURPOSES: Final = ("batch", "user_data", "assistants", "fine-tune", "vision", "evals")
+_ID_DIGITS: Final = 24
 _UNFINISHED_S: Final = 24 * 3600.0
 """An upload that was not finished for so long never will be."""
 _MAX_KNOWN: Final = 10_000
@@ -85,20 +86,18 @@ class FileStore:
         root: A folder of its own; made when it is first needed.
         bounds: Of each tenant.
         wall_clock: Unix seconds.
+
+    Attributes:
+        bounds: Of each tenant.
     """
 
     def __init__(
         self, root: Path, bounds: FileBounds, wall_clock: Callable[[], float] = time.time
     ) -> None:
         self._root = root
-        self._bounds = bounds
+        self.bounds: Final = bounds
         self._wall_clock = wall_clock
         self._known: dict[str, StoredFile] = {}
-
-    @property
-    def bounds(self) -> FileBounds:
-        """Of each tenant."""
-        return self._bounds
 
     def begin(self, tenant: str) -> tuple[str, Path]:
         """An id for a new file and where its content is to be written.
@@ -109,17 +108,34 @@ class FileStore:
         folder = tenant_folder(self._root, tenant)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         num_files, num_bytes = _held(folder)
-        if num_files >= self._bounds.max_files:
+        if num_files >= self.bounds.max_files:
             raise InvalidRequestError(
                 f"There are {num_files} files already, which is the limit; delete some first."
             )
-        if num_bytes >= self._bounds.max_bytes:
+        if num_bytes >= self.bounds.max_bytes:
             raise InvalidRequestError(
                 f"Your files have {num_bytes} bytes together, which is over the limit of"
-                f" {self._bounds.max_bytes}; delete some first."
+                f" {self.bounds.max_bytes}; delete some first."
             )
         file_id = new_id(PREFIX, self._wall_clock)
         return file_id, folder / f"{file_id}.data"
+
+    def rename(self, tenant: str, file_id: str, made_id: str) -> tuple[str, Path]:
+        """Give new content the id that a request's file has, however often that is sent.
+
+        Args:
+            tenant: Whose it is.
+            file_id: Of `begin`, whose content was written.
+            made_id: Of the request, 24 hex digits or more. Whoever repeats it sends the same bytes.
+
+        Returns:
+            As `begin` does.
+        """
+        folder = tenant_folder(self._root, tenant)
+        own = f"{PREFIX}{made_id[:_ID_DIGITS]}"
+        path = folder / f"{own}.data"
+        (folder / f"{file_id}.data").replace(path)
+        return own, path
 
     def check_room(self, tenant: str) -> None:
         """Look whether a tenant has no more than it may have.
@@ -130,7 +146,7 @@ class FileStore:
             InvalidRequestError: It has.
         """
         num_files, num_bytes = _held(tenant_folder(self._root, tenant))
-        bounds = self._bounds
+        bounds = self.bounds
         if num_files > bounds.max_files or num_bytes > bounds.max_bytes:
             raise InvalidRequestError(
                 f"Your files, results of batches among them, are {num_files} with {num_bytes} bytes"
@@ -168,14 +184,14 @@ class FileStore:
             return known
         num_bytes = path.stat().st_size
         _, held = _held(folder)  # this one among them
-        if not is_ours and held > self._bounds.max_bytes:
+        if not is_ours and held > self.bounds.max_bytes:
             path.unlink(missing_ok=True)
             raise InvalidRequestError(
                 f"With this file of {num_bytes} bytes your files would have {held};"
-                f" {self._bounds.max_bytes} may. Delete some first."
+                f" {self.bounds.max_bytes} may. Delete some first."
             )
         now = int(self._wall_clock())
-        age_s = self._bounds.max_age_s
+        age_s = self.bounds.max_age_s
         stored = StoredFile(
             id=file_id,
             filename=filename,
@@ -302,7 +318,7 @@ class FileStore:
             return stored.expires_at <= now
         # Another release of this server on the same folder may know what that says; no release
         # keeps a file longer than this.
-        return described is None or path.stat().st_mtime + self._bounds.max_age_s <= now
+        return described is None or path.stat().st_mtime + self.bounds.max_age_s <= now
 
     def _read(self, folder: Path, file_id: str) -> StoredFile | None:
         return _stored(read_json(folder / f"{file_id}.json"))

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
 from typing import Any, Final
@@ -27,7 +28,13 @@ SAVE_INTERVAL_S: Final = 1.0
 _FIRST_RETRY_S: Final = 0.5
 _MAX_RETRY_S: Final = 30.0
 _SYNC_LINES: Final = 256
-_RETRYABLE: Final = (408, 429, 503)
+_RETRYABLE: Final = (408, 409, 429, 503)
+"""Statuses that pass by themselves; 409 is that of a conversation which another line writes."""
+_TOO_LATE: Final = 504
+_MAX_LATE: Final = 8
+"""Times that a line may be asked again which came to no token in its time: it may need longer."""
+_SETTLE_S: Final = 12.0
+"""A little more than a request waits for what engines say of it once it is over."""
 
 
 def _refusal(status: int, type_: str, code: str, message: str) -> LineAnswer:
@@ -71,6 +78,7 @@ class LineErrand:
     failure: OSError | None = None
     _is_closed: bool = False
     _counts: bool = False
+    _has_settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     def on_granted(self, lease_id: str) -> None:
         """A request of the try has a lease.
@@ -95,6 +103,18 @@ class LineErrand:
             self.settle(bridge.as_unused(self.settlement))
         if not (self._is_closed and self.settlement is not None):
             self.settlement = settle
+        self._has_settled.set()
+
+    async def settled(self) -> None:
+        """Wait for the settlement of a request whose time was up, for as long as engines have."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                await self._has_settled.wait()
+
+    @property
+    def has_no_output(self) -> bool:
+        """Whether the last request is over and came to no token, as one that only waited."""
+        return self.settlement is not None and not self.settlement.completion_tokens
 
     def close(self, *, counts: bool) -> Settle | None:
         """The try is over; its settlement if it is there by now, which the caller sends.
@@ -229,7 +249,7 @@ class LineRun:
         """`completed` while lines may begin; otherwise why none may any more."""
         if self._failure is not None or self._room.is_stopping or self._has_to_make_room():
             return ""
-        if self._claim.is_cancelled:
+        if self._claim.cancelled_at is not None:
             return "cancelled"
         return "expired" if self._room.now() >= self._claim.batch.expires_at else "completed"
 
@@ -253,7 +273,7 @@ class LineRun:
 
     async def _answer(self, line: BatchLine, under_way: LineUnderWay) -> None:
         """Ask until there is an answer that counts, or this process is to end."""
-        pause_s = _FIRST_RETRY_S
+        pause_s, num_late = _FIRST_RETRY_S, 0
         try:
             body = orjson.dumps(line.body)
         except orjson.JSONEncodeError:
@@ -265,12 +285,18 @@ class LineRun:
             answer = None
             try:
                 answer = await self._ask(line, body, errand)
+                if answer.status == _TOO_LATE:
+                    num_late += 1
+                    await errand.settled()
             finally:
-                if answer is None or errand.failure or self._is_to_be_asked_again(answer):
+                is_passing = answer is not None and self._is_to_be_asked_again(
+                    answer, errand, num_late
+                )
+                if answer is None or errand.failure or is_passing:
                     errand.give_back()
             if errand.failure is not None:
                 raise errand.failure  # of this server's disk; it is no answer to the line
-            if not self._is_to_be_asked_again(answer):
+            if not is_passing:
                 break
             wait_s = min(max(pause_s, _retry_after_s(answer)), _MAX_RETRY_S)
             if not await self._wait_again(line, under_way, wait_s):
@@ -301,7 +327,7 @@ class LineRun:
     def _is_ending(self) -> bool:
         room = self._room
         has_to_go = room.is_stopping or self._has_to_make_room()
-        return has_to_go or self._claim.is_cancelled
+        return has_to_go or self._claim.cancelled_at is not None
 
     async def _wait_again(self, line: BatchLine, under_way: LineUnderWay, pause_s: float) -> bool:
         """Wait until a line may be asked again; False when it isn't to be, or is passed over.
@@ -328,10 +354,12 @@ class LineRun:
         self._journal.note_done(line.number, kind, told, settle)
         self._journal.recovered.done.add(line.number)
 
-    def _is_to_be_asked_again(self, answer: LineAnswer) -> bool:
+    def _is_to_be_asked_again(self, answer: LineAnswer, errand: LineErrand, num_late: int) -> bool:
         is_late = self._room.now() >= self._claim.batch.expires_at
+        # A line stands behind everybody's requests: it may wait for longer than any of them may.
+        may_have_waited = answer.status == _TOO_LATE and errand.has_no_output
         return (
-            answer.status in _RETRYABLE
+            (answer.status in _RETRYABLE or (may_have_waited and num_late <= _MAX_LATE))
             and answer.headers.get("x-should-retry") != "false"
             and not is_late
         )
@@ -351,9 +379,9 @@ class LineRun:
         if is_due or now - self._saved_at >= SAVE_INTERVAL_S:
             self._saved_at = now
             changes: dict[str, Any] = {}
-            batch = self._claim.batch
-            if self._claim.is_cancelled and batch.status == "in_progress":
-                stamps = {"cancelling_at": self._room.now()} | batch.stamps
+            batch, cancelled_at = self._claim.batch, self._claim.cancelled_at
+            if cancelled_at is not None and batch.status == "in_progress":
+                stamps = {"cancelling_at": cancelled_at} | batch.stamps
                 changes = {"status": "cancelling", "stamps": stamps}
             await self._room.threads.run(self._claim.save, **changes)
         if self._num_unsynced >= _SYNC_LINES:
@@ -388,6 +416,10 @@ def _told(line: BatchLine, answer: LineAnswer) -> dict[str, Any]:
         "request_id": answer.headers.get("x-penstock-request-id", ""),
         "body": body,
     }
+    # A line's answer has no headers, and what was ignored of it is told nowhere else.
+    ignored = answer.headers.get("x-penstock-ignored-fields")
+    if ignored:
+        response["ignored_fields"] = ignored.split(", ")
     return _record(line, response, None)
 
 

@@ -163,10 +163,18 @@ class BatchRunner:
             self._tasks[batch.id] = loop.create_task(self._run(claim))
 
     def _find(self, known: dict[str, tuple[str, float]], served: dict[str, float]) -> "_Found":
-        """Take batches within the bounds, those first that haven't had a turn for longest."""
+        """Take batches within the bounds, those first that haven't had a turn for longest.
+
+        Before these come those that are to end, which takes no time.
+        """
         unfinished = self._store.unfinished()
         waiting = [batch for batch in unfinished if batch.id not in known]
-        waiting.sort(key=lambda batch: (served.get(batch.id, float("-inf")), batch.id))
+
+        def turn(batch: Batch) -> tuple[bool, float, str]:
+            is_to_stay = batch.status != "cancelling"
+            return is_to_stay, served.get(batch.id, float("-inf")), batch.id
+
+        waiting.sort(key=turn)
         num_open = Counter(tenant for tenant, _ in known.values())
         claims: list[Claim] = []
         has_waiting = False

@@ -27,6 +27,9 @@ INPUT: Final = "input.jsonl"
 _STATE: Final = "batch.json"
 _LOCK: Final = "lock"
 _CANCEL: Final = "cancel"
+_CANCELLABLE: Final = ("validating", "in_progress")
+_UNRECORDED_S: Final = 24 * 3600.0
+"""What was begun so long ago and has no record never will have one."""
 MAX_UNFINISHED: Final = 100
 MAX_BATCHES: Final = 1000
 """Of one tenant; beyond, the oldest that have ended are forgotten."""
@@ -46,9 +49,9 @@ class Claim:
         return self.folder / INPUT
 
     @property
-    def is_cancelled(self) -> bool:
-        """Whether somebody asked for its end."""
-        return (self.folder / _CANCEL).exists()
+    def cancelled_at(self) -> int | None:
+        """When somebody asked for its end, Unix seconds; None as long as nobody has."""
+        return _cancelled_at(self.folder)
 
     def save(self, **changes: Any) -> None:
         """Keep what the batch says, with some fields changed.
@@ -175,12 +178,12 @@ class BatchStore:
         return batch
 
     def find(self, tenant: str, batch_id: str) -> Batch:
-        """A batch as it was last saved.
+        """A batch as it was last saved, and `cancelling` from the moment when that was asked for.
 
         Raises:
             ResourceNotFoundError: This tenant has none of this id.
         """
-        batch = _read(self._folder(tenant, batch_id)) if is_id(batch_id, PREFIX) else None
+        batch = _told(self._folder(tenant, batch_id)) if is_id(batch_id, PREFIX) else None
         if batch is None:
             raise ResourceNotFoundError("batch", batch_id)
         return batch
@@ -198,7 +201,7 @@ class BatchStore:
         """
         folder = tenant_folder(self._root, tenant)
         newest_first = reversed(ids_in(folder, PREFIX))
-        return read_page(newest_first, lambda batch_id: _read(folder / batch_id), after, limit)
+        return read_page(newest_first, lambda batch_id: _told(folder / batch_id), after, limit)
 
     def cancel(self, tenant: str, batch_id: str) -> Batch:
         """Ask for the end of a batch; one that has ended stays as it is.
@@ -207,10 +210,11 @@ class BatchStore:
             ResourceNotFoundError: This tenant has none of this id.
         """
         batch = self.find(tenant, batch_id)
-        if batch.status not in (*ENDED, "finalizing"):
-            (self._folder(tenant, batch_id) / _CANCEL).touch()
-            batch.status = "cancelling"
-            batch.stamps.setdefault("cancelling_at", int(self._wall_clock()))
+        if batch.status in _CANCELLABLE:
+            path, now = self._folder(tenant, batch_id) / _CANCEL, int(self._wall_clock())
+            path.touch()
+            os.utime(path, (now, now))
+            _mark_cancelled(batch, now)
         return batch
 
     def unfinished(self) -> Sequence[Batch]:
@@ -241,13 +245,18 @@ class BatchStore:
         return Claim(batch, folder, lock)
 
     def sweep(self) -> int:
-        """Forget batches that ended long ago; how many that were."""
-        num_removed, oldest = 0, self._wall_clock() - self._max_age_s
+        """Forget batches that ended long ago, and what kills left of others; how many that were."""
+        now, num_removed = self._wall_clock(), 0
         for folder in self._root.glob(f"*/{PREFIX}*"):
             batch = _read(folder)
-            if batch is not None and batch.status in ENDED and batch.created_at < oldest:
+            is_old = batch is not None and batch.created_at < now - self._max_age_s
+            is_over = is_old and batch is not None and batch.status in ENDED
+            if is_over or _is_left_behind(folder, now):
                 self._forget(folder)
                 num_removed += 1
+        for tenant in self._root.glob("*"):
+            with suppress(OSError):
+                tenant.rmdir()  # only where nothing is left
         return num_removed
 
     def _survey(self, folder: Path) -> tuple[Sequence[Batch], Mapping[str, str]]:
@@ -261,7 +270,7 @@ class BatchStore:
         for batch_id in ids_in(folder, PREFIX):
             made_id = before.get(batch_id)
             if made_id is None:
-                batch = _read(folder / batch_id)
+                batch = _told(folder / batch_id)
                 if batch is None:
                     continue
                 if batch.status not in ENDED:
@@ -296,6 +305,36 @@ def _read(folder: Path) -> Batch | None:
     try:
         return None if record is None else Batch.from_record(record)
     except TypeError:
+        return None
+
+
+def _is_left_behind(folder: Path, now: float) -> bool:
+    """Whether a folder has no record, be it readable or not, and hasn't had one for a day."""
+    try:
+        return not (folder / _STATE).exists() and folder.stat().st_mtime < now - _UNRECORDED_S
+    except OSError:
+        return False
+
+
+def _told(folder: Path) -> Batch | None:
+    """A batch as clients see it: whoever works on it may not know yet that it is to end."""
+    batch = _read(folder)
+    if batch is not None and batch.status in _CANCELLABLE:
+        cancelled_at = _cancelled_at(folder)
+        if cancelled_at is not None:
+            _mark_cancelled(batch, cancelled_at)
+    return batch
+
+
+def _mark_cancelled(batch: Batch, cancelled_at: int) -> None:
+    batch.status = "cancelling"
+    batch.stamps["cancelling_at"] = cancelled_at
+
+
+def _cancelled_at(folder: Path) -> int | None:
+    try:
+        return int((folder / _CANCEL).stat().st_mtime)
+    except FileNotFoundError:
         return None
 
 

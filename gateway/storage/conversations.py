@@ -1,5 +1,6 @@
 """Conversations in SQL: items in order, and one writer at a time."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from gateway.storage.records import (
     is_id,
 )
 from gateway.storage.responses import count, make_room
+from gateway.storage.same_items import is_same, renamed
 
 MAX_ITEMS: Final = 10_000
 OWNER_DEAD_MS: Final = 15_000
@@ -105,8 +107,11 @@ def append(
     now_ms: int,
     *,
     writer: str = "",
-) -> None:
-    """Add items behind all others; an item that is in it already, by its id, stays where it is.
+) -> list[ConversationItem]:
+    """Add items behind all others; an item that is in it already stays where it is.
+
+    One of another id is another item, and so is one that says something else under the same id:
+    that is kept under an id of its own.
 
     Args:
         connection: In a transaction.
@@ -116,6 +121,9 @@ def append(
         bounds: Of the store.
         now_ms: Unix milliseconds.
         writer: The response that may write while it holds the conversation.
+
+    Returns:
+        The items as they are kept, also those that were there.
 
     Raises:
         StoredNotFoundError: There is no such conversation.
@@ -131,15 +139,13 @@ def append(
         existing(connection, tenant, conversation_id)
         raise ConversationLockedError(conversation_id)
     position, num_bytes = rows[0][0], 0
+    kept: list[ConversationItem] = []
     for item in items:
-        added = connection.execute(
-            "INSERT INTO items VALUES (?, ?, ?, ?) ON CONFLICT (conversation_id, id) DO NOTHING"
-            " RETURNING position",
-            (conversation_id, position, item.id, item.body),
-        )
-        if added:
+        one, is_new = _keep(connection, conversation_id, position, item)
+        kept.append(one)
+        if is_new:
             position += 1
-            num_bytes += len(item.body)
+            num_bytes += len(one.body)
     connection.execute(
         "UPDATE conversations SET next_position = ? WHERE id = ?", (position, conversation_id)
     )
@@ -161,6 +167,38 @@ def append(
             param="conversation",
         )
     make_room(connection, tenant, bounds, keep=conversation_id)
+    return kept
+
+
+def _keep(
+    connection: Connection, conversation_id: str, position: int, item: ConversationItem
+) -> tuple[ConversationItem, bool]:
+    """An item as it is kept, and whether it is new."""
+    if _insert(connection, conversation_id, position, item):
+        return item, True
+    rows = connection.execute(
+        "SELECT id, body FROM items WHERE conversation_id = ? AND id = ?",
+        (conversation_id, item.id),
+    )
+    known = ConversationItem(*rows[0])
+    if is_same(known.body, item.body):
+        return known, False
+    others = (renamed(item, number) for number in itertools.count(position))
+    inserted = (one for one in others if _insert(connection, conversation_id, position, one))
+    return next(inserted), True
+
+
+def _insert(
+    connection: Connection, conversation_id: str, position: int, item: ConversationItem
+) -> bool:
+    """Whether an item's id was free."""
+    return bool(
+        connection.execute(
+            "INSERT INTO items VALUES (?, ?, ?, ?) ON CONFLICT (conversation_id, id) DO NOTHING"
+            " RETURNING position",
+            (conversation_id, position, item.id, item.body),
+        )
+    )
 
 
 def begin_turn(

@@ -49,15 +49,25 @@ def enqueue(
     """Keep a response that is to be made.
 
     Raises:
-        DeniedError: The tenant has too many waiting.
+        DeniedError: The tenant has too many waiting, or what waits has too many bytes: nothing of
+            that can be dropped.
     """
-    (num_queued,) = connection.execute("SELECT COUNT(*) FROM jobs WHERE tenant = ?", (tenant,))[0]
+    num_queued, held = connection.execute(
+        "SELECT COUNT(*), COALESCE(SUM(LENGTH(jobs.request) + responses.num_bytes), 0)"
+        " FROM jobs JOIN responses ON responses.id = jobs.response_id WHERE jobs.tenant = ?",
+        (tenant,),
+    )[0]
     if num_queued >= bounds.max_queued:
-        raise DeniedError(
+        raise _too_much(
             f"{num_queued} background responses of yours have not ended, and {bounds.max_queued}"
-            " may (PENSTOCK_STORE_MAX_QUEUED); please try again when some have.",
-            code=ErrorCode.RATE_LIMIT_EXCEEDED,
-            retry_after_s=_BACK_OFF_S,
+            " may (PENSTOCK_STORE_MAX_QUEUED)"
+        )
+    num_bytes = held + len(request) + response.num_bytes
+    if num_queued and num_bytes > bounds.max_tenant_bytes:
+        raise _too_much(
+            "With this one the background responses of yours that have not ended would have"
+            f" {num_bytes} bytes, and {bounds.max_tenant_bytes} may"
+            " (PENSTOCK_STORE_MAX_TENANT_BYTES)"
         )
     responses.insert(connection, tenant, response, now_ms)
     connection.execute(
@@ -311,6 +321,14 @@ def told(connection: Connection, response_id: str, number: int, limit: int) -> l
         (response_id, number, limit),
     )
     return [EventPiece(*piece) for piece in pieces]
+
+
+def _too_much(why: str) -> DeniedError:
+    return DeniedError(
+        f"{why}; please try again when some have.",
+        code=ErrorCode.RATE_LIMIT_EXCEEDED,
+        retry_after_s=_BACK_OFF_S,
+    )
 
 
 def _tenant_of(connection: Connection, owner: str, response_id: str) -> str | None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from gateway.errors import GatewayError, StoredNotFoundError
+from gateway.errors import GatewayError, StoredNotFoundError, StoreUnavailableError
 from gateway.housekeeping import logs_failure
 from gateway.storage import conversations, jobs, responses
 from gateway.storage.database import Connection, Database
@@ -78,6 +78,18 @@ class Store:
         return num_answers + await swept(
             self._database, partial(responses.sweep, bounds=self.bounds, now_ms=now_ms)
         )
+
+    def check(self) -> None:
+        """See that what is made now can be kept afterwards, as far as anybody knows.
+
+        Raises:
+            StoreUnavailableError: The store took nothing when it was last tried.
+        """
+        if self.jobs.is_failing:
+            raise StoreUnavailableError(
+                "The store of this server can't be used at the moment; please try again, or send"
+                " `store: false`."
+            )
 
     def let_go(self, conversation_id: str, response_id: str) -> None:
         """A response that was not made releases its conversation; this waits for nothing."""
@@ -239,14 +251,14 @@ class ConversationStore:
 
     async def append(
         self, tenant: str, conversation_id: str, items: Sequence[ConversationItem]
-    ) -> None:
-        """Add items.
+    ) -> list[ConversationItem]:
+        """Add items; they come back as they are kept.
 
         Raises:
             GatewayError: There is no such conversation, somebody writes, or it is full.
         """
         now_ms = self._now_ms()
-        await self._database.run(
+        return await self._database.run(
             lambda connection: conversations.append(
                 connection, tenant, conversation_id, items, self._bounds, now_ms
             )
@@ -332,11 +344,15 @@ class JobStore:
         owner: The id of this gateway.
         bounds: How much is kept.
         now_ms: Unix milliseconds.
+
+    Attributes:
+        is_failing: Whether the last beat could not be written; there is one every few seconds.
     """
 
     def __init__(
         self, database: Database, owner: str, bounds: Bounds, now_ms: Callable[[], int]
     ) -> None:
+        self.is_failing = False
         self._database = database
         self._owner = owner
         self._bounds = bounds
@@ -358,11 +374,21 @@ class JobStore:
         )
 
     async def beat(self) -> set[str]:
-        """Say that this gateway lives; the responses that are still its own to make."""
+        """Say that this gateway lives; the responses that are still its own to make.
+
+        Raises:
+            GatewayError: The store can't be used.
+        """
         now_ms = self._now_ms()
-        return await self._database.run(
-            lambda connection: jobs.beat(connection, self._owner, now_ms)
-        )
+        try:
+            ours = await self._database.run(
+                lambda connection: jobs.beat(connection, self._owner, now_ms)
+            )
+        except GatewayError:
+            self.is_failing = True
+            raise
+        self.is_failing = False
+        return ours
 
     async def claim(self) -> Job | None:
         """Take the next job, if one is due."""

@@ -1,5 +1,6 @@
 """HTTP with MCP servers: bounded answers, checked addresses, redirects to listed servers only."""
 
+import contextlib
 import http.client
 import ipaddress
 import re
@@ -19,6 +20,8 @@ DEFAULT_RETRY_S: Final = 1.0
 """Before a stream is resumed whose server doesn't say when."""
 SOCKET_TIMEOUT_S: Final = 600.0
 """Between two reads; the process as a whole is killed much earlier."""
+CONNECT_TIMEOUT_S: Final = 3.0
+"""What an address gets before the next one of its name is tried."""
 
 Resolve = Callable[..., Sequence[tuple[Any, ...]]]
 """As `socket.getaddrinfo`."""
@@ -151,8 +154,8 @@ class McpHttp:
     ) -> tuple[int, dict[str, str], bytes]:
         is_tls, host = url.scheme == "https", url.hostname or ""
         port = url.port or (443 if is_tls else 80)
-        address = self._address(host, port)
-        connection = _Connection(host, port, address, is_tls=is_tls)
+        addresses = self._addresses(host, port)
+        connection = _Connection(host, port, addresses, is_tls=is_tls)
         path = (url.path or "/") + (f"?{url.query}" if url.query else "")
         try:
             connection.request(verb, path, body or None, dict(headers))
@@ -162,14 +165,14 @@ class McpHttp:
         finally:
             connection.close()
 
-    def _address(self, host: str, port: int) -> str:
-        """An address of a host that may be connected to.
+    def _addresses(self, host: str, port: int) -> list[str]:
+        """The addresses of a host, which may all be connected to.
 
         Raises:
             McpError: The host is unknown, or leads inside without being listed.
         """
         try:
-            return str(ipaddress.ip_address(host))  # written out in a URL that is listed
+            return [str(ipaddress.ip_address(host))]  # written out in a URL that is listed
         except ValueError:
             pass
         try:
@@ -190,24 +193,34 @@ class McpHttp:
                 )
         if not addresses:
             raise McpError(f"the host {host} has no address", kind="http_error", code=502)
-        return addresses[0]
+        return addresses
 
 
 class _Connection(http.client.HTTPConnection):
     """A connection to an address that was checked, whatever its name says by now."""
 
-    def __init__(self, host: str, port: int, address: str, *, is_tls: bool) -> None:
+    def __init__(self, host: str, port: int, addresses: Sequence[str], *, is_tls: bool) -> None:
         super().__init__(host, port, timeout=SOCKET_TIMEOUT_S)
         self.default_port = 443 if is_tls else 80  # what `Host` leaves out
-        self._address = address
+        self._addresses = addresses
         self._is_tls = is_tls
 
     def connect(self) -> None:
-        """Connect to the address; certificates are checked against the name."""
-        self.sock = socket.create_connection((self._address, self.port), self.timeout)
+        """Connect to the first address that takes it; certificates are checked against the name."""
+        self.sock = self._connected()
         if self._is_tls:
             context = ssl.create_default_context()
             self.sock = context.wrap_socket(self.sock, server_hostname=self.host)
+
+    def _connected(self) -> socket.socket:
+        *others, last = self._addresses
+        for address in others:
+            # Often a server listens on one of two, as `localhost` is `::1` and `127.0.0.1`.
+            with contextlib.suppress(OSError):
+                found = socket.create_connection((address, self.port), CONNECT_TIMEOUT_S)
+                found.settimeout(self.timeout)
+                return found
+        return socket.create_connection((last, self.port), self.timeout)
 
 
 def _printable(text: str) -> str:

@@ -58,6 +58,16 @@ class NamedServer:
         """Without what is secret."""
         return f"NamedServer({self.label!r})"
 
+    @property
+    def limits(self) -> str:
+        """Stands for the tools that may be used, in the ids of items: 8 hex digits."""
+        names = None if self.names is None else sorted(set(self.names))
+        return hashlib.sha256(orjson.dumps([names, self.only_reading])).hexdigest()[:8]
+
+
+ALL_TOOLS: Final = NamedServer("").limits
+"""Of a request that limits no tools: what is listed for it has what any other one may use."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServerTools:
@@ -78,6 +88,11 @@ class ServerTools:
     def mark(self) -> str:
         """Stands for its URL, which may hold a secret, in the ids of items: 16 hex digits."""
         return hashlib.sha256(str(self.server.get("url", "")).encode()).hexdigest()[:16]
+
+    @property
+    def list_mark(self) -> str:
+        """What ends the id of the item that lists the tools: which may be used, and whose."""
+        return f"{self.named.limits}_{self.mark}"
 
     def listing(self) -> str:
         """The arguments of `list_tools`."""

@@ -107,6 +107,26 @@ async def test_items_are_added_listed_shown_and_deleted(gateway: RunningGateway)
     assert (await gateway.client.get(path, params={"after": "no"})).status_code == 404
 
 
+async def test_what_clients_call_by_one_id_is_kept_unless_it_says_the_same(
+    gateway: RunningGateway,
+) -> None:
+    """Some give all their items the same id; others send back what they have got."""
+    name = await begin(gateway)
+    path, mine = f"/v1/conversations/{name}/items", {"id": "msg_mine", "role": "user"}
+    given = [{**mine, "content": text} for text in ("one", "two", "one")]
+    added = await ask(gateway, "POST", path, items=given)
+    ids = [item["id"] for item in added["data"]]
+    assert (ids[0], ids[2], len(set(ids))) == ("msg_mine", "msg_mine", 2)
+    assert await texts(gateway, name) == ["one", "two"]
+    assert (await ask(gateway, "GET", f"{path}/{ids[1]}"))["id"] == ids[1]
+    await respond(gateway, name, input=[{**mine, "content": "three"}])
+    assert await texts(gateway, name) == ["one", "two", "three", "Hello"]
+    said = (await gateway.client.get(path, params={"limit": 1})).json()["data"][0]
+    back = {**said, "content": [{"type": "output_text", "text": "Hello"}]}
+    await ask(gateway, "POST", path, items=[back])
+    assert await texts(gateway, name) == ["one", "two", "three", "Hello"]
+
+
 @pytest.mark.parametrize(
     "items",
     [[], [HI] * 21, [{"type": "novel"}], [{"role": "king", "content": "x"}], "x", None, [1]],

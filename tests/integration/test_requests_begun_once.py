@@ -307,7 +307,7 @@ async def test_what_a_post_makes_is_made_once_whichever_gateway_it_is_repeated_a
             assert len(await listed(one, "/v1/batches")) == 3
 
 
-@pytest.mark.parametrize("make", [_batch, _conversation, _items, _background, _turn])
+@pytest.mark.parametrize("make", MAKERS)
 async def test_what_a_gateway_made_before_it_died_is_not_made_again(
     socket_dir: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -328,8 +328,9 @@ async def test_what_a_gateway_made_before_it_died_is_not_made_again(
         if make is _turn:
             where = f"/v1/conversations/{CONVERSATION[0]}/items"
             assert len(await listed(two, where)) == 2
-        if make is _batch:
-            assert await listed(two, "/v1/batches") == [first.json()["id"]]
+        if make in (_batch, _file):
+            where = "/v1/batches" if make is _batch else "/v1/files"
+            assert await listed(two, where) == [first.json()["id"]]
 
 
 async def test_a_file_is_the_same_whatever_divides_its_form(socket_dir: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.errors import StoreUnavailableError
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Failure, Generate, Prepare
 from tests.fakes.fake_workers import FakeAuth, FakeEngine
@@ -52,6 +53,29 @@ def read_by_engine(gateway: RunningGateway) -> list[tuple[str, str]]:
 async def refusal(gateway: RunningGateway, method: str, path: str, **more: Any) -> tuple[int, str]:
     answer = await gateway.client.request(method, path, **more)
     return answer.status_code, answer.json()["error"]["code"]
+
+
+async def test_nothing_is_made_that_a_store_which_is_away_could_not_keep(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be computed and paid for, and fail at its end, as often as it is repeated."""
+    store = gateway.application.store
+    assert store is not None
+
+    async def away(_work: Any) -> Any:
+        raise StoreUnavailableError("It is away.")
+
+    asked = {"model": "demo", "input": "hi"}
+    with monkeypatch.context() as patched:
+        patched.setattr(store._database, "run", away)
+        with pytest.raises(StoreUnavailableError):
+            await store.jobs.beat()
+        refused = await refusal(gateway, "POST", "/v1/responses", json=asked)
+        assert refused == (503, "worker_unavailable")
+        assert engine_of(gateway).of(Generate) == []
+        assert (await create(gateway, store=False))["status"] == "completed"
+    await store.jobs.beat()
+    assert (await create(gateway))["status"] == "completed"
 
 
 async def test_a_response_is_fetched_as_it_was_told(gateway: RunningGateway) -> None:

@@ -101,6 +101,7 @@ async def answer_hosted(
             headers.update(unenforced_headers(turns.unenforced))
             return Response(content, media_type="application/json", headers=headers)
         first = await turns.next_events(parts.settings.ping_interval_s)
+        headers.update(unenforced_headers(turns.unenforced))
         is_handed_on = True
         return EventStreamResponse(
             turns,

@@ -97,7 +97,11 @@ class ResponseSocket:
         self._parts = parts_of(request)
         settings = self._parts.settings
         self._traces = RequestTraces(settings.trace_ratio, settings.trace_clients)
-        self._last = LaneTurns(settings.store_max_context_bytes)
+        self._last = LaneTurns(
+            settings.store_max_context_bytes,
+            self._parts.bodies.remembered,
+            caller_of(request).name,
+        )
         self._num_turns = 0
 
     async def talk(self) -> None:
@@ -120,6 +124,8 @@ class ResponseSocket:
                 code="websocket_connection_limit_reached",
             )
             self._socket.close(CloseCode.GOING_AWAY, "Connect again.")
+        finally:
+            self._last.close()
 
     async def _answer(self, message: bytes) -> None:
         """One message of the client; whatever is wrong with it, the connection goes on."""
@@ -211,6 +217,7 @@ class ResponseSocket:
             if not body.generates:
                 self._last.remember(lane, await self._prepare_only(asked, turn, context, lane))
             else:
+                turn.check(asked)
                 self._last.remember(lane, await self._generate(asked, turn, context, lane, record))
         finally:
             turn.close()
@@ -265,13 +272,16 @@ class ResponseSocket:
         self._socket.on_lost(request.on_client_gone)
         try:
             await request.start()
-            found = await work.next_events(None)
+            # Who waits for an event, and for long, hears that the response is in progress.
+            silence_s = self._parts.settings.ping_interval_s
+            found = await work.next_events(silence_s)
             events = shape.events(request)
             frames = LaneEvents(lane, [*body_of(asked).ignored, *work.unread])
             try:
                 while found is not None:
-                    await self._tell(events.render(found), frames)
-                    found = await work.next_events(None)
+                    frames.note(work.unenforced)
+                    await self._tell(events.render(found) if found else events.silence(), frames)
+                    found = await work.next_events(silence_s)
                 last = events.finish(work.usage())
                 await shape.keep(request)
                 output = None if events.final is None else events.final.output

@@ -102,7 +102,6 @@ class Collector(Protocol[EventT_contra]):
 class Renderer(Protocol[EventT_contra]):
     """Makes the bytes of a stream of events."""
 
-    @property
     def ping(self) -> bytes:
         """What a silent stream gets."""
         ...
@@ -251,7 +250,7 @@ class EventStreamResponse(Response, Generic[EventT]):
         events = self._first
         try:
             while events is not None:
-                piece = await self._render(events) if events else renderer.ping
+                piece = await self._render(events) if events else renderer.ping()
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
                 events = await work.next_events(self._ping_interval_s)
             last = renderer.finish(work.usage())

@@ -1,11 +1,15 @@
 """Lanes of a WebSocket (`stream_id`): what events say of theirs, and the last response of each."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import orjson
 
 from gateway.http.bodies.parsers import is_stream_id
+from gateway.http.connections.caller_memory import CallerMemory
 from gateway.http.response_turns.stored_turns import LocalTurn
+from gateway.http.schemas.base.shapes import MAX_LISTED_FIELDS
 
 MAX_LANES: Final = 64
 """Whose last responses a connection remembers."""
@@ -30,10 +34,14 @@ class LaneTurns:
 
     Args:
         max_bytes: Of all together; those whose lanes were silent for longest are forgotten.
+        memory: What all connections of the caller remember.
+        caller: Whose connection it is.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, memory: CallerMemory, caller: bytes) -> None:
         self._max_bytes = max_bytes
+        self._memory = memory
+        self._caller = caller
         self._last: dict[str, LocalTurn] = {}
 
     def find(self, response_id: str | None) -> LocalTurn | None:
@@ -42,19 +50,31 @@ class LaneTurns:
 
     def remember(self, lane: str, turn: LocalTurn | None) -> None:
         """The last one of a lane; None forgets the one before."""
-        self._last.pop(lane, None)
+        self._drop(lane)
         if turn is None:
             return
         self._last[lane] = turn
+        forget = partial(self._last.pop, lane, None)
+        self._memory.set(self._caller, (self, lane), len(turn.items), forget)
         num_bytes = sum(len(one.items) for one in self._last.values())
         while len(self._last) > MAX_LANES or num_bytes > self._max_bytes:
-            num_bytes -= len(self._last.pop(next(iter(self._last))).items)
+            num_bytes -= self._drop(next(iter(self._last)))
 
     def forget(self, response_id: str | None) -> None:
         """It can't be continued any more."""
-        self._last = {
-            lane: one for lane, one in self._last.items() if one.response_id != response_id
-        }
+        for lane in [lane for lane, one in self._last.items() if one.response_id == response_id]:
+            self._drop(lane)
+
+    def close(self) -> None:
+        """The connection has ended; idempotent."""
+        for lane in list(self._last):
+            self._drop(lane)
+
+    def _drop(self, lane: str) -> int:
+        """Forget what a lane has, if it has something; its bytes."""
+        dropped = self._last.pop(lane, None)
+        self._memory.drop(self._caller, (self, lane))
+        return 0 if dropped is None else len(dropped.items)
 
 
 class LaneEvents:
@@ -67,7 +87,14 @@ class LaneEvents:
 
     def __init__(self, stream_id: str, ignored: list[str] | None = None) -> None:
         self._always = {"stream_id": stream_id} if stream_id else {}
-        self._once = {"ignored_fields": ignored} if ignored else {}
+        self._once: dict[str, Any] = {"ignored_fields": ignored} if ignored else {}
+        self._unenforced: Sequence[str] = ()
+
+    def note(self, unenforced: Sequence[str]) -> None:
+        """Tell with the next event which keywords no grammar enforces, where that is new."""
+        if unenforced and unenforced != self._unenforced:
+            self._unenforced = unenforced
+            self._once["unenforced"] = list(unenforced[:MAX_LISTED_FIELDS])
 
     def frame(self, body: bytes) -> bytes:
         """An event, a JSON object with members, with what is said of it here."""

@@ -174,8 +174,6 @@ class MessageCollector:
 class MessageStreamRenderer:
     """Named events of one choice; the first tells the usage of the prompt."""
 
-    ping = PING
-
     def __init__(self, head: MessageHead) -> None:
         self._head = head
         self._usage = Usage(prompt_tokens=0, completion_tokens=0)
@@ -201,6 +199,10 @@ class MessageStreamRenderer:
             elif (piece := _piece(event, self._head)) is not None:
                 self._grow(parts, *piece)
         return b"".join(parts)
+
+    def ping(self) -> bytes:
+        """What a silent stream gets."""
+        return PING
 
     def finish(self, usage: Usage) -> bytes:
         """The end of the last block, the usage and the end of the message."""

@@ -18,6 +18,7 @@ from gateway.http.bodies.body_pool import BodyPool
 from gateway.http.bodies.parsers import BodyKind, ParseContext
 from gateway.http.bodies.turns import Turns
 from gateway.http.connections.arrived_body import arrived_body
+from gateway.http.connections.caller_memory import CallerMemory
 from gateway.http.connections.socket_buffers import SocketBuffers
 from gateway.http.schemas.base.beside_loop import BesideLoopError, read_on_loop
 from gateway.json_numbers import has_long_numbers
@@ -84,6 +85,7 @@ class Bodies:
     Attributes:
         sockets: What WebSockets hold that is no body yet: of one caller, as much as its large
             bodies may have.
+        remembered: What they remember, likewise.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Bodies:
         self._max_held_bytes = _MAX_HELD_BODIES * max_body_bytes
         self._num_held_bytes = 0
         self.sockets = SocketBuffers(max_per_caller * max_body_bytes)
+        self.remembered = CallerMemory(max_per_caller * max_body_bytes)
 
     def place(self, caller: bytes) -> BodyPlace:
         """Where a body is from its first byte until it is parsed; left with its block."""

@@ -10,7 +10,7 @@ from gateway.http.openresponses.carried import with_carried
 from gateway.http.openresponses.conversation import Tools, chat_tool_choice
 from gateway.http.openresponses.convert import add_hosted, base_chat
 from gateway.http.openresponses.error_words import in_their_words
-from gateway.http.openresponses.hosted import HostedPlan, HostedTool, known_lists
+from gateway.http.openresponses.hosted import HostedPlan, HostedTool, known_lists, lists_enough
 from gateway.http.openresponses.schemas import InputTokensRequest
 from gateway.http.openresponses.stored_items import Context, whole_items
 from gateway.http.schemas.base.body import validate
@@ -36,7 +36,13 @@ def count_question(
     found = Context(b"") if context is None else context
     items = found.select(whole_items(found.resolved(request.input)), truncates=False)
     items, places = with_carried(items, found.num_before)
-    lists = {label: one["tools"] for label, one in known_lists(items).items()}
+    named = {server.named.label: server.named for server in tools.servers}
+    lists = {
+        label: one["tools"]
+        for label, one in known_lists(items).items()
+        # A client's own list is counted as it is.
+        if label in named and (not one["limits"] or lists_enough(one, named[label]))
+    }
     hosted = add_hosted(tools, lists)
     absent = [server for server in tools.servers if server.named.label not in lists]
     plan = HostedPlan(tuple((server.path, server.named) for server in tools.servers), tools=hosted)

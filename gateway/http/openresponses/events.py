@@ -11,7 +11,7 @@ class ToolsListing:
     """The tools of a server are being listed, for a response whose tools this server runs.
 
     Attributes:
-        mark: Of the server that the label means (`ServerTools.mark`).
+        mark: Of the list (`ServerTools.list_mark`).
     """
 
     label: str

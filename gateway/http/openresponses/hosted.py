@@ -15,7 +15,7 @@ import orjson
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.schemas.base.body import dump_json
 from gateway.http.schemas.base.ranges import MAX_TOOL_NAME_CHARACTERS
-from gateway.tools.tool_servers import NamedServer
+from gateway.tools.tool_servers import ALL_TOOLS, NamedServer
 
 Item = dict[str, Any]
 MAX_SERVERS: Final = 16
@@ -31,7 +31,7 @@ _OURS: Final = frozenset(
     )
 )
 """Headers that the transport of MCP sets itself; `mcp-…` are, too."""
-_MARKED: Final = re.compile(r"mcpl_[A-Za-z0-9_-]+_([0-9a-f]{16})")
+_MARKED: Final = re.compile(r"mcpl_[A-Za-z0-9_-]+?(?:_([0-9a-f]{8}))?_([0-9a-f]{16})")
 _FIELDS: Final = frozenset(
     (
         *("type", "server_label", "server_url", "server_description", "headers", "authorization"),
@@ -134,6 +134,12 @@ class Progress:
     num_output_tokens: int = 0
     may_call: bool = True
     compacts: bool = False
+
+    def leave_out(self, wrong: HostedTool) -> str:
+        """Offer a tool no more of which its server says what is no JSON schema; how it is told."""
+        tools = self.lists[wrong.label]
+        self.lists[wrong.label] = [tool for tool in tools if tool["name"] != wrong.name]
+        return f"{wrong.label}.{wrong.name}"
 
     def as_json(self) -> bytes:
         """For the frame."""
@@ -315,13 +321,20 @@ def seen_name(label: str, name: str) -> str:
 
 
 def known_list(item: Item) -> Item:
-    """What an item `mcp_list_tools` says: `tools`, and `mark` of the server whose they are.
+    """What an item `mcp_list_tools` says: `tools`, `mark` of the server whose they are, `limits`.
 
-    The mark (`ServerTools.mark`) ends the item's id; it is empty where the id was made elsewhere.
+    Both end the item's id (`ServerTools.list_mark`). They are empty where the id was made
+    elsewhere, `limits` also where an earlier release made it.
     """
     own = item.get("id")
     found = _MARKED.fullmatch(own) if isinstance(own, str) else None
-    return {"tools": item["tools"], "mark": "" if found is None else found[1]}
+    limits, mark = ("", "") if found is None else (found[1] or "", found[2])
+    return {"tools": item["tools"], "mark": mark, "limits": limits}
+
+
+def lists_enough(known: Item, named: NamedServer) -> bool:
+    """Whether a list of before (`known_list`) has all that a request allows of its server."""
+    return known["limits"] in (ALL_TOOLS, named.limits)
 
 
 def known_lists(items: Sequence[Item]) -> dict[str, Item]:
@@ -467,3 +480,11 @@ def _wrong(param: str, rule: str) -> InvalidRequestError:
 def protocol_error(message: str, code: int = -32603) -> dict[str, Any]:
     """Why a call has no result, as its item shows it."""
     return {"type": "mcp_protocol_error", "code": code, "message": message}
+
+
+def not_offered(call: ApprovedCall) -> dict[str, Any]:
+    """Why a call that was approved isn't made."""
+    return protocol_error(
+        f"The server {call.label} lists no tool {call.name} any more, or the label means another"
+        " server by now."
+    )

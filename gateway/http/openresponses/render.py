@@ -25,6 +25,8 @@ from protocol.wire.messages import Usage
 
 PING: Final = b": ping\n\n"
 DONE: Final = b"data: [DONE]\n\n"
+_SILENCES: Final = 4
+"""Silences, of 15 s each if nobody has set another time, from one word of them to the next."""
 _ERROR_CODES: Final = {"rate_limit_exceeded": "rate_limit_exceeded"}
 
 
@@ -213,6 +215,8 @@ class ToldEvent:
 class ResponseEvents:
     """Numbered events of one choice.
 
+    It is long because each thing that a stream tells is a method.
+
     Attributes:
         final: What the response came to; None before `finish` and `fail`.
     """
@@ -223,6 +227,7 @@ class ResponseEvents:
         self._maker = maker
         self._first_number = head.first_number
         self._number = head.first_number
+        self._num_silences = 0
         self._has_begun = False
         self._told = head.told
         self._item: Item | None = None
@@ -265,6 +270,19 @@ class ResponseEvents:
                     self._tell(told, _placed(delta, self._item))
             if isinstance(event, CompactionEnded):
                 self._close(told, "completed")
+        return told
+
+    def silence(self) -> list[ToldEvent]:
+        """What is told of a response of which nothing has come for a while.
+
+        It is that it is in progress: at first, and again where it goes on. Clients that give up a
+        stream without an event, as Codex does after five minutes, count no comments and no pings.
+        """
+        told: list[ToldEvent] = []
+        self._num_silences += 1
+        if self._has_begun and self._num_silences % _SILENCES == 0:
+            self._tell_status(told, "in_progress")
+        self._begin(told)
         return told
 
     def restore(self, items: Iterable[Item]) -> None:
@@ -320,8 +338,12 @@ class ResponseEvents:
         self._has_begun = True
         names = ("created", "in_progress") if not self._first_number else ("in_progress",)
         for name in names:
-            response = orjson.Fragment(self._response.body("in_progress"))
-            self._tell(told, {"type": f"response.{name}", "response": response})
+            self._tell_status(told, name)
+
+    def _tell_status(self, told: list[ToldEvent], name: str) -> None:
+        """That it was created, or is in progress."""
+        response = orjson.Fragment(self._response.body("in_progress"))
+        self._tell(told, {"type": f"response.{name}", "response": response})
 
     def _end(self, told: list[ToldEvent], final: FinalResponse) -> None:
         self.final = final
@@ -359,10 +381,12 @@ class ResponseEvents:
 class ResponseStreamRenderer:
     """The same as server-sent events."""
 
-    ping = PING
-
     def __init__(self, head: ResponseHead, maker: ItemMaker) -> None:
         self._events = ResponseEvents(head, maker)
+
+    def ping(self) -> bytes:
+        """What a silent stream gets."""
+        return b"".join(event.as_sse() for event in self._events.silence()) or PING
 
     @property
     def final(self) -> FinalResponse | None:

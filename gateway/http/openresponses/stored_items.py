@@ -225,7 +225,8 @@ class Context:
         Args:
             own: Of the request, resolved.
             truncates: Whether the oldest may be left out for `most`. Whole turns are, so that a
-                call stays with its output; the last one never is.
+                call stays with its output; the last one never is, nor what the system and the
+                developer say.
         """
         items = [*self._items, *own]
         self.num_before = len(self._items)
@@ -237,12 +238,17 @@ class Context:
         for begin in turns:
             if self._most is None or total <= self._most:
                 break
-            total -= sum(sizes[first:begin])
+            total -= sum(sizes[index] for index in range(first, begin) if not _stays(items[index]))
             first = begin
-        self.num_left_out, self.num_bytes = first, total
-        self.num_before -= first
-        return items[first:]
+        kept = list(filter(_stays, items[:first]))
+        self.num_left_out, self.num_bytes = first - len(kept), total
+        self.num_before -= self.num_left_out
+        return [*kept, *items[first:]]
 
 
 def _begins_turn(item: Item) -> bool:
-    return kind_of(item) == "message" and item.get("role") != "assistant"
+    return kind_of(item) == "message" and item.get("role") == "user"
+
+
+def _stays(item: Item) -> bool:
+    return kind_of(item) == "message" and item.get("role") in ("system", "developer")

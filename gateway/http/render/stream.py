@@ -37,7 +37,6 @@ _END = b"}\n\n"
 class StreamRenderer(Protocol):
     """Turns the events of one request into the bytes of its event stream."""
 
-    @property
     def ping(self) -> bytes:
         """What a silent stream gets."""
         ...
@@ -58,13 +57,15 @@ class StreamRenderer(Protocol):
 class _ChunkRenderer:
     """What streams of OpenAI's chunks have in common."""
 
-    ping = PING
-
     def __init__(self, head: AnswerHead, kind: str, options: AnswerOptions) -> None:
         self._options = options
         self._head = b'data: %b,"choices":[' % _open_object(head, kind)
         self._warnings = head.budget_warnings
         self._timings = head.timings
+
+    def ping(self) -> bytes:
+        """What a silent stream gets."""
+        return PING
 
     def fail(self, error: PenstockError) -> bytes:
         """The error object and the closing mark."""

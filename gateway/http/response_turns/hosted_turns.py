@@ -27,6 +27,7 @@ from gateway.http.openresponses.hosted import (
     HostedTool,
     Progress,
     known_list,
+    not_offered,
     protocol_error,
 )
 from gateway.http.openresponses.hosted_items import Earlier, restored_items
@@ -36,7 +37,7 @@ from gateway.http.render.call_arguments import arguments_object
 from gateway.http.response_turns.compactor import Compactor
 from gateway.http.response_turns.response_shape import body_of, item_maker, response_head
 from gateway.http.response_turns.stored_turns import ReadContext, off_loop, shorter_context
-from gateway.http.response_turns.tool_asking import MadeCall, ToolAsker
+from gateway.http.response_turns.tool_asking import MadeCall, ToolAsker, refused_tool
 from gateway.http.response_turns.turn_makers import TurnMaker
 from gateway.json_numbers import loads
 from gateway.request.callers.caller import Caller
@@ -120,14 +121,14 @@ class HostedTurns:
         self._compactor = Compactor(requests, caller, self.request_id, is_just_done=is_just_done)
         before = self._earlier
         self._progress = Progress(num_turns=before.num_turns, num_answers=before.num_answers)
-        head = response_head(response_id, 0, body, wall_clock)
         maker = item_maker(self.request_id, body, self.tools, len(self._earlier.items))
-        self._made = ResponseCollector(head, maker)
+        self._made = ResponseCollector(response_head(response_id, 0, body, wall_clock), maker)
         self._made.restore(restored_items(self._earlier, maker))
         self._max_item_bytes: int | None = None
         self._body: ResponsesBody = body
         self._seed = body.job.sampling.seed
         self._ready: list[ResponseEvent] = []
+        self._left_out: list[str] = []
         self._request: Request | None = None
         self._work: GenerationWork | None = None
         self._is_running = False
@@ -232,8 +233,8 @@ class HostedTurns:
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """Fields that the model's template never reads."""
-        return () if self._work is None else self._work.unread
+        """Fields that the model's template never reads, and tools that no model can be given."""
+        return (*(() if self._work is None else self._work.unread), *self._left_out)
 
     def usage(self) -> Usage:
         """Of all turns so far."""
@@ -386,11 +387,7 @@ class HostedTurns:
             TurnOver(),
         ]
         if not call.is_offered:
-            wrong = protocol_error(
-                f"The server {call.label} lists no tool {call.name} any more, or the label means"
-                " another server by now."
-            )
-            yield [HostedCallEnded(call_id, error=wrong)]
+            yield [HostedCallEnded(call_id, error=not_offered(call))]
             return
         tool = HostedTool(call.label, call.name, call.schema_json, needs_approval=False)
         async for events in self._called(call_id, tool, call.arguments):
@@ -465,15 +462,18 @@ class HostedTurns:
             try:
                 await request.start()
             except GatewayError as error:
-                num_left_out, compacts = self._asked.num_left_out, self._progress.compacts
-                if compacts:
+                num_left_out, name = self._asked.num_left_out, refused_tool(error, job)
+                is_shorter = not self._progress.compacts and name not in self.tools
+                if self._progress.compacts:
                     self._compactor.give_up(error)
                     self._progress.compacts = False
+                elif name is not None and name in self.tools:
+                    self._left_out.append(self._progress.leave_out(self.tools.pop(name)))
                 else:
                     self._max_item_bytes = shorter_context(self._asked, error)
                 await self._turns.forget(request)
                 await self._parse()
-                if not compacts and self._asked.num_left_out <= num_left_out:
+                if is_shorter and self._asked.num_left_out <= num_left_out:
                     raise error from None
             else:
                 if self._limits is None:

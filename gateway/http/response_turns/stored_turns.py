@@ -141,6 +141,15 @@ class StoredTurn:
             items = await self._conversation(refs.conversation_id, holds=holds)
         return ReadContext(body, items, await self._items(refs.item_ids))
 
+    def check(self, asked: AskedResponse) -> None:
+        """See that an answer can be stored before it is made, and paid for.
+
+        Raises:
+            StoreUnavailableError: It is to be stored, and can't be at the moment.
+        """
+        if asked.is_stored:
+            self._stored.check()
+
     async def keep(
         self, tenant: str, created: int, final: FinalResponse, asked: AskedResponse
     ) -> None:

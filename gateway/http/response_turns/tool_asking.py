@@ -1,16 +1,19 @@
 """Questions to the servers of a response's tools, each a request of its own."""
 
 import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gateway.errors import GatewayError, InvalidRequestError
 from gateway.http.openresponses.events import ResponseEvent, ToolsListed, ToolsListing
-from gateway.http.openresponses.hosted import HostedPlan, HostedTool
+from gateway.http.openresponses.hosted import HostedPlan, HostedTool, lists_enough
+from gateway.json_numbers import loads
 from gateway.request.callers.caller import Caller
 from gateway.request.callers.identity import Identity
 from gateway.request.factory import RequestFactory
+from gateway.request.jobs.job import GenerationJob
 from gateway.tools.tool_servers import (
     CALL_TOOL,
     LIST_TOOLS,
@@ -20,9 +23,12 @@ from gateway.tools.tool_servers import (
     ToolServers,
 )
 from gateway.tools.toolbox import ToolResult
+from protocol.errors import ErrorCode
 
 EXECUTE_ENDPOINT: Final = "/v1/tools/execute"
 """Whose scope a key needs for tools of this server, whichever way they are run."""
+_OF_SCHEMA: Final = re.compile(r"tools\[(\d{1,4})\]\.function\.parameters")
+"""Where in the tools of a chat a parser finds a wrong schema."""
 
 
 class _Refusal:
@@ -34,6 +40,16 @@ class _Refusal:
     async def execute(self, name: str, arguments_json: str) -> ToolResult:
         """Raise the error."""
         raise self._error
+
+
+def refused_tool(error: GatewayError, job: GenerationJob) -> str | None:
+    """The tool whose schema a parser couldn't read, as the model sees its name; None for others."""
+    place = _OF_SCHEMA.fullmatch(error.param or "")
+    if error.code is not ErrorCode.INVALID_REQUEST or place is None:
+        return None
+    tools: list[Any] = loads(job.enforced_tools_json or "[]")
+    names = [tool["function"]["name"] for tool in tools]
+    return next(iter(names[int(place[1]) :]), None)
 
 
 @dataclass(slots=True)
@@ -72,13 +88,14 @@ class ToolAsker:
         self._num_asked = 0
 
     async def list_tools(
-        self, plan: HostedPlan, known: Mapping[str, Mapping[str, Any]]
+        self, plan: HostedPlan, known: Mapping[str, dict[str, Any]]
     ) -> tuple[dict[str, list[Any]], list[ResponseEvent]]:
         """List the tools of every server; one that can't list them has none, and an event says why.
 
         Args:
             plan: Of the request.
-            known: Earlier lists by label (`known_list`); those of the same servers are used.
+            known: Earlier lists by label (`known_list`); those of the same servers are used where
+                they have all that may be used now.
 
         Returns:
             The tools by label, and what is to be told of the new lists.
@@ -92,9 +109,11 @@ class ToolAsker:
         lists: dict[str, list[Any]] = {}
         missing: list[ServerTools] = []
         for label, server in self._servers.items():
+            before = known.get(label)
             # A label may mean another server than it did in an earlier response.
-            if label in known and known[label]["mark"] == server.mark:
-                lists[label] = known[label]["tools"]
+            is_its = before is not None and before["mark"] == server.mark
+            if before is not None and is_its and lists_enough(before, server.named):
+                lists[label] = before["tools"]
             else:
                 missing.append(server)
         found = await asyncio.gather(
@@ -108,7 +127,7 @@ class ToolAsker:
             label, error = server.named.label, result.get("error")
             lists[label] = [] if error is not None else result["tools"]
             said = None if error is None else str(error["message"])
-            listing = ToolsListing(label, server.mark)
+            listing = ToolsListing(label, server.list_mark)
             events += [listing, ToolsListed(label, lists[label], said)]
         return lists, events
 

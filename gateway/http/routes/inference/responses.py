@@ -99,6 +99,7 @@ async def create_response(request: HttpRequest) -> Response:
             check_model(request, asked.model)
             context = await turn.read(body, asked.refs)
             asked = await parsed(request, context.frame(), CONTINUED_RESPONSES)
+        turn.check(asked)
         if asked.in_background:
             return await _enqueue(request, asked, turn, context)
         return await _answer(request, asked, turn, context)

@@ -88,8 +88,8 @@ async def add_items(request: Request, conversation_id: str) -> Response:
     body = await parsed_body(request, CONVERSATION_ITEMS)
     headers = _headers(request, body)
     items = await _items(body, _id(conversation_id), made_id(request))
-    await store.append(tenant, conversation_id, items)
-    return json_answer(_page(items, has_more=False), headers)
+    kept = await store.append(tenant, conversation_id, items)
+    return json_answer(_page(kept, has_more=False), headers)
 
 
 @router.get(_ITEMS)

@@ -92,6 +92,11 @@ async def _upload(request: Request, files: FileStore, tenant: str) -> Response:
         purpose, lifetime_s = _checked(form.fields)
         filename = Path(form.filename or "upload").name[:_MAX_FILENAME_CHARACTERS]
         try:
+            if replay is not None and replay.made_id:
+                # A gateway that died at the end may have made it already.
+                file_id, path = await asyncio.to_thread(
+                    files.rename, tenant, file_id, replay.made_id
+                )
             stored = await asyncio.to_thread(
                 files.finish, tenant, file_id, filename or "upload", purpose, lifetime_s
             )
@@ -99,7 +104,8 @@ async def _upload(request: Request, files: FileStore, tenant: str) -> Response:
             raise disk_error(error) from error
     except BaseException:
         with suppress(OSError):
-            path.unlink(missing_ok=True)
+            if not path.with_suffix(".json").exists():  # then it was made before
+                path.unlink(missing_ok=True)
         raise
     return as_json(stored.as_object())
 

@@ -8,15 +8,17 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+from msgspec.structs import replace
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.batches.journal import Journal
+from gateway.batches.line_room import LineAnswer
 from gateway.batches.line_runs import LineErrand
 from gateway.batches.store import Claim
 from gateway.http.errands import Errands
 from gateway.request.callers.caller import Caller
 from protocol.wire.messages import Settle
-from tests.unit.gateway.batches.test_runner import Harness, good
+from tests.unit.gateway.batches.test_runner import Harness, bad, good
 
 
 @pytest.fixture
@@ -49,6 +51,60 @@ def test_of_a_try_s_requests_only_the_one_with_the_answer_is_used(journal: Journ
     assert errand.close(counts=True) == settle("second")
     errand.put(settle("late"))
     assert [(one.lease_id, one.is_unused) for one in settled] == [("first", True), ("late", True)]
+
+
+@pytest.mark.parametrize(
+    ("num_late", "num_tokens", "num_tries"), [(1, 0, 2), (1, 5, 1), (99, 0, 3)]
+)
+async def test_a_line_without_a_token_when_its_time_was_up_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_late: int, num_tokens: int, num_tries: int
+) -> None:
+    """Lines stand behind everybody's requests, for longer than any of these may take."""
+    monkeypatch.setattr("gateway.batches.line_runs._MAX_LATE", 2)
+    monkeypatch.setattr("gateway.batches.line_runs._MAX_RETRY_S", 0.0)
+    harness, tries = Harness(tmp_path), list[str]()
+
+    async def ask(path: str, body: bytes, caller: Caller) -> Any:
+        tries.append(f"lease-{len(tries)}")
+        is_late = len(tries) <= num_late
+        assert caller.errand is not None
+        caller.errand.on_granted(tries[-1])
+        used = num_tokens if is_late else 2
+        settled = replace(settle(tries[-1]), completion_tokens=used)
+        if not is_late:
+            caller.errand.put(settled)
+            return good()
+        # What an engine says of it comes behind the answer.
+        asyncio.get_running_loop().call_soon(caller.errand.put, settled)
+        return bad(504)
+
+    harness.ask = ask  # type: ignore[method-assign]
+    harness.open()
+    counts = (await harness.until_ended(harness.create(1)))["request_counts"]
+    is_answered = num_tries > num_late
+    assert (len(tries), counts["completed"]) == (num_tries, is_answered)
+    # What came to nothing costs nothing.
+    unused = [one.is_unused for one in harness.ledger.first.values()]
+    assert unused == [True] * (num_tries - 1) + [False]
+
+
+async def test_a_line_waits_for_another_one_of_its_conversation(tmp_path: Path) -> None:
+    harness = Harness(tmp_path)
+    harness.answer = lambda _id: bad(409) if len(harness.asked) == 1 else good()
+    counts = (await harness.until_ended(harness.create(1)))["request_counts"]
+    assert counts == {"total": 1, "completed": 1, "failed": 0}
+
+
+async def test_what_is_ignored_of_a_line_stands_in_its_answer(tmp_path: Path) -> None:
+    harness = Harness(tmp_path)
+    ignored = {"x-penstock-ignored-fields": "max_tokns, tools[0].x"}
+    harness.answer = lambda custom_id: (
+        LineAnswer(200, ignored, b"{}") if custom_id == "c0" else good()
+    )
+    ended = await harness.until_ended(harness.create(2))
+    told = harness.told(ended["output_file_id"])
+    assert told["c0"]["response"]["ignored_fields"] == ["max_tokns", "tools[0].x"]
+    assert "ignored_fields" not in told["c1"]["response"]
 
 
 async def test_a_line_s_lease_is_settled_also_when_its_engine_ends_late(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Batches on disk: what a tenant may have there, and what it costs to look at them."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +162,53 @@ def test_a_request_that_is_repeated_finds_its_batch_whether_it_has_ended_or_not(
         again = harness.create_again(first.input_file_id, made_id="made-1")
         assert (again.id, again.status) == (first.id, "completed")
     assert harness.create_again(first.input_file_id, made_id="made-2").id != first.id
+
+
+async def test_a_batch_is_cancelling_from_then_on_and_ends_before_others_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may wait for its place for minutes, while nobody works on it."""
+    monkeypatch.setattr("gateway.batches.runner.MAX_OPEN_A_TENANT", 1)
+    harness = Harness(tmp_path)
+    first = harness.create(1)
+    harness.clock.now += 1
+    last = harness.create_again(first.input_file_id)
+    harness.clock.now += 7
+    told = harness.store.cancel("t", last.id)
+    harness.clock.now += 60
+    (shown,) = [one for one in harness.store.page("t", "", 10)[0] if one.id == last.id]
+    for batch in (
+        told,
+        harness.store.find("t", last.id),
+        shown,
+        harness.store.cancel("t", last.id),
+    ):
+        assert (batch.status, batch.stamps["cancelling_at"]) == ("cancelling", 1_000_008)
+    # Those that are to end take no time of others.
+    ended = await harness.until_ended(last)
+    assert (ended["status"], ended["cancelling_at"]) == ("cancelled", 1_000_008)
+    assert harness.asked == []
+
+
+def test_what_a_kill_left_of_a_batch_is_swept(tmp_path: Path) -> None:
+    """It holds its input, and no list shows it."""
+    harness = Harness(tmp_path)
+    batch = harness.create(1)
+    (folder,) = tmp_path.glob(f"batches/*/{batch.id}")
+    left, young, unreadable = (folder.with_name(f"batch_{digit * 24}") for digit in "123")
+    for one in (left, young, unreadable):
+        one.mkdir()
+        os.link(folder / "input.jsonl", one / "input.jsonl")
+    (unreadable / "batch.json").write_text('{"of": "another release"}')
+    for one, age_s in ((left, 90_000), (young, 80_000), (unreadable, 90_000)):
+        os.utime(one, (harness.clock.now - age_s,) * 2)
+    assert harness.store.sweep() == 1
+    assert [one.exists() for one in (left, young, unreadable, folder)] == [False, True, True, True]
+    other = harness.create(1, "other")
+    (theirs,) = tmp_path.glob(f"batches/*/{other.id}")
+    shutil.rmtree(theirs)
+    harness.store.sweep()
+    assert not theirs.parent.exists()  # each is looked into again and again
 
 
 def test_beyond_the_bound_the_oldest_that_have_ended_are_forgotten(

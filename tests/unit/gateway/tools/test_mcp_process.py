@@ -135,6 +135,19 @@ def test_a_connection_that_nobody_takes_is_an_error() -> None:
         assert list_tools({"url": url})["error"]["code"] == 502
 
 
+def test_every_address_of_a_name_is_tried(server: FakeMcpServer) -> None:
+    """As `localhost` is `::1` and `127.0.0.1`, of which a server listens on one."""
+    url = server.url().replace("127.0.0.1", "localhost")
+
+    def resolve(_host: str, port: int, **_: Any) -> list[Any]:
+        kind = socket.AF_INET, socket.SOCK_STREAM, 6, ""
+        return [(*kind, (address, port)) for address in ("127.0.0.2", "127.0.0.1")]
+
+    client = McpClient(Server(url), resolve)
+    client.open()
+    assert "add" in [tool["name"] for tool in client.list_tools() if isinstance(tool, dict)]
+
+
 @pytest.mark.parametrize(("name", "kind"), [("fail", "execution"), ("nothing", "protocol")])
 def test_a_call_that_fails_is_an_error(server: FakeMcpServer, name: str, kind: str) -> None:
     error = called(server.url(), name)["error"]

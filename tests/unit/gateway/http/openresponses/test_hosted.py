@@ -13,6 +13,7 @@ from gateway.http.openresponses.hosted import (
     hosted_server,
     hosted_tools,
     known_lists,
+    lists_enough,
     seen_name,
     shown_server,
 )
@@ -90,13 +91,28 @@ def test_an_approval_is_for_the_server_that_the_call_was_asked_for() -> None:
         {"type": "mcp_list_tools", "id": f"mcpl_a_1_{mark * 16}", "server_label": "s", "tools": []}
         for mark in "ab"
     )
-    assert known_lists([first, other]) == {"s": {"tools": [], "mark": "b" * 16}}
+    assert known_lists([first, other]) == {"s": {"tools": [], "mark": "b" * 16, "limits": ""}}
+    limited = known_lists([{**first, "id": f"mcpl_a_1_01234567_{'a' * 16}"}])
+    assert limited == {"s": {"tools": [], "mark": "a" * 16, "limits": "01234567"}}
     assert known_lists([{**first, "id": "mcpl_a_1"}])["s"]["mark"] == ""
     assert approved_calls([first, ASKED, APPROVED], known)[0].is_offered
     assert approved_calls([first, ASKED, APPROVED, first], known)[0].is_offered
     assert not approved_calls([first, ASKED, APPROVED, other], known)[0].is_offered
     # Whose list it was may not be known: it was left out, or its id is the client's.
     assert approved_calls([ASKED, APPROVED, other], known)[0].is_offered
+
+
+def test_a_list_of_before_is_enough_where_it_has_all_that_may_be_used() -> None:
+    named = [
+        hosted_server(tool(allowed_tools=allowed), "tools[0]").named
+        for allowed in (None, ["a", "b"], ["b", "a", "a"], ["a"], {"read_only": True}, [])
+    ]
+    enough = [[lists_enough({"limits": before.limits}, now) for now in named] for before in named]
+    assert enough[0] == [True] * len(named)
+    assert enough[1] == enough[2] == [False, True, True, False, False, False]
+    for number in (3, 4, 5):
+        assert [place for place, one in enumerate(enough[number]) if one] == [number]
+    assert not lists_enough({"limits": ""}, named[0])  # an earlier release said nothing of it
 
 
 def test_labels_are_given_once_and_servers_are_bounded() -> None:
