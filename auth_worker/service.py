@@ -203,7 +203,7 @@ def _ensure_admin(
     """What the store, of which this is a snapshot, holds once somebody can administer."""
     done = ensure_admin(
         store,
-        snapshot.keys,
+        snapshot,
         given=settings.admin_key,
         directory=settings.data_dir,
         clock=clock,
