@@ -102,6 +102,21 @@ def test_a_backup_made_while_it_is_in_use_restores_into_either_database(
     assert run(target, "check") == maintenance.DONE
 
 
+def test_a_backup_holds_everything_whatever_its_file_is_called(
+    harness: StoreHarness, other: Callable[[str], StoreHarness], tmp_path: Path
+) -> None:
+    expected = contents(filled(harness))
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    file = folder / "ours?mode=ro#50% ü"
+    assert run(harness, "backup", str(file)) == maintenance.DONE
+    assert [path.name for path in folder.iterdir()] == [file.name]
+    restored = other("sqlite")
+    assert run(restored, "restore", str(file)) == maintenance.DONE
+    store = restored.open()
+    assert contents(store)["keys"] == expected["keys"]
+
+
 def test_a_backup_replaces_nothing_and_is_restored_over_nothing(
     harness: StoreHarness, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
