@@ -24,7 +24,7 @@ from auth_worker.storage.reading import reader
 from auth_worker.storage.sqlite_database import SqliteDatabase
 from protocol.errors import ConfigurationError
 
-DONE, BROKEN, FAILED = 0, 1, 2
+DONE, BROKEN, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
 
     Returns:
         0 when it is done, 1 when a check found something, 2 when it can't be done; then stderr has
-        one line that says why.
+        one line that says why. 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="auth_worker.maintenance", description=__doc__)
     parser.add_argument("--data-dir", type=Path, required=True, help="Folder of the auth database.")
@@ -60,6 +60,11 @@ def main(arguments: Sequence[str] | None = None, environ: Mapping[str, str] = os
     except (StoreError, ConfigurationError) as error:
         sys.stderr.write(f"{error.message}\n")
         return FAILED
+    except OSError as error:
+        sys.stderr.write(f"{error.filename or options.data_dir}: {error.strerror}.\n")
+        return FAILED
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return DONE
 
 

@@ -5,7 +5,7 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
@@ -19,11 +19,13 @@ from auth_worker.clock import Clock
 from auth_worker.config import AuthSettings
 from auth_worker.decisions.authority import Authority
 from auth_worker.decisions.restoring import SPAN_S
+from auth_worker.decisions.windows import first_without_zone
 from auth_worker.errors import StoreError
 from auth_worker.exit_codes import EXIT_FAILED, exit_code_of
 from auth_worker.outbound.exchange import Exchanger
 from auth_worker.outbound.targets import TargetGuard
 from auth_worker.principals.key_rules import networks_of
+from auth_worker.principals.limit_rules import Limit
 from auth_worker.records.audit_signing import AuditSigner
 from auth_worker.records.operations import Flush, Operation, Snapshot
 from auth_worker.serving.gate import Gate
@@ -132,6 +134,7 @@ def run(
     ) -> int:
         with _collector_paused():
             snapshot = _ensure_admin(store, held or _load(store, clock), settings, clock)
+            require_time_zones(snapshot.limits)
             service = AuthService(
                 store,
                 snapshot,
@@ -205,7 +208,7 @@ def _ensure_admin(
     """What the store, of which this is a snapshot, holds once somebody can administer."""
     done = ensure_admin(
         store,
-        snapshot.keys,
+        snapshot,
         given=settings.admin_key,
         directory=settings.data_dir,
         clock=clock,
@@ -214,6 +217,21 @@ def _ensure_admin(
     )
     _logger.info("epoch %d of %s", store.epoch, store.database)
     return _load(store, clock) if done.has_changed else snapshot
+
+
+def require_time_zones(limits: Iterable[Limit]) -> None:
+    """Refuse to decide by calendars that can't be read: nobody knows when their windows begin.
+
+    Raises:
+        ConfigurationError: A limit has a time zone that this machine doesn't know.
+    """
+    limit = first_without_zone(limits)
+    if limit is not None:
+        raise ConfigurationError(
+            f"The time zone {limit.window.time_zone} of '{limit.name}' ({limit.limit_id}) is not"
+            " known on this machine. Install the system's time zones (Debian: tzdata, and"
+            " tzdata-legacy for older names such as US/Pacific)."
+        )
 
 
 def token_checker(settings: AuthSettings, clock: Clock) -> TokenChecker | None:

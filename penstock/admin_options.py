@@ -44,4 +44,6 @@ def admin_client(url: str, key_file: Path | None, data_dir: Path | None) -> ApiC
         UsageError: There is none, or the URL is malformed.
     """
     directory = data_dir or build_settings({}).data_dir
-    return ApiClient(url, read_admin_key(key_file, directory))
+    client = ApiClient(url, read_admin_key(key_file, directory))
+    client.key_names = "PENSTOCK_ADMIN_KEY or --key-file"
+    return client

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from penstock.errors import ServerError, UsageError
 
 _KEY = re.compile(r"[\x21-\x7e]+")
 """What may stand in an Authorization header."""
+
+_UNTRUSTED = re.compile(r"certificate verify failed: (.+?) \(_ssl")
+"""OpenSSL's words on a certificate, within those of Python."""
 
 
 def read_admin_key(key_file: Path | None, data_dir: Path) -> str:
@@ -76,7 +80,7 @@ def all_pages(
                 raise ValueError("the same page again")
 
 
-def error_of(response: httpx.Response) -> ServerError:
+def error_of(response: httpx.Response, key_names: str) -> ServerError:
     """The server's own words about what went wrong, and a way out where the key is the matter."""
     param = None
     try:
@@ -87,9 +91,7 @@ def error_of(response: httpx.Response) -> ServerError:
         message = response.text[:200] or response.reason_phrase
     hint = ""
     if response.status_code == httpx.codes.UNAUTHORIZED:
-        is_admin = response.request.url.path.startswith("/v1/admin/")
-        names = "PENSTOCK_ADMIN_KEY or --key-file" if is_admin else "PENSTOCK_API_KEY"
-        hint = f" This command takes its key from {names}."
+        hint = f" This command takes its key from {key_names}."
     status = response.status_code
     return ServerError(f"{status}: {message}{hint}", status=status, param=param)
 
@@ -115,6 +117,7 @@ class ApiClient:
 
     Attributes:
         url: As it may be shown.
+        key_names: Where its key comes from, for whoever is told that it is unknown.
 
     Raises:
         UsageError: The URL or the key is malformed.
@@ -134,6 +137,7 @@ class ApiClient:
                 "ASCII. Look at PENSTOCK_API_KEY or PENSTOCK_ADMIN_KEY."
             )
         self.url = without_credentials(server_root(url))
+        self.key_names = "PENSTOCK_API_KEY"
         if not re.match(r"https?://[^/]", url, re.IGNORECASE):
             raise UsageError(f"--url is malformed: {self.url!r}; try {URL.default}.")
         try:
@@ -143,6 +147,7 @@ class ApiClient:
                 timeout=httpx.Timeout(10.0, read=read_timeout_s),
                 transport=transport,
                 trust_env=False,
+                verify=_authorities(url),
             )
         except httpx.InvalidURL:
             raise UsageError(f"--url is malformed: {self.url!r}; try {URL.default}.") from None
@@ -173,7 +178,7 @@ class ApiClient:
         with self._reaching():
             response = self._client.request(method, path, **sent)
         if response.is_error:
-            raise error_of(response)
+            raise error_of(response, self.key_names)
         if not response.content:
             return None
         with self.reading():
@@ -188,7 +193,7 @@ class ApiClient:
         with self._reaching():
             response = self._client.post(path, data=dict(fields), files={"file": file})
         if response.is_error:
-            raise error_of(response)
+            raise error_of(response, self.key_names)
         with self.reading():
             return response.json()
 
@@ -201,7 +206,7 @@ class ApiClient:
         with self._reaching(), self._client.stream("GET", path) as response:
             if response.is_error:
                 response.read()
-                raise error_of(response)
+                raise error_of(response, self.key_names)
             rest = bytearray()
             for piece in response.iter_bytes():
                 *whole, last = piece.split(b"\n")
@@ -224,7 +229,7 @@ class ApiClient:
         ):
             if response.is_error:
                 response.read()
-                raise error_of(response)
+                raise error_of(response, self.key_names)
             yield from _chunks(response.iter_lines())
 
     @contextmanager
@@ -246,9 +251,32 @@ class ApiClient:
         try:
             yield
         except httpx.RequestError as error:
+            if untrusted := _UNTRUSTED.search(str(error)):
+                raise ServerError(
+                    f"{self.url} shows a certificate that is not trusted: {untrusted[1]}. "
+                    "SSL_CERT_FILE names a file of the authorities to trust."
+                ) from error
             raise ServerError(
                 f"{self.url} does not answer ({type(error).__name__}); is `penstock serve` running?"
             ) from error
+
+
+def _authorities(url: str) -> ssl.SSLContext | bool:
+    """Whom a server's certificate may be from: `SSL_CERT_FILE`'s authorities and the system's.
+
+    Without TLS nothing is verified, and none need to be read.
+
+    Raises:
+        UsageError: The named file can't be read, or holds no certificate.
+    """
+    if not url.lower().startswith("https:"):
+        return False
+    try:
+        context = httpx.create_ssl_context()
+    except OSError as error:
+        raise UsageError(f"SSL_CERT_FILE can't be read: {error.strerror}.") from None
+    context.load_default_certs()
+    return context
 
 
 def _json(body: Any) -> dict[str, Any]:

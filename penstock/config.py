@@ -229,6 +229,28 @@ class _Given:
             return declared.accept(value, name)
         except ConfigurationError as error:
             raise UsageError(error.message) from None
+        except RuntimeError:
+            raise _homeless(name, value) from None
+
+
+def expanded(path: str | Path, name: str) -> Path:
+    """A path with the home that it begins with.
+
+    Args:
+        path: As given.
+        name: What says it, for errors.
+
+    Raises:
+        UsageError: There is no such home.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise _homeless(name, path) from None
+
+
+def _homeless(name: str, path: object) -> UsageError:
+    return UsageError(f"{name}: {str(path)!r} begins with a home that can't be found.")
 
 
 def parse_model(text: str) -> ModelChoice:
@@ -242,7 +264,7 @@ def parse_model(text: str) -> ModelChoice:
         source = text
         is_path = text.startswith((".", "/", "~")) or Path(text).is_dir() or Path(text).is_file()
         # A link's own name: what it leads to may be a blob of the hub's cache.
-        path = Path(os.path.abspath(Path(text).expanduser()))  # noqa: PTH100
+        path = Path(os.path.abspath(expanded(text, "MODEL")))  # noqa: PTH100
         path = path if path.is_file() else path.resolve()
         name = model_name(path) if is_path else text.removeprefix(HUB_PREFIX)
     if not name or not source:
@@ -274,9 +296,9 @@ def _folder(
     """A folder as given, unless that is empty; else the one of the XDG base directories."""
     found = given.find(declared) if given.values.get(declared.key) else None
     if found is None:
-        base = environ.get(variable) or str(Path(environ.get("HOME", "~")).expanduser() / fallback)
+        base = environ.get(variable) or expanded(environ.get("HOME", "~"), declared.flag) / fallback
         found = Path(base) / "penstock"
-    return found.expanduser().absolute()
+    return expanded(found, declared.flag).absolute()
 
 
 def _models_of_file(entries: Any, default_num_engines: int) -> list[ModelChoice]:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import psutil
 
-from penstock.config import ModelChoice, ServeSettings
+from penstock.config import ModelChoice, ServeSettings, expanded
 from penstock.errors import ModelError
 from penstock.gguf_source import (
     HubName,
@@ -160,7 +160,7 @@ def resolve_model(model: ModelChoice, settings: ServeSettings) -> Path | None:
     if model.source is None:
         return None
     looks_local = model.source.startswith((".", "/", "~"))
-    folder = Path(model.source).expanduser()
+    folder = expanded(model.source, "MODEL")
     file = local_file(model.source, folder)
     if file is not None:
         check_gguf(model, file, settings)

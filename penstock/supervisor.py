@@ -237,13 +237,24 @@ def children_drain_timeout_s(drain_timeout_s: float) -> float:
 
 
 def make_run_dir(environ: Mapping[str, str]) -> Path:
-    """A private folder for sockets, short enough for the 107 bytes that an ipc path may have."""
+    """A private folder for sockets, short enough for the 107 bytes that an ipc path may have.
+
+    Raises:
+        CommandError: None can be made.
+    """
     base = environ.get("XDG_RUNTIME_DIR", "")
-    if not base or len(base) > 60 or not os.access(base, os.W_OK):
-        base = tempfile.gettempdir()
-    if len(base) > 60:
-        base = "/tmp"  # noqa: S108  (mkdtemp makes a private folder inside)
-    return Path(tempfile.mkdtemp(prefix="penstock-", dir=base))
+    try:
+        if not base or len(base) > 60 or not os.access(base, os.W_OK):
+            base = tempfile.gettempdir()
+        if len(base) > 60:
+            base = "/tmp"  # noqa: S108  (mkdtemp makes a private folder inside)
+        return Path(tempfile.mkdtemp(prefix="penstock-", dir=base))
+    except OSError as error:
+        where = f" in {error.filename}" if error.filename else ""
+        raise CommandError(
+            f"The folder for sockets can't be made{where}: {error.strerror}. Name a folder that can"
+            " be written in XDG_RUNTIME_DIR or TMPDIR."
+        ) from error
 
 
 class Supervisor:

@@ -19,7 +19,14 @@ from auth_worker.principals.keys import (
     make_key,
     may_last,
 )
-from auth_worker.records.operations import AddKey, AuditAction, AuditEntry, Operation, PutKey
+from auth_worker.records.operations import (
+    AddKey,
+    AuditAction,
+    AuditEntry,
+    Operation,
+    PutKey,
+    Snapshot,
+)
 from auth_worker.storage.durable_file import write_durably
 from auth_worker.storage.store import Store
 from protocol.errors import ConfigurationError
@@ -43,7 +50,7 @@ class FirstAdmin(NamedTuple):
 
 def ensure_admin(
     store: Store,
-    known: Sequence[StoredKey],
+    known: Snapshot,
     *,
     given: AdminKey | None,
     directory: Path,
@@ -60,7 +67,7 @@ def ensure_admin(
 
     Args:
         store: Not yet in use by a commit thread.
-        known: All keys of the store.
+        known: What the store holds: keys with their users and teams, who may close them.
         given: PENSTOCK_ADMIN_KEY.
         directory: Where `admin.key` goes.
         clock: For creation times.
@@ -75,7 +82,7 @@ def ensure_admin(
         StoreError: The file can't be written, or the store refuses the key.
     """
     wall_s = clock.wall_s()
-    directory_of_keys = KeyDirectory(_looked_at(known, given))
+    directory_of_keys = KeyDirectory(_looked_at(known.keys, given), known.users, known.teams)
     operations = _operations_for_given(directory_of_keys, given, wall_s)
     for operation in operations:
         directory_of_keys.put(operation.key)
@@ -117,11 +124,12 @@ def _operations_for_given(
     digest = digest_of(given.reveal())
     same = keys.find(digest)
     if same is not None and same.key_id != ENVIRONMENT_KEY_ID:
-        if same.role == "admin" and same.is_active(wall_s):
+        if same.is_of_admin and same.is_active(wall_s) and same.takes(digest, wall_s):
             return []  # the made key, handed on through the environment
         raise ConfigurationError(
-            f"{ENVIRONMENT_KEY_NAME} holds a key that was stored before ({same.key_id}) and is"
-            " revoked, expired or not of role admin; choose another one."
+            f"{ENVIRONMENT_KEY_NAME} holds a key that was stored before ({same.key_id}) and opens"
+            " nothing now, or not of role admin: it, its user or its team has ended, or it was"
+            " rotated. Choose another one."
         )
     if same is not None and same.is_active(wall_s):
         return []

@@ -132,6 +132,7 @@ class ResourceAdministration:
         self._clock = clock
         self._new_id = new_id
         self._commanded = LimitDirectory(limits)
+        self._commanded_models: dict[str, str] = {}  # of prices that are not durable yet
 
     def prepare(self, command: Command) -> ResourceOperation:
         """What to make durable, or to read, for a command; `done` takes its result.
@@ -157,6 +158,10 @@ class ResourceAdministration:
 
     def done(self, operation: ResourceOperation, result: Result) -> None:
         """An operation is durable: what was to wait for that holds from here on."""
+        if isinstance(operation, AddResource):
+            self._commanded_models.pop(operation.resource.resource_id, None)
+        elif isinstance(operation, ChangeResourceRow):
+            self._commanded_models.pop(operation.resource_id, None)
         if not isinstance(result, ResourcePage) or isinstance(operation, ReadResources | PutMember):
             return
         newest = result.resources[0]
@@ -207,6 +212,7 @@ class ResourceAdministration:
                 self._commanded.put(limit)
             case PriceSettings():
                 self._check_is_first(settings.models)
+                self._commanded_models[resource_id] = settings.models
                 settings = structs.replace(settings, valid_from=settings.valid_from or now)
             case WebhookSettings():
                 _check_reads_audit(actor)
@@ -249,6 +255,7 @@ class ResourceAdministration:
                 _set(self._webhook(resource_id), settings, fields)
             case PriceSettings() if "models" in fields:
                 self._check_is_first(settings.models, but_for=resource_id)
+                self._commanded_models[resource_id] = settings.models
             case PriceSettings():
                 pass
         values = {name: getattr(settings, name) for name in fields}
@@ -454,11 +461,14 @@ class ResourceAdministration:
 
     def _check_is_first(self, models: str, but_for: str = "") -> None:
         known = self._prices.find(models)
-        if known is not None and known.price_id != but_for:
-            raise InvalidCommandError(
-                f"There is a price of '{models}' already ({known.price_id}); change that one.",
-                param="models",
-            )
+        price_ids = [] if known is None else [known.price_id]
+        price_ids += [one for one, named in self._commanded_models.items() if named == models]
+        for price_id in price_ids:
+            if price_id != but_for:
+                raise InvalidCommandError(
+                    f"There is a price of '{models}' already ({price_id}); change that one.",
+                    param="models",
+                )
 
     def _user(self, user_id: str) -> StoredUser:
         user = self._keys.users.get(user_id)

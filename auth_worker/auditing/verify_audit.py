@@ -22,7 +22,7 @@ from auth_worker.storage.audit_table import read_chain
 from auth_worker.storage.reading import Reading, reader
 from protocol.errors import ConfigurationError
 
-HOLDS, BROKEN, UNREADABLE = 0, 1, 2
+HOLDS, BROKEN, UNREADABLE, INTERRUPTED = 0, 1, 2, 130
 MAX_LINE_CHARS = 1024 * 1024
 
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check one log and say so.
 
     Returns:
-        0 when it holds, 1 when it doesn't, 2 when it can't be read.
+        0 when it holds, 1 when it doesn't, 2 when it can't be read, 130 after Ctrl-C.
     """
     parser = argparse.ArgumentParser(prog="auth_worker.auditing.verify_audit", description=__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, StoreError, ConfigurationError, ValueError) as error:
         sys.stderr.write(f"The audit log can't be read: {error}.\n")
         return UNREADABLE
+    except KeyboardInterrupt:
+        return INTERRUPTED
     for one in (checked, *(() if money is None or not money.has_any else (money,))):
         sys.stdout.write(f"{str(one)[0].upper()}{str(one)[1:]}.\n")
     if checked.trouble is None and not seen:

@@ -137,6 +137,7 @@ class Authority:
         self._emit = emit
         self._used_s: dict[str, float] = {}
         self.refusals = RefusalLog(clock, emit)
+        self.keys.tell_gone_principals(self.forget)
         commit = commit or self._emit_as_durable
         slices = Slices(commit)
         served = ServedModels(use.model for use in snapshot.recent if use.num_tokens)
@@ -186,7 +187,7 @@ class Authority:
         return answer
 
     def forget(self, key_id: str) -> None:
-        """A key was deleted."""
+        """A key was deleted, or whoever showed tokens shows none any more."""
         self._used_s.pop(key_id, None)
         self._leases.forget(key_id)
 

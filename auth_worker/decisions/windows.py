@@ -1,12 +1,13 @@
 """Where fixed windows begin and end: calendar days to years in a time zone, custom spans; pure."""
 
 import math
+from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 from functools import lru_cache
 from typing import Final, NamedTuple
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from auth_worker.principals.limit_rules import Window
+from auth_worker.principals.limit_rules import Limit, Window
 
 _DAYS_A_WEEK: Final = 7
 
@@ -45,6 +46,16 @@ def span_at(window: Window, wall_s: float) -> Span:
     local = datetime.fromtimestamp(math.floor(wall_s), _zone(window.time_zone)).date()
     first, after = _DATES[window.kind](local)
     return Span(_begin_of(first, window.time_zone), _begin_of(after, window.time_zone))
+
+
+def first_without_zone(limits: Iterable[Limit]) -> Limit | None:
+    """The first limit whose time zone this machine doesn't know: no window of it can be found."""
+    for limit in limits:
+        try:
+            _zone(limit.window.time_zone)
+        except ZoneInfoNotFoundError:
+            return limit
+    return None
 
 
 def _custom_span(window: Window, wall_s: float) -> Span:

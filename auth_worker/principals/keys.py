@@ -450,6 +450,10 @@ class KeyDirectory:
         self._tokens.put(principal, wall_s)
         return None
 
+    def tell_gone_principals(self, told: Callable[[str], None]) -> None:
+        """From now on, tell the id of a principal of whom no token is known any more."""
+        self._tokens.on_gone = told
+
     def end_tokens(self, signed_by: Set[str]) -> int:
         """Forget the tokens of signing keys that aren't among these; how many there were."""
         return self._tokens.end_others(signed_by)

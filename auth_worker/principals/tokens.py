@@ -3,7 +3,7 @@
 import heapq
 import hmac
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from typing import TYPE_CHECKING, Final
 
 from auth_worker.principals.key_index import AdministeringKeys, Alike
@@ -21,14 +21,19 @@ class TokenTable:
     """Principals of tokens, found by the token's digest or by the principal's id.
 
     One principal may have several tokens at a time. When there are too many, one that has expired
-    goes first, or else the oldest, which is verified again when it comes again.
+    goes first, or else the one that was shown longest ago, which is verified again when it comes
+    again. (A request whose token went gets no further tokens: those that run were shown lately.)
 
     Args:
         max_tokens: How many are kept.
+
+    Attributes:
+        on_gone: Told the id of a principal of whom no token is known any more.
     """
 
     def __init__(self, max_tokens: int = MAX_TOKENS) -> None:
         self._max_tokens = max_tokens
+        self.on_gone: Callable[[str], None] = lambda _: None
         self._by_digest: OrderedDict[bytes, StoredKey] = OrderedDict()
         self._of_id: dict[str, dict[bytes, StoredKey]] = {}
         self._by_id: dict[str, StoredKey] = {}  # with the token that is good for longest
@@ -65,6 +70,7 @@ class TokenTable:
         principal = self._by_digest.get(digest)
         if principal is None or not hmac.compare_digest(principal.digest, digest):
             return None
+        self._by_digest.move_to_end(digest)
         return principal if self._is_good(principal) else None
 
     def get(self, key_id: str) -> "StoredKey | None":
@@ -127,6 +133,7 @@ class TokenTable:
         del tokens[digest]
         if not tokens:
             del self._of_id[key_id], self._by_id[key_id]
+            self.on_gone(key_id)
         elif self._by_id[key_id] is principal:
             self._by_id[key_id] = max(tokens.values(), key=_end_of)
 

@@ -104,8 +104,10 @@ class WebhookDesk:
         """Begin the turns that are due; to be called about every second."""
         now_ms = self._clock.wall_s() * 1000
         for hook in list(self._webhooks.values()):
-            is_due = hook.suspended_at is None and hook.next_attempt_ms <= now_ms
-            if is_due and hook.webhook_id not in self._busy:
+            pause_ms = hook.next_attempt_ms - now_ms
+            # None is longer: the clock was set back.
+            waits = 0 < pause_ms <= BACKOFF_S[-1] * 1000
+            if hook.suspended_at is None and not waits and hook.webhook_id not in self._busy:
                 self._busy.add(hook.webhook_id)
                 self._read(hook)
 

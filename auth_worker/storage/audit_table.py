@@ -11,8 +11,8 @@ from sqlalchemy import (
     and_,
     func,
     literal_column,
-    or_,
     select,
+    union,
     union_all,
 )
 
@@ -77,10 +77,11 @@ def _page(
 
 
 def _merged(wanted: ReadAuditRows, conditions: Sequence[ColumnElement[bool]]) -> Select[Any]:
-    """The page by the index of the first filter with several values, if there is one.
+    """The page by the indexes of what a key did and of what was done to it, if one is named.
 
-    A page of each value, which an index has in order, holds every entry of the page of all of them.
-    Otherwise a database sorts all entries of all values, or reads the whole log.
+    Or by the index of the first filter with several values. A page of each, which an index has in
+    order, holds every entry of the page of all of them. Otherwise a database sorts all entries of
+    all of them, or reads the whole log.
     """
     filters = (
         (_columns.subject, wanted.subjects),
@@ -88,15 +89,21 @@ def _merged(wanted: ReadAuditRows, conditions: Sequence[ColumnElement[bool]]) ->
         (_columns.action, wanted.actions),
     )
     given = [(column, sorted(set(values))) for column, values in filters if values]
-    if not given:
+    if wanted.key_id:
+        each = [_is(column, wanted.key_id) for column in (_columns.subject, _columns.actor_key_id)]
+    elif given:
+        (first, values), *given = given
+        each = [_is(first, value) for value in values]
+    else:
         return _in_order(select(schema.audit_log).where(*conditions), wanted)
-    (first, values), *others = given
-    conditions = [*conditions, *(column.in_(values) for column, values in others)]
+    conditions = [*conditions, *(column.in_(values) for column, values in given)]
     pages = [
-        _in_order(select(schema.audit_log).where(_is(first, value), *conditions), wanted).subquery()
-        for value in values
+        _in_order(select(schema.audit_log).where(one, *conditions), wanted).subquery()
+        for one in each
     ]
-    merged = union_all(*(select(page) for page in pages)).subquery()
+    # What a key did to itself stands in both of its pages.
+    join = union if wanted.key_id else union_all
+    merged = join(*(select(page) for page in pages)).subquery()
     return _in_order(select(merged), wanted)
 
 
@@ -125,10 +132,6 @@ def _is(column: ColumnElement[str], value: str) -> ColumnElement[bool]:
 
 def _conditions(wanted: ReadAuditRows) -> list[ColumnElement[bool]]:
     conditions: list[ColumnElement[bool]] = []
-    if wanted.key_id:
-        conditions.append(
-            or_(_is(_columns.subject, wanted.key_id), _is(_columns.actor_key_id, wanted.key_id))
-        )
     if wanted.actor:
         conditions.append(_is(_columns.actor_key_id, wanted.actor))
     if wanted.action:

@@ -24,7 +24,7 @@ from auth_worker.storage.database_files import mark
 from auth_worker.storage.durable_file import make_folder, unusable
 from auth_worker.storage.file_lock import take_lock
 from auth_worker.storage.reading import Reading
-from auth_worker.storage.sqlite_database import DATABASE_NAME, LOCK_NAME
+from auth_worker.storage.sqlite_database import DATABASE_NAME, LOCK_NAME, url_of
 
 if TYPE_CHECKING:
     from auth_worker.storage.postgres_database import PostgresDatabase
@@ -174,7 +174,7 @@ def _migrated(backup: Path, work: Path) -> Iterator[Connection]:
 @contextmanager
 def _file(path: Path) -> Iterator[Connection]:
     """One transaction on an SQLite file of ours."""
-    engine = create_engine(f"sqlite:///{path}", poolclass=NullPool)
+    engine = create_engine(url_of(path), poolclass=NullPool)
 
     @event.listens_for(engine, "connect")
     def configure(dbapi_connection: object, _record: object) -> None:

@@ -5,7 +5,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, insert, or_, select, update
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from auth_worker.errors import InvalidCommandError, KeyNotFoundError
 from auth_worker.principals.key_rules import NO_RULES, PRIORITIES, KeyRules, networks_of
@@ -153,9 +166,7 @@ class KeyTable:
         if operation.team_id:
             conditions.append(_columns.team_id == operation.team_id)
         if operation.tag:
-            # As an entry of the JSON list, whole.
-            tag = _json(operation.tag)
-            conditions.append(_columns.tags.contains(tag, autoescape=True))
+            conditions.append(holds_entry(_columns.tags, _json(operation.tag)))
         if operation.status:
             conditions.append(status_conditions(self._wall_s)[operation.status])
         return conditions
@@ -173,6 +184,15 @@ class KeyTable:
             self._sharing_teams = frozenset(self._connection.execute(sharing).scalars())
         shares = row.team_id in (self._sharing_teams or ())
         return key_details(row, self._wall_s, shares_with_team=shares)
+
+
+def holds_entry(column: Column[Any], entry: str) -> ColumnElement[bool]:
+    """Whether the JSON list in a column holds an entry, whole and with its case.
+
+    SQLite's LIKE would take `Prod` for `prod`, and what stands between two entries for one.
+    """
+    entries = literal(",") + func.substr(column, 2, func.length(column) - 2) + ","
+    return func.replace(entries, f",{entry},", "") != entries
 
 
 def status_conditions(wall_s: float) -> dict[str, ColumnElement[bool]]:

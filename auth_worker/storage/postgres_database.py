@@ -358,7 +358,10 @@ def _store_error(url: DatabaseUrl, error: BaseException | None) -> StoreError:
     # What a server says while a connection is made comes without a code. In another language than
     # English it is taken for something that passes, and said in the log.
     is_no_database = "FATAL" in said and 'database "' in said and "does not exist" in said
-    is_refused = "authentication failed" in said or ('role "' in said and "FATAL" in said)
+    is_full = "too many connections" in said  # for that role: others will end
+    is_refused = "authentication failed" in said or (
+        'role "' in said and "FATAL" in said and not is_full
+    )
     if isinstance(error, _VANISHED) or is_no_database:
         return StoreMissingError(f"{url} is not there or has lost its tables: {said}")
     if isinstance(error, _NOT_ALLOWED) or is_refused:

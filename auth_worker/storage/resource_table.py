@@ -38,6 +38,7 @@ from auth_worker.records.operations import (
     Result,
 )
 from auth_worker.storage import schema
+from auth_worker.storage.key_table import holds_entry
 from protocol.wire.messages import (
     LimitSettings,
     Member,
@@ -368,8 +369,7 @@ def _conditions(operation: ReadResources) -> list[ColumnElement[bool]]:
             is_active = columns.suspended_at.is_(None)
             conditions.append(is_active if operation.status == "active" else ~is_active)
         if operation.tag:
-            # As an entry of the JSON list, whole.
-            conditions.append(columns.tags.contains(_json(operation.tag), autoescape=True))
+            conditions.append(holds_entry(columns.tags, _json(operation.tag)))
         if operation.member:
             own, other = ("user_id", "team_id") if kind == "user" else ("team_id", "user_id")
             fits = schema.team_members.c[other] == operation.member

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, select, update
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, select, update
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
 
@@ -153,6 +153,11 @@ class SqliteDatabase:
             self._lock_fd = None
 
 
+def url_of(path: Path) -> URL:
+    """What SQLAlchemy opens a file by, whatever its name holds: of a text, `?` would end it."""
+    return URL.create("sqlite", database=str(path))
+
+
 @contextmanager
 def reading_file(path: Path, *, timeout_s: float | None = None) -> Iterator[Connection]:
     """A connection that only reads, whether an auth worker holds the file or not.
@@ -165,7 +170,9 @@ def reading_file(path: Path, *, timeout_s: float | None = None) -> Iterator[Conn
         StoreUnavailableError: The time is over, or the same may succeed later.
         StoreError: The database can't be read.
     """
-    engine = create_engine(f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro&uri=true")
+    uri = f"file:{quote(str(path.absolute()))}"
+    options = {"mode": "ro", "uri": "true"}
+    engine = create_engine(URL.create("sqlite", database=uri, query=options))
     if timeout_s is not None:
         _limit_time(engine, time.monotonic() + timeout_s)
     try:
@@ -211,7 +218,7 @@ def _engine(path: Path) -> Engine:
     # No pool: there is one writer with one connection, and it reads in its own order. The driver
     # must not open transactions behind our back, so that BEGIN IMMEDIATE takes the write lock.
     engine = create_engine(
-        f"sqlite:///{path}",
+        url_of(path),
         poolclass=NullPool,
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
     )

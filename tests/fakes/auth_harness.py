@@ -125,11 +125,14 @@ class AuthHarness:
 
     Args:
         folder: Short, for sockets; each worker has a data directory in it, or SQLite's one.
+        answer_s: How long a client waits for an answer. On a database that is shared the next
+            epoch ends whoever waits for the one before, so a long time holds nothing up there.
         settings: For all workers.
     """
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *, answer_s: float = ANSWER_S, **settings: str) -> None:
         self.folder = folder
+        self._answer_s = answer_s
         self.promises = Promises()
         self.workers: dict[str, subprocess.Popen[bytes] | Forked] = {}
         self.peers: list[Peer] = []
@@ -148,7 +151,7 @@ class AuthHarness:
         )
         self.link = AuthLink(
             self._server,
-            timeout_s=ANSWER_S,
+            timeout_s=answer_s,
             require_keys=True,
             news=AuthNews(
                 on_settled=self._on_settled,
@@ -312,7 +315,7 @@ class AuthHarness:
                 model="demo",
                 prompt_tokens=10,
                 completion_tokens=50,
-                wait_s=ANSWER_S,
+                wait_s=self._answer_s,
                 scope="chat.completions",
             )
             try:

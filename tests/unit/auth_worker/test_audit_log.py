@@ -189,6 +189,9 @@ def test_entries_are_found_by_key_actor_action_outcome_and_time(store: SqliteSto
     assert pages(store, after_seq=3) == [2, 1]
     assert pages(store, after_seq=2, oldest_first=True) == [3, 4]
     assert pages(store, key_id="key_1", outcome="done", after_seq=3) == [2]
+    store.apply([AppendAudit(entry(9, actor_key_id="key_1", subject="key_1"))])
+    assert pages(store, key_id="key_1") == [5, 4, 3, 2], "what it did to itself is one entry"
+    assert pages(store, key_id="key_1", actors=("key_1", "key_9")) == [5, 4]
 
 
 def test_entries_are_found_by_several_values_of_each_filter(store: SqliteStore) -> None:
@@ -288,6 +291,13 @@ def test_several_values_of_a_filter_are_read_in_the_order_of_an_index(
     assert [plan[number] for number in looks] == [f"SEARCH audit_log USING INDEX {index}"] * 2
     # What follows a look is the page that it made: the entries of a value are not sorted.
     assert all(plan[number + 1].startswith("SCAN") for number in looks)
+
+
+def test_what_concerns_a_key_is_read_in_the_order_of_two_indexes(store: SqliteStore) -> None:
+    plan = plan_of(store, key_id="a")
+    for index in ("audit_by_subject", "audit_by_actor"):
+        look = plan.index(f"SEARCH audit_log USING INDEX {index}")
+        assert plan[look + 1].startswith("SCAN"), "its entries are not sorted"
 
 
 def test_pages_follow_one_another(store: SqliteStore) -> None:

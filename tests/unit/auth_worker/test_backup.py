@@ -20,7 +20,8 @@ from auth_worker.storage.backup import EPOCHS_A_RESTORE
 from auth_worker.storage.migrations import newest_version
 from auth_worker.storage.sql_store import SqlStore
 from auth_worker.storage.sqlite_database import DATABASE_NAME
-from tests.fakes.auth_parts import admin_key, booking, stored_key
+from auth_worker.storage.sqlite_store import SqliteStore
+from tests.fakes.auth_parts import FakeClock, admin_key, booking, stored_key
 from tests.fakes.auth_stores import StoreHarness, rows
 from tests.fakes.postgres_server import PostgresServer
 from tests.unit.auth_worker.test_migrations import old_database
@@ -100,6 +101,21 @@ def test_a_backup_made_while_it_is_in_use_restores_into_either_database(
     ((after,),) = rows(restored, "SELECT database_id FROM authority")
     assert after == f"{before}.1"
     assert run(target, "check") == maintenance.DONE
+
+
+def test_a_backup_holds_everything_whatever_its_file_is_called(
+    harness: StoreHarness, other: Callable[[str], StoreHarness], tmp_path: Path
+) -> None:
+    expected = contents(filled(harness))
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    file = folder / "ours?mode=ro#50% ü"
+    assert run(harness, "backup", str(file)) == maintenance.DONE
+    assert [path.name for path in folder.iterdir()] == [file.name]
+    restored = other("sqlite")
+    assert run(restored, "restore", str(file)) == maintenance.DONE
+    store = restored.open()
+    assert contents(store)["keys"] == expected["keys"]
 
 
 def test_a_backup_replaces_nothing_and_is_restored_over_nothing(
@@ -249,6 +265,31 @@ def test_a_check_of_nothing_says_so(tmp_path: Path, capsys: pytest.CaptureFixtur
     bad = {"PENSTOCK_DATABASE_URL": "postgresql://u:secret-word@/x?host=/nowhere"}
     assert maintenance.main(["--data-dir", str(tmp_path), "check"], bad) == maintenance.FAILED
     assert "secret-word" not in one_line(capsys)
+
+
+def test_a_folder_that_can_not_be_looked_into_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / ("x" * 300)
+    for command in (["check"], ["backup", str(tmp_path / "file")]):
+        arguments = ["--data-dir", str(folder), *command]
+        assert maintenance.main(arguments, {}) == maintenance.FAILED
+        assert "File name too long" in one_line(capsys)
+
+
+def test_ctrl_c_ends_a_backup_without_a_word_and_without_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SqliteStore(tmp_path / "data", clock=FakeClock()).close()
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("auth_worker.storage.backup._copy_all", interrupted)
+    arguments = ["--data-dir", str(tmp_path / "data"), "backup", str(tmp_path / "file")]
+    assert maintenance.main(arguments, {}) == maintenance.INTERRUPTED
+    assert capsys.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_the_way_back_and_forward_again_keeps_keys_and_usage(

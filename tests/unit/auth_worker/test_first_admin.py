@@ -12,9 +12,16 @@ from auth_worker.administration.first_admin import ADMIN_KEY_FILE, ensure_admin
 from auth_worker.auditing.audit_check import check_log
 from auth_worker.config import AdminKey
 from auth_worker.principals.keys import ENVIRONMENT_KEY_ID, KeyDirectory, StoredKey, digest_of
-from auth_worker.records.operations import AddKey, AuditEntry, ChangeKey
+from auth_worker.records.operations import (
+    AddKey,
+    AddResource,
+    AuditEntry,
+    ChangeKey,
+    ChangeResourceRow,
+)
 from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.errors import ConfigurationError
+from protocol.wire.messages import Resource, UserSettings
 from tests.fakes.auth_parts import START_S, FakeClock, admin_key, stored_key
 
 FIRST = "psk-Zk3vPq8Rw1Xy6Tn4Lm9Bd2Gf7Hc5"
@@ -34,7 +41,7 @@ class Bench:
     def start(self, given: str | None = None) -> Path | None:
         return ensure_admin(
             self.store,
-            self.stored(),
+            self.store.load(recent_since_ms=0),
             given=None if given is None else AdminKey(given),
             directory=self.directory,
             clock=self.clock,
@@ -160,6 +167,54 @@ def test_a_temporary_admin_key_does_not_stand_for_the_lasting_one(bench: Bench) 
 def test_the_environments_key_is_a_lasting_one(bench: Bench) -> None:
     bench.store.apply([AddKey(admin_key(expires_at=int(START_S) + 60), AUDIT)])
     assert bench.start(FIRST) is None
+
+
+def of_user(bench: Bench, secret: str) -> None:
+    """The only admin key is that of a user who administers."""
+    user = Resource(
+        resource_id="user_ops",
+        settings=UserSettings(name="ops", role="admin"),
+        created_at=int(START_S),
+        created_by="",
+    )
+    key = stored_key("key_ops", secret, role="admin", user_id="user_ops")
+    bench.store.apply([AddResource("user", user, AUDIT), AddKey(key, AUDIT)])
+
+
+def test_a_key_of_a_user_who_administers_is_a_lasting_one(bench: Bench) -> None:
+    of_user(bench, SECOND)
+    assert bench.start() is None, "nobody asked for another key of an administrator"
+    assert [key.key_id for key in bench.stored()] == ["key_ops"]
+    assert not (bench.directory / ADMIN_KEY_FILE).exists()
+
+
+def test_a_key_of_a_user_who_is_suspended_is_none(bench: Bench) -> None:
+    of_user(bench, SECOND)
+    bench.store.apply([ChangeResourceRow("user", "user_ops", {"suspended_at": 5}, AUDIT)])
+    path = bench.start()
+    assert path is not None
+    assert bench.opens(path.read_text().strip())
+
+
+def test_a_key_of_a_user_may_be_handed_on_through_the_environment(bench: Bench) -> None:
+    of_user(bench, SECOND)
+    assert bench.start(SECOND) is None
+    assert [key.key_id for key in bench.stored()] == ["key_ops"]
+    bench.store.apply([ChangeResourceRow("user", "user_ops", {"role": "user"}, AUDIT)])
+    with pytest.raises(ConfigurationError, match="PENSTOCK_ADMIN_KEY"):
+        bench.start(SECOND)
+
+
+def test_the_secret_of_before_a_rotation_is_given_in_vain_once_its_time_is_over(
+    bench: Bench,
+) -> None:
+    previous = {"previous_digest": digest_of(FIRST), "previous_until": int(START_S) + 60}
+    bench.store.apply([AddKey(admin_key(), AUDIT), ChangeKey("key_admin", previous, AUDIT)])
+    assert bench.start(FIRST) is None
+    bench.clock.advance(60)
+    with pytest.raises(ConfigurationError, match="rotated") as caught:
+        bench.start(FIRST)
+    assert FIRST not in caught.value.message
 
 
 def test_each_change_is_on_record_without_the_key(bench: Bench) -> None:

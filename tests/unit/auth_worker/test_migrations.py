@@ -14,7 +14,15 @@ from sqlalchemy import Connection, create_engine, event, text
 from auth_worker.auditing.audit_check import check_log
 from auth_worker.errors import StoreError, StoreForeignError, StoreTooNewError
 from auth_worker.exit_codes import EXIT_FAILED, exit_code_of
-from auth_worker.records.operations import AddKey, AuditEntry, ChangeKey, KeyPage, ReadKeys
+from auth_worker.records.operations import (
+    AddKey,
+    AddResource,
+    AuditEntry,
+    ChangeKey,
+    KeyPage,
+    PutMember,
+    ReadKeys,
+)
 from auth_worker.storage.migrations import (
     FIRST_VERSION,
     FOLDER,
@@ -24,6 +32,7 @@ from auth_worker.storage.migrations import (
     version_of,
 )
 from auth_worker.storage.sqlite_store import DATABASE_NAME, SqliteStore
+from protocol.wire.messages import PrincipalRole, Resource, TeamSettings, UserSettings
 from tests.fakes.auth_parts import FakeClock, admin_key, stored_key
 from tests.fakes.source_trees import tree_of
 
@@ -241,6 +250,8 @@ def test_a_key_that_an_older_release_would_leave_unbound_is_revoked_on_the_way_b
         "of_addresses": {"allowed_ip_addresses": '["192.0.2.0/24"]'},
         "suspended": {"suspended_at": 77},
         "readonly": {"role": "readonly"},
+        "whole": {"enable_streaming": False},
+        "toolless": {"enable_function_calling": False},
         "service": {"role": "service"},
         "free": {},
     }
@@ -253,6 +264,43 @@ def test_a_key_that_an_older_release_would_leave_unbound_is_revoked_on_the_way_b
         rows = connection.execute(text("SELECT key_id, role, revoked_at FROM keys")).all()
     assert {row.key_id for row in rows if row.revoked_at is None} == {"free", "service"}
     assert {row.role for row in rows} == {"user"}
+
+
+def test_a_key_whose_user_or_team_keeps_it_from_something_is_revoked_on_the_way_back(
+    tmp_path: Path,
+) -> None:
+    store = SqliteStore(tmp_path, clock=FakeClock())
+    audit = AuditEntry(0, "", "key_created", "x")
+    people: dict[str, PrincipalRole] = {"boss": "admin", "app": "service", "ada": "user"}
+    for name, role in people.items():
+        user = Resource(name, UserSettings(name=name, role=role), created_at=1)
+        store.apply([AddResource("user", user, audit)])
+    for name in ("open", "left"):
+        team = Resource(name, TeamSettings(name=name), created_at=1)
+        store.apply([AddResource("team", team, audit)])
+    store.apply([PutMember("open", "ada", "member", 1, audit)])
+    belongs = {
+        ("admin of boss", "admin", "boss", ""): True,
+        ("user of boss", "user", "boss", ""): True,
+        ("user of app", "user", "app", ""): True,
+        ("admin of app", "admin", "app", ""): False,
+        ("admin of ada", "admin", "ada", ""): False,
+        ("readonly of ada", "readonly", "ada", ""): False,
+        ("user of nobody there", "user", "gone", ""): False,
+        ("member", "user", "ada", "open"): True,
+        ("no member any more", "user", "ada", "left"): False,
+        ("of a team", "user", "", "left"): True,
+        ("of no team there", "user", "", "gone"): False,
+    }
+    for name, role, user_id, team_id in belongs:
+        key = stored_key(name, f"psk-{name}", role=role, user_id=user_id, team_id=team_id)
+        store.apply([AddKey(key, audit)])
+    store.close()
+    with writing(tmp_path / DATABASE_NAME) as connection:
+        downgrade(connection, 2, now_s=5.0)
+        rows = connection.execute(text("SELECT key_id, revoked_at FROM keys")).all()
+    opens = {row.key_id: row.revoked_at is None for row in rows}
+    assert opens == {name: is_open for (name, *_), is_open in belongs.items()}
 
 
 @pytest.mark.parametrize("version", [0, -1, 999])

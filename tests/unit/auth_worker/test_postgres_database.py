@@ -251,6 +251,65 @@ def test_it_looks_again_the_moment_that_the_lease_is_over(
     assert clock.monotonic_s() - began_s == pytest.approx(LEASE_S)
 
 
+TAKE_OVER_S = 5.0
+"""Issue 12: others take over within so long."""
+
+
+@pytest.mark.parametrize("read_s", [0.0, 1.5, 3.0])
+def test_a_take_over_is_within_five_seconds_of_the_last_commit_of_a_killed_holder(
+    connect: OpenDatabase, clock: FakeClock, read_s: float
+) -> None:
+    """By the clock of the lease, whenever the holder dies between two looks.
+
+    Args:
+        read_s: How long it takes to read everything that the database holds.
+    """
+    taken_after_s: list[float] = []
+    for part in range(5):
+        store = take(connect())
+        begins_s = clock.monotonic_s() + POLL_S * part / 5
+        commits = [begins_s + RENEWED_S * number for number in range(4)]
+        died_s = commits[-1]
+
+        def pass_by(
+            seconds: float, store: SqlStore = store, commits: list[float] = commits
+        ) -> None:
+            """The time in which the holder goes on, and then doesn't."""
+            ends_s = clock.monotonic_s() + seconds
+            while commits and commits[0] <= ends_s:
+                clock.advance(commits.pop(0) - clock.monotonic_s())
+                store.apply([])
+            clock.advance(ends_s - clock.monotonic_s())
+
+        database = connect()
+
+        def read(
+            database: PostgresDatabase = database, pass_by: Callable[[float], None] = pass_by
+        ) -> ReadAhead | None:
+            ahead = read_ahead(database, recent_since_ms=0)
+            pass_by(read_s)
+            return ahead
+
+        taken = stand_by(
+            database,
+            open_store=open_store,
+            is_over=lambda: False,
+            sleep=pass_by,
+            on_state=lambda _: None,
+            read=read,
+            clock_s=clock.monotonic_s,
+        )
+        assert taken is not None
+        successor, held = taken
+        assert successor.epoch == store.epoch + 1
+        assert not commits, "it was never taken over while it committed"
+        taken_after_s.append(clock.monotonic_s() - died_s + (read_s if held is None else 0.0))
+        successor.close()
+        clock.advance(1.0)
+    assert min(taken_after_s) >= LEASE_S
+    assert max(taken_after_s) < TAKE_OVER_S
+
+
 def stand_by_and_read(
     database: PostgresDatabase, clock: FakeClock, waits: list[float | SqlStore]
 ) -> tuple[SqlStore, Snapshot | None, int]:
@@ -511,6 +570,12 @@ def test_a_user_that_the_server_does_not_know_is_refused_at_once(
             psycopg.errors.TooManyConnections("sorry, too many clients already"),
             StoreUnavailableError,
         ),
+        (
+            # While a connection is made, errors have no code.
+            psycopg.OperationalError('FATAL: too many connections for role "penstock"'),
+            StoreUnavailableError,
+        ),
+        (psycopg.OperationalError('FATAL: role "penstock" does not exist'), StoreError),
         (psycopg.errors.AdminShutdown("terminating connection"), StoreUnavailableError),
         (psycopg.errors.DeadlockDetected("deadlock detected"), StoreUnavailableError),
         (psycopg.errors.DataCorrupted("invalid page in block 3"), StoreDamagedError),

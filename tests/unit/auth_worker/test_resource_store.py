@@ -105,6 +105,9 @@ def test_pages_and_filters(store: SqlStore) -> None:
     assert ids(store, "user", status="active") == ["user_1"]
     assert ids(store, "user", tag='quo"te') == ["user_1"]
     assert ids(store, "user", tag="100_") == []
+    assert ids(store, "user", tag="A") == [], "the case of a tag counts in either database"
+    assert ids(store, "user", tag=",") == [], "what stands between two tags is none"
+    assert ids(store, "user", tag="a") == ids(store, "user", tag="100%") == ["user_1"]
     assert ids(store, "user", member="team_1") == ["user_1"]
     assert ids(store, "team", member="user_1") == ["team_1"]
     assert ids(store, "team", member="user_2") == []

@@ -483,3 +483,16 @@ def test_refused_changes_are_on_record(bench: AuthHandlerBench) -> None:
     action, subject, detail = actions(bench)[-1]
     assert (action, subject) == ("change_refused", "team_9")
     assert '"command":"change_resource"' in detail
+
+
+def test_of_two_prices_of_one_name_that_are_asked_for_at_once_one_is_made(
+    bench: AuthHandlerBench,
+) -> None:
+    command = MakeResource(request_id="r", actor=ADMIN, kind="price", settings=PRICE)
+    assert bench.ask(command) is None
+    again = bench.ask(command)
+    assert again is not None
+    assert refused(again) == (ErrorCode.INVALID_REQUEST, "models")
+    (made,) = map(found, bench.write())
+    change(bench, "price", made.resource_id, "delete")
+    assert isinstance(make(bench, "price", PRICE), ResourcesFound)

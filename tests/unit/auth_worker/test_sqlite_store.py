@@ -27,6 +27,18 @@ def test_a_second_auth_worker_is_refused_with_one_clear_line(store: SqliteStore)
     assert "\n" not in caught.value.message
 
 
+def test_a_folder_may_be_called_anything(tmp_path: Path) -> None:
+    folder = tmp_path / "ours?mode=memory#50%41 ü"
+    store = SqliteStore(folder, clock=FakeClock())
+    try:
+        store.apply([booking("lease-1")])
+        with store.database.reading() as connection:
+            assert connection.execute(text("SELECT count(*) FROM ledger")).scalar_one() == 1
+    finally:
+        store.close()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]
+
+
 def test_what_settlements_leave_in_its_page_cache_is_bounded(tmp_path: Path) -> None:
     """They append, so that a larger one only grows; SQLite tells KiB as a negative number."""
     database = SqliteDatabase(tmp_path)

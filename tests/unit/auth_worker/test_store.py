@@ -19,12 +19,15 @@ from auth_worker.errors import (
 from auth_worker.records.limit_usage import Booked
 from auth_worker.records.operations import (
     AddKey,
+    AppendAudit,
     AuditEntry,
+    AuditRows,
     BookUsage,
     ChangeKey,
     KeyPage,
     LeaseRow,
     PutKey,
+    ReadAuditRows,
     ReadKeys,
     ReadUsageRows,
     Result,
@@ -343,3 +346,23 @@ def test_only_a_group_that_repeats_a_booking_needs_a_savepoint(
         rows = connection.execute(select(schema.ledger.c.lease_id, schema.ledger.c.prompt_tokens))
         found = {row.lease_id: row.prompt_tokens for row in rows}
     assert found == {f"lease-{number}": first[0].prompt_tokens for number in range(5)}
+
+
+def test_what_a_key_did_and_what_was_done_to_it_are_one_list(store: SqlStore) -> None:
+    made = [("a", "b"), ("b", "a"), ("a", "a"), ("b", "b"), ("b", "a"), ("a", "c")]
+    store.apply([AppendAudit(replace(AUDIT, actor_key_id=by, subject=on)) for by, on in made])
+
+    def of_a(limit: int, after_seq: int | None = None, **wanted: Any) -> list[tuple[str, str]]:
+        asked = ReadAuditRows(limit, key_id="a", after_seq=after_seq, **wanted)
+        (page,) = store.apply([asked])
+        assert isinstance(page, AuditRows)
+        found = [(one.actor, one.subject) for one in page.entries]
+        if not page.has_more:
+            return found
+        return found + of_a(limit, page.entries[-1].seq, **wanted)
+
+    expected = [one for one in made if "a" in one]
+    for limit in (1, 2, 10):
+        assert of_a(limit) == expected[::-1]
+        assert of_a(limit, oldest_first=True) == expected
+        assert of_a(limit, subjects=("a", "c"), actors=("a",)) == [("a", "c"), ("a", "a")]

@@ -6,6 +6,7 @@ from typing import Any
 from auth_worker.decisions.authority import Rules
 from auth_worker.errors import AuthError, TokenRefusedError
 from auth_worker.principals.keys import KeyDirectory, StoredKey
+from auth_worker.principals.limit_rules import Limit, Window
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.tokens import TokenTable
 from auth_worker.records.operations import AppendAudit, Operation
@@ -15,7 +16,13 @@ from auth_worker.tokens.token_rules import TokenRules
 from auth_worker.tokens.verifier import TokenVerifier
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Authorize, Denied, Granted, Message, TokenWanted
-from tests.fakes.auth_parts import START_S, FakeClock, authority_bench, stored_key
+from tests.fakes.auth_parts import (
+    START_S,
+    FakeClock,
+    authority_bench,
+    authorize,
+    stored_key,
+)
 from tests.fakes.http_target import HttpTarget
 from tests.fakes.token_issuer import AUDIENCE, TokenIssuer
 
@@ -146,6 +153,24 @@ def test_a_principal_has_limits_scopes_and_an_end_as_a_key_has() -> None:
     assert (denied.code, denied.key_id) == (ErrorCode.INVALID_API_KEY, principal.key_id)
 
 
+def test_who_shows_tokens_no_more_is_forgotten_with_his_last_token() -> None:
+    """An issuer may have millions of people; those who are gone must cost nothing."""
+    house = Limit("lim_1", "house", "house", "", "requests", 10**6, Window("minute"))
+    bench = authority_bench(limits=[house])
+    authority = bench.authority
+    authority.keys._tokens = TokenTable(max_tokens=4)
+    authority.keys.tell_gone_principals(authority.forget)
+    for number in range(50):
+        principal = stored_key(f"token_{number}", f"token {number}", expires_at=2**40)
+        assert authority.keys.put_token(principal) is None
+        for asked in ({}, {"prompt_tokens": 0, "completion_tokens": 0}):
+            command = authorize(f"token {number}", **asked)
+            assert isinstance(authority.authorize(command), Granted)
+    assert len(authority._used_s) <= 4
+    assert len(authority._meters._callers) <= 4
+    assert authority.num_leases == 50, "what they run goes on"
+
+
 def test_a_token_of_a_user_and_a_team_ends_with_them() -> None:
     user, team = (
         StoredUser("user_1", "Ada"),
@@ -186,6 +211,18 @@ def test_no_token_passes_where_anonymous_callers_do_not_and_administration_is_as
         is_token=True,
     )
     assert isinstance(bench.authority.authorize(ask), Denied)
+
+
+def test_a_token_that_is_shown_again_and_again_stays_however_many_come() -> None:
+    """Where it went, what runs by it would get no further tokens."""
+    table = TokenTable(max_tokens=2)
+    used = stored_key("used", "used", expires_at=2**40)
+    table.put(used)
+    for number in range(5):
+        assert table.find(used.digest) is used
+        table.put(stored_key(f"once {number}", f"once {number}", expires_at=2**40))
+    assert table.get("used") is used
+    assert len(table) == 2
 
 
 def test_the_table_of_tokens_is_bounded_and_the_oldest_go_first() -> None:

@@ -209,6 +209,18 @@ def test_what_is_not_taken_comes_again_later_and_later_under_the_same_id(tmp_pat
     assert len(ids) == 1
 
 
+def test_a_clock_that_was_set_back_holds_nothing_up(tmp_path: Path) -> None:
+    harness = Harness(tmp_path)
+    harness.make()
+    harness.happen("key_revoked")
+    harness.answer = lambda event: 500
+    harness.clock.wall += 86_400
+    assert harness.tick() == ["key_revoked"]
+    harness.answer = lambda event: 204
+    harness.clock.wall -= 86_400
+    assert harness.tick() == ["key_revoked"]
+
+
 def test_what_waits_is_sent_after_a_restart(tmp_path: Path) -> None:
     harness = Harness(tmp_path)
     harness.make()

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auth_worker.decisions.windows import Span, span_at
-from auth_worker.principals.limit_rules import Window, WindowKind
+from auth_worker.principals.limit_rules import Limit, Window, WindowKind
+from auth_worker.service import require_time_zones
+from protocol.errors import ConfigurationError
 
 KINDS: tuple[WindowKind, ...] = (
     "calendar_day",
@@ -121,3 +123,18 @@ def test_a_custom_window_without_a_length_and_a_total_never_end() -> None:
 def test_a_window_that_slides_has_no_begin() -> None:
     with pytest.raises(ValueError, match="slides"):
         span_at(Window("minute"), datetime(2026, 1, 1, tzinfo=UTC).timestamp())
+
+
+def test_a_time_zone_that_the_machine_does_not_have_ends_the_start_with_a_line_that_names_it() -> (
+    None
+):
+    """A newer system may have left it out: nobody would know when its windows begin."""
+    good, bad = (
+        Limit(f"bud_{n}", f"b{n}", "house", "", "money", 1, Window("calendar_month", zone))
+        for n, zone in enumerate(("Europe/Berlin", "Nowhere/Land"))
+    )
+    require_time_zones((good,))
+    with pytest.raises(ConfigurationError, match=r"Nowhere/Land of 'b1' \(bud_1\)") as caught:
+        require_time_zones((good, bad))
+    assert "tzdata" in caught.value.message
+    assert "\n" not in caught.value.message

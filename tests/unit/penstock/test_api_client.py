@@ -1,11 +1,22 @@
 """The command line's HTTP client: errors in the server's words, streams with an end."""
 
 import json
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import httpx
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from penstock.admin_options import admin_client
 from penstock.api_client import ApiClient, all_pages, read_admin_key
 from penstock.errors import ServerError, UsageError
 
@@ -150,15 +161,16 @@ def test_an_address_with_v1_as_other_clients_want_it_works() -> None:
     assert seen == ["http://server/v1/models"]
 
 
-@pytest.mark.parametrize(
-    ("path", "named"),
-    [("/v1/admin/keys", "PENSTOCK_ADMIN_KEY or --key-file"), ("/v1/models", "PENSTOCK_API_KEY")],
-)
-def test_an_unknown_key_is_told_with_where_it_came_from(path: str, named: str) -> None:
+def test_an_unknown_key_is_told_with_where_it_came_from(tmp_path: Path) -> None:
     reply = httpx.Response(401, json={"error": {"message": "This API key is not known."}})
     client = client_of(httpx.MockTransport(lambda _: reply))
-    with pytest.raises(ServerError, match=f"401: This API key is not known. .*{named}"):
-        client.request("GET", path)
+    (tmp_path / "admin.key").write_text("psk-admin\n")
+    administrators = admin_client("http://server", tmp_path / "admin.key", tmp_path)
+    for names in (client.key_names, administrators.key_names):
+        client.key_names = names
+        with pytest.raises(ServerError, match=f"401: This API key is not known. .*{names}"):
+            client.request("GET", "/v1/models")
+    assert names == "PENSTOCK_ADMIN_KEY or --key-file"
 
 
 def test_a_body_with_odd_bytes_of_an_argument_is_sent_as_json() -> None:
@@ -207,3 +219,81 @@ def test_an_answer_that_cannot_be_unpacked_is_one_clear_line() -> None:
 
     with pytest.raises(ServerError, match="does not answer .DecodingError"):
         client_of(httpx.MockTransport(garble)).request("GET", "/")
+
+
+def own_certificate(folder: Path) -> Path:
+    """A certificate of 127.0.0.1 that its own key signed, and the key, in one file."""
+    private = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "penstock.test")])
+    now = datetime.now(UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(private.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(address, critical=False)
+        .sign(private, hashes.SHA256())
+    )
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path = folder / "own.pem"
+    path.write_bytes(
+        private.private_bytes(pem, pkcs8, serialization.NoEncryption()) + made.public_bytes(pem)
+    )
+    return path
+
+
+@contextmanager
+def serving_tls(certificate: Path) -> Iterator[str]:
+    """The URL of a server that answers each connection with an empty object."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    reply = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
+
+    def serve(listener: socket.socket) -> None:
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                with context.wrap_socket(plain, server_side=True) as connection:
+                    connection.recv(65536)
+                    connection.sendall(reply)
+            except OSError:
+                plain.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,))
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def test_a_server_of_an_authority_of_ones_own_is_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = own_certificate(tmp_path)
+    with serving_tls(certificate) as url:
+        with (
+            ApiClient(url) as strict,
+            pytest.raises(ServerError, match="certificate that is not trusted: .*SSL_CERT_FILE"),
+        ):
+            strict.request("GET", "/ping")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        with ApiClient(url) as trusting:
+            assert trusting.request("GET", "/ping") == {}
+
+
+def test_authorities_that_can_not_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+    with pytest.raises(UsageError, match="SSL_CERT_FILE can't be read: No such file"):
+        ApiClient("https://server")

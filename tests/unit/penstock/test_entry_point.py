@@ -1,6 +1,9 @@
 """The entry point: one clear line and an exit code, never a traceback."""
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,37 @@ def test_a_port_in_use_is_one_line_and_exit_code_1(capsys: pytest.CaptureFixture
     assert code == 1
     assert err.count("\n") == 1
     assert "can't be bound: Address already in use" in err
+
+
+def test_output_that_has_no_room_is_one_line_and_exit_code_1() -> None:
+    with Path("/dev/full").open("w", encoding="ascii") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "penstock", "version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            text=True,
+        )
+    assert (done.returncode, done.stderr) == (1, "penstock: No space left on device\n")
+
+
+def test_a_character_that_the_terminal_does_not_have_is_shown_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "ü€"
+    done = subprocess.run(
+        [sys.executable, "-m", "penstock", "keygen", str(folder)],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+        encoding="latin-1",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ü\\u20ac; give each machine" in done.stdout
+
+
+def test_a_name_that_no_file_can_have_is_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, err = run(capsys, "serve", "x" * 5000)
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "File name too long" in err

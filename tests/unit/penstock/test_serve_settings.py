@@ -1,6 +1,7 @@
 """Settings of `penstock serve`: precedence, checks, and messages that name the setting."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -17,6 +18,27 @@ def test_without_arguments_the_demo_model_is_served_on_loopback_without_keys() -
     assert [(model.name, model.source) for model in settings.models] == [(DEMO_MODEL, None)]
     assert (settings.host, settings.port, settings.require_keys) == ("127.0.0.1", 8000, False)
     assert settings.data_dir == Path("/home/someone/.local/share/penstock")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"data_dir": "~nobody-here/x"}, "--data-dir"),
+        ({"config": None, "models": ["~nobody-here/model"]}, "MODEL"),
+        ({"tls_cert_file": "~nobody-here/cert"}, "--tls-cert-file"),
+    ],
+)
+def test_a_home_that_is_not_there_is_a_usage_error(given: dict[str, Any], name: str) -> None:
+    with pytest.raises(UsageError, match=f"^{name}: '~nobody-here/.*' begins with a home"):
+        build_settings(given, HOME)
+
+
+def test_a_home_that_nobody_has_is_missed_only_where_it_is_needed() -> None:
+    nowhere = {"HOME": "~nobody-here"}
+    with pytest.raises(UsageError, match="--data-dir: '~nobody-here' begins with a home"):
+        build_settings({}, nowhere)
+    folders = {"XDG_DATA_HOME": "/data", "XDG_CACHE_HOME": "/cache"}
+    assert build_settings({}, nowhere | folders).data_dir == Path("/data/penstock")
 
 
 def test_a_public_address_requires_keys() -> None:

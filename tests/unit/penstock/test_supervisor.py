@@ -451,6 +451,14 @@ def test_the_run_dir_leaves_room_for_socket_names(tmp_path: Path) -> None:
         run_dir.rmdir()
 
 
+def test_where_no_folder_can_be_made_for_sockets_one_line_says_how_to_name_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("penstock.supervisor.tempfile.tempdir", "/dev/null")
+    with pytest.raises(CommandError, match="Not a directory. Name a folder .* TMPDIR"):
+        make_run_dir({})
+
+
 def test_a_model_choice_carries_its_formats_to_its_engine() -> None:
     settings = settings_of()
     model = ModelChoice("m", None, 1, tokenizer=Path("/t"), tool_format="hermes")

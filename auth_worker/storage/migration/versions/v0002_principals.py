@@ -31,9 +31,10 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Keys lose what bounds them beside two limits; one that was suspended is revoked.
 
-    Roles that were not known become `user`, and a role narrowed by scopes, models, endpoints or
-    addresses is revoked rather than opened: the older release would not heed them. Outcomes in the
-    audit log are lost, and with them the proof of entries that had one.
+    Roles that were not known become `user`, and a role narrowed by scopes, models, endpoints,
+    addresses or what a request may ask for is revoked rather than opened: the older release would
+    not heed them. Outcomes in the audit log are lost, and with them the proof of entries that had
+    one.
     """
     op.execute(
         "UPDATE keys SET revoked_at = coalesce(revoked_at, suspended_at, created_at)"
@@ -41,6 +42,7 @@ def downgrade() -> None:
         " OR allowed_endpoints IS NOT NULL OR allowed_ip_addresses IS NOT NULL"
         " OR blocked_ip_addresses IS NOT NULL OR max_parallel_requests IS NOT NULL"
         " OR max_tokens_per_request IS NOT NULL OR role = 'readonly'"
+        " OR NOT enable_streaming OR NOT enable_function_calling"
     )
     op.execute("ALTER TABLE keys RENAME TO keys_2")
     op.execute(_KEYS_1)

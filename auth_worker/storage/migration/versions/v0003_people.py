@@ -25,12 +25,20 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Keys stand alone again; one that a user, a team or a limit bounds is revoked."""
+    """Keys stand alone again; one that a user, a team or a limit bounds is revoked.
+
+    By itself a key may do what its role may, also where its user may do less, or is in its team no
+    more.
+    """
     op.execute(
         "UPDATE keys SET revoked_at = coalesce(revoked_at, created_at) WHERE"
-        " user_id IN (SELECT user_id FROM users WHERE suspended_at IS NOT NULL)"
-        " OR team_id IN (SELECT team_id FROM teams"
-        " WHERE suspended_at IS NOT NULL OR allowed_models IS NOT NULL)"
+        " (user_id <> '' AND NOT EXISTS (SELECT 1 FROM users AS u WHERE u.user_id = keys.user_id"
+        " AND u.suspended_at IS NULL AND (u.role IN ('admin', keys.role)"
+        " OR (u.role = 'service' AND keys.role IN ('user', 'readonly')))))"
+        " OR (team_id <> '' AND NOT EXISTS (SELECT 1 FROM teams AS t WHERE t.team_id = keys.team_id"
+        " AND t.suspended_at IS NULL AND t.allowed_models IS NULL))"
+        " OR (user_id <> '' AND team_id <> '' AND NOT EXISTS (SELECT 1 FROM team_members AS m"
+        " WHERE m.user_id = keys.user_id AND m.team_id = keys.team_id))"
         " OR EXISTS (SELECT 1 FROM limits WHERE is_hard AND (holder = 'house'"
         " OR holder_id = keys.key_id OR (holder_id <> '' AND holder_id IN (user_id, team_id))))"
     )

@@ -185,8 +185,16 @@ async def _budgets(request: Request, project_id: str, name: str) -> list[Resourc
     return [
         budget
         for budget in found.resources
-        if isinstance(budget.settings, LimitSettings) and budget.settings.name == name
+        if isinstance(budget.settings, LimitSettings)
+        and budget.settings.name == name
+        and _is_of_a_month(budget.settings)
     ]
+
+
+def _is_of_a_month(budget: LimitSettings) -> bool:
+    """Whether it is of everything in a month, as those made here; any budget may have the name."""
+    is_of_all = budget.models is None and budget.endpoints is None
+    return is_of_all and budget.window == "calendar_month"
 
 
 def _settings(project_id: str, name: str, body: SpendLimitRequest) -> LimitSettings:
