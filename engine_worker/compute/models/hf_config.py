@@ -1,6 +1,7 @@
 """From a Hugging Face `config.json` to a `DecoderSpec`: finds the family and lets it read."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from engine_worker.compute.models.families.registry import (
     every_family,
     find_family,
 )
+from engine_worker.compute.models.hf_rope import MAX_POSITIONS
 from engine_worker.compute.models.quantization import read_quantization
-from engine_worker.compute.models.spec import DecoderSpec
+from engine_worker.compute.models.spec import DecoderSpec, RopeKind
 from engine_worker.errors import UnsupportedArchitectureError
 
 
@@ -43,7 +45,21 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     read_quantization(config)
     family = find_family(architecture)
     assert family is not None, architecture
-    return family.read(config)
+    return _as_long_as_scaled(family.read(config))
+
+
+def _as_long_as_scaled(spec: DecoderSpec) -> DecoderSpec:
+    """The decoder with the context that YaRN gives it, where its config still says a shorter one.
+
+    The pages of Qwen 2.5 and 3 have people add `rope_scaling`, and nothing else.
+    """
+    ropes = (layer.attention.rope for layer in spec.layers if layer.is_attention)
+    lengths = [
+        int(min(rope.factor * rope.original_max_position_embeddings, MAX_POSITIONS))
+        for rope in ropes
+        if rope is not None and rope.kind is RopeKind.YARN
+    ]
+    return replace(spec, max_position_embeddings=max(spec.max_position_embeddings, *lengths, 0))
 
 
 def _architecture(fields: ConfigFields) -> str:
