@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from engine_worker.compute.models.config_fields import ConfigFields, read_config
+from engine_worker.compute.models.config_fields import CONFIG_NAME, ConfigFields, read_config
 from engine_worker.compute.models.families.family import Family
 from engine_worker.compute.models.families.registry import (
     FAMILIES,
@@ -15,8 +15,11 @@ from engine_worker.compute.models.families.registry import (
 )
 from engine_worker.compute.models.hf_rope import MAX_POSITIONS
 from engine_worker.compute.models.quantization import read_quantization
-from engine_worker.compute.models.spec import DecoderSpec, RopeKind
-from engine_worker.errors import UnsupportedArchitectureError
+from engine_worker.compute.models.spec import DecoderSpec, MoeSpec, RopeKind
+from engine_worker.errors import ModelConfigError, UnsupportedArchitectureError
+
+MAX_ALL_EXPERTS = 2**17
+"""Of all layers; the largest models have a fifth of it."""
 
 
 def load_spec(folder: Path) -> DecoderSpec:
@@ -45,7 +48,19 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     read_quantization(config)
     family = find_family(architecture)
     assert family is not None, architecture
-    return _as_long_as_scaled(family.read(config))
+    spec = family.read(config)
+    _check_experts(spec)
+    return _as_long_as_scaled(spec)
+
+
+def _check_experts(spec: DecoderSpec) -> None:
+    """Refuses more experts than any model has: each has tensors, whose names are all listed."""
+    total = sum(layer.mlp.num_experts for layer in spec.layers if isinstance(layer.mlp, MoeSpec))
+    if total > MAX_ALL_EXPERTS:
+        raise ModelConfigError(
+            f"{CONFIG_NAME}: all layers together have {total} experts; at most {MAX_ALL_EXPERTS}"
+            " are read"
+        )
 
 
 def _as_long_as_scaled(spec: DecoderSpec) -> DecoderSpec:

@@ -129,3 +129,17 @@ def test_a_rope_scaling_that_was_added_to_rope_parameters_counts(kind: str) -> N
     assert both == decoder_spec({**TINY_LLAMA, "rope_theta": 500.0, "rope_scaling": scaling})
     whole = {**parameters, **scaling, "rope_type": "yarn"}
     assert both == decoder_spec({**config, "rope_parameters": whole, "rope_scaling": None})
+
+
+def test_experts_whose_names_alone_would_take_gigabytes_are_refused() -> None:
+    """A config of a few lines kept a start busy for minutes before a tensor was missing."""
+    config = {
+        **TINY_LLAMA,
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 32,
+        "num_experts": 4096,
+    }
+    assert len(decoder_spec(config).layers) == 32
+    with pytest.raises(ModelConfigError, match="135168 experts; at most 131072 are read"):
+        decoder_spec({**config, "num_hidden_layers": 33})
