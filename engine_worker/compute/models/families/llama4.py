@@ -59,7 +59,9 @@ def read_llama4(config: Mapping[str, Any], architecture: str = "Llama4ForCausalL
     rotated = attention_of(fields, replace(rope, interleaved=True), None, bias=(bias, bias))
     plain = replace(rotated, rope=None)
     if fields.flag("use_qk_norm", True):
-        rotated = replace(rotated, qk_norm=QkNorm.WEIGHTLESS)
+        # Behind the rotation, whose factor it takes away.
+        unscaled = replace(rope, interleaved=True, attention_factor=1.0)
+        rotated = replace(rotated, rope=unscaled, qk_norm=QkNorm.WEIGHTLESS)
     if _are_queries_scaled(config, fields):
         length = fields.size("floor_scale", 8192, maximum=MAX_POSITIONS)
         scale = QueryScale(fields.number("attn_scale", 0.1), length, offset=1)
