@@ -62,12 +62,15 @@ _RENAMED: Final = (
     ("model.vision_tower.", "vision_tower."),
     ("model.multi_modal_projector.", "multi_modal_projector."),
     ("lm_head.", "language_model.lm_head."),
+    ("model.", "language_model.model."),
+    ("model.", "model.language_model."),
     ("model.", ""),
     ("transformer.", ""),
 )
 """Beginnings of one tensor's name: as transformers calls the modules of a model since release 4.52,
-whose names an adapter has, and as files have it that were saved before; with what stands before a
-base model, and as files have it that were saved from that alone."""
+whose names an adapter has, and as files have it that were saved before; by itself, and as part of a
+model that also sees; with what stands before a base model, and as files have it that were saved
+from that alone."""
 _CHANGED_VALUES: Final = 2**20
 """Numbers of a weight that are changed at a time: the change of all would take as much memory."""
 _PLAIN_PATTERN: Final = re.compile(r"\^?[\w.]+")

@@ -93,6 +93,8 @@ def refused(folder: Path, kind: type[Exception], *parts: str) -> None:
     [
         ("language_model.model.", "model.language_model."),
         ("model.language_model.", "language_model.model."),
+        ("language_model.model.", "model."),
+        ("model.", "model.language_model."),
         ("", "model."),
         ("model.", ""),
     ],
