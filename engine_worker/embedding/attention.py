@@ -116,3 +116,27 @@ def relative_buckets(num_tokens: int, num_buckets: int) -> npt.NDArray[np.int32]
     far = exact + (ratio / np.float32(scale) * np.float32(half - exact)).astype(np.int32)
     bucket = np.where(size < exact, size, np.minimum(far, half - 1))
     return (bucket + np.where(distances > 0, half, 0)).astype(np.int32)
+
+
+def distance_biases(num_tokens: int, num_heads: int) -> npt.NDArray[np.float32]:
+    """ALiBi (arXiv 2108.12409), on both sides of a token.
+
+    Args:
+        num_tokens: T, of the longest row.
+        num_heads: H.
+
+    Returns:
+        [2 T - 1, H], for the distances -(T - 1) to T - 1 from query to key.
+    """
+    distances = np.abs(np.arange(-(num_tokens - 1), num_tokens)).astype(np.float32)
+    return -distances[:, None] * np.array(_slopes(num_heads), np.float32)
+
+
+def _slopes(num_heads: int) -> list[float]:
+    """How fast the scores of each head fall.
+
+    A geometric row for a power of two; further heads lie between those of twice as many.
+    """
+    power = 1 << (num_heads.bit_length() - 1)
+    row = [2.0 ** (-8.0 * number / power) for number in range(1, power + 1)]
+    return row if power == num_heads else row + _slopes(2 * power)[::2][: num_heads - power]

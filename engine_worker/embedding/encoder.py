@@ -16,7 +16,7 @@ from engine_worker.compute.models.layers import Block, Linear
 from engine_worker.compute.models.rope import RopeTable, inverse_frequencies, rotate
 from engine_worker.compute.models.spec import RopeSpec
 from engine_worker.compute.models.tensors import Source
-from engine_worker.embedding.attention import attend, relative_buckets
+from engine_worker.embedding.attention import attend, distance_biases, relative_buckets
 from engine_worker.embedding.encoder_spec import EncoderLayerSpec, EncoderSpec, HeadSpec
 from engine_worker.embedding.families.family import EncoderFamily
 
@@ -183,6 +183,8 @@ class Encoder(Block):
         if self.relative is not None:
             buckets = relative_buckets(num_tokens, self.spec.num_relative_buckets)
             relative = self.relative(jnp.asarray(buckets))
+        if self.spec.has_distance_bias:
+            relative = jnp.asarray(distance_biases(num_tokens, self.spec.num_heads))
         tables = {
             rope: _rope_table(rope, self.spec.head_dim, num_tokens)
             for rope in {layer.rope for layer in self.spec.layers}

@@ -55,6 +55,7 @@ class EncoderSpec:
             behind each sublayer's residual sum.
         is_gated: The MLP is `down(activation(gate) * up)` with gate and up in one product.
         num_relative_buckets: Of a bias by relative distance that all layers share; 0 without one.
+        has_distance_bias: Scores fall with distance, in each head at a rate of its own (ALiBi).
         head: The classifier; None for an encoder that makes embeddings.
     """
 
@@ -78,6 +79,7 @@ class EncoderSpec:
     up_bias: bool = True
     down_bias: bool = True
     num_relative_buckets: int = 0
+    has_distance_bias: bool = False
     head: HeadSpec | None = None
 
     @property

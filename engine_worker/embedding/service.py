@@ -91,8 +91,8 @@ class Embeddings:
         found = []
         for index in range(first, first + count):
             if command.texts:
-                text = command.texts[index]
-                text = prompt + (text.lower() if pooling.lowercase else text)
+                text = prompt + command.texts[index]
+                text = text.lower() if pooling.lowercase else text
                 found.append(self._reader.text(text, index, limit))
             else:
                 found.append(self._reader.token_ids(command.token_ids[index], index, limit))

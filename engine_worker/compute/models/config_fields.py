@@ -80,6 +80,10 @@ class ConfigFields:
         """A finite number above 0."""
         return self._number(name, self._get(name, default))
 
+    def number_or_zero(self, name: str) -> float:
+        """As `number`, or 0, which is what an absent field means."""
+        return 0.0 if self._get(name, 0) == 0 else self.number(name)
+
     def optional_number(self, name: str, default: float | None = None) -> float | None:
         """As `number`; None where null is said, or where nothing is and the default is None."""
         if self.stated(name) and not self.present(name):

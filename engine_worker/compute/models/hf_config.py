@@ -1,20 +1,25 @@
 """From a Hugging Face `config.json` to a `DecoderSpec`: finds the family and lets it read."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from engine_worker.compute.models.config_fields import ConfigFields, read_config
+from engine_worker.compute.models.config_fields import CONFIG_NAME, ConfigFields, read_config
 from engine_worker.compute.models.families.family import Family
 from engine_worker.compute.models.families.registry import (
     FAMILIES,
     every_family,
     find_family,
 )
+from engine_worker.compute.models.hf_rope import MAX_POSITIONS
 from engine_worker.compute.models.quantization import read_quantization
-from engine_worker.compute.models.spec import DecoderSpec
-from engine_worker.errors import UnsupportedArchitectureError
+from engine_worker.compute.models.spec import DecoderSpec, MoeSpec, RopeKind
+from engine_worker.errors import ModelConfigError, UnsupportedArchitectureError
+
+MAX_ALL_EXPERTS = 2**17
+"""Of all layers; the largest models have a fifth of it."""
 
 
 def load_spec(folder: Path) -> DecoderSpec:
@@ -43,7 +48,33 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     read_quantization(config)
     family = find_family(architecture)
     assert family is not None, architecture
-    return family.read(config)
+    spec = family.read(config)
+    _check_experts(spec)
+    return _as_long_as_scaled(spec)
+
+
+def _check_experts(spec: DecoderSpec) -> None:
+    """Refuses more experts than any model has: each has tensors, whose names are all listed."""
+    total = sum(layer.mlp.num_experts for layer in spec.layers if isinstance(layer.mlp, MoeSpec))
+    if total > MAX_ALL_EXPERTS:
+        raise ModelConfigError(
+            f"{CONFIG_NAME}: all layers together have {total} experts; at most {MAX_ALL_EXPERTS}"
+            " are read"
+        )
+
+
+def _as_long_as_scaled(spec: DecoderSpec) -> DecoderSpec:
+    """The decoder with the context that YaRN gives it, where its config still says a shorter one.
+
+    The pages of Qwen 2.5 and 3 have people add `rope_scaling`, and nothing else.
+    """
+    ropes = (layer.attention.rope for layer in spec.layers if layer.is_attention)
+    lengths = [
+        int(min(rope.factor * rope.original_max_position_embeddings, MAX_POSITIONS))
+        for rope in ropes
+        if rope is not None and rope.kind is RopeKind.YARN
+    ]
+    return replace(spec, max_position_embeddings=max(spec.max_position_embeddings, *lengths, 0))
 
 
 def _architecture(fields: ConfigFields) -> str:

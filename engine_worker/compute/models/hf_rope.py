@@ -37,8 +37,7 @@ def read_ropes(
         UnsupportedFeatureError: A kind that nobody here knows.
     """
     fields = ConfigFields(config)
-    name = "rope_parameters" if fields.mapping("rope_parameters") else "rope_scaling"
-    found = fields.mapping(name) or {}
+    name, found = _stated_rope(fields)
     nested = {key: found[key] for key in LAYER_TYPES if isinstance(found.get(key), dict)}
     # What the nested spelling leaves out may stand at the top, as in the flat one.
     outer: dict[str, Any] = {"rope_theta": fields.number("rope_theta", default_theta)}
@@ -56,6 +55,23 @@ def read_ropes(
         where = f"config.json: {name}.{layer_type}" if nested else f"config.json: {name}"
         ropes[layer_type] = _read_rope(values, where, original, max_position_embeddings)
     return ropes
+
+
+def _stated_rope(fields: ConfigFields) -> tuple[str, dict[str, Any]]:
+    """What a config says of its ropes, in either spelling, and where.
+
+    A `rope_scaling` beside `rope_parameters` was added by hand, as models' pages have it: what it
+    says goes before, as in transformers, but doesn't take the base away.
+    """
+    stated, scaling = (fields.mapping(name) or {} for name in ("rope_parameters", "rope_scaling"))
+    if not stated or any(isinstance(stated.get(key), dict) for key in LAYER_TYPES):
+        return ("rope_parameters", stated) if stated else ("rope_scaling", scaling)
+    kept = {
+        key: value
+        for key, value in stated.items()
+        if not scaling or key not in ("rope_type", "type")
+    }
+    return "rope_parameters", kept | scaling
 
 
 def _read_rope(
@@ -109,13 +125,14 @@ def _read_llama3(rope: RopeSpec, fields: ConfigFields, context: int) -> RopeSpec
 def _read_yarn(
     rope: RopeSpec, fields: ConfigFields, context: int, default_factor: float
 ) -> RopeSpec:
+    if rope.theta <= 1:
+        raise fields.error("rope_theta", "must be above 1", rope.theta)
     factor = fields.number("factor", default_factor)
+    mscale, all_dim = (fields.number_or_zero(name) for name in ("mscale", "mscale_all_dim"))
     if fields.present("attention_factor"):
         attention_factor = fields.number("attention_factor")
-    elif fields.present("mscale") and fields.present("mscale_all_dim"):
-        attention_factor = yarn_temperature(factor, fields.number("mscale")) / yarn_temperature(
-            factor, fields.number("mscale_all_dim")
-        )
+    elif mscale and all_dim:
+        attention_factor = yarn_temperature(factor, mscale) / yarn_temperature(factor, all_dim)
     else:
         attention_factor = yarn_temperature(factor, 1.0)
     return replace(

@@ -69,7 +69,10 @@ def quantization_of(
         UnsupportedFormatError: As `read_quantization`.
     """
     fields = ConfigFields(values, where)
-    name = fields.text("quant_method", method or "an unnamed method")
+    # Before methods had names, bitsandbytes was the only one.
+    is_oldest = any(fields.flag(name, False) for name in ("load_in_4bit", "load_in_8bit"))
+    unnamed = method or (QuantMethod.BITSANDBYTES if is_oldest else "an unnamed method")
+    name = fields.text("quant_method", unnamed)
     try:
         return Quantization(QuantMethod(name), fields)
     except ValueError:

@@ -418,14 +418,18 @@ def _check(
     served = _layers_of(wanted)
     # An unknown tensor of a GGUF file keeps its name there.
     served |= {f"blk.{layer.rpartition('.')[2]}" for layer in served}
-    for name in extra:
-        if name.endswith(_COMPUTED_WITH) and not served.isdisjoint(_layers_of([name])):
-            raise CheckpointError(
-                f"{checkpoint.tensors[name].file}: tensor {name!r} has no place in {architecture} "
-                "as config.json describes it, and without it the layer would compute something "
-                "else; correct config.json if it leaves a bias or a norm out, or use a model of an "
-                "architecture that is supported"
-            )
+    missed = [
+        name
+        for name in extra
+        if name.endswith(_COMPUTED_WITH) and not served.isdisjoint(_layers_of([name]))
+    ]
+    for name in _not_of_zeros(checkpoint, missed):
+        raise CheckpointError(
+            f"{checkpoint.tensors[name].file}: tensor {name!r} has no place in {architecture} "
+            "as config.json describes it, and without it the layer would compute something "
+            "else; correct config.json if it leaves a bias or a norm out, or use a model of an "
+            "architecture that is supported"
+        )
     if extra:
         logger.warning(
             "%s: %d tensors have no place in %s and are not used: %s",
@@ -434,6 +438,22 @@ def _check(
             architecture,
             ", ".join(sorted(extra)[:_NAMED_IN_LOG]),
         )
+
+
+def _not_of_zeros(checkpoint: Checkpoint, names: Sequence[str]) -> Iterator[str]:
+    """Tensors without which a layer computes something else.
+
+    Biases of zeros are not: quantisers (AutoGPTQ) save one with each module, also of a model that
+    has none.
+    """
+    if not names:
+        return
+    with checkpoint.reading() as read:
+        for name in names:
+            tensor = checkpoint.tensors[name]
+            is_vector = len(tensor.shape) == 1 and tensor.dtype in DTYPE_SIZES
+            if not (name.endswith(".bias") and is_vector) or np.any(read(name)):
+                yield name
 
 
 def _layers_of(names: Iterable[str]) -> set[str]:

@@ -57,6 +57,22 @@ _VARIANTS: Final = (
     "velora_config",
 )
 """Fields of PEFT's that make another product of A and B, or add what is none."""
+_RENAMED: Final = (
+    ("model.language_model.", "language_model.model."),
+    ("model.vision_tower.", "vision_tower."),
+    ("model.multi_modal_projector.", "multi_modal_projector."),
+    ("lm_head.", "language_model.lm_head."),
+    ("model.", "language_model.model."),
+    ("model.", "model.language_model."),
+    ("model.", ""),
+    ("transformer.", ""),
+)
+"""Beginnings of one tensor's name: as transformers calls the modules of a model since release 4.52,
+whose names an adapter has, and as files have it that were saved before; by itself, and as part of a
+model that also sees; with what stands before a base model, and as files have it that were saved
+from that alone."""
+_CHANGED_VALUES: Final = 2**20
+"""Numbers of a weight that are changed at a time: the change of all would take as much memory."""
 _PLAIN_PATTERN: Final = re.compile(r"\^?[\w.]+")
 _log = logging.getLogger("penstock.engine.weights")
 
@@ -105,6 +121,14 @@ class _Scaling:
         return alpha / (math.sqrt(rank) if self.by_root else rank)
 
 
+def _other_names(name: str) -> Iterator[str]:
+    """How else a file may call a tensor that an adapter calls so; see `_RENAMED`."""
+    for new, old in _RENAMED:
+        for one, other in ((new, old), (old, new)):
+            if name.startswith(one):
+                yield other + name.removeprefix(one)
+
+
 def _fits(pattern: str, module: str) -> bool:
     name = pattern.removeprefix("^")
     return module == name or (name == pattern and module.endswith(f".{name}"))
@@ -150,6 +174,9 @@ class AdaptedCheckpoint:
             changed[name] = _made_of(stored, name, stored.dtype, stored)
         for module, found in modules.items():
             info, scale = self._check_module(module, found)
+            if info.name in self._merged:
+                first = next(iter(found.parts.values()))
+                raise self._error(first, f"changes {info.name!r}, which another one changes, too")
             self._merged[info.name] = (info, found, scale)
             whole = changed.get(info.name, info)
             parts = (*whole.stored, *found.parts.values())
@@ -222,7 +249,7 @@ class AdaptedCheckpoint:
             else:
                 for part in _WHOLE:
                     name = name.replace(part, "")
-                replaced[name] = info
+                replaced[self._name_in_base(name)] = info
         for name, info in replaced.items():
             base = self._base.tensors.get(name)
             if base is None and name != "lm_head.weight":
@@ -241,7 +268,7 @@ class AdaptedCheckpoint:
         a, b = (parts.get(f"embedding_{part}" if is_embedding else part) for part in "ab")
         if a is None or b is None:
             raise self._error(first, "is one of A and B, and the other is missing")
-        base = self._base.tensors.get(f"{module}.weight")
+        base = self._base.tensors.get(self._name_in_base(f"{module}.weight"))
         if base is None:
             name = f"{module}.weight"
             raise self._error(a, f"changes {name!r}, {self._not_there(name)}")
@@ -270,14 +297,25 @@ class AdaptedCheckpoint:
         is_embedding = "embedding_a" in parts
         a = parts["embedding_a" if is_embedding else "a"]
         b = parts["embedding_b" if is_embedding else "b"]
-        change = np.float32(scale) * (b @ a)
-        if is_embedding or self._scaling.is_transposed:
-            change = change.T
-        merged: npt.NDArray[np.float32] = values.astype(np.float32) + change
-        if "magnitude" in parts:
-            lengths = np.linalg.norm(merged, axis=1)
-            merged *= (parts["magnitude"] / lengths)[:, None]
+        left, right = (a.T, b.T) if is_embedding or self._scaling.is_transposed else (b, a)
+        magnitude = parts.get("magnitude")
+        # Nobody else has what was just read.
+        merged: npt.NDArray[np.float32] = values.astype(np.float32, copy=False)
+        step = max(1, _CHANGED_VALUES // merged.shape[1])
+        for first in range(0, len(merged), step):
+            some = slice(first, first + step)
+            rows = merged[some]
+            rows += np.float32(scale) * (left[some] @ right)
+            if magnitude is not None:
+                rows *= (magnitude[some] / np.linalg.norm(rows, axis=1))[:, None]
         return merged
+
+    def _name_in_base(self, name: str) -> str:
+        """What the model's files call a tensor; the name itself where they don't hold it."""
+        tensors = self._base.tensors
+        if name in tensors:
+            return name
+        return next((other for other in _other_names(name) if other in tensors), name)
 
     def _not_there(self, name: str) -> str:
         near = get_close_matches(name, list(self._base.tensors), n=1)

@@ -110,6 +110,8 @@ def read_bytes(tensor: TensorInfo) -> npt.NDArray[np.uint8]:
 def find_safetensors(folder: Path) -> SafetensorsCheckpoint | None:
     """Reads the headers of a folder's safetensors files; None where it has none.
 
+    An index whose shards aren't there says nothing of a whole file beside it.
+
     Args:
         folder: Holds `model.safetensors`, or shards and `model.safetensors.index.json`.
 
@@ -121,13 +123,16 @@ def find_safetensors(folder: Path) -> SafetensorsCheckpoint | None:
     """
     index, single = folder / INDEX_NAME, folder / SINGLE_NAME
     if index.is_file():
-        return _open_shards(index)
+        placed = _read_index(index)
+        if not single.is_file() or any((folder / name).is_file() for name in placed.values()):
+            return _open_shards(index, placed)
     if single.is_file():
         return SafetensorsCheckpoint(single, (single,), read_header(single))
     return None
 
 
-def _open_shards(index: Path) -> SafetensorsCheckpoint:
+def _read_index(index: Path) -> dict[str, str]:
+    """In which file each tensor is."""
     try:
         content = json.loads(read_bounded(index, MAX_INDEX_BYTES))
         weight_map = content["weight_map"]
@@ -136,15 +141,19 @@ def _open_shards(index: Path) -> SafetensorsCheckpoint:
         raise CheckpointError(
             f"{index}: no readable index of shards: {error!r}; {WAY_OUT}"
         ) from error
-    files: dict[str, Path] = {}
-    headers: dict[str, dict[str, TensorInfo]] = {}
-    tensors: dict[str, TensorInfo] = {}
     for tensor, name in placed.items():
         if not _is_file_name(name):
             raise CheckpointError(
                 f"{index}: tensor {tensor!r:.{MAX_NAME}} is placed in {name!r:.80}, which is not"
                 f" the name of a file beside it; {WAY_OUT}"
             )
+    return placed
+
+
+def _open_shards(index: Path, placed: dict[str, str]) -> SafetensorsCheckpoint:
+    files: dict[str, Path] = {}
+    headers: dict[str, dict[str, TensorInfo]] = {}
+    tensors: dict[str, TensorInfo] = {}
     for name in sorted(set(placed.values())):
         files[name] = index.parent / name
         headers[name] = read_header(files[name])

@@ -18,6 +18,7 @@ from engine_worker.embedding.families.common import (
     tanh_head,
 )
 from engine_worker.embedding.families.family import EncoderFamily, joined, norm, pair
+from engine_worker.embedding.families.jina import mlp_tensors, with_distance_bias
 from engine_worker.errors import UnsupportedFeatureError
 
 
@@ -25,7 +26,8 @@ def _read(has_padding_row: bool, config: Mapping[str, Any]) -> EncoderSpec:
     refuse_decoding(config)
     fields = ConfigFields(config)
     positions = fields.text("position_embedding_type", "absolute")
-    if positions != "absolute" or fields.present("lora_adaptations"):
+    has_distance_bias = positions == "alibi" and not has_padding_row
+    if not (positions == "absolute" or has_distance_bias) or fields.present("lora_adaptations"):
         # Jina's embeddings v3 call themselves xlm-roberta, with rotary positions and adapters.
         raise UnsupportedFeatureError(
             f"config.json: not supported yet: {positions!r} positions or lora_adaptations, as in"
@@ -36,7 +38,7 @@ def _read(has_padding_row: bool, config: Mapping[str, Any]) -> EncoderSpec:
     first = 1 + fields.size("pad_token_id", 1, minimum=0) if has_padding_row else 0
     if first >= num_positions:
         raise fields.error("max_position_embeddings", f"must be above {first}", num_positions)
-    return EncoderSpec(
+    spec = EncoderSpec(
         architecture="",
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
@@ -50,6 +52,7 @@ def _read(has_padding_row: bool, config: Mapping[str, Any]) -> EncoderSpec:
         first_position=first,
         num_types=fields.size("type_vocab_size", 2),
     )
+    return with_distance_bias(spec, fields) if has_distance_bias else spec
 
 
 def _tensors(has_pooler: bool, spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
@@ -72,6 +75,9 @@ def _tensors(has_pooler: bool, spec: EncoderSpec, prefix: str, names: Collection
         found |= joined(f"{ours}qkv", parts, (hidden, hidden))
         found |= pair(f"{ours}o", f"{attention}output.dense", (hidden, hidden))
         found |= norm(f"{ours}attention_norm", f"{attention}output.LayerNorm", hidden, names)
+        if spec.has_distance_bias:
+            found |= mlp_tensors(ours, theirs, spec, names)
+            continue
         found |= pair(f"{ours}up", f"{theirs}intermediate.dense", (inner, hidden))
         found |= pair(f"{ours}down", f"{theirs}output.dense", (hidden, inner))
         found |= norm(f"{ours}mlp_norm", f"{theirs}output.LayerNorm", hidden, names)

@@ -14,10 +14,8 @@ from engine_worker.errors import UnsupportedFeatureError
 
 _FULL: Final = "full_attention"
 _SLIDING: Final = "sliding_attention"
-_THETAS: Final = {
-    _FULL: ("global_rope_theta", 160_000.0),
-    _SLIDING: ("local_rope_theta", 10_000.0),
-}
+_GLOBAL_THETA: Final = 160_000.0
+_LOCAL_THETA: Final = 10_000.0
 
 
 def _read(config: Mapping[str, Any]) -> EncoderSpec:
@@ -27,8 +25,7 @@ def _read(config: Mapping[str, Any]) -> EncoderSpec:
     num_layers = num_layers_of(fields)
     types = _layer_types(fields, num_layers)
     ropes = {
-        kind: read_ropes(config, fields.number(name, theta), positions)[kind]
-        for kind, (name, theta) in _THETAS.items()
+        kind: read_ropes(config, theta, positions)[kind] for kind, theta in _thetas(fields).items()
     }
     # The whole window is stated; half of it lies on either side.
     window = fields.size("local_attention", 128) // 2
@@ -59,6 +56,14 @@ def _read(config: Mapping[str, Any]) -> EncoderSpec:
         up_bias=mlp_bias,
         down_bias=mlp_bias,
     )
+
+
+def _thetas(fields: ConfigFields) -> dict[str, float]:
+    """The base of either kind of layers; null for those with a window is that of the others."""
+    name = "local_rope_theta"
+    every = fields.number("global_rope_theta", _GLOBAL_THETA)
+    is_shared = fields.stated(name) and not fields.present(name)
+    return {_FULL: every, _SLIDING: every if is_shared else fields.number(name, _LOCAL_THETA)}
 
 
 def _layer_types(fields: ConfigFields, num_layers: int) -> tuple[str, ...]:

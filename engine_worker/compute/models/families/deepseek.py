@@ -76,9 +76,10 @@ def _attention(
     said = fields.mapping("rope_parameters") or fields.mapping("rope_scaling") or {}
     rope_fields = ConfigFields(said, "config.json: rope_parameters")
     scale = (plain + rotated) ** -0.5
-    if rope.kind is not RopeKind.DEFAULT and rope_fields.present("mscale_all_dim"):
+    all_dim = rope_fields.number_or_zero("mscale_all_dim")
+    if rope.kind is not RopeKind.DEFAULT and all_dim:
         # Where cosine and sine don't carry it, scores get it squared.
-        scale *= yarn_temperature(rope.factor, rope_fields.number("mscale_all_dim")) ** 2
+        scale *= yarn_temperature(rope.factor, all_dim) ** 2
     query_scale = None
     if traits.has_query_scale and rope_fields.present("llama_4_scaling_beta"):
         length = rope_fields.size("original_max_position_embeddings")

@@ -64,14 +64,21 @@ _OUTSIDE_TEXT = (
 
 
 def read_gemma(config: Mapping[str, Any]) -> DecoderSpec:
-    """Gemma 1. Its `hidden_act: gelu` has always meant the tanh form."""
+    """Gemma 1."""
     fields = _fields(config, _GEMMA)
     ropes = read_ropes(config, 10_000.0, max_positions_of(fields))
-    stated = fields.text("hidden_activation", fields.text("hidden_act", "gelu"))
-    activation = Activation.GELU_TANH if stated == "gelu" else activation_of(fields)
     attention = attention_of(fields, ropes["full_attention"], None, bias=_bias(fields))
-    layer = LayerSpec(attention, mlp_of(fields, activation=activation))
+    layer = LayerSpec(attention, mlp_of(fields, activation=_gemma_activation(fields)))
     return _decoder(fields, "GemmaForCausalLM", [layer] * num_layers_of(fields))
+
+
+def _gemma_activation(fields: ConfigFields) -> Activation:
+    """By `hidden_activation`, where a config has it; `hidden_act: gelu` meant the tanh form."""
+    if fields.present("hidden_activation"):
+        return activation_of(fields, "hidden_activation")
+    if fields.text("hidden_act", "gelu") == "gelu":
+        return Activation.GELU_TANH
+    return activation_of(fields)
 
 
 def read_gemma2(config: Mapping[str, Any]) -> DecoderSpec:

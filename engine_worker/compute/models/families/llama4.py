@@ -59,8 +59,10 @@ def read_llama4(config: Mapping[str, Any], architecture: str = "Llama4ForCausalL
     rotated = attention_of(fields, replace(rope, interleaved=True), None, bias=(bias, bias))
     plain = replace(rotated, rope=None)
     if fields.flag("use_qk_norm", True):
-        rotated = replace(rotated, qk_norm=QkNorm.WEIGHTLESS)
-    if fields.flag("attn_temperature_tuning", True):
+        # Behind the rotation, whose factor it takes away.
+        unscaled = replace(rope, interleaved=True, attention_factor=1.0)
+        rotated = replace(rotated, rope=unscaled, qk_norm=QkNorm.WEIGHTLESS)
+    if _are_queries_scaled(config, fields):
         length = fields.size("floor_scale", 8192, maximum=MAX_POSITIONS)
         scale = QueryScale(fields.number("attn_scale", 0.1), length, offset=1)
         plain = replace(plain, query_scale=scale)
@@ -86,6 +88,14 @@ def read_llama4(config: Mapping[str, Any], architecture: str = "Llama4ForCausalL
 def read_llama4_with_vision(config: Mapping[str, Any]) -> DecoderSpec:
     """The text model of a Llama 4 that also sees."""
     return read_llama4(text_config_of(config), "Llama4ForConditionalGeneration")
+
+
+def _are_queries_scaled(config: Mapping[str, Any], fields: ConfigFields) -> bool:
+    """Whether queries of layers without positions grow; published configs say it by a 4."""
+    stated = config.get("attn_temperature_tuning")
+    if isinstance(stated, int) and stated >= 0:
+        return bool(stated)
+    return fields.flag("attn_temperature_tuning", True)
 
 
 def _rotated_layers(fields: ConfigFields, num_layers: int) -> tuple[bool, ...]:

@@ -171,6 +171,9 @@ def _gpt2(metadata: GgufMetadata) -> Config:
 
 
 def _ministral3(metadata: GgufMetadata) -> Config:
+    """Ministral 3, and Mistral Small 3.1 and 3.2, whose rope isn't scaled."""
+    if metadata.text("rope.scaling.type", "none") != "yarn":
+        return {}
     rope: dict[str, Any] = {
         "rope_type": "yarn",
         "rope_theta": metadata.number("rope.freq_base"),

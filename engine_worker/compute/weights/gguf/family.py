@@ -1,5 +1,6 @@
 """What a family of GGUF's is, and what all of them share: names of tensors, most of the config."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,6 +144,8 @@ PREDICTION = {
 }
 """Of layers that predict several tokens at once, which are left out."""
 _ENDINGS = (".weight", ".bias")
+_EXPERT_APART = re.compile(r"(ffn_(?:gate|up|down))\.(\d{1,4})")
+"""An expert's matrix in a tensor of its own, as files had it before April 2024."""
 ROPE_FACTORS = "rope_freqs.weight"
 COMPUTED = (ROPE_FACTORS, "rope_factors_long.weight", "rope_factors_short.weight")
 """Tensors that stand for values of the config."""
@@ -230,9 +233,18 @@ def _hf_name(family: GgufFamily, name: str, index: int | None, place: str) -> st
     for ending in _ENDINGS:
         stem = place.removesuffix(ending)
         if stem != place:
-            known = family.layer.get(stem) or _LAYER.get(stem)
+            known = family.layer.get(stem) or _LAYER.get(stem) or _expert_apart(family, stem)
             return f"{family.prefix}.{index}.{known}{ending}" if known else name
     return name
+
+
+def _expert_apart(family: GgufFamily, stem: str) -> str | None:
+    """Hugging Face's name of one expert's matrix; None for another tensor."""
+    found = _EXPERT_APART.fullmatch(stem)
+    if found is None or f"{found[1]}_exps" not in family.experts:
+        return None
+    block, name = family.experts[f"{found[1]}_exps"]
+    return f"{block}experts.{int(found[2])}.{name}"
 
 
 def _rotations(metadata: GgufMetadata) -> dict[str, Change]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from engine_worker.config import ModelSettings
 from engine_worker.embedding.dense import DenseSpec, load_dense
 from engine_worker.embedding.families.registry import load_encoder_spec
 from engine_worker.embedding.pooling import PoolingSpec, load_pooling
+from engine_worker.embedding.service import Embeddings
 from engine_worker.errors import ModelLoadError
 from engine_worker.loading.encoder import choose_pooling
+from protocol.wire.messages import Embed
+from tests.fakes.tiny_tokenizers import byte_level_tokenizer
 
 BERT = {
     "model_type": "bert",
@@ -145,6 +149,16 @@ def test_a_default_prompt_stands_before_texts(tmp_path: Path) -> None:
     write(folder / "config_sentence_transformers.json", {"default_prompt_name": "none"})
     with pytest.raises(ModelLoadError, match="default_prompt_name"):
         load_pooling(folder)
+
+
+def test_a_prompt_is_put_in_lower_case_with_its_text() -> None:
+    """As by sentence-transformers, which puts it before the text first."""
+    tokenizer = byte_level_tokenizer()
+    pooling = PoolingSpec("mean", prompt="Query: ", lowercase=True)
+    embedder: Any = SimpleNamespace(pooling=pooling, max_tokens=64, num_dimensions=4)
+    reader = Embeddings(embedder, tokenizer, 1000)
+    (row,) = reader.rows(Embed(request_id="", deadline_s=0.0, texts=("Ab",)), 0, 1)
+    assert row.token_ids == tokenizer.encode("query: ab", add_special_tokens=True)
 
 
 def test_a_pooling_that_leaves_the_prompt_out_is_refused_where_there_is_one(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from engine_worker.compute.models.spec import RopeSpec
 from engine_worker.compute.weights.gguf.encoder_families import ENCODERS
 from engine_worker.embedding.encoder_spec import HeadSpec
 from engine_worker.embedding.families.registry import FAMILIES, encoder_spec, is_encoder
@@ -57,6 +58,11 @@ def test_modernbert_has_windows_between_whole_layers_and_no_norm_before_the_firs
         *(True, True),
         *(False, False),
     )
+
+
+def test_windows_of_modernbert_turn_as_the_other_layers_where_their_own_base_is_null() -> None:
+    config = of("modernbert", global_rope_theta=80_000.0, local_rope_theta=None)
+    assert {layer.rope for layer in encoder_spec(config).layers} == {RopeSpec(theta=80_000.0)}
 
 
 def test_nomic_takes_texts_as_long_as_it_was_trained_on() -> None:
@@ -127,6 +133,8 @@ def test_a_classifier_has_as_many_labels_as_its_config_names() -> None:
     [
         (of("bert", position_embedding_type="relative_key"), "relative_key"),
         (of("xlm-roberta", position_embedding_type="rotary"), "jina-embeddings-v3"),
+        (of("roberta", position_embedding_type="alibi"), "alibi"),
+        (of("bert", position_embedding_type="alibi"), "feed_forward_type 'original'"),
         (of("jina_embeddings_v3"), "adapters for each task"),
         (of("bert", is_decoder=True), "is_decoder"),
         (of("bert", hidden_act="mish"), "mish"),

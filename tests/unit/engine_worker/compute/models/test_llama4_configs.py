@@ -82,6 +82,18 @@ def test_three_of_four_layers_rotate_within_chunks_and_the_fourth_sees_all() -> 
     assert decoder_spec(changed(attention_chunk_size=None)).layers[0].attention.chunk is None
 
 
+def test_the_norm_behind_the_rotation_takes_its_factor_away() -> None:
+    """Scores had the square of YaRN's factor."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192}
+    normed, plain = (
+        decoder_spec(changed(rope_scaling=scaling, use_qk_norm=flag)).layers[0].attention.rope
+        for flag in (True, False)
+    )
+    assert normed is not None
+    assert plain is not None
+    assert (normed.attention_factor, plain.attention_factor > 1) == (1.0, True)
+
+
 def test_maverick_has_experts_in_every_second_layer() -> None:
     spec = decoder_spec(changed(interleave_moe_layer_step=2))
     assert [isinstance(layer.mlp, MoeSpec) for layer in spec.layers] == [False, True] * 2

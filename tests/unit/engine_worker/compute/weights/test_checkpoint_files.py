@@ -159,6 +159,19 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
+def test_an_index_left_from_shards_says_nothing_of_a_whole_file(tmp_path: Path) -> None:
+    """As quantisers and merges leave it behind: transformers reads the file, too."""
+    write_checkpoint(tmp_path, num_shards=2)
+    index = (tmp_path / INDEX).read_text()
+    for shard in tmp_path.glob("*.safetensors"):
+        shard.unlink()
+    tensors = write_checkpoint(tmp_path)
+    (tmp_path / INDEX).write_text(index)
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.listing == tmp_path / "model.safetensors"
+    assert set(checkpoint.tensors) == set(tensors)
+
+
 def test_a_tensor_that_its_shard_lacks_is_named(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, num_shards=2)
     index = json.loads((tmp_path / INDEX).read_text(encoding="utf-8"))

@@ -215,6 +215,26 @@ def test_a_tensor_of_a_served_layer_without_a_place_is_refused_with_a_way_out(
     refused(tmp_path, CheckpointError, "model.safetensors", name, "LlamaForCausalLM", "config.json")
 
 
+def test_a_bias_of_zeros_is_missed_by_no_layer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """AutoGPTQ saves one with each module, also of a model that has none."""
+    name = "model.layers.1.self_attn.q_proj.bias"
+    expected = loaded_of(tmp_path, {})
+    found = loaded_of(tmp_path, {name: np.zeros(16, np.float16)})
+    assert f"1 tensors have no place in LlamaForCausalLM and are not used: {name}" in caplog.text
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], value)
+    for more in ({name: np.eye(1, 16, dtype=np.float16)[0]}, {name: np.zeros((4, 4), np.float16)}):
+        write_checkpoint(tmp_path, tensors=random_tensors(TINY_LLAMA) | more)
+        refused(tmp_path, CheckpointError, "model.safetensors", name)
+
+
+def loaded_of(folder: Path, more: Tensors) -> dict[str, Any]:
+    write_checkpoint(folder, tensors=random_tensors(TINY_LLAMA) | more)
+    return loaded(folder, graph_of())
+
+
 def test_a_tensor_that_a_gguf_file_alone_knows_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path)
     write_gguf(

@@ -3,9 +3,11 @@ files."""
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -84,6 +86,85 @@ def refused(folder: Path, kind: type[Exception], *parts: str) -> None:
         open_checkpoint(BASE, folder)
     for part in parts:
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("in_files", "in_adapter"),
+    [
+        ("language_model.model.", "model.language_model."),
+        ("model.language_model.", "language_model.model."),
+        ("language_model.model.", "model."),
+        ("model.", "model.language_model."),
+        ("", "model."),
+        ("model.", ""),
+    ],
+)
+def test_an_adapter_may_call_the_modules_as_transformers_does_now(
+    tmp_path: Path, in_files: str, in_adapter: str
+) -> None:
+    """Gemma 3 and Mistral 3 lie on the hub under other names than their models have in memory."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text((BASE / "config.json").read_text())
+    tensors = load_file(BASE / "model.safetensors")
+    save_file(
+        {name.replace("model.", in_files, 1): one for name, one in tensors.items()},
+        base / "model.safetensors",
+    )
+    module = "layers.0.self_attn.q_proj"
+    folder = adapter(
+        tmp_path,
+        pair(f"base_model.model.{in_adapter}{module}", (2, 16), (16, 2))
+        | {f"base_model.model.{in_adapter}norm.weight": np.full(16, 7, np.float32)},
+        alpha_pattern={f"^{in_adapter}{module}": 8},
+    )
+    checkpoint = open_checkpoint(base, folder)
+    assert set(checkpoint.tensors) == set(open_checkpoint(base).tensors)
+    with checkpoint.reading() as read:
+        name = f"{module}.weight"
+        # Two ranks of ones, times 8 / 2.
+        np.testing.assert_allclose(
+            read(f"{in_files}{name}"), tensors[f"model.{name}"] + 8, rtol=1e-6
+        )
+        np.testing.assert_array_equal(read(f"{in_files}norm.weight"), np.full(16, 7, np.float32))
+
+
+def test_a_weight_is_changed_once(tmp_path: Path) -> None:
+    """Under two names it would have had one of both changes."""
+    other = Q_PROJ.replace("model.layers", "layers")
+    folder = adapter(tmp_path, pair(Q_PROJ, (2, 16), (16, 2)) | pair(other, (2, 16), (16, 2)))
+    refused(folder, CheckpointError, "q_proj", "another one")
+
+
+@pytest.mark.parametrize("kind", ["linear", "embedding"])
+def test_merging_takes_no_more_memory_than_the_weight_in_float32(tmp_path: Path, kind: str) -> None:
+    """The change and the sum took as much again each, which no estimate had."""
+    rows, columns, rank = 4096, 2048, 4
+    name = "model.embed_tokens" if kind == "embedding" else "model.layers.0.self_attn.q_proj"
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text((BASE / "config.json").read_text())
+    values = np.zeros((rows, columns), ml_dtypes.bfloat16)
+    save_file({f"{name}.weight": values}, base / "model.safetensors")
+    generator = np.random.default_rng(2)
+    a, b = (generator.standard_normal(shape, np.float32) for shape in ((rank, 1), (1, rank)))
+    left, right = np.repeat(b, rows, axis=0), np.repeat(a, columns, axis=1)
+    module = f"base_model.model.{name}"
+    parts = {f"{module}.lora_A.weight": right, f"{module}.lora_B.weight": left}
+    if kind == "embedding":
+        parts = {f"{module}.lora_embedding_A": left.T, f"{module}.lora_embedding_B": right.T}
+    parts = {part: np.ascontiguousarray(one) for part, one in parts.items()}
+    checkpoint = open_checkpoint(base, adapter(tmp_path, parts, r=rank))
+    with checkpoint.reading() as read:
+        tracemalloc.start()
+        try:
+            merged = read(f"{name}.weight")
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    np.testing.assert_allclose(merged, np.full((rows, columns), (b @ a).item()), rtol=1e-5)
+    piece = 4 * 2**20
+    assert most < values.nbytes + merged.nbytes + 2 * piece + 2**20
 
 
 def test_weights_that_lie_transposed(tmp_path: Path) -> None:

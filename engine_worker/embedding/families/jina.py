@@ -1,0 +1,62 @@
+"""Jina's BERT (arXiv 2310.19923), whose `model_type` is BERT's.
+
+BERT with a gated MLP and without positions: its scores fall with distance (ALiBi).
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Final
+
+from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.tensors import Source, Tensors
+from engine_worker.embedding.encoder_spec import EncoderSpec
+from engine_worker.embedding.families.common import max_tokens_of
+from engine_worker.embedding.families.family import norm, pair
+from engine_worker.errors import UnsupportedFeatureError
+
+_ACTIVATIONS: Final = {"geglu": "gelu", "reglu": "relu"}
+
+
+def with_distance_bias(spec: EncoderSpec, fields: ConfigFields) -> EncoderSpec:
+    """The encoder of a config with `alibi` positions.
+
+    Args:
+        spec: As BERT's.
+        fields: The config.
+
+    Raises:
+        UnsupportedFeatureError: Its MLP has no gate.
+    """
+    kind = fields.text("feed_forward_type", "original")
+    if kind not in _ACTIVATIONS:
+        raise UnsupportedFeatureError(
+            f"config.json: not supported yet: feed_forward_type {kind!r}, only"
+            f" {' and '.join(_ACTIVATIONS)}"
+        )
+    return replace(
+        spec,
+        max_tokens=max_tokens_of(fields, "max_position_embeddings"),
+        num_positions=0,
+        activation=_ACTIVATIONS[kind],
+        has_distance_bias=True,
+        is_gated=True,
+        up_bias=False,
+    )
+
+
+def mlp_tensors(ours: str, theirs: str, spec: EncoderSpec, names: Collection[str]) -> Tensors:
+    """The MLP of a layer, and the norm behind it.
+
+    Args:
+        ours: Prefix of the layer's weights.
+        theirs: Prefix of its tensors.
+        spec: The encoder.
+        names: Of all tensors.
+    """
+    hidden, inner, block = spec.hidden_size, spec.intermediate_size, f"{theirs}mlp."
+    gate_up = Source(f"{block}gated_layers.weight", (2 * inner, hidden))
+    return {
+        f"{ours}up.weight": (gate_up,),
+        **pair(f"{ours}down", f"{block}wo", (hidden, inner)),
+        **norm(f"{ours}mlp_norm", f"{block}layernorm", hidden, names),
+    }
