@@ -332,6 +332,34 @@ def test_nginx_holds_nothing_back() -> None:
     assert "listen 8080;" in text
 
 
+def test_nginx_hands_websockets_on() -> None:
+    """`GET /v1/responses` is one; without the two headers its gateway never learns of it."""
+    text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
+    (switch,) = re.findall(r"map \$http_upgrade \$connection_upgrade \{([^}]*)\}", text)
+    assert re.findall(r"(\S+) (\S+);", switch) == [("default", '""'), ("~*^websocket$", "upgrade")]
+    assert "proxy_set_header Upgrade $http_upgrade;" in text
+    assert "proxy_set_header Connection $connection_upgrade;" in text
+    # A location with a header of its own would have none of these.
+    assert not any("proxy_set_header" in body for _, body in locations(text))
+
+
+def test_nginx_takes_files_as_large_as_a_gateway_does() -> None:
+    text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
+    ((matches, files),) = [one for one in locations(text) if "files" in one[0]]
+    assert re.search(matches.removeprefix("~ "), "/llm/v1/files")
+    assert not re.search(matches.removeprefix("~ "), "/v1/files/file-1/content")
+    # Not kept in nginx's own memory, which `/tmp` is; the gateway has the limit.
+    assert "client_max_body_size 0;" in files
+    assert "proxy_request_buffering off;" in files
+    assert "proxy_pass http://$gateways;" in files
+
+
+def locations(text: str) -> list[tuple[str, str]]:
+    """What each location of nginx is for, and what stands in it."""
+    found: list[tuple[str, str]] = re.findall(r"location (.+?) \{\n(.*?)\n    \}", text, re.DOTALL)
+    return found
+
+
 def test_nginx_passes_over_a_gateway_that_is_gone_or_drains() -> None:
     text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
     assert "proxy_next_upstream error timeout http_503 non_idempotent;" in text
