@@ -97,6 +97,24 @@ def test_every_setting_of_a_service_can_be_given_to_compose() -> None:
         assert own - set(of_compose[name]["environment"]) == fixed, name
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("compose.gpu.yaml", "engine_worker_gpu1"),
+        ("deploy/engine-host/compose.yaml", "engine_worker"),
+    ],
+)
+def test_another_engine_of_the_model_has_the_settings_of_the_first(file: str, name: str) -> None:
+    """One that didn't would answer otherwise, or would not be taken for the same model."""
+    first = services("compose.yaml")["engine_worker"]["environment"]
+    other = services(file)[name]["environment"]
+    assert set(first) - set(other) == set()
+    of_the_gpu = {"PENSTOCK_KV_MEMORY"} if "gpu" in file else set()
+    assert {key: other[key] for key in set(first) - of_the_gpu} == {
+        key: first[key] for key in set(first) - of_the_gpu
+    }
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_docker_waits_longer_than_the_drain_takes(file: str) -> None:
     for name, service in of_ours(file).items():
@@ -233,6 +251,7 @@ def test_the_stack_has_the_services_and_settings_of_compose() -> None:
     assert set(stack) == set(compose)
     for name, service in stack.items():
         ours, theirs = service["environment"], compose[name]["environment"]
+        assert set(ours) == set(theirs), name
         for setting in set(ours) - {"PENSTOCK_ADMIN_KEY_FILE", "PENSTOCK_TRUSTED_PROXIES"}:
             assert ours[setting] == theirs[setting], (name, setting)
         assert service["image"] == compose[name]["image"]
