@@ -29,6 +29,7 @@ FILES = (
     "compose.gpu.yaml",
     "compose.monitoring.yaml",
     "compose.postgres.yaml",
+    "compose.outbound.yaml",
     "deploy/engine-host/compose.yaml",
     "deploy/swarm/stack.yaml",
 )
@@ -484,3 +485,12 @@ def test_with_postgresql_several_auth_workers_read_its_address_from_a_file() -> 
         assert f"/admin/{name}" in script
     # In plain text on a network of one machine that nobody else is on, and so decided for.
     assert "@postgres/penstock?sslmode=disable" in script
+
+
+def test_an_auth_worker_has_a_way_to_issuers_and_webhooks_where_it_is_asked_for() -> None:
+    networks = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["networks"]
+    assert services("compose.yaml")["auth_worker"]["networks"] == ["wire"]
+    assert networks["wire"]["internal"]
+    outbound = yaml.safe_load((ROOT / "compose.outbound.yaml").read_text(encoding="utf-8"))
+    (network,) = outbound["services"]["auth_worker"]["networks"]
+    assert outbound["networks"] == {network: {}}
