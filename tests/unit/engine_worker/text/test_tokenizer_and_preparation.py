@@ -258,10 +258,15 @@ def test_the_demo_model_is_found_to_speak_hermes() -> None:
         ("<tool_call>name<arg_key>arguments<arg_value> <think>", "glm45", "glm45"),
         ("<tool_calls> <tool_call> <tool_sep><arg_key><arg_value> name arguments", "hy_v3", None),
         ("<｜tool▁call▁begin｜>function```json", "deepseek_v3", None),
+        # Llama 4's own, and those of pythonic calls for families that have no marker of theirs.
+        ('<|header_start|><|python_start|> {"name": n, "parameters": p}', "llama3_json", None),
+        ("<|header_start|>ipython <|python_start|>[f()]<|python_end|>", "llama4_pythonic", None),
+        ("<|start_header_id|>[func_name1(params_name1=params_value1)]", "pythonic", None),
         ("<|start|>assistant<|channel|>final<|message|>", "openai", "openai_gptoss"),
         ('{"name": n, "parameters": d} <|python_tag|>', "llama3_json", None),
         ('<|start_header_id|> {"name": n, "parameters": d}', "llama3_json", None),
         ("[TOOL_CALLS] name arguments", "mistral", None),
+        ('<|start_header_id|><TOOLCALL>[{"name": "f"}]</TOOLCALL>', "nemotron_nano_v2", None),
         # What the templates of Granite 3.3 and Granite 4 tell the model to write.
         ("<|start_of_role|>system: use <|tool_call|> and a JSON list of tools", "granite", None),
         ('<|start_of_role|> <tool_call>{"name": f, "arguments": a}</tool_call>', "granite4", None),
