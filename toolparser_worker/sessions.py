@@ -205,6 +205,7 @@ def _wish(opening: OpenParse, *, has_tools: bool) -> Wish:
         tool_name=opening.tool_name,
         parallel_tool_calls=opening.parallel_tool_calls,
         prompt_tail=opening.prompt_tail,
+        thinking=opening.thinking,
         response=opening.response_grammar,
     )
 

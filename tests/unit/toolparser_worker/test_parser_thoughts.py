@@ -191,3 +191,31 @@ def test_what_the_engine_writes_is_what_the_grammar_of_the_answer_waits_for(
         constraint.push(token_id)
         assert not constraint.failure
     assert constraint.is_complete
+
+
+@pytest.mark.parametrize(
+    ("thinking", "accepted"),
+    [
+        (None, ["<think>m</think>yes", "m</think>yes"]),
+        (False, ["<think>m</think>yes", "yes"]),
+    ],
+)
+def test_a_grammar_begins_in_reasoning_where_the_parser_does(
+    thinking: bool | None, accepted: list[str]
+) -> None:
+    wanted = Grammar("choice", '["yes", "no"]')
+    grammar = session("deepseek_r1", response_grammar=wanted, thinking=thinking).grammar
+    assert grammar is not None
+    tokenizer = byte_level_tokenizer()
+    compiler = GrammarCompiler(tokenizer, tokenizer.num_tokens)
+
+    def is_accepted(text: str) -> bool:
+        constraint = compiler.start(grammar, SamplingParams())
+        for token_id in tokenizer.encode(text, add_special_tokens=False):
+            constraint.push(token_id)
+            if constraint.failure:
+                return False
+        return constraint.is_complete
+
+    texts = ["<think>m</think>yes", "m</think>yes", "yes"]
+    assert [text for text in texts if is_accepted(text)] == accepted
