@@ -20,6 +20,8 @@ Render = Callable[[list[JsonObject]], str | None]
 """The text of a conversation; None when the template refuses it."""
 
 _BETWEEN: Final = "\n\n"
+_BRIDGE: Final = "OK."
+"""What the assistant says where it has to say something."""
 _INSTRUCTIONS: Final = ("system", "developer")
 _SHORT_ID: Final = re.compile("[a-zA-Z0-9]{9}")
 _NAMED_ID: Final = re.compile(r"functions\.(.+):[0-9]+", re.DOTALL)
@@ -40,11 +42,14 @@ class HistoryRules:
         argument_objects: Arguments of tool calls as objects, otherwise as JSON text.
         system: A system message at the beginning; otherwise it is the user's, and goes before what
             follows of the user's.
+        lone_system: A system message that nothing follows; otherwise it is the user's.
         late_system: System messages later; otherwise their texts go into the first one.
         repeats: Messages of one role in turn; otherwise they become one.
         opening_answer: An assistant's message at the beginning; otherwise an empty one of the user
             goes before it.
         empty_answer: An assistant's message without text; otherwise it is left out.
+        bridge: What the assistant says between tool calls (or their results) and the user's next
+            message, where the template refuses one right behind the other; None where it doesn't.
         ids: Of tool calls, of `any` form; or mapped to `short` ones of nine letters and digits, or
             to `named` ones, `functions.NAME:NUMBER`, where the id alone says which tool was called.
         several_calls: It shows several calls in one message; otherwise each has a message of its
@@ -56,10 +61,12 @@ class HistoryRules:
     null_content: bool = False
     argument_objects: bool = True
     system: bool = True
+    lone_system: bool = True
     late_system: bool = True
     repeats: bool = True
     opening_answer: bool = True
     empty_answer: bool = True
+    bridge: str | None = None
     ids: Literal["any", "short", "named"] = "any"
     several_calls: bool = True
     text_beside_reasoning: bool = True
@@ -106,14 +113,31 @@ def probe_rules(
         null_content=null_content,
         argument_objects=argument_objects,
         system=takes_system,
+        lone_system=shows(system),
         late_system=takes_system and shows(system, first, answer, late, second),
         repeats=shows(first, second) and shows(first, answer, ("assistant", "probe-a2"), second),
         opening_answer=shows(answer, first),
         empty_answer=shows(first, ("assistant", ""), second),
+        bridge=_bridge(render, known),
         ids=_ids_of_calls(render, known),
         several_calls=_shows_several_calls(render, known),
         text_beside_reasoning=_takes_text_beside_reasoning(render, known),
     )
+
+
+def _bridge(render: Render, rules: HistoryRules) -> str | None:
+    """What has to stand between results of tools and the user's next message."""
+    before = shaped(_with_calls("abcdefghi"), rules)
+    after = {"role": "user", "content": "probe-u2"}
+
+    def shows(*between: JsonObject) -> bool:
+        text = render([*before, *between, after])
+        return text is not None and after["content"] in text
+
+    if shows():
+        return None
+    texts = ("", _BRIDGE)
+    return next((one for one in texts if shows({"role": "assistant", "content": one})), None)
 
 
 def _ids_of_calls(render: Render, rules: HistoryRules) -> Literal["any", "short", "named"]:
@@ -166,6 +190,8 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     """
     shaped_messages = [_shaped_message(message, rules) for message in messages]
     shaped_messages = _with_one_system(shaped_messages, rules)
+    if not rules.lone_system and [one["role"] for one in shaped_messages] == ["system"]:
+        shaped_messages[0]["role"] = "user"
     if not rules.empty_answer:
         # The last one may be what the model is to go on with.
         *earlier, last = shaped_messages
@@ -178,6 +204,8 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
                 if message["role"] == "assistant":
                     shaped_messages.insert(index, {"role": "user", "content": ""})
                 break
+    if rules.bridge is not None:
+        shaped_messages = _with_bridges(shaped_messages, rules.bridge)
     if rules.ids != "any":
         new_id = _short_id if rules.ids == "short" else _NamedIds()
         shaped_messages = _with_ids(shaped_messages, new_id)
@@ -278,6 +306,17 @@ def _without_repeats(messages: list[JsonObject]) -> list[JsonObject]:
         else:
             kept.append(message)
     return kept
+
+
+def _with_bridges(messages: list[JsonObject], text: str) -> list[JsonObject]:
+    """An answer of the assistant between calls or their results and the user's next message."""
+    bridged: list[JsonObject] = []
+    for message in messages:
+        last = bridged[-1] if bridged else {}
+        if message["role"] == "user" and (last.get("role") == "tool" or last.get("tool_calls")):
+            bridged.append({"role": "assistant", "content": text})
+        bridged.append(message)
+    return bridged
 
 
 def _joined(messages: list[JsonObject]) -> JsonObject:

@@ -375,6 +375,32 @@ def test_reasoning_and_text_before_calls_are_one_where_the_template_refuses_both
     assert rendered(both, say("user", "?"), answer("text")) == "<user>?<assistant>(so)textf"
 
 
+@pytest.mark.parametrize("takes_empty", [False, True])
+def test_the_user_may_speak_right_after_results_of_tools(takes_empty: bool) -> None:
+    """Agents send a reminder beside them, people interrupt; Mistral wants an answer between."""
+    source = MISTRAL.replace("and m.content %}", "%}") if takes_empty else MISTRAL
+    ask = say("assistant", None, tool_calls=[call("{}") | {"id": "abcdefghi"}])
+    result = say("tool", "warm", tool_call_id="abcdefghi")
+    text = rendered(source, say("user", "?"), ask, result, say("user", "and now?"))
+    between = "" if takes_empty else "OK."
+    assert text.endswith(f"[RESULT]warm#abcdefghi{between}</s>[INST]|and now?[/INST]")
+    text = rendered(source, say("user", "?"), ask, say("user", "no, stop"))
+    assert text.endswith(f"#abcdefghi]{between}</s>[INST]|no, stop[/INST]")
+    # Where the template takes it, nothing stands between.
+    assert rendered(ITEMS, say("user", "?"), ask, result, say("user", "and now?")) == (
+        "<user>?<assistant>f()<tool>warm<user>and now?"
+    )
+
+
+def test_a_system_message_alone_is_the_question_where_the_template_would_lose_it() -> None:
+    alone = say("system", "Write a poem.")
+    assert rendered(MISTRAL, alone) == "[INST]|Write a poem.[/INST]"
+    assert rendered(SYSTEM_FIRST, alone) == "<system>Write a poem."
+    asks = "{% if not messages | selectattr('role', 'equalto', 'user') | list %}"
+    asks += "{{ raise_exception('No user query found in messages.') }}{% endif %}" + SYSTEM_FIRST
+    assert rendered(asks, alone) == "<user>Write a poem."
+
+
 def test_an_answer_of_nothing_is_no_call() -> None:
     """Templates that ask whether content is none mean a message with calls by it."""
     source = (
@@ -403,7 +429,7 @@ def test_a_tool_that_returned_nothing_returned_an_empty_text() -> None:
 def test_what_a_template_refuses_for_other_reasons_is_told() -> None:
     with pytest.raises(ChatTemplateError, match="must alternate"):
         rendered(
-            MISTRAL,
+            ALTERNATING,
             say("user", "?"),
             say("assistant", "", tool_calls=[call("{}")]),
             say("tool", "!", tool_call_id="x"),
