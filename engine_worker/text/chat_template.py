@@ -317,7 +317,11 @@ class ChatTemplate:
             null_content=wants_null_content,
             argument_objects=not wants_text,
         )
-        return replace(template, rules=rules, knows_tools="tools" in source and shows_tools())
+        knows_tools = "tools" in source and shows_tools()
+        if knows_tools:
+            # It may show results only where there are tools.
+            rules = replace(rules, tools=True)
+        return replace(template, rules=rules, knows_tools=knows_tools)
 
     def _try(
         self,

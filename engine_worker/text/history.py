@@ -40,6 +40,8 @@ class HistoryRules:
         null_content: It asks whether the content of a call is none; otherwise that is an empty
             text.
         argument_objects: Arguments of tool calls as objects, otherwise as JSON text.
+        tools: Results of tools; otherwise these become texts of the user, and calls those of the
+            assistant.
         system: A system message at the beginning; otherwise it is the user's, and goes before what
             follows of the user's.
         lone_system: A system message that nothing follows; otherwise it is the user's.
@@ -60,6 +62,7 @@ class HistoryRules:
     developer: bool = True
     null_content: bool = False
     argument_objects: bool = True
+    tools: bool = True
     system: bool = True
     lone_system: bool = True
     late_system: bool = True
@@ -112,6 +115,7 @@ def probe_rules(
         developer=developer,
         null_content=null_content,
         argument_objects=argument_objects,
+        tools=_shows_results(render, known),
         system=takes_system,
         lone_system=shows(system),
         late_system=takes_system and shows(system, first, answer, late, second),
@@ -123,6 +127,11 @@ def probe_rules(
         several_calls=_shows_several_calls(render, known),
         text_beside_reasoning=_takes_text_beside_reasoning(render, known),
     )
+
+
+def _shows_results(render: Render, rules: HistoryRules) -> bool:
+    text = render(shaped(_with_calls("abcdefghi"), rules))
+    return text is not None and "probe-r0" in text
 
 
 def _bridge(render: Render, rules: HistoryRules) -> str | None:
@@ -175,9 +184,11 @@ def _with_calls(*ids: str) -> list[JsonObject]:
         for call_id, function in zip(ids, functions, strict=True)
     ]
     results = [
-        {"role": "tool", "content": "!", "tool_call_id": call_id, "name": function["name"]}
-        for call_id, function in zip(ids, functions, strict=True)
+        {"role": "tool", "content": f"probe-r{number}", "tool_call_id": call_id}
+        for number, call_id in enumerate(ids)
     ]
+    for result, function in zip(results, functions, strict=True):
+        result["name"] = function["name"]
     question = {"role": "user", "content": "?"}
     return [question, {"role": "assistant", "content": None, "tool_calls": calls}, *results]
 
@@ -188,6 +199,8 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     Instructions at the beginning (of the system and the developer) always become one message:
     models know one.
     """
+    if not rules.tools:
+        messages = _without_calls(messages)
     shaped_messages = [_shaped_message(message, rules) for message in messages]
     shaped_messages = _with_one_system(shaped_messages, rules)
     if not rules.lone_system and [one["role"] for one in shaped_messages] == ["system"]:
@@ -212,6 +225,32 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     if not rules.several_calls:
         shaped_messages = _with_one_call_each(shaped_messages)
     return shaped_messages
+
+
+def _without_calls(messages: list[JsonObject]) -> list[JsonObject]:
+    """Calls as texts of the assistant, and their results as texts of the user.
+
+    A result keeps the id of its call, which says that a tool wrote the text.
+    """
+    names: dict[str | None, str] = {}
+    changed = []
+    for message in messages:
+        if message.get("tool_calls"):
+            calls = []
+            for call in message["tool_calls"]:
+                name, arguments = call["function"]["name"], call["function"]["arguments"]
+                names[call.get("id")] = name
+                calls.append(f"{name}({arguments_as_string(arguments)})")
+            texts = [message["content"] or "", "\n".join(calls)]
+            message = {key: value for key, value in message.items() if key != "tool_calls"}
+            message["content"] = _BETWEEN.join(filter(None, texts))
+        elif message["role"] == "tool":
+            call_id = message.get("tool_call_id")
+            name = names.get(call_id) or message.get("name") or "tool"
+            text = f"Result of {name}: {message['content'] or ''}"
+            message = {"role": "user", "content": text, "tool_call_id": call_id}
+        changed.append(message)
+    return changed
 
 
 def _shaped_message(message: JsonObject, rules: HistoryRules) -> JsonObject:

@@ -181,7 +181,7 @@ CONSTRUCTS: dict[str, Construct] = {
         "{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}"
         "{{ item['text'] | trim }}{%- endfor -%}{%- endif -%}{%- endfor -%}",
         "<user>\nBe brief. /no_think\n\nfirst<model>\n<think>\nold\n</think>\n\none<user>\nsecond"
-        "<model>\n",
+        '<model>\nweather({"city": "Zürich", "days": 7})<user>\nResult of weather: warm',
     ),
     "gemma 4: parameters sorted, types in capitals, macros that call themselves": Construct(
         "{%- macro shown(value) -%}{%- if value is mapping -%}{{ '{' }}"
