@@ -19,10 +19,9 @@ _IN_PLACE: Final = frozenset(
         *("items", "contains", "propertyNames", "not", "if", "then", "else"),
     }
 )
-_TEXTS: Final = frozenset(
-    {"title", "description", "format", "pattern", "$ref", "$id", "$schema", "$comment", "$anchor"}
-)
+_TEXTS: Final = frozenset({"format", "pattern", "$ref", "$id", "$schema", "$anchor"})
 _NUMBERS: Final = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
+_FLAGS_OF_DRAFT_4: Final = frozenset({"exclusiveMinimum", "exclusiveMaximum"})
 _SIZES: Final = frozenset(
     {
         *("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties"),
@@ -49,7 +48,8 @@ def check_parameters(schema: Mapping[str, Any]) -> None:
     """Checks the parameters of a tool, which are a JSON schema (draft 2020-12, or 7) of an object.
 
     Keywords that the drafts don't know are fine, and what `format` and `pattern` say is not
-    looked at.
+    looked at, nor what only describes (`title`, `description`, `$comment`; some clients send null).
+    `exclusiveMinimum` and `exclusiveMaximum` may be true or false, as in draft 4 and OpenAPI 3.0.
 
     Raises:
         SchemaError: They are none; says where.
@@ -109,13 +109,21 @@ def _check(keyword: str, value: Any, place: Place) -> None:
     elif keyword in _TEXTS:
         if not isinstance(value, str):
             raise SchemaError(place, "must be a string")
+    elif keyword in _FLAGS_OF_DRAFT_4 and isinstance(value, bool):
+        pass
     elif keyword in _NUMBERS or keyword == "multipleOf":
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise SchemaError(place, "must be a number")
         if keyword == "multipleOf" and value <= 0:
             raise SchemaError(place, "must be more than 0")
-    elif keyword in _SIZES and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+    elif keyword in _SIZES and not _is_size(value):
         raise SchemaError(place, "must be an integer that is not negative")
+
+
+def _is_size(value: Any) -> bool:
+    """A whole number, however it is written: to JSON Schema 1.0 is an integer."""
+    is_whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return is_whole and not isinstance(value, bool) and value >= 0
 
 
 def _target(

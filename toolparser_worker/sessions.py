@@ -3,6 +3,8 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
+from msgspec import structs
+
 from protocol.runtime.tracing import Value, tell_step
 from protocol.wire.messages import OpenParse, ParsedDelta, ParseDelta, ParseEvent, Thought
 from toolparser_worker.errors import InvalidDeltaError, ParserError, TooManySessionsError
@@ -66,6 +68,9 @@ class Session:
         tool_format = find_tool_format(opening.tool_format)
         reasoning_format = find_reasoning_format(opening.reasoning_format)
         check_choice(tools, opening.tool_choice, opening.tool_name)
+        if reasoning_format is not None:
+            tail = reasoning_format.tail(opening.prompt_tail, opening.answer_so_far)
+            opening = structs.replace(opening, prompt_tail=tail)
         has_none = opening.tools_json is not None and not tools.names
         if has_none or opening.tool_choice == "none":
             tool_format = None
@@ -205,6 +210,7 @@ def _wish(opening: OpenParse, *, has_tools: bool) -> Wish:
         tool_name=opening.tool_name,
         parallel_tool_calls=opening.parallel_tool_calls,
         prompt_tail=opening.prompt_tail,
+        thinking=opening.thinking,
         response=opening.response_grammar,
     )
 

@@ -13,6 +13,7 @@ with LLM("path/to/model") as llm:        # without a path, the bundled model
 import json
 import secrets
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from engine_worker.config import DEFAULT_COMPILE_CACHE_DIR, DEFAULT_WEIGHTS_CACHE_DIR, ModelSettings
 from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.core.engine import Engine
+from engine_worker.core.engine_output import GatewayOutput
 from engine_worker.demo import DEMO_MODEL_NAME, demo_model_path
 from engine_worker.errors import EngineError, InvalidRequestError
 from engine_worker.loading.write_behind import WriteBehind
@@ -119,6 +121,8 @@ class LLM:
             weights_cache_dir=weights_dir,
         )
         self._num_requests = 0
+        # What steps told of each call that is under way, until it takes it: streams may interleave.
+        self._told: dict[str, deque[GatewayOutput]] = {}
         self._behind = WriteBehind()
         self._engine: Engine | None = None
         self._preparer: PromptPreparer | None = None
@@ -155,6 +159,7 @@ class LLM:
         """
         llm = cls.__new__(cls)
         llm._num_requests = 0
+        llm._told = {}
         llm._behind = WriteBehind()
         llm._engine, llm._preparer = engine, preparer
         llm._defaults = SamplingDefaults()
@@ -257,7 +262,7 @@ class LLM:
         collector = Collector()
         with self._owner() as owner:
             self._add(owner, prepared, sampling or self.sampling(), 1, grammar, is_streaming=True)
-            for told in self._steps(owner):
+            for told in self._steps(owner, 1):
                 for delta in told.deltas:
                     if delta.text:
                         yield delta.text
@@ -315,7 +320,7 @@ class LLM:
             request_ids = [
                 self._add(owner, one, sampling or self.sampling(), n, grammar) for one in prepared
             ]
-            for told in self._steps(owner):
+            for told in self._steps(owner, len(prepared) * n):
                 collector.take(told)
                 advance(collector.num_ended // n)
         return [
@@ -356,21 +361,31 @@ class LLM:
             )
         return request_id
 
-    def _steps(self, owner: str) -> Iterator[Any]:
-        """What each step tells, until nothing is left to do."""
-        engine = self._require_engine()
-        while engine.has_work():
-            told = engine.step().get(owner)
-            if told is not None:
+    def _steps(self, owner: str, num_choices: int) -> Iterator[GatewayOutput]:
+        """What each step tells of a call, until its choices have ended.
+
+        A step computes for every call that is under way, so what it tells of others is kept.
+        """
+        engine, mine = self._require_engine(), self._told[owner]
+        while num_choices > 0 and (mine or engine.has_work()):
+            if mine:
+                told = mine.popleft()
+                num_choices -= len(told.ends)
                 yield told
+                continue
+            for whose, output in engine.step().items():
+                if whose in self._told:
+                    self._told[whose].append(output)
 
     @contextmanager
     def _owner(self) -> Iterator[str]:
         """Whose requests they are; whatever happens, none of them runs on afterwards."""
         owner = f"in-process-{self._num_requests}"
+        self._told[owner] = deque()
         try:
             yield owner
         finally:
+            del self._told[owner]
             if self._engine is not None:
                 self._engine.forget_gateway(owner)
 

@@ -275,7 +275,7 @@ class ChatTemplate:
         template = _Template(
             source=_TIME_MACRO + source if time_formats else source,
             time_formats=time_formats,
-            knows_tools="tools" in source,
+            knows_tools=False,
             escapes="ensure_ascii" in source,
             is_ours=RENDERER.is_ours(source),
             rules=HistoryRules(),
@@ -301,6 +301,14 @@ class ChatTemplate:
             )
             return text is not None and re.search(r'"penstock_probe":\s*"1"', text) is not None
 
+        def shows_tools() -> bool:
+            """Whether a tool makes a difference, as far as a short conversation can tell."""
+            function = {"name": "penstock_probe", "description": "", "parameters": {}}
+            tool = {"type": "function", "function": function}
+            question = [{"role": "user", "content": "?"}]
+            text = self._try(template, question, [tool])
+            return text is None or text != render(question)
+
         probe = {"penstock_probe": "1"}
         wants_text = not shows_arguments(probe) and shows_arguments(json.dumps(probe))
         rules = probe_rules(
@@ -309,15 +317,24 @@ class ChatTemplate:
             null_content=wants_null_content,
             argument_objects=not wants_text,
         )
-        return replace(template, rules=rules)
+        knows_tools = "tools" in source and shows_tools()
+        if knows_tools:
+            # It may show results only where there are tools.
+            rules = replace(rules, tools=True)
+        return replace(template, rules=rules, knows_tools=knows_tools)
 
-    def _try(self, template: _Template, messages: list[JsonObject]) -> str | None:
+    def _try(
+        self,
+        template: _Template,
+        messages: list[JsonObject],
+        tools: list[JsonObject] | None = None,
+    ) -> str | None:
         """The text of a short conversation; None when the template refuses it."""
         try:
             return self._render(
                 template,
                 messages,
-                None,
+                tools,
                 {},
                 0,
                 add_generation_prompt=False,

@@ -108,7 +108,8 @@ class ControlTokens:
         Raises:
             InvalidRequestError: A string holds the mark, a lone surrogate.
         """
-        spellings = self._spellings_in_tools if message["role"] == "tool" else self._spellings
+        is_of_tool = message["role"] == "tool" or "tool_call_id" in message
+        spellings = self._spellings_in_tools if is_of_tool else self._spellings
         return {
             name: value if name == "role" else _deeply(value, spellings.mark)
             for name, value in message.items()

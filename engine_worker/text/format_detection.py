@@ -49,6 +49,7 @@ _TOOL_CLUES = (
     _Clue(("]<]minimax[>[",), "minimax_m3"),
     _Clue(("<dots_function_call>",), "dots"),
     _Clue(("<longcat_tool_call>",), "longcat"),
+    _Clue(("<TOOLCALL>",), "nemotron_nano_v2"),
     _Clue(("<｜DSML｜", "function_calls"), "deepseek_v32"),
     _Clue(("<｜DSML｜", "tool_calls>"), "deepseek_v4"),
     _Clue(("<｜tool▁call▁begin｜>",), "deepseek_v31"),
@@ -67,6 +68,8 @@ _TOOL_CLUES = (
     _Clue(("<|function_call|>",), "gigachat3"),
     _Clue(("<|python_tag|>",), "llama3_json"),
     _Clue(("<|start_header_id|>", '"parameters"'), "llama3_json"),
+    _Clue(("<|header_start|>", '"parameters"'), "llama3_json"),
+    _Clue(("func_name1(params_name1=",), "pythonic"),
     _Clue(("<|python_start|>",), "llama4_pythonic"),
     _Clue(("<|tool_call_start|>",), "lfm2"),
     _Clue(("<function_calls>",), "olmo3"),
@@ -133,6 +136,15 @@ _BY_MODEL_TYPE: dict[str, tuple[str | None, str | None]] = {
 }
 """What families write whose template and special tokens do not tell."""
 
+_BEGIN_IN_REASONING = frozenset(
+    {
+        *("qwen3", "deepseek_r1", "glm45", "kimi_k2", "minimax_m2", "seed_oss", "ernie45"),
+        *("olmo3", "step3", "nemotron_v3"),
+    }
+)
+"""Formats of types whose text is reasoning from its beginning. Not all models of such a type think:
+one whose template and tokens say nothing of it answers at once."""
+
 _REASONING_OF_TOOLS = {
     "glm45": "glm45",
     "kimi_k2": "kimi_k2",
@@ -178,8 +190,10 @@ def detect_formats(
     found_tool, tool_evidence = _found(
         "tool format", _TOOL_CLUES, template or "", tokens, model_type, by_type[0]
     )
+    may_think_unasked = bool(template) and by_type[1] in _BEGIN_IN_REASONING
+    reasoning_by_type = None if may_think_unasked else by_type[1]
     found_reasoning, reasoning_evidence = _found(
-        "reasoning format", _REASONING_CLUES, template or "", tokens, model_type, by_type[1]
+        "reasoning format", _REASONING_CLUES, template or "", tokens, model_type, reasoning_by_type
     )
     if tool_format is not None:
         found_tool, tool_evidence = _configured(tool_format), "tool format: configured"
@@ -191,6 +205,12 @@ def detect_formats(
     elif found_reasoning is None and found_tool in _REASONING_OF_MESSAGES:
         found_reasoning = _REASONING_OF_MESSAGES[found_tool]
         reasoning_evidence = f"reasoning format: {found_reasoning}, as the tool format's messages"
+    elif found_reasoning is None and may_think_unasked:
+        found_reasoning = "think"
+        reasoning_evidence = (
+            f"reasoning format: think, models of type {model_type} may write it, and the template"
+            " says nothing of it"
+        )
     if reasoning_format is not None:
         found_reasoning = _configured(reasoning_format)
         reasoning_evidence = "reasoning format: configured"

@@ -12,14 +12,21 @@ import re
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from itertools import count
+from typing import Any, Final, Literal, NoReturn
 
 JsonObject = dict[str, Any]
+Render = Callable[[list[JsonObject]], str | None]
+"""The text of a conversation; None when the template refuses it."""
 
 _BETWEEN: Final = "\n\n"
+_BRIDGE: Final = "OK."
+"""What the assistant says where it has to say something."""
 _INSTRUCTIONS: Final = ("system", "developer")
 _SHORT_ID: Final = re.compile("[a-zA-Z0-9]{9}")
+_NAMED_ID: Final = re.compile(r"functions\.(.+):[0-9]+", re.DOTALL)
 _ID_ALPHABET: Final = string.ascii_letters + string.digits
+_REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _MAX_NESTED_TEXTS: Final = 2
 """How often arguments may be JSON text within JSON text."""
 
@@ -30,35 +37,46 @@ class HistoryRules:
 
     Attributes:
         developer: It has a role `developer`; otherwise those are system messages.
-        null_content: It asks whether content is none; otherwise that is an empty text.
+        null_content: It asks whether the content of a call is none; otherwise that is an empty
+            text.
         argument_objects: Arguments of tool calls as objects, otherwise as JSON text.
+        tools: Results of tools; otherwise these become texts of the user, and calls those of the
+            assistant.
         system: A system message at the beginning; otherwise it is the user's, and goes before what
             follows of the user's.
+        lone_system: A system message that nothing follows; otherwise it is the user's.
         late_system: System messages later; otherwise their texts go into the first one.
         repeats: Messages of one role in turn; otherwise they become one.
         opening_answer: An assistant's message at the beginning; otherwise an empty one of the user
             goes before it.
         empty_answer: An assistant's message without text; otherwise it is left out.
-        any_ids: Ids of tool calls of any form; otherwise they are mapped to nine letters and
-            digits.
-        several_calls: Several calls in one message; otherwise each has a message of its own, with
-            its result behind it.
+        bridge: What the assistant says between tool calls (or their results) and the user's next
+            message, where the template refuses one right behind the other; None where it doesn't.
+        ids: Of tool calls, of `any` form; or mapped to `short` ones of nine letters and digits, or
+            to `named` ones, `functions.NAME:NUMBER`, where the id alone says which tool was called.
+        several_calls: It shows several calls in one message; otherwise each has a message of its
+            own, with its result behind it.
+        text_beside_reasoning: A message with calls may have both; otherwise they become one text.
     """
 
     developer: bool = True
     null_content: bool = False
     argument_objects: bool = True
+    tools: bool = True
     system: bool = True
+    lone_system: bool = True
     late_system: bool = True
     repeats: bool = True
     opening_answer: bool = True
     empty_answer: bool = True
-    any_ids: bool = True
+    bridge: str | None = None
+    ids: Literal["any", "short", "named"] = "any"
     several_calls: bool = True
+    text_beside_reasoning: bool = True
 
 
 def probe_rules(
-    render: Callable[[list[JsonObject]], str | None],
+    render: Render,
     *,
     developer: bool,
     null_content: bool,
@@ -67,7 +85,7 @@ def probe_rules(
     """Find out what a template can take.
 
     Args:
-        render: The text of a conversation; None when the template refuses it.
+        render: By the template.
         developer: See `HistoryRules`, as the next two.
         null_content: Read from its source.
         argument_objects: Found by rendering a call.
@@ -97,28 +115,82 @@ def probe_rules(
         developer=developer,
         null_content=null_content,
         argument_objects=argument_objects,
+        tools=_shows_results(render, known),
         system=takes_system,
+        lone_system=shows(system),
         late_system=takes_system and shows(system, first, answer, late, second),
         repeats=shows(first, second) and shows(first, answer, ("assistant", "probe-a2"), second),
         opening_answer=shows(answer, first),
         empty_answer=shows(first, ("assistant", ""), second),
-        any_ids=_takes_calls(render, known, "call_0123456789abcdef")
-        or not _takes_calls(render, known, "abcdefghi"),
-        several_calls=_takes_calls(render, known, "abcdefghi", "jklmnopqr")
-        or not _takes_calls(render, known, "abcdefghi"),
+        bridge=_bridge(render, known),
+        ids=_ids_of_calls(render, known),
+        several_calls=_shows_several_calls(render, known),
+        text_beside_reasoning=_takes_text_beside_reasoning(render, known),
     )
 
 
-def _takes_calls(
-    render: Callable[[list[JsonObject]], str | None], rules: HistoryRules, *ids: str
-) -> bool:
-    """Whether the template takes one message with calls of these ids, and their results."""
-    function = {"name": "f", "arguments": "{}"}
-    calls = [{"id": call_id, "type": "function", "function": function} for call_id in ids]
-    results = [{"role": "tool", "content": "!", "tool_call_id": one, "name": "f"} for one in ids]
+def _shows_results(render: Render, rules: HistoryRules) -> bool:
+    text = render(shaped(_with_calls("abcdefghi"), rules))
+    return text is not None and "probe-r0" in text
+
+
+def _bridge(render: Render, rules: HistoryRules) -> str | None:
+    """What has to stand between results of tools and the user's next message."""
+    before = shaped(_with_calls("abcdefghi"), rules)
+    after = {"role": "user", "content": "probe-u2"}
+
+    def shows(*between: JsonObject) -> bool:
+        text = render([*before, *between, after])
+        return text is not None and after["content"] in text
+
+    if shows():
+        return None
+    texts = ("", _BRIDGE)
+    return next((one for one in texts if shows({"role": "assistant", "content": one})), None)
+
+
+def _ids_of_calls(render: Render, rules: HistoryRules) -> Literal["any", "short", "named"]:
+    """Which ids of tool calls the template can take."""
+    if render(shaped(_with_calls("abcdefghi"), rules)) is None:
+        return "any"  # it takes none
+    if not all(render(shaped(_with_calls(one), rules)) for one in ("call_0123456789abcdef", "1")):
+        return "short"
+    *call, _result = shaped(_with_calls("abcdefghi"), rules)
+    text = render(call)
+    is_named = text is not None and "abcdefghi" in text and "probe_f0" not in text
+    return "named" if is_named else "any"
+
+
+def _shows_several_calls(render: Render, rules: HistoryRules) -> bool:
+    one = render(shaped(_with_calls("abcdefghi"), rules))
+    if one is None:
+        return True  # nor does it take a single one
+    several = render(shaped(_with_calls("abcdefghi", "jklmnopqr"), rules))
+    return several is not None and ("probe_f1" in several or "probe_f0" not in one)
+
+
+def _takes_text_beside_reasoning(render: Render, rules: HistoryRules) -> bool:
+    question, answer, result = shaped(_with_calls("abcdefghi"), rules)
+    answer = {**answer, **dict.fromkeys(_REASONING, "probe-r1")}
+    alone = render([question, {**answer, "content": ""}, result])
+    return alone is None or render([question, {**answer, "content": "!"}, result]) is not None
+
+
+def _with_calls(*ids: str) -> list[JsonObject]:
+    """A question, one message with calls of these ids, and their results."""
+    functions = [{"name": f"probe_f{number}", "arguments": "{}"} for number in range(len(ids))]
+    calls = [
+        {"id": call_id, "type": "function", "function": function}
+        for call_id, function in zip(ids, functions, strict=True)
+    ]
+    results = [
+        {"role": "tool", "content": f"probe-r{number}", "tool_call_id": call_id}
+        for number, call_id in enumerate(ids)
+    ]
+    for result, function in zip(results, functions, strict=True):
+        result["name"] = function["name"]
     question = {"role": "user", "content": "?"}
-    answer = {"role": "assistant", "content": None, "tool_calls": calls}
-    return render(shaped([question, answer, *results], rules)) is not None
+    return [question, {"role": "assistant", "content": None, "tool_calls": calls}, *results]
 
 
 def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
@@ -127,8 +199,12 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     Instructions at the beginning (of the system and the developer) always become one message:
     models know one.
     """
+    if not rules.tools:
+        messages = _without_calls(messages)
     shaped_messages = [_shaped_message(message, rules) for message in messages]
     shaped_messages = _with_one_system(shaped_messages, rules)
+    if not rules.lone_system and [one["role"] for one in shaped_messages] == ["system"]:
+        shaped_messages[0]["role"] = "user"
     if not rules.empty_answer:
         # The last one may be what the model is to go on with.
         *earlier, last = shaped_messages
@@ -141,19 +217,53 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
                 if message["role"] == "assistant":
                     shaped_messages.insert(index, {"role": "user", "content": ""})
                 break
-    if not rules.any_ids:
-        shaped_messages = _with_short_ids(shaped_messages)
+    if rules.bridge is not None:
+        shaped_messages = _with_bridges(shaped_messages, rules.bridge)
+    if rules.ids != "any":
+        new_id = _short_id if rules.ids == "short" else _NamedIds()
+        shaped_messages = _with_ids(shaped_messages, new_id)
     if not rules.several_calls:
         shaped_messages = _with_one_call_each(shaped_messages)
     return shaped_messages
+
+
+def _without_calls(messages: list[JsonObject]) -> list[JsonObject]:
+    """Calls as texts of the assistant, and their results as texts of the user.
+
+    A result keeps the id of its call, which says that a tool wrote the text.
+    """
+    names: dict[str | None, str] = {}
+    changed = []
+    for message in messages:
+        if message.get("tool_calls"):
+            calls = []
+            for call in message["tool_calls"]:
+                name, arguments = call["function"]["name"], call["function"]["arguments"]
+                names[call.get("id")] = name
+                calls.append(f"{name}({arguments_as_string(arguments)})")
+            texts = [message["content"] or "", "\n".join(calls)]
+            message = {key: value for key, value in message.items() if key != "tool_calls"}
+            message["content"] = _BETWEEN.join(filter(None, texts))
+        elif message["role"] == "tool":
+            call_id = message.get("tool_call_id")
+            name = names.get(call_id) or message.get("name") or "tool"
+            text = f"Result of {name}: {message['content'] or ''}"
+            message = {"role": "user", "content": text, "tool_call_id": call_id}
+        changed.append(message)
+    return changed
 
 
 def _shaped_message(message: JsonObject, rules: HistoryRules) -> JsonObject:
     changed = dict(message)
     if changed["role"] == "developer" and not rules.developer:
         changed["role"] = "system"
-    if changed["content"] is None and not rules.null_content:
+    if changed["content"] is None and not (rules.null_content and changed.get("tool_calls")):
         changed["content"] = ""
+    reasoning = changed.get("reasoning_content")
+    has_both = bool(reasoning and changed["content"] and changed.get("tool_calls"))
+    if has_both and not rules.text_beside_reasoning:
+        changed = {name: value for name, value in changed.items() if name not in _REASONING}
+        changed["content"] = f"{reasoning}{_BETWEEN}{changed['content']}"
     if "tool_calls" in changed:
         convert = arguments_as_object if rules.argument_objects else arguments_as_string
         changed["tool_calls"] = [
@@ -237,6 +347,17 @@ def _without_repeats(messages: list[JsonObject]) -> list[JsonObject]:
     return kept
 
 
+def _with_bridges(messages: list[JsonObject], text: str) -> list[JsonObject]:
+    """An answer of the assistant between calls or their results and the user's next message."""
+    bridged: list[JsonObject] = []
+    for message in messages:
+        last = bridged[-1] if bridged else {}
+        if message["role"] == "user" and (last.get("role") == "tool" or last.get("tool_calls")):
+            bridged.append({"role": "assistant", "content": text})
+        bridged.append(message)
+    return bridged
+
+
 def _joined(messages: list[JsonObject]) -> JsonObject:
     """One message with the texts of several, and the other fields of all."""
     texts = [message["content"] for message in messages if message["content"]]
@@ -252,21 +373,31 @@ def _is_empty(message: JsonObject) -> bool:
     )
 
 
-def _with_short_ids(messages: list[JsonObject]) -> list[JsonObject]:
-    """Ids of nine letters and digits; the same for a call and its result, also where none is."""
+NewId = Callable[[str, str | None], str]
+"""The id of a call instead of the one that it has, from that and the name of its tool; of a result
+without a call that is None."""
+
+
+def _with_ids(messages: list[JsonObject], new_id: NewId) -> list[JsonObject]:
+    """Other ids; the same for a call and its result, also where none is."""
     changed: list[JsonObject] = []
+    meant: dict[str, str] = {}
     waiting: list[str] = []
     for index, message in enumerate(messages):
         if message.get("tool_calls"):
-            calls = [
-                {**call, "id": _short_id(call.get("id") or f"{index}.{number}")}
-                for number, call in enumerate(message["tool_calls"])
-            ]
+            calls = []
+            for number, call in enumerate(message["tool_calls"]):
+                given = call.get("id") or f"{index}.{number}"
+                meant[given] = new_id(given, call["function"]["name"])
+                calls.append({**call, "id": meant[given]})
             waiting = [call["id"] for call in calls]
             changed.append({**message, "tool_calls": calls})
         elif message["role"] == "tool":
             given = message.get("tool_call_id")
-            call_id = _short_id(given) if given else next(iter(waiting), _short_id(str(index)))
+            if given:
+                call_id = meant.get(given) or new_id(given, None)
+            else:
+                call_id = next(iter(waiting), None) or new_id(str(index), None)
             waiting = [one for one in waiting if one != call_id]
             changed.append({**message, "tool_call_id": call_id})
         else:
@@ -293,12 +424,29 @@ def _with_one_call_each(messages: list[JsonObject]) -> list[JsonObject]:
             is_last = number == len(calls) - 1
             own = [one for one in results if is_last or one.get("tool_call_id") == call.get("id")]
             results = [one for one in results if one not in own]
-            text = {} if number == 0 else {"content": ""}
-            changed += [{**message, **text, "tool_calls": [call]}, *own]
+            if number:
+                # Text and reasoning came before the first one.
+                message = {name: one for name, one in message.items() if name not in _REASONING}
+                message["content"] = ""
+            changed += [{**message, "tool_calls": [call]}, *own]
     return changed
 
 
-def _short_id(call_id: str) -> str:
+class _NamedIds:
+    """Ids that say which tool was called, numbered through the conversation; those that do stay."""
+
+    def __init__(self) -> None:
+        self._numbers = count()
+
+    def __call__(self, call_id: str, name: str | None) -> str:
+        if name is None:
+            return call_id
+        number = next(self._numbers)
+        known = _NAMED_ID.fullmatch(call_id)
+        return call_id if known and known[1] == name else f"functions.{name}:{number}"
+
+
+def _short_id(call_id: str, _name: str | None = None) -> str:
     if _SHORT_ID.fullmatch(call_id):
         return call_id
     digest = hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).digest()

@@ -12,8 +12,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2.exceptions import TemplateError
-
 from engine_worker.text.time_limit import OutOfTimeError, limited
 
 MAX_MEMORY_BYTES: Final = 2**30
@@ -27,17 +25,6 @@ TEXT: Final = b"t"
 REFUSED: Final = b"r"
 OUT_OF_TIME: Final = b"c"
 OUT_OF_MEMORY: Final = b"m"
-
-# What template code raises besides Jinja's own errors.
-_RENDER_ERRORS = (
-    TemplateError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 
 
 def render(
@@ -74,7 +61,7 @@ def render(
         # Compiled templates are all that is kept.
         chat_template_utils._compile_jinja_template.cache_clear()
         return OUT_OF_MEMORY, ""
-    except _RENDER_ERRORS as error:
+    except Exception as error:  # noqa: BLE001 - a stranger's code raises anything
         return REFUSED, (str(error).strip() or type(error).__name__)[:500]
     text: str = rendered[0]
     return (OUT_OF_MEMORY, "") if len(text) > MAX_TEXT_CHARACTERS else (TEXT, text)

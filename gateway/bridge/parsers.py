@@ -29,6 +29,7 @@ def open_parse(
     response_grammar: Grammar | None = None,
     trace_id: str = "",
     traceparent: str = "",
+    answer_so_far: str = "",
 ) -> OpenParse:
     """A session for the text of one request; its attempt grows with each replay."""
     return OpenParse(
@@ -46,6 +47,7 @@ def open_parse(
         response_grammar=response_grammar,
         trace_id=trace_id,
         traceparent=traceparent,
+        answer_so_far=answer_so_far,
     )
 
 

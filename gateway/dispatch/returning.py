@@ -70,7 +70,7 @@ class ReturningWork:
                 continue
             fitting = [engine for engine in engines if waiter.accepts(engine)]
             if not fitting and not waiter.may_come():
-                del self.waiters[waiter]
+                self.discard(waiter)
                 waiter.future.set_exception(WeightsReplacedError())
             elif waiter.is_alone:
                 self._admit(waiter, _emptied(waiter, fitting))

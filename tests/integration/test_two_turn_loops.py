@@ -83,7 +83,7 @@ class Style:
             + self.after
             + "{% endif %}[END]{% elif m.role == 'tool' %}"
             "[RESULT {{ m.tool_call_id }} {{ m.content }}]{% endif %}{% endfor %}"
-            "{% if tools %}{% endif %}"
+            "{% if tools %}{{ tools | length }}{% endif %}"
         )
 
 
@@ -179,6 +179,7 @@ STYLES: dict[str, Style] = {
         between="<|message_model|>",
     ),
     "internlm": Style("<|action_start|><|plugin|>\n" + PARAMETERS + "<|action_end|>", max_calls=1),
+    "nemotron_nano_v2": listed(NAMED, "<TOOLCALL>[", "]</TOOLCALL>"),
     "jamba": listed(NAMED, "<tool_calls>[\n    ", "\n]</tool_calls>", ",\n    "),
     "kimi_k2": Style(
         "<|tool_call_begin|>{{ call.id }}<|tool_call_argument_begin|>" + TEXT + "<|tool_call_end|>",

@@ -28,6 +28,18 @@ FORMATS = (
         rendered_separator=", ",
     ),
     ToolFormat(
+        name="nemotron_nano_v2",
+        aliases=("nemotron-nano-v2", "nemotron_json"),
+        wrapper_starts=("<TOOLCALL>",),
+        wrapper_ends=("</TOOLCALL>",),
+        listed="must",
+        body=JsonObjectBody(),
+        text_after_calls="drop",
+        rendered_start="<TOOLCALL>[",
+        rendered_end="]</TOOLCALL>",
+        rendered_separator=", ",
+    ),
+    ToolFormat(
         name="granite",
         aliases=("granite3", "granite-3"),
         wrapper_starts=("<|tool_call|>", "<tool_call>"),

@@ -23,6 +23,7 @@ class Wish:
         tool_name: The tool of a named choice.
         parallel_tool_calls: Whether several calls may be made.
         prompt_tail: The end of the prompt, which may have opened or closed the reasoning.
+        thinking: Whether the request switched reasoning on or off; None when it said nothing.
         response: What the content has to be.
     """
 
@@ -31,6 +32,7 @@ class Wish:
     tool_name: str = ""
     parallel_tool_calls: bool = True
     prompt_tail: str = ""
+    thinking: bool | None = None
     response: Grammar | None = None
 
 
@@ -74,7 +76,7 @@ def _request_grammar(
         answer = rules.calls(callable_tools, is_one=is_one)
         if not is_forced and wish.response is not None:
             answer = f"({answer}) | {_content(writer, tool_format, wish.response)}"
-        reasoning = _reasoning(writer, reasoning_format, tool_format, wish.prompt_tail)
+        reasoning = _reasoning(writer, reasoning_format, tool_format, wish)
         return writer.grammar(writer.sequence(reasoning, writer.rule(answer)))
     if not any(tool["function"].get("strict") for tool in wish.tools):
         return None
@@ -91,7 +93,7 @@ def _content_grammar(reasoning_format: ReasoningFormat | None, wish: Wish) -> Gr
     if wish.response is None or reasoning_format is None:
         return wish.response
     writer = _writer(reasoning_format)
-    reasoning = _reasoning(writer, reasoning_format, None, wish.prompt_tail)
+    reasoning = _reasoning(writer, reasoning_format, None, wish)
     content = writer.rule(_content(writer, reasoning_format, wish.response))
     if (reasoning, reasoning_format.framing) == ('""', None):
         return wish.response
@@ -114,14 +116,14 @@ def _reasoning(
     writer: LarkWriter,
     declared: ReasoningFormat | None,
     tool_format: ToolFormat | None,
-    prompt_tail: str,
+    wish: Wish,
 ) -> str:
     """An expression for the reasoning before the answer, as far as format and prompt allow it."""
-    if declared is None or declared.closed_by(prompt_tail):
+    if declared is None or declared.closed_by(wish.prompt_tail):
         return '""'
     end = declared.closing
     start = declared.rendered_start or next(iter(declared.starts), "")
-    is_open = declared.opened_by(prompt_tail)
+    is_open = declared.opened_by(wish.prompt_tail)
     if not end or (declared.opens == "prompted" and not is_open):
         return '""'
     # What would end the reasoning by itself doesn't occur in it.
@@ -133,7 +135,8 @@ def _reasoning(
     if is_open:
         return inside
     marked = writer.rule(writer.sequence(writer.text(start), inside))
-    if declared.opens == "always" and declared.framing is None:
+    begins = declared.begins(wish.prompt_tail, thinking=wish.thinking)
+    if begins == "open" and declared.framing is None:
         return writer.rule(f"{marked} | {inside}")
     return f"{marked}?"
 

@@ -452,6 +452,24 @@ class ReasoningFormat:
             return "open"
         return "marked"
 
+    def tail(self, prompt_tail: str, answer: str) -> str:
+        """The end of a prompt, as far as it tells of reasoning.
+
+        Args:
+            prompt_tail: As it is.
+            answer: What the prompt holds of an answer that goes on, if one does. Unless reasoning
+                has begun in it, or right before it, and not ended, there is none any more.
+        """
+        answer = answer.strip(BLANKS)
+        if not answer or not self.ends or self.framing is not None:
+            return prompt_tail
+        before = prompt_tail.rpartition(answer)[0]
+        start = max((answer.rfind(one) for one in self.starts), default=-1)
+        end = max(answer.rfind(one) for one in self.ends)
+        has_begun = answer.startswith(self.starts) or self.opened_by(before)
+        is_open = (has_begun and end < 0) or (self.reopens and start > end)
+        return self.starts[0] if is_open else self.ends[0]
+
     def opened_by(self, prompt_tail: str) -> bool:
         """Whether the prompt ends inside reasoning, so that the text begins in it."""
         return _ends_with(prompt_tail, self.starts)

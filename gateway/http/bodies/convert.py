@@ -28,6 +28,9 @@ from protocol.wire.messages import Prepare, SamplingDefaults, SamplingParams
 SEED_BITS = 63
 _SEED_MASK = (1 << SEED_BITS) - 1
 
+_MAX_ANSWER_CHARACTERS = 65_536
+"""Of an answer that goes on, for the parser, which looks for markers of reasoning there."""
+
 MAX_MIDDLE_MARKERS = 3
 """Tokens that tell a model what stands before and behind the text that it fills in."""
 NEUTRAL_DEFAULTS = SamplingDefaults()
@@ -107,6 +110,7 @@ def chat_job(
         parallel_tool_calls=request.parallel_tool_calls is not False,
         parse_reasoning=True,
         wants_reasoning=request.reasoning_effort not in (None, "none"),
+        answer_so_far=_answer_so_far(raw["messages"][-1]) if continues else "",
         thinking=_thinking(kwargs),
         reasoning_effort=_effort(kwargs),
         thinking_budget=budget,
@@ -261,6 +265,17 @@ def _thinking(kwargs: dict[str, Any]) -> bool | None:
         if isinstance(kwargs.get(name), bool):
             return bool(kwargs[name])
     return None
+
+
+def _answer_so_far(message: dict[str, Any]) -> str:
+    """What a message that goes on says; of a very long one the beginning and the end."""
+    content = message.get("content") or ""
+    if not isinstance(content, str):
+        content = "".join(part.get("text") or part.get("refusal") or "" for part in content)
+    if len(content) <= _MAX_ANSWER_CHARACTERS:
+        return content
+    half = _MAX_ANSWER_CHARACTERS // 2
+    return content[:half] + content[-half:]
 
 
 def _effort(kwargs: dict[str, Any]) -> str:

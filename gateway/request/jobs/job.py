@@ -34,6 +34,8 @@ class GenerationJob(Struct, frozen=True):
         prompt_param: The field that a chat's messages came from.
         parse_reasoning: Whether reasoning is told apart from content (chat only).
         wants_reasoning: The client asked for a reasoning effort.
+        answer_so_far: What there is of the answer that the output goes on with; empty for a new
+            one.
         thinking: Whether the client switched reasoning on or off; None when it said nothing.
         reasoning_effort: As the client says it; empty when it doesn't. Its tokens are a setting.
         thinking_budget: Tokens of reasoning that the client allows; negative for any number, None
@@ -65,6 +67,7 @@ class GenerationJob(Struct, frozen=True):
     parallel_tool_calls: bool = True
     parse_reasoning: bool = False
     wants_reasoning: bool = False
+    answer_so_far: str = ""
     thinking: bool | None = None
     reasoning_effort: str = ""
     thinking_budget: int | None = None

@@ -76,6 +76,7 @@ def parse_opening(
         parallel_tool_calls=job.parallel_tool_calls,
         response_grammar=job.response_grammar,
         thinking=job.thinking,
+        answer_so_far=job.answer_so_far,
         trace_id=trace_id,
         traceparent=traceparent,
     )

@@ -19,6 +19,8 @@ class OpenParse(Message, frozen=True, tag="open_parse"):
         tool_choice: As the client chose.
         tool_name: The tool when `tool_choice` is `named`.
         prompt_tail: The end of the rendered prompt: whether reasoning was already opened there.
+        answer_so_far: Where the output goes on with an answer that the prompt ends with, what
+            there is of it (since 1.5): it says instead whether reasoning is open.
         thinking: Whether the request switched reasoning on or off; None when it said nothing.
         num_choices: Choices 0 ≤ i < num_choices will send text.
         response_grammar: What the client wants the content to be; the parser joins it with the
@@ -41,6 +43,7 @@ class OpenParse(Message, frozen=True, tag="open_parse"):
     response_grammar: Grammar | None = None
     trace_id: str = ""
     traceparent: str = ""
+    answer_so_far: str = ""
 
 
 class ParseOpened(Message, frozen=True, tag="parse_opened"):

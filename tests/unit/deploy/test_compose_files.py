@@ -29,6 +29,7 @@ FILES = (
     "compose.gpu.yaml",
     "compose.monitoring.yaml",
     "compose.postgres.yaml",
+    "compose.outbound.yaml",
     "deploy/engine-host/compose.yaml",
     "deploy/swarm/stack.yaml",
 )
@@ -95,6 +96,24 @@ def test_every_setting_of_a_service_can_be_given_to_compose() -> None:
     for name, fixed in FIXED_BY_COMPOSE.items():
         own = {declared.name for declared in settings[name]}
         assert own - set(of_compose[name]["environment"]) == fixed, name
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("compose.gpu.yaml", "engine_worker_gpu1"),
+        ("deploy/engine-host/compose.yaml", "engine_worker"),
+    ],
+)
+def test_another_engine_of_the_model_has_the_settings_of_the_first(file: str, name: str) -> None:
+    """One that didn't would answer otherwise, or would not be taken for the same model."""
+    first = services("compose.yaml")["engine_worker"]["environment"]
+    other = services(file)[name]["environment"]
+    assert set(first) - set(other) == set()
+    of_the_gpu = {"PENSTOCK_KV_MEMORY"} if "gpu" in file else set()
+    assert {key: other[key] for key in set(first) - of_the_gpu} == {
+        key: first[key] for key in set(first) - of_the_gpu
+    }
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -233,6 +252,7 @@ def test_the_stack_has_the_services_and_settings_of_compose() -> None:
     assert set(stack) == set(compose)
     for name, service in stack.items():
         ours, theirs = service["environment"], compose[name]["environment"]
+        assert set(ours) == set(theirs), name
         for setting in set(ours) - {"PENSTOCK_ADMIN_KEY_FILE", "PENSTOCK_TRUSTED_PROXIES"}:
             assert ours[setting] == theirs[setting], (name, setting)
         assert service["image"] == compose[name]["image"]
@@ -330,6 +350,34 @@ def test_nginx_holds_nothing_back() -> None:
     text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
     assert "proxy_buffering off;" in text
     assert "listen 8080;" in text
+
+
+def test_nginx_hands_websockets_on() -> None:
+    """`GET /v1/responses` is one; without the two headers its gateway never learns of it."""
+    text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
+    (switch,) = re.findall(r"map \$http_upgrade \$connection_upgrade \{([^}]*)\}", text)
+    assert re.findall(r"(\S+) (\S+);", switch) == [("default", '""'), ("~*^websocket$", "upgrade")]
+    assert "proxy_set_header Upgrade $http_upgrade;" in text
+    assert "proxy_set_header Connection $connection_upgrade;" in text
+    # A location with a header of its own would have none of these.
+    assert not any("proxy_set_header" in body for _, body in locations(text))
+
+
+def test_nginx_takes_files_as_large_as_a_gateway_does() -> None:
+    text = (ROOT / "deploy/nginx/nginx.conf").read_text(encoding="utf-8")
+    ((matches, files),) = [one for one in locations(text) if "files" in one[0]]
+    assert re.search(matches.removeprefix("~ "), "/llm/v1/files")
+    assert not re.search(matches.removeprefix("~ "), "/v1/files/file-1/content")
+    # Not kept in nginx's own memory, which `/tmp` is; the gateway has the limit.
+    assert "client_max_body_size 0;" in files
+    assert "proxy_request_buffering off;" in files
+    assert "proxy_pass http://$gateways;" in files
+
+
+def locations(text: str) -> list[tuple[str, str]]:
+    """What each location of nginx is for, and what stands in it."""
+    found: list[tuple[str, str]] = re.findall(r"location (.+?) \{\n(.*?)\n    \}", text, re.DOTALL)
+    return found
 
 
 def test_nginx_passes_over_a_gateway_that_is_gone_or_drains() -> None:
@@ -437,3 +485,12 @@ def test_with_postgresql_several_auth_workers_read_its_address_from_a_file() -> 
         assert f"/admin/{name}" in script
     # In plain text on a network of one machine that nobody else is on, and so decided for.
     assert "@postgres/penstock?sslmode=disable" in script
+
+
+def test_an_auth_worker_has_a_way_to_issuers_and_webhooks_where_it_is_asked_for() -> None:
+    networks = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))["networks"]
+    assert services("compose.yaml")["auth_worker"]["networks"] == ["wire"]
+    assert networks["wire"]["internal"]
+    outbound = yaml.safe_load((ROOT / "compose.outbound.yaml").read_text(encoding="utf-8"))
+    (network,) = outbound["services"]["auth_worker"]["networks"]
+    assert outbound["networks"] == {network: {}}

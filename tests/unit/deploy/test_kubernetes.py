@@ -280,3 +280,26 @@ def test_with_postgresql_two_auth_workers_share_a_database_and_hold_no_volume(ve
         kubernetes_validate.validate(policy, version, strict=True)
         selected = policy["spec"]["podSelector"]["matchLabels"]
         assert selected.items() <= auth["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_gateways_keep_nothing_on_a_disk_of_their_own_that_others_would_be_asked_for() -> None:
+    """A client's next request goes to any pod; and a pod that fills its disk is evicted."""
+    gateway = of("Deployment")["gateway"]["spec"]
+    assert gateway["replicas"] > 1
+    volumes = {one["name"]: one for one in gateway["template"]["spec"]["volumes"]}
+    assert "emptyDir" in volumes["data"]
+    (container,) = gateway["template"]["spec"]["containers"]
+    given = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert given["PENSTOCK_STORE_URL"] == "none"
+    assert given["PENSTOCK_MAX_FILE_BYTES"] == "0"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_auth_workers_reach_issuers_and_webhooks_where_it_is_asked_for(version: str) -> None:
+    folder = FOLDER / "outbound"
+    (name,) = yaml.safe_load((folder / "kustomization.yaml").read_text())["resources"]
+    policy = yaml.safe_load((folder / name).read_text())
+    kubernetes_validate.validate(policy, version, strict=True)
+    assert policy["spec"]["podSelector"]["matchLabels"] == {NAME: "auth"}
+    (rule,) = policy["spec"]["egress"]
+    assert rule == {"ports": [{"port": 443, "protocol": "TCP"}]}

@@ -321,6 +321,7 @@ BUILT: list[tuple[Any, Any]] = [
             thinking=True,
             response_grammar=GRAMMAR,
             trace_id="trace",
+            answer_so_far="so far",
         ),
         OpenParse(
             request_id="r",
@@ -336,6 +337,7 @@ BUILT: list[tuple[Any, Any]] = [
             thinking=True,
             response_grammar=GRAMMAR,
             trace_id="trace",
+            answer_so_far="so far",
         ),
     ),
     (

@@ -80,6 +80,7 @@ TOOL_NAMES = [
     "minimax_m3",
     "mistral",
     "muse_glimmer",
+    "nemotron_nano_v2",
     "olmo3",
     "openai",
     "phi4_mini_json",
@@ -200,3 +201,20 @@ def test_a_plugin_that_cannot_be_used_is_named(value: str) -> None:
 def test_no_two_formats_have_the_same_name() -> None:
     with pytest.raises(FormatPluginError, match="'shouted'"):
         by_name([*MADE_UP_FORMATS, *MADE_UP_FORMATS])
+
+
+def test_what_nemotron_nano_2_writes_is_reasoning_and_calls() -> None:
+    text = (
+        "I need both.\n</think>\n\nOne moment.\n\n"
+        '<TOOLCALL>[{"name": "f", "arguments": {"x": 1}},'
+        ' {"name": "g", "arguments": {}}]</TOOLCALL>'
+    )
+    found = parse(
+        text,
+        TOOL_FORMATS["nemotron_nano_v2"],
+        REASONING_FORMATS["think"],
+        prompt_tail="<SPECIAL_11>Assistant\n<think>\n\n",
+    )
+    assert [(call.name, call.arguments) for call in found.calls] == [("f", '{"x": 1}'), ("g", "{}")]
+    assert (found.reasoning.strip(), found.content.strip()) == ("I need both.", "One moment.")
+    assert found.num_malformed == 0

@@ -84,6 +84,61 @@ def test_a_prompt_that_closed_it_leaves_none(name: str) -> None:
     assert thought_of(declared, prompt_tail=tail).begins == "no"
 
 
+UNFRAMED = sorted(name for name, one in FORMATS.items() if one.ends and one.framing is None)
+
+
+@pytest.mark.parametrize("name", UNFRAMED)
+def test_an_answer_that_goes_on_goes_on_as_what_it_is(name: str) -> None:
+    """Content, but for reasoning that has begun in it and not ended."""
+    declared = FORMATS[name]
+    start, end = "".join(declared.starts[:1]), declared.ends[0]
+    for answer, drawn, wanted in (
+        ("The answer", " is four.", ("", " is four.")),
+        (f"{start}So it is{end}Four", " it is.", ("", " it is.")),
+        (f"\n{start}So it ", f"is.{end}Four", ("is.", "Four")),
+    ):
+        if not start and answer.startswith("\n"):
+            continue
+        opened = session(name, prompt_tail="assistant\n" + answer, answer_so_far=answer)
+        assert parsed(opened, drawn) == wanted
+        assert opened.thought is None or (opened.thought.begins == "open") == bool(wanted[0])
+
+
+def test_an_answer_that_goes_on_is_not_given_reasoning_by_a_grammar() -> None:
+    digits = Grammar(kind="regex", source="[0-9]+")
+    fields = {"prompt_tail": "It is ", "answer_so_far": "It is ", "response_grammar": digits}
+    assert session("deepseek_r1", **fields).grammar == digits
+    assert session("deepseek_r1", response_grammar=digits).grammar != digits
+
+
+@pytest.mark.parametrize(
+    ("answer", "begins"),
+    [
+        ("The tag <think> opens it", "no"),
+        ("a</think>b<think>", "no"),
+        ("  \n", "open"),
+    ],
+)
+def test_a_marker_within_an_answer_that_goes_on_opens_nothing(answer: str, begins: str) -> None:
+    assert thought_of(FORMATS["deepseek_r1"], answer_so_far=answer).begins == begins
+
+
+def test_an_answer_that_the_template_puts_into_reasoning_goes_on_there() -> None:
+    """Nemotron Nano 2's opens it before every answer that goes on."""
+    tail = "Assistant\n<think>\n\nWell, so"
+    assert (
+        thought_of(FORMATS["think"], prompt_tail=tail, answer_so_far="Well, so ").begins == "open"
+    )
+    closed = "Assistant\n<think></think>Well, so"
+    assert thought_of(FORMATS["think"], prompt_tail=closed, answer_so_far="Well, so").begins == "no"
+
+
+def test_a_family_that_thinks_again_goes_on_with_its_last_thought() -> None:
+    answer = "<think>a</think>b<think>c"
+    assert thought_of(FORMATS["glm45"], answer_so_far=answer).begins == "open"
+    assert thought_of(FORMATS["glm45"], answer_so_far=answer + "</think>").begins == "no"
+
+
 def test_where_it_begins_is_what_the_request_says() -> None:
     assert thought_of(FORMATS["qwen3"], thinking=False).begins == "marked"
     assert thought_of(FORMATS["qwen3"]).begins == "open"
@@ -191,3 +246,31 @@ def test_what_the_engine_writes_is_what_the_grammar_of_the_answer_waits_for(
         constraint.push(token_id)
         assert not constraint.failure
     assert constraint.is_complete
+
+
+@pytest.mark.parametrize(
+    ("thinking", "accepted"),
+    [
+        (None, ["<think>m</think>yes", "m</think>yes"]),
+        (False, ["<think>m</think>yes", "yes"]),
+    ],
+)
+def test_a_grammar_begins_in_reasoning_where_the_parser_does(
+    thinking: bool | None, accepted: list[str]
+) -> None:
+    wanted = Grammar("choice", '["yes", "no"]')
+    grammar = session("deepseek_r1", response_grammar=wanted, thinking=thinking).grammar
+    assert grammar is not None
+    tokenizer = byte_level_tokenizer()
+    compiler = GrammarCompiler(tokenizer, tokenizer.num_tokens)
+
+    def is_accepted(text: str) -> bool:
+        constraint = compiler.start(grammar, SamplingParams())
+        for token_id in tokenizer.encode(text, add_special_tokens=False):
+            constraint.push(token_id)
+            if constraint.failure:
+                return False
+        return constraint.is_complete
+
+    texts = ["<think>m</think>yes", "m</think>yes", "yes"]
+    assert [text for text in texts if is_accepted(text)] == accepted

@@ -80,6 +80,25 @@ def test_what_is_no_schema_is_named(schema: dict[str, Any], place: str, reason: 
     assert reason in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"description": None, "title": None, "$comment": ["a", "b"]},
+        {"minimum": 0, "exclusiveMinimum": True, "maximum": 9, "exclusiveMaximum": False},
+        {"minLength": 1.0, "maxItems": 2.0},
+    ],
+)
+def test_what_other_clients_send_of_a_schema_is_fine(schema: dict[str, Any]) -> None:
+    """Annotations that are null, limits as in draft 4 and OpenAPI 3.0, sizes written as floats."""
+    check_parameters({"properties": {"a": schema}})
+
+
+@pytest.mark.parametrize("size", [1.5, True, float("inf"), -1.0])
+def test_a_size_is_a_whole_number(size: float) -> None:
+    with pytest.raises(SchemaError, match="must be an integer"):
+        check_parameters({"properties": {"a": {"maxLength": size}}})
+
+
 def test_references_are_followed_as_json_pointers() -> None:
     check_parameters({"$ref": "#/x/a~1b%20~0", "x": {"a/b ~": {}}})
     schemas = ToolSchemas(

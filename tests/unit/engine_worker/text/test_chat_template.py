@@ -109,9 +109,19 @@ def test_a_tool_without_parameters_gets_an_empty_schema() -> None:
     assert json.loads(text) == {"type": "object", "properties": {}}
 
 
-def test_tools_are_refused_when_the_template_would_ignore_them() -> None:
+@pytest.mark.parametrize(
+    "source",
+    [
+        CHATML,
+        # Phi-4-mini's: tools are a field of the system message.
+        "{% for m in messages %}{{ m.content }}{% if 'tools' in m %}{{ m.tools }}{% endif %}"
+        "{% endfor %}",
+        "{# tools are for others #}{% for m in messages %}{{ m.content }}{% endfor %}",
+    ],
+)
+def test_tools_are_refused_when_the_template_would_ignore_them(source: str) -> None:
     with pytest.raises(UnsupportedParameterError) as caught:
-        render(CHATML, [{"role": "user", "content": "x"}], tools=[TOOL])
+        render(source, [{"role": "user", "content": "x"}], tools=[TOOL])
     assert caught.value.param == "tools"
 
 

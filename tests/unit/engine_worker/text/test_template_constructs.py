@@ -54,7 +54,6 @@ class Construct:
     template: str
     expected: str
     arguments: dict[str, Any] = field(default_factory=dict)
-    has_tools: bool = True
     add_generation_prompt: bool = True
 
 
@@ -113,11 +112,11 @@ CONSTRUCTS: dict[str, Construct] = {
         '{%- elif message.role == "tool" or message.role == "ipython" %}'
         "{%- if message.content is mapping or message.content is iterable %}"
         "{{- message.content | tojson }}{%- else %}{{- message.content }}{%- endif %}"
-        "{%- endif %}{%- endfor %}{#- tools #}",
+        "{%- endif %}{%- endfor %}",
         '{"name": "weather", "parameters": {"city": "Zürich", "days": 7}}"warm"',
     ),
     "qwen 3: the last question is found from behind": Construct(
-        LAST_QUESTION + "{{- ns.last }}{# tools #}", "3"
+        LAST_QUESTION + "{{- ns.last }}", "3"
     ),
     "qwen 3: thoughts are cut out of old answers": Construct(
         "{%- for message in messages %}{%- if message.role == 'assistant' %}"
@@ -129,7 +128,7 @@ CONSTRUCTS: dict[str, Construct] = {
         ".split('<think>')[-1].lstrip('\\n') %}"
         "{%- set content = content.split('</think>')[-1].lstrip('\\n') %}"
         "{%- endif %}{%- endif %}[{{ reasoning_content }}|{{ content }}]"
-        "{%- endif %}{%- endfor %}{# tools #}",
+        "{%- endif %}{%- endfor %}",
         "[old|one][|]",
     ),
     "qwen 3: results of tools in one message of the user": Construct(
@@ -137,7 +136,7 @@ CONSTRUCTS: dict[str, Construct] = {
         "{%- if loop.first or (messages[loop.index0 - 1].role != 'tool') %}<user>{%- endif %}"
         "{{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}"
         "{%- if loop.last or (messages[loop.index0 + 1].role != 'tool') %}</user>{%- endif %}"
-        "{%- endif %}{%- endfor %}{# tools #}",
+        "{%- endif %}{%- endfor %}",
         "<user>\n<tool_response>\nwarm\n</tool_response></user>",
     ),
     "qwen 3: reasoning is switched off": Construct(
@@ -146,7 +145,6 @@ CONSTRUCTS: dict[str, Construct] = {
         "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}",
         "<assistant>\n<think>\n\n</think>\n\n",
         {"enable_thinking": False},
-        has_tools=False,
     ),
     "qwen 3 coder: keys that no other rule shows": Construct(
         "{%- macro extra(d, handled) %}{%- if d is mapping %}"
@@ -164,7 +162,7 @@ CONSTRUCTS: dict[str, Construct] = {
     "qwen 3.5: neighbours of a message in its loop": Construct(
         "{%- for message in messages %}{%- if message.role == 'user' %}"
         "{{- loop.previtem.role if loop.previtem else '' }}<{{ loop.nextitem.role }}"
-        "{%- endif %}{%- endfor %}{# tools #}",
+        "{%- endif %}{%- endfor %}",
         "system<assistantassistant<assistant",
     ),
     "gemma: roles that must take turns, texts in parts": Construct(
@@ -181,9 +179,9 @@ CONSTRUCTS: dict[str, Construct] = {
         "{{ '<' + role + '>\n' + (first if loop.first else '') }}"
         "{%- if message['content'] is string -%}{{ message['content'] | trim }}"
         "{%- elif message['content'] is iterable -%}{%- for item in message['content'] -%}"
-        "{{ item['text'] | trim }}{%- endfor -%}{%- endif -%}{%- endfor -%}{# tools #}",
+        "{{ item['text'] | trim }}{%- endfor -%}{%- endif -%}{%- endfor -%}",
         "<user>\nBe brief. /no_think\n\nfirst<model>\n<think>\nold\n</think>\n\none<user>\nsecond"
-        "<model>\n",
+        '<model>\nweather({"city": "Zürich", "days": 7})<user>\nResult of weather: warm',
     ),
     "gemma 4: parameters sorted, types in capitals, macros that call themselves": Construct(
         "{%- macro shown(value) -%}{%- if value is mapping -%}{{ '{' }}"
@@ -215,7 +213,6 @@ CONSTRUCTS: dict[str, Construct] = {
         '{%- set today = strftime_now("%Y-%m-%d") %}'
         "{%- set year, month, day = today.split('-') %}{{ today }}|{{ day | int + 1 }}",
         "2025-01-01|2",
-        has_tools=False,
     ),
     "deepseek: flags of a namespace, the last part of a text": Construct(
         "{%- set ns = namespace(is_first=true, is_tool=false, system='') -%}"
@@ -227,7 +224,7 @@ CONSTRUCTS: dict[str, Construct] = {
         "{%- for message in messages %}{%- set content = message['content'] %}"
         "{%- if message['role'] == 'assistant' and content and '</think>' in content %}"
         "{%- set content = (content.split('</think>') | last).strip() %}"
-        "{{ '<A>' + content + '</A>' }}{%- endif %}{%- endfor %}{# tools #}",
+        "{{ '<A>' + content + '</A>' }}{%- endif %}{%- endfor %}",
         "Be brief. /no_think<A>one</A>",
     ),
     "gpt-oss: types of parameters": Construct(
@@ -241,7 +238,6 @@ CONSTRUCTS: dict[str, Construct] = {
         "{%- endif %}{{- 'Reasoning: ' + reasoning_effort }}{%- endmacro -%}{{- system() }}",
         "A model.\nCurrent date: 2025-01-01\nReasoning: high",
         {"reasoning_effort": "high"},
-        has_tools=False,
     ),
     "granite: documents, controls, a long date": Construct(
         "{%- set system_message = strftime_now('%B %d, %Y') + '.' %}"
@@ -253,7 +249,6 @@ CONSTRUCTS: dict[str, Construct] = {
         " + document['text'] }}{%- endfor %}",
         'January 01, 2025. Docs. short\n<document {"document_id": "4"}>\nA pipe.',
         {"documents": [{"doc_id": 4, "text": "A pipe."}], "controls": {"length": "short"}},
-        has_tools=False,
     ),
     "command: documents as results of a tool": Construct(
         "{% macro turns(documents) -%}[\n{% for doc in documents %}"
@@ -261,7 +256,6 @@ CONSTRUCTS: dict[str, Construct] = {
         "{% if not loop.last %},\n{% endif %}{% endfor %}\n]{%- endmacro %}{{ turns(documents) }}",
         '[\n{"id": "0", "data": {"text": "a"}},\n{"id": "1", "data": {"text": "b"}}]',
         {"documents": [{"text": "a"}, {"text": "b"}]},
-        has_tools=False,
     ),
     "smollm 3: a switch in the system message, what the model generates": Construct(
         '{%- if messages[0].role == "system" %}{%- set system_message = messages[0].content %}'
@@ -271,7 +265,7 @@ CONSTRUCTS: dict[str, Construct] = {
         "{%- endif %}{{- custom }}|{{ reasoning_mode }}"
         '{%- for message in messages %}{%- if message.role == "assistant" %}'
         "{% generation %}{{- '<' + message.content.split('</think>')[-1].strip() + '>' }}"
-        "{% endgeneration %}{%- endif %}{%- endfor %}{# tools #}",
+        "{% endgeneration %}{%- endif %}{%- endfor %}",
         "Be brief.|/no_think<one><>",
     ),
     "glm: text of parts, old thoughts, arguments as pairs": Construct(
@@ -280,12 +274,12 @@ CONSTRUCTS: dict[str, Construct] = {
         "{%- set tc = tc.function %}{%- endif %}{{ '<c>' + tc.name }}"
         "{%- set _args = tc.arguments %}{%- for k, v in _args.items() %}"
         "<k>{{ k }}<v>{{ v | tojson(ensure_ascii=False) if v is not string else v }}"
-        "{%- endfor %}{%- endfor %}{%- endif %}{%- endfor %}{# tools #}",
+        "{%- endfor %}{%- endfor %}{%- endif %}{%- endfor %}",
         "<u>first<u>second<c>weather<k>city<v>Zürich<k>days<v>7",
     ),
     "kimi and minimax: loops that break and go on": Construct(
         "{%- for message in messages %}{%- if message.role != 'user' %}{%- continue %}{%- endif %}"
-        "{{- message.content }}{%- break %}{%- endfor %}{# tools #}",
+        "{{- message.content }}{%- break %}{%- endfor %}",
         "first",
     ),
     "seed-oss: a table of budgets": Construct(
@@ -297,27 +291,26 @@ CONSTRUCTS: dict[str, Construct] = {
         "{%- endif -%}{{ ns.found }}",
         "128",
         {"thinking_budget": "300"},
-        has_tools=False,
     ),
     "ernie and hunyuan: arguments joined, texts formatted": Construct(
         "{%- for m in messages %}{%- for call in m.tool_calls or [] %}"
         "{{ '%s(%s)' % (call.function.name, call['function']['arguments'].keys()"
         " | list | join(', ')) }}{{ '{} {:02d}'.format(call.id | upper, 7) }}"
-        "{%- endfor %}{%- endfor %}{# tools #}",
+        "{%- endfor %}{%- endfor %}",
         "weather(city, days)ABCDEFGHI 07",
     ),
     "lfm 2: calls in Python": Construct(
         "{%- for m in messages %}{%- for call in m.tool_calls or [] %}"
         "{{ call.function.name }}({%- for k, v in call.function.arguments.items() -%}"
         "{{ k }}={{ '\"' + v + '\"' if v is string else v }}{{ ', ' if not loop.last }}"
-        "{%- endfor -%}){%- endfor %}{%- endfor %}{# tools #}",
+        "{%- endfor -%}){%- endfor %}{%- endfor %}",
         'weather(city="Zürich", days=7)',
     ),
     "nemotron: numbers of words, and what is left of a text": Construct(
         "{%- set contents = messages | selectattr('content', 'string') | map(attribute='role')"
         " | unique | list %}{{ contents | join(',') }}|{{ messages[0].content[:8] }}|"
         "{{ messages[0].content.split() | length }}|{{ (messages | last).content | length }}"
-        "{%- filter upper %}{{ messages[-1].role }}{%- endfilter %}{# tools #}",
+        "{%- filter upper %}{{ messages[-1].role }}{%- endfilter %}",
         "system,user,assistant,tool|Be brief|3|4TOOL",
     ),
     "tools in the form of their own: order and spaces of JSON": Construct(
@@ -336,7 +329,7 @@ def test_what_a_published_template_is_written_with_works(name: str) -> None:
     template = ChatTemplate(byte_level_tokenizer(one.template), "m")
     text = template.render(
         parse_messages(json.dumps(TALK)),
-        tools=parse_tools(json.dumps([TOOL])) if one.has_tools else None,
+        tools=parse_tools(json.dumps([TOOL])) if "tools" in one.template else None,
         template_arguments=one.arguments,
         add_generation_prompt=one.add_generation_prompt,
         template_time=NOON,

@@ -91,6 +91,26 @@ def test_a_refusal_has_the_words_of_the_template(renderer: TemplateRenderer) -> 
         rendered(renderer, "{% if %}")
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ cycler() }}",
+        "{% break %}",
+        "{% for a in [1] %}" * 21 + "{% endfor %}" * 21,
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ],
+)
+def test_whatever_a_template_raises_is_a_refusal_and_costs_no_process(
+    renderer: TemplateRenderer, source: str
+) -> None:
+    """A RuntimeError or SyntaxError ended the process, and was told as too much memory."""
+    assert rendered(renderer, "x") == "x"
+    before = [one._process and one._process.pid for one in renderer._processes]
+    with pytest.raises(TemplateRefusedError):
+        rendered(renderer, source)
+    assert [one._process and one._process.pid for one in renderer._processes] == before
+
+
 def test_a_process_that_was_killed_is_replaced(renderer: TemplateRenderer) -> None:
     assert rendered(renderer, "x") == "x"
     children = psutil.Process().children()

@@ -15,12 +15,14 @@ from engine_worker.errors import (
     NoChatTemplateError,
     TokenizerLoadError,
 )
+from engine_worker.text import format_detection
 from engine_worker.text.chat_template import ChatTemplate
 from engine_worker.text.format_detection import DetectedFormats, detect_formats
 from engine_worker.text.preparation import PromptPreparer
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import Detokenize, Detokenized, Prepare
 from tests.fakes.tiny_tokenizers import CHATML, byte_level_tokenizer
+from toolparser_worker.formats import REASONING_FORMATS
 
 
 def make_preparer(template: Any = CHATML, max_model_len: int = 50) -> PromptPreparer:
@@ -258,10 +260,15 @@ def test_the_demo_model_is_found_to_speak_hermes() -> None:
         ("<tool_call>name<arg_key>arguments<arg_value> <think>", "glm45", "glm45"),
         ("<tool_calls> <tool_call> <tool_sep><arg_key><arg_value> name arguments", "hy_v3", None),
         ("<｜tool▁call▁begin｜>function```json", "deepseek_v3", None),
+        # Llama 4's own, and those of pythonic calls for families that have no marker of theirs.
+        ('<|header_start|><|python_start|> {"name": n, "parameters": p}', "llama3_json", None),
+        ("<|header_start|>ipython <|python_start|>[f()]<|python_end|>", "llama4_pythonic", None),
+        ("<|start_header_id|>[func_name1(params_name1=params_value1)]", "pythonic", None),
         ("<|start|>assistant<|channel|>final<|message|>", "openai", "openai_gptoss"),
         ('{"name": n, "parameters": d} <|python_tag|>', "llama3_json", None),
         ('<|start_header_id|> {"name": n, "parameters": d}', "llama3_json", None),
         ("[TOOL_CALLS] name arguments", "mistral", None),
+        ('<|start_header_id|><TOOLCALL>[{"name": "f"}]</TOOLCALL>', "nemotron_nano_v2", None),
         # What the templates of Granite 3.3 and Granite 4 tell the model to write.
         ("<|start_of_role|>system: use <|tool_call|> and a JSON list of tools", "granite", None),
         ('<|start_of_role|> <tool_call>{"name": f, "arguments": a}</tool_call>', "granite4", None),
@@ -289,6 +296,25 @@ def test_the_model_type_is_the_last_resort() -> None:
     assert (formats.tool_format, formats.reasoning_format) == ("hermes", "qwen3")
     assert "models of type qwen3" in formats.evidence
     assert detect_formats("[TOOL_CALLS]", model_type="qwen3").tool_format == "mistral"
+
+
+@pytest.mark.parametrize("model_type", ["olmo3", "deepseek_v3", "ernie4_5_moe", "kimi_k2"])
+def test_a_model_whose_template_never_thinks_is_not_taken_to_begin_in_reasoning(
+    model_type: str,
+) -> None:
+    """Olmo 3 Instruct, DeepSeek V3, ERNIE 4.5: types of which other models think."""
+    formats = detect_formats("{{ messages }}", model_type=model_type)
+    assert formats.reasoning_format == "think"
+    assert "the template says nothing of it" in formats.evidence
+    assert detect_formats(None, model_type=model_type).reasoning_format not in (None, "think")
+
+
+def test_the_formats_that_begin_in_reasoning_are_those_of_the_parser() -> None:
+    by_type = {reasoning for _, reasoning in format_detection._BY_MODEL_TYPE.values()} - {None}
+    declared = {name: REASONING_FORMATS[str(name)] for name in by_type}
+    begin = {name for name, one in declared.items() if one.opens == "always" and not one.framing}
+    assert begin == format_detection._BEGIN_IN_REASONING
+    assert REASONING_FORMATS["think"].opens == "marked"
 
 
 def test_configured_formats_win_and_none_switches_off() -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from gateway.errors import WorkerLostError, WorkerUnavailableError
+from gateway.errors import WeightsReplacedError, WorkerLostError, WorkerUnavailableError
 from tests.fakes.engine_handles import Desk, engine, left
 
 
@@ -51,6 +51,30 @@ async def test_a_suspect_whose_engine_takes_nothing_any_more_waits_for_another(w
     second.num_requests = 0
     desk.admission.pump("m")
     assert (await alone).engine is second
+
+
+async def test_a_suspect_whose_engine_has_other_weights_now_leaves_it_to_others() -> None:
+    one = engine(fingerprint="old")
+    desk = Desk(one)
+    one.num_requests = 1
+    alone = asyncio.create_task(
+        desk.admission.acquire_again(
+            "m",
+            tokens=10,
+            accepts=lambda other: other.offer.fingerprint == "old",
+            is_alone=True,
+            may_come=lambda: False,
+        )
+    )
+    await asyncio.sleep(0)
+    assert one.is_reserved
+    one.offer = engine(fingerprint="new").offer
+    desk.admission.pump("m")
+    with pytest.raises(WeightsReplacedError):
+        await alone
+    assert not one.is_reserved
+    one.num_requests = 0
+    assert (await desk.slot()).engine is one
 
 
 async def test_an_engine_that_is_shared_again_can_be_kept_for_the_next_suspect() -> None:

@@ -113,6 +113,23 @@ def test_continuing_the_last_message_adds_no_generation_prompt() -> None:
     assert chat().prepares[0].add_generation_prompt
 
 
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("<think>\nSo", "<think>\nSo"),
+        ([{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "b"}], "ab"),
+        ("", ""),
+        ("<think>" + "a" * 70_000 + "</think>b", "<think>" + "a" * 65_520 + "</think>b"),
+    ],
+)
+def test_the_parser_is_told_what_there_is_of_an_answer_that_goes_on(
+    content: str | list[dict[str, str]], told: str
+) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": content}]
+    assert chat(messages=messages, continue_final_message=True).answer_so_far == told
+    assert chat(messages=messages).answer_so_far == ""
+
+
 def test_reasoning_effort_is_told_to_the_template() -> None:
     job = chat(reasoning_effort="low", chat_template_kwargs={"a": 1})
     kwargs = json.loads(job.prepares[0].template_kwargs_json or "")

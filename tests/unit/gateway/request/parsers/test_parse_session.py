@@ -39,6 +39,7 @@ async def test_what_a_parser_is_told_and_what_it_says_to_the_engine() -> None:
         tool_name="f",
         parallel_tool_calls=False,
         thinking=True,
+        answer_so_far="so far",
         response_grammar=Grammar(kind="regex", source="a"),
         options=AnswerOptions(num_choices=2, num_answers=2),
     )
@@ -59,6 +60,7 @@ async def test_what_a_parser_is_told_and_what_it_says_to_the_engine() -> None:
             thinking=True,
             response_grammar=Grammar(kind="regex", source="a"),
             trace_id="trace",
+            answer_so_far="so far",
         )
     ]
     assert case.parts.generates() == []
