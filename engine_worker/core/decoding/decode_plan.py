@@ -1,7 +1,8 @@
 """Turns the rows of a schedule into work: one token a row, or several by look-ahead or drafts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+
+from msgspec import structs
 
 from engine_worker.core.choice.batch import ModelRunner, RowWork, StepBatch, StepResult
 from engine_worker.core.choice.choice import Choice
@@ -103,4 +104,4 @@ class DecodePlanner:
         if not draft:
             return work
         room = self._scheduler.reserve(choice, 1 + len(draft))
-        return replace(work, draft_token_ids=draft[: room - 1])
+        return structs.replace(work, draft_token_ids=draft[: room - 1])

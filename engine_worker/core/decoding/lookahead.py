@@ -12,8 +12,10 @@ is several tokens where the work between steps is what takes the time, and one w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
+
+from msgspec import structs
 
 from engine_worker.core.choice.batch import MAX_ROW_STOP_TOKEN_IDS, RowWork
 from engine_worker.core.choice.choice import Choice
@@ -128,7 +130,7 @@ class Lookahead:
 
 def extended(choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:
     """A row that computes several tokens; its blocks must hold all but the last."""
-    return replace(
+    return structs.replace(
         work,
         max_new_tokens=num_new_tokens,
         stop_token_ids=tuple(sorted(choice.eos_token_ids | choice.stop_token_ids)),

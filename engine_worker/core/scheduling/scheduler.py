@@ -25,6 +25,8 @@ from bisect import insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from engine_worker.core.choice.cache_group import CacheGroup, longest_sequence
 from engine_worker.core.choice.choice import Choice, ChoiceStatus
 from engine_worker.core.scheduling.block_pool import BlockPool
@@ -55,8 +57,7 @@ class SchedulerLimits:
     max_model_len: int
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRow:
+class ScheduledRow(msgspec.Struct, frozen=True):
     """The next `num_tokens` tokens of a choice, from its `num_computed_tokens` on."""
 
     choice: Choice
