@@ -47,8 +47,9 @@ class RowLimits:
     )
     """For each cache group, by slot: the block ids that it had last, and how many were looked
     at."""
-    _plain: dict[int, Sequence[int]] = field(default_factory=dict)
-    """By slot: the block ids of its last row, if that was plain."""
+    _plain: dict[int, tuple[Sequence[int], int, int]] = field(default_factory=dict)
+    """By slot, if its last row was plain: the block ids, how many, and where a row of them ends at
+    most."""
 
     def check(self, row: RowWork, *, has_next: bool = False) -> None:
         """Raises for a row that no program could compute.
@@ -60,23 +61,39 @@ class RowLimits:
         Raises:
             ValueError: Names the limit.
         """
-        max_new_tokens = row.max_new_tokens
+        max_new_tokens, block_ids = row.max_new_tokens, row.block_ids
+        known, num_known, last_end = self._plain.get(row.slot, ((), 0, 0))
+        is_known_kind = row.is_plain and known is block_ids
+        if (
+            is_known_kind
+            and not has_next
+            and num_known == len(block_ids)
+            and 0 < max_new_tokens <= self.max_new_tokens
+            and 0 <= row.start <= last_end - max_new_tokens
+        ):
+            return  # as it mostly is
         end = row.start + len(row.token_ids) - 1 + max_new_tokens + has_next
         if has_next and (not row.sample or max_new_tokens > 1 or row.draft_token_ids):
             raise ValueError("only rows that sample one token have their next step begun")
         if not 1 <= max_new_tokens <= self.max_new_tokens:
             raise ValueError(f"a row samples 1 to {self.max_new_tokens} tokens")
-        if not row.is_plain or self._plain.get(row.slot) is not row.block_ids:
+        if not is_known_kind:
             self._check_kind(row)
         if row.start < 0 or end > self.max_model_len:
             raise ValueError(f"a row ends at {end}, beyond {self.max_model_len} tokens")
-        self._check_blocks(row, end, row.block_ids, 0)
+        self._check_blocks(row, end, block_ids, 0)
         if len(self.cache_groups) > 1:
             self._check_blocks(row, end, row.window_block_ids, 1)
+        if row.is_plain:
+            # Where blocks are freed, or there are more tables, all is looked at in each step.
+            is_whole = len(self.cache_groups) == 1 and self.cache_groups[0].reach is None
+            last_end = min(len(block_ids) * self.block_size, self.max_model_len)
+            self._plain[row.slot] = block_ids, len(block_ids), last_end if is_whole else 0
+        else:
+            self._plain.pop(row.slot, None)
 
     def _check_kind(self, row: RowWork) -> None:
         """Looks at what stays the same from one plain row to the next."""
-        self._plain.pop(row.slot, None)
         num_tokens = len(row.token_ids)
         is_decode = row.sample and num_tokens == 1 and not row.needs_full_sampler
         if row.max_new_tokens > 1 and not is_decode:
@@ -89,10 +106,8 @@ class RowLimits:
             raise ValueError(f"a row has 1 to {self.max_num_tokens} tokens, not {num_tokens}")
         if len(row.scored_token_ids) > num_tokens:
             raise ValueError(f"a row of {num_tokens} tokens scores at most as many")
-        if row.is_plain:
-            if not is_decode:
-                raise ValueError("a plain row is a decode without the full sampler")
-            self._plain[row.slot] = row.block_ids
+        if row.is_plain and not is_decode:
+            raise ValueError("a plain row is a decode without the full sampler")
 
     def _check_blocks(self, row: RowWork, end: int, block_ids: Sequence[int], index: int) -> None:
         """Looks at those ids that the same list has got since the slot's last step."""
