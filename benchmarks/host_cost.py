@@ -2,12 +2,14 @@
 
     python -m benchmarks.host_cost --rows 256 --context 1024 8192
     python -m benchmarks.host_cost --rows 256 --context 8192 --profile
+    python -m benchmarks.host_cost --rows 256 --context 1024 --ending
 
 The real engine, runner and step loop with random prompts, all of them decoding and streamed to one
-gateway. Only the compiled programs are stood in for: they return a token for each row at once. What
-is timed is scheduling, planning, checking and packing, taking tokens, detokenising, deltas,
-metrics, and the bytes of the message to the gateway. `time.thread_time` counts what this thread
-computed, so other processes disturb it little.
+gateway, which has leases for them and wants token ids, as it always does. With `--ending` one row
+ends in each step, the first of all, so that all others move. Only the compiled programs are stood
+in for: they return a token for each row at once. What is timed is scheduling, planning, checking
+and packing, taking tokens, detokenising, deltas, metrics, and the bytes of the message to the
+gateway. `time.thread_time` counts what this thread computed, so other processes disturb it little.
 """
 
 import argparse
@@ -78,8 +80,14 @@ class Outlet:
         return PROTOCOL_VERSION
 
 
-def decoding_loop(num_rows: int, context: int) -> StepLoop:
-    """A step loop whose requests all decode, at a context of so many tokens."""
+def decoding_loop(num_rows: int, context: int, *, are_ending: bool) -> StepLoop:
+    """A step loop whose requests all decode, at a context of so many tokens.
+
+    Args:
+        num_rows: Of each step.
+        context: Tokens of each prompt.
+        are_ending: One after the other, one in each step that is timed.
+    """
     decoder = random_decoder("tiny", "float32")
     vocab_size = SHAPES["tiny"]["vocab_size"]
     num_new_tokens = context // 512 + 2 * _NUM_WARM_STEPS + 2 * _NUM_STEPS
@@ -101,15 +109,19 @@ def decoding_loop(num_rows: int, context: int) -> StepLoop:
     loop = StepLoop(engine, handler, outlet)
     drawn = np.random.default_rng(0)
     for index in range(num_rows):
+        is_ending = are_ending and index < _NUM_STEPS
+        max_tokens = _NUM_WARM_STEPS + 2 + index if is_ending else num_new_tokens
         command = Generate(
             request_id=f"request-{index}",
             choice=0,
             attempt=0,
             prompt_token_ids=tuple(drawn.integers(0, vocab_size, context).tolist()),
-            sampling=SamplingParams(temperature=0.0, max_tokens=num_new_tokens, ignore_eos=True),
+            sampling=SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True),
             lease_tokens=max_model_len,
             deadline_s=3600.0,
+            want_token_ids=True,
             is_streaming=True,
+            lease_id=f"lease-{index}",
         )
         handler.inbox.put(GatewayCommand(_GATEWAY, command, time.monotonic()))
     for _ in range(context // 512 + _NUM_WARM_STEPS):
@@ -143,12 +155,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, nargs="*", default=[8, 32, 256])
     parser.add_argument("--context", type=int, nargs="*", default=[1024, 8192])
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--ending", action="store_true")
     options = parser.parse_args(arguments)
     print("| rows | context | CPU of a step, ms |")
     print("|---|---|---|")
     for num_rows in options.rows:
         for context in options.context:
-            loop = decoding_loop(num_rows, context)
+            loop = decoding_loop(num_rows, context, are_ending=options.ending)
             print(f"| {num_rows} | {context} | {cpu_ms(loop):.2f} |", flush=True)
             if options.profile:
                 print_profile(loop)

@@ -1,11 +1,12 @@
 """One choice with its output: tokens, text, and what no gateway was told yet."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from engine_worker.core.choice.batch import TokenScores
+from engine_worker.core.choice.batch import MAX_ROW_STOP_TOKEN_IDS, TokenScores
 from engine_worker.core.choice.choice import Choice
 from engine_worker.core.choice.token_mask import allow_only
 from engine_worker.grammar.compiler import may_jump
@@ -37,6 +38,8 @@ class ChoiceOutput:
             because their log probabilities are wanted.
         vocab_size: Of the model.
         has_told_cached: Whether a delta said what of the prompt needn't be computed.
+        plain_texts: What is told of a plain token (see `Choice.plain_until`); "" for one that isn't
+            told as it is.
     """
 
     choice: Choice
@@ -51,6 +54,7 @@ class ChoiceOutput:
     draws_forced: bool = False
     vocab_size: int = 0
     has_told_cached: bool = False
+    plain_texts: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def grammar_failure(self) -> str:
@@ -88,6 +92,43 @@ class ChoiceOutput:
         if self.thought is not None:
             self.thought.push(token_id, self.text.last_piece, is_whole=self.text.is_whole)
             self.follow_thought()
+
+    def settle(self) -> None:
+        """Say until when the next tokens are plain, now that all of the output is told."""
+        choice, texts = self.choice, None
+        sampling = choice.sampling
+        is_free = (
+            self.constraint is None
+            and self.thought is None
+            and self.has_told_cached
+            and choice.allowed_tokens is None
+            and not sampling.logit_bias
+            and sampling.num_logprobs is None
+            and sampling.num_prompt_logprobs is None
+            and len(choice.ending_token_ids) <= MAX_ROW_STOP_TOKEN_IDS
+        )
+        if is_free:
+            texts = self.text.texts
+        choice.plain_until = 0 if texts is None else choice.max_output_tokens - 1
+        self.plain_texts = {} if texts is None else texts
+
+    def plain_text(self, token_ids: Sequence[int]) -> tuple[str, tuple[int, ...]] | None:
+        """The text of the next tokens, and how long the whole is after each of them.
+
+        None where one of them isn't plain, or ends the output.
+        """
+        choice = self.choice
+        if len(choice.output_token_ids) + len(token_ids) > choice.plain_until:
+            return None
+        ending, texts, end = choice.ending_token_ids, self.plain_texts, self.text.num_characters
+        whole, ends = "", []
+        for token_id in token_ids:
+            # Where nothing was sampled, the id is below 0.
+            if token_id < 0 or token_id in ending or not (text := texts[token_id]):
+                return None
+            whole += text
+            ends.append(end + len(whole))
+        return whole, tuple(ends)
 
     def follow_thought(self) -> None:
         """Tell the choice what the limit of its reasoning leaves of the next tokens."""

@@ -82,6 +82,8 @@ class ChoiceProgress:
         self._to_gateways.tell(output)
         if output.stop is not None:
             self.finish(output, output.stop.reason, output.stop.detail)
+        else:
+            output.settle()
 
     def try_to_go_on(self, output: ChoiceOutput) -> None:
         """`go_on`, in which a bug ends this output and nothing else."""
@@ -139,7 +141,7 @@ class ChoiceProgress:
     def fail_step(self, rows: Sequence[ScheduledRow]) -> None:
         """End the choices of a step that raised; all others start over from their tokens."""
         for row in rows:
-            output = self._unended(row)
+            output = self._choices.output_of(row.choice)
             if output is None:
                 continue  # it ended before the step failed
             # One of them may be the cause: the gateway tries each again, and finds out which.
@@ -155,11 +157,15 @@ class ChoiceProgress:
     def _take_result(self, rows: Sequence[ScheduledRow], result: StepResult) -> int:
         num_sampled = 0
         first_ids = result.token_ids.tolist()
-        has_nan = result.has_nan.tolist()
+        has_nan, more = result.has_nan.tolist(), result.more_token_ids
         for index, (row, token_id, is_nan) in enumerate(zip(rows, first_ids, has_nan, strict=True)):
-            output = self._unended(row)
+            output = self._choices.output_of(row.choice)
             if output is None:
                 continue  # an earlier row of the same Score ended, and that one with it
+            token_ids = (token_id, *more[index]) if index in more else (token_id,)
+            if not is_nan and self._take_plain(row, output, token_ids):
+                num_sampled += len(token_ids)
+                continue
             samples, start = row.samples, row.choice.num_computed_tokens
             if is_nan:
                 self._scheduler.distrust(row.choice)
@@ -171,14 +177,33 @@ class ChoiceProgress:
             if index in result.nothing_allowed:
                 self._end_nothing_allowed(output)
             elif samples and not row.choice.is_scored:
-                token_ids = (token_id, *result.more_token_ids.get(index, ()))
                 num_sampled += self._take_tokens(output, token_ids, result.logprobs.get(index))
         return num_sampled
 
-    def _unended(self, row: ScheduledRow) -> ChoiceOutput | None:
-        """The output of a scheduled row; None when its choice has ended since."""
-        output = self._choices.get(row.choice.key)
-        return output if output is not None and output.choice is row.choice else None
+    def _take_plain(
+        self, row: ScheduledRow, output: ChoiceOutput, token_ids: tuple[int, ...]
+    ) -> bool:
+        """Take what a row sampled if all of it is plain; False, and nothing done, if not.
+
+        It is what `_take_tokens` would do, without looking for what can't be.
+        """
+        try:
+            plain = output.plain_text(token_ids)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # noqa: BLE001 - whatever one text does to its tokenizer, others go on
+            self.fail_unreadable(output)
+            return True
+        if plain is None:
+            return False
+        choice, (text, ends) = row.choice, plain
+        self._scheduler.advance(row)
+        choice.output_token_ids += token_ids
+        if len(token_ids) > 1:
+            self._scheduler.advance(ScheduledRow(choice, len(token_ids) - 1))
+        self._choices.add_tokens(choice, len(token_ids))
+        self._to_gateways.tell_plain(output, text, token_ids, ends)
+        return True
 
     def _take_tokens(
         self, output: ChoiceOutput, token_ids: Sequence[int], scores: TokenScores | None

@@ -16,10 +16,11 @@ class ChoiceTable:
 
     def __init__(self) -> None:
         self._choices: dict[ChoiceKey, ChoiceOutput] = {}
+        self._outputs: dict[Choice, ChoiceOutput] = {}
         self._by_request: dict[tuple[str, str], dict[int, ChoiceOutput]] = {}
         self._num_choices: dict[str, int] = {}
         self._num_tokens: dict[str, int] = {}
-        self._counted: dict[ChoiceKey, int] = {}
+        self._counted: dict[Choice, int] = {}
         # (deadline, arrival, identity); who ended earlier stays in until it comes to the top, so it
         # is no output, which has a matcher and a prompt.
         self._deadlines: list[tuple[float, int, ChoiceKey]] = []
@@ -34,12 +35,16 @@ class ChoiceTable:
         """The choice of this identity, with its output."""
         return self._choices.get(key)
 
+    def output_of(self, choice: Choice) -> ChoiceOutput | None:
+        """The output of a choice; None once it has ended."""
+        return self._outputs.get(choice)
+
     def add(self, output: ChoiceOutput) -> None:
         """Take a choice in; its identity must not be in use."""
         choice = output.choice
         gateway_id, request_id, index = choice.key
         assert choice.key not in self._choices
-        self._choices[choice.key] = output
+        self._choices[choice.key] = self._outputs[choice] = output
         self._by_request.setdefault((gateway_id, request_id), {})[index] = output
         self._num_choices[gateway_id] = self._num_choices.get(gateway_id, 0) + 1
         self.count_tokens(choice)
@@ -47,23 +52,28 @@ class ChoiceTable:
 
     def count_tokens(self, choice: Choice) -> None:
         """A choice in the table has grown."""
-        key, num_tokens = choice.key, choice.num_tokens
-        num_new = num_tokens - self._counted.get(key, 0)
-        self._counted[key] = num_tokens
+        num_tokens = len(choice.prompt_token_ids) + len(choice.output_token_ids)
+        num_new = num_tokens - self._counted.get(choice, 0)
+        self._counted[choice] = num_tokens
         gateway_id = choice.gateway_id
         self._num_tokens[gateway_id] = self._num_tokens.get(gateway_id, 0) + num_new
+
+    def add_tokens(self, choice: Choice, num_tokens: int) -> None:
+        """A choice in the table, which was counted since it grew last, has so many tokens more."""
+        self._counted[choice] += num_tokens
+        self._num_tokens[choice.gateway_id] += num_tokens
 
     def remove(self, output: ChoiceOutput) -> None:
         """Let a choice go."""
         choice = output.choice
         gateway_id, request_id, index = choice.key
-        del self._choices[choice.key]
+        del self._choices[choice.key], self._outputs[choice]
         siblings = self._by_request[gateway_id, request_id]
         del siblings[index]
         if not siblings:
             del self._by_request[gateway_id, request_id]
         self._num_choices[gateway_id] -= 1
-        self._num_tokens[gateway_id] -= self._counted.pop(choice.key)
+        self._num_tokens[gateway_id] -= self._counted.pop(choice)
         if self._num_choices[gateway_id] == 0:
             del self._num_choices[gateway_id]
             del self._num_tokens[gateway_id]

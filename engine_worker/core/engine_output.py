@@ -76,6 +76,23 @@ class EngineOutput:
             )
         )
 
+    def tell_plain(
+        self, output: ChoiceOutput, text: str, token_ids: tuple[int, ...], ends: tuple[int, ...]
+    ) -> None:
+        """Add a delta with plain tokens, as `ChoiceOutput.plain_text` has them."""
+        choice, told = output.choice, output.want_token_ids
+        output.text.num_characters = ends[-1]
+        self._of(choice.gateway_id).deltas.append(
+            Delta(
+                request_id=choice.request_id,
+                choice=choice.index,
+                attempt=choice.attempt,
+                text=text,
+                token_ids=token_ids if told else (),
+                token_ends=ends if told else (),
+            )
+        )
+
     def tell_prompt_scores(
         self, output: ChoiceOutput, start: int, scores: Sequence[TokenScores]
     ) -> None:

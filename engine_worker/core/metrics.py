@@ -179,11 +179,14 @@ class EngineMetrics:
             has_failed: It raised.
         """
         now = times[-1]
-        num_rows = 0
+        num_rows = num_tokens = 0
         for choice in choices:
             num_rows += 1
-            if choice in self._times:
-                self._count_tokens(choice, now)
+            known = self._times.get(choice)
+            if known is not None:
+                num_tokens += self._count_tokens(choice, known, now)
+        if num_tokens:
+            self._tokens.add(num_tokens, "completion")
         for gap_s, num_times in self._gaps.items():
             self._inter_token_s.observe(gap_s, times=num_times)
         self._gaps.clear()
@@ -200,8 +203,10 @@ class EngineMetrics:
 
     def on_ended(self, choice: Choice, end: Finished | Failure, now: float) -> None:
         """A choice has its end."""
-        self._count_tokens(choice, now)
         times = self._times.pop(choice)
+        num_tokens = self._count_tokens(choice, times, now)
+        if num_tokens:
+            self._tokens.add(num_tokens, "completion")
         if times.first_token_at is not None:
             self._decode_s.observe(now - times.first_token_at)
         self._requests.add(1, end.finish_reason if isinstance(end, Finished) else "failed")
@@ -225,13 +230,13 @@ class EngineMetrics:
         """A choice is gone without an end."""
         self._times.pop(choice, None)
 
-    def _count_tokens(self, choice: Choice, now: float) -> None:
-        times = self._times[choice]
-        num_new = choice.num_output_tokens - times.num_tokens
+    def _count_tokens(self, choice: Choice, times: _Times, now: float) -> int:
+        """Time the new tokens of a choice; how many there are."""
+        num_output_tokens = len(choice.output_token_ids)
+        num_new = num_output_tokens - times.num_tokens
         if num_new <= 0:
-            return
-        times.num_tokens = choice.num_output_tokens
-        self._tokens.add(num_new, "completion")
+            return 0
+        times.num_tokens = num_output_tokens
         if times.first_token_at is None:
             times.first_token_at = now
             self._first_token_s.observe(now - times.arrived_at)
@@ -242,6 +247,7 @@ class EngineMetrics:
             gap_s = (now - times.last_token_at) / num_new
             self._gaps[gap_s] = self._gaps.get(gap_s, 0) + num_new
         times.last_token_at = now
+        return num_new
 
 
 def _kv_use(load: Load) -> float:

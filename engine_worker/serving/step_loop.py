@@ -30,6 +30,7 @@ from protocol.wire.messages import (
     Extend,
     Failure,
     Generate,
+    Load,
     OrphanUsageNoted,
     StepOutput,
 )
@@ -97,14 +98,14 @@ class StepLoop:
         if self._is_stopping:
             return False
         outputs = self._engine.step()
+        load = self._engine.load()
         for gateway_id, output in outputs.items():
-            self._send(gateway_id, output)
+            self._send(gateway_id, output, load)
         if any(output.ends or output.answers for output in outputs.values()):
-            self._share_out(outputs)
+            self._share_out(outputs, load)
         self._report_orphans()
         self._cache_reporter.report(is_idle=not self._engine.has_work())
         self._idle_release.poll()
-        load = self._engine.load()
         # What was taken may have been refused: the loop has come round without a step.
         self._num_idle_rounds += load.num_running == 0
         self._handler.publish(
@@ -264,15 +265,15 @@ class StepLoop:
             else:
                 self._outlet.send(gateway_id, self._orphans.report())
 
-    def _share_out(self, told: Container[str]) -> None:
+    def _share_out(self, told: Container[str], load: Load) -> None:
         """Something was freed: tell the gateways that have no output, or only others would ask."""
         held = self._engine.held()
         for gateway_id in self._outlet.gateway_ids():
             window = self._handler.window(gateway_id, held)
             if gateway_id not in told and window != self._windows.get(gateway_id):
-                self._send(gateway_id, GatewayOutput())
+                self._send(gateway_id, GatewayOutput(), load)
 
-    def _send(self, gateway_id: str, output: GatewayOutput) -> None:
+    def _send(self, gateway_id: str, output: GatewayOutput, load: Load) -> None:
         self._isolation.on_output(gateway_id, output.deltas, output.ends)
         self._orphans.on_output(gateway_id, output.deltas, output.ends)
         window = self._handler.window(gateway_id, self._engine.held())
@@ -283,7 +284,7 @@ class StepLoop:
                 deltas=tuple(output.deltas),
                 ends=tuple(output.ends),
                 progress_counter=self._handler.progress_counter(),
-                load=self._engine.load(),
+                load=load,
                 credits=window,
             ),
         )

@@ -9,7 +9,8 @@ one, and the difference is the new text.
 import codecs
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from typing import Any, Protocol
 
@@ -33,6 +34,13 @@ class Detokenizer(Protocol):
     def is_whole(self) -> bool:
         """Whether no character waits for its other bytes."""
 
+    @property
+    def texts(self) -> Mapping[int, str] | None:
+        """What `push` would give for tokens whose text depends on no other one, "" for the rest.
+
+        None where all do. It holds however many of these tokens follow, pushed or not.
+        """
+
 
 class LeadingSpace(Enum):
     """What the tokenizer's decoder does at the very beginning of a text."""
@@ -49,6 +57,9 @@ class TokenBytes:
         id_to_token: The vocabulary; None for ids without a token.
         to_bytes: What the decoder makes of one token.
         leading_space: What it does with the first one.
+
+    Attributes:
+        texts: Of the tokens that are whole characters.
     """
 
     def __init__(
@@ -61,6 +72,7 @@ class TokenBytes:
         self._to_bytes = to_bytes
         self._bytes: dict[int, bytes] = {}
         self.leading_space = leading_space
+        self.texts = TokenTexts(self)
 
     def __getitem__(self, token_id: int) -> bytes:
         piece = self._bytes.get(token_id)
@@ -95,6 +107,30 @@ class TokenBytes:
             if replaces_space and parts[3:] == [one_space]:
                 return cls(id_to_token, _sentencepiece_bytes, LeadingSpace.ONE_DROPPED)
         return None
+
+
+class TokenTexts(dict[int, str]):
+    """The text of each token that is whole characters, made when it is asked for; "" of others.
+
+    Args:
+        token_bytes: The bytes of each.
+
+    Attributes:
+        special_token_ids: Tokens whose text isn't always shown, none of which is here.
+    """
+
+    def __init__(self, token_bytes: TokenBytes) -> None:
+        super().__init__()
+        self._token_bytes = token_bytes
+        self.special_token_ids = frozenset[int]()
+
+    def __missing__(self, token_id: int) -> str:
+        text = ""
+        if token_id not in self.special_token_ids:
+            with suppress(UnicodeDecodeError):
+                text = self._token_bytes[token_id].decode()
+        self[token_id] = text
+        return text
 
 
 class ByteDetokenizer:
@@ -138,6 +174,11 @@ class ByteDetokenizer:
     def is_whole(self) -> bool:
         return not self._decoder.getstate()[0]
 
+    @property
+    def texts(self) -> Mapping[int, str] | None:
+        is_free = self.is_whole and self._leading_space is LeadingSpace.KEPT
+        return self._token_bytes.texts if is_free else None
+
 
 class WindowDetokenizer:
     """Decodes windows of tokens with the tokenizer itself; for decoders of unknown kind.
@@ -179,6 +220,10 @@ class WindowDetokenizer:
     @property
     def is_whole(self) -> bool:
         return self._num_read == len(self._window)
+
+    @property
+    def texts(self) -> None:
+        return None
 
     def _new_text(self) -> str:
         read = self._decode(self._window[: self._num_read])

@@ -1,5 +1,7 @@
 """The text side of one output: tokens in, visible text and the reason to stop out."""
 
+from collections.abc import Mapping
+
 from engine_worker.core.choice.choice import Choice
 from engine_worker.text.detokenizer import Detokenizer
 from engine_worker.text.stopping import Stop, StopStrings, length_stop, token_stop
@@ -72,6 +74,13 @@ class OutputText:
     def is_whole(self) -> bool:
         """Whether the decoded text ends with a whole character."""
         return self._detokenizer.is_whole
+
+    @property
+    def texts(self) -> Mapping[int, str] | None:
+        """What is shown at once of a token that ends nothing; see `Detokenizer.texts`."""
+        if self._num_to_skip or self._new_text or self._stop_strings.has_any:
+            return None
+        return self._detokenizer.texts
 
     def close(self) -> None:
         """Nothing more comes, although no token said so: show what is held back."""

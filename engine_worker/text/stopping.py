@@ -54,6 +54,11 @@ class StopStrings:
         self._include = include
         self._held = ""
 
+    @property
+    def has_any(self) -> bool:
+        """Whether there is one to look for."""
+        return bool(self._patterns)
+
     def feed(self, text: str) -> tuple[str, str | None]:
         """Look at more text.
 

@@ -327,6 +327,7 @@ class Tokenizer:
         detokenizer = ByteDetokenizer(table, frozenset(), at_start=True)
         pieces = [detokenizer.push(token_id) for token_id in sample if table[token_id].isascii()]
         expected = self.decode([token_id for token_id in sample if table[token_id].isascii()])
+        table.texts.special_token_ids = self._all_special_token_ids
         # A decoder that only looks like a known kind is left to the general form.
         return table if "".join(pieces) == expected else None
 

@@ -6,10 +6,10 @@ draft token sees all before it, as it would one step after the other.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 
 import numpy as np
+from msgspec import structs
 
 from engine_worker.core.choice.batch import RowWork, StepResult
 
@@ -78,6 +78,6 @@ def _pieces(row: RowWork) -> list[RowWork]:
     ):
         raise ValueError("only decodes whose draws depend on nothing but logits draft tokens")
     return [
-        replace(row, token_ids=(token_id,), start=row.start + offset, draft_token_ids=())
+        structs.replace(row, token_ids=(token_id,), start=row.start + offset, draft_token_ids=())
         for offset, token_id in enumerate((*row.token_ids, *row.draft_token_ids))
     ]

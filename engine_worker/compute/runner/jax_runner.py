@@ -1,13 +1,13 @@
 """The model runner on jax: owns the device state and runs each step's rows through its programs."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 import numpy.typing as npt
+from msgspec import structs
 
 from engine_worker.compute.backends.base import Backend, PackedDecoder
 from engine_worker.compute.backends.kv_layout import KvLayout
@@ -259,7 +259,8 @@ class JaxModelRunner:
             self._run_tiles(rows, outcome)
         else:
             self._run_buckets(rows, outcome, next_rows)
-        return join_drafts(batch.rows, outcome.result())
+        result = outcome.result()
+        return result if rows is batch.rows else join_drafts(batch.rows, result)
 
     @property
     def score_limits(self) -> ScoreLimits:
@@ -327,8 +328,9 @@ class JaxModelRunner:
             for i, row in enumerate(rows)
             if len(row.token_ids) == 1 and row.sample and not row.scored_token_ids
         ]
-        prefills = sorted(set(range(len(rows))) - set(decodes))
-        decodes = self._take_begun(rows, decodes, outcome)
+        prefills = [] if len(decodes) == len(rows) else sorted(set(range(len(rows))) - set(decodes))
+        if not self._ahead.is_empty:
+            decodes = self._take_begun(rows, decodes, outcome)
         if decodes:
             self._decode(decodes, [rows[i] for i in decodes], outcome)
         first_ready = self._programs.store.first_ready
@@ -399,7 +401,7 @@ class JaxModelRunner:
         But all, where the full sampler has as many rows anyway: the head's matrix is read once
         then.
         """
-        apart = [i for i, row in enumerate(rows) if row.needs_full_sampler]
+        apart = [i for i, row in enumerate(rows) if not row.is_plain and row.needs_full_sampler]
         if not apart or any(row.max_new_tokens > 1 for row in rows):
             return apart
         is_one_slot_a_row = len({row.slot for row in rows}) == len(rows)
@@ -459,7 +461,7 @@ class JaxModelRunner:
     ) -> None:
         """Scores a chunk's following tokens from its hidden states [Q, hidden]."""
         num_rows = max(self._programs.samplers)
-        unsampled = replace(row, sample=False)
+        unsampled = structs.replace(row, sample=False)
         for first in range(0, len(row.scored_token_ids), num_rows):
             targets = row.scored_token_ids[first : first + num_rows]
             num = len(targets)
@@ -486,7 +488,7 @@ def _single_tokens(index: int, row: RowWork) -> list[tuple[int, RowWork]]:
     return [
         (
             index,
-            replace(
+            structs.replace(
                 row,
                 token_ids=(token_id,),
                 start=row.start + offset,

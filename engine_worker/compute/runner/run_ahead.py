@@ -15,45 +15,49 @@ asked for. So it is for rows with penalties, whose counts a dropped step would s
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import structs
 
 from engine_worker.compute.runner.packing import LAST_TOKEN
 from engine_worker.compute.runner.programs import ProgramOutput
-from engine_worker.core.choice.batch import RowWork
+from engine_worker.core.choice.batch import RowSampling, RowWork
 
 
-@dataclass(frozen=True, slots=True)
-class _BegunRow:
-    """A row as it was begun.
+class _BegunRow(msgspec.Struct, frozen=True):
+    """A row as it was begun; not the row itself, which knows masks of choices that have ended.
 
     Attributes:
         column: In the program.
-        row: Without its token, which only the device knew.
-        token_id: That token.
+        start: Its position.
+        token_id: Its token, which only the device knew.
         is_apart: Whether it is still to be sampled.
-        num_blocks: The length of its tables, which may have grown since.
+        block_tables: Its own, which may have grown since.
+        num_blocks: How long these were.
     """
 
     column: int
-    row: RowWork
+    start: int
     token_id: int
     is_apart: bool
+    sampling: RowSampling
+    block_tables: tuple[Sequence[int], Sequence[int]]
     num_blocks: tuple[int, ...]
 
     def is_wanted(self, row: RowWork) -> bool:
         """Whether this is what a row asks for."""
-        begun = self.row
         return (
             tuple(row.token_ids) == (self.token_id,)
-            and row.start == begun.start
+            and row.start == self.start
             and row.sample
             and row.max_new_tokens == 1
             and (self.is_apart or not row.needs_full_sampler)
-            and (row.sampling is begun.sampling or row.sampling == begun.sampling)
+            and (row.sampling is self.sampling or row.sampling == self.sampling)
             and all(
                 now is then and len(now) >= num
                 for now, then, num in zip(
-                    row.block_tables, begun.block_tables, self.num_blocks, strict=True
+                    row.block_tables, self.block_tables, self.num_blocks, strict=True
                 )
             )
         )
@@ -89,6 +93,11 @@ class RunAhead:
         self._output: ProgramOutput | None = None
         self.num_taken = 0
         self.num_dropped = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was begun."""
+        return self._output is None
 
     def take(self, indices: Sequence[int], rows: Sequence[RowWork]) -> TakenRows | None:
         """What was begun of some rows; whatever else was begun is dropped.
@@ -131,7 +140,13 @@ class RunAhead:
         self._output = output
         self._begun = {
             row.slot: _BegunRow(
-                column, row, token_id, column in apart, tuple(map(len, row.block_tables))
+                column,
+                row.start,
+                token_id,
+                column in apart,
+                row.sampling,
+                row.block_tables,
+                tuple(map(len, row.block_tables)),
             )
             for column, (row, token_id) in enumerate(zip(rows, token_ids, strict=True))
         }
@@ -147,7 +162,7 @@ class RunAhead:
         if any(
             not written.isdisjoint(table)
             for begun in self._begun.values()
-            for written, table in zip(block_ids, begun.row.block_tables, strict=False)
+            for written, table in zip(block_ids, begun.block_tables, strict=False)
         ):
             self.drop()
 
@@ -164,7 +179,7 @@ class RunAhead:
 
 def following(row: RowWork) -> RowWork:
     """A row's next decode, whose token the device will know; its tables go on growing."""
-    return replace(
+    return structs.replace(
         row,
         token_ids=(LAST_TOKEN,),
         start=row.start + len(row.token_ids),

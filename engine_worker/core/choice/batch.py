@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -40,6 +41,7 @@ class RowSampling:
         num_prompt_logprobs: The same for `RowWork.scored_token_ids`.
         logprob_token_ids: Tokens reported beside each sampled one, with `num_logprobs`; at most
             `MAX_LOGPROB_TOKEN_IDS` of the wire.
+        uses_penalties: Whether the row needs token counts.
     """
 
     temperature: float = 0.0
@@ -55,20 +57,22 @@ class RowSampling:
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
+    uses_penalties: bool = field(init=False, repr=False)
 
-    @property
-    def uses_penalties(self) -> bool:
-        """Whether the row needs token counts."""
-        return (
+    def __post_init__(self) -> None:
+        uses_penalties = (
             self.presence_penalty != 0.0
             or self.frequency_penalty != 0.0
             or self.repetition_penalty != 1.0
         )
+        object.__setattr__(self, "uses_penalties", uses_penalties)
 
 
-@dataclass(frozen=True, slots=True)
-class RowWork:
+class RowWork(msgspec.Struct, frozen=True):
     """The tokens of one choice to compute in this step.
+
+    A struct, which takes a tenth of the time of a frozen dataclass to make: each row of each step
+    has its own.
 
     Attributes:
         slot: Device row of the choice, 0 ≤ slot < max_num_seqs, its own from admission to finish
@@ -93,6 +97,9 @@ class RowWork:
             the draw after each counts as long as the draft up to it equals the draws before;
             `block_ids` hold them. Only without the full sampler, penalties and look-ahead.
         window_block_ids: As `block_ids`, in the second cache group; empty without one.
+        is_plain: A decode that nothing masks or scores. From the plain row before that had this
+            list of block ids it differs in nothing but its token, its position, `max_new_tokens`,
+            `draft_token_ids` and further or freed blocks: the rest needn't be looked at again.
     """
 
     slot: int
@@ -108,6 +115,7 @@ class RowWork:
     stop_token_ids: tuple[int, ...] = ()
     draft_token_ids: tuple[int, ...] = ()
     window_block_ids: Sequence[int] = ()
+    is_plain: bool = False
 
     @property
     def block_tables(self) -> tuple[Sequence[int], Sequence[int]]:

@@ -65,6 +65,10 @@ class Choice:
         traceparent: Where in a trace it belongs; empty when it isn't traced.
         is_scored: It is the prompt of a Score: nothing is sampled after it, and it keeps its slot
             until its questions are scored.
+        plain_until: While the output has fewer tokens, the next one is plain: nothing masks, scores
+            or forces it, and its text is told as it is, unless the token itself ends the output
+            (`ChoiceOutput.settle` says so).
+        ending_token_ids: `eos_token_ids` and `stop_token_ids`, rising.
     """
 
     gateway_id: str
@@ -104,7 +108,12 @@ class Choice:
     trace_id: str = ""
     traceparent: str = ""
     is_scored: bool = False
+    plain_until: int = 0
     status: ChoiceStatus = ChoiceStatus.WAITING
+    ending_token_ids: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ending_token_ids = tuple(sorted(self.eos_token_ids | self.stop_token_ids))
 
     @property
     def key(self) -> tuple[str, str, int]:

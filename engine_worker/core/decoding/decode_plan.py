@@ -1,7 +1,9 @@
 """Turns the rows of a schedule into work: one token a row, or several by look-ahead or drafts."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+
+from msgspec import structs
 
 from engine_worker.core.choice.batch import ModelRunner, RowWork, StepBatch, StepResult
 from engine_worker.core.choice.choice import Choice
@@ -13,6 +15,15 @@ from engine_worker.core.decoding.speculation import (
 )
 from engine_worker.core.decoding.step_rows import row_work
 from engine_worker.core.scheduling.scheduler import ScheduledRow, Scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """What is remembered of a step; not its rows, which know masks of choices that have ended."""
+
+    num_rows: int
+    num_drafted: int
+    has_chunks: bool
 
 
 class DecodePlanner:
@@ -40,7 +51,7 @@ class DecodePlanner:
         self._num_droppable = min(MAX_DRAFT_TOKENS, runner.max_draft_tokens)
         self._speculation = Speculation(speculation, runner.decode_rows, self._num_droppable)
         self._on_drafts = on_drafts
-        self._planned: tuple[RowWork, ...] = ()
+        self._planned = _Planned(0, 0, has_chunks=False)
 
     def batch(self, rows: Sequence[ScheduledRow]) -> StepBatch:
         """What the rows of a step compute."""
@@ -51,7 +62,11 @@ class DecodePlanner:
             works = tuple(map(self._drafting, choices, works, drafts))
         elif (nums := self._lookahead.num_new_tokens(choices, works)) is not None:
             works = tuple(map(self._looking_ahead, choices, works, nums))
-        self._planned = works
+        self._planned = _Planned(
+            num_rows=len(works),
+            num_drafted=0 if drafts is None else sum(len(work.draft_token_ids) for work in works),
+            has_chunks=any(len(work.token_ids) > 1 for work in works),
+        )
         return StepBatch(works, self._next_rows(choices, works))
 
     def measure(self, result: StepResult, duration_s: float) -> None:
@@ -61,19 +76,17 @@ class DecodePlanner:
             result: Of the runner.
             duration_s: Of the whole step.
         """
-        # Not kept: works know the masks, and these the matchers, of choices that have ended.
-        works, self._planned = self._planned, ()
-        more = result.more_token_ids
-        num_rows = len(works)
-        num_drafted = sum(len(work.draft_token_ids) for work in works)
-        if num_drafted:
+        planned, more = self._planned, result.more_token_ids
+        if planned.num_drafted:
             num_right = sum(map(len, more.values()))
-            self._speculation.measure(num_rows, num_drafted, num_right, 1, duration_s)
-            self._on_drafts(num_drafted, num_right)
-        elif all(len(work.token_ids) == 1 for work in works):
+            self._speculation.measure(
+                planned.num_rows, planned.num_drafted, num_right, 1, duration_s
+            )
+            self._on_drafts(planned.num_drafted, num_right)
+        elif not planned.has_chunks:
             num_turns = 1 + max(map(len, more.values()), default=0)
             self._lookahead.measure(num_turns, duration_s)
-            self._speculation.measure(num_rows, 0, 0, num_turns, duration_s)
+            self._speculation.measure(planned.num_rows, 0, 0, num_turns, duration_s)
 
     def _next_rows(self, choices: Sequence[Choice], works: Sequence[RowWork]) -> tuple[int, ...]:
         """Rows that likely have a next token, for which they then have room.
@@ -103,4 +116,4 @@ class DecodePlanner:
         if not draft:
             return work
         room = self._scheduler.reserve(choice, 1 + len(draft))
-        return replace(work, draft_token_ids=draft[: room - 1])
+        return structs.replace(work, draft_token_ids=draft[: room - 1])

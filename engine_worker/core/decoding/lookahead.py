@@ -12,8 +12,10 @@ is several tokens where the work between steps is what takes the time, and one w
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
+
+from msgspec import structs
 
 from engine_worker.core.choice.batch import MAX_ROW_STOP_TOKEN_IDS, RowWork
 from engine_worker.core.choice.choice import Choice
@@ -83,9 +85,14 @@ class Lookahead:
             works: What each computes.
         """
         self._planned = None
-        if self._max_new_tokens == 1 or not all(map(_is_decode, works)):
+        if self._max_new_tokens == 1 or not all(
+            work.is_plain or _is_decode(work) for work in works
+        ):
             return None
-        may = list(map(_may_look_ahead, choices, works))
+        may = [
+            work.is_plain or _may_look_ahead(choice, work)
+            for choice, work in zip(choices, works, strict=True)
+        ]
         if not any(may):
             return None
         self._planned = len(works).bit_length(), all(may)
@@ -128,10 +135,12 @@ class Lookahead:
 
 def extended(choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:
     """A row that computes several tokens; its blocks must hold all but the last."""
-    return replace(
+    if work.is_plain:  # it has its stop ids already
+        return structs.replace(work, max_new_tokens=num_new_tokens)
+    return structs.replace(
         work,
         max_new_tokens=num_new_tokens,
-        stop_token_ids=tuple(sorted(choice.eos_token_ids | choice.stop_token_ids)),
+        stop_token_ids=choice.ending_token_ids,
     )
 
 
@@ -142,7 +151,7 @@ def num_wanted(choice: Choice, num_droppable: int = 0) -> int:
         choice: One that runs.
         num_droppable: So many tokens of a step may turn out not to be wanted.
     """
-    wanted = min(choice.max_output_tokens, choice.lease_tokens) - choice.num_output_tokens
+    wanted = min(choice.max_output_tokens, choice.lease_tokens) - len(choice.output_token_ids)
     if choice.num_free_tokens is None:
         return wanted
     return min(wanted, choice.num_free_tokens + (num_droppable if choice.drops_rest else 0))
@@ -157,5 +166,5 @@ def _may_look_ahead(choice: Choice, work: RowWork) -> bool:
         # What may come next depends on what came: the host must see each token.
         choice.allowed_tokens is None
         and not work.needs_full_sampler
-        and len(choice.eos_token_ids | choice.stop_token_ids) <= MAX_ROW_STOP_TOKEN_IDS
+        and len(choice.ending_token_ids) <= MAX_ROW_STOP_TOKEN_IDS
     )

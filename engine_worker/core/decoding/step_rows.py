@@ -7,9 +7,21 @@ from engine_worker.core.scheduling.scheduler import ScheduledRow
 
 def row_work(row: ScheduledRow) -> RowWork:
     """What a row of the schedule asks of the runner."""
-    choice, samples = row.choice, row.samples
+    choice, start = row.choice, row.choice.num_computed_tokens
     assert choice.slot is not None
-    start = choice.num_computed_tokens
+    if row.is_plain:
+        return RowWork(
+            choice.slot,
+            (choice.output_token_ids[-1],),
+            start,
+            choice.block_ids,
+            True,
+            choice.sampling,
+            stop_token_ids=choice.ending_token_ids,
+            window_block_ids=choice.window_block_ids,
+            is_plain=True,
+        )
+    samples = row.samples
     return RowWork(
         slot=choice.slot,
         token_ids=choice.token_ids(start, start + row.num_tokens),

@@ -25,6 +25,8 @@ from bisect import insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from engine_worker.core.choice.cache_group import CacheGroup, longest_sequence
 from engine_worker.core.choice.choice import Choice, ChoiceStatus
 from engine_worker.core.scheduling.block_pool import BlockPool
@@ -55,12 +57,16 @@ class SchedulerLimits:
     max_model_len: int
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRow:
-    """The next `num_tokens` tokens of a choice, from its `num_computed_tokens` on."""
+class ScheduledRow(msgspec.Struct, frozen=True):
+    """The next `num_tokens` tokens of a choice, from its `num_computed_tokens` on.
+
+    Attributes:
+        is_plain: It is a decode, and the token that follows is plain, see `Choice.plain_until`.
+    """
 
     choice: Choice
     num_tokens: int
+    is_plain: bool = False
 
     @property
     def samples(self) -> bool:
@@ -109,6 +115,7 @@ class Scheduler:
         assert longest is None or limits.max_model_len <= longest
         self._sliding = tuple(group for group in self._groups if group.has_window)
         self._block_size = pools[0].block_size
+        self._has_one_group = len(self._groups) == 1
         self._waiting = WaitingList()
         self._cache = PrefixCache(self._groups, self._waiting.push)
         self._running: list[Choice] = []
@@ -170,20 +177,27 @@ class Scheduler:
         Returns:
             How many tokens its blocks now have room for, at least 1.
         """
-        num_known, room = choice.num_tokens - 1, num_new_tokens
+        num_known = len(choice.prompt_token_ids) + len(choice.output_token_ids) - 1
+        room = num_new_tokens
+        if self._has_one_group and num_known + room <= len(choice.block_ids) * self._block_size:
+            return room
         for group in self._groups:
             table = group.table(choice)
-            wanted = group.pool.num_blocks_for(num_known + room) - len(table)
-            group.extend(choice, min(max(wanted, 0), group.num_spare))
-            room = min(room, len(table) * self._block_size - num_known)
+            num_lacking = num_known + room - len(table) * self._block_size
+            if num_lacking > 0:
+                wanted = group.pool.num_blocks_for(num_lacking)
+                group.extend(choice, min(wanted, group.num_spare))
+                room = min(room, len(table) * self._block_size - num_known)
         return room
 
     def advance(self, row: ScheduledRow) -> None:
         """The tokens of a row were computed; called before anything is added to its output."""
-        row.choice.num_computed_tokens += row.num_tokens
-        self._cache.commit(row.choice)
+        choice = row.choice
+        choice.num_computed_tokens += row.num_tokens
+        if choice.num_computed_tokens // self._block_size > choice.num_named_blocks:
+            self._cache.commit(choice)
         for group in self._sliding:
-            group.slide(row.choice)
+            group.slide(choice)
 
     def finish(self, choice: Choice) -> None:
         """Forget a choice and release what it holds; what it computed stays cached."""
@@ -272,18 +286,22 @@ class Scheduler:
         """Rows of one token, and choices with more of them, who may give way to later ones."""
         rows: list[ScheduledRow] = []
         longer: list[Choice] = []
+        has_one_group, block_size = self._has_one_group, self._block_size
         # Best first: a victim is always behind the choice that needs its blocks.
         for choice in tuple(self._running):
-            if choice.slot is None or choice.is_paused:
+            num_output_tokens = len(choice.output_token_ids)
+            if choice.slot is None or num_output_tokens >= choice.lease_tokens:  # it is paused
                 continue
+            num_tokens = len(choice.prompt_token_ids) + num_output_tokens
+            has_blocks = has_one_group and len(choice.block_ids) * block_size >= num_tokens
             # More than one token waits where a grammar forced some; a prompt has its blocks, but
             # behind a window another one may have taken what it freed.
-            if not self._grow(choice):
+            if not (has_blocks or self._grow(choice)):
                 continue
-            num_tokens = choice.num_uncomputed_tokens
-            if num_tokens == 1:
-                rows.append(ScheduledRow(choice, 1))
-            elif num_tokens > 1:
+            num_uncomputed = num_tokens - choice.num_computed_tokens
+            if num_uncomputed == 1:
+                rows.append(ScheduledRow(choice, 1, num_output_tokens < choice.plain_until))
+            elif num_uncomputed > 1:
                 longer.append(choice)
         return rows, longer
 

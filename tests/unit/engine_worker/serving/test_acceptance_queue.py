@@ -203,7 +203,15 @@ def test_the_steps_thread_reads_no_token_of_an_earlier_attempt(
         threads.append(threading.current_thread())
         return push(text, choice, is_complete=is_complete)
 
+    plain_text = ChoiceOutput.plain_text
+
+    def watched_plain(choice: ChoiceOutput, token_ids: Sequence[int]) -> Any:
+        found = plain_text(choice, token_ids)
+        threads.extend([threading.current_thread()] * len(token_ids) if found else [])
+        return found
+
     monkeypatch.setattr(OutputText, "push", watched)
+    monkeypatch.setattr(ChoiceOutput, "plain_text", watched_plain)
     harness.handler.on_command(
         "g", generate(output_token_ids=output, sampling=plain, grammar=grammar)
     )

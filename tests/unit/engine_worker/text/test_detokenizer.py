@@ -76,6 +76,43 @@ def test_any_sequence_of_an_unknown_decoder_gives_the_text_of_the_whole(
     assert text_of(WORDPIECE, token_ids, skip) == expected
 
 
+@settings(deadline=None)
+@given(st.sampled_from([BYTE_LEVEL, SENTENCEPIECE, METASPACE]), st.data())
+def test_the_text_of_a_token_that_depends_on_no_other_is_what_pushing_it_gives(
+    tokenizer: Tokenizer, data: st.DataObject
+) -> None:
+    kept = data.draw(st.sampled_from([(), ("<|im_end|>",)]))
+    prompt = data.draw(st.sampled_from([(), (0, 65)]))
+    skips = data.draw(st.booleans())
+    pushed, left_out = (
+        tokenizer.detokenizer(prompt, skip_special_tokens=skips, keep_special_tokens=kept)
+        for _ in range(2)
+    )
+    for token_id in data.draw(st.lists(st.integers(0, tokenizer.num_tokens - 1), max_size=40)):
+        texts = left_out.texts
+        text = pushed.push(token_id)
+        if texts is not None and texts[token_id]:
+            assert text == texts[token_id]
+        else:
+            assert left_out.push(token_id) == text
+        assert left_out.is_whole == pushed.is_whole
+    assert left_out.finish() == pushed.finish()
+
+
+def test_tokens_whose_text_may_depend_on_others_have_none_of_their_own() -> None:
+    detokenizer = BYTE_LEVEL.detokenizer((), skip_special_tokens=False)
+    texts = detokenizer.texts
+    assert texts is not None
+    special = BYTE_LEVEL.encode("<|im_end|>", add_special_tokens=False)[0]
+    assert [texts[one] for one in (97, 0xC3, special, 257)] == ["a", "", "", "he"]
+    detokenizer.push(0xC3)
+    assert detokenizer.texts is None
+    detokenizer.push(0xA9)
+    assert detokenizer.texts is texts
+    assert SENTENCEPIECE.detokenizer(()).texts is None  # a space at the beginning is dropped
+    assert WORDPIECE.detokenizer(()).texts is None
+
+
 @pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, SENTENCEPIECE, METASPACE])
 def test_the_usual_decoders_are_decoded_from_a_table(tokenizer: Tokenizer) -> None:
     assert isinstance(tokenizer.detokenizer(()), ByteDetokenizer)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from msgspec import structs
 
 from engine_worker.compute.models.decoder import declare, random_weights
 from engine_worker.compute.runner.drafts import split_drafts
@@ -48,7 +49,7 @@ def look_ahead(
 ) -> StepResult:
     """One step that computes several tokens of each request."""
     works = [
-        replace(request.next_work(1), max_new_tokens=num, stop_token_ids=stop_token_ids)
+        structs.replace(request.next_work(1), max_new_tokens=num, stop_token_ids=stop_token_ids)
         for request, num in zip(requests, num_tokens, strict=True)
     ]
     return runner.run(StepBatch(tuple(works)))
@@ -118,18 +119,22 @@ def test_rows_that_cannot_look_ahead_are_refused(runner: JaxModelRunner) -> None
     (request, *_), _ = begun_and_single(runner)
     work = request.next_work(1)
     with pytest.raises(ValueError, match="samples 1 to 32"):
-        runner.run(StepBatch((replace(work, max_new_tokens=33),)))
+        runner.run(StepBatch((structs.replace(work, max_new_tokens=33),)))
     with pytest.raises(ValueError, match="without the full sampler"):
         sampling = replace(work.sampling, num_logprobs=1)
-        runner.run(StepBatch((replace(work, max_new_tokens=2, sampling=sampling),)))
+        runner.run(StepBatch((structs.replace(work, max_new_tokens=2, sampling=sampling),)))
     with pytest.raises(ValueError, match="blocks do not fit"):
         runner.run(
             StepBatch(
-                (replace(work, max_new_tokens=20, block_ids=[0, 1], window_block_ids=[0, 1]),)
+                (
+                    structs.replace(
+                        work, max_new_tokens=20, block_ids=[0, 1], window_block_ids=[0, 1]
+                    ),
+                )
             )
         )
     with pytest.raises(ValueError, match="at most 8 stop ids"):
-        runner.run(StepBatch((replace(work, stop_token_ids=tuple(range(9))),)))
+        runner.run(StepBatch((structs.replace(work, stop_token_ids=tuple(range(9))),)))
 
 
 def run_drafts(
@@ -137,7 +142,7 @@ def run_drafts(
 ) -> StepResult:
     """One step with drafts; what counts is appended."""
     works = [
-        replace(request.next_work(1), draft_token_ids=tuple(draft))
+        structs.replace(request.next_work(1), draft_token_ids=tuple(draft))
         for request, draft in zip(requests, drafts, strict=True)
     ]
     result = runner.run(StepBatch(tuple(works)))
@@ -178,8 +183,8 @@ def test_rows_that_cannot_draft_are_refused(runner: JaxModelRunner) -> None:
     requests, _ = begun_and_single(runner)
     work = requests[0].next_work(1)
     with pytest.raises(ValueError, match="drafts at most 2 tokens, not 3"):
-        runner.run(StepBatch((replace(work, draft_token_ids=(1, 2, 3)),)))
-    drafting = replace(work, draft_token_ids=(1,))
+        runner.run(StepBatch((structs.replace(work, draft_token_ids=(1, 2, 3)),)))
+    drafting = structs.replace(work, draft_token_ids=(1,))
     with pytest.raises(ValueError, match="at most 3 rows, not 4"):
         split_drafts((drafting, drafting), 3, 2)
     for changes in (
@@ -189,10 +194,16 @@ def test_rows_that_cannot_draft_are_refused(runner: JaxModelRunner) -> None:
         {"sample": False},
     ):
         with pytest.raises(ValueError, match="only decodes"):
-            runner.run(StepBatch((replace(work, draft_token_ids=(1,), **changes),)))
+            runner.run(StepBatch((structs.replace(work, draft_token_ids=(1,), **changes),)))
     with pytest.raises(ValueError, match="blocks do not fit"):
         runner.run(
-            StepBatch((replace(work, draft_token_ids=(1, 2), block_ids=[0], window_block_ids=[0]),))
+            StepBatch(
+                (
+                    structs.replace(
+                        work, draft_token_ids=(1, 2), block_ids=[0], window_block_ids=[0]
+                    ),
+                )
+            )
         )
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 import pytest
+from msgspec import structs
 
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.compute.runner.program_set import ProgramSet
@@ -40,7 +41,7 @@ def row(slot: int = 0, **changes: object) -> RowWork:
     """The whole prompt as one row that is sampled."""
     blocks = [5 * slot + block for block in BLOCKS]
     work = RowWork(slot, PROMPT, 0, blocks, True, GREEDY, window_block_ids=blocks)
-    return replace(work, **changes)  # type: ignore[arg-type]
+    return structs.replace(work, **changes)
 
 
 def run(runner: JaxModelRunner, *rows: RowWork) -> StepResult:
@@ -219,16 +220,16 @@ def test_a_row_that_wants_more_is_sampled_apart_and_the_others_in_their_step(
         return real(self, *arguments)
 
     monkeypatch.setattr(ProgramSet, "sample", sample)
-    decodes = [replace(one, token_ids=(7,), start=len(PROMPT)) for one in rows]
+    decodes = [structs.replace(one, token_ids=(7,), start=len(PROMPT)) for one in rows]
     plain = bucket_runner.run(StepBatch(tuple(decodes))).token_ids.tolist()
     assert not sampled
-    scored = replace(decodes[2], sampling=replace(decodes[2].sampling, num_logprobs=1))
+    scored = structs.replace(decodes[2], sampling=replace(decodes[2].sampling, num_logprobs=1))
     result = bucket_runner.run(StepBatch((*decodes[:2], scored, decodes[3])))
     assert result.token_ids.tolist() == plain
     assert set(result.logprobs) == {2}
     assert sampled == [[2]]
     # The others go on for several tokens; it has its one.
-    ahead = [replace(one, max_new_tokens=3) for one in decodes]
+    ahead = [structs.replace(one, max_new_tokens=3) for one in decodes]
     result = bucket_runner.run(StepBatch((*ahead[:2], scored, ahead[3])))
     assert result.token_ids.tolist() == plain
     assert {index: len(more) for index, more in result.more_token_ids.items()} == {0: 2, 1: 2, 3: 2}

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from msgspec import structs
 
 from engine_worker.compute.backends.kv_layout import LayerStates
 from engine_worker.compute.models.decoder import DecoderWeights
@@ -105,7 +106,7 @@ def decode_row(request: RunnerRequest, start: int, **more: object) -> RowWork:
     token_ids = (request.token_ids[start],)
     blocks = request.block_ids
     row = RowWork(request.slot, token_ids, start, blocks, True, GREEDY, window_block_ids=blocks)
-    return replace(row, **more)  # type: ignore[arg-type]
+    return structs.replace(row, **more)
 
 
 @pytest.mark.parametrize("chunk", [long(32), 8, 7, long(1)])

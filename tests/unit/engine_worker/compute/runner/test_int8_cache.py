@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from msgspec import structs
 
 from engine_worker.compute.backends.choice import (
     BackendName,
@@ -133,7 +134,7 @@ def test_draft_tokens_change_nothing_whether_they_are_right_or_not(
     generate(runner, request, 1)
     drafted = expected[1 : 1 + num_right] + [63 - expected[1 + num_right]] * (2 - num_right)
     work = request.next_work(1)
-    batch = StepBatch((replace(work, draft_token_ids=tuple(drafted)),))
+    batch = StepBatch((structs.replace(work, draft_token_ids=tuple(drafted)),))
     result = runner.run(batch)
     tokens = [int(result.token_ids[0]), *result.more_token_ids.get(0, ())]
     assert tokens == expected[1 : 2 + num_right]

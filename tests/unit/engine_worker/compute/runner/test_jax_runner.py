@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from msgspec import structs
 
 from engine_worker.compute.models.decoder import DecoderWeights
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
@@ -268,7 +269,7 @@ def test_a_row_beyond_the_limits_is_refused_before_anything_is_computed(
     row = RowWork(0, (1, 2), 0, (3,), True, GREEDY, window_block_ids=(3,))
     before = runner.state
     with pytest.raises(ValueError, match=message):
-        runner.run(StepBatch((replace(row, **change),)))  # type: ignore[arg-type]
+        runner.run(StepBatch((structs.replace(row, **change),)))
     assert runner.state is before
 
 

@@ -1,9 +1,9 @@
 """Which prompts of a step are predicted to be cheaper together."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from engine_worker.compute.runner.buckets import Bucket, Buckets, choose_buckets
 from engine_worker.compute.runner.prompt_calls import Chunk, groups_of, prompt_calls
@@ -126,7 +126,7 @@ def first(keys: Sequence[Bucket]) -> Bucket:
 
 def test_a_prompt_whose_tokens_are_scored_is_computed_alone() -> None:
     rows = works(24, 24, 24)
-    rows[1] = replace(rows[1], scored_token_ids=(1,) * 23)
+    rows[1] = structs.replace(rows[1], scored_token_ids=(1,) * 23)
     calls = list(prompt_calls(buckets(skips_padding=True), first, rows, range(3)))
     assert calls == [(SOME, [0, 2]), (Bucket(1, 32), [1])]
 

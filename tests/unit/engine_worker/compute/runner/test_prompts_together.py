@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from msgspec import structs
 
 from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.models.decoder import DecoderWeights
@@ -212,7 +213,7 @@ def test_a_prompt_that_goes_on_from_cached_blocks_of_another_is_among_them(
 
 def row_of(request: RunnerRequest, **more: object) -> RowWork:
     row = request.next_work(BLOCK_SIZE)
-    return replace(row, **more)  # type: ignore[arg-type]
+    return structs.replace(row, **more)
 
 
 def run(runner: JaxModelRunner, *rows: RowWork) -> StepResult:

@@ -1,12 +1,14 @@
 """Steps that were begun before they were asked for give the tokens of those that were not."""
 
 import random
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
 import pytest
+from msgspec import structs
 
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.compute.runner.programs import ProgramOutput
@@ -14,7 +16,7 @@ from engine_worker.compute.runner.run_ahead import RunAhead, following
 from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
 from engine_worker.core.choice.cache_group import NO_BLOCK
 from engine_worker.core.choice.score_pack import ScoredTexts, packs_of
-from engine_worker.core.choice.token_mask import allow_all, allow_only
+from engine_worker.core.choice.token_mask import MaskWords, allow_all, allow_only
 from engine_worker.core.engine import Engine
 from protocol.wire.messages import Finished, SamplingParams
 from tests.fakes.runner_requests import RunnerRequest, begin, generate, step
@@ -219,11 +221,13 @@ def test_an_engine_says_the_same_with_steps_that_were_begun_ahead(
 
 
 def test_rows_without_room_for_the_next_step_are_refused(runner: JaxModelRunner) -> None:
-    work = replace(begun(runner)[0].next_work(1), start=7, block_ids=[0], window_block_ids=[0])
+    work = structs.replace(
+        begun(runner)[0].next_work(1), start=7, block_ids=[0], window_block_ids=[0]
+    )
     with pytest.raises(ValueError, match="blocks do not fit"):
         runner.run(StepBatch((work,), next_rows=(0,)))
     with pytest.raises(ValueError, match="only rows that sample one token"):
-        runner.run(StepBatch((replace(work, sample=False),), next_rows=(0,)))
+        runner.run(StepBatch((structs.replace(work, sample=False),), next_rows=(0,)))
 
 
 ROW = RowWork(0, (7,), 20, [0, 1, 2], True, RowSampling(), window_block_ids=[3, 4, 5])
@@ -243,7 +247,7 @@ def taken(row: RowWork, *, is_apart: bool = False) -> bool:
 
 
 def test_a_begun_row_is_taken_while_its_tables_grow_and_lose_what_lies_behind_a_window() -> None:
-    row = replace(ROW, token_ids=(9,), start=21)
+    row = structs.replace(ROW, token_ids=(9,), start=21)
     blocks, window_blocks = row.block_ids, row.window_block_ids
     assert isinstance(blocks, list)
     assert isinstance(window_blocks, list)
@@ -251,25 +255,42 @@ def test_a_begun_row_is_taken_while_its_tables_grow_and_lose_what_lies_behind_a_
     window_blocks[0] = NO_BLOCK
     assert taken(row)
     # Other lists are those of a choice that began anew, whatever is in them.
-    assert not taken(replace(row, block_ids=list(blocks)))
-    assert not taken(replace(row, window_block_ids=list(window_blocks)))
+    assert not taken(structs.replace(row, block_ids=list(blocks)))
+    assert not taken(structs.replace(row, window_block_ids=list(window_blocks)))
 
 
 def test_a_begun_row_is_not_taken_for_anything_else() -> None:
-    row = replace(ROW, token_ids=(9,), start=21)
-    masked = replace(row, pending_mask=lambda: allow_all(64))
+    row = structs.replace(ROW, token_ids=(9,), start=21)
+    masked = structs.replace(row, pending_mask=lambda: allow_all(64))
     for other in (
-        replace(row, token_ids=(8,)),
-        replace(row, start=22),
-        replace(row, slot=1),
-        replace(row, sampling=RowSampling(seed=3)),
-        replace(row, max_new_tokens=2),
+        structs.replace(row, token_ids=(8,)),
+        structs.replace(row, start=22),
+        structs.replace(row, slot=1),
+        structs.replace(row, sampling=RowSampling(seed=3)),
+        structs.replace(row, max_new_tokens=2),
         masked,
     ):
         assert not taken(other)
     # It was begun without its sample, so whatever decides it may have come since.
     assert taken(masked, is_apart=True)
     assert taken(row, is_apart=True)
+
+
+class Matcher:
+    """What a grammar's masks are made with; large."""
+
+    def mask(self) -> MaskWords:
+        return allow_all(64)
+
+
+def test_the_grammar_of_a_row_that_was_begun_is_not_kept() -> None:
+    """That of an answer that had ended stayed in memory for as long as no step followed."""
+    matcher, ahead = Matcher(), RunAhead()
+    is_there = weakref.ref(matcher)
+    begun = following(structs.replace(ROW, pending_mask=matcher.mask))
+    ahead.keep(ProgramOutput(jnp.array([[9]]), None), [begun], {0}, [9])
+    del matcher, begun
+    assert is_there() is None
 
 
 def decode_all(runner: JaxModelRunner, works: Sequence[RowWork], next_rows: Sequence[int]) -> Any:
@@ -305,7 +326,7 @@ def mixed_outputs(runner: JaxModelRunner, next_rows: Sequence[int]) -> list[Any]
                 # Every other token, by the one before it.
                 vocab_size = runner.backend.spec.vocab_size
                 allowed = allow_only(range(work.token_ids[-1] % 2, 60, 2), vocab_size)
-                work = replace(work, pending_mask=lambda mask=allowed: mask)  # type: ignore[misc]
+                work = structs.replace(work, pending_mask=lambda mask=allowed: mask)  # type: ignore[misc]
             works.append(work)
         result = decode_all(runner, works, [i for i in next_rows if i < len(works)])
         scores += [round(one.logprob, 4) for one in result.logprobs.values()]

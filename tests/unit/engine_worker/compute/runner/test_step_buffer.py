@@ -1,9 +1,12 @@
 """A decode's inputs, written where they changed, are those that are packed afresh."""
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from engine_worker.compute.runner.buckets import Bucket
 from engine_worker.compute.runner.limits import RowLimits
@@ -11,6 +14,7 @@ from engine_worker.compute.runner.packing import PackedLayout
 from engine_worker.compute.runner.step_buffer import StepBuffer
 from engine_worker.core.choice.batch import RowSampling, RowWork
 from engine_worker.core.choice.cache_group import NO_BLOCK, CacheGroup
+from engine_worker.core.choice.token_mask import MaskWords, allow_all
 
 LAYOUT = PackedLayout(Bucket(4, 1), table_width=6, num_slots=4, padding_blocks=(99,))
 SAMPLINGS = (RowSampling(), RowSampling(temperature=0.5, seed=7, min_p=0.1), RowSampling(top_k=3))
@@ -40,16 +44,19 @@ def rows_of(draw: st.DrawFn, tables: dict[int, list[int]]) -> list[RowWork]:
             table.append(draw(st.integers(0, 98)))
         elif change == "another":
             table = tables[slot] = draw(st.lists(st.integers(0, 98), min_size=1, max_size=6))
+        # What is plain is alike in every step in which it is.
+        is_plain = draw(st.booleans())
         rows.append(
             RowWork(
                 slot,
                 (draw(st.integers(-1, 50)),),
                 draw(st.integers(0, 30)),
                 table,
-                draw(st.booleans()),
-                draw(st.sampled_from(SAMPLINGS)),
+                is_plain or draw(st.booleans()),
+                SAMPLINGS[slot % 3] if is_plain else draw(st.sampled_from(SAMPLINGS)),
                 max_new_tokens=draw(st.integers(1, 3)),
-                stop_token_ids=draw(st.sampled_from(STOPS)),
+                stop_token_ids=STOPS[slot % 3] if is_plain else draw(st.sampled_from(STOPS)),
+                is_plain=is_plain,
             )
         )
     return rows
@@ -88,6 +95,28 @@ def test_a_step_reads_one_block_of_a_context_that_it_knows() -> None:
     blocks.append(300)
     step(6010)
     assert blocks.num_read == 9 + 3  # and the new one, by the check and by the vector
+
+
+def test_rows_that_move_up_are_not_read_again() -> None:
+    layout = PackedLayout(Bucket(4, 1), table_width=64, num_slots=4, padding_blocks=(999,))
+    buffer = StepBuffer(layout)
+    tables = [CountedIds(range(100 * slot, 100 * slot + 50)) for slot in range(4)]
+
+    def step(*slots: int) -> int:
+        """Runs some rows in this order; how many block ids were read."""
+        rows = [RowWork(slot, (1,), 900, tables[slot], True, SAMPLINGS[1]) for slot in slots]
+        before = sum(table.num_read for table in tables)
+        packed = buffer.pack(rows)
+        num_read = sum(table.num_read for table in tables) - before
+        np.testing.assert_array_equal(packed, layout.pack(rows))
+        return num_read
+
+    assert step(0, 1, 2) == 3 * (50 + 1)
+    assert step(0, 1, 2) == 3  # in each step whether the first one was freed
+    assert step(1, 2) == 2
+    assert step(2, 1) == 2
+    assert step(3, 1) == 1 + (50 + 1)
+    assert step(1) == 1
 
 
 def test_blocks_that_were_freed_are_the_padding_block_from_then_on() -> None:
@@ -130,3 +159,48 @@ def test_a_block_that_is_out_of_range_is_refused_however_late_it_comes() -> None
     for _ in range(2):  # a refused one is not known either
         with pytest.raises(ValueError, match="block ids are 0 to 9"):
             limits.check(row)
+
+
+class Matcher:
+    """What a grammar's masks are made with; large."""
+
+    def mask(self) -> MaskWords:
+        return allow_all(64)
+
+
+def test_nothing_is_kept_of_a_row_but_what_is_compared_with_the_next() -> None:
+    """The grammar of an answer that had ended stayed in memory until its row was needed."""
+    matcher = Matcher()
+    is_there = weakref.ref(matcher)
+    buffer = StepBuffer(LAYOUT)
+    buffer.pack([RowWork(0, (1,), 3, [5], True, RowSampling(), pending_mask=matcher.mask)])
+    del matcher
+    assert is_there() is None
+
+
+def test_what_may_change_of_a_plain_row_is_checked_in_each_step() -> None:
+    limits = RowLimits(4, 4, 8, 60, (CacheGroup(10),), 8, 8)
+    blocks = [1, 2]
+
+    def check(start: int, block_ids: list[int] = blocks, **changes: object) -> None:
+        row = RowWork(0, (1,), start, block_ids, True, RowSampling(), is_plain=True)
+        limits.check(structs.replace(row, **changes))
+
+    check(12)
+    for start, changes, message in (
+        (13, {"max_new_tokens": 5}, "samples 1 to 4 tokens"),
+        (13, {"max_new_tokens": 4}, r"2 blocks do not fit a row of 17 tokens"),
+        (60, {}, "ends at 61"),
+        (-1, {}, "ends at 0"),
+        (13, {"block_ids": [*blocks, 10]}, "block ids are 0 to 9"),
+        (13, {"stop_token_ids": tuple(range(9)), "block_ids": [1, 2]}, "at most 8 stop ids"),
+        (13, {"slot": 4}, "slot 4 is not below 4"),
+        (13, {"pending_mask": lambda: allow_all(64), "block_ids": [1, 2]}, "a plain row is"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(start, **changes)  # type: ignore[arg-type]
+    blocks.append(10)
+    with pytest.raises(ValueError, match="block ids are 0 to 9"):
+        check(13)
+    blocks[-1] = 3
+    check(13, max_new_tokens=4)

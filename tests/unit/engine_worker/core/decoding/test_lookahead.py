@@ -173,8 +173,7 @@ def test_streams_of_slow_steps_go_on_for_days_and_leave_the_others_their_limit()
         SimpleNamespace(
             is_streaming=is_streaming,
             allowed_tokens=None,
-            eos_token_ids=frozenset(),
-            stop_token_ids=frozenset(),
+            ending_token_ids=(),
         )
         for is_streaming in (True, False)
     )
