@@ -150,6 +150,8 @@ class Blocks(Protocol):
 class Backend(Protocol):
     """Computes one decoder; made before its weights are loaded.
 
+    It is long because each question about a decoder is a method.
+
     Attributes:
         name: `xla` or `cpu_native`, by which it is asked for and shown.
     """

@@ -78,7 +78,7 @@ def blocks_per_turn(block_size: int, num_token_rows: int = 1) -> int:
 
 
 class XlaBackend:
-    """Implements `Backend` for every decoder and every device.
+    """Implements `Backend` for every decoder and every device, and is long because that is.
 
     Args:
         graph: The declared decoder. Its weights are taken as they are.
