@@ -128,11 +128,12 @@ def answer(tools: Mapping[str, RegisteredTool], call: Mapping[str, Any]) -> dict
     """
     tool = tools[call["name"]]
     arguments = call["arguments"]
-    wrong = best_match(Draft202012Validator(tool.parameters).iter_errors(arguments))
-    if wrong is not None:
-        place = "".join(f".{part}" for part in wrong.absolute_path)
-        return {"invalid": f"arguments{place}: {wrong.message}"[:_MAX_MESSAGE_CHARACTERS]}
     try:
+        # Also what this raises is an answer: a reference to nothing, a value that nests deep.
+        wrong = best_match(Draft202012Validator(tool.parameters).iter_errors(arguments))
+        if wrong is not None:
+            place = "".join(f".{part}" for part in wrong.absolute_path)
+            return {"invalid": f"arguments{place}: {wrong.message}"[:_MAX_MESSAGE_CHARACTERS]}
         result = tool.call(**arguments)
         if inspect.iscoroutine(result):
             result = asyncio.run(_awaited(result))

@@ -51,7 +51,7 @@ def _escaped(path: str) -> str:
 def _validator(pointer: str) -> Any:
     schema: Any = _documents[0]
     for part in pointer.split("\n"):
-        schema = schema[part]
+        schema = schema[int(part) if isinstance(schema, list) else part]
     return jsonschema_rs.Draft202012Validator({**schema, "components": _named_in(schema)})
 
 
@@ -83,7 +83,7 @@ def complaint(method: str, path: str, status: int, kind: str, body: bytes) -> st
         return f"{method} {template} {status}: no {kind} is described"
     where = "\n".join(("paths", template, method, "responses", name, "content", kind))
     if kind == EVENTS:
-        where += "\nitemSchema\nproperties\ndata\ncontentSchema"
+        where += "\nitemSchema\nproperties\ndata\nanyOf\n1\ncontentSchema"
         values = [json.loads(one) for one in data_of(body.decode()) if one != "[DONE]"]
     elif kind == "application/json" and "schema" in content[kind]:
         where += "\nschema"

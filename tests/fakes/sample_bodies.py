@@ -288,6 +288,13 @@ _MESSAGES: Final[Body] = {
                     "content": [{"type": "text", "text": "x"}],
                     "citations": {"enabled": False},
                 },
+                {
+                    "type": "document",
+                    "title": "t",
+                    "context": "c",
+                    "source": {"type": "text", "media_type": "text/plain", "data": "x"},
+                    "citations": {"enabled": False},
+                },
             ],
         },
         {

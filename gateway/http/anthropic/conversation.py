@@ -16,7 +16,7 @@ _ERROR: Final = "Error: "
 _TEXT_ONLY: Final = "models here read text"
 _REFUSED_BLOCKS: Final = frozenset(
     (
-        *("image", "document", "container_upload", "server_tool_use", "web_search_tool_result"),
+        *("image", "container_upload", "server_tool_use", "web_search_tool_result"),
         *("web_fetch_tool_result", "code_execution_tool_result", "mcp_tool_use"),
         *("mcp_tool_result", "bash_code_execution_tool_result"),
         "text_editor_code_execution_tool_result",
@@ -207,7 +207,7 @@ def _user(message: Block, where: str, called: Set[str]) -> Iterator[Block]:
         kind = block["type"]
         if kind == "tool_result":
             results.append(_result(block, path, called))
-        elif kind in ("text", "search_result"):
+        elif kind in ("text", "search_result", "document"):
             texts.append(_shown(block, path))
         else:
             raise _unexpected(kind, path)
@@ -250,7 +250,25 @@ def _shown(block: Block, path: str) -> str:
         within = _blocks(block.get("content"), f"{path}.content")
         texts = [_only_text(one, where) for where, one in within]
         return "\n".join((title, source, *texts))
+    if kind == "document":
+        return _document(block, path)
     raise _unexpected(kind, path)
+
+
+def _document(block: Block, path: str) -> str:
+    """The title of a document that is a text, what is said of it, and the text."""
+    named = [_string(block, name, path) for name in ("title", "context") if block.get(name)]
+    source, where = block.get("source"), f"{path}.source"
+    kind = source.get("type") if isinstance(source, dict) else None
+    if isinstance(source, dict) and kind == "text":
+        return "\n".join((*named, _string(source, "data", where)))
+    if isinstance(source, dict) and kind == "content":
+        within = _blocks(source.get("content"), f"{where}.content")
+        return "\n".join((*named, *(_only_text(one, at) for at, one in within)))
+    raise UnsupportedFieldError(
+        f"Invalid `{where}.type`: it must be `text` or `content`: {_TEXT_ONLY}.",
+        param=f"{where}.type",
+    )
 
 
 def _only_text(block: Block, path: str) -> str:

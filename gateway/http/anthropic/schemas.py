@@ -47,11 +47,25 @@ _NEUTRAL: Final[dict[str, Any]] = {
 
 
 _TEXTS: Final = ListOf(ByType({"text": fields("type", "text", "cache_control", "citations")}))
+# Answers cite nothing. The citations of a text are those of an earlier answer.
+_CITED: Final = {"citations": ({"enabled": False},)}
 _SHOWN: Final = {
     "text": fields("type", "text", "cache_control", "citations"),
     "tool_reference": fields("type", "tool_name", "cache_control"),
-    "search_result": fields(
-        *("type", "title", "source", "cache_control", "citations"), content=_TEXTS
+    "search_result": with_neutral(
+        fields("type", "title", "source", "cache_control", content=_TEXTS), _CITED
+    ),
+    "document": with_neutral(
+        fields(
+            *("type", "title", "context", "cache_control"),
+            source=ByType(
+                {
+                    "text": fields("type", "media_type", "data"),
+                    "content": fields("type", content=_TEXTS),
+                }
+            ),
+        ),
+        _CITED,
     ),
 }
 # Of how a call came about (`caller`, `toolset_name`) nothing depends.

@@ -439,8 +439,10 @@ def _event(data: dict[str, Any]) -> dict[str, Any]:
             "data": {
                 "type": "string",
                 "description": "JSON; of OpenAI's routes the last one is `[DONE]`.",
-                "contentMediaType": "application/json",
-                "contentSchema": data,
+                "anyOf": [
+                    {"const": "[DONE]"},
+                    {"contentMediaType": "application/json", "contentSchema": data},
+                ],
             },
         },
     }

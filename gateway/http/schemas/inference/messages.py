@@ -111,7 +111,8 @@ class ChatMessage(RequestModel):
     @model_validator(mode="after")
     def _complete_for_its_role(self) -> "ChatMessage":
         if self.role == "assistant":
-            if self.content is None and not self.tool_calls and self.refusal is None:
+            said = (self.content, self.refusal, self.reasoning_content)
+            if not self.tool_calls and all(one is None for one in said):
                 raise field_error("an assistant message needs content or tool_calls.", ".content")
         elif self.content is None and self.role != "tool":
             raise field_error(f"a {self.role} message needs content.", ".content")
@@ -224,16 +225,23 @@ def clean_tools(tools: list[dict[str, Any]], *, with_strict: bool = False) -> li
 def clean_messages(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The messages with known, non-null fields only, as an engine gets them.
 
-    Templates know parts of text alone, so a refusal becomes one, and functions alone.
+    Templates know parts of text alone, so a refusal becomes one, and functions alone. What an
+    assistant says that calls nothing is a text: a refusal, or none where it has only reasoned.
     """
-    return [
-        {
-            key: _REWRITTEN[key](value) if key in _REWRITTEN and isinstance(value, list) else value
-            for key, value in message.items()
-            if value is not None and key in ChatMessage.known_fields
-        }
-        for message in messages
-    ]
+    return [_clean_message(message) for message in messages]
+
+
+def _clean_message(message: dict[str, Any]) -> dict[str, Any]:
+    found = {
+        key: _REWRITTEN[key](value) if key in _REWRITTEN and isinstance(value, list) else value
+        for key, value in message.items()
+        if value is not None and key in ChatMessage.known_fields
+    }
+    refusal = found.pop("refusal", "")
+    is_silent = found["role"] == "assistant" and not found.get("content")
+    if is_silent and (refusal or not found.get("tool_calls")):
+        found["content"] = refusal
+    return found
 
 
 def _as_functions(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:

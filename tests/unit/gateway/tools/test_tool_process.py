@@ -1,6 +1,7 @@
 """What a process of tools finds, and how it answers calls."""
 
 import math
+import sys
 from importlib.metadata import EntryPoint
 from typing import Any
 
@@ -39,6 +40,10 @@ DECLARED: dict[str, Any] = {
     "one": ADD,
     "several": [{**ADD, "name": "other"}, {"name": "later", "call": later}],
     "odd": [{"name": "nan", "call": lambda: math.nan}, {"name": "boom", "call": lambda: 1 // 0}],
+    "unfollowed": [
+        {"name": "lost", "parameters": {"properties": {"a": {"$ref": "#/none"}}}, "call": later},
+        {"name": "endless", "parameters": {"properties": {"a": {"$ref": "#"}}}, "call": later},
+    ],
     "broken": ImportError("no such module"),
     "nameless": {"call": print},
     "uncallable": {"name": "f", "call": 1},
@@ -91,4 +96,15 @@ def test_a_call_is_checked_and_run(call: tuple[str, Any], expected: dict[str, An
 @pytest.mark.parametrize(("name", "kind"), [("boom", "ZeroDivisionError"), ("nan", "ValueError")])
 def test_what_a_tool_does_wrong_is_an_answer(name: str, kind: str) -> None:
     found = answer(load_tools(plugins("odd")), {"name": name, "arguments": {}})
+    assert found["error"]["type"] == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("lost", "_WrappedReferencingError"), ("endless", "RecursionError")]
+)
+def test_a_schema_that_cannot_be_followed_is_an_answer(name: str, kind: str) -> None:
+    arguments: dict[str, Any] = {}
+    for _ in range(sys.getrecursionlimit()):
+        arguments = {"a": arguments}
+    found = answer(load_tools(plugins("unfollowed")), {"name": name, "arguments": arguments})
     assert found["error"]["type"] == kind

@@ -127,6 +127,46 @@ def test_a_search_result_is_its_title_source_and_texts() -> None:
     assert sent({"role": "user", "content": [block]})[0]["content"] == "t\ns\na\nb"
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"),
+    [
+        ({"type": "text", "media_type": "text/plain", "data": "a\nb"}, "a\nb"),
+        ({"type": "content", "content": "a"}, "a"),
+        ({"type": "content", "content": [{"type": "text", "text": word} for word in "ab"]}, "a\nb"),
+    ],
+)
+def test_a_document_of_text_is_its_title_context_and_text(
+    source: dict[str, Any], shown: str
+) -> None:
+    block = {"type": "document", "source": source, "title": None}
+    user = {"role": "user", "content": [block, {"type": "text", "text": "why?"}]}
+    assert sent(user)[0]["content"] == f"{shown}\nwhy?"
+    user["content"] = [{**block, "title": "t", "context": "c"}]
+    assert sent(user)[0]["content"] == f"t\nc\n{shown}"
+    use = {"type": "tool_use", "id": "toolu_1", "name": "f", "input": {}}
+    result = {"type": "tool_result", "tool_use_id": "toolu_1", "content": [block]}
+    found = sent(USER, {"role": "assistant", "content": [use]}, {**USER, "content": [result]})
+    assert found[2]["content"] == shown
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "search_result", "title": "t", "source": "s", "content": []},
+        {"type": "document", "source": {"type": "content", "content": "x"}},
+    ],
+)
+def test_citations_that_are_wanted_are_told_to_be_ignored(block: dict[str, Any]) -> None:
+    for citations, told in (
+        ({"enabled": True}, ["messages[0].content[0].citations"]),
+        ({"enabled": False}, []),
+        (None, []),
+    ):
+        content = [{**block, "citations": citations}]
+        _, ignored = parsed(messages=[{"role": "user", "content": content}])
+        assert ignored == told
+
+
 def test_thinking_that_comes_back_is_reasoning_and_the_redacted_is_nothing() -> None:
     blocks = [
         {"type": "thinking", "thinking": "hm", "signature": "s"},
@@ -303,6 +343,18 @@ def block(**fields: Any) -> dict[str, Any]:
         (block(type="text"), "messages[0].content[0].text"),
         (block(type="novel"), "messages[0].content[0].type"),
         (block(type="tool_use", id="1", name="f", input={}), "messages[0].content[0].type"),
+        (
+            block(type="document", source={"type": "text", "data": 1}),
+            "messages[0].content[0].source.data",
+        ),
+        (
+            block(type="document", source={"type": "content", "content": [{"type": "image"}]}),
+            "messages[0].content[0].source.content[0].type",
+        ),
+        (
+            block(type="document", title=1, source={"type": "content", "content": ""}),
+            "messages[0].content[0].title",
+        ),
         (block(type="tool_result"), "messages[0].content[0].tool_use_id"),
         # Nothing was called.
         (
@@ -337,7 +389,12 @@ def test_what_is_wrong_is_named_in_their_words(fields: dict[str, Any], param: st
     ("fields", "param"),
     [
         (block(type="image", source={}), "messages[0].content[0].type"),
-        (block(type="document", source={}), "messages[0].content[0].type"),
+        (block(type="document", source={}), "messages[0].content[0].source.type"),
+        (block(type="document", source=None), "messages[0].content[0].source.type"),
+        (
+            block(type="document", source={"type": "base64", "data": "eA=="}),
+            "messages[0].content[0].source.type",
+        ),
         ({"container": "c"}, "container"),
         ({"mcp_servers": [{}]}, "mcp_servers"),
     ],

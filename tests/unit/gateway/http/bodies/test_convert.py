@@ -23,6 +23,7 @@ OFFER = EngineOffer(
     reasoning_format="think",
 )
 TOOL = {"type": "function", "function": {"name": "f"}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def chat(**fields: Any) -> GenerationJob:
@@ -35,6 +36,26 @@ def completion(**fields: Any) -> GenerationJob:
     body = {"model": "m", "prompt": "x", **fields}
     request, _ = parse_completion_body(json.dumps(body).encode())
     return completion_job(request, make_seed=lambda: 42)
+
+
+@pytest.mark.parametrize(
+    ("message", "sent"),
+    [
+        # As OpenAI's API answers.
+        ({"content": None, "refusal": "no"}, {"content": "no"}),
+        ({"content": "x", "refusal": "no"}, {"content": "x"}),
+        # As other servers answer where the reasoning used all tokens.
+        ({"content": None, "reasoning_content": "r"}, {"content": "", "reasoning_content": "r"}),
+        ({"content": None, "tool_calls": [CALL]}, {"tool_calls": [CALL]}),
+    ],
+)
+def test_what_an_assistant_says_that_calls_nothing_is_a_text(
+    message: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    user = {"role": "user", "content": "x"}
+    made = chat(messages=[user, {"role": "assistant", **message}, user])
+    said = json.loads(made.prepares[0].messages_json or "")[1]
+    assert said == {"role": "assistant", **sent}
 
 
 def test_a_seed_is_always_set() -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from gateway.http import routes
 from gateway.http.access.guard import GuardedRoute
-from gateway.http.openapi import answers, errors
+from gateway.http.openapi import answers, document, errors
 from gateway.http.openapi.shapes import TEXT, WHOLE, absent_or, record
 
 SCHEMAS = answers.SCHEMAS | errors.SCHEMAS
@@ -117,3 +117,11 @@ def test_a_record_says_which_of_its_fields_may_be_absent() -> None:
         "required": ["a"],
         "additionalProperties": False,
     }
+
+
+def test_the_data_of_an_event_is_json_or_the_word_of_the_end() -> None:
+    data = document._event({"type": "object"})["properties"]["data"]
+    end, event = data["anyOf"]
+    assert end == {"const": "[DONE]"}
+    assert event == {"contentMediaType": "application/json", "contentSchema": {"type": "object"}}
+    assert not data.keys() & event.keys()
