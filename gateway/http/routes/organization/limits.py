@@ -188,6 +188,7 @@ async def _budgets(request: Request, project_id: str, name: str) -> list[Resourc
         if isinstance(budget.settings, LimitSettings)
         and budget.settings.name == name
         and _is_of_a_month(budget.settings)
+        and budget.settings.is_hard == (name == LIMIT_NAME)
     ]
 
 
