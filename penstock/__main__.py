@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # It may hold a server's words, or an argument's.
         sys.stderr.write(f"penstock: {visible(error.message)}\n")
         sys.exit(getattr(error, "exit_code", 1))
+    except UnicodeEncodeError as error:
+        # An argument's odd bytes are well in a path, but not in what is sent.
+        sys.stderr.write(f"penstock: '{visible(error.object[:80])}' is no text in UTF-8.\n")
+        sys.exit(2)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         sys.stderr.write(f"penstock: {visible(f'{where}{error.strerror or error}')}\n")

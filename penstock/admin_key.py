@@ -20,15 +20,17 @@ def make_admin_key(path: Path) -> bool:
         Whether a key was made.
 
     Raises:
-        CommandError: The file can't be written, or it is there and empty.
+        CommandError: The file can't be written, or it is there and empty, or a folder.
     """
-    # Of this process alone: another one that makes a key at the same time has its own.
-    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     try:
+        if path.is_dir():
+            raise CommandError(f"{path} is a folder; name a file for the admin key.")
         if path.exists():
             if path.stat().st_size == 0:
                 raise CommandError(f"{path} is empty; remove it to have an admin key made.")
             return False
+        # Of this process alone: another one that makes a key at the same time has its own.
+        fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -36,7 +38,11 @@ def make_admin_key(path: Path) -> bool:
                 file.write(f"psk-{secrets.token_urlsafe(_NUM_RANDOM_BYTES)}\n")
                 file.flush()
                 os.fsync(descriptor)
-            fresh.replace(path)
+            path.hardlink_to(fresh)
+        except FileExistsError:
+            if not path.exists():
+                raise  # a link to nowhere
+            return False  # the other one's, which may be in use
         finally:
             fresh.unlink(missing_ok=True)
         sync_folder(path.parent)

@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import httpx
 
-from penstock.config import URL
+from penstock.config import URL, expanded
 from penstock.errors import ServerError, UsageError
 
 _KEY = re.compile(r"[\x21-\x7e]+")
@@ -32,7 +32,8 @@ def read_admin_key(key_file: Path | None, data_dir: Path) -> str:
     if from_environment and key_file is None:
         return from_environment
     from_file = os.environ.get("PENSTOCK_ADMIN_KEY_FILE")
-    path = key_file or (Path(from_file) if from_file else data_dir / "admin.key")
+    named = expanded(from_file, "PENSTOCK_ADMIN_KEY_FILE") if from_file else data_dir / "admin.key"
+    path = key_file or named
     try:
         key = path.read_text(encoding="utf-8").strip()
     except FileNotFoundError:

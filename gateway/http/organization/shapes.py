@@ -250,13 +250,14 @@ def is_rate_limit(limit: LimitSettings, measure: str, window: str, model: str) -
 
 
 def rate_limit(model: str, limits: Iterable[LimitSettings]) -> dict[str, Any]:
-    """What a team may ask of one model; `NO_LIMIT` where there is none, of a day null."""
+    """The tightest that holds for a team and one model; `NO_LIMIT` without, of a day null."""
     figures: dict[str, int | None] = dict.fromkeys(RATE_FIELDS)
     figures |= dict.fromkeys(_RATES_OF_EVERY_MODEL, NO_LIMIT)
     for limit in limits:
         for name, (measure, window) in RATE_FIELDS.items():
             if is_rate_limit(limit, measure, window, model):
-                figures[name] = limit.amount
+                known = figures[name]
+                figures[name] = limit.amount if known is None else min(limit.amount, known)
     return {
         "object": "project.rate_limit",
         "id": f"{RATE_LIMIT_PREFIX}{model}",

@@ -292,8 +292,8 @@ def test_a_key_whose_user_or_team_keeps_it_from_something_is_revoked_on_the_way_
         ("of a team", "user", "", "left"): True,
         ("of no team there", "user", "", "gone"): False,
     }
-    for name, role, user_id, team_id in belongs:
-        key = stored_key(name, f"psk-{name}", role=role, user_id=user_id, team_id=team_id)
+    for name, own_role, user_id, team_id in belongs:
+        key = stored_key(name, f"psk-{name}", role=own_role, user_id=user_id, team_id=team_id)
         store.apply([AddKey(key, audit)])
     store.close()
     with writing(tmp_path / DATABASE_NAME) as connection:

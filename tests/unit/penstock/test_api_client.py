@@ -104,6 +104,10 @@ def test_the_admin_key_comes_from_environment_then_file(
     monkeypatch.setenv("PENSTOCK_ADMIN_KEY", "psk-environment")
     assert read_admin_key(None, tmp_path) == "psk-environment"
     assert read_admin_key(tmp_path / "admin.key", tmp_path) == "psk-file"
+    monkeypatch.delenv("PENSTOCK_ADMIN_KEY")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PENSTOCK_ADMIN_KEY_FILE", "~/secret")
+    assert read_admin_key(None, tmp_path) == "psk-secret"
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"two words", b"\xff\xfe", b"psk-a\npsk-b"])

@@ -86,3 +86,13 @@ def test_a_name_that_no_file_can_have_is_one_line_and_exit_code_1(
     assert code == 1
     assert err.count("\n") == 1
     assert "File name too long" in err
+
+
+@pytest.mark.parametrize("arguments", [("keys", "show", "a\udcff"), ("usage", "--key", "a\udcff")])
+def test_bytes_that_are_no_text_are_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """As a shell passes them on, where they were copied from a file of another encoding."""
+    monkeypatch.setenv("PENSTOCK_ADMIN_KEY", "psk-x")
+    code, err = run(capsys, *arguments)
+    assert (code, err) == (2, "penstock: 'a\\udcff' is no text in UTF-8.\n")

@@ -1,6 +1,7 @@
 """What containers run once before a deployment starts: keys, the first admin key, weights."""
 
 import os
+import secrets
 import stat
 import threading
 from pathlib import Path
@@ -57,6 +58,36 @@ def test_an_admin_key_that_is_cut_off_leaves_neither_half_a_key_nor_a_draft(
             make_admin_key(tmp_path / "admin.key")
     assert list(tmp_path.iterdir()) == []
     assert make_admin_key(tmp_path / "admin.key")
+
+
+def test_two_that_make_an_admin_key_at_once_make_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "admin.key"
+    make = secrets.token_urlsafe
+    made: list[bool] = []
+
+    def make_beside_another(num_bytes: int) -> str:
+        monkeypatch.setattr("penstock.admin_key.secrets.token_urlsafe", make)
+        made.append(make_admin_key(path))
+        return "late"
+
+    monkeypatch.setattr("penstock.admin_key.secrets.token_urlsafe", make_beside_another)
+    assert not make_admin_key(path)
+    assert made == [True]
+    assert weakness_of(path.read_text().strip()) is None
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["", "folder", "nowhere"])
+def test_an_admin_key_goes_into_a_file_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "is-not")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CommandError, match="is a folder|File exists"):
+        make_admin_key(Path(name))
 
 
 def test_keygen_makes_everything_once_and_says_so(tmp_path: Path) -> None:

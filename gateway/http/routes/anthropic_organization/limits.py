@@ -77,6 +77,8 @@ async def change_workspace_rate_limit(
 ) -> Response:
     """Set limits of a workspace for one model, or take them away with null."""
     body = await body_of(request, WorkspaceRateLimitRequest)
+    if len({wanted.type for wanted in body.limits}) < len(body.limits):
+        raise InvalidRequestError("`limits` takes each type once.", param="limits")
     model = parts_of(request).names.served(shapes.model_of_rate_limit(rate_limit_id))
     known = await rate_resources(request, workspace_id)
     for wanted in body.limits:

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from inspect import Signature, signature
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from fastapi import APIRouter, Request, Response
 
@@ -126,6 +126,8 @@ async def set_rate_limit(
 ) -> None:
     """Set a limit of a team for one model alone, or take it away.
 
+    Of several, as administrators may make elsewhere, one is left: the others would hold beside it.
+
     Args:
         request: Of an administrator.
         team_id: Whose it is.
@@ -152,10 +154,12 @@ async def set_rate_limit(
         window=window,  # type: ignore[arg-type]
         models=(model,),
     )
-    if same:
-        await change(request, "limit", same[0].resource_id, ("amount",), settings)
-    else:
+    if not same:
         await make(request, "limit", settings)
+        return
+    await change(request, "limit", same[0].resource_id, ("amount",), settings)
+    for resource in same[1:]:
+        await delete(request, "limit", resource.resource_id)
 
 
 async def rate_resources(request: Request, project_id: str) -> list[tuple[Resource, LimitSettings]]:
@@ -188,6 +192,7 @@ async def _budgets(request: Request, project_id: str, name: str) -> list[Resourc
         if isinstance(budget.settings, LimitSettings)
         and budget.settings.name == name
         and _is_of_a_month(budget.settings)
+        and budget.settings.is_hard == (name == LIMIT_NAME)
     ]
 
 
@@ -217,7 +222,7 @@ def _kind(project_id: str) -> str:
 
 async def get_spend_limit(request: Request, project_id: str = "") -> Response:
     """The hard budget of a month."""
-    (budget,) = await _the_limit(request, project_id)
+    budget = (await _the_limits(request, project_id))[0]
     return admin_json(shapes.spend_limit(budget, _kind(project_id)))
 
 
@@ -230,21 +235,24 @@ async def set_spend_limit(request: Request, project_id: str = "") -> Response:
         budget = await change(request, "budget", known[0].resource_id, ("amount",), settings)
     else:
         budget = await make(request, "budget", settings)
+    for other in known[1:]:  # they would hold beside it
+        await delete(request, "budget", other.resource_id)
     return admin_json(shapes.spend_limit(budget, _kind(project_id)))
 
 
 async def delete_spend_limit(request: Request, project_id: str = "") -> Response:
     """Take the hard budget of a month away."""
-    for budget in await _the_limit(request, project_id):
+    for budget in await _the_limits(request, project_id):
         await delete(request, "budget", budget.resource_id)
     return admin_json(shapes.deleted(f"{_kind(project_id)}.spend_limit"))
 
 
-async def _the_limit(request: Request, project_id: str) -> list[Resource]:
+async def _the_limits(request: Request, project_id: str) -> list[Resource]:
+    """The hard budgets of a month, the tightest first; one where all were made here in turn."""
     known = await _budgets(request, project_id, LIMIT_NAME)
     if not known:
         raise RemoteFailureError("There is no spend limit.", code=ErrorCode.NOT_FOUND)
-    return known[:1]
+    return sorted(known, key=lambda one: cast(LimitSettings, one.settings).amount)
 
 
 async def list_spend_alerts(request: Request, project_id: str = "") -> Response:

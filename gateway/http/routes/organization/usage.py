@@ -227,7 +227,8 @@ async def usage_rows(request: Request, asked: AskedUsage) -> list[UsageRow]:
         RequestTooLargeError: That would be too much.
     """
     ours = {_GROUPS[name] for name in (*asked.groups, *asked.filters)}
-    rows: list[UsageRow] = []
+    rows: dict[tuple[int | str, ...], UsageRow] = {}
+    num_read = 0
     while asked.num_buckets:
         question = bridge.read_usage(
             request.state.request_id,
@@ -237,18 +238,25 @@ async def usage_rows(request: Request, asked: AskedUsage) -> list[UsageRow]:
             until_s=asked.next_s,
             bucket=asked.width.bucket,
             group_by=cast("tuple[UsageGroup, ...]", (*sorted(ours), "endpoint")),
-            skip=len(rows),
+            skip=num_read,
             limit=_PAGE,
         )
         found = await parts_of(request).auth.administer(question, UsageFound)
-        rows += found.rows
+        # Whoever is new among them moves those after it on, and the last one comes again.
+        rows.update((_place(row), row) for row in found.rows)
+        num_read += len(found.rows)
         if not found.has_more:
-            return rows
-        if len(rows) >= _MAX_ROWS:
+            break
+        if num_read >= _MAX_ROWS:
             raise RequestTooLargeError(
                 f"Over {_MAX_ROWS} rows would have to be read; ask for less time, or fewer groups."
             )
-    return rows
+    return list(rows.values())
+
+
+def _place(row: UsageRow) -> tuple[int | str, ...]:
+    """Of what a row is, which no other one is."""
+    return (row.begins_at, row.endpoint, *(getattr(row, name) for name in _FIELD_OF.values()))
 
 
 def buckets_of(
