@@ -199,6 +199,7 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     Instructions at the beginning (of the system and the developer) always become one message:
     models know one.
     """
+    messages = _with_names(messages)
     if not rules.tools:
         messages = _without_calls(messages)
     shaped_messages = [_shaped_message(message, rules) for message in messages]
@@ -227,28 +228,36 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     return shaped_messages
 
 
+def _with_names(messages: list[JsonObject]) -> list[JsonObject]:
+    """Results with the names of their tools, which some templates show; clients send ids alone."""
+    names: dict[str, str] = {}
+    changed = []
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            names[call.get("id") or ""] = call["function"]["name"]
+        name = names.get(message.get("tool_call_id") or "")
+        if message["role"] == "tool" and name and not message.get("name"):
+            message = {**message, "name": name}
+        changed.append(message)
+    return changed
+
+
 def _without_calls(messages: list[JsonObject]) -> list[JsonObject]:
     """Calls as texts of the assistant, and their results as texts of the user.
 
     A result keeps the id of its call, which says that a tool wrote the text.
     """
-    names: dict[str | None, str] = {}
     changed = []
     for message in messages:
         if message.get("tool_calls"):
-            calls = []
-            for call in message["tool_calls"]:
-                name, arguments = call["function"]["name"], call["function"]["arguments"]
-                names[call.get("id")] = name
-                calls.append(f"{name}({arguments_as_string(arguments)})")
+            functions = [call["function"] for call in message["tool_calls"]]
+            calls = [f"{one['name']}({arguments_as_string(one['arguments'])})" for one in functions]
             texts = [message["content"] or "", "\n".join(calls)]
             message = {key: value for key, value in message.items() if key != "tool_calls"}
             message["content"] = _BETWEEN.join(filter(None, texts))
         elif message["role"] == "tool":
-            call_id = message.get("tool_call_id")
-            name = names.get(call_id) or message.get("name") or "tool"
-            text = f"Result of {name}: {message['content'] or ''}"
-            message = {"role": "user", "content": text, "tool_call_id": call_id}
+            text = f"Result of {message.get('name') or 'a tool'}: {message['content'] or ''}"
+            message = {"role": "user", "content": text, "tool_call_id": message.get("tool_call_id")}
         changed.append(message)
     return changed
 

@@ -392,6 +392,24 @@ def test_the_user_may_speak_right_after_results_of_tools(takes_empty: bool) -> N
     )
 
 
+def test_a_result_has_the_name_of_its_tool_where_the_client_gave_the_id_alone() -> None:
+    """Olmo 3's shows it."""
+    source = (
+        "{% for m in messages %}<{{ m.role }}{% if m.name is defined %} {{ m.name }}{% endif %}>"
+        "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}"
+        "{% endfor %}"
+    )
+    text = rendered(
+        source,
+        say("user", "?"),
+        say("assistant", "", tool_calls=[call("{}"), call("{}", "c2", "g")]),
+        say("tool", "of g", tool_call_id="c2"),
+        say("tool", "of f", tool_call_id="call_1", name="named"),
+        say("tool", "of none", tool_call_id="c3"),
+    )
+    assert text == "<user>?<assistant>fg<tool g>of g<tool named>of f<tool>of none"
+
+
 @pytest.mark.parametrize("source", [ALTERNATING, DROPS_LATER_SYSTEM])
 def test_calls_and_results_are_texts_where_the_template_knows_no_tools(source: str) -> None:
     """Gemma's refuse the role, those of Phi 3 and Llama 2 leave such messages out."""
