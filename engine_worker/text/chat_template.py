@@ -17,7 +17,7 @@ from engine_worker.errors import (
 )
 from engine_worker.text.chat_messages import JsonObject
 from engine_worker.text.control_tokens import ControlTokens, Rendered
-from engine_worker.text.history import HistoryRules, probe_rules, shaped
+from engine_worker.text.history import HistoryRules, probe_rules, shaped, shows_calls
 from engine_worker.text.template_renderer import (
     MAX_COMPUTE_S,
     RENDERER,
@@ -52,6 +52,15 @@ _TIME_MACRO = "{%- macro strftime_now(format) -%}{{- penstock_times[format] -}}{
 # Bounded, because a client's template may be full of them.
 _TIME_FORMAT = re.compile(r"""(["'])([^"'%\n]{0,128}%[^"'\n]{0,128})\1""")
 _NULL_CONTENT = re.compile(r"""content(["']\])?\s+is\s+(not\s+)?none""", re.IGNORECASE)
+
+_PROBE_TOOL_UNDESCRIBED: JsonObject = {
+    "type": "function",
+    "function": {"name": "penstock_probe", "parameters": {}},
+}
+_PROBE_TOOL: JsonObject = {
+    "type": "function",
+    "function": {"name": "penstock_probe", "description": "", "parameters": {}},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,27 +327,26 @@ class ChatTemplate:
             developer="developer" in source,
             null_content=wants_null_content,
             argument_objects=not wants_text,
+            call_tags="<tool_call>" in source,
         )
         if "tools" in source:
             template = self._with_rules_of_tools(template)
         if template.knows_tools:
-            # It may show results only where there are tools.
-            rules = replace(rules, tools=True)
+            # It may show them only where there are tools.
+            seen = replace(rules, calls="shown", results=True)
+            is_shown = shows_calls(lambda one: self._try(template, one, [_PROBE_TOOL]), seen)
+            rules = seen if is_shown else replace(rules, results=True)
         return replace(template, rules=rules)
 
     def _with_rules_of_tools(self, template: _Template) -> _Template:
         """Whether tools make a difference to a short conversation, and what they need."""
         question = [{"role": "user", "content": "?"}]
-        bare = {"name": "penstock_probe", "parameters": {}}
-
-        def render(function: JsonObject) -> str | None:
-            return self._try(template, question, [{"type": "function", "function": function}])
-
-        described = render({**bare, "description": ""})
+        described = self._try(template, question, [_PROBE_TOOL])
         return replace(
             template,
             knows_tools=described is None or described != self._try(template, question),
-            needs_descriptions=described is not None and render(bare) is None,
+            needs_descriptions=described is not None
+            and self._try(template, question, [_PROBE_TOOL_UNDESCRIBED]) is None,
         )
 
     def _try(

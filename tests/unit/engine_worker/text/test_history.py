@@ -421,12 +421,27 @@ def test_calls_and_results_are_texts_where_the_template_knows_no_tools(source: s
         say("tool", None, tool_call_id="x", name="g"),
         say("user", "So?"),
     )
-    called = 'I look.\n\nf({"city": "Oslo"})\ng({})'
+    called = 'I look.\nf({"city": "Oslo"})\ng({})'
     results = ["Result of f: warm", "Result of g: ", "So?"]
     if source is ALTERNATING:
         assert text == f"<user>?<model>{called}<user>" + "\n\n".join(results)
     else:
         assert text == "<user>".join([f"<user>?<assistant>{called}", *results])
+
+
+@pytest.mark.parametrize("tells_tags", [False, True])
+def test_calls_are_text_where_the_template_shows_results_alone(tells_tags: bool) -> None:
+    """SmolLM3's expects them in the content."""
+    source = (
+        "{% if tools %}{{ tools | length }} tools{% endif %}{# <tool_call> #}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    source = source if tells_tags else source.replace("{# <tool_call> #}", "")
+    asked = say("assistant", None, tool_calls=[call('{"city": "Oslo"}')])
+    text = rendered(source, say("user", "?"), asked, say("tool", "warm", tool_call_id="call_1"))
+    called = '<tool_call>\n{"name": "f", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    called = called if tells_tags else 'f({"city": "Oslo"})'
+    assert text == f"<user>?<assistant>{called}<tool>warm"
 
 
 def test_a_system_message_alone_is_the_question_where_the_template_would_lose_it() -> None:
