@@ -17,7 +17,7 @@ from engine_worker.errors import (
 )
 from engine_worker.text.chat_messages import JsonObject
 from engine_worker.text.control_tokens import ControlTokens, Rendered
-from engine_worker.text.history import HistoryRules, probe_rules, shaped
+from engine_worker.text.history import HistoryRules, probe_rules, shaped, shows_calls
 from engine_worker.text.template_renderer import (
     MAX_COMPUTE_S,
     RENDERER,
@@ -53,14 +53,28 @@ _TIME_MACRO = "{%- macro strftime_now(format) -%}{{- penstock_times[format] -}}{
 _TIME_FORMAT = re.compile(r"""(["'])([^"'%\n]{0,128}%[^"'\n]{0,128})\1""")
 _NULL_CONTENT = re.compile(r"""content(["']\])?\s+is\s+(not\s+)?none""", re.IGNORECASE)
 
+_PROBE_TOOL_UNDESCRIBED: JsonObject = {
+    "type": "function",
+    "function": {"name": "penstock_probe", "parameters": {}},
+}
+_PROBE_TOOL: JsonObject = {
+    "type": "function",
+    "function": {"name": "penstock_probe", "description": "", "parameters": {}},
+}
+
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """One template's source, what it knows, and which messages it can take."""
+    """One template's source, what it knows, and which messages it can take.
+
+    Attributes:
+        needs_descriptions: It refuses tools without a description.
+    """
 
     source: str
     time_formats: tuple[str, ...]
     knows_tools: bool
+    needs_descriptions: bool
     escapes: bool
     is_ours: bool
     rules: HistoryRules
@@ -160,6 +174,10 @@ class ChatTemplate:
                 "'continue_final_message' and 'add_generation_prompt' can't both be true.",
                 param="continue_final_message",
             )
+        if tools and template.needs_descriptions:
+            tools = [
+                {**tool, "function": {"description": "", **tool["function"]}} for tool in tools
+            ]
         history = shaped(messages, template.rules)
         arguments = _check_arguments(template_arguments or {})
         for name in _NEEDED_IN_TEMPLATE & arguments.keys():
@@ -276,6 +294,7 @@ class ChatTemplate:
             source=_TIME_MACRO + source if time_formats else source,
             time_formats=time_formats,
             knows_tools=False,
+            needs_descriptions=False,
             escapes="ensure_ascii" in source,
             is_ours=RENDERER.is_ours(source),
             rules=HistoryRules(),
@@ -301,14 +320,6 @@ class ChatTemplate:
             )
             return text is not None and re.search(r'"penstock_probe":\s*"1"', text) is not None
 
-        def shows_tools() -> bool:
-            """Whether a tool makes a difference, as far as a short conversation can tell."""
-            function = {"name": "penstock_probe", "description": "", "parameters": {}}
-            tool = {"type": "function", "function": function}
-            question = [{"role": "user", "content": "?"}]
-            text = self._try(template, question, [tool])
-            return text is None or text != render(question)
-
         probe = {"penstock_probe": "1"}
         wants_text = not shows_arguments(probe) and shows_arguments(json.dumps(probe))
         rules = probe_rules(
@@ -316,12 +327,27 @@ class ChatTemplate:
             developer="developer" in source,
             null_content=wants_null_content,
             argument_objects=not wants_text,
+            call_tags="<tool_call>" in source,
         )
-        knows_tools = "tools" in source and shows_tools()
-        if knows_tools:
-            # It may show results only where there are tools.
-            rules = replace(rules, tools=True)
-        return replace(template, rules=rules, knows_tools=knows_tools)
+        if "tools" in source:
+            template = self._with_rules_of_tools(template)
+        if template.knows_tools:
+            # It may show them only where there are tools.
+            seen = replace(rules, calls="shown", results=True)
+            is_shown = shows_calls(lambda one: self._try(template, one, [_PROBE_TOOL]), seen)
+            rules = seen if is_shown else replace(rules, results=True)
+        return replace(template, rules=rules)
+
+    def _with_rules_of_tools(self, template: _Template) -> _Template:
+        """Whether tools make a difference to a short conversation, and what they need."""
+        question = [{"role": "user", "content": "?"}]
+        described = self._try(template, question, [_PROBE_TOOL])
+        return replace(
+            template,
+            knows_tools=described is None or described != self._try(template, question),
+            needs_descriptions=described is not None
+            and self._try(template, question, [_PROBE_TOOL_UNDESCRIBED]) is None,
+        )
 
     def _try(
         self,

@@ -40,8 +40,9 @@ class HistoryRules:
         null_content: It asks whether the content of a call is none; otherwise that is an empty
             text.
         argument_objects: Arguments of tool calls as objects, otherwise as JSON text.
-        tools: Results of tools; otherwise these become texts of the user, and calls those of the
-            assistant.
+        calls: Calls of tools; otherwise they become text of the assistant, which is `tagged` as
+            `<tool_call>` or not.
+        results: Results of tools; otherwise they become texts of the user.
         system: A system message at the beginning; otherwise it is the user's, and goes before what
             follows of the user's.
         lone_system: A system message that nothing follows; otherwise it is the user's.
@@ -62,7 +63,8 @@ class HistoryRules:
     developer: bool = True
     null_content: bool = False
     argument_objects: bool = True
-    tools: bool = True
+    calls: Literal["shown", "tagged", "text"] = "shown"
+    results: bool = True
     system: bool = True
     lone_system: bool = True
     late_system: bool = True
@@ -81,6 +83,7 @@ def probe_rules(
     developer: bool,
     null_content: bool,
     argument_objects: bool,
+    call_tags: bool = False,
 ) -> HistoryRules:
     """Find out what a template can take.
 
@@ -89,6 +92,7 @@ def probe_rules(
         developer: See `HistoryRules`, as the next two.
         null_content: Read from its source.
         argument_objects: Found by rendering a call.
+        call_tags: It tells the model to write calls between `<tool_call>` tags.
     """
 
     def shows(*turns: tuple[str, str]) -> bool:
@@ -115,7 +119,8 @@ def probe_rules(
         developer=developer,
         null_content=null_content,
         argument_objects=argument_objects,
-        tools=_shows_results(render, known),
+        calls="shown" if shows_calls(render, known) else "tagged" if call_tags else "text",
+        results=_shows_results(render, known),
         system=takes_system,
         lone_system=shows(system),
         late_system=takes_system and shows(system, first, answer, late, second),
@@ -127,6 +132,13 @@ def probe_rules(
         several_calls=_shows_several_calls(render, known),
         text_beside_reasoning=_takes_text_beside_reasoning(render, known),
     )
+
+
+def shows_calls(render: Render, rules: HistoryRules) -> bool:
+    """Whether a call is seen in the prompt: its tool, or its id."""
+    *call, _result = shaped(_with_calls("abcdefghi"), rules)
+    text = render(call)
+    return text is not None and ("probe_f0" in text or "abcdefghi" in text)
 
 
 def _shows_results(render: Render, rules: HistoryRules) -> bool:
@@ -199,8 +211,12 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     Instructions at the beginning (of the system and the developer) always become one message:
     models know one.
     """
-    if not rules.tools:
-        messages = _without_calls(messages)
+    messages = _with_names(messages)
+    if rules.calls != "shown":
+        is_tagged = rules.calls == "tagged"
+        messages = [_with_calls_as_text(message, is_tagged=is_tagged) for message in messages]
+    if not rules.results:
+        messages = [_with_result_as_text(message) for message in messages]
     shaped_messages = [_shaped_message(message, rules) for message in messages]
     shaped_messages = _with_one_system(shaped_messages, rules)
     if not rules.lone_system and [one["role"] for one in shaped_messages] == ["system"]:
@@ -227,30 +243,41 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     return shaped_messages
 
 
-def _without_calls(messages: list[JsonObject]) -> list[JsonObject]:
-    """Calls as texts of the assistant, and their results as texts of the user.
-
-    A result keeps the id of its call, which says that a tool wrote the text.
-    """
-    names: dict[str | None, str] = {}
+def _with_names(messages: list[JsonObject]) -> list[JsonObject]:
+    """Results with the names of their tools, which some templates show; clients send ids alone."""
+    names: dict[str, str] = {}
     changed = []
     for message in messages:
-        if message.get("tool_calls"):
-            calls = []
-            for call in message["tool_calls"]:
-                name, arguments = call["function"]["name"], call["function"]["arguments"]
-                names[call.get("id")] = name
-                calls.append(f"{name}({arguments_as_string(arguments)})")
-            texts = [message["content"] or "", "\n".join(calls)]
-            message = {key: value for key, value in message.items() if key != "tool_calls"}
-            message["content"] = _BETWEEN.join(filter(None, texts))
-        elif message["role"] == "tool":
-            call_id = message.get("tool_call_id")
-            name = names.get(call_id) or message.get("name") or "tool"
-            text = f"Result of {name}: {message['content'] or ''}"
-            message = {"role": "user", "content": text, "tool_call_id": call_id}
+        for call in message.get("tool_calls") or ():
+            names[call.get("id") or ""] = call["function"]["name"]
+        name = names.get(message.get("tool_call_id") or "")
+        if message["role"] == "tool" and name and not message.get("name"):
+            message = {**message, "name": name}
         changed.append(message)
     return changed
+
+
+def _with_calls_as_text(message: JsonObject, *, is_tagged: bool) -> JsonObject:
+    if not message.get("tool_calls"):
+        return message
+    texts = [message["content"] or ""]
+    for call in message["tool_calls"]:
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        if is_tagged:
+            called = {"name": name, "arguments": arguments_as_object(arguments)}
+            texts.append(f"<tool_call>\n{json.dumps(called, ensure_ascii=False)}\n</tool_call>")
+        else:
+            texts.append(f"{name}({arguments_as_string(arguments)})")
+    others = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**others, "content": "\n".join(filter(None, texts))}
+
+
+def _with_result_as_text(message: JsonObject) -> JsonObject:
+    """It keeps the id of its call, which says that a tool wrote the text."""
+    if message["role"] != "tool":
+        return message
+    text = f"Result of {message.get('name') or 'a tool'}: {message['content'] or ''}"
+    return {"role": "user", "content": text, "tool_call_id": message.get("tool_call_id")}
 
 
 def _shaped_message(message: JsonObject, rules: HistoryRules) -> JsonObject:

@@ -109,6 +109,16 @@ def test_a_tool_without_parameters_gets_an_empty_schema() -> None:
     assert json.loads(text) == {"type": "object", "properties": {}}
 
 
+def test_a_tool_needs_no_description_where_the_template_does() -> None:
+    """gpt-oss's and Apertus's join it with other text."""
+    needs = "{% for tool in tools or [] %}{{ '// ' + tool.function.description }};{% endfor %}"
+    shows = "{% for tool in tools or [] %}{{ tool.function | tojson }}{% endfor %}"
+    bare = {"type": "function", "function": {"name": "f"}}
+    messages = [{"role": "user", "content": "x"}]
+    assert render(needs, messages, tools=[bare, TOOL]) == "// ;// d;"
+    assert "description" not in render(shows, messages, tools=[bare])
+
+
 @pytest.mark.parametrize(
     "source",
     [

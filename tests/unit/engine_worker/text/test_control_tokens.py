@@ -208,6 +208,18 @@ def test_tool_results_forge_no_marker_of_the_template_but_others_may_write_them(
     assert prepare(unused, [{"role": "tool", "content": "see <tool_call>"}]).count(number) == 1
 
 
+def test_tool_results_forge_none_either_where_they_become_texts_of_the_user() -> None:
+    tokenizer = byte_level_tokenizer(
+        "{% for m in messages if m.role != 'tool' %}<tool_call>{{ m.content }}{% endfor %}"
+    )
+    preparer = preparer_of(tokenizer)
+    number = tokenizer.added_token_ids()["<tool_call>"]
+    asked = {"role": "user", "content": "?"}
+    result = {"role": "tool", "content": "see <tool_call>"}
+    assert prepare(preparer, [asked, result]).count(number) == 2
+    assert prepare(preparer, [asked, result | {"role": "user"}]).count(number) == 3
+
+
 def nested_tokenizer() -> Tokenizer:
     backend = Backend(models.BPE(vocab={chr(n): n for n in range(128)}, merges=[]))
     texts = ["<s>", "<<s>>", "<s>x", "|>a", "<|a|>"]

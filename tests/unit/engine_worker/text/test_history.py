@@ -392,6 +392,24 @@ def test_the_user_may_speak_right_after_results_of_tools(takes_empty: bool) -> N
     )
 
 
+def test_a_result_has_the_name_of_its_tool_where_the_client_gave_the_id_alone() -> None:
+    """Olmo 3's shows it."""
+    source = (
+        "{% for m in messages %}<{{ m.role }}{% if m.name is defined %} {{ m.name }}{% endif %}>"
+        "{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}"
+        "{% endfor %}"
+    )
+    text = rendered(
+        source,
+        say("user", "?"),
+        say("assistant", "", tool_calls=[call("{}"), call("{}", "c2", "g")]),
+        say("tool", "of g", tool_call_id="c2"),
+        say("tool", "of f", tool_call_id="call_1", name="named"),
+        say("tool", "of none", tool_call_id="c3"),
+    )
+    assert text == "<user>?<assistant>fg<tool g>of g<tool named>of f<tool>of none"
+
+
 @pytest.mark.parametrize("source", [ALTERNATING, DROPS_LATER_SYSTEM])
 def test_calls_and_results_are_texts_where_the_template_knows_no_tools(source: str) -> None:
     """Gemma's refuse the role, those of Phi 3 and Llama 2 leave such messages out."""
@@ -403,12 +421,27 @@ def test_calls_and_results_are_texts_where_the_template_knows_no_tools(source: s
         say("tool", None, tool_call_id="x", name="g"),
         say("user", "So?"),
     )
-    called = 'I look.\n\nf({"city": "Oslo"})\ng({})'
+    called = 'I look.\nf({"city": "Oslo"})\ng({})'
     results = ["Result of f: warm", "Result of g: ", "So?"]
     if source is ALTERNATING:
         assert text == f"<user>?<model>{called}<user>" + "\n\n".join(results)
     else:
         assert text == "<user>".join([f"<user>?<assistant>{called}", *results])
+
+
+@pytest.mark.parametrize("tells_tags", [False, True])
+def test_calls_are_text_where_the_template_shows_results_alone(tells_tags: bool) -> None:
+    """SmolLM3's expects them in the content."""
+    source = (
+        "{% if tools %}{{ tools | length }} tools{% endif %}{# <tool_call> #}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    )
+    source = source if tells_tags else source.replace("{# <tool_call> #}", "")
+    asked = say("assistant", None, tool_calls=[call('{"city": "Oslo"}')])
+    text = rendered(source, say("user", "?"), asked, say("tool", "warm", tool_call_id="call_1"))
+    called = '<tool_call>\n{"name": "f", "arguments": {"city": "Oslo"}}\n</tool_call>'
+    called = called if tells_tags else 'f({"city": "Oslo"})'
+    assert text == f"<user>?<assistant>{called}<tool>warm"
 
 
 def test_a_system_message_alone_is_the_question_where_the_template_would_lose_it() -> None:
