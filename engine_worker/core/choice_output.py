@@ -121,14 +121,15 @@ class ChoiceOutput:
         if len(choice.output_token_ids) + len(token_ids) > choice.plain_until:
             return None
         ending, texts, end = choice.ending_token_ids, self.plain_texts, self.text.num_characters
-        whole, ends = "", []
+        whole = ""
+        ends: tuple[int, ...] = ()
         for token_id in token_ids:
             # Where nothing was sampled, the id is below 0.
             if token_id < 0 or token_id in ending or not (text := texts[token_id]):
                 return None
             whole += text
-            ends.append(end + len(whole))
-        return whole, tuple(ends)
+            ends += (end + len(whole),)
+        return whole, ends
 
     def follow_thought(self) -> None:
         """Tell the choice what the limit of its reasoning leaves of the next tokens."""

@@ -45,6 +45,8 @@ class DecodePlanner:
     ) -> None:
         self._scheduler = scheduler
         self._runs_ahead = runner.runs_ahead
+        # Where there is a second table, the scheduler knows what there is room for.
+        self._block_size = runner.block_size if len(runner.cache_groups) == 1 else 0
         self._lookahead = Lookahead(runner.max_new_tokens)
         # So far back a step can begin again, as behind a wrong draft: recurrent layers keep no
         # more states.
@@ -107,6 +109,15 @@ class DecodePlanner:
         )
 
     def _looking_ahead(self, choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:
+        end = len(choice.output_token_ids) + num_new_tokens
+        if (
+            work.is_plain
+            and end <= choice.plain_until
+            and end <= choice.lease_tokens
+            and work.start + num_new_tokens <= len(work.block_ids) * self._block_size
+        ):
+            # As it mostly is: neither a limit nor its blocks end here.
+            return structs.replace(work, max_new_tokens=num_new_tokens)
         wanted = min(num_new_tokens, num_wanted(choice, self._num_droppable))
         if wanted <= 1:
             return work

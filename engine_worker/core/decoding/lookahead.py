@@ -135,8 +135,6 @@ class Lookahead:
 
 def extended(choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:
     """A row that computes several tokens; its blocks must hold all but the last."""
-    if work.is_plain:  # it has its stop ids already
-        return structs.replace(work, max_new_tokens=num_new_tokens)
     return structs.replace(
         work,
         max_new_tokens=num_new_tokens,

@@ -115,7 +115,6 @@ class Scheduler:
         assert longest is None or limits.max_model_len <= longest
         self._sliding = tuple(group for group in self._groups if group.has_window)
         self._block_size = pools[0].block_size
-        self._has_one_group = len(self._groups) == 1
         self._waiting = WaitingList()
         self._cache = PrefixCache(self._groups, self._waiting.push)
         self._running: list[Choice] = []
@@ -179,8 +178,6 @@ class Scheduler:
         """
         num_known = len(choice.prompt_token_ids) + len(choice.output_token_ids) - 1
         room = num_new_tokens
-        if self._has_one_group and num_known + room <= len(choice.block_ids) * self._block_size:
-            return room
         for group in self._groups:
             table = group.table(choice)
             num_lacking = num_known + room - len(table) * self._block_size
@@ -286,7 +283,7 @@ class Scheduler:
         """Rows of one token, and choices with more of them, who may give way to later ones."""
         rows: list[ScheduledRow] = []
         longer: list[Choice] = []
-        has_one_group, block_size = self._has_one_group, self._block_size
+        has_one_group, block_size = len(self._groups) == 1, self._block_size
         # Best first: a victim is always behind the choice that needs its blocks.
         for choice in tuple(self._running):
             num_output_tokens = len(choice.output_token_ids)

@@ -326,7 +326,7 @@ def mixed_outputs(runner: JaxModelRunner, next_rows: Sequence[int]) -> list[Any]
                 # Every other token, by the one before it.
                 vocab_size = runner.backend.spec.vocab_size
                 allowed = allow_only(range(work.token_ids[-1] % 2, 60, 2), vocab_size)
-                work = structs.replace(work, pending_mask=lambda mask=allowed: mask)  # type: ignore[misc]
+                work = structs.replace(work, pending_mask=lambda mask=allowed: mask)
             works.append(work)
         result = decode_all(runner, works, [i for i in next_rows if i < len(works)])
         scores += [round(one.logprob, 4) for one in result.logprobs.values()]

@@ -198,7 +198,7 @@ def test_what_may_change_of_a_plain_row_is_checked_in_each_step() -> None:
         (13, {"pending_mask": lambda: allow_all(64), "block_ids": [1, 2]}, "a plain row is"),
     ):
         with pytest.raises(ValueError, match=message):
-            check(start, **changes)  # type: ignore[arg-type]
+            check(start, **changes)
     blocks.append(10)
     with pytest.raises(ValueError, match="block ids are 0 to 9"):
         check(13)
