@@ -12,6 +12,7 @@
 #include "call_frame.h"
 #include "calls.h"
 #include "levels.h"
+#include "recurrent_fields.h"
 
 namespace penstock {
 namespace {
@@ -369,6 +370,11 @@ bool run_embedding(const CallFrame& frame) {
   return call.num_tokens == 0 || current_level().run_embedding(call);
 }
 
+bool run_recurrent(const CallFrame& frame) {
+  const RecurrentCall call = RecurrentReader(frame).read();
+  return call.num_rows == 0 || current_level().run_recurrent(call);
+}
+
 XLA_FFI_Error* error_of(const XLA_FFI_CallFrame& frame, XLA_FFI_Error_Code code,
                         const std::string& message) {
   XLA_FFI_Error_Create_Args args{};
@@ -423,4 +429,7 @@ PENSTOCK_EXPORT XLA_FFI_Error* penstock_likeliest(XLA_FFI_CallFrame* frame) {
 }
 PENSTOCK_EXPORT XLA_FFI_Error* penstock_embedding(XLA_FFI_CallFrame* frame) {
   return penstock::handle(frame, "embedding", penstock::run_embedding);
+}
+PENSTOCK_EXPORT XLA_FFI_Error* penstock_recurrent(XLA_FFI_CallFrame* frame) {
+  return penstock::handle(frame, "recurrent", penstock::run_recurrent);
 }
