@@ -20,10 +20,13 @@ from engine_worker.compute.backends.kv_layout import LayerStates, StateRings
 from engine_worker.compute.backends.xla.pages import xla_kv_layout
 from engine_worker.compute.backends.xla.states import recur_in_step
 from engine_worker.compute.models.decoder import declare, random_weights
-from engine_worker.compute.models.recurrent.specs import ShortConvSpec
+from engine_worker.compute.models.recurrent.specs import DeltaNetSpec, MambaSpec, ShortConvSpec
 from engine_worker.compute.models.recurrent.state import Advance, Inputs
+from engine_worker.compute.models.spec import LayerSpec, MlpSpec
+from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from tests.fakes.fuzz_effort import EFFORT
-from tests.fakes.tiny_decoder import tiny_hybrid_spec
+from tests.fakes.packed_decoder import packed
+from tests.fakes.tiny_decoder import tiny_attention, tiny_hybrid_spec, tiny_spec, tiny_weights
 
 Array = npt.NDArray[Any]
 KINDS = ("convolution", "delta net", "state space")
@@ -335,3 +338,30 @@ def test_the_blocks_of_every_mixer_get_what_xla_gives_them(kernels: Library, lay
         np.testing.assert_allclose(
             one[: layout.padding_state], other[: layout.padding_state], rtol=2e-5, atol=2e-5
         )
+
+
+def test_a_decode_step_copies_no_states(kernels: Library) -> None:
+    mixers = (
+        DeltaNetSpec(2, 4, key_dim=32, value_dim=32, kernel_size=4),
+        MambaSpec(4, head_dim=32, num_groups=2, state_size=32, kernel_size=4),
+    )
+    layers = tuple(LayerSpec(mixer, MlpSpec(48)) for mixer in (*mixers, tiny_attention()))
+    weights = tiny_weights(spec=replace(tiny_spec(), layers=layers))
+    runner = JaxModelRunner.create(
+        packed(weights, "cpu_native", "float32"),
+        num_blocks=40,
+        max_model_len=96,
+        block_size=8,
+        max_num_seqs=4,
+    )
+    bucket = next(bucket for bucket in runner.packed_layouts if not bucket.is_prefill)
+    memory = runner._programs.compile(bucket).memory_analysis()
+    states_bytes = sum(
+        array.nbytes
+        for layer in runner.state.cache
+        if isinstance(layer, LayerStates)
+        for array in layer.arrays
+    )
+    assert memory.alias_size_in_bytes >= states_bytes
+    assert memory.temp_size_in_bytes < states_bytes // 8
+    runner.close()
