@@ -17,7 +17,7 @@ timed as it is served: what the native kernels cover runs on them, the rest on X
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from unittest import mock
@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.shapes import LLAMA
-from benchmarks.steps import measure_bandwidth, median_s, progress, row_blocks
+from benchmarks.steps import measure_bandwidth, progress, row_blocks
 from engine_worker.compute.backends.base import PackedDecoder
 from engine_worker.compute.backends.choice import BackendName, choose_backend, describe
 from engine_worker.compute.backends.kv_layout import BlockShapes
@@ -171,6 +171,17 @@ def bound_bytes(runner: JaxModelRunner, weights: DecoderWeights, num_rows: int) 
     return weights.graph.size_bytes + num_rows * row_bytes
 
 
+def step_times_s(run: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Medians of a step's time and of the process's CPU time, after one that compiles."""
+    times: list[tuple[float, float]] = []
+    for _ in range(rounds + 1):
+        started, cpu_started = time.perf_counter(), time.process_time()
+        run()
+        times.append((time.perf_counter() - started, time.process_time() - cpu_started))
+    step_s, cpu_s = (statistics.median(column) for column in zip(*times[1:], strict=True))
+    return step_s, cpu_s
+
+
 def time_decodes(weights: DecoderWeights, name: str, rounds: int, bandwidth: float) -> None:
     """One line for each number of rows."""
     decoder = as_served(weights)
@@ -184,11 +195,11 @@ def time_decodes(weights: DecoderWeights, name: str, rounds: int, bandwidth: flo
             for slot in range(num_rows)
         ]
         batch = StepBatch(tuple(rows))
-        step_s = median_s(partial(runner.run, batch), rounds)
+        step_s, cpu_s = step_times_s(partial(runner.run, batch), rounds)
         bound_s = bound_bytes(runner, weights, num_rows) / bandwidth
         print(
             f"| {name} | {num_rows} | {step_s * 1e3:.2f} | {bound_s * 1e3:.2f} "
-            f"| {step_s / bound_s:.1f} |",
+            f"| {step_s / bound_s:.2f} | {cpu_s * 1e3:.2f} |",
             flush=True,
         )
 
@@ -216,7 +227,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     bandwidth = measure_bandwidth()
     print(f"\nmemory read: {bandwidth / 1e9:.1f} GB/s\n")
-    print("| layers | rows | decode step, ms | bound, ms | ratio |\n|---|---|---|---|---|")
+    print("| layers | rows | decode step, ms | bound, ms | ratio | CPU, ms |")
+    print("|---|---|---|---|---|---|")
     for name, weights in models.items():
         time_decodes(weights, name, 8 * options.rounds, bandwidth)
 

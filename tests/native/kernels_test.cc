@@ -26,6 +26,7 @@ XLA_FFI_Error* penstock_experts(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_head(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_likeliest(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_embedding(XLA_FFI_CallFrame*);
+XLA_FFI_Error* penstock_recurrent(XLA_FFI_CallFrame*);
 int32_t penstock_start_threads(int32_t);
 }
 
@@ -311,6 +312,98 @@ void test_experts() {
   expect(experts.run(y).find("token 1 chose expert 7 of 6") != std::string::npos, "a wrong expert");
 }
 
+// A recurrent layer over rows of which one follows another, one begins and one is padding. Sizes are
+// no multiples of any vector.
+class Recurrent {
+ public:
+  static constexpr int64_t kRows = 5, kStates = 8, kTaps = 4;
+  static constexpr int64_t kHeads = 6, kGroups = 2, kGroupDim = 9, kHeadDim = 150;
+  static constexpr int64_t kChannels = kHeads * kHeadDim + 2 * kGroups * kGroupDim;
+
+  explicit Recurrent(int64_t kind) : kind_(kind) {
+    Random random;
+    const auto add = [&](XLA_FFI_DataType type, std::vector<int64_t> shape) {
+      arrays_.emplace_back(type, std::move(shape)).fill(random);
+    };
+    const auto number = XLA_FFI_DataType_F32, index = XLA_FFI_DataType_S32;
+    add(number, {kRows, kChannels});
+    add(index, {kRows});
+    add(index, {kRows});
+    const int32_t before[] = {3, 5, -1, 77, 0}, after[] = {5, 6, 1, -1, 0};
+    std::memcpy(arrays_[1].at<char>(), before, sizeof before);
+    std::memcpy(arrays_[2].at<char>(), after, sizeof after);
+    add(number, {kChannels, kTaps});
+    add(number, {kChannels});
+    add(number, {kStates, kTaps - 1, kChannels});
+    if (kind > 0) {
+      if (kind == 1) add(number, {kStates, kHeads, kGroupDim, kHeadDim});
+      if (kind == 2) add(number, {kStates, kHeads, kHeadDim, kGroupDim});
+      for (int i = 0; i < 2; i++) add(number, {kRows, kHeads});
+    }
+    if (kind == 2) add(number, {kHeads});
+  }
+
+  Array result() const {
+    if (kind_ == 0) return Array(XLA_FFI_DataType_F32, {kRows, kChannels});
+    return Array(XLA_FFI_DataType_F32, {kRows, kHeads, kHeadDim});
+  }
+  // Of the states as they are by now.
+  Call call(Array& y) {
+    Call call;
+    for (auto& array : arrays_) call.arguments.push_back(array.buffer());
+    call.results = {y.buffer(), arrays_[5].buffer()};
+    if (kind_ > 0) call.results.push_back(arrays_[6].buffer());
+    call.config = {kVersion, kind_, kGroups};
+    call.scalars = {1e-6f};
+    return call;
+  }
+
+ private:
+  const int64_t kind_;
+  std::deque<Array> arrays_;
+};
+
+void test_recurrent() {
+  for (int64_t kind = 0; kind < 3; kind++) {
+    penstock::choose_level("generic");
+    Recurrent plain(kind);
+    Array expected = plain.result();
+    std::string error = plain.call(expected).run(penstock_recurrent);
+    expect(error.empty(), error);
+    for (auto level = penstock::compiled_levels(); *level != nullptr; level++) {
+      if (!penstock::choose_level((*level)->name)) continue;
+      Recurrent problem(kind);
+      Array found = problem.result();
+      const Call good = problem.call(found);
+      for (size_t i = 0; i < good.arguments.size(); i++) {
+        Call call = good;
+        call.arguments[i].data = static_cast<char*>(good.arguments[i].data) + 2;
+        expect(call.run(penstock_recurrent).find("is not aligned to") != std::string::npos,
+               "alignment of argument " + std::to_string(i) + " of a recurrent layer");
+      }
+      for (size_t i = 1; i < good.results.size(); i++) {
+        Call call = good;
+        call.results[i].data = found.at<char>();
+        expect(call.run(penstock_recurrent).find("is not updated in place") != std::string::npos,
+               "states of a recurrent layer that are copied");
+      }
+      for (size_t field = 0; field < good.config.size(); field++) {
+        for (int64_t wrong : {INT64_MIN, int64_t{-2}, int64_t{1} << 40, INT64_MAX}) {
+          Call call = good;
+          call.config[field] = wrong;
+          expect(!call.run(penstock_recurrent).empty(), "a wrong field of a recurrent layer");
+        }
+      }
+      Call call = good;
+      error = call.run(penstock_recurrent);
+      expect(error.empty(), error);
+      const double miss = distance(found, expected);
+      expect(miss < 1e-5, std::string((*level)->name) + ": recurrent layers of kind " +
+                              std::to_string(kind) + " are " + std::to_string(miss) + " away");
+    }
+  }
+}
+
 void expect_refused(const Call& call, const std::string& what) {
   Call copy = call;
   const std::string error = copy.run(penstock_blocks);
@@ -394,6 +487,7 @@ int main() {
   expect(penstock_start_threads(4) == 4, "four threads");
   test_levels();
   test_experts();
+  test_recurrent();
   test_head_and_embedding();
   for (CacheType cache : {CacheType::kBfloat16, CacheType::kInt8}) test_the_border(cache);
   test_callers_at_once();

@@ -34,6 +34,7 @@ from engine_worker.compute.backends.cpu_native.experts import (
     full_width,
 )
 from engine_worker.compute.backends.cpu_native.products import NativeProducts, product_paths
+from engine_worker.compute.backends.cpu_native.recurrent import rows_kernel
 from engine_worker.compute.backends.kv_layout import (
     NO_RINGS,
     BlockShapes,
@@ -53,6 +54,7 @@ from engine_worker.compute.backends.packing_plan import (
 from engine_worker.compute.backends.xla.backend import (
     XLA,
     XlaBlocks,
+    is_multiplied,
     packed_for_xla,
     places_by_group,
     weight_of,
@@ -128,6 +130,7 @@ class CpuNativeBackend:
         packing_ = _Packing(graph, weight_type, self, stored or {})
         self._packing = packing_.plan()
         self._stored = packing_.kept
+        self._has_xla_products = packing_.has_xla_products
 
     @property
     def graph(self) -> DecoderGraph:
@@ -159,9 +162,11 @@ class CpuNativeBackend:
 
     @property
     def min_rows(self) -> int:
-        # XLA's part of a recurrent layer is float32, and one row is slow in other types only.
+        # XLA's part of a recurrent layer is float32, and one row is slow in other types only, and
+        # only where XLA multiplies by a matrix.
         missing = {kind for (kind, _), reason in self._reasons.items() if reason is not None}
-        return 1 if missing <= {BlockKind.RECURRENT} or self._weight_type == "float32" else 2
+        is_float32 = missing <= {BlockKind.RECURRENT} or self._weight_type == "float32"
+        return 1 if is_float32 or not self._has_xla_products else 2
 
     @property
     def skips_padding(self) -> bool:
@@ -265,6 +270,7 @@ class _Packing:
         stored: Mapping[str, BlockFormat],
     ) -> None:
         self.kept: dict[str, BlockFormat] = {}
+        self.has_xla_products = False
         self._stored = stored
         self._graph = graph
         self._weight_type = weight_type
@@ -292,6 +298,7 @@ class _Packing:
         is_quantized = self._weight_type in QUANTIZED_TYPES
         for index, parameter in enumerate(self._graph.parameters):
             if parameter.path not in self._done:
+                self.has_xla_products |= is_multiplied(self._graph, parameter)
                 self._plan[parameter.path] = packed_for_xla(
                     index, parameter, is_quantized=is_quantized
                 )
@@ -443,7 +450,8 @@ class CpuNativeBlocks:
                     else self._weights.get(parameter.path)
                     for parameter in backend.graph.parameters
                 ]
-            )
+            ),
+            rows_kernel(backend.spec),
         )
 
     def embedding(self, step: StepTokens) -> jax.Array:

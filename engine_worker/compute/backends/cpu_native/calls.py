@@ -3,6 +3,7 @@
     x = embedding(token_ids, table, spec.vocab_size, spec.hidden_size, "bfloat16")
     x, pages = run_blocks(x, step, ropes, [Attention(...), Mlp(...), ...])
     y = experts(x, chosen, weights, Mlp(...))
+    y, states = recurrent(mixed, before, after, (taps, bias), states, RecurrentHeads(...))
     logits = head(hidden, table, spec.vocab_size, "bfloat16", wanted)
 
 Weights and cache are arguments, and nothing else decides what is computed. `run_blocks` takes any
@@ -551,6 +552,70 @@ def unwritten(shape: Sequence[int], dtype: DTypeLike) -> jax.Array:
     caches are stored in: int8, uint16 or float32.
     """
     return jax.ffi.ffi_call("penstock_unwritten", _result(*shape, dtype=dtype))()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RecurrentHeads:
+    """What the heads of a recurrent layer remember of some tokens.
+
+    Attributes:
+        num_groups: Of neighbouring heads, which share a query and a key, or what writes and reads.
+        writes: [T, H] float32: how strongly a delta net corrects, or the time of a state space.
+        forgets: [T, H] float32, the logarithm of what is kept.
+        passed: [H] float32 of a state space: how much of its values passes it by; None is a delta
+            net.
+        eps: Of the norms of a delta net's queries and keys.
+    """
+
+    num_groups: int
+    writes: jax.Array
+    forgets: jax.Array
+    passed: jax.Array | None = None
+    eps: float = 0.0
+
+
+def recurrent(
+    mixed: jax.Array,
+    before: jax.Array,
+    after: jax.Array,
+    convolution: tuple[jax.Array, jax.Array | None],
+    states: tuple[jax.Array, ...],
+    heads: RecurrentHeads | None = None,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """What goes from token to token in a recurrent layer, one token a row, one row after the other.
+
+    A token's result and state have the same bits whatever the other rows are.
+
+    Args:
+        mixed: [T, C] float32, what is convolved.
+        before: [T] int32, each row's state before its token; -1 are zeros.
+        after: [T] int32, where the state after it goes; -1 is padding, which gets zeros.
+        convolution: Weights [C, taps] and bias [C], float32.
+        states: As a `LayerStates` has them; updated in place where the caller's program donates
+            them.
+        heads: Behind the convolution; None is none.
+
+    Returns:
+        [T, C] float32 or, with heads, [T, H, width of a head]; and the states.
+    """
+    taps, bias = convolution
+    bias = jnp.zeros(0, jnp.float32) if bias is None else bias
+    arguments = [mixed, before, after, taps, bias, *states]
+    aliases = {5 + index: 1 + index for index in range(len(states))}
+    kind, num_groups, eps, y = 0, 1, 0.0, _like(mixed)
+    if heads is not None:
+        kind, num_groups, eps = (1 if heads.passed is None else 2), heads.num_groups, heads.eps
+        arguments += [heads.writes, heads.forgets]
+        arguments += [] if heads.passed is None else [heads.passed]
+        y = _result(*heads.writes.shape, states[1].shape[3 if kind == 1 else 2])
+    out = jax.ffi.ffi_call(
+        "penstock_recurrent", [y, *map(_like, states)], input_output_aliases=aliases
+    )(
+        *arguments,
+        config=np.array([_CONFIG_VERSION, kind, num_groups], np.int64),
+        scalars=np.array([eps], np.float32),
+    )
+    return out[0], tuple(out[1:])
 
 
 def _table_config(

@@ -43,7 +43,7 @@ def uncovered(
     if block in {"embedding", "head"}:
         return None
     if block == "recurrent":
-        return "recurrent layers have no kernel"
+        return "prompts of recurrent layers have no kernel"
     if spec.alt_up is not None:
         return "no kernel computes several residuals side by side"
     if block == "mlp" and isinstance(layer.mlp, MoeSpec):

@@ -1,6 +1,6 @@
 """The backend in plain XLA: binds the modules of `compute.models` to weights and pages."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -41,6 +41,7 @@ from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.layers import Matrix
 from engine_worker.compute.models.moe import MoeBlock, MoeProducts
 from engine_worker.compute.models.quantized import QuantizedMatrix, quantize
+from engine_worker.compute.models.recurrent.blocks import RecurrentBlock
 from engine_worker.compute.models.recurrent.state import Advance, Inputs
 from engine_worker.compute.models.rope import RopeTables
 from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec
@@ -205,6 +206,11 @@ def is_quantizable(parameter: Parameter) -> bool:
     return is_matrix and not parameter.path.endswith(_KEPT_FULL)
 
 
+def is_multiplied(graph: DecoderGraph, parameter: Parameter) -> bool:
+    """Whether a declared weight is a matrix of a product in its own type."""
+    return parameter.path in graph.linear_paths or parameter.path.endswith(_EXPERTS)
+
+
 def weight_of(weight: PackedWeight, parts: Iterator[jax.Array]) -> Matrix:
     """The next weight of some leaves, as the modules take it."""
     arrays = [next(parts) for _ in weight.parts]
@@ -219,11 +225,23 @@ def _packing(graph: DecoderGraph, *, is_quantized: bool) -> PackingPlan:
     return PackingPlan(weights, layout="xla int8 1" if is_quantized else "")
 
 
-class XlaBlocks:
-    """Implements `Blocks` with a decoder's modules."""
+RecurRows = Callable[
+    [RecurrentBlock, LayerStates, StepTokens, Inputs], tuple[jax.Array, LayerStates]
+]
+"""`recur(block, layer, step, inputs)` is what `recur_in_step` is with the block's `Advance`."""
 
-    def __init__(self, decoder: Decoder) -> None:
+
+class XlaBlocks:
+    """Implements `Blocks` with a decoder's modules.
+
+    Args:
+        decoder: With its weights.
+        recur_rows: Computes recurrent layers of steps of one token a row; None is XLA.
+    """
+
+    def __init__(self, decoder: Decoder, recur_rows: RecurRows | None = None) -> None:
         self._decoder = decoder
+        self._recur_rows = recur_rows
 
     def embedding(self, step: StepTokens) -> jax.Array:
         return self.with_positions(self._decoder.embedding(step.token_ids.reshape(-1)), step)
@@ -341,7 +359,10 @@ class XlaBlocks:
 
         def recur(_: int, inputs: Inputs, advance: Advance) -> jax.Array:
             nonlocal states
-            outputs, states = recur_in_step(states, step, inputs, advance)
+            if self._recur_rows is not None and step.positions.shape[1] == 1:
+                outputs, states = self._recur_rows(block, states, step, inputs)
+            else:
+                outputs, states = recur_in_step(states, step, inputs, advance)
             return outputs
 
         added = block(layer, x, recur)

@@ -33,6 +33,16 @@ def state_addresses(
     return jnp.where(num_tokens % layout.block_size == 0, blocks, ring)
 
 
+def addresses_of_rows(step: StepTokens) -> tuple[jax.Array, jax.Array]:
+    """For rows of one token the addresses [T] int32 of the states before and after it.
+
+    A row that begins its sequence has any address before it.
+    """
+    starts, tables = step.positions[:, 0], step.block_tables[0]
+    before = state_addresses(step.layout, jnp.maximum(starts, 1), tables, step.slots)
+    return before, state_addresses(step.layout, starts + 1, tables, step.new_slots)
+
+
 def recur_in_step(
     layer: LayerStates, step: StepTokens, inputs: Inputs, advance: Advance
 ) -> tuple[jax.Array, LayerStates]:
@@ -68,8 +78,7 @@ def _recur_rows(
     is_first = jnp.concatenate([jnp.ones(1, bool), ~goes_on])
     turn_of = rows - lax.cummax(jnp.where(is_first, rows, 0))
     num_turns = jnp.max(jnp.where(is_token, turn_of, -1)) + 1
-    before = state_addresses(step.layout, jnp.maximum(starts, 1), step.block_tables[0], step.slots)
-    after = state_addresses(step.layout, starts + 1, step.block_tables[0], step.new_slots)
+    before, after = addresses_of_rows(step)
     output_shape = jax.eval_shape(
         lambda: advance(_load(layer, before, starts), inputs, is_token[:, None])[0]
     )

@@ -1,5 +1,7 @@
 """The gated delta net of Qwen3-Next and Qwen3.5 (arXiv 2412.06464)."""
 
+from typing import Final
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +15,7 @@ from engine_worker.compute.models.recurrent.specs import DeltaNetSpec
 from engine_worker.compute.models.recurrent.state import Inputs, Recur, State
 from engine_worker.compute.models.spec import DecoderSpec
 
-_NORM_EPS = 1e-6
+NORM_EPS: Final = 1e-6
 """Of the norms of queries and keys, whatever the model's other norms add."""
 
 
@@ -69,4 +71,4 @@ class DeltaNetBlock(ResidualBlock):
 
 def _unit(x: jax.Array) -> jax.Array:
     """Vectors of length 1."""
-    return x * lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + _NORM_EPS)
+    return x * lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + NORM_EPS)

@@ -71,6 +71,11 @@ class MambaBlock(ResidualBlock):
         y = recur(layer, (mixed, time), self._advance)
         return self.added(self.out_proj(self.out_norm(y.reshape(num_tokens, -1), gate)))
 
+    def forgets(self, time: jax.Array) -> jax.Array:
+        """The logarithm of what each head keeps of its memory over some time [..., H] float32."""
+        kept: jax.Array = -jnp.exp(self.decay[...]) * time
+        return kept
+
     def _multiplied(self, projected: jax.Array) -> jax.Array:
         spec = self.spec
         if set(spec.multipliers) == {1.0}:
@@ -89,7 +94,7 @@ class MambaBlock(ResidualBlock):
         )
         values = values.reshape(*shape, spec.num_heads, spec.head_dim)
         groups = (*shape, spec.num_groups, spec.state_size)
-        forgets = -jnp.exp(self.decay[...]) * time
-        inputs = (values * time[..., None], writes.reshape(groups), reads.reshape(groups), forgets)
+        written = (values * time[..., None], writes.reshape(groups), reads.reshape(groups))
+        inputs = (*written, self.forgets(time))
         outputs, memory = state_space(memory, inputs, is_token)
         return outputs + values * self.passed[...][:, None], (tail, memory)

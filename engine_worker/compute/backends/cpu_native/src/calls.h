@@ -16,6 +16,7 @@ constexpr int64_t kLaneBytes = 4;
 constexpr int64_t kRowBytes = kPanelOutputs * kLaneBytes;
 constexpr int64_t kMaxHeadDim = 256;
 constexpr int64_t kScaleBytes = 4;  // Of a token's key or value in an int8 cache.
+constexpr int64_t kMaxTaps = 16;  // Of a convolution.
 constexpr int64_t kMaxInt8Inputs = 65536;  // The sum of products then still fits 32 bits.
 
 // The last five are numbers in blocks, as checkpoints hold them: see BlockLayout. int4 is packed as
@@ -264,6 +265,30 @@ struct EmbeddingCall {
   float multiplier;
 };
 
+// What goes from token to token in a recurrent layer.
+enum class MixerKind : int64_t { kConvolution = 0, kDeltaNet = 1, kStateSpace = 2 };
+
+// One token of each row. A convolution over each channel's last inputs; behind it, but for a layer
+// that is nothing else, SiLU and what heads remember. Neighbouring heads share a group: a delta net
+// has its query and key, a state space what writes and what reads.
+struct RecurrentCall {
+  MixerKind kind;
+  const float* mixed;             // [T, channels]: queries, keys, values; or values, writes, reads
+  const int32_t *before, *after;  // [T] states; before -1 are zeros, after -1 is padding.
+  const float *taps, *bias;       // [channels, num_taps], oldest first; [channels], or null
+  float* tails;                   // [states, num_taps - 1, channels], updated in place.
+  float* memories;                // [states, num_heads, group_dim, head_dim] or, of a state space,
+                                  // [states, num_heads, head_dim, group_dim], updated in place.
+  const float *writes, *forgets;  // [T, num_heads]: strength or time; logarithm of what is kept
+  const float* passed;            // [num_heads] of a state space: how much of a value passes it by.
+  float* y;                       // [T, channels] or [T, num_heads, head_dim]
+  float eps;                      // Of the norm of queries and keys.
+  int64_t num_rows, num_states, channels, num_taps;
+  int64_t num_heads, num_groups, head_dim, group_dim;
+
+  int64_t heads_per_group() const { return num_heads / num_groups; }
+};
+
 // One instruction level: the same sources, compiled with other options.
 struct Level {
   const char* name;
@@ -272,6 +297,7 @@ struct Level {
   bool (*run_experts)(const ExpertsCall&);
   bool (*run_head)(const HeadCall&);
   bool (*run_embedding)(const EmbeddingCall&);
+  bool (*run_recurrent)(const RecurrentCall&);
 };
 
 }  // namespace penstock

@@ -14,6 +14,7 @@
 #include "call_frame.h"
 #include "calls.h"
 #include "levels.h"
+#include "recurrent_fields.h"
 
 namespace penstock {
 namespace {
@@ -395,6 +396,11 @@ bool run_unwritten(const CallFrame& frame) {
   return true;
 }
 
+bool run_recurrent(const CallFrame& frame) {
+  const RecurrentCall call = RecurrentReader(frame).read();
+  return call.num_rows == 0 || current_level().run_recurrent(call);
+}
+
 XLA_FFI_Error* error_of(const XLA_FFI_CallFrame& frame, XLA_FFI_Error_Code code,
                         const std::string& message) {
   XLA_FFI_Error_Create_Args args{};
@@ -452,4 +458,7 @@ PENSTOCK_EXPORT XLA_FFI_Error* penstock_embedding(XLA_FFI_CallFrame* frame) {
 }
 PENSTOCK_EXPORT XLA_FFI_Error* penstock_unwritten(XLA_FFI_CallFrame* frame) {
   return penstock::handle(frame, "unwritten", penstock::run_unwritten);
+}
+PENSTOCK_EXPORT XLA_FFI_Error* penstock_recurrent(XLA_FFI_CallFrame* frame) {
+  return penstock::handle(frame, "recurrent", penstock::run_recurrent);
 }

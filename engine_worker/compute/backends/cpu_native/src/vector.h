@@ -36,6 +36,23 @@ inline Vector splat(float x) { return x - Vector{}; }
 inline Vector load(const float* from) { return load_as<Vector>(from); }
 inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
 
+// Past the caches: for much that nobody reads soon, to an address that is a multiple of the vector's
+// size. Before another thread reads it, `end_streaming`.
+inline void stream(float* to, Vector x) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, bits_as<__m512>(x));
+#elif defined(__AVX2__)
+  _mm256_stream_ps(to, bits_as<__m256>(x));
+#else
+  store(to, x);
+#endif
+}
+inline void end_streaming() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // The first `count` lanes; zeros behind them.
 inline Vector load_part(const float* from, int64_t count) {
   if (count >= kLanes) return load(from);

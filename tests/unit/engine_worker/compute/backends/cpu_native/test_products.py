@@ -10,7 +10,7 @@ import pytest
 
 from engine_worker.compute.backends.base import BlockKind
 from engine_worker.compute.backends.choice import describe, identity_of
-from engine_worker.compute.backends.cpu_native import products
+from engine_worker.compute.backends.cpu_native import coverage, products
 from engine_worker.compute.backends.cpu_native.backend import CpuNativeBackend
 from engine_worker.compute.backends.cpu_native.products import NativeProducts, product_paths
 from engine_worker.compute.models.decoder import DecoderGraph, declare
@@ -95,6 +95,22 @@ def test_latent_attention_and_parallel_layers_have_them_too() -> None:
     graph = declare(replace(tiny_spec(), layers=(layer,)), "float32")
     names = {path.split(".")[3] for path in backend_of(graph).product_paths}
     assert names == {"q_a", "q", "kv_a", "o"}
+
+
+def test_a_row_alone_is_computed_alone_where_xla_multiplies_by_no_matrix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """XLA converts a whole matrix of bfloat16 to multiply one row by it."""
+    monkeypatch.setattr(coverage, "MAX_EXPERTS", 5)
+    layer = tiny_spec().layers[0]
+    gated = replace(layer, mixer=replace(layer.attention, output_gate=True))
+    experts = replace(gated, mlp=MoeSpec(6, 2, MlpSpec(24)))
+    for weight_type, of_experts in (("bfloat16", 2), ("int8", 2), ("float32", 1)):
+        dtype = "bfloat16" if weight_type == "bfloat16" else "float32"
+        for layers, expected in (((gated, layer), 1), ((gated, experts), of_experts)):
+            backend = backend_of(declare(replace(tiny_spec(), layers=layers), dtype), weight_type)
+            assert backend.placements[BlockKind.ATTENTION].reason
+            assert backend.min_rows == expected
 
 
 @pytest.mark.parametrize("weight_type", ["float32", "bfloat16", "int8", "int4"])
