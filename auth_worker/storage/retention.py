@@ -1,10 +1,9 @@
 """Lets old rows go: ledger rows into sums by hour, old entries of the audit log with a proof."""
 
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import Connection, Executable, delete, insert, select, update
+from sqlalchemy import Connection, Executable, Row, delete, insert, select, update
 
 from auth_worker.records.audit_signing import AuditSigner, Checkpoint
 from auth_worker.records.operations import AuditEntry, CutAudit, FoldLedger, Removed
@@ -154,26 +153,34 @@ def cut_audit(
 ) -> tuple[Removed, AuditEntry | None]:
     """Delete the oldest entries, up to the first one that is young enough.
 
+    Entries of times that are still to come are of a clock that was ahead: they go with an entry
+    after them that is old.
+
     Returns:
         How many, and the entry that says so: with the number and hash of the last one that went,
         the chain can be followed from there on.
     """
     oldest = select(_log.seq, _log.hash, _log.at_ms).order_by(_log.seq).limit(operation.limit)
+    num_old = 0
+    last: Row[Any] | None = None
     with connection.execute(oldest) as found:
-        rows = list(takewhile(lambda row: row.at_ms < operation.before_ms, found))
-    if not rows:
+        for number, row in enumerate(found, start=1):
+            if row.at_ms < operation.before_ms:
+                num_old, last = number, row
+            elif row.at_ms <= at_ms:
+                break
+    if last is None:
         return Removed(0), None
-    last = rows[-1]
     connection.execute(delete(schema.audit_log).where(_log.seq <= last.seq))
     checkpoints = schema.audit_checkpoints
     connection.execute(delete(checkpoints).where(checkpoints.c.seq <= last.seq))
-    detail = {"through_seq": last.seq, "through_hash": last.hash.hex(), "num_entries": len(rows)}
+    detail = {"through_seq": last.seq, "through_hash": last.hash.hex(), "num_entries": num_old}
     if signer is not None:
         detail |= {"signature": signer.cut(last.seq, last.hash), "key_name": signer.name}
     entry = AuditEntry(
         at_ms=at_ms, actor_key_id="", action="audit_cut", subject=str(last.seq), detail=detail
     )
-    return Removed(len(rows)), entry
+    return Removed(num_old), entry
 
 
 def last_signed(connection: Connection) -> tuple[int, int]:
