@@ -1,9 +1,9 @@
 """Lets old rows go: ledger rows into sums by hour, old entries of the audit log with a proof."""
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Executable, Row, delete, insert, select, update
+from sqlalchemy import Connection, Executable, delete, insert, select, update
 
 from auth_worker.records.audit_signing import AuditSigner, Checkpoint
 from auth_worker.records.operations import AuditEntry, CutAudit, FoldLedger, Removed
@@ -161,24 +161,23 @@ def cut_audit(
         the chain can be followed from there on.
     """
     oldest = select(_log.seq, _log.hash, _log.at_ms).order_by(_log.seq).limit(operation.limit)
-    num_old = 0
-    last: Row[Any] | None = None
+    num_old, last_seq, last_hash = 0, 0, b""
     with connection.execute(oldest) as found:
         for number, row in enumerate(found, start=1):
             if row.at_ms < operation.before_ms:
-                num_old, last = number, row
+                num_old, last_seq, last_hash = number, row.seq, row.hash
             elif row.at_ms <= at_ms:
                 break
-    if last is None:
+    if not num_old:
         return Removed(0), None
-    connection.execute(delete(schema.audit_log).where(_log.seq <= last.seq))
+    connection.execute(delete(schema.audit_log).where(_log.seq <= last_seq))
     checkpoints = schema.audit_checkpoints
-    connection.execute(delete(checkpoints).where(checkpoints.c.seq <= last.seq))
-    detail = {"through_seq": last.seq, "through_hash": last.hash.hex(), "num_entries": num_old}
+    connection.execute(delete(checkpoints).where(checkpoints.c.seq <= last_seq))
+    detail = {"through_seq": last_seq, "through_hash": last_hash.hex(), "num_entries": num_old}
     if signer is not None:
-        detail |= {"signature": signer.cut(last.seq, last.hash), "key_name": signer.name}
+        detail |= {"signature": signer.cut(last_seq, last_hash), "key_name": signer.name}
     entry = AuditEntry(
-        at_ms=at_ms, actor_key_id="", action="audit_cut", subject=str(last.seq), detail=detail
+        at_ms=at_ms, actor_key_id="", action="audit_cut", subject=str(last_seq), detail=detail
     )
     return Removed(num_old), entry
 
