@@ -1,7 +1,6 @@
 """Lets old rows go: ledger rows into sums by hour, old entries of the audit log with a proof."""
 
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Final
 
 from sqlalchemy import Connection, Executable, delete, insert, select, update
@@ -154,26 +153,33 @@ def cut_audit(
 ) -> tuple[Removed, AuditEntry | None]:
     """Delete the oldest entries, up to the first one that is young enough.
 
+    Entries of times that are still to come are of a clock that was ahead: they go with an entry
+    after them that is old.
+
     Returns:
         How many, and the entry that says so: with the number and hash of the last one that went,
         the chain can be followed from there on.
     """
     oldest = select(_log.seq, _log.hash, _log.at_ms).order_by(_log.seq).limit(operation.limit)
+    num_old, last_seq, last_hash = 0, 0, b""
     with connection.execute(oldest) as found:
-        rows = list(takewhile(lambda row: row.at_ms < operation.before_ms, found))
-    if not rows:
+        for number, row in enumerate(found, start=1):
+            if row.at_ms < operation.before_ms:
+                num_old, last_seq, last_hash = number, row.seq, row.hash
+            elif row.at_ms <= at_ms:
+                break
+    if not num_old:
         return Removed(0), None
-    last = rows[-1]
-    connection.execute(delete(schema.audit_log).where(_log.seq <= last.seq))
+    connection.execute(delete(schema.audit_log).where(_log.seq <= last_seq))
     checkpoints = schema.audit_checkpoints
-    connection.execute(delete(checkpoints).where(checkpoints.c.seq <= last.seq))
-    detail = {"through_seq": last.seq, "through_hash": last.hash.hex(), "num_entries": len(rows)}
+    connection.execute(delete(checkpoints).where(checkpoints.c.seq <= last_seq))
+    detail = {"through_seq": last_seq, "through_hash": last_hash.hex(), "num_entries": num_old}
     if signer is not None:
-        detail |= {"signature": signer.cut(last.seq, last.hash), "key_name": signer.name}
+        detail |= {"signature": signer.cut(last_seq, last_hash), "key_name": signer.name}
     entry = AuditEntry(
-        at_ms=at_ms, actor_key_id="", action="audit_cut", subject=str(last.seq), detail=detail
+        at_ms=at_ms, actor_key_id="", action="audit_cut", subject=str(last_seq), detail=detail
     )
-    return Removed(len(rows)), entry
+    return Removed(num_old), entry
 
 
 def last_signed(connection: Connection) -> tuple[int, int]:

@@ -108,6 +108,7 @@ def test_a_settlement_that_comes_again_after_its_row_was_folded_is_not_charged_t
 def test_entries_that_were_cut_off_on_purpose_leave_a_log_that_holds(harness: StoreHarness) -> None:
     store = signed(harness)
     store.apply([AppendAudit(entry(number)) for number in range(10)])
+    harness.clock.advance(1)  # none of them is still to come
     (cut,) = store.apply([CutAudit(before_ms=START_MS + 4, limit=100)])
     assert cut == Removed(5)  # with the epoch's own
     checked = check_log(store.database.reading, signer=KEY)
@@ -115,6 +116,19 @@ def test_entries_that_were_cut_off_on_purpose_leave_a_log_that_holds(harness: St
     store.apply([CutAudit(before_ms=START_MS + 6, limit=100), AppendAudit(entry(50))])
     assert check_log(store.database.reading, signer=KEY).trouble is None
     assert store.apply([CutAudit(before_ms=START_MS + 6, limit=100)]) == [Removed(0)]
+
+
+def test_entries_of_a_clock_that_was_ahead_go_with_those_after_them(harness: StoreHarness) -> None:
+    store = signed(harness)
+    ahead = 10**12
+    store.apply([AppendAudit(entry(number)) for number in (1, 2, ahead, ahead + 1, 3, 4, ahead)])
+    harness.clock.advance(1)
+    (cut,) = store.apply([CutAudit(before_ms=START_MS + 3, limit=100)])
+    assert cut == Removed(3)  # with the epoch's own: none after those of the clock is old
+    (cut,) = store.apply([CutAudit(before_ms=START_MS + 4, limit=100)])
+    assert cut == Removed(3)
+    checked = check_log(store.database.reading, signer=KEY)
+    assert (checked.trouble, checked.num_entries) == (None, 4)
 
 
 def entry(number: int) -> AuditEntry:
