@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 ODD: Final[tuple[Any, ...]] = (
-    *(None, -1, 0, 1, 3, 10**400, 1e30, float("nan"), float("inf"), -0.5, True, False),
+    *(None, -1, 0, 1, 3, 10**400, 1e30, 1e300, float("nan"), float("inf"), -0.5, True, False),
     *("x", "", [], [None], [1, 2], [1, 10**400], [[]], [{}], ["full_attention"], {}),
     *({"a": None}, {"0": None}, {"0": 5}),
 )

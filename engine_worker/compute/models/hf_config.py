@@ -48,7 +48,12 @@ def decoder_spec(config: Mapping[str, Any]) -> DecoderSpec:
     read_quantization(config)
     family = find_family(architecture)
     assert family is not None, architecture
-    spec = family.read(config)
+    try:
+        spec = family.read(config)
+    except ArithmeticError as error:
+        raise ModelConfigError(
+            f"{CONFIG_NAME}: holds a number that is too large to compute with ({error})"
+        ) from error
     _check_experts(spec)
     return _as_long_as_scaled(spec)
 

@@ -74,6 +74,7 @@ def test_lfm2_in_the_newer_spelling_is_the_same_decoder() -> None:
         ({"conv_L_cache": 1}, ModelConfigError, "conv_L_cache"),
         ({"conv_L_cache": 10**6}, ModelConfigError, "conv_L_cache"),
         ({"full_attn_idxs": ["2"]}, ModelConfigError, "full_attn_idxs"),
+        ({"block_ffn_dim_multiplier": 1e308}, ModelConfigError, "too large to compute with"),
     ],
 )
 def test_what_an_lfm2_config_may_not_say_is_refused_by_name(
