@@ -29,6 +29,7 @@ _COUNTS = {
     "completion tokens": "completion_tokens",
     "cached tokens": "cached_tokens",
 }
+_SUMS = frozenset((*_COUNTS.values(), "reasoning_tokens", "cost_micros", "total_tokens"))
 _TIME_FORMATS = {"day": "%Y-%m-%d", "hour": "%Y-%m-%d %H:%M"}
 _COLUMNS = ("budget", "of", "spent", "left", "amount", "%", "a day", "projected", "days left")
 
@@ -137,15 +138,19 @@ def _client(own: bool, url: str, key_file: Any, data_dir: Any) -> ApiClient:
 
 def _rows(client: ApiClient, query: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
     """All rows, page by page."""
-    rows: list[dict[str, Any]] = []
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    num_read = 0
     asked = {name: value for name, value in query.items() if value not in (None, "")}
     while True:
-        wanted = {**asked, "limit": 1000, "after": len(rows)}
+        wanted = {**asked, "limit": 1000, "after": num_read}
         page = client.request("GET", f"/v1/usage?{urlencode(wanted)}")
         with client.reading():
-            rows += page["data"]
+            # Whoever is new among them moves those after it on, and the last one comes again.
+            for row in page["data"]:
+                rows[tuple(value for name, value in row.items() if name not in _SUMS)] = row
+            num_read += len(page["data"])
             if not page["has_more"] or not page["data"]:
-                return rows
+                return list(rows.values())
 
 
 def _budget(one: Mapping[str, Any]) -> list[Any]:

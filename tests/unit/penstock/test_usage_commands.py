@@ -1,7 +1,7 @@
 """What `penstock usage` asks the server for, and the table that it prints."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.delenv("PENSTOCK_ADMIN_KEY", raising=False)
     (tmp_path / "admin.key").write_text("psk-admin\n")
 
-    def run_command(*words: str, rows: list[dict[str, Any]]) -> tuple[Result, list[str]]:
+    def run_command(
+        *words: str, rows: list[dict[str, Any]], pages: Sequence[list[dict[str, Any]]] = ()
+    ) -> tuple[Result, list[str]]:
         asked: list[str] = []
+        all_pages = [*pages, rows]
 
         def reply(request: httpx.Request) -> httpx.Response:
             asked.append(request.url.raw_path.decode())
-            return httpx.Response(200, json={"data": rows, "has_more": False})
+            data = all_pages[len(asked) - 1]
+            has_more = len(asked) < len(all_pages)
+            return httpx.Response(200, json={"data": data, "has_more": has_more})
 
         def client(url: str, key: str) -> ApiClient:
             return ApiClient(url, key, transport=httpx.MockTransport(reply))
@@ -86,3 +91,15 @@ def test_json_is_what_the_server_answered(run: Run) -> None:
     result, asked = run("--by", "hour", "--json", rows=[ROW])
     assert json.loads(result.stdout) == [ROW]
     assert asked == ["/v1/usage?of=all&by=hour&group_by=model&limit=1000&after=0"]
+
+
+def test_a_row_that_others_moved_onto_the_next_page_is_told_once(run: Run) -> None:
+    first, moved, more, last = (
+        ROW | {"model": "a"},
+        ROW | {"model": "b"},
+        ROW | {"model": "b", "num_requests": 4, "cost_micros": 9, "total_tokens": 91},
+        ROW | {"model": "b", "start_time": ROW["end_time"]},
+    )
+    result, asked = run("--json", pages=[[first, moved]], rows=[more, last])
+    assert json.loads(result.stdout) == [first, more, last]
+    assert [path.rpartition("=")[2] for path in asked] == ["0", "2"]
