@@ -90,6 +90,8 @@ def _read_rope(
         theta=fields.number("rope_theta"),
         partial_factor=fields.number("partial_rotary_factor", 1.0),
     )
+    if rope.partial_factor > 1:
+        raise fields.error("partial_rotary_factor", "must be at most 1", rope.partial_factor)
     context = original or fields.size(
         "original_max_position_embeddings", max_position_embeddings, maximum=MAX_POSITIONS
     )

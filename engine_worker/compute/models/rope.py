@@ -66,6 +66,21 @@ def inverse_frequencies(
     return inv_freq
 
 
+def ropes_without_frequencies(spec: DecoderSpec) -> Iterator[RopeSpec]:
+    """Ropes whose numbers are so small or large that nothing finite comes of them."""
+    for rope, head_dim in dict.fromkeys(_ropes_of(spec)):
+        try:
+            with np.errstate(all="ignore"):
+                # Of `longrope`, both sets of factors.
+                found = [inverse_frequencies(rope, head_dim, length) for length in (0, 2**31)]
+                is_finite = np.isfinite([*map(np.sum, found), np.float32(rope.attention_factor)])
+        except ArithmeticError:
+            yield rope
+            continue
+        if not is_finite.all():
+            yield rope
+
+
 def for_length(spec: DecoderSpec, max_model_len: int | None) -> DecoderSpec:
     """The decoder as it serves at most so many tokens; None is what it was made for."""
     if max_model_len is None or not rope_factors(spec):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from engine_worker.compute.models.rope import ropes_without_frequencies
 from engine_worker.compute.models.spec import DecoderSpec, MlpSpec, MoeSpec
 from engine_worker.compute.sampling.filters import MAX_VOCAB_SIZE
 from engine_worker.errors import UnsupportedFeatureError
@@ -24,6 +25,11 @@ def check_supported(spec: DecoderSpec) -> None:
 def _unsupported(spec: DecoderSpec) -> Iterator[str]:
     if spec.vocab_size > MAX_VOCAB_SIZE:
         yield f"vocabulary of {spec.vocab_size} tokens (at most {MAX_VOCAB_SIZE})"
+    for rope in ropes_without_frequencies(spec):
+        yield (
+            f"a rope ({rope.kind}) of base {rope.theta:g} and factor {rope.factor:g}, whose"
+            " frequencies are no finite numbers"
+        )
     for layer in spec.layers:
         if isinstance(layer.mlp, MoeSpec):
             yield from _unsupported_experts(layer.mlp)

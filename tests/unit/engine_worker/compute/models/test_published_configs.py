@@ -4,10 +4,15 @@ from typing import Any
 
 import pytest
 
+from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.quantization import QuantMethod, read_quantization
 from engine_worker.compute.models.spec import Activation, MlpSpec, QueryScale
-from engine_worker.errors import ModelConfigError, UnsupportedFormatError
+from engine_worker.errors import (
+    ModelConfigError,
+    UnsupportedFeatureError,
+    UnsupportedFormatError,
+)
 from tests.fakes.tiny_checkpoint import TINY_LLAMA
 
 GEMMA: dict[str, Any] = {
@@ -143,3 +148,23 @@ def test_experts_whose_names_alone_would_take_gigabytes_are_refused() -> None:
     assert len(decoder_spec(config).layers) == 32
     with pytest.raises(ModelConfigError, match="135168 experts; at most 131072 are read"):
         decoder_spec({**config, "num_hidden_layers": 33})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_theta": 1e-300},
+        {"rope_scaling": {**YARN, "beta_fast": 5e-324}},
+        {"rope_scaling": {**YARN, "factor": 1e-300}},
+        {"rope_scaling": {**YARN, "attention_factor": 1e300}},
+    ],
+)
+def test_a_rope_without_finite_frequencies_is_refused(changes: dict[str, Any]) -> None:
+    """It was a traceback, or every answer was NaN."""
+    with pytest.raises(UnsupportedFeatureError, match="frequencies are no finite numbers"):
+        declare(decoder_spec({**TINY_LLAMA, **changes}), "float32")
+
+
+def test_no_more_than_all_of_a_head_is_rotated() -> None:
+    with pytest.raises(ModelConfigError, match="partial_rotary_factor must be at most 1"):
+        decoder_spec({**TINY_LLAMA, "partial_rotary_factor": 1.5})
