@@ -280,6 +280,18 @@ def test_the_deterministic_mode_holds_with_experts_in_bfloat16() -> None:
     assert_same_bits_in_company(runner, request)
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("bits_of_engines_here")
+def test_the_deterministic_mode_holds_with_recurrent_layers() -> None:
+    """A prompt is rows of one token there, each of which finds the state of the one before it."""
+    weights = tiny_weights(spec=tiny_hybrid_spec())
+    runner = make_runner(packed(weights, "cpu_native", "float32"), deterministic=True)
+    request = RunnerRequest(0, prompt_of(37), blocks(0))
+    expected = GreedyReference(weights, MAX_MODEL_LEN).continue_greedily(request.prompt, 12)
+    assert generate(runner, request, 12) == expected
+    assert_same_bits_in_company(runner, request)
+
+
 def assert_same_bits_in_company(runner: JaxModelRunner, request: RunnerRequest) -> None:
     """Output and cache of an answer of 12 tokens in slot 0, made anew beside another one."""
     bits = [np.asarray(array)[blocks(0)[:4]] for array in jax.tree.leaves(runner.state.cache)]
