@@ -22,6 +22,7 @@ from gateway.http.connections import arrival
 from gateway.http.connections.limits import ConnectionLimits
 from gateway.http.server import bind_socket, bind_unix_socket, remove_socket, socket_mark
 from protocol.errors import ConfigurationError
+from protocol.runtime import collector
 from tests.fakes.raw_http import connected
 from tests.fakes.running_gateway import RunningGateway, gateway_settings, running_gateway
 
@@ -307,7 +308,7 @@ async def test_a_gateway_that_ends_removes_its_own_socket_only(
 ) -> None:
     path, is_serving = socket_dir / "http", asyncio.Event()
     monkeypatch.setattr(service, "write_port_file", lambda *_: is_serving.set())
-    monkeypatch.setattr(service.collector, "settle", lambda: None)
+    monkeypatch.setattr(collector, "settle", lambda: None)
     settings = gateway_settings(socket_dir, uds=path, port_file=socket_dir / "port")
     with contextlib.ExitStack() as opened:
         sock = opened.enter_context(bind_unix_socket(path))

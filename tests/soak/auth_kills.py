@@ -20,6 +20,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import insert
 
@@ -90,7 +91,7 @@ async def kill_again_and_again(
         AssertionError: Something was lost, or done twice.
     """
     chance = random.Random(seed)
-    settings = {"PENSTOCK_LEASE_DURATION_S": "2"}
+    settings: dict[str, Any] = {"PENSTOCK_LEASE_DURATION_S": "2"}
     if url is not None:
         settings["PENSTOCK_DATABASE_URL"] = url
     if num_other_keys:
@@ -141,7 +142,7 @@ async def time_starts(
     folder: Path, *, num_starts: int, url: str | None, num_other_keys: int
 ) -> str:
     """How long a process takes from its start until a gateway may ask it, Python's imports too."""
-    settings = {} if url is None else {"PENSTOCK_DATABASE_URL": url}
+    settings: dict[str, Any] = {} if url is None else {"PENSTOCK_DATABASE_URL": url}
     if num_other_keys:
         fill(folder, url, num_other_keys)
     harness = AuthHarness(folder, **settings)

@@ -109,8 +109,7 @@ def test_tokens_whose_text_may_depend_on_others_have_none_of_their_own() -> None
     for token_id in "é".encode():
         detokenizer.push(token_id)
         found.append(detokenizer.texts)
-    assert found[0] is None
-    assert found[1] is texts
+    assert found == [None, texts]
     assert SENTENCEPIECE.detokenizer(()).texts is None  # a space at the beginning is dropped
     assert WORDPIECE.detokenizer(()).texts is None
 

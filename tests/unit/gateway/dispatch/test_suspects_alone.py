@@ -67,7 +67,7 @@ async def test_a_suspect_whose_engine_has_other_weights_now_leaves_it_to_others(
         )
     )
     await asyncio.sleep(0)
-    assert one.is_reserved
+    assert [each.is_reserved for each in (one,)] == [True]
     one.offer = engine(fingerprint="new").offer
     desk.admission.pump("m")
     with pytest.raises(WeightsReplacedError):
