@@ -28,10 +28,14 @@ def test_the_client_sees_the_list_the_call_and_the_answer(client: Any, mcp_url: 
     assert (call.status, call.error, found.status) == ("completed", None, "completed")
     assert client.responses.retrieve(found.id).output == found.output
     # Going on from there, the list and the call are known.
+    again = {"model": MODEL, "input": "Thanks!", "temperature": 0}
     second = client.responses.create(
-        model=MODEL, input="Thanks!", tools=[tool()], previous_response_id=found.id, temperature=0
+        tools=[tool(allowed_tools=["get_weather"])], previous_response_id=found.id, **again
     )
     assert "mcp_list_tools" not in [item.type for item in second.output]
+    # A request that allows more has all of it listed.
+    third = client.responses.create(tools=[tool()], previous_response_id=found.id, **again)
+    assert third.output[0].type == "mcp_list_tools"
 
 
 def test_a_stream_tells_the_same(client: Any) -> None:

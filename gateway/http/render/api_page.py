@@ -54,8 +54,8 @@ def _answer(responses: Mapping[str, Any]) -> str:
     shown = [_type(kind["schema"]) for kind in kinds if "schema" in kind]
     for kind in kinds:
         if "itemSchema" in kind:
-            event = kind["itemSchema"]["properties"]["data"]["contentSchema"]
-            shown.append(f"events: {_type(event)}")
+            _end, event = kind["itemSchema"]["properties"]["data"]["anyOf"]
+            shown.append(f"events: {_type(event['contentSchema'])}")
     return "<br>".join(shown)
 
 
