@@ -2,8 +2,6 @@
 //
 // Every buffer has exactly the bytes that it should have, so an access beside it is found. Levels
 // are held to the plain one; tests/unit/engine_worker/compute/backends holds them to float64.
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -20,6 +18,7 @@
 #include "calls.h"
 #include "driver.h"
 #include "levels.h"
+#include "unwritten_test.h"
 #include "xla_ffi_c_api.h"
 
 extern "C" {
@@ -29,7 +28,6 @@ XLA_FFI_Error* penstock_head(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_likeliest(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_embedding(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_recurrent(XLA_FFI_CallFrame*);
-XLA_FFI_Error* penstock_unwritten(XLA_FFI_CallFrame*);
 int32_t penstock_start_threads(int32_t);
 }
 
@@ -482,29 +480,6 @@ void test_callers_at_once() {
     });
   }
   for (std::thread& caller : callers) caller.join();
-}
-
-// What lies in whole pages of an array stays as it is, all else is zero.
-void test_unwritten() {
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  for (auto type : {XLA_FFI_DataType_S8, XLA_FFI_DataType_U16, XLA_FFI_DataType_F32}) {
-    for (int64_t size : {0, 1, 33, 5000, 20000}) {
-      Array array(type, {size});
-      char* data = array.at<char>();
-      std::memset(data, 7, array.bytes());
-      Call call;
-      call.results = {array.buffer()};
-      const std::string error = call.run(penstock_unwritten);
-      expect(error.empty(), "an unwritten array: " + error);
-      const auto start = reinterpret_cast<uintptr_t>(data), end = start + array.bytes();
-      const uintptr_t first = (start + page - 1) / page * page, last = end / page * page;
-      bool is_right = true;
-      for (uintptr_t at = start; at < end; at++) {
-        is_right = is_right && data[at - start] == (at >= first && at < last ? 7 : 0);
-      }
-      expect(is_right, "an unwritten array of " + std::to_string(array.bytes()) + " bytes");
-    }
-  }
 }
 
 }  // namespace
