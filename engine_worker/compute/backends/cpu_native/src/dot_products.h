@@ -6,7 +6,7 @@
 // worth of them, and `put_side_by_side` kLanes inputs of one row without others between them.
 // Sums go in the order of the inputs whatever the number of rows.
 
-// So few rows, or fewer, are multiplied faster than memory brings the weights.
+// So few rows, or fewer, are multiplied faster than memory brings what they are multiplied with.
 constexpr int kRowsThatWait = 8;
 constexpr int64_t kPrefetchBytes = 1024;
 
@@ -200,7 +200,7 @@ struct IntegerProduct {
 //
 // `ahead` is what is read next, laid out alike: it is asked for while this is computed, unless it
 // is null. To ask beyond the end of anything is no access to it.
-template <class Product, int kRows, int kVectors>
+template <class Product, int kRows, int kVectors, bool kPrefetches = (kRows <= kRowsThatWait)>
 inline void multiply_groups(const typename Product::Input* x, int64_t row_stride,
                             int64_t group_stride, const char* weights, int64_t stride,
                             int64_t num_groups, const char* last, const char* ahead,
@@ -212,7 +212,7 @@ inline void multiply_groups(const typename Product::Input* x, int64_t row_stride
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) {
       w[v] = Product::load(from + v * kVectorBytes);
-      if (kRows <= kRowsThatWait) __builtin_prefetch(ahead + group * stride + v * kVectorBytes, 0, 2);
+      if (kPrefetches) __builtin_prefetch(ahead + group * stride + v * kVectorBytes, 0, 2);
     }
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {

@@ -9,6 +9,7 @@ struct TileInput {
   const float* scales;      // All but floats: one for each row,
   const int32_t* sums;      // and the sum of the inputs of each row and group.
   BlockLayout blocks;
+  int64_t prefetch_bytes;   // Weights so far ahead are asked for; not in blocks.
 };
 
 // Writes [kRows, 32] float32.
@@ -21,8 +22,9 @@ void float_tile(const TileInput& in, float* out) {
   for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
     typename Product::Sum sums[kRows][2] = {};
     const char* weights = in.panel + first * kLaneBytes;
-    multiply_groups<Product, kRows, 2>(x, 1, kRows, weights, kRowBytes, in.inputs / Product::kInputs,
-                                       nullptr, weights + kPrefetchBytes, sums);
+    multiply_groups<Product, kRows, 2, true>(x, 1, kRows, weights, kRowBytes,
+                                             in.inputs / Product::kInputs, nullptr,
+                                             weights + in.prefetch_bytes, sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       store(out + row * kPanelOutputs + first, bits_as<Vector>(sums[row][0]));
@@ -41,8 +43,8 @@ void int8_tile(const TileInput& in, float* out) {
   for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
     IntVector sums[kRows][2] = {};
     const char* weights = in.panel + first * kLaneBytes;
-    multiply_groups<Product, kRows, 2>(x, 1, kRows, weights, kRowBytes, num_groups, nullptr,
-                                       weights + kPrefetchBytes, sums);
+    multiply_groups<Product, kRows, 2, true>(x, 1, kRows, weights, kRowBytes, num_groups, nullptr,
+                                             weights + in.prefetch_bytes, sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       for (int v = 0; v < 2; v++) {
@@ -242,7 +244,7 @@ class Activations {
     }
   }
 
-  TileInput tile(int64_t block, const char* panel) const {
+  TileInput tile(int64_t block, const char* panel, int64_t prefetch_bytes) const {
     int64_t row = first_row(block);
     return {packed_ + row * row_bytes_,
             panel,
@@ -250,7 +252,8 @@ class Activations {
             group_size_,
             scales_ + row,
             sums_ + row * num_groups_,
-            blocks_};
+            blocks_,
+            prefetch_bytes};
   }
 
  private:
@@ -327,6 +330,11 @@ struct Part {
 #include "amx_products.h"
 #endif
 
+// How far ahead the first rows that meet a panel ask for its weights; the next ones find them in the
+// second cache. A few rows wait for memory whatever is asked for: what is asked for too far ahead is
+// another thread's panel. More rows compute for so long that memory must be asked early.
+inline int64_t prefetch_bytes(int64_t num_rows) { return num_rows > 4 ? 8192 : kPrefetchBytes; }
+
 // Calls finish(first_row, num_rows, panel, const float* [num_rows, 32]) for the rows and panels of a
 // part.
 template <class Finish>
@@ -351,7 +359,8 @@ void multiply_part(const Activations& x, const Matrix& matrix, const Part& part,
   for (int64_t panel = part.first_panel; panel < part.end_panel; panel++) {
     for (int64_t block = part.first_block; block < part.end_block; block++) {
       const int64_t num_rows = x.rows_of(block);
-      table.tiles[num_rows](x.tile(block, matrix.data + panel * stride), out);
+      const int64_t ahead = block == part.first_block ? prefetch_bytes(num_rows) : 0;
+      table.tiles[num_rows](x.tile(block, matrix.data + panel * stride, ahead), out);
       finish(x.first_row(block), num_rows, panel, out);
     }
   }
