@@ -161,13 +161,19 @@ def cut_audit(
         the chain can be followed from there on.
     """
     oldest = select(_log.seq, _log.hash, _log.at_ms).order_by(_log.seq).limit(operation.limit)
-    num_old, last_seq, last_hash = 0, 0, b""
+    number, num_old, last_seq, last_hash = 0, 0, 0, b""
     with connection.execute(oldest) as found:
         for number, row in enumerate(found, start=1):
             if row.at_ms < operation.before_ms:
                 num_old, last_seq, last_hash = number, row.seq, row.hash
             elif row.at_ms <= at_ms:
                 break
+        else:
+            if not num_old and number == operation.limit:
+                # All are of times to come; they would hold back for ever what is behind them.
+                after_ms = _first_time_after(connection, row.seq, at_ms)
+                if after_ms is not None and after_ms < operation.before_ms:
+                    num_old, last_seq, last_hash = number, row.seq, row.hash
     if not num_old:
         return Removed(0), None
     connection.execute(delete(schema.audit_log).where(_log.seq <= last_seq))
@@ -180,6 +186,13 @@ def cut_audit(
         at_ms=at_ms, actor_key_id="", action="audit_cut", subject=str(last_seq), detail=detail
     )
     return Removed(num_old), entry
+
+
+def _first_time_after(connection: Connection, seq: int, at_ms: int) -> int | None:
+    """The time of the first entry behind one that is none to come; None where there is none."""
+    # What is added keeps databases from sorting all of the index by time.
+    entry = select(_log.at_ms).where(_log.seq > seq, _log.at_ms + 0 <= at_ms).order_by(_log.seq)
+    return connection.execute(entry.limit(1)).scalar_one_or_none()
 
 
 def last_signed(connection: Connection) -> tuple[int, int]:

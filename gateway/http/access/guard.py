@@ -19,7 +19,7 @@ from gateway.errors import (
     DeniedError,
     WorkerUnavailableError,
 )
-from gateway.http.access.guarded_request import GuardedRequest
+from gateway.http.access.guarded_request import GuardedRequest, send_answer
 from gateway.http.access.hooking import SHOWN, shown_to_hooks
 from gateway.http.access.kept_answers import DurableClaim
 from gateway.http.access.kind_of_body import METHODS_WITH_BODY, check_kind_of_body, takes_body
@@ -106,7 +106,7 @@ class GuardedRoute(APIRoute):
             return
         request = GuardedRequest(scope, receive, send)
         response = await self._guarded(request)
-        await response(scope, receive, send)
+        await send_answer(response, scope, receive, send)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether this route answers a request; HEAD as GET (RFC 9110 §9.3.2).

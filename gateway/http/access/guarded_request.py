@@ -1,11 +1,12 @@
-"""A request whose headers are asked for by name a dozen times before its handler runs."""
+"""What handlers get, whose headers are asked for a dozen times, and how their answer is sent."""
 
+import contextlib
 from collections.abc import MutableMapping
 from typing import Any
 
-from fastapi import Request
+from fastapi import Request, Response
 from starlette.datastructures import Headers
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 
 class HeaderTable(Headers):
@@ -58,3 +59,28 @@ class GuardedRequest(Request):
     def headers(self) -> Headers:
         """By name, whatever its case."""
         return self._table
+
+
+class _HeadIsSentError(Exception):
+    """The head of an answer has left, and nobody wants its body."""
+
+
+async def send_answer(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+    """Send an answer, to HEAD no more than its head.
+
+    A body takes as long as it takes, be it that of a long file or the events of what has not ended,
+    and nobody would get it. Whoever makes it is stopped where it would begin.
+    """
+
+    async def send_head(message: Message) -> None:
+        if message["type"] != "http.response.body":
+            await send(message)
+            return
+        await send({**message, "body": b"", "more_body": False})
+        raise _HeadIsSentError
+
+    if scope["method"] != "HEAD":
+        await response(scope, receive, send)
+        return
+    with contextlib.suppress(_HeadIsSentError):
+        await response(scope, receive, send_head)

@@ -131,6 +131,32 @@ def test_entries_of_a_clock_that_was_ahead_go_with_those_after_them(harness: Sto
     assert (checked.trouble, checked.num_entries) == (None, 4)
 
 
+def test_more_entries_of_such_a_clock_than_go_at_once_hold_back_nothing(
+    harness: StoreHarness,
+) -> None:
+    store = signed(harness)
+    ahead = 10**12
+    store.apply([AppendAudit(entry(ahead + number)) for number in range(5)])
+    store.apply([AppendAudit(entry(number)) for number in (1, 2, ahead, 3)])
+    harness.clock.advance(1)
+
+    def cut(before: int) -> list[int]:
+        """How many go, in the transactions that follow one another."""
+        found: list[int] = []
+        while not found or found[-1] == 3:
+            (removed,) = store.apply([CutAudit(before_ms=START_MS + before, limit=3)])
+            assert isinstance(removed, Removed)
+            found.append(removed.num_rows)
+        return found
+
+    assert cut(1) == [1]  # the epoch's own; none of those behind the clock's is old
+    assert cut(3) == [3, 3, 1]
+    checked = check_log(store.database.reading, signer=KEY)
+    assert checked.trouble is None
+    times = [row[0] for row in rows(store, "SELECT at_ms FROM audit_log ORDER BY seq")]
+    assert times[:2] == [START_MS + ahead, START_MS + 3]
+
+
 def entry(number: int) -> AuditEntry:
     return AuditEntry(START_MS + number, "key_admin", "key_updated", f"key_{number}")
 
