@@ -7,7 +7,8 @@ PenstockError
     │   ├── InvalidCommandError    values out of bounds, a duplicate key, the last admin key
     │   ├── KeyNotFoundError       no key has this id
     │   ├── ResourceNotFoundError  no user, team, limit, budget or price has this id
-    │   └── ActorNotAllowedError   who asks for an admin change is no admin (any more)
+    │   ├── ActorNotAllowedError   who asks for an admin change is no admin (any more)
+    │   └── KeyOfEnvironmentError  the key is set where the process is configured
     ├── TokenRefusedError      a bearer token that opens nothing, and why
     │   └── UnknownSigningKeyError  signed with a key that is not in the set that was fetched last
     ├── ReportUnavailableError  a report that would take too long, or can't be read at the moment
@@ -53,6 +54,12 @@ class ResourceNotFoundError(RefusedError):
 
 class ActorNotAllowedError(RefusedError):
     """Who asks for an admin change holds no active admin key."""
+
+    code = ErrorCode.PERMISSION_DENIED
+
+
+class KeyOfEnvironmentError(RefusedError):
+    """Nobody changes or ends the environment's key here: it is set where the process is."""
 
     code = ErrorCode.PERMISSION_DENIED
 

@@ -284,10 +284,12 @@ class DeniedError(GatewayError):
     Attributes:
         key_id: Whose request it was, as far as that is known.
         limit: The limit that refused it, with its figures.
+        is_unpriced: A budget holds for the caller and the model has no price.
     """
 
     key_id: str = ""
     limit: LimitRefusal | None = None
+    is_unpriced: bool = False
 
     @classmethod
     def from_message(cls, denied: Denied) -> "DeniedError":
@@ -300,6 +302,7 @@ class DeniedError(GatewayError):
         )
         error.key_id = denied.key_id
         error.limit = denied.limit
+        error.is_unpriced = denied.is_unpriced
         return error
 
 

@@ -63,6 +63,38 @@ def loads(text: bytes | str) -> Any:
     return whole[0]
 
 
+def load_integers(text: bytes) -> Any:
+    """What `orjson.loads` reads, with integers of any size instead of floats.
+
+    JSON that nests deeper than Python's parser goes has floats.
+
+    Raises:
+        orjson.JSONDecodeError: It is no JSON.
+    """
+    value = orjson.loads(text)
+    if not has_long_numbers(text):
+        return value
+    try:
+        return json.loads(text.decode())
+    except RecursionError:
+        return value
+
+
+def dump_integers(value: Any) -> bytes:
+    """What `orjson.dumps` writes, also of integers that have more than 64 bits.
+
+    Raises:
+        TypeError: It is no JSON.
+    """
+    try:
+        return orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        try:
+            return orjson.dumps(_with_long_integers(value))
+        except (RecursionError, ValueError) as error:
+            raise TypeError("the value nests too deep, or a number is too long") from error
+
+
 def keep_digits(text: bytes, value: dict[str, Any], names: AbstractSet[str]) -> None:
     """Put numbers with all their digits into members of an object that `orjson` has read.
 
@@ -120,3 +152,14 @@ def _write_long_integers(value: Any) -> None:
                 waiting.append(one)
             elif isinstance(one, int) and not _MIN_INTEGER <= one <= _MAX_INTEGER:
                 inside[key] = orjson.Fragment(str(one).encode())
+
+
+def _with_long_integers(value: Any) -> Any:
+    """A copy in which integers of more than 64 bits are fragments."""
+    if isinstance(value, dict):
+        return {key: _with_long_integers(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_long_integers(one) for one in value]
+    if isinstance(value, int) and not _MIN_INTEGER <= value <= _MAX_INTEGER:
+        return orjson.Fragment(str(value).encode())
+    return value

@@ -6,7 +6,7 @@ from typing import Any
 
 from auth_worker.administration.actors import acting_key, check_page, check_reach, entry_of
 from auth_worker.clock import Clock
-from auth_worker.errors import InvalidCommandError, KeyNotFoundError
+from auth_worker.errors import InvalidCommandError, KeyNotFoundError, KeyOfEnvironmentError
 from auth_worker.principals.checks import check_length
 from auth_worker.principals.key_definition import (
     MAX_OVERLAP_S,
@@ -112,8 +112,9 @@ class Administration:
         Raises:
             ActorNotAllowedError: Who asks may not administer keys, or not such a one.
             KeyNotFoundError: No key has this id.
-            InvalidCommandError: A value is out of bounds, the key has ended for good, it is the
-                environment's, or nobody could administer any more.
+            KeyOfEnvironmentError: It is the environment's.
+            InvalidCommandError: A value is out of bounds, the key has ended for good, or nobody
+                could administer any more.
         """
         actor = self._actor(command.actor, ADMINISTERING)
         key = self._changeable(command.key_id)
@@ -292,7 +293,7 @@ class Administration:
 
     def _check_not_of_environment(self, key: StoredKey) -> None:
         if key.key_id == ENVIRONMENT_KEY_ID and key.revoked_at is None:
-            raise InvalidCommandError(
+            raise KeyOfEnvironmentError(
                 f"This key is set by {ENVIRONMENT_KEY_NAME}; change or remove it there.",
                 param="key_id",
             )

@@ -414,6 +414,7 @@ class Authority:
             limits=self._state(plan),
             key_id=key_id,
             limit=refusal.limit,
+            is_unpriced=refusal.is_unpriced,
         )
 
     def _tell_crossed(self) -> None:

@@ -54,6 +54,7 @@ class Refusal:
         retry_after_s: When trying again makes sense; None = not soon, or never.
         limit: The limit that it is about, with its figures.
         meter: Of that limit.
+        is_unpriced: The model has no price.
     """
 
     code: ErrorCode
@@ -61,6 +62,7 @@ class Refusal:
     retry_after_s: float | None = None
     limit: LimitRefusal | None = None
     meter: Meter | None = None
+    is_unpriced: bool = False
 
     @property
     def is_used_up(self) -> bool:

@@ -565,4 +565,5 @@ def _refuse_unpriced(model: str) -> Refusal:
         ErrorCode.PERMISSION_DENIED,
         f"The model '{model}' has no price, so a budget can't be held to. Ask an administrator for"
         " a price of this model, or for a default price.",
+        is_unpriced=True,
     )

@@ -17,7 +17,8 @@ from engine_worker.errors import (
 )
 from engine_worker.text.chat_messages import JsonObject
 from engine_worker.text.control_tokens import ControlTokens, Rendered
-from engine_worker.text.history import HistoryRules, probe_rules, shaped, shows_calls
+from engine_worker.text.history import HistoryRules, shaped
+from engine_worker.text.history_probes import place_of_text, probe_rules, shows_calls
 from engine_worker.text.template_renderer import (
     MAX_COMPUTE_S,
     RENDERER,
@@ -53,6 +54,7 @@ _TIME_MACRO = "{%- macro strftime_now(format) -%}{{- penstock_times[format] -}}{
 _TIME_FORMAT = re.compile(r"""(["'])([^"'%\n]{0,128}%[^"'\n]{0,128})\1""")
 _NULL_CONTENT = re.compile(r"""content(["']\])?\s+is\s+(not\s+)?none""", re.IGNORECASE)
 
+_PROBE_INSTRUCTION: JsonObject = {"role": "system", "content": "Be brief."}
 _PROBE_TOOL_UNDESCRIBED: JsonObject = {
     "type": "function",
     "function": {"name": "penstock_probe", "parameters": {}},
@@ -69,12 +71,14 @@ class _Template:
 
     Attributes:
         needs_descriptions: It refuses tools without a description.
+        reads_tools_of_system: It knows tools as JSON text, a field of the system message.
     """
 
     source: str
     time_formats: tuple[str, ...]
     knows_tools: bool
     needs_descriptions: bool
+    reads_tools_of_system: bool
     escapes: bool
     is_ours: bool
     rules: HistoryRules
@@ -179,6 +183,8 @@ class ChatTemplate:
                 {**tool, "function": {"description": "", **tool["function"]}} for tool in tools
             ]
         history = shaped(messages, template.rules)
+        if tools and template.reads_tools_of_system:
+            history, tools = _with_tools_in_system(history, tools), None
         arguments = _check_arguments(template_arguments or {})
         for name in _NEEDED_IN_TEMPLATE & arguments.keys():
             if name not in template.source:
@@ -295,6 +301,7 @@ class ChatTemplate:
             time_formats=time_formats,
             knows_tools=False,
             needs_descriptions=False,
+            reads_tools_of_system=False,
             escapes="ensure_ascii" in source,
             is_ours=RENDERER.is_ours(source),
             rules=HistoryRules(),
@@ -336,15 +343,23 @@ class ChatTemplate:
             seen = replace(rules, calls="shown", results=True)
             is_shown = shows_calls(lambda one: self._try(template, one, [_PROBE_TOOL]), seen)
             rules = seen if is_shown else replace(rules, results=True)
-        return replace(template, rules=rules)
+        tools = [_PROBE_TOOL] if template.knows_tools else None
+        place = place_of_text(lambda one: self._try(template, one, tools), rules)
+        return replace(template, rules=replace(rules, text_beside_calls=place))
 
     def _with_rules_of_tools(self, template: _Template) -> _Template:
         """Whether tools make a difference to a short conversation, and what they need."""
         question = [{"role": "user", "content": "?"}]
         described = self._try(template, question, [_PROBE_TOOL])
+        if described is not None and described == self._try(template, question):
+            instructed = [_PROBE_INSTRUCTION, *question]
+            in_system = _with_tools_in_system(instructed, [_PROBE_TOOL])
+            shown = self._try(template, in_system)
+            is_read = shown is not None and shown != self._try(template, instructed)
+            return replace(template, knows_tools=is_read, reads_tools_of_system=is_read)
         return replace(
             template,
-            knows_tools=described is None or described != self._try(template, question),
+            knows_tools=True,
             needs_descriptions=described is not None
             and self._try(template, question, [_PROBE_TOOL_UNDESCRIBED]) is None,
         )
@@ -374,6 +389,15 @@ class ChatTemplate:
             ) from error
         except ChatTemplateError:
             return None
+
+
+def _with_tools_in_system(messages: list[JsonObject], tools: list[JsonObject]) -> list[JsonObject]:
+    """The messages with functions as JSON text in the first one, which is the system's."""
+    written = json.dumps([tool["function"] for tool in tools], ensure_ascii=False)
+    if messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": ""}, *messages]
+    first, *others = messages
+    return [{**first, "tools": written}, *others]
 
 
 def _check_arguments(arguments: JsonObject) -> JsonObject:

@@ -75,7 +75,10 @@ _TOOL_CLUES = (
     _Clue(("<function_calls>",), "olmo3"),
     _Clue(("<start_function_call>", "<escape>"), "functiongemma"),
     _Clue(("<|tool_call>", '<|"|>'), "gemma4"),
+    _Clue(("<|tool|>", "<|/tool|>"), "phi4"),
     _Clue(("functools[",), "phi4_mini_json"),
+    _Clue(("<|tool|>", "<|/tool|>", "functools["), "phi4_mini_json"),
+    _Clue(("[BEGIN FINAL RESPONSE]", "<tool_calls>["), "jamba"),
     _Clue(("<|start_of_role|>", "<|tool_call|>"), "granite"),
     _Clue(("<|start_of_role|>", "<tool_call>", "name", "arguments"), "granite4"),
 )
@@ -94,6 +97,7 @@ _REASONING_CLUES = (
     _Clue(("<|open|>think<|sep|>",), "kimi_k3"),
     _Clue(("<|channel>", "<channel|>"), "gemma4"),
     _Clue(("Here is my thought process:",), "granite"),
+    _Clue(("[BEGIN FINAL RESPONSE]",), "apriel"),
 )
 
 _BY_MODEL_TYPE: dict[str, tuple[str | None, str | None]] = {

@@ -2,8 +2,8 @@
 
 Clients send what other models wrote: system messages in several places, arguments that were cut
 off, ids of another length, two messages of one role in turn. Templates refuse some of that, or
-leave it out silently. What a template can take is found out when it is loaded, by rendering
-short conversations with it.
+leave it out silently. What a template can take is found out when it is loaded
+(`history_probes.py`).
 """
 
 import hashlib
@@ -16,17 +16,14 @@ from itertools import count
 from typing import Any, Final, Literal, NoReturn
 
 JsonObject = dict[str, Any]
-Render = Callable[[list[JsonObject]], str | None]
-"""The text of a conversation; None when the template refuses it."""
+PlaceOfText = Literal["shown", "before", "after"]
 
+REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _BETWEEN: Final = "\n\n"
-_BRIDGE: Final = "OK."
-"""What the assistant says where it has to say something."""
 _INSTRUCTIONS: Final = ("system", "developer")
 _SHORT_ID: Final = re.compile("[a-zA-Z0-9]{9}")
 _NAMED_ID: Final = re.compile(r"functions\.(.+):[0-9]+", re.DOTALL)
 _ID_ALPHABET: Final = string.ascii_letters + string.digits
-_REASONING: Final = ("reasoning_content", "reasoning", "thinking")
 _MAX_NESTED_TEXTS: Final = 2
 """How often arguments may be JSON text within JSON text."""
 
@@ -58,6 +55,9 @@ class HistoryRules:
         several_calls: It shows several calls in one message; otherwise each has a message of its
             own, with its result behind it.
         text_beside_reasoning: A message with calls may have both; otherwise they become one text.
+        text_beside_calls: A message with calls may have a text. Where the template leaves one of
+            them out, the text becomes an answer `before` the calls, or, where no answer may stand
+            there, goes before the next one `after` them.
     """
 
     developer: bool = True
@@ -75,134 +75,7 @@ class HistoryRules:
     ids: Literal["any", "short", "named"] = "any"
     several_calls: bool = True
     text_beside_reasoning: bool = True
-
-
-def probe_rules(
-    render: Render,
-    *,
-    developer: bool,
-    null_content: bool,
-    argument_objects: bool,
-    call_tags: bool = False,
-) -> HistoryRules:
-    """Find out what a template can take.
-
-    Args:
-        render: By the template.
-        developer: See `HistoryRules`, as the next two.
-        null_content: Read from its source.
-        argument_objects: Found by rendering a call.
-        call_tags: It tells the model to write calls between `<tool_call>` tags.
-    """
-
-    def shows(*turns: tuple[str, str]) -> bool:
-        """Whether the texts of a conversation come out in their order."""
-        text = render([{"role": role, "content": content} for role, content in turns])
-        place = 0
-        for _, content in turns:
-            place = -1 if text is None else text.find(content, place)
-            if place < 0:
-                return False
-        return True
-
-    known = HistoryRules(
-        developer=developer, null_content=null_content, argument_objects=argument_objects
-    )
-    first, second = ("user", "probe-u1"), ("user", "probe-u2")
-    answer, system = ("assistant", "probe-a1"), ("system", "probe-s1")
-    if not shows(first, answer, second):
-        # A template that shows no plain conversation tells nothing about others.
-        return known
-    takes_system = shows(system, first)
-    late = ("system", "probe-s2")
-    return HistoryRules(
-        developer=developer,
-        null_content=null_content,
-        argument_objects=argument_objects,
-        calls="shown" if shows_calls(render, known) else "tagged" if call_tags else "text",
-        results=_shows_results(render, known),
-        system=takes_system,
-        lone_system=shows(system),
-        late_system=takes_system and shows(system, first, answer, late, second),
-        repeats=shows(first, second) and shows(first, answer, ("assistant", "probe-a2"), second),
-        opening_answer=shows(answer, first),
-        empty_answer=shows(first, ("assistant", ""), second),
-        bridge=_bridge(render, known),
-        ids=_ids_of_calls(render, known),
-        several_calls=_shows_several_calls(render, known),
-        text_beside_reasoning=_takes_text_beside_reasoning(render, known),
-    )
-
-
-def shows_calls(render: Render, rules: HistoryRules) -> bool:
-    """Whether a call is seen in the prompt: its tool, or its id."""
-    *call, _result = shaped(_with_calls("abcdefghi"), rules)
-    text = render(call)
-    return text is not None and ("probe_f0" in text or "abcdefghi" in text)
-
-
-def _shows_results(render: Render, rules: HistoryRules) -> bool:
-    text = render(shaped(_with_calls("abcdefghi"), rules))
-    return text is not None and "probe-r0" in text
-
-
-def _bridge(render: Render, rules: HistoryRules) -> str | None:
-    """What has to stand between results of tools and the user's next message."""
-    before = shaped(_with_calls("abcdefghi"), rules)
-    after = {"role": "user", "content": "probe-u2"}
-
-    def shows(*between: JsonObject) -> bool:
-        text = render([*before, *between, after])
-        return text is not None and after["content"] in text
-
-    if shows():
-        return None
-    texts = ("", _BRIDGE)
-    return next((one for one in texts if shows({"role": "assistant", "content": one})), None)
-
-
-def _ids_of_calls(render: Render, rules: HistoryRules) -> Literal["any", "short", "named"]:
-    """Which ids of tool calls the template can take."""
-    if render(shaped(_with_calls("abcdefghi"), rules)) is None:
-        return "any"  # it takes none
-    if not all(render(shaped(_with_calls(one), rules)) for one in ("call_0123456789abcdef", "1")):
-        return "short"
-    *call, _result = shaped(_with_calls("abcdefghi"), rules)
-    text = render(call)
-    is_named = text is not None and "abcdefghi" in text and "probe_f0" not in text
-    return "named" if is_named else "any"
-
-
-def _shows_several_calls(render: Render, rules: HistoryRules) -> bool:
-    one = render(shaped(_with_calls("abcdefghi"), rules))
-    if one is None:
-        return True  # nor does it take a single one
-    several = render(shaped(_with_calls("abcdefghi", "jklmnopqr"), rules))
-    return several is not None and ("probe_f1" in several or "probe_f0" not in one)
-
-
-def _takes_text_beside_reasoning(render: Render, rules: HistoryRules) -> bool:
-    question, answer, result = shaped(_with_calls("abcdefghi"), rules)
-    answer = {**answer, **dict.fromkeys(_REASONING, "probe-r1")}
-    alone = render([question, {**answer, "content": ""}, result])
-    return alone is None or render([question, {**answer, "content": "!"}, result]) is not None
-
-
-def _with_calls(*ids: str) -> list[JsonObject]:
-    """A question, one message with calls of these ids, and their results."""
-    functions = [{"name": f"probe_f{number}", "arguments": "{}"} for number in range(len(ids))]
-    calls = [
-        {"id": call_id, "type": "function", "function": function}
-        for call_id, function in zip(ids, functions, strict=True)
-    ]
-    results = [
-        {"role": "tool", "content": f"probe-r{number}", "tool_call_id": call_id}
-        for number, call_id in enumerate(ids)
-    ]
-    for result, function in zip(results, functions, strict=True):
-        result["name"] = function["name"]
-    question = {"role": "user", "content": "?"}
-    return [question, {"role": "assistant", "content": None, "tool_calls": calls}, *results]
+    text_beside_calls: PlaceOfText = "shown"
 
 
 def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
@@ -225,6 +98,8 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
         # The last one may be what the model is to go on with.
         *earlier, last = shaped_messages
         shaped_messages = [message for message in earlier if not _is_empty(message)] + [last]
+    if rules.text_beside_calls == "after":
+        shaped_messages = _with_text_after_calls(shaped_messages)
     if not rules.repeats:
         shaped_messages = _without_repeats(shaped_messages)
     if not rules.opening_answer:
@@ -238,6 +113,8 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     if rules.ids != "any":
         new_id = _short_id if rules.ids == "short" else _NamedIds()
         shaped_messages = _with_ids(shaped_messages, new_id)
+    if rules.text_beside_calls == "before":
+        shaped_messages = _with_text_before_calls(shaped_messages, rules)
     if not rules.several_calls:
         shaped_messages = _with_one_call_each(shaped_messages)
     return shaped_messages
@@ -289,7 +166,7 @@ def _shaped_message(message: JsonObject, rules: HistoryRules) -> JsonObject:
     reasoning = changed.get("reasoning_content")
     has_both = bool(reasoning and changed["content"] and changed.get("tool_calls"))
     if has_both and not rules.text_beside_reasoning:
-        changed = {name: value for name, value in changed.items() if name not in _REASONING}
+        changed = {name: value for name, value in changed.items() if name not in REASONING}
         changed["content"] = f"{reasoning}{_BETWEEN}{changed['content']}"
     if "tool_calls" in changed:
         convert = arguments_as_object if rules.argument_objects else arguments_as_string
@@ -374,6 +251,44 @@ def _without_repeats(messages: list[JsonObject]) -> list[JsonObject]:
     return kept
 
 
+def _with_text_before_calls(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
+    """What is said beside calls, reasoning included, in a message of its own."""
+    changed: list[JsonObject] = []
+    for message in messages:
+        if _has_text_and_calls(message):
+            changed.append({name: one for name, one in message.items() if name != "tool_calls"})
+            message = {name: one for name, one in message.items() if name not in REASONING}
+            message["content"] = None if rules.null_content else ""
+        changed.append(message)
+    return changed
+
+
+def _with_text_after_calls(messages: list[JsonObject]) -> list[JsonObject]:
+    """What is said beside calls at the beginning of the answer that follows them.
+
+    Without one it is the answer that stands before the user's next message, or is left out.
+    """
+    changed: list[JsonObject] = []
+    said: list[str] = []
+    for message in messages:
+        if _has_text_and_calls(message):
+            said.append(message["content"])
+            message = {**message, "content": ""}
+        elif said and message["role"] in ("user", "assistant") and not message.get("tool_calls"):
+            told = {"role": "assistant", "content": _BETWEEN.join(said)}
+            said = []
+            if message["role"] == "user":
+                changed.append(told)
+            else:
+                message = _joined([told, message])
+        changed.append(message)
+    return changed
+
+
+def _has_text_and_calls(message: JsonObject) -> bool:
+    return bool(message.get("tool_calls") and (message["content"] or "").strip())
+
+
 def _with_bridges(messages: list[JsonObject], text: str) -> list[JsonObject]:
     """An answer of the assistant between calls or their results and the user's next message."""
     bridged: list[JsonObject] = []
@@ -453,7 +368,7 @@ def _with_one_call_each(messages: list[JsonObject]) -> list[JsonObject]:
             results = [one for one in results if one not in own]
             if number:
                 # Text and reasoning came before the first one.
-                message = {name: one for name, one in message.items() if name not in _REASONING}
+                message = {name: one for name, one in message.items() if name not in REASONING}
                 message["content"] = ""
             changed += [{**message, "tool_calls": [call]}, *own]
     return changed

@@ -76,7 +76,7 @@ def with_room(prompt: Prepare, num_tokens: int) -> Prepare:
 
 
 def without_length(prompt: Prepare) -> Prepare:
-    """A prompt as it is compared with others: whatever the length of its answer."""
+    """A prompt with any length of answer: to be compared, or where the context may end it."""
     return structs.replace(prompt, max_tokens=None)
 
 

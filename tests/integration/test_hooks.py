@@ -72,6 +72,8 @@ seen = []
 class Noting(Hook):
     def refine_request(self, request):
         seen.append(copy.deepcopy(request.body))
+        if request.body.get("user") == "cool":
+            request.body["temperature"] = 0.5
 """
 
 
@@ -431,13 +433,15 @@ async def test_hooks_that_never_return_keep_no_thread_of_the_gateway() -> None:
         await runner.stop()
 
 
-async def test_a_hook_sees_numbers_and_a_body_that_none_changes_keeps_their_digits(
-    socket_dir: Path, install: Install, tmp_path: Path
+@pytest.mark.parametrize("user", ["cool", "other"])
+async def test_a_hook_sees_long_integers_and_its_changes_leave_their_digits(
+    socket_dir: Path, install: Install, tmp_path: Path, user: str
 ) -> None:
     (tmp_path / "counting_hook.py").write_text(NOTING)
     install("counting = counting_hook:Noting")
     number = "123456789012345678901234567890"
-    asked = {"model": "demo", "messages": MESSAGES, "guided_json": {"const": "number"}}
+    schema = {"const": "number"}
+    asked = {"model": "demo", "messages": MESSAGES, "user": user, "guided_json": schema}
     body = json.dumps(asked).replace('"number"', number)
     async with running_gateway(socket_dir) as gateway:
         await gateway.auth()
@@ -446,11 +450,12 @@ async def test_a_hook_sees_numbers_and_a_body_that_none_changes_keeps_their_digi
             "/v1/chat/completions", content=body, headers={"Content-Type": "application/json"}
         )
         assert answer.status_code == 200, answer.text
-        (seen,) = importlib.import_module("counting_hook").seen
-        assert seen["guided_json"] == {"const": float(number)}
-        grammar = engine.of(Generate)[-1].grammar
-    assert grammar is not None
-    assert number in grammar.source
+        seen = importlib.import_module("counting_hook").seen
+        assert seen.pop()["guided_json"] == {"const": int(number)}
+        generate = engine.of(Generate)[-1]
+    assert generate.grammar is not None
+    assert number in generate.grammar.source
+    assert (generate.sampling.temperature == 0.5) is (user == "cool")
 
 
 NUMBERING = """

@@ -9,9 +9,17 @@ import pytest
 
 from gateway.config import GatewaySettings
 from protocol.errors import ConfigurationError, ErrorCode
-from protocol.wire.messages import Authorize, Failure, Generate, Profile, Profiled, ReadUsage
+from protocol.wire.messages import (
+    Authorize,
+    Failure,
+    Generate,
+    Prepare,
+    Profile,
+    Profiled,
+    ReadUsage,
+)
 from tests.fakes.fake_workers import FakeEngine
-from tests.fakes.running_gateway import RunningGateway, running_gateway
+from tests.fakes.running_gateway import MESSAGES, RunningGateway, running_gateway
 
 ALIAS = {"model_aliases": ("gpt-4o=demo",)}
 ENDPOINTS = {
@@ -177,6 +185,21 @@ async def test_a_prompt_beyond_the_context_goes_to_a_longer_model_once(socket_di
         refused = await gateway.client.post("/v1/completions", json=body)
         assert refused.status_code == 400
         assert refused.json()["error"]["code"] == "context_length_exceeded"
+
+
+async def test_the_context_may_cut_a_message_where_no_fallback_has_a_longer_one(
+    socket_dir: Path,
+) -> None:
+    async with running_gateway(socket_dir, model_fallbacks=("demo=long",)) as gateway:
+        await gateway.auth()
+        short = await gateway.engine(max_model_len=64)
+        body = {"model": "demo", "messages": MESSAGES, "max_tokens": 64_000}
+        for with_longer in (False, True):
+            if with_longer:
+                await gateway.engine(model="long", max_model_len=4096)
+            response = await gateway.client.post("/v1/messages", json=body)
+            assert response.status_code == 200, response.text
+            assert short.of(Prepare)[-1].max_tokens == (64_000 if with_longer else None)
 
 
 async def test_a_fallback_that_the_key_may_not_use_is_not_told(socket_dir: Path) -> None:

@@ -240,6 +240,7 @@ STYLES: dict[str, Style] = {
         " to=functions.{{ f.name }}<|channel|>commentary json<|message|>" + OBJECT + "<|call|>",
         between="<|start|>assistant",
     ),
+    "phi4": listed(NAMED, "<|tool_call|>[", "]<|/tool_call|>"),
     "phi4_mini_json": listed(NAMED, "functools[", "]"),
     "poolside_v1": flat("<tool_call>{{ f.name }}\n" + PAIRS + "</tool_call>", between="\n"),
     "pythonic": flat(PYTHON, before="[", between=", ", after="]"),

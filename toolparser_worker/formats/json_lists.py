@@ -5,6 +5,7 @@ from toolparser_worker.machine.declarations import HeaderBody, JsonObjectBody, T
 FORMATS = (
     ToolFormat(
         name="jamba",
+        aliases=("apriel",),
         wrapper_starts=("<tool_calls>",),
         wrapper_ends=("</tool_calls>",),
         listed="must",
@@ -60,6 +61,19 @@ FORMATS = (
         text_after_calls="drop",
         rendered_start="functools[",
         rendered_end="]",
+        rendered_separator=", ",
+    ),
+    ToolFormat(
+        name="phi4",
+        aliases=("phi-4",),
+        wrapper_starts=("<|tool_call|>",),
+        wrapper_ends=("<|/tool_call|>",),
+        listed="may",
+        body=JsonObjectBody(),
+        text_after_calls="drop",
+        trims=True,
+        rendered_start="<|tool_call|>[",
+        rendered_end="]<|/tool_call|>",
         rendered_separator=", ",
     ),
     ToolFormat(

@@ -158,6 +158,25 @@ FORMATS = (
         opens="marked",
     ),
     ReasoningFormat(
+        name="apriel",
+        starts=("Here are my reasoning steps:\n", "Here are my reasoning steps:"),
+        ends=(
+            "\n[BEGIN FINAL RESPONSE]\n",
+            "[BEGIN FINAL RESPONSE]\n",
+            "\n[BEGIN FINAL RESPONSE]",
+            "[BEGIN FINAL RESPONSE]",
+        ),
+        opens="marked",
+        calls_end_it=True,
+        rendered_end="\n[BEGIN FINAL RESPONSE]\n",
+        dropped_markers=(
+            "\n[END FINAL RESPONSE]\n",
+            "\n[END FINAL RESPONSE]",
+            "[END FINAL RESPONSE]\n",
+            "[END FINAL RESPONSE]",
+        ),
+    ),
+    ReasoningFormat(
         name="hunyuan_a13b",
         aliases=("hunyuan",),
         starts=("<think>\n", "<think>"),

@@ -301,7 +301,8 @@ class ParameterCallReader(CallReader[ParameterBody]):
                 return MORE, position
             start += len(opening) if is_there else 0
             if is_there and body.cdata:
-                self._value_matcher = literal_matcher((_CDATA_END + body.value_end,))
+                ends = (_CDATA_END, _CDATA_END + _LINE_FEED)
+                self._value_matcher = literal_matcher(tuple(end + body.value_end for end in ends))
         if start == len(text) and not self._final and self._is_trimmed:
             return MORE, start
         self._state = self._in_value

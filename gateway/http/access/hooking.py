@@ -21,6 +21,7 @@ from gateway.http.bodies.parsers import (
     SOCKET,
 )
 from gateway.http.schemas.base.body import load_plain_json_object
+from gateway.json_numbers import dump_integers, load_integers
 from gateway.request.callers.caller import Caller
 from gateway.telemetry.access_log import AccessRecord
 
@@ -175,16 +176,16 @@ def _blank(value: Any) -> Any:
 
 def _loaded(body: bytes, secrets: BodySecrets) -> tuple[dict[str, Any], bytes]:
     """A body's object as hooks see it, and how it reads as long as nobody changes it."""
-    value = load_plain_json_object(body)
+    value = load_plain_json_object(body, load_integers)
     try:
-        before = orjson.dumps(value)
-    except orjson.JSONEncodeError as error:
+        before = dump_integers(value)
+    except TypeError as error:
         raise InvalidRequestError("The request body is nested too deep.") from error
     return secrets.blanked(value), before
 
 
 def _dumped(body: dict[str, Any], secrets: BodySecrets) -> bytes:
     try:
-        return orjson.dumps(secrets.restored(body) if isinstance(body, dict) else body)
+        return dump_integers(secrets.restored(body) if isinstance(body, dict) else body)
     except TypeError as error:
         raise GatewayError("A hook of this server left something else than JSON.") from error

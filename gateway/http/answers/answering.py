@@ -145,6 +145,8 @@ async def _answer_by(
 ) -> Response:
     """The same by one model, whose name is told where it isn't the one that was asked for."""
     job = body.job
+    if job.is_cut_by_context and _has_no_longer(parts, job, model):
+        job = job.cut_by_context()
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
     record: AccessRecord = http_request.scope["state"]["log"]
     request, work = parts.requests.generation(job, caller_of(http_request), request_id, model=model)
@@ -185,6 +187,11 @@ async def _answer_by(
             stop()
             request.end("aborted")
             note(record, request)
+
+
+def _has_no_longer(parts: HttpParts, job: GenerationJob, model: str) -> bool:
+    """Whether no other model would take a prompt that is too long for this one."""
+    return parts.names.longer(job.model, model, names_token_ids=job.names_token_ids) is None
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,12 @@ def messages_job(
         raise _in_their_words(error, request, left_out) from None
     options = job.options.changed(shows_reasoning=request.shows_thinking)
     budget = None if request.thinking is None else request.thinking.budget_tokens
-    job = job.changed(endpoint=MESSAGES_ENDPOINT, options=options, thinking_budget=budget)
+    job = job.changed(
+        endpoint=MESSAGES_ENDPOINT,
+        options=options,
+        thinking_budget=budget,
+        is_cut_by_context=True,
+    )
     if reads_only:
         job = job.changed(discards_output=True, parse_reasoning=False, tool_choice="none")
     return job, left_out

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.http.errors.error_table import ERROR_TABLE, ErrorRow, limit_fields, limit_of
-from protocol.errors import PenstockError
+from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.messages import LimitRefusal, LimitState
 
 _TYPES: Final[Mapping[int, str]] = {
@@ -26,6 +26,10 @@ _OVERLOADED: Final = 529
 """Anthropic's own status for what HTTP calls 503; their clients try again on both."""
 
 
+_TOO_LONG: Final = ERROR_TABLE[ErrorCode.CONTEXT_LENGTH_EXCEEDED].code
+"""Agents shorten their conversation when a message begins with Anthropic's words for it."""
+
+
 def status_of(row: ErrorRow) -> int:
     """The HTTP status that their clients expect."""
     return _OVERLOADED if row.status == 503 else row.status
@@ -35,6 +39,8 @@ def error_object(
     message: str, row: ErrorRow, request_id: str, limit: LimitRefusal | None = None
 ) -> bytes:
     """Anthropic's error as JSON; `details` has the code of the error table, and the limit."""
+    if row.code == _TOO_LONG:
+        message = f"prompt is too long: {message}"
     kind = _TYPES.get(row.status, "api_error" if row.status >= 500 else "invalid_request_error")
     error: dict[str, Any] = {
         "type": kind,

@@ -43,6 +43,8 @@ class GenerationJob(Struct, frozen=True):
         demands_budget: A model that can't hold to `thinking_budget` refuses the request.
         discards_output: The client wants the prompt looked at and no output; an engine makes at
             least one token, which nobody sees or pays.
+        is_cut_by_context: `max_tokens` may be more than the context leaves, and more than one token
+            isn't demanded of it.
         options: What the answer shows beside text.
         end_user: For whom it is, as the body says; empty when it doesn't.
         is_background: The client lets others go first.
@@ -73,6 +75,7 @@ class GenerationJob(Struct, frozen=True):
     thinking_budget: int | None = None
     demands_budget: bool = False
     discards_output: bool = False
+    is_cut_by_context: bool = False
     options: AnswerOptions = PLAIN_ANSWER
     end_user: str = ""
     is_background: bool = False
@@ -82,6 +85,10 @@ class GenerationJob(Struct, frozen=True):
     def changed(self, **fields: Any) -> "GenerationJob":
         """The same job with other values of some fields."""
         return GenerationJob(**{**structs.asdict(self), **fields})
+
+    def cut_by_context(self) -> "GenerationJob":
+        """The same job for a context that may end the answer."""
+        return self.changed(prepares=tuple(map(bridge.without_length, self.prepares)))
 
     @property
     def names_token_ids(self) -> bool:

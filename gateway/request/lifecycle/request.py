@@ -360,7 +360,12 @@ class Request:
 
     async def _start(self) -> None:
         self._check_open()
-        granted = await self._reserve()
+        try:
+            granted = await self._reserve()
+        except DeniedError as error:
+            if error.is_unpriced:
+                self._check_model_exists()
+            raise
         if self._takes is not None:
             await self._takes.on_lease(granted.lease_id)
         try:
@@ -381,6 +386,16 @@ class Request:
             await self.lease.correct(*corrected)
         self.state = self.state.then(State.RUNNING)
         await self.work.run()
+
+    def _check_model_exists(self) -> None:
+        """A model that there isn't has no price either, and none that anybody could set."""
+        try:
+            self.work.check()
+        except ModelNotFoundError as error:
+            known = self._identities.known(self.caller.key_digest)
+            raise error.seen_by(lambda name: known is not None and known.may_see(name)) from None
+        except GatewayError:
+            pass  # what it was denied for comes first
 
     async def _reserve(self) -> Granted:
         """Reserve the bound; what needs no grant goes out beside the question."""

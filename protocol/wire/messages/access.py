@@ -146,6 +146,8 @@ class Denied(Message, frozen=True, tag="denied"):
     Attributes:
         key_id: Whose request it was, as far as that is known; for the access log.
         limit: The limit that refused it (since 1.4).
+        is_unpriced: A budget holds for the caller and the model has no price; whether there is
+            such a model, the gateway knows (since 1.5).
     """
 
     request_id: str
@@ -155,6 +157,7 @@ class Denied(Message, frozen=True, tag="denied"):
     limits: LimitState = LimitState()
     key_id: str = ""
     limit: LimitRefusal | None = None
+    is_unpriced: bool = False
 
 
 class Adjust(Message, frozen=True, tag="adjust"):

@@ -252,6 +252,7 @@ def test_the_environments_key_is_changed_in_the_environment(bench: AuthHandlerBe
     bench.administration.added(key, key.key_id)
     refused = bench.ask(revoke("key_environment"))
     assert isinstance(refused, Failure)
+    assert refused.code is ErrorCode.PERMISSION_DENIED
     assert "PENSTOCK_ADMIN_KEY" in refused.message
 
 

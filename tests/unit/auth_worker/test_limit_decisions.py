@@ -193,6 +193,7 @@ def test_a_model_without_a_price_is_refused_where_a_budget_holds_and_only_there(
     granted(bench, model="big")
     answer = denied(bench, model="small")
     assert (answer.code, "no price" in answer.message) == (ErrorCode.PERMISSION_DENIED, True)
+    assert answer.is_unpriced
     assert isinstance(ask(bench, OTHER_SECRET, model="small"), Granted)
 
 

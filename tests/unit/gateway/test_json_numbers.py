@@ -4,7 +4,13 @@ import orjson
 import pytest
 
 from gateway.errors import InvalidRequestError
-from gateway.json_numbers import has_long_numbers, keep_digits, loads
+from gateway.json_numbers import (
+    dump_integers,
+    has_long_numbers,
+    keep_digits,
+    load_integers,
+    loads,
+)
 
 LONG = [
     "123456789012345678901234567890",
@@ -94,3 +100,20 @@ def test_what_nests_deeper_than_pythons_parser_goes_has_floats() -> None:
     while isinstance(value, list):
         (value,) = value
     assert value == 1e30
+
+
+def test_integers_of_any_size_are_read_and_written_again() -> None:
+    long = "9" * 30
+    text = f'{{"a":[{long},-{long},{{"b":18446744073709551616}}],"c":[0.5,true,"{long}"]}}'
+    value = load_integers(text.encode())
+    assert value["a"] == [int(long), -int(long), {"b": 2**64}]
+    assert dump_integers(value).decode() == text
+    assert dump_integers({"a": (int(long), 1)}).decode() == f'{{"a":[{long},1]}}'
+
+
+def test_what_is_no_json_is_told_whatever_numbers_stand_in_it() -> None:
+    endless: list[object] = [2**64]
+    endless.append(endless)
+    for value in (object(), {"a": [2**64, object()]}, {1: 2**64}, endless, 10**5000):
+        with pytest.raises(TypeError):
+            dump_integers(value)

@@ -43,6 +43,7 @@ def test_a_declaration_holds_data_and_no_code(path: Path) -> None:
 
 TOOL_NAMES = [
     "apertus",
+    "apriel",
     "cohere_command3",
     "cohere_command4",
     "deepseek_v3",
@@ -83,6 +84,7 @@ TOOL_NAMES = [
     "nemotron_nano_v2",
     "olmo3",
     "openai",
+    "phi4",
     "phi4_mini_json",
     "poolside_v1",
     "pythonic",
@@ -99,6 +101,7 @@ TOOL_NAMES = [
     "harmony",
 ]
 REASONING_NAMES = [
+    "apriel",
     "cohere_command3",
     "cohere_command4",
     "deepseek_r1",
@@ -201,6 +204,38 @@ def test_a_plugin_that_cannot_be_used_is_named(value: str) -> None:
 def test_no_two_formats_have_the_same_name() -> None:
     with pytest.raises(FormatPluginError, match="'shouted'"):
         by_name([*MADE_UP_FORMATS, *MADE_UP_FORMATS])
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        '<|tool_call|>[{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]'
+        "<|/tool_call|>",
+        '<|tool_call|>{"name": "f", "arguments": {"x": 1}}<|/tool_call|>'
+        '<|tool_call|>{"name": "g", "arguments": {}}<|/tool_call|>',
+        '<|tool_call|>[{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]',
+    ],
+)
+def test_what_phi_4_mini_writes_with_its_own_template_is_calls(written: str) -> None:
+    """Often without the list, or without the end."""
+    found = parse(f"One moment.\n{written}", TOOL_FORMATS["phi4"], None)
+    assert [(call.name, call.arguments) for call in found.calls] == [("f", '{"x": 1}'), ("g", "{}")]
+    assert (found.content.strip(), found.num_malformed) == ("One moment.", 0)
+
+
+@pytest.mark.parametrize("start", ["", "Here are my reasoning steps:\n"])
+@pytest.mark.parametrize("end", ["", "\n[END FINAL RESPONSE]\n"])
+def test_what_apriel_writes_is_reasoning_answer_and_calls(start: str, end: str) -> None:
+    """The prompt of its own template begins the reasoning; that of others does not."""
+    tail = "<|assistant|>\n" if start else "<|begin_assistant|>\nHere are my reasoning steps:\n"
+    formats = TOOL_FORMATS["apriel"], REASONING_FORMATS["apriel"]
+    thought = f"{start}I need [both].\n[BEGIN FINAL RESPONSE]\n"
+    found = parse(f"{thought}Four.{end}", *formats, prompt_tail=tail)
+    assert (found.reasoning, found.content) == ("I need [both].", "Four.")
+    called = '<tool_calls>[{"name": "f", "arguments": {"x": 1}, "id": "c1"}]</tool_calls>'
+    found = parse(f"{thought}{called}{end}", *formats, prompt_tail=tail)
+    assert [(call.name, call.arguments) for call in found.calls] == [("f", '{"x": 1}')]
+    assert (found.reasoning, found.content, found.num_malformed) == ("I need [both].", "", 0)
 
 
 def test_what_nemotron_nano_2_writes_is_reasoning_and_calls() -> None:

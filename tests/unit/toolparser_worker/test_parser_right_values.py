@@ -438,3 +438,10 @@ def test_what_only_python_takes_for_a_number_is_text(kind: list[str], text: str)
 )
 def test_numbers_that_json_would_spell_otherwise_are_numbers(text: str, number: float) -> None:
     assert json.loads(coerced(text, {"type": ["number", "string"]})) == number
+
+
+@pytest.mark.parametrize("blank", ["", "\n"])
+def test_a_value_in_cdata_ends_with_its_element_also_on_the_next_line(blank: str) -> None:
+    opening = '<function name="f"><param name="x"><![CDATA[<b>]] > </param>'
+    text = f'{opening}]]>{blank}</param><param name="n">7</param></function>'
+    assert values(read("minicpm5", text)) == [("f", {"x": "<b>]] > </param>", "n": 7})]

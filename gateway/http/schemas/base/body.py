@@ -1,7 +1,7 @@
 """From the bytes of a request body to a checked model, with errors that name the field."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar, get_args
 
 import orjson
@@ -85,9 +85,11 @@ _HANDED_ON = frozenset(
         *("response_format", "guided_json", "structured_outputs", "text"),
         *("output_config", "output_format", "tools", "functions", "arguments", "params"),
         *("chat_template_kwargs", "documents", "messages", "input", "items"),
+        *("state", "questions"),
     }
 )
-"""Fields with JSON schemas, arguments or what templates read: numbers that are only handed on."""
+"""Fields with JSON schemas, arguments or what templates or models read: numbers that are only
+handed on."""
 
 BodyT = TypeVar("BodyT", bound=RequestModel)
 
@@ -106,8 +108,14 @@ def load_json_object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def load_plain_json_object(body: bytes) -> dict[str, Any]:
+def load_plain_json_object(
+    body: bytes, load: Callable[[bytes], Any] = orjson.loads
+) -> dict[str, Any]:
     """The same with nothing but JSON's types in it, where numbers of many digits are floats.
+
+    Args:
+        body: As it came.
+        load: Reads it; raises what `orjson.loads` does.
 
     Raises:
         InvalidRequestError: As `load_json_object`, but for numbers.
@@ -117,7 +125,7 @@ def load_plain_json_object(body: bytes) -> dict[str, Any]:
             f"The request body has more than {MAX_PARTS} lists, objects and members of objects."
         )
     try:
-        value = orjson.loads(body)
+        value = load(body)
     except orjson.JSONDecodeError as error:
         _refuse_non_finite(error)
         raise InvalidRequestError(f"The request body is not valid JSON: {error}.") from error

@@ -14,17 +14,15 @@ from gateway.http.schemas.base.fields import (
 from gateway.http.schemas.base.ranges import (
     MAX_MESSAGES,
     MAX_TEMPLATE_CHARACTERS,
-    MAX_TOOLS,
     ranged,
 )
 from gateway.http.schemas.inference.messages import (
     ChatMessage,
-    Tool,
+    Tools,
     refuse_message_fields,
 )
 from gateway.http.schemas.inference.sampling import GenerationRequest
 from gateway.http.schemas.inference.structured import StructuredFields
-from gateway.http.schemas.tools.custom_tools import check_grammars
 from gateway.http.schemas.tools.functions import (
     FUNCTION_FIELDS,
     in_words_of_functions,
@@ -54,7 +52,7 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = ranged("max_completion_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = ranged("top_logprobs")
-    tools: Annotated[list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS)] = None
+    tools: Tools = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: ReasoningEffort | None = None
@@ -70,12 +68,6 @@ class ChatRequest(GenerationRequest):
     continue_final_message: bool | None = None
     # Harmless, see `fields.HARMLESS_FIELDS`.
     prediction: dict[str, Any] | None = None
-
-    @field_validator("tools", mode="before")
-    @classmethod
-    def _few_grammars(cls, value: Any) -> Any:
-        check_grammars(value)
-        return value
 
     @field_validator("tool_choice", mode="before")
     @classmethod

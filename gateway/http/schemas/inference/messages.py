@@ -3,17 +3,23 @@
 from itertools import islice
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from gateway.errors import UnsupportedFieldError
 from gateway.http.schemas.base.body import RequestModel, field_error
 from gateway.http.schemas.base.core_schemas import NullIsDefault
-from gateway.http.schemas.base.ranges import MAX_CONTENT_PARTS, MAX_MESSAGES, MAX_TOOL_CALLS
+from gateway.http.schemas.base.ranges import (
+    MAX_CONTENT_PARTS,
+    MAX_MESSAGES,
+    MAX_TOOL_CALLS,
+    MAX_TOOLS,
+)
 from gateway.http.schemas.tools.custom_tools import (
     GRAMMAR,
     CustomCall,
     CustomDefinition,
     ToolName,
+    check_grammars,
     function_of_call,
     function_of_tool,
 )
@@ -161,6 +167,17 @@ class Tool(RequestModel):
         part = self.function if self.type == "function" else self.custom
         assert part is not None  # held by the validator
         return part.name
+
+
+def _few_grammars(value: Any) -> Any:
+    check_grammars(value)
+    return value
+
+
+Tools = Annotated[
+    list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS), BeforeValidator(_few_grammars)
+]
+"""The tools of a request."""
 
 
 def _need_its_part(tool: Tool | ToolCall) -> None:

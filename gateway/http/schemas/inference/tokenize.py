@@ -15,11 +15,10 @@ from gateway.http.schemas.base.ranges import (
     MAX_MESSAGES,
     MAX_TEMPLATE_CHARACTERS,
     MAX_TOKEN_IDS,
-    MAX_TOOLS,
 )
 from gateway.http.schemas.inference.messages import (
     ChatMessage,
-    Tool,
+    Tools,
     refuse_message_fields,
 )
 from gateway.http.schemas.inference.sampling import TokenId
@@ -43,7 +42,7 @@ class TokenizeRequest(RequestModel):
     messages: Annotated[list[ChatMessage] | None, Field(min_length=1, max_length=MAX_MESSAGES)] = (
         None
     )
-    tools: Annotated[list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS)] = None
+    tools: Tools = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
     chat_template: Annotated[

@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from gateway.http.schemas.base.body import RequestModel, field_error
 from gateway.http.schemas.base.core_schemas import NullIsDefault
-from gateway.http.schemas.base.ranges import MAX_TOOL_NAME_CHARACTERS, MAX_TOOLS
-from gateway.http.schemas.inference.messages import Tool
+from gateway.http.schemas.base.ranges import MAX_TOOL_NAME_CHARACTERS
+from gateway.http.schemas.inference.messages import Tools
 
 MAX_FORMAT_CHARACTERS = 100
 FormatName = Annotated[str | None, Field(min_length=1, max_length=MAX_FORMAT_CHARACTERS)]
@@ -30,7 +30,7 @@ class ParseRequest(RequestModel):
     model: str | None = None
     format: FormatName = None
     reasoning_format: FormatName = None
-    tools: Annotated[list[Tool] | None, Field(min_length=1, max_length=MAX_TOOLS)] = None
+    tools: Tools = None
     parallel_tool_calls: bool | None = None
     prompt_tail: str | None = None
 

@@ -123,9 +123,6 @@ def test_a_tool_needs_no_description_where_the_template_does() -> None:
     "source",
     [
         CHATML,
-        # Phi-4-mini's: tools are a field of the system message.
-        "{% for m in messages %}{{ m.content }}{% if 'tools' in m %}{{ m.tools }}{% endif %}"
-        "{% endfor %}",
         "{# tools are for others #}{% for m in messages %}{{ m.content }}{% endfor %}",
     ],
 )
@@ -133,6 +130,23 @@ def test_tools_are_refused_when_the_template_would_ignore_them(source: str) -> N
     with pytest.raises(UnsupportedParameterError) as caught:
         render(source, [{"role": "user", "content": "x"}], tools=[TOOL])
     assert caught.value.param == "tools"
+
+
+def test_tools_go_into_the_system_message_where_the_template_reads_them_there() -> None:
+    """Phi-4-mini's own."""
+    source = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{% if m.role == 'system' and 'tools' in m and m.tools is not none %}"
+        "{{ '<|tool|>' + m.tools + '<|/tool|>' }}{% endif %}{% endfor %}"
+    )
+    described = {"name": "f", "description": "é", "parameters": {"type": "object"}}
+    tools = [{"type": "function", "function": described}]
+    shown = f"<|tool|>{json.dumps([described], ensure_ascii=False)}<|/tool|>"
+    assert render(source, USER, tools=tools) == f"<system>{shown}<user>{USER[0]['content']}"
+    instructed = [{"role": "system", "content": "Be brief."}, *USER]
+    text = render(source, instructed, tools=tools)
+    assert text == f"<system>Be brief.{shown}<user>{USER[0]['content']}"
+    assert render(source, instructed) == f"<system>Be brief.<user>{USER[0]['content']}"
 
 
 def test_a_model_may_have_a_template_of_its_own_for_tools() -> None:

@@ -272,6 +272,15 @@ def test_the_demo_model_is_found_to_speak_hermes() -> None:
         # What the templates of Granite 3.3 and Granite 4 tell the model to write.
         ("<|start_of_role|>system: use <|tool_call|> and a JSON list of tools", "granite", None),
         ('<|start_of_role|> <tool_call>{"name": f, "arguments": a}</tool_call>', "granite4", None),
+        # Phi-4-mini's own, and the one that other servers use with it.
+        ("'<|tool|>' + message['tools'] + '<|/tool|>'", "phi4", None),
+        ("'<|tool|>' '<|/tool|>' functools[{name, arguments}]", "phi4_mini_json", None),
+        # Apriel 1.5's and 1.6's.
+        (
+            '<tool_call></tool_call> XML tags: <tool_calls>[{"name": n, "arguments": a},...]'
+            "</tool_calls> [BEGIN FINAL RESPONSE]",
+            *("jamba", "apriel"),
+        ),
         ("</think>", None, "think"),
         (None, None, None),
     ],

@@ -46,6 +46,14 @@ def test_sampling_and_lengths_are_those_of_a_chat() -> None:
     assert (sampling.stop, made.max_tokens) == (("x",), 5)
 
 
+def test_more_tokens_than_the_context_leaves_may_be_asked_for() -> None:
+    made = job(max_tokens=64_000)
+    assert made.is_cut_by_context
+    cut = made.cut_by_context()
+    assert cut.max_tokens == 64_000
+    assert cut.prepares[0].max_tokens is None  # room for one is enough
+
+
 def test_a_system_prompt_comes_first_and_its_blocks_are_lines() -> None:
     system = [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]
     system.append({"type": "text", "text": "b"})

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from pydantic import TypeAdapter
 
-from gateway.errors import WorkerLostError
+from gateway.errors import InvalidRequestError, WorkerLostError
 from gateway.http.anthropic.errors import limit_headers
 from gateway.http.anthropic.render import (
     MessageCollector,
@@ -25,6 +25,7 @@ from gateway.request.delivery.events import (
     ToolCallStarted,
     UsageTold,
 )
+from protocol.errors import ErrorCode
 from protocol.wire.messages import LimitState, Usage
 from tests.fakes.late import anthropic
 
@@ -128,6 +129,26 @@ def test_reasoning_that_nobody_asked_for_is_not_told() -> None:
 @pytest.mark.parametrize(
     ("end", "stop"),
     [
+        # `tool_choice` named the tool.
+        (ChoiceFinished(0, "stop", USAGE), ("tool_use", None)),
+        (ChoiceFinished(0, "tool_calls", USAGE, "END"), ("tool_use", None)),
+        (ChoiceFinished(0, "length", USAGE), ("max_tokens", None)),
+        (ChoiceFinished(0, "stop", USAGE, "END"), ("stop_sequence", "END")),
+    ],
+)
+def test_a_call_that_a_stop_sequence_cut_is_nothing_to_run(
+    end: ChoiceFinished, stop: tuple[str, str | None]
+) -> None:
+    cut = CALL[:2]
+    answer = whole(*cut, end)
+    assert (answer["stop_reason"], answer["stop_sequence"]) == stop
+    told = {"stop_reason": stop[0], "stop_sequence": stop[1]}
+    assert streamed(*cut, end)[-2]["delta"] == told
+
+
+@pytest.mark.parametrize(
+    ("end", "stop"),
+    [
         (ChoiceFinished(0, "stop", USAGE), ("end_turn", None)),
         (ChoiceFinished(0, "stop", USAGE, "END"), ("stop_sequence", "END")),
         (ChoiceFinished(0, "stop", USAGE, 7), ("end_turn", None)),
@@ -204,6 +225,15 @@ def test_errors_speak_the_language_of_their_path() -> None:
     assert headers["Retry-After"]
     status, body, _ = raised_answer(scope("/v1/chat/completions"), WorkerLostError("gone"))
     assert (status, json.loads(body)["error"]["type"]) == (503, "server_error")
+
+
+def test_a_prompt_that_is_too_long_is_told_in_words_that_agents_look_for() -> None:
+    error = InvalidRequestError("It has 9 tokens.", code=ErrorCode.CONTEXT_LENGTH_EXCEEDED)
+    status, body, _ = raised_answer(scope("/v1/messages"), error)
+    told = json.loads(body)["error"]
+    assert (status, told["type"]) == (400, "invalid_request_error")
+    assert told["message"] == "prompt is too long: It has 9 tokens."
+    assert told["details"]["error_code"] == "context_length_exceeded"
 
 
 def test_which_paths_are_anthropics() -> None:

@@ -12,10 +12,16 @@ from openai.types.chat import ChatCompletion
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.bodies.convert import chat_job
+from gateway.http.bodies.parsers import CHAT, PARSE, TOKENIZE, BodyKind
 from gateway.http.render.answer import ChatCollector
 from gateway.http.render.common import AnswerHead
 from gateway.http.render.custom_calls import CustomInput, custom_input
 from gateway.http.render.stream import ChatStreamRenderer
+from gateway.http.schemas.base.beside_loop import (
+    MAX_GRAMMAR_CHARACTERS_ON_LOOP,
+    BesideLoopError,
+    read_on_loop,
+)
 from gateway.http.schemas.inference.chat import parse_chat_body
 from gateway.request.delivery.events import (
     ChoiceFinished,
@@ -27,6 +33,7 @@ from gateway.request.jobs.answer_options import AnswerOptions
 from gateway.request.jobs.job import GenerationJob
 from protocol.wire.messages import Usage
 from tests.fakes.running_gateway import events_of
+from tests.fakes.sample_bodies import CONTEXT
 
 USER = {"role": "user", "content": "?"}
 RUN = {"type": "custom", "custom": {"name": "run", "description": "Runs code."}}
@@ -170,6 +177,26 @@ def test_so_many_lark_grammars_are_read_for_a_request() -> None:
     with pytest.raises(InvalidRequestError, match="33 tools have a Lark grammar") as caught:
         job(tools=tools(33))
     assert caught.value.param == "tools"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (CHAT, {"model": "m", "messages": [USER]}),
+        (TOKENIZE, {"messages": [USER]}),
+        (PARSE, {"text": "x", "format": "hermes"}),
+    ],
+    ids=["chat", "tokenize", "parse"],
+)
+def test_long_lark_grammars_are_read_beside_the_loop_on_every_route(
+    kind: BodyKind[Any], body: dict[str, Any]
+) -> None:
+    definition = 'start: "a" start?' + " " * MAX_GRAMMAR_CHARACTERS_ON_LOOP
+    grammar = {"syntax": "lark", "definition": definition}
+    sent = json.dumps({**body, "tools": [with_format(type="grammar", grammar=grammar)]}).encode()
+    with pytest.raises(BesideLoopError):
+        read_on_loop(lambda: kind.parse(sent, CONTEXT))
+    assert kind.parse(sent, CONTEXT)
 
 
 def test_what_lark_has_and_nobody_follows_is_refused_with_its_line() -> None:

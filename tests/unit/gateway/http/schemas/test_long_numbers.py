@@ -11,10 +11,12 @@ from gateway.http.bodies.parsers import (
     COMPLETION,
     CONTINUED_RESPONSES,
     CONVERSATION,
+    DECISION,
     EXECUTE,
     MESSAGES,
     RESPONSES,
     SOCKET,
+    SYSTEMONE,
     BodyKind,
 )
 from gateway.http.openresponses.stored_items import framed
@@ -136,6 +138,18 @@ def test_what_templates_read_keeps_every_digit(field: str) -> None:
     body = ASK | {field: value if field == "chat_template_kwargs" else [value]}
     (prepare,) = parsed(CHAT, body).job.prepares
     assert INTEGER.decode() in prepare.template_kwargs_json
+
+
+def test_what_is_judged_keeps_every_digit() -> None:
+    value = {"a": orjson.Fragment(INTEGER)}
+    written = f'{{"a":{INTEGER.decode()}}}'
+    part = {"type": "input_json", "data": value}
+    question = {"type": "predicate", "instructions": [part]}
+    found = parsed(DECISION, {"model": "m", "input": "x", "questions": [question]}).message
+    assert written in found.questions[0].text
+    body = {"model": "m", "state": value, "questions": {"q": {"type": "noul", "instructions": "?"}}}
+    shown = orjson.loads(parsed(SYSTEMONE, body).message.messages_json)
+    assert written in shown[-1]["content"]
 
 
 def test_arguments_of_a_tool_keep_every_digit() -> None:

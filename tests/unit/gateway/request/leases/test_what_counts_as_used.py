@@ -74,6 +74,21 @@ async def test_a_model_that_is_not_there_counts_as_a_request() -> None:
     assert (settle.is_unused, settle.has_begun) == (False, False)
 
 
+@pytest.mark.parametrize(("model", "is_known"), [("nope", False), ("m", True), ("later", True)])
+async def test_a_model_without_a_price_that_is_not_there_is_not_found(
+    model: str, is_known: bool
+) -> None:
+    parts = Parts()
+    parts.engine()
+    started = await parts.generation(generation_job(model=model))
+    await parts.deny(ErrorCode.PERMISSION_DENIED, is_unpriced=True)
+    error = await started.error()
+    assert isinstance(error, DeniedError if is_known else ModelNotFoundError)
+    # Nobody has said what this caller may see.
+    assert "`m`" not in str(error)
+    assert parts.outbox.settles == []
+
+
 async def test_an_unknown_model_tells_only_names_that_the_key_may_use() -> None:
     """Whatever tells it: an answer, a WebSocket, or a response that was stored."""
     parts = Parts()
