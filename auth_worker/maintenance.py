@@ -19,7 +19,12 @@ from auth_worker.errors import StoreError, StoreLockedError
 from auth_worker.storage import migrations
 from auth_worker.storage.audit_key import NOTES_NAME, CheckpointNotes, load_signer
 from auth_worker.storage.backup import RowCounts, back_up, restore_file, restore_url
-from auth_worker.storage.postgres_database import LEASE_S, PostgresDatabase
+from auth_worker.storage.database_url import DatabaseUrl
+from auth_worker.storage.postgres_database import (
+    LEASE_S,
+    OPENING_IDLE_TIMEOUT_S,
+    PostgresDatabase,
+)
 from auth_worker.storage.reading import reader
 from auth_worker.storage.sqlite_database import SqliteDatabase
 from protocol.errors import ConfigurationError
@@ -85,17 +90,21 @@ def _restore(file: Path, data_dir: Path, environ: Mapping[str, str]) -> RowCount
     url = database_url(environ)
     if url is None:
         return restore_file(file, data_dir)
-    with closing(PostgresDatabase(url)) as database:
+    with closing(_opened(url)) as database:
         return restore_url(file, database, data_dir)
 
 
 def _downgrade(data_dir: Path, environ: Mapping[str, str], version: int) -> int:
     url = database_url(environ)
-    database = SqliteDatabase(data_dir) if url is None else _unheld(PostgresDatabase(url))
+    database = SqliteDatabase(data_dir) if url is None else _unheld(_opened(url))
     with closing(database), database.transaction() as connection:
         migrations.downgrade(connection, version, now_s=time.time())
     sys.stdout.write(f"{database} has schema version {version} now.\n")
     return DONE
+
+
+def _opened(url: DatabaseUrl) -> PostgresDatabase:
+    return PostgresDatabase(url, idle_timeout_s=OPENING_IDLE_TIMEOUT_S)
 
 
 def _unheld(database: PostgresDatabase) -> PostgresDatabase:

@@ -13,6 +13,7 @@ from protocol.runtime.gguf_header import model_name
 from protocol.runtime.settings import (
     choice,
     file_path,
+    in_home,
     read_settings,
     setting,
     switch,
@@ -147,7 +148,7 @@ class ModelSettings:
         if place is None:
             path, name = demo_model_path(), name or DEMO_MODEL_NAME
         else:
-            path = Path(place).expanduser().absolute()
+            path = in_home(Path(place), shared.MODEL_PATH.name).absolute()
         if not path.is_dir() and not (path.suffix == GGUF_SUFFIX and path.is_file()):
             raise ConfigurationError(
                 f"PENSTOCK_MODEL_PATH: there is no folder (or {GGUF_SUFFIX} file) {path}. The"

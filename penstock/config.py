@@ -229,8 +229,6 @@ class _Given:
             return declared.accept(value, name)
         except ConfigurationError as error:
             raise UsageError(error.message) from None
-        except RuntimeError:
-            raise _homeless(name, value) from None
 
 
 def expanded(path: str | Path, name: str) -> Path:
@@ -246,11 +244,7 @@ def expanded(path: str | Path, name: str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError:
-        raise _homeless(name, path) from None
-
-
-def _homeless(name: str, path: object) -> UsageError:
-    return UsageError(f"{name}: {str(path)!r} begins with a home that can't be found.")
+        raise UsageError(f"{name}: {str(path)!r} begins with a home that can't be found.") from None
 
 
 def parse_model(text: str) -> ModelChoice:

@@ -238,6 +238,7 @@ PRICES: Final = Kind(
         **{name: _column(name) for name in ("id", "models", "version")},
         **{field.name: _money_column(field.name) for field in _PRICE[:-1]},
         "valid_from": lambda record: moment(record["valid_from"]),
+        "ended": lambda record: "yes" if record.get("is_ended") else "",
     },
     name_is=("models", "A model's name or a glob; '*' for all that have no price of their own."),
 )

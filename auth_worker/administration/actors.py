@@ -6,6 +6,7 @@ from auth_worker.errors import ActorNotAllowedError, InvalidCommandError
 from auth_worker.principals.key_index import Alike
 from auth_worker.principals.keys import ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
 from auth_worker.principals.roles import OF_ADMINS_ALONE, ROLE_SCOPES
+from auth_worker.principals.tokens import TOKEN_ID_PREFIX
 from auth_worker.records.operations import AuditAction, AuditEntry
 from protocol.wire.messages import Actor, PrincipalRole, Scope
 
@@ -52,6 +53,26 @@ def check_reach(actor: StoredKey, key: StoredKey) -> None:
             )
 
 
+def check_lasts(actor: StoredKey, key: StoredKey) -> None:
+    """A key that expires makes, changes and wakes no administrator's key that outlasts it.
+
+    Otherwise whoever was let in for a while could stay. It may end any. Tokens, of actors and among
+    keys, are their issuer's to end, whatever time each of them has.
+
+    Raises:
+        ActorNotAllowedError: The key would last longer.
+    """
+    if actor.expires_at is None or key.scopes.isdisjoint(OF_ADMINS_ALONE):
+        return
+    if any(one.key_id.startswith(TOKEN_ID_PREFIX) for one in (actor, key)):
+        return
+    if key.expires_at is None or key.expires_at > actor.expires_at:
+        raise ActorNotAllowedError(
+            "A key that expires can't make, change or wake an administrator's key that lasts"
+            " longer."
+        )
+
+
 def check_role(actor: StoredKey, role: PrincipalRole, does: str) -> None:
     """A narrowed admin makes nobody one, and touches nobody, who may do more than itself.
 
@@ -71,7 +92,7 @@ def check_role(actor: StoredKey, role: PrincipalRole, does: str) -> None:
 
 
 def check_holder_reach(
-    actor: StoredKey, keys: Iterable[Alike], role: PrincipalRole | None = None
+    actor: StoredKey, keys: Iterable[Alike], role: PrincipalRole | None = None, *, opens: bool
 ) -> None:
     """Nobody ends, wakes or takes away what may do more to this server than himself.
 
@@ -82,18 +103,29 @@ def check_holder_reach(
         actor: Who asks.
         keys: That the change ends or opens, as far as they administer.
         role: Of the user that it is about, whose tokens may do as much; None for a team.
+        opens: Whether the change may open them; see `check_lasts`.
 
     Raises:
-        ActorNotAllowedError: One of them may do more.
+        ActorNotAllowedError: One of them may do more, or would do it for longer.
     """
     if role is not None:
         check_role(actor, role, "change a user whose role has it")
+    looks_at_each = opens and actor.expires_at is not None
     for alike in keys:
-        try:
-            check_reach(actor, alike.widest)
-        except ActorNotAllowedError:
-            for key in alike.keys:
-                check_reach(actor, key)
+        if not looks_at_each and _reaches(actor, alike.widest):
+            continue
+        for key in alike.keys:
+            check_reach(actor, key)
+            if opens:
+                check_lasts(actor, key)
+
+
+def _reaches(actor: StoredKey, key: StoredKey) -> bool:
+    try:
+        check_reach(actor, key)
+    except ActorNotAllowedError:
+        return False
+    return True
 
 
 def entry_of(

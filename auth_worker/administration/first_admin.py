@@ -16,6 +16,7 @@ from auth_worker.principals.keys import (
     StoredKey,
     digest_of,
     hint_of,
+    is_closed_by_admin,
     make_key,
     may_last,
 )
@@ -61,7 +62,8 @@ def ensure_admin(
     """Make the store hold an admin key that doesn't expire.
 
     A given key is stored under one fixed id: another value replaces it, and without one it ends,
-    so that a secret taken out of the environment opens nothing any more. When no admin key without
+    so that a secret taken out of the environment opens nothing any more; one that an administrator
+    revoked opens nothing as long as it is given. When no admin key without
     an expiry is left then, one is made and written to a file before its digest is stored: a crash
     between the two leaves a file that the next start overwrites, never a key that nobody knows.
 
@@ -132,6 +134,12 @@ def _operations_for_given(
             " rotated. Choose another one."
         )
     if same is not None and same.is_active(wall_s):
+        return []
+    if same is not None and is_closed_by_admin(same):
+        _logger.error(
+            "%s holds a key that was revoked; it opens nothing. Set another one.",
+            ENVIRONMENT_KEY_NAME,
+        )
         return []
     key = _admin_key(ENVIRONMENT_KEY_ID, ENVIRONMENT_KEY_NAME, given.reveal(), wall_s)
     if current is not None:

@@ -2,9 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from auth_worker.administration.actors import acting_key, check_page, check_reach, entry_of
+from auth_worker.administration.actors import (
+    acting_key,
+    check_lasts,
+    check_page,
+    check_reach,
+    entry_of,
+)
 from auth_worker.clock import Clock
 from auth_worker.errors import InvalidCommandError, KeyNotFoundError, KeyOfEnvironmentError
 from auth_worker.principals.checks import check_length
@@ -22,6 +28,7 @@ from auth_worker.principals.keys import (
     ENVIRONMENT_KEY_NAME,
     KeyDirectory,
     StoredKey,
+    is_closed_by_admin,
     is_lasting_admin,
 )
 from auth_worker.records.operations import (
@@ -57,6 +64,8 @@ _ACTIONS: Mapping[KeyAction, AuditAction] = {
     "revoke": "key_revoked",
     "delete": "key_deleted",
 }
+_ENDING: Final = frozenset({"suspend", "revoke"})
+"""Changes that open nothing to anybody."""
 
 
 class Administration:
@@ -95,7 +104,8 @@ class Administration:
             hint=command.hint,
             created_at=int(wall_s),
         )
-        check_reach(actor, self._keys.attached(key))
+        check_reach(actor, key)  # whatever its user takes from it today
+        check_lasts(actor, key)
         entry = self._entry(command, "key_created", key.key_id)
         said = set(_differing(command.settings))
         entry = replace(entry, detail=audited(settings, said | {"role"}))
@@ -186,6 +196,12 @@ class Administration:
         now = int(self._clock.wall_s())
         if command.action == "delete":
             self._check_not_of_environment(key)
+            if is_closed_by_admin(key):
+                raise InvalidCommandError(
+                    f"This key stays, so that {ENVIRONMENT_KEY_NAME} doesn't open with it again;"
+                    " set another one there, which takes its place.",
+                    param="key_id",
+                )
             check_reach(actor, key)
             self._check_not_last(key, None, "delete")
             self._keys.remove(key.key_id)
@@ -194,8 +210,10 @@ class Administration:
         # it may have come into memory alone. The store puts on record only what changes a row.
         values: dict[str, Any]
         if command.action == "revoke":
-            self._check_not_of_environment(key)
             values = {"revoked_at": now if key.ended_at is None else key.ended_at}
+            if key.key_id == ENVIRONMENT_KEY_ID:
+                # The next start tells by it that it wasn't just taken out of the environment.
+                values["suspended_at"] = now if key.suspended_at is None else key.suspended_at
         else:
             key = self._changeable(command.key_id)
             since = now if key.suspended_at is None else key.suspended_at
@@ -308,8 +326,14 @@ class Administration:
         verb: str = "change",
     ) -> None:
         """Let a change hold, if this actor may make it and somebody can still administer."""
-        check_reach(actor, before)
-        check_reach(actor, after)
+        for key in (before, after):
+            if verb in _ENDING:
+                check_reach(actor, key)
+            else:
+                # Its user may administer tomorrow, and whoever had it made or rotated has it.
+                at_most = replace(key, user=None)
+                check_reach(actor, at_most)
+                check_lasts(actor, at_most)
         self._check_not_last(before, after, verb, next(iter(at), "key_id"))
         self._keys.put(after)
 

@@ -292,12 +292,15 @@ class ResourceAdministration:
         self, actor: StoredKey, command: ChangeResource
     ) -> ChangeResourceRow | DropResource:
         kind, resource_id = command.kind, command.resource_id
+        opens = command.action == "reactivate"
         if kind == "user":
             role = self._user(resource_id).role
-            check_holder_reach(actor, self._keys.administering(user_id=resource_id), role)
+            theirs = self._keys.administering(user_id=resource_id)
+            check_holder_reach(actor, theirs, role, opens=opens)
         elif kind == "team":
             self._team(resource_id)
-            check_holder_reach(actor, self._keys.administering(team_id=resource_id))
+            theirs = self._keys.administering(team_id=resource_id)
+            check_holder_reach(actor, theirs, opens=opens)
         now = int(self._clock.wall_s())
         entry = self._entry(command, _action(kind, _VERBS[command.action]), resource_id)
         if command.action == "delete":
@@ -321,7 +324,7 @@ class ResourceAdministration:
         before = team.members.get(user.user_id)
         if not command.role or before is None:  # else its keys open what they opened
             theirs = self._keys.administering(user_id=user.user_id, team_id=team.team_id)
-            check_holder_reach(actor, theirs)
+            check_holder_reach(actor, theirs, opens=bool(command.role))
         if command.role:
             if before is None and len(team.members) >= MAX_MEMBERS:
                 raise InvalidCommandError(f"A team has at most {MAX_MEMBERS} members.")
@@ -386,11 +389,13 @@ class ResourceAdministration:
     ) -> None:
         before = user.role
         if "role" in fields:
-            check_holder_reach(actor, self._keys.administering(user_id=user.user_id), before)
+            theirs = self._keys.administering(user_id=user.user_id)
+            check_holder_reach(actor, theirs, before, opens=False)
             check_role(actor, settings.role, GIVE_ROLE)
             user.role = settings.role
             try:
-                check_holder_reach(actor, self._keys.administering(user_id=user.user_id))
+                theirs = self._keys.administering(user_id=user.user_id)
+                check_holder_reach(actor, theirs, opens=True)
             except ActorNotAllowedError:
                 user.role = before
                 raise
@@ -435,7 +440,8 @@ class ResourceAdministration:
         if command.action == "suspend":
             hook.suspended_at = now if hook.suspended_at is None else hook.suspended_at
         else:
-            hook.suspended_at, hook.num_failed, hook.next_attempt_ms = None, 0, 0
+            hook.suspended_at, hook.num_failed = None, 0
+            hook.next_attempt_ms = hook.failing_since_ms = 0
         values = {"suspended_at": hook.suspended_at}
         return ChangeResourceRow("webhook", hook.webhook_id, values, entry)
 

@@ -62,6 +62,8 @@ def check_log(
 ) -> CheckedLog:
     """Follow the chain of a database, which may be in use, and compare it with its checkpoints.
 
+    Where old entries are let go meanwhile, it begins again with what is left, which says so.
+
     Args:
         reading: Opens it.
         signer: Holds the key that checkpoints and cuts are signed with, where it is known.
@@ -71,13 +73,15 @@ def check_log(
     Raises:
         StoreError: The database can't be read.
     """
-    chain = ChainCheck() if signer is None else ChainCheck(is_cut=signer.is_cut)
+    chain = _whole_chain(signer)
     with reading() as connection:
         # Read first: what is written meanwhile is newer than all of them.
         known = {*read_checkpoints(connection), *noted}
         marks = CheckpointCheck(known, signer)
         trouble = None
-        for batch in _batches(connection, chain):
+        while batch := read_chain(connection, _last_seq(chain), BATCH_ENTRIES):
+            if _were_let_go(connection, chain, batch[0]):
+                chain = _whole_chain(signer)
             problems: list[str] = []
             trouble = chain.first_broken(_marked(batch, marks, problems))
             trouble = trouble or next(iter(problems), None)
@@ -111,13 +115,20 @@ def checked_log(check: ChainCheck, trouble: str | None) -> CheckedLog:
     return CheckedLog(check.num_entries, check.head, trouble)
 
 
-def _batches(connection: Connection, check: ChainCheck) -> Iterator[list[ChainedEntry]]:
-    while True:
-        last = _BEFORE_ALL if check.head is None else check.head.seq
-        entries = read_chain(connection, last, BATCH_ENTRIES)
-        if not entries:
-            return
-        yield entries
+def _whole_chain(signer: AuditSigner | None) -> ChainCheck:
+    return ChainCheck() if signer is None else ChainCheck(is_cut=signer.is_cut)
+
+
+def _last_seq(chain: ChainCheck) -> int:
+    return _BEFORE_ALL if chain.head is None else chain.head.seq
+
+
+def _were_let_go(connection: Connection, chain: ChainCheck, entry: ChainedEntry) -> bool:
+    """Whether all entries before one that doesn't follow the last one have gone since that one."""
+    if chain.head is None or entry.seq == chain.head.seq + 1:
+        return False
+    first = read_chain(connection, _BEFORE_ALL, 1)
+    return not first or first[0].seq >= entry.seq
 
 
 class _StoppedError(Exception):

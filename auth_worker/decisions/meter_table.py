@@ -241,10 +241,11 @@ class MeterTable:
         """The meter of a limit at a moment, for whoever wants to know how far it is used.
 
         Of an end user who isn't counted it is one that nobody keeps: to be asked about must not
-        make a name known.
+        make a name known. Nor must it begin the only window of a limit that doesn't renew.
         """
         which = (limit.limit_id, end_user)
-        if not end_user or which in self._meters or which in self._windows:
+        is_known = which in self._meters or which in self._windows
+        if is_known or (limit.auto_renews and not end_user):
             return self._meter(limit, end_user, wall_s)[0]
         if limit.measure == "parallel" or limit.window.slides:
             return self._new_meter(limit, end_user, limit.amount_at(wall_s), counter_id=0)
@@ -728,13 +729,14 @@ def _is_same_kind(before: Limit, after: Limit) -> bool:
 
 
 def _renewed(limit: Limit, windows: dict[float, FixedMeter], span: Span) -> Span:
-    """The same window, or none for a limit that doesn't renew and whose first one is over."""
+    """The same window, or none for a limit that doesn't renew and whose only one is over."""
     if limit.auto_renews or not span.is_open:
         return span
-    first_s = float(limit.window.starts_at or 0)
+    only_s = float(limit.window.starts_at or 0)
     if limit.window.kind != "custom":
-        first_s = next(iter(windows), span.begins_s)
-    if span.begins_s > first_s:
+        # The newest: while it still renewed, others may have gone before.
+        only_s = next(reversed(windows), span.begins_s)
+    if span.begins_s > only_s:
         return Span(span.begins_s, math.inf, is_open=False)
     return span
 
@@ -746,13 +748,17 @@ def _before(windows: dict[float, FixedMeter], span: Span) -> FixedMeter | None:
 
 
 def _carried(limit: Limit, before: FixedMeter | None, span: Span) -> int:
-    """What the window before left to this one, at most one amount."""
+    """What the window before left to this one, at most one amount; nothing of a raise for a while.
+
+    It may have lapsed since the window was looked at, or have come after its end.
+    """
     if not limit.rolls_over or before is None:
         return 0
     if before.ends_s < span.begins_s:
         return limit.amount  # nothing at all was used in the window before
+    lasting = min(before.amount, limit.amount_at(math.inf) + before.carried)
     # What still runs counts as used: it may be.
-    return max(0, min(limit.amount, before.amount - before.total - before.held))
+    return max(0, min(limit.amount, lasting - before.total - before.held))
 
 
 def _hand_over(before: FixedMeter | None, after: FixedMeter) -> None:

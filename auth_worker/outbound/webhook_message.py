@@ -15,7 +15,7 @@ from protocol.wire.messages import AuditRecord
 
 
 class WebhookMessage(NamedTuple):
-    """One message, ready to be sent; its id is the same in every attempt."""
+    """One message, ready to be sent; its id is that of every attempt, and of nothing else."""
 
     message_id: str
     body: bytes
@@ -57,4 +57,5 @@ def message_of(entry: AuditRecord) -> WebhookMessage:
         },
     }
     body = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    return WebhookMessage(f"msg_{entry.seq}", body.encode())
+    # The number alone comes again after a restore, and at the next server, to the same target.
+    return WebhookMessage(f"msg_{entry.seq}_{entry.hash[:8].hex()}", body.encode())

@@ -472,6 +472,15 @@ class KeyDirectory:
         return num_lasting
 
 
+def is_closed_by_admin(key: StoredKey) -> bool:
+    """Whether it is the environment's key and an administrator revoked it: it opens never again.
+
+    One that was taken out of the environment is revoked as well, and not suspended.
+    """
+    is_closed = key.revoked_at is not None and key.suspended_at is not None
+    return key.key_id == ENVIRONMENT_KEY_ID and is_closed
+
+
 def is_lasting_admin(key: StoredKey) -> bool:
     """Whether a key alone keeps administration possible: it makes keys, always, anywhere."""
     return may_last(key) and key.is_of_admin and key.is_active(0.0) and ADMINISTERING in key.scopes

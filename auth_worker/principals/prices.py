@@ -1,7 +1,7 @@
 """What tokens and requests cost: versioned prices by model, and the sum of one request."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Final
@@ -52,6 +52,9 @@ class PriceTable:
 
     def __init__(self, prices: Iterable[Price] = ()) -> None:
         self._versions: dict[str, tuple[Price, ...]] = {}  # by price id, the newest first
+        # The ids of prices by what their names and globs begin with, up to the first wildcard.
+        self._by_beginning: dict[str, dict[str, None]] = {}
+        self._lengths: list[int] = []  # of those beginnings
         self._of_model: dict[str, tuple[tuple[Price, ...], ...]] = {}
         # By model what was found last, and the Unix milliseconds from and to which it is so.
         self._found: dict[str, tuple[Price | None, float, float]] = {}
@@ -71,6 +74,10 @@ class PriceTable:
         self._versions[price.price_id] = tuple(
             sorted([*others, price], key=lambda known: -known.version)
         )
+        beginning = _beginning_of(price.models)
+        self._by_beginning.setdefault(beginning, {})[price.price_id] = None
+        if len(beginning) not in self._lengths:
+            self._lengths = sorted([*self._lengths, len(beginning)])
         self._of_model.clear()
         self._found.clear()
 
@@ -95,12 +102,24 @@ class PriceTable:
             self._found[model] = found
         return found[0]
 
+    def _beginning_like(self, model: str) -> Iterator[tuple[Price, ...]]:
+        """The prices that may be a model's: any text may be its name, however many globs there are.
+
+        Each is given once.
+        """
+        given: dict[str, None] = {}
+        for length in self._lengths:
+            if length > len(model):
+                break
+            given |= self._by_beginning.get(model[:length], {})
+        return (self._versions[price_id] for price_id in given)
+
     def _look_up(self, model: str, at_ms: int) -> tuple[Price | None, float, float]:
         candidates = self._of_model.get(model)
         if candidates is None:
             candidates = tuple(
                 versions
-                for versions in self._versions.values()
+                for versions in self._beginning_like(model)
                 if any(fnmatchcase(model, price.models) for price in versions)
             )
             if len(self._of_model) >= _MAX_CACHED_MODELS:
@@ -178,6 +197,11 @@ def _valid(versions: tuple[Price, ...], at_ms: int) -> Price | None:
         if price.valid_from_ms <= at_ms:
             return None if price.is_ended else price
     return None
+
+
+def _beginning_of(models: str) -> str:
+    """What every name has that a glob fits, at its front; all of a name."""
+    return next((models[:at] for at, char in enumerate(models) if char in _WILDCARDS), models)
 
 
 def _closeness(price: Price) -> tuple[bool, int, int, str]:

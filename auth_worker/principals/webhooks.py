@@ -23,6 +23,8 @@ class StoredWebhook:
         after_seq: Of the audit log: everything up to here was sent, or concerns nobody.
         num_failed: Attempts for the next entry that failed.
         next_attempt_ms: Not before this, Unix milliseconds.
+        failing_since_ms: When the first attempt failed since one succeeded, or since this process
+            began or the webhook was reactivated; 0 where none did.
     """
 
     webhook_id: str
@@ -33,6 +35,7 @@ class StoredWebhook:
     after_seq: int = 0
     num_failed: int = 0
     next_attempt_ms: int = 0
+    failing_since_ms: int = 0
 
     def wants(self, action: str) -> bool:
         """Whether it is told of an action."""

@@ -169,6 +169,7 @@ class WebhookDesk:
         delivered_at: int | None = None
         if turn.last_seq is not None:
             hook.after_seq, hook.num_failed, hook.next_attempt_ms = turn.last_seq, 0, 0
+            hook.failing_since_ms = 0
             delivered_at = int(wall_s)
         if turn.failed is not None:
             self._on_failed(hook, turn, turn.failed, wall_s)
@@ -178,6 +179,8 @@ class WebhookDesk:
         self, hook: StoredWebhook, turn: _Turn, failed: AuditRecord, wall_s: float
     ) -> None:
         hook.num_failed += 1
+        if not hook.failing_since_ms:
+            hook.failing_since_ms = int(wall_s * 1000)
         pause_s = BACKOFF_S[min(hook.num_failed, len(BACKOFF_S)) - 1]
         hook.next_attempt_ms = int((wall_s + pause_s) * 1000)
         if hook.num_failed == 1:
@@ -188,7 +191,9 @@ class WebhookDesk:
             self._note(hook, "webhook_suspended", failed, turn.error)
             return
         is_refused = turn.status is not None and hook.num_failed >= MAX_REFUSALS
-        if is_refused or wall_s * 1000 - failed.at_ms > MAX_AGE_S * 1000:
+        # Of what waited for this process, or for its webhook to be reactivated, nothing was tried.
+        tried_since_ms = max(failed.at_ms, hook.failing_since_ms)
+        if is_refused or wall_s * 1000 - tried_since_ms > MAX_AGE_S * 1000:
             hook.after_seq, hook.num_failed = failed.seq, 0
             hook.next_attempt_ms = int((wall_s + BACKOFF_S[0]) * 1000)
             self._note(hook, "webhook_gave_up", failed, turn.error)

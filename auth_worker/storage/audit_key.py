@@ -11,6 +11,10 @@ from auth_worker.storage.durable_file import unusable, write_durably
 
 KEY_NAME: Final = "audit.key"
 NOTES_NAME: Final = "audit.checkpoints"
+MAX_NOTES_BYTES: Final = 1024 * 1024
+"""A file of notes that grows beyond it is thinned out."""
+WHOLE_NOTES: Final = 1000
+"""So many of the newest notes are never left out."""
 _MAX_KEY_FILE_CHARS = 200
 
 _logger = logging.getLogger("penstock.auth")
@@ -61,12 +65,15 @@ def _make(path: Path) -> None:
 class CheckpointNotes:
     """Checkpoints in a file beside the database, or on another disk: it shows a cut-off end.
 
+    Each of them stands for all entries before it, so that of many old ones some can go.
+
     Args:
-        path: One checkpoint a line; only ever appended to.
+        path: One checkpoint a line; appended to, and thinned out when it is too large.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._too_large = MAX_NOTES_BYTES
         self._is_failing = False
 
     def add(self, checkpoint: Checkpoint) -> None:
@@ -74,11 +81,30 @@ class CheckpointNotes:
         try:
             with self._path.open("a", encoding="ascii") as file:
                 file.write(checkpoint.line() + "\n")
+                num_bytes = file.tell()
             self._is_failing = False
         except OSError as error:
             if not self._is_failing:
                 self._is_failing = True
                 _logger.error("%s can't be written: %s", self._path, error.strerror)
+            return
+        if num_bytes > self._too_large:
+            self._thin_out(num_bytes)
+
+    def _thin_out(self, num_bytes: int) -> None:
+        """Leave every other one of the older ones out: the older, the fewer of a time are left.
+
+        A file that may only be appended to stays as it is.
+        """
+        try:
+            text = self._path.read_text(encoding="ascii", errors="replace")
+            lines = text.splitlines(keepends=True)
+            kept = (*lines[:-WHOLE_NOTES:2], *lines[-WHOLE_NOTES:])
+            write_durably(self._path, "".join(kept))
+            self._too_large = MAX_NOTES_BYTES
+        except (OSError, StoreError) as error:
+            _logger.warning("%s is large and can't be thinned out: %s", self._path, error)
+            self._too_large = num_bytes + MAX_NOTES_BYTES
 
     def read(self) -> list[Checkpoint]:
         """All of them; lines that are none, as a crash leaves, are passed over."""

@@ -1,5 +1,6 @@
 """The rows of the audit log: appended, and read in pages."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -17,7 +18,7 @@ from sqlalchemy import (
 )
 
 from auth_worker.records.audit_chain import ChainedEntry
-from auth_worker.records.operations import AuditRows, ReadAuditRows
+from auth_worker.records.operations import AuditEntry, AuditRows, ReadAuditRows
 from auth_worker.storage import schema
 from auth_worker.storage.bulk import BulkStatement, insert_rows
 from protocol.wire.messages import AuditRecord
@@ -25,6 +26,8 @@ from protocol.wire.messages import AuditRecord
 LOOKED_AT: Final = 5000
 """Entries that are looked at for a page of those that aren't of one action: some milliseconds."""
 
+_PLACE: Final = "place"
+"""In the detail of a deletion: the number of the row, by which lists are in order."""
 _columns = schema.audit_log.c
 _EMPTY: Final[ColumnElement[str]] = literal_column("''")  # a parameter could be anything
 _APPEND = BulkStatement(lambda dialect, rows: insert_rows(dialect, schema.audit_log, rows))
@@ -112,6 +115,23 @@ def _in_order(statement: Select[Any], wanted: ReadAuditRows) -> Select[Any]:
     return statement.order_by(seq.asc() if wanted.oldest_first else seq.desc()).limit(
         wanted.limit + 1
     )
+
+
+def noting_place(entry: AuditEntry, row_seq: int) -> AuditEntry:
+    """The entry of a deletion that says where in lists the row stood."""
+    return replace(entry, detail={**entry.detail, _PLACE: row_seq})
+
+
+def place_of_deleted(connection: Connection, action: str, subject: str) -> int | None:
+    """Where the row of an id stood; None when no deletion of it by this action says so.
+
+    Whoever reads a list page by page and deletes what it reads goes on after what is gone.
+    """
+    conditions = (_is(_columns.subject, subject), _columns.action == action)
+    newest = select(_columns.detail).where(*conditions).order_by(_columns.seq.desc()).limit(1)
+    detail = connection.execute(newest).scalar_one_or_none()
+    place = None if detail is None else json.loads(detail).get(_PLACE)
+    return place if isinstance(place, int) else None
 
 
 def read_chain(connection: Connection, after_seq: int, limit: int) -> list[ChainedEntry]:

@@ -4,20 +4,39 @@ A backup is an SQLite database of the newest schema, whatever it was made of, so
 keys, usage and the audit log from SQLite to PostgreSQL and back.
 """
 
+import errno
 import logging
 import os
 import shutil
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, Table, create_engine, event, insert, select, text, update
+from sqlalchemy import (
+    Connection,
+    ExceptionContext,
+    Table,
+    create_engine,
+    event,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.pool import NullPool
 
-from auth_worker.errors import StoreDamagedError, StoreError, StoreMissingError
+from auth_worker.errors import (
+    StoreDamagedError,
+    StoreError,
+    StoreForeignError,
+    StoreMissingError,
+    StoreTooNewError,
+    StoreUnavailableError,
+)
 from auth_worker.storage import migrations, schema
 from auth_worker.storage.audit_key import NOTES_NAME
 from auth_worker.storage.database_files import mark
@@ -32,6 +51,8 @@ if TYPE_CHECKING:
 BATCH_ROWS: Final = 1000
 EPOCHS_A_RESTORE: Final = 0x10000
 """More than there are starts between a backup and its restore."""
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_UNWRITABLE: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
 
 RowCounts = Mapping[str, int]
 """How many rows of each table were copied."""
@@ -150,15 +171,16 @@ def _migrated(backup: Path, work: Path) -> Iterator[Connection]:
         shutil.copyfile(backup, work)
         work.chmod(0o600)
     except OSError as error:
-        raise unusable(backup, error) from error
+        with suppress(OSError):
+            work.unlink(missing_ok=True)
+        raise unusable(work if error.errno in _NO_ROOM else backup, error) from error
     try:
         with _file(work) as connection:
             found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalars().all()
             if list(found) != ["ok"]:
                 how = " ".join(str(found[0]).split())
                 raise StoreDamagedError(f"{backup} is damaged: {how}.")
-            if migrations.version_of(connection) is None:
-                raise StoreMissingError(f"{backup} holds no tables.")
+            _check_backup(connection, backup)
             migrations.migrate(connection, now_s=time.time())
             yield connection
     except BaseException as error:
@@ -171,9 +193,30 @@ def _migrated(backup: Path, work: Path) -> Iterator[Connection]:
     _sync(work)
 
 
+def _check_backup(connection: Connection, backup: Path) -> None:
+    """Refuse what is no backup, or one of a newer release, by its own name."""
+    try:
+        version, newest = migrations.version_of(connection), migrations.newest_version()
+    except StoreForeignError as error:
+        raise StoreForeignError(
+            f"{backup} is no backup of an auth database: its tables are not Penstock's."
+        ) from error
+    if version is None:
+        raise StoreMissingError(f"{backup} holds no tables.")
+    if version > newest:
+        raise StoreTooNewError(
+            f"{backup} has schema version {version}, this Penstock knows versions up to {newest}."
+            " Restore it with the release that wrote it."
+        )
+
+
 @contextmanager
 def _file(path: Path) -> Iterator[Connection]:
-    """One transaction on an SQLite file of ours."""
+    """One transaction on an SQLite file of ours.
+
+    Raises:
+        StoreUnavailableError: The disk has no room for it, or fails.
+    """
     engine = create_engine(url_of(path), poolclass=NullPool)
 
     @event.listens_for(engine, "connect")
@@ -183,6 +226,12 @@ def _file(path: Path) -> Iterator[Connection]:
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    @event.listens_for(engine, "handle_error")
+    def name_file(context: ExceptionContext) -> None:
+        error = context.original_exception
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in _UNWRITABLE:
+            raise StoreUnavailableError(f"{path} can't be written: {error}.") from error
 
     try:
         with engine.begin() as connection:

@@ -35,6 +35,7 @@ from auth_worker.records.operations import (
     Result,
 )
 from auth_worker.storage import schema
+from auth_worker.storage.audit_table import noting_place, place_of_deleted
 from auth_worker.storage.bulk import run
 from protocol.wire.messages import KeyDetails, KeySettings, PriorityClass
 
@@ -129,7 +130,7 @@ class KeyTable:
         if row is None:
             return _missing(operation.key_id), None
         self._connection.execute(delete(schema.keys).where(same_id))
-        return KeyPage(records=(self._details(row),)), operation.audit
+        return KeyPage(records=(self._details(row),)), noting_place(operation.audit, row.seq)
 
     def page(self, operation: ReadKeys) -> Result:
         """The key of an id, or a page of those that fit, newest first."""
@@ -143,17 +144,22 @@ class KeyTable:
             .limit(operation.limit + 1)
         )
         if operation.after_key_id:
-            after = self._row(_columns.key_id == operation.after_key_id)
-            if after is None:
+            place = self._place(operation.after_key_id)
+            if place is None:
                 return KeyNotFoundError(
                     f"There is no key '{operation.after_key_id}' to continue after.", param="after"
                 )
-            newest_first = newest_first.where(_columns.seq < after.seq)
+            newest_first = newest_first.where(_columns.seq < place)
         rows = self._connection.execute(newest_first).all()
         return KeyPage(
             records=tuple(self._details(row) for row in rows[: operation.limit]),
             has_more=len(rows) > operation.limit,
         )
+
+    def _place(self, key_id: str) -> int | None:
+        """Where in the list a key stands, or stood before it was deleted."""
+        row = self._row(_columns.key_id == key_id)
+        return place_of_deleted(self._connection, "key_deleted", key_id) if row is None else row.seq
 
     def _conditions(self, operation: ReadKeys) -> list[ColumnElement[bool]]:
         conditions: list[ColumnElement[bool]] = []

@@ -47,9 +47,10 @@ _LOCK_TIMEOUT_S: Final = 2.0
 _IDLE_TIMEOUT_S: Final = 2.0
 """The server ends a transaction whose client says nothing for so long: it stands still, and its
 row lock would keep the next holder away."""
-_OPENING_IDLE_TIMEOUT_S: Final = 30.0
-"""The same while a store is opened: to load what makes or changes tables, and to do it, can take a
-busy machine longer between two statements, and would again each time that it is tried."""
+OPENING_IDLE_TIMEOUT_S: Final = 30.0
+"""The same while a store is opened, restored or brought back: to load what makes or changes tables,
+and to do it, can take a busy machine longer between two statements, and would again each time that
+it is tried."""
 _LOCK_OF_OPENING: Final = 0x70656E73746F636B
 """One worker at a time makes tables or takes the database over: an advisory lock, `penstock`."""
 _WATCH_INTERVAL_S: Final = 1.0
@@ -185,7 +186,7 @@ class PostgresDatabase:
 
     def prepare(self, connection: Connection) -> None:
         """No other worker opens it at the same time, and it holds what it held before."""
-        run(connection, f"SET LOCAL {_idle_timeout(_OPENING_IDLE_TIMEOUT_S)}")
+        run(connection, f"SET LOCAL {_idle_timeout(OPENING_IDLE_TIMEOUT_S)}")
         run(connection, "SELECT pg_advisory_xact_lock(%s)", (_LOCK_OF_OPENING,))
         (encoding,) = run(connection, "SHOW server_encoding").fetchone()
         if encoding != "UTF8":

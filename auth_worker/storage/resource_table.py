@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from msgspec import structs
 from sqlalchemy import (
@@ -38,6 +38,7 @@ from auth_worker.records.operations import (
     Result,
 )
 from auth_worker.storage import schema
+from auth_worker.storage.audit_table import noting_place, place_of_deleted
 from auth_worker.storage.key_table import holds_entry
 from protocol.wire.messages import (
     LimitSettings,
@@ -158,7 +159,7 @@ class ResourceTable:
         self._connection.execute(delete(spec.table).where(spec.id_column == resource_id))
         if kind == "user" or kind == "team":
             self._drop_with_it(kind, resource_id, operation.at)
-        return was, operation.audit
+        return was, noting_place(operation.audit, row.seq)
 
     def drop_limits_of_key(self, key_id: str) -> None:
         """A key is gone, and so are its limits and those of its end users."""
@@ -203,14 +204,21 @@ class ResourceTable:
             .limit(operation.limit + 1)
         )
         if operation.after_id:
-            after = self._row(spec, operation.after_id)
-            if after is None:
+            place = self._place(kind, operation.after_id)
+            if place is None:
                 return _missing(kind, operation.after_id, param="after")
-            newest_first = newest_first.where(columns.seq < after.seq)
+            newest_first = newest_first.where(columns.seq < place)
         rows = self._connection.execute(newest_first).all()
         return ResourcePage(
             self._resources(kind, rows[: operation.limit]), has_more=len(rows) > operation.limit
         )
+
+    def _place(self, kind: ResourceKind, resource_id: str) -> int | None:
+        """Where in the list a resource stands, or stood before it was deleted."""
+        row = self._row(_SPECS[kind], resource_id)
+        if row is None:
+            return place_of_deleted(self._connection, f"{kind}_deleted", resource_id)
+        return cast(int, row.seq)
 
     def all_users(self) -> tuple[StoredUser, ...]:
         """Every user as the authority knows it; likewise the next three."""

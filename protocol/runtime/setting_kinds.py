@@ -84,7 +84,11 @@ class FilePath(Kind[Path]):
     """A path with `~` expanded."""
 
     def parse(self, text: str) -> Path:
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            good = "a path in a home that is there"
+            raise UnfitValueError(text, good, "begins with a home that can't be found") from None
 
     def show(self, value: Any) -> str:
         return f"`{value}`"

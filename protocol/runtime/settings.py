@@ -14,6 +14,7 @@ names the setting, the value and what would be good.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,7 @@ class Setting(Generic[ValueT]):
         if found is not None:
             return found
         default = self.default
-        return cast(ValueT, default.expanduser()) if isinstance(default, Path) else default
+        return cast(ValueT, in_home(default, self.name)) if isinstance(default, Path) else default
 
     def accept(self, value: object, name: str) -> ValueT:
         """The value of a file or an option that goes by `name`.
@@ -147,8 +148,27 @@ def setting(declared: Setting[Any], default: Any = _UNSET) -> Any:
     value = declared.default if default is _UNSET else default
     metadata = {_METADATA_KEY: declared}
     if isinstance(value, Path):
-        return dataclasses.field(default_factory=value.expanduser, metadata=metadata)
+        make = functools.partial(in_home, value, declared.name)
+        return dataclasses.field(default_factory=make, metadata=metadata)
     return dataclasses.field(default=value, metadata=metadata)
+
+
+def in_home(path: Path, name: str) -> Path:
+    """A path with the home that it begins with.
+
+    Args:
+        path: As given, or a default.
+        name: Of its setting.
+
+    Raises:
+        ConfigurationError: There is no such home, as where a container has no name for its user.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"{name}: {str(path)!r} begins with a home that can't be found."
+        ) from None
 
 
 def declared_fields(

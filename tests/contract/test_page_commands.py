@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
+from auth_worker.storage.migrations import newest_version
 from penstock.cli import app
 from protocol.version import PROTOCOL_VERSION
 from tools.wrap_markdown import pages
@@ -105,6 +106,11 @@ def test_every_make_target_of_a_page_exists(page: Path) -> None:
 def test_the_page_on_upgrades_names_the_version_of_the_wire_that_is_spoken() -> None:
     text = (ROOT / "docs" / "upgrade.md").read_text(encoding="utf-8")
     assert re.findall(r"`protocol/version.py`, now ([\d.]+)", text) == [str(PROTOCOL_VERSION)]
+
+
+def test_the_page_on_upgrades_names_the_version_of_the_schema() -> None:
+    text = (ROOT / "docs" / "upgrade.md").read_text(encoding="utf-8")
+    assert re.findall(r"The schema version is (\d+)", text) == [str(newest_version())]
 
 
 def test_the_key_that_scrapes_metrics_may_read_them() -> None:

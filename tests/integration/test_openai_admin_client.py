@@ -375,7 +375,7 @@ async def test_usage_and_costs_are_what_was_computed(harness: Harness) -> None:
     nothing = await usage.embeddings(start_time=start)
     assert [result for bucket in nothing.data for result in bucket.results] == []
 
-    spent = await usage.costs(start_time=start, group_by=["line_item"])
+    spent = await usage.costs(start_time=start, group_by=["line_item"], line_items=["demo"])
     amounts = [result for bucket in spent.data for result in bucket.results]
     assert [result.line_item for result in amounts] == ["demo"]
     assert amounts[0].amount.value == pytest.approx((prompt + 2 * completion) / 1_000_000)

@@ -95,6 +95,8 @@ async def test_users_and_teams_live_over_http(socket_dir: Path, tmp_path: Path) 
         cleared = await admin("PATCH", f"users/{user['id']}", body={"email": None, "tags": None})
         assert (cleared["email"], cleared["tags"], cleared["name"]) == ("", [], "Ada")
         assert (await admin("GET", f"users?team_id={team['id']}"))["data"][0]["id"] == user["id"]
+        (listed,) = (await admin("GET", f"teams?user_id={user['id']}"))["data"]
+        assert "members" not in listed, "they are told of one team alone"
         await admin("DELETE", f"users/{user['id']}")
         assert (await models())[0] == 401
         assert (await admin("GET", f"keys/{key['id']}"))["status"] == "revoked"

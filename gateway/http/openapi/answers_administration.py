@@ -106,7 +106,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "KeyStatistics": record(object=is_exactly("key.stats"), **struct(KeysCounted, "request_id")),
     "User": _resource("user", struct(UserSettings), **_STATUS, team_ids=list_of(TEXT)),
     "Team": _resource(
-        "team", struct(TeamSettings), **_STATUS, members=list_of(record(struct(Member)))
+        "team", struct(TeamSettings), **_STATUS, members=absent_or(list_of(record(struct(Member))))
     ),
     "Limit": _resource("limit", struct(LimitSettings)),
     "Budget": _resource("budget", struct(LimitSettings)),

@@ -236,9 +236,10 @@ QUERIES: Final[dict[str, list[Parameter]]] = {
     "/v1/organization/usage/completions": _USAGE,
     "/v1/organization/usage/decisions": _USAGE,
     "/v1/organization/usage/embeddings": _USAGE,
-    "/v1/organization/costs": _usage(
-        180, 7, ("1d",), ("project_id", "user_id", "api_key_id", "line_item")
-    ),
+    "/v1/organization/costs": [
+        *_usage(180, 7, ("1d",), ("project_id", "user_id", "api_key_id", "line_item")),
+        _texts("line_items[]", "Only these."),
+    ],
     "/v1/organizations/workspaces": [*_ANTHROPIC_PAGE, _ARCHIVED],
     "/v1/organizations/api_keys": [
         *_ANTHROPIC_PAGE,

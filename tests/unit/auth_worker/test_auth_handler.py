@@ -14,8 +14,10 @@ from auth_worker.records.operations import AuditEntry, PutKey
 from protocol.errors import ErrorCode
 from protocol.runtime.logs import JsonFormatter
 from protocol.wire.messages import (
+    Actor,
     Adjust,
     Adjusted,
+    ChangeKeyStatus,
     CreateKey,
     Denied,
     Failure,
@@ -250,10 +252,28 @@ def test_the_environments_key_is_changed_in_the_environment(bench: AuthHandlerBe
     key = replace(stored_key("key_environment", NEW_SECRET), role="admin")
     bench.store.apply([PutKey(key, AUDIT)])
     bench.administration.added(key, key.key_id)
-    refused = bench.ask(revoke("key_environment"))
-    assert isinstance(refused, Failure)
-    assert refused.code is ErrorCode.PERMISSION_DENIED
-    assert "PENSTOCK_ADMIN_KEY" in refused.message
+    for action in ("suspend", "reactivate", "delete"):
+        command = ChangeKeyStatus(
+            request_id="r",
+            actor=Actor(key_id="key_admin"),
+            key_id="key_environment",
+            action=action,  # type: ignore[arg-type]
+        )
+        refused = bench.ask(command)
+        assert isinstance(refused, Failure)
+        assert refused.code is ErrorCode.PERMISSION_DENIED
+        assert "PENSTOCK_ADMIN_KEY" in refused.message
+    assert isinstance(bench.ask(authorize(NEW_SECRET)), Granted)
+
+
+def test_the_environments_key_is_revoked_at_once(bench: AuthHandlerBench) -> None:
+    key = replace(stored_key("key_environment", NEW_SECRET), role="admin")
+    bench.store.apply([PutKey(key, AUDIT)])
+    bench.administration.added(key, key.key_id)
+    assert bench.ask(revoke("key_environment")) is None
+    denied = bench.ask(authorize(NEW_SECRET))
+    assert isinstance(denied, Denied)
+    assert "was revoked" in denied.message
 
 
 def test_an_unknown_page_start_is_not_found(bench: AuthHandlerBench) -> None:

@@ -1,12 +1,17 @@
 """Backups are whole, of one moment, and go into either database; a check finds what is wrong."""
 
+import errno
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection, Engine, create_engine, event
 
 from auth_worker import maintenance
+from auth_worker.errors import StoreError
 from auth_worker.records.operations import (
     AddKey,
     AppendAudit,
@@ -16,6 +21,7 @@ from auth_worker.records.operations import (
     ReadKeys,
     SaveLease,
 )
+from auth_worker.storage import backup, migrations
 from auth_worker.storage.backup import EPOCHS_A_RESTORE
 from auth_worker.storage.migrations import newest_version
 from auth_worker.storage.sql_store import SqlStore
@@ -171,7 +177,7 @@ def test_a_backup_that_is_none_leaves_the_database_empty(
             change(file, "INSERT INTO schema_version VALUES (999, 'future', 0)")
     harness.begin_anew(is_bare=True)
     assert run(harness, "restore", str(file)) == maintenance.FAILED
-    one_line(capsys)
+    assert one_line(capsys).startswith(str(file))
     assert list(harness.data_dir.glob("auth.sqlite3.rest*")) == []
     store = harness.open()
     assert store.epoch == 1
@@ -275,6 +281,69 @@ def test_a_folder_that_can_not_be_looked_into_is_one_line(
         arguments = ["--data-dir", str(folder), *command]
         assert maintenance.main(arguments, {}) == maintenance.FAILED
         assert "File name too long" in one_line(capsys)
+
+
+def test_a_disk_without_room_for_a_backup_is_named_by_what_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    harness = StoreHarness("sqlite", tmp_path, pytest.fail)
+    filled(harness).close()
+    file = tmp_path / "auth.backup"
+    assert run(harness, "backup", str(file)) == maintenance.DONE
+    capsys.readouterr()
+
+    def small(*arguments: Any, **options: Any) -> Engine:
+        engine = create_engine(*arguments, **options)
+        # https://www.sqlite.org/pragma.html#pragma_max_page_count
+        of_pages = "PRAGMA max_page_count = 8"
+        event.listen(engine, "connect", lambda connection, _: connection.execute(of_pages))
+        return engine
+
+    with monkeypatch.context() as patched:
+        patched.setattr(backup, "create_engine", small)
+        assert run(harness, "backup", str(tmp_path / "second")) == maintenance.FAILED
+    said = one_line(capsys)
+    assert said.startswith(f"{tmp_path / 'second'}.new can't be written: database or disk is full")
+    assert list(tmp_path.glob("second*")) == []
+
+    def fills_up(_source: Path, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    harness.begin_anew(is_bare=True)
+    monkeypatch.setattr(backup.shutil, "copyfile", fills_up)
+    assert run(harness, "restore", str(file)) == maintenance.FAILED
+    said = one_line(capsys)
+    assert said.startswith(f"{harness.data_dir / DATABASE_NAME}.restored can't be used: No space")
+    assert list(harness.data_dir.glob("*.restored")) == []
+    harness.close()
+
+
+def test_a_server_waits_for_a_restore_and_a_way_back_while_they_load_what_they_need(
+    harness: StoreHarness,
+    other: Callable[[str], StoreHarness],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It ends what is idle in a transaction, which a worker that stands still is after 2 s."""
+    filled(harness).close()
+    file = tmp_path / "auth.backup"
+    assert run(harness, "backup", str(file)) == maintenance.DONE
+    target = other("postgresql")
+    target.begin_anew(is_bare=True)
+    waits: list[str] = []
+
+    def asked(connection: Connection, *_: object, **__: object) -> None:
+        if connection.dialect.name == "postgresql":
+            found = connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout")
+            waits.append(found.scalar_one())
+            raise StoreError("that is all")
+
+    monkeypatch.setattr(migrations, "migrate", asked)
+    monkeypatch.setattr(migrations, "downgrade", asked)
+    assert run(target, "restore", str(file)) == maintenance.FAILED
+    assert run(target, "downgrade", "4") == maintenance.FAILED
+    assert waits == ["30s", "30s"]
 
 
 def test_ctrl_c_ends_a_backup_without_a_word_and_without_a_file(

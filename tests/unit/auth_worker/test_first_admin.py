@@ -7,10 +7,13 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from auth_worker.administration.first_admin import ADMIN_KEY_FILE, ensure_admin
+from auth_worker.administration.key_administration import Administration
 from auth_worker.auditing.audit_check import check_log
 from auth_worker.config import AdminKey
+from auth_worker.errors import InvalidCommandError
 from auth_worker.principals.keys import ENVIRONMENT_KEY_ID, KeyDirectory, StoredKey, digest_of
 from auth_worker.records.operations import (
     AddKey,
@@ -21,7 +24,7 @@ from auth_worker.records.operations import (
 )
 from auth_worker.storage.sqlite_store import SqliteStore
 from protocol.errors import ConfigurationError
-from protocol.wire.messages import Resource, UserSettings
+from protocol.wire.messages import Actor, ChangeKeyStatus, Resource, UserSettings
 from tests.fakes.auth_parts import START_S, FakeClock, admin_key, stored_key
 
 FIRST = "psk-Zk3vPq8Rw1Xy6Tn4Lm9Bd2Gf7Hc5"
@@ -131,6 +134,30 @@ def test_a_key_taken_out_of_the_environment_opens_nothing_and_another_is_made(
     assert bench.opens(path.read_text().strip())
     bench.start(FIRST)
     assert bench.opens(FIRST)
+
+
+def test_a_given_key_that_an_administrator_revoked_stays_so_until_another_is_given(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.start(FIRST)
+    bench.store.apply([AddKey(admin_key(), AUDIT)])
+    keys = KeyDirectory(bench.stored())
+    administration = Administration(keys, clock=bench.clock, new_key_id=lambda: "key_9")
+    command = ChangeKeyStatus(
+        request_id="r", actor=Actor(key_id="key_admin"), key_id=ENVIRONMENT_KEY_ID, action="revoke"
+    )
+    bench.store.apply([administration.change_status(command)])
+    for _ in range(2):
+        assert bench.start(FIRST) is None
+        assert not bench.opens(FIRST)
+        assert "holds a key that was revoked" in caplog.messages[-1]
+    with pytest.raises(InvalidCommandError, match="PENSTOCK_ADMIN_KEY"):
+        administration.change_status(structs.replace(command, action="delete"))
+    bench.start()
+    bench.start(FIRST)
+    assert not bench.opens(FIRST)
+    bench.start(SECOND)
+    assert bench.opens(SECOND)
 
 
 def test_the_made_key_may_be_handed_on_through_the_environment(bench: Bench) -> None:

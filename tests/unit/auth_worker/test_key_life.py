@@ -31,7 +31,14 @@ from protocol.wire.messages import (
     UpdateKey,
 )
 from tests.fakes.auth_handler_bench import AuthHandlerBench
-from tests.fakes.auth_parts import ADMIN_SECRET, START_S, USER_SECRET, FakeClock, authorize
+from tests.fakes.auth_parts import (
+    ADMIN_SECRET,
+    START_S,
+    USER_SECRET,
+    FakeClock,
+    authorize,
+    stored_key,
+)
 
 ADMIN = Actor(key_id="key_admin", address="192.0.2.1")
 OTHER_SECRET = "psk-other-0000000000000000"
@@ -466,6 +473,50 @@ def test_a_bounded_admin_makes_and_touches_no_admin_with_wider_bounds(
         assert bench.ask(make(admin, f"psk-in-{number}", actor)) is None, settings
     assert bench.ask(make(KeySettings(name="n", role="service"), "psk-s", actor)) is None
     assert bench.ask(update("key_user", actor, requests_per_minute=1)) is None
+
+
+def test_an_admin_that_expires_makes_and_touches_no_admin_that_outlasts_it(
+    bench: AuthHandlerBench,
+) -> None:
+    soon, later = int(START_S) + 1000, int(START_S) + 1001
+    (made,) = answers(bench, make(KeySettings(name="for now", role="admin", expires_at=soon)))
+    actor = Actor(key_id=keys(made)[0].key_id)
+    takes_over = RotateKey(
+        request_id="r", actor=actor, key_id="key_admin", key_digest=digest_of("psk-t"), hint="h"
+    )
+    for command in (
+        make(KeySettings(name="n", role="admin"), "psk-1", actor),
+        make(KeySettings(name="n", role="admin", expires_at=later), "psk-2", actor),
+        make(KeySettings(name="n", role="admin", scopes=("admin.audit",)), "psk-3", actor),
+        takes_over,
+        update("key_admin", actor, name="mine"),
+        update("key_user", actor, role="admin"),
+        update(actor.key_id, actor, expires_at=later),
+        update(actor.key_id, actor, expires_at=None),
+        change("key_admin", "reactivate", actor),
+    ):
+        assert refusal(bench, command).code is ErrorCode.PERMISSION_DENIED, command
+    within = KeySettings(name="n", role="admin", expires_at=soon)
+    (other,) = answers(bench, make(within, "psk-within", actor))
+    assert bench.ask(update(actor.key_id, actor, expires_at=soon - 1)) is None
+    assert bench.ask(make(KeySettings(name="n", role="service"), "psk-s", actor)) is None
+    assert bench.ask(update("key_user", actor, requests_per_minute=1)) is None
+    # It may end any.
+    (*_, lasting) = answers(bench, make(KeySettings(name="lasting", role="admin"), "psk-lasting"))
+    for key_id, action in (
+        (keys(lasting)[0].key_id, "suspend"),
+        (keys(lasting)[0].key_id, "revoke"),
+        (keys(lasting)[0].key_id, "delete"),
+        (keys(other)[0].key_id, "delete"),
+    ):
+        assert bench.ask(change(key_id, action, actor)) is None, action
+
+
+def test_a_token_of_an_admin_makes_keys_that_outlast_it(bench: AuthHandlerBench) -> None:
+    token = stored_key("token_1", "eyJ", role="admin", expires_at=int(START_S) + 60)
+    assert bench.authority.keys.put_token(token) is None
+    actor = Actor(key_id="token_1", key_digest=token.digest)
+    assert bench.ask(make(KeySettings(name="n", role="admin"), "psk-1", actor)) is None
 
 
 @pytest.mark.parametrize("actor", ["key_user", "anonymous", "key_none", ""])

@@ -301,6 +301,21 @@ def test_what_a_window_leaves_rolls_over_but_never_more_than_one_amount() -> Non
     assert refusing(denied(bench)).amount == 300
 
 
+@pytest.mark.parametrize("hour", [13, 24])
+def test_a_raise_for_a_while_is_not_rolled_over(hour: int) -> None:
+    until = datetime(2026, 6, 15, tzinfo=UTC).timestamp() + hour * 3600
+    daily = limit(
+        "tokens", 150, "calendar_day", rolls_over=True, raised_by=100, raised_until=int(until)
+    )
+    bench = bench_of(daily)
+    set_wall(bench, "2026-06-15T12:00:00")
+    settle(bench, granted(bench))
+    set_wall(bench, "2026-06-16T12:00:00")
+    for _ in range(2):
+        settle(bench, granted(bench))
+    assert refusing(denied(bench)).amount == 200
+
+
 @pytest.mark.parametrize("restarts", [False, True])
 @pytest.mark.parametrize("secret", [None, OTHER_SECRET])
 def test_what_rolled_over_is_not_there_when_the_clock_is_set_back(
@@ -335,6 +350,31 @@ def test_a_limit_that_does_not_renew_has_no_room_after_its_first_window() -> Non
     answer = denied(bench)
     assert (answer.code, refusing(answer).frees_s) == (ErrorCode.INSUFFICIENT_QUOTA, None)
     assert "is over" in answer.message
+
+
+def test_a_limit_that_is_told_to_renew_no_more_lasts_to_the_end_of_its_window() -> None:
+    daily = limit("tokens", 500, "calendar_day")
+    bench = bench_of(daily)
+    for day in ("15", "16"):
+        set_wall(bench, f"2026-06-{day}T12:00:00")
+        settle(bench, granted(bench))
+    bench.authority.limits.put(replace(daily, auto_renews=False))
+    settle(bench, granted(bench))
+    set_wall(bench, "2026-06-17T12:00:00")
+    assert "is over" in denied(bench).message
+
+
+def test_to_be_asked_about_does_not_begin_the_only_window_of_a_limit() -> None:
+    once = limit("tokens", 500, "calendar_day", auto_renews=False)
+    bench = bench_of(once)
+    set_wall(bench, "2026-06-15T12:00:00")
+    meter = bench.authority.meter_of(once)
+    assert (meter.amount, meter.total, meter.held) == (500, 0, 0)
+    set_wall(bench, "2026-06-16T12:00:00")
+    settle(bench, granted(bench))
+    assert bench.authority.meter_of(once).total == 100
+    set_wall(bench, "2026-06-17T12:00:00")
+    denied(bench)
 
 
 def test_a_custom_window_has_no_room_before_it_begins() -> None:

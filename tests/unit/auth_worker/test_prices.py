@@ -1,12 +1,14 @@
 """What tokens cost: which price is a model's at a moment, and the sum of one request."""
 
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from auth_worker.principals import prices
 from auth_worker.principals.prices import Price, PriceTable, cost, highest_cost
 
 HOUR_MS = 3_600_000
@@ -117,6 +119,48 @@ def test_what_is_remembered_of_one_moment_is_not_said_of_another(
     table = PriceTable(prices)
     for at_ms in moments:
         assert table.price_of("demo", at_ms) == PriceTable(prices).price_of("demo", at_ms)
+
+
+GLOBS = ("*", "d*", "de?o", "[d]emo", "demo", "demo-*", "*-x", "demo-x", "other")
+
+
+@given(st.lists(st.sampled_from(GLOBS)), st.sampled_from(["demo", "demo-x", "d", "", "d-x", "o"]))
+def test_a_price_is_found_among_those_that_begin_alike(globs: list[str], model: str) -> None:
+    all_of_them = [priced(glob, f"price_{number}") for number, glob in enumerate(globs)]
+    fitting = [price for price in all_of_them if fnmatchcase(model, price.models)]
+    expected = max(fitting, key=prices._closeness, default=None)
+    assert PriceTable(all_of_them).price_of(model, HOUR_MS) == expected
+
+
+def test_a_made_up_name_is_held_against_the_globs_that_begin_like_it_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = PriceTable([priced(f"model-{number}-*", f"price_{number}") for number in range(1000)])
+    table.put(priced("*", "price_all"))
+    compared: list[str] = []
+
+    def watched(name: str, glob: str) -> bool:
+        compared.append(glob)
+        return fnmatchcase(name, glob)
+
+    monkeypatch.setattr(prices, "fnmatchcase", watched)
+    price = table.price_of("made-up", HOUR_MS)
+    assert price is not None
+    assert price.price_id == "price_all"
+    price = table.price_of("model-77-x", HOUR_MS)
+    assert price is not None
+    assert price.price_id == "price_77"
+    assert set(compared) == {"*", "model-77-*"}
+
+
+def test_a_price_that_gets_another_glob_is_found_by_it() -> None:
+    table = PriceTable([priced("demo*", "price_1")])
+    table.put(priced("other*", "price_1", version=2, valid_from_ms=2 * HOUR_MS))
+    for model, at_ms, version in (("demo-x", HOUR_MS, 1), ("other-x", 2 * HOUR_MS, 2)):
+        price = table.price_of(model, at_ms)
+        assert price is not None
+        assert price.version == version
+    assert table.price_of("demo-x", 2 * HOUR_MS) is None
 
 
 def test_a_correction_of_what_was_to_come_takes_its_place() -> None:

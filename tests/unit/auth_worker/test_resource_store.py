@@ -1,14 +1,16 @@
 """Users, teams, limits and prices in either database: written, read in pages, changed and
 dropped."""
 
+from dataclasses import replace
 from typing import Any
 
-from auth_worker.errors import InvalidCommandError, ResourceNotFoundError
+from auth_worker.errors import InvalidCommandError, KeyNotFoundError, ResourceNotFoundError
 from auth_worker.records.operations import (
     AddKey,
     AddResource,
     AuditEntry,
     ChangeResourceRow,
+    DropKey,
     DropResource,
     KeyPage,
     PutMember,
@@ -113,6 +115,28 @@ def test_pages_and_filters(store: SqlStore) -> None:
     assert ids(store, "team", member="user_2") == []
     assert ids(store, "budget", holder="team", holder_id="team_1") == ["bud_1"]
     assert ids(store, "limit") == []
+
+
+def test_a_list_that_is_emptied_while_it_is_read_goes_on_after_what_is_gone(
+    store: SqlStore,
+) -> None:
+    filled(store)
+    store.apply([AddKey(stored_key(f"key_{number}", f"psk-{number}"), AUDIT) for number in (1, 2)])
+    of_user = replace(AUDIT, action="user_deleted", subject="user_2")
+    of_key = replace(AUDIT, action="key_deleted", subject="key_2")
+    store.apply([DropResource("user", "user_2", NOW, of_user), DropKey("key_2", of_key)])
+    assert ids(store, "user", after_id="user_2") == ["user_1"]
+    page, none, no_user = store.apply(
+        [
+            ReadKeys("key_2", 10),
+            ReadKeys("key_3", 10),
+            ReadResources("user", 10, after_id="key_2"),
+        ]
+    )
+    assert isinstance(page, KeyPage)
+    assert "key_1" in [key.key_id for key in page.records]
+    assert isinstance(none, KeyNotFoundError)
+    assert isinstance(no_user, ResourceNotFoundError)
 
 
 def test_a_price_changes_by_versions(store: SqlStore) -> None:

@@ -29,7 +29,7 @@ from auth_worker.serving.housekeeping import (
     SIGNING_INTERVAL_S,
     Housekeeping,
 )
-from auth_worker.storage.audit_key import CheckpointNotes, load_signer
+from auth_worker.storage.audit_key import MAX_NOTES_BYTES, CheckpointNotes, load_signer
 from auth_worker.storage.durable_file import write_durably
 from auth_worker.storage.retention import Retention
 from auth_worker.storage.sql_store import CHECKPOINT_ENTRIES, SqlStore
@@ -116,6 +116,37 @@ def test_entries_that_were_cut_off_on_purpose_leave_a_log_that_holds(harness: St
     store.apply([CutAudit(before_ms=START_MS + 6, limit=100), AppendAudit(entry(50))])
     assert check_log(store.database.reading, signer=KEY).trouble is None
     assert store.apply([CutAudit(before_ms=START_MS + 6, limit=100)]) == [Removed(0)]
+
+
+def test_a_check_goes_on_while_old_entries_are_let_go(
+    harness: StoreHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = signed(harness)
+    store.apply([AppendAudit(entry(number)) for number in range(20)])
+    harness.clock.advance(1)
+    monkeypatch.setattr("auth_worker.auditing.audit_check.BATCH_ENTRIES", 3)
+    moments = iter((START_MS + 6, START_MS + 12))
+
+    def cut() -> None:
+        before_ms = next(moments, None)
+        if before_ms is not None:
+            store.apply([CutAudit(before_ms=before_ms, limit=100)])
+
+    checked = check_log(store.database.reading, signer=KEY, pause=cut)
+    assert checked.trouble is None
+    assert checked.head is not None
+    if harness.kind == "sqlite":  # PostgreSQL reads as of the moment at which it began
+        assert checked.num_entries == 10  # 8 that were left, and the two that say so
+    # Who takes out what is just being looked at explains nothing.
+    deletes = iter((f"DELETE FROM audit_log WHERE seq <= {checked.head.seq - 4}",))
+
+    def take_out() -> None:
+        harness.execute(*deletes)
+
+    trouble = check_log(store.database.reading, signer=KEY, pause=take_out).trouble
+    if harness.kind == "sqlite":
+        assert trouble is not None
+        assert "no entry says that they were cut off" in trouble
 
 
 def test_entries_of_a_clock_that_was_ahead_go_with_those_after_them(harness: StoreHarness) -> None:
@@ -303,6 +334,32 @@ def test_notes_survive_a_line_that_a_crash_cut_off(tmp_path: Path) -> None:
     notes.add(one)
     assert notes.read() == [one, one]
     CheckpointNotes(tmp_path / "none" / "notes").add(one)  # said in the log, and passed over
+
+
+def test_notes_that_became_many_are_thinned_out_and_still_show_a_cut_off_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "notes"
+    many = [KEY.checkpoint(seq, bytes(32), 9) for seq in range(1, 9001)]
+    path.write_text("".join(f"{one.line()}\n" for one in many))
+    assert path.stat().st_size > MAX_NOTES_BYTES
+    newest = KEY.checkpoint(9001, bytes(32), 9)
+    CheckpointNotes(path).add(newest)
+    left = CheckpointNotes(path).read()
+    assert left == [*many[0:-999:2], *many[-999:], newest]
+    assert path.stat().st_size < MAX_NOTES_BYTES
+    assert path.stat().st_mode & 0o077 == 0
+
+    def refused(_path: Path, _text: str) -> None:
+        raise StoreError("it may only be appended to")
+
+    monkeypatch.setattr("auth_worker.storage.audit_key.write_durably", refused)
+    path.write_text("".join(f"{one.line()}\n" for one in many))
+    notes = CheckpointNotes(path)
+    for _ in range(3):
+        notes.add(newest)
+    assert notes.read() == [*many, newest, newest, newest]
+    assert len(caplog.messages) == 1
 
 
 class Commits:

@@ -24,6 +24,7 @@ from protocol.wire.messages import (
     Member,
     Message,
     ResourceKind,
+    RotateKey,
     SetMember,
     TeamSettings,
     UpdateKey,
@@ -132,7 +133,8 @@ def test_deleting_a_user_or_team_revokes_its_keys_and_takes_its_limits_along(
     assert [limit.holder for limit in bench.authority.limits] == ["house"]
     assert refused(find(bench, kind, resource_id=holder_id)) == (ErrorCode.NOT_FOUND, "id")
     # On record under an id that names nobody.
-    assert (f"{kind}_deleted", holder_id, '{"keys_revoked":1}') in actions(bench)
+    (said,) = [detail for action, _, detail in actions(bench) if action == f"{kind}_deleted"]
+    assert '"keys_revoked":1' in said
     assert not any("Ada" in detail for _, _, detail in actions(bench))
     keys = asked(bench, FindKeys(request_id="r", actor=ADMIN, key_id="key_user"))
     assert isinstance(keys, KeysFound)
@@ -293,6 +295,63 @@ def test_a_narrowed_admin_ends_and_wakes_nobody_who_may_do_more(
     revoke = ChangeKeyStatus(request_id="r", actor=ADMIN, key_id=boss_key.key_id, action="revoke")
     assert isinstance(asked(bench, revoke), KeysFound)
     found(as_narrow("team", ops, "suspend"))
+
+
+@pytest.mark.parametrize("bounds", [{"scopes": ("admin.keys",)}, {"expires_at": int(NOW) + 1000}])
+def test_no_key_is_made_or_rotated_to_wait_until_its_user_administers(
+    bench: AuthHandlerBench, bounds: dict[str, Any]
+) -> None:
+    ada = found(make(bench, "user", UserSettings(name="Ada"))).resource_id
+    waiting = key_of(bench, "waiting", role="admin", user_id=ada).key_id
+    plain = key_of(bench, "plain", user_id=ada).key_id
+    actor = key_of(bench, "narrow", role="admin", **bounds)
+    digest = digest_of("psk-mine")
+    to_come = KeySettings(name="to come", role="admin", user_id=ada)
+    for command in (
+        MakeKey(request_id="r", actor=actor, key_digest=digest, hint="h", settings=to_come),
+        RotateKey(request_id="r", actor=actor, key_id=waiting, key_digest=digest, hint="h"),
+        UpdateKey(request_id="r", actor=actor, key_id=plain, settings=to_come, fields=("role",)),
+    ):
+        assert refused(asked(bench, command))[0] is ErrorCode.PERMISSION_DENIED, command
+    for key_id, action in ((plain, "suspend"), (waiting, "suspend"), (waiting, "revoke")):
+        ends = ChangeKeyStatus(request_id="r", actor=actor, key_id=key_id, action=action)  # type: ignore[arg-type]
+        assert isinstance(asked(bench, ends), KeysFound)
+
+
+def test_an_admin_that_expires_wakes_nobody_who_outlasts_it(bench: AuthHandlerBench) -> None:
+    boss = found(make(bench, "user", UserSettings(name="Boss", role="admin"))).resource_id
+    ada = found(make(bench, "user", UserSettings(name="Ada"))).resource_id
+    ops = found(make(bench, "team", TeamSettings(name="ops"))).resource_id
+    member(bench, ops, boss, "member")
+    soon = int(NOW) + 1000
+    for user in (boss, ada):
+        key_of(bench, f"soon of {user}", role="admin", user_id=user, expires_at=soon)
+        key_of(bench, f"key of {user}", role="admin", user_id=user)
+    key_of(bench, "ops", role="admin", user_id=boss, team_id=ops)
+    actor = key_of(bench, "for now", role="admin", expires_at=soon)
+
+    def as_expiring(kind: ResourceKind, resource_id: str, action: Any) -> Message:
+        command = ChangeResource(
+            request_id="r", actor=actor, kind=kind, resource_id=resource_id, action=action
+        )
+        return asked(bench, command)
+
+    found(as_expiring("user", boss, "suspend"))
+    found(as_expiring("team", ops, "suspend"))
+    for answer in (
+        as_expiring("user", boss, "reactivate"),
+        as_expiring("team", ops, "reactivate"),
+        update(bench, "user", ada, actor, role="admin"),
+    ):
+        assert refused(answer)[0] is ErrorCode.PERMISSION_DENIED
+    assert bench.authority.keys.users[ada].role == "user"
+    assert isinstance(bench.ask(authorize(f"psk-key of {boss}")), Denied)
+    remove = SetMember(request_id="r", actor=actor, team_id=ops, user_id=boss, role="")
+    found(asked(bench, remove))
+    back = SetMember(request_id="r", actor=actor, team_id=ops, user_id=boss, role="member")
+    assert refused(asked(bench, back))[0] is ErrorCode.PERMISSION_DENIED
+    found(update(bench, "user", boss, actor, role="user"))
+    found(as_expiring("user", boss, "reactivate"))  # whose keys administer nothing now
 
 
 def test_keys_are_found_by_their_user_and_their_team(bench: AuthHandlerBench) -> None:

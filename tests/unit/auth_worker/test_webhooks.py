@@ -121,7 +121,7 @@ def test_what_fits_is_sent_in_order_signed_and_only_once(tmp_path: Path) -> None
     assert set(event) == {"type", "timestamp", "data"}
     assert event["timestamp"].endswith("Z")
     assert (event["data"]["actor"], event["data"]["subject"]) == ("key_admin", "key_1")
-    assert headers["webhook-id"] == f"msg_{event['data']['seq']}"
+    assert headers["webhook-id"].startswith(f"msg_{event['data']['seq']}_")
     assert headers["webhook-timestamp"] == str(int(harness.clock.wall))
     state = harness.show(made.resource_id).webhook
     assert state is not None
@@ -160,11 +160,15 @@ def test_the_signature_is_the_one_of_standard_webhooks() -> None:
     )
     message = message_of(entry)
     headers = message.headers(SECRET, 1_674_087_240.9)
-    signed = b"msg_7.1674087240." + message.body
+    assert message.message_id == "msg_7_6868686868686868"
+    signed = b"msg_7_6868686868686868.1674087240." + message.body
     expected = base64.b64encode(hmac.new(KEY, signed, "sha256").digest()).decode()
     assert headers["webhook-signature"] == f"v1,{expected}"
     assert headers["Content-Type"] == "application/json"
     assert json.loads(message.body)["data"]["detail"] == {"ü": 1}
+    # Of another server, or of before a restore: the same number, and another message.
+    other = message_of(structs.replace(entry, hash=b"i" * 32))
+    assert other.message_id != message.message_id
     assert b"pppp" not in message.body
 
 
@@ -268,6 +272,29 @@ def test_an_entry_that_could_not_be_delivered_for_days_is_given_up(tmp_path: Pat
     harness.answer = lambda event: 200
     harness.clock.advance(BACKOFF_S[0])
     assert harness.tick() == ["key_deleted"]
+
+
+def test_what_waited_for_days_for_its_webhook_is_not_given_up_at_the_first_failure(
+    tmp_path: Path,
+) -> None:
+    harness = Harness(tmp_path)
+    made = harness.make()
+    harness.happen("key_revoked")
+    for action in ("suspend", "reactivate"):
+        command = ChangeResource(
+            request_id="c",
+            actor=ADMIN,
+            kind="webhook",
+            resource_id=made.resource_id,
+            action=action,  # type: ignore[arg-type]
+        )
+        assert isinstance(harness.ask(command), ResourcesFound)
+        harness.clock.advance(MAX_AGE_S + 1)
+    harness.answer = lambda event: OutboundError("away")
+    assert harness.tick() == ["key_revoked"]
+    harness.clock.advance(BACKOFF_S[0])
+    harness.answer = lambda event: 200
+    assert harness.tick() == ["key_revoked"]
 
 
 def test_a_target_that_is_gone_for_good_is_suspended(tmp_path: Path) -> None:

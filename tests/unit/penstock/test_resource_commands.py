@@ -252,9 +252,12 @@ def test_one_budget_and_one_price_show_money_as_money_and_a_limit_its_count(run:
 def test_the_headings_of_a_list_are_words(run: Run) -> None:
     price = {"id": "p", "models": "*", "version": 1, "valid_from": 1_900_000_000, "request": 0}
     amounts = dict.fromkeys(("prompt", "completion", "cached_prompt", "reasoning", "embedding"))
-    page = {"data": [price | amounts], "has_more": False}
+    page = {"data": [price | amounts, price | amounts | {"is_ended": True}], "has_more": False}
     result, _ = run("prices", "list", answer=page)
     assert "cached prompt" in result.stdout
+    holds, ended = [line for line in result.stdout.splitlines() if " p " in line]
+    assert "yes" not in holds
+    assert "yes" in ended
     assert "2030-03-17 17:46:40 UTC" in result.stdout
     assert "_" not in result.stdout
 

@@ -32,7 +32,7 @@ from gateway.http.schemas.administration.organization import (
 )
 from gateway.http.schemas.base.body import body_schema
 from protocol.errors import ErrorCode
-from protocol.wire.messages import LimitSettings, Resource, TeamSettings
+from protocol.wire.messages import LimitSettings, Resource, ResourceKind, TeamSettings
 
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])
 
@@ -154,12 +154,29 @@ async def set_rate_limit(
         window=window,  # type: ignore[arg-type]
         models=(model,),
     )
-    if not same:
+    if same:
+        await change(request, "limit", same[0].resource_id, ("amount",), settings)
+    else:
         await make(request, "limit", settings)
-        return
-    await change(request, "limit", same[0].resource_id, ("amount",), settings)
+        same = [
+            resource
+            for resource, limit in await rate_resources(request, team_id)
+            if shapes.is_rate_limit(limit, measure, window, model)
+        ]
+    await _delete_older(request, "limit", same)
+
+
+async def _delete_older(request: Request, kind: ResourceKind, same: Sequence[Resource]) -> None:
+    """Leave the newest of several that are to be one, as two that were made at once are.
+
+    Each of those who made them looks afterwards, and leaves the same one.
+    """
     for resource in same[1:]:
-        await delete(request, "limit", resource.resource_id)
+        try:
+            await delete(request, kind, resource.resource_id)
+        except RemoteFailureError as error:
+            if error.code is not ErrorCode.NOT_FOUND:
+                raise
 
 
 async def rate_resources(request: Request, project_id: str) -> list[tuple[Resource, LimitSettings]]:
@@ -180,12 +197,17 @@ async def _rates(request: Request, project_id: str) -> Sequence[LimitSettings]:
 # Money.
 
 
-async def _budgets(request: Request, project_id: str, name: str) -> list[Resource]:
-    """The budgets of a project, or without one of the deployment, that were made here."""
+async def _budgets(request: Request, project_id: str, name: str, after: str = "") -> list[Resource]:
+    """The budgets of a project, or without one of the deployment, that were made here.
+
+    The newest first; after an id those that follow it.
+    """
     if project_id:
         await one(request, "team", project_id)
     holder = "team" if project_id else "house"
-    found = await find(request, "budget", holder=holder, holder_id=project_id, limit=1000)
+    found = await find(
+        request, "budget", holder=holder, holder_id=project_id, after_id=after, limit=1000
+    )
     return [
         budget
         for budget in found.resources
@@ -234,9 +256,10 @@ async def set_spend_limit(request: Request, project_id: str = "") -> Response:
     if known:
         budget = await change(request, "budget", known[0].resource_id, ("amount",), settings)
     else:
-        budget = await make(request, "budget", settings)
-    for other in known[1:]:  # they would hold beside it
-        await delete(request, "budget", other.resource_id)
+        made = await make(request, "budget", settings)
+        known = await _budgets(request, project_id, LIMIT_NAME) or [made]
+        budget = known[0]
+    await _delete_older(request, "budget", known)  # they would hold beside it
     return admin_json(shapes.spend_limit(budget, _kind(project_id)))
 
 
@@ -261,17 +284,9 @@ async def list_spend_alerts(request: Request, project_id: str = "") -> Response:
     if query_text(request, "order", one_of=("asc", "desc")) == "asc":
         raise InvalidRequestError("Alerts are listed newest first only.", param="order")
     after, limit = query_text(request, "after"), limit_of_page(request)
-    alerts = await _budgets(request, project_id, ALERT_NAME)
-    ids = [alert.resource_id for alert in alerts]
-    if after and after not in ids:
-        raise RemoteFailureError(
-            f"There is no spend alert '{after[:100]}' to continue after.",
-            code=ErrorCode.NOT_FOUND,
-            param="after",
-        )
-    rest = alerts[ids.index(after) + 1 :] if after else alerts
-    data = [shapes.spend_alert(alert, _kind(project_id)) for alert in rest[:limit]]
-    return admin_json(shapes.page(data, has_more=len(rest) > limit))
+    alerts = await _budgets(request, project_id, ALERT_NAME, after)
+    data = [shapes.spend_alert(alert, _kind(project_id)) for alert in alerts[:limit]]
+    return admin_json(shapes.page(data, has_more=len(alerts) > limit))
 
 
 async def create_spend_alert(request: Request, project_id: str = "") -> Response:

@@ -55,6 +55,7 @@ _FILTERS: Final = {
     "api_key_ids[]": "api_key_id",
     "models[]": "model",
 }
+_COST_FILTERS: Final = {**_FILTERS, "line_items[]": "line_item"}
 _FIELD_OF: Final = {"team": "team_id", "user": "user_id", "key": "key_id", "model": "model"}
 
 
@@ -106,15 +107,21 @@ async def decisions_usage(request: Request) -> Response:
 @router.get(f"{BASE}/costs")
 async def costs(request: Request) -> Response:
     """What was used, by the prices of its time."""
-    asked = _asked(request, COST_WIDTHS, ("project_id", "user_id", "api_key_id", "line_item"))
+    groups = ("project_id", "user_id", "api_key_id", "line_item")
+    asked = _asked(request, COST_WIDTHS, groups, _COST_FILTERS)
     return await _page(request, asked, _costs, lambda endpoint: True)
 
 
-def _asked(request: Request, widths: Mapping[str, Width], groups: tuple[str, ...]) -> AskedUsage:
+def _asked(
+    request: Request,
+    widths: Mapping[str, Width],
+    groups: tuple[str, ...],
+    known: Mapping[str, str] = _FILTERS,
+) -> AskedUsage:
     check_query(
         request,
         *("start_time", "end_time", "bucket_width", "limit", "page", "group_by[]"),
-        *_FILTERS,
+        *known,
     )
     name = query_text(request, "bucket_width", one_of=tuple(widths)) or "1d"
     width = widths[name]
@@ -126,7 +133,7 @@ def _asked(request: Request, widths: Mapping[str, Width], groups: tuple[str, ...
     limit = buckets_of_page(request, width)
     wanted = groups_of(request, groups)
     begin = query_number(request, "page")
-    filters = filters_of(request, _FILTERS)
+    filters = filters_of(request, known)
     first_s = start if begin is None else max(start, begin)
     return asked_usage(width, first_s, end_s, limit, wanted, filters)
 
@@ -140,7 +147,7 @@ def filters_of(request: Request, known: Mapping[str, str]) -> dict[str, frozense
     """
     served = parts_of(request).names.served
     return {
-        of: frozenset(map(served, values) if of == "model" else values)
+        of: frozenset(map(served, values) if _GROUPS[of] == "model" else values)
         for query, of in known.items()
         if (values := request.query_params.getlist(query))
     }

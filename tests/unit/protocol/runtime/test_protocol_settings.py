@@ -134,6 +134,22 @@ def test_a_word_that_its_check_refuses_is_named() -> None:
         declared.read({"DIGITS": "1, x"})
 
 
+def test_a_home_that_is_not_there_is_named_with_its_setting() -> None:
+    nowhere = file_path("FOLDER", Path("~nobody-here/x"), meaning="a folder")
+
+    @dataclass(frozen=True)
+    class InNoHome:
+        folder: Path = setting(nowhere)
+
+    with pytest.raises(ConfigurationError, match="^FOLDER must be a path .*'~nobody-here/y'"):
+        read(FOLDER="~nobody-here/y")
+    for in_no_home in (lambda: nowhere.read({}), lambda: read_settings(InNoHome, {})):
+        with pytest.raises(ConfigurationError, match="^FOLDER: '~nobody-here/x' begins with a"):
+            in_no_home()
+    with pytest.raises(ConfigurationError, match="^--folder: '~nobody-here/z' begins with a"):
+        nowhere.accept("~nobody-here/z", "--folder")
+
+
 def test_the_name_itself_wins_over_its_aliases_and_these_in_their_order() -> None:
     environ = {"OLDER_NAME": "older", "OLD_NAME": "old", "NAME": "new"}
     assert NAME.read(environ) == "new"

@@ -29,6 +29,19 @@ class Auth:
         return UsageFound(request_id="r", rows=rows, has_more=end < len(self.rows))
 
 
+def test_a_line_item_is_a_model_also_where_costs_are_filtered_by_it() -> None:
+    request: Any = SimpleNamespace(
+        query_params=SimpleNamespace(getlist=lambda name: ["big"] if name == "line_items[]" else [])
+    )
+    names = SimpleNamespace(served=lambda name: {"big": "demo"}.get(name, name))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(usage, "parts_of", lambda _: SimpleNamespace(names=names))
+        filters = usage.filters_of(request, usage._COST_FILTERS)
+    assert filters == {"line_item": frozenset({"demo"})}
+    assert usage.fits(UsageRow(model="demo"), filters)
+    assert not usage.fits(UsageRow(model="other"), filters)
+
+
 async def test_nobody_is_counted_twice_who_is_moved_on_by_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
