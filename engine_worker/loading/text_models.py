@@ -117,15 +117,16 @@ def load_text_model(settings: ModelSettings, progress: ProgressCallback) -> Text
 def _load_encoder(
     settings: ModelSettings, config: Mapping[str, Any], dtype: str, progress: ProgressCallback
 ) -> TextModel:
-    spec = encoder_spec(config)
+    family, spec = family_of(config), encoder_spec(config)
+    checkpoint = _opened(settings, dtype)
+    spec = family.fitted(spec, checkpoint.tensors.keys())
     graph = EncoderGraph(spec, DTYPES[dtype])
     require_text_memory(settings.name, dtype, graph.parameters, device_memory_stats())
-    checkpoint = _opened(settings, dtype)
     with _hashed(checkpoint, settings, progress) as hashes:
         leaves = load_leaves(
             checkpoint,
             graph.parameters,
-            graph.sources(family_of(config), checkpoint.tensors.keys()),
+            graph.sources(family, checkpoint.tensors.keys()),
             architecture=spec.architecture,
             is_ignorable=is_ignorable,
             progress=progress,
