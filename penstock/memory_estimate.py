@@ -27,9 +27,11 @@ QUANT_METHODS = {
     "fbgemm_fp8": 8,
     "mxfp4": 4,
     "bitsandbytes": 4,
+    "auto-round": 4,
+    "modelopt": 8,
 }
 """Those that the engine reads, and the bits of most of their weights where the config is silent."""
-_KEPT_METHODS = ("awq", "gptq", "compressed-tensors", "mxfp4")
+_KEPT_METHODS = ("awq", "gptq", "compressed-tensors", "mxfp4", "auto-round", "modelopt")
 """Those whose weights may stay as they are."""
 _KV_BITS = {"float32": 32, "bfloat16": 16, "int8": 9}
 """Of a number in the KV cache; of int8 with scales as for heads 32 wide."""

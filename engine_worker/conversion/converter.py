@@ -33,6 +33,7 @@ _COPIED_NAMES: Final = frozenset(
         *("added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json"),
         *("chat_template.json", "modules.json", "sentence_bert_config.json"),
         *("config_sentence_transformers.json", "quantize_config.json", "quant_config.json"),
+        "hf_quant_config.json",
     }
 )
 """No other `.json` or `.txt`: a file may lie among somebody's own."""

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,25 @@ _MAX_DISTANCE: Final = 128
 _einsum = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
 
+class DistanceVectors(NamedTuple):
+    """What keys and queries of distances add to the scores of tokens (DeBERTa).
+
+    Attributes:
+        rows: [2 T - 1] int32, which row a distance has, by `j - i + T - 1` from query to key.
+        keys: [R, H, D] float32, which queries of tokens are multiplied with; None adds nothing.
+        queries: Likewise, which keys of tokens are multiplied with.
+    """
+
+    rows: npt.NDArray[np.int32]
+    keys: jax.Array | None
+    queries: jax.Array | None
+
+    @property
+    def num_parts(self) -> int:
+        """Products that a score is the sum of, that of the tokens included."""
+        return 1 + (self.keys is not None) + (self.queries is not None)
+
+
 def attend(
     q: jax.Array,
     k: jax.Array,
@@ -30,6 +49,7 @@ def attend(
     *,
     window: int | None,
     relative: jax.Array | None,
+    vectors: DistanceVectors | None = None,
 ) -> jax.Array:
     """Attention of a batch of rows.
 
@@ -40,6 +60,7 @@ def attend(
         visible: [B, T] bool, false for padding.
         window: Tokens i and j see each other when |i - j| <= window; None sees all.
         relative: [2 T - 1, H] float32, added to the scores by `j - i + T - 1`; None adds nothing.
+        vectors: Of distances; None adds nothing.
 
     Returns:
         [B, T, H, D] float32.
@@ -47,7 +68,7 @@ def attend(
     num_tokens = q.shape[1]
     if num_tokens <= MAX_QUERIES:
         everywhere = np.arange(num_tokens)
-        return _attended(q, k, v, visible, everywhere, everywhere, window, relative)
+        return _attended(q, k, v, visible, everywhere, everywhere, window, relative, vectors)
     num_turns = -(-num_tokens // MAX_QUERIES)
     padding = num_turns * MAX_QUERIES - num_tokens
     queries = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
@@ -68,6 +89,7 @@ def attend(
             seen + jnp.arange(span),
             window,
             relative,
+            vectors,
         )
 
     turns = lax.map(turn, jnp.arange(num_turns))
@@ -84,9 +106,13 @@ def _attended(
     key_places: jax.Array | npt.NDArray[np.int64],
     window: int | None,
     relative: jax.Array | None,
+    vectors: DistanceVectors | None,
 ) -> jax.Array:
     distances = jnp.asarray(key_places)[None, :] - jnp.asarray(query_places)[:, None]
-    scores = _einsum("bthd,bshd->bhts", q, k) * (q.shape[-1] ** -0.5)
+    scores = _einsum("bthd,bshd->bhts", q, k)
+    if vectors is not None:
+        scores = (scores + _by_distance(q, k, distances, vectors)) * vectors.num_parts**-0.5
+    scores *= q.shape[-1] ** -0.5
     if relative is not None:
         scores += relative[distances + relative.shape[0] // 2].transpose(2, 0, 1)
     is_seen = visible[:, None, None, :]
@@ -94,6 +120,46 @@ def _attended(
         is_seen = is_seen & (jnp.abs(distances) <= window)
     scores = jnp.where(is_seen, scores, _MASKED_SCORE)
     return _einsum("bhts,bshd->bthd", jax.nn.softmax(scores, axis=-1), v)
+
+
+def _by_distance(
+    q: jax.Array, k: jax.Array, distances: jax.Array, vectors: DistanceVectors
+) -> jax.Array:
+    """[B, H, T, S], what the vectors of `distances` [T, S] add to scores."""
+    rows = jnp.asarray(vectors.rows)[distances + len(vectors.rows) // 2]
+    scores = jnp.zeros((), jnp.float32)
+    if vectors.keys is not None:
+        by_row = _einsum("bthd,rhd->bhtr", q, vectors.keys)
+        scores += jnp.take_along_axis(by_row, rows[None, None], axis=3)
+    if vectors.queries is not None:
+        by_row = _einsum("bshd,rhd->bhsr", k, vectors.queries)
+        scores += jnp.take_along_axis(by_row, rows.T[None, None], axis=3).swapaxes(2, 3)
+    return scores
+
+
+def distance_rows(num_tokens: int, span: int, longest: int | None) -> npt.NDArray[np.int32]:
+    """Rows of a table of distances (arXiv 2006.03654), as transformers' DeBERTa V2 has them.
+
+    Args:
+        num_tokens: T, of the longest row of tokens.
+        span: Half the table's rows.
+        longest: Distances beyond half the span grow logarithmically up to it; None has one row for
+            each.
+
+    Returns:
+        [2 T - 1] of 0 to 2 span - 1, for the distances -(T - 1) to T - 1 from query to key.
+    """
+    # The table counts from key to query.
+    distances = -np.arange(-(num_tokens - 1), num_tokens)
+    if longest is not None:
+        middle = span // 2
+        # In float32 and in this order, so that borders fall where they do in transformers.
+        far = np.maximum(np.abs(distances), middle).astype(np.float32) / np.float32(middle)
+        scale = np.log(np.float32((longest - 1) / middle))
+        steps = np.ceil(np.log(far) / scale * np.float32(middle - 1)) + middle
+        is_near = np.abs(distances) <= middle
+        distances = np.where(is_near, distances, np.sign(distances) * steps.astype(np.int64))
+    return np.clip(distances + span, 0, 2 * span - 1).astype(np.int32)
 
 
 def relative_buckets(num_tokens: int, num_buckets: int) -> npt.NDArray[np.int32]:

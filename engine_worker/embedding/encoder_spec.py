@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from engine_worker.compute.models.spec import RopeSpec
+from engine_worker.compute.models.spec import MoeSpec, RopeSpec
 
 ACTIVATIONS: Final = ("gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu", "tanh")
 HeadPooling = Literal["cls", "mean"]
@@ -17,11 +17,37 @@ class EncoderLayerSpec:
         rope: Rotates queries and keys; None where positions are added to the embedding.
         window: Tokens i and j see each other when |i - j| <= window; None sees the whole row.
         has_attention_norm: Whether a norm stands before attention; only for pre-norm.
+        experts: Stand in place of the MLP, without gates; None is the MLP.
     """
 
     rope: RopeSpec | None = None
     window: int | None = None
     has_attention_norm: bool = True
+    experts: MoeSpec | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DisentangledSpec:
+    """Scores that also depend on what a token is and how far the other one stands (DeBERTa).
+
+    A table of vectors by distance is projected to keys, which queries are multiplied with, and to
+    queries, which keys are.
+
+    Attributes:
+        span: Distances to either side that have a row of the table; farther ones share the last.
+        longest: Distances beyond half the span grow logarithmically up to this one; None is one row
+            for each distance.
+        has_keys, has_queries: Which of the two is computed; at least one is.
+        is_shared: Each layer projects the table as it does its tokens, not by matrices of its own.
+        has_norm: The table is normalised.
+    """
+
+    span: int
+    longest: int | None
+    has_keys: bool
+    has_queries: bool
+    is_shared: bool
+    has_norm: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +82,14 @@ class EncoderSpec:
         is_gated: The MLP is `down(activation(gate) * up)` with gate and up in one product.
         num_relative_buckets: Of a bias by relative distance that all layers share; 0 without one.
         has_distance_bias: Scores fall with distance, in each head at a rate of its own (ALiBi).
+        disentangled: Scores depend on tokens and distances; None is off.
+        embedding_size: Width of the tables and of their norm, behind which a product with a bias
+            stands; None is the hidden size, and no product.
+        has_embedding_norm: A norm stands behind the embedding.
+        has_rms_norm: All norms are RMSNorm.
+        has_qk_norm: Queries are normalised, all heads together, and so are keys.
+        has_sum_norm: What attention gives is added to the residual and normalised, before it is
+            added once more behind that; only for post-norm.
         head: The classifier; None for an encoder that makes embeddings.
     """
 
@@ -80,6 +114,12 @@ class EncoderSpec:
     down_bias: bool = True
     num_relative_buckets: int = 0
     has_distance_bias: bool = False
+    disentangled: DisentangledSpec | None = None
+    embedding_size: int | None = None
+    has_embedding_norm: bool = True
+    has_rms_norm: bool = False
+    has_qk_norm: bool = False
+    has_sum_norm: bool = False
     head: HeadSpec | None = None
 
     @property

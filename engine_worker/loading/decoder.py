@@ -32,6 +32,7 @@ from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.dtype import DtypeChoice, read_cpu_flags, resolve_dtype
 from engine_worker.compute.models.families.registry import origin_of
 from engine_worker.compute.models.hf_config import load_spec
+from engine_worker.compute.models.reading import reading_of
 from engine_worker.compute.models.rope import for_length, rope_factors
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.runner.compile_cache import prepare_backend
@@ -369,6 +370,8 @@ def types_of(
         "weights": dtype.name,
         "cache": str(backend.cache_dtype),
         "products": identity_of(backend, deterministic=deterministic),
+        # Another version may read the same config in another way.
+        "decoder": reading_of(backend.spec),
         # Where the length that is served decides which factors its ropes take.
         **{f"rope {index}": text for index, text in enumerate(rope_factors(backend.spec))},
         # Another version of a package may read the same files in another way.

@@ -93,7 +93,13 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
     offer = EngineOffer(
         model=settings.name,
         fingerprint=model_fingerprint(
-            settings, tokenizer, {"weights": loaded.dtype, **what_follows(pooling, layers)}
+            settings,
+            tokenizer,
+            {
+                "weights": loaded.dtype,
+                "model": loaded.reading,
+                **what_follows(pooling, layers),
+            },
         ),
         resume_version=1,
         max_model_len=max_tokens,

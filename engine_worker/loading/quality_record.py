@@ -7,6 +7,7 @@ from typing import Final
 
 from engine_worker.compute.backends.base import Backend
 from engine_worker.compute.backends.cache_type import cache_dtype_of
+from engine_worker.compute.models.reading import reading_of
 from engine_worker.compute.weights.fingerprint import fingerprint
 from engine_worker.loading.weights import packed_path
 
@@ -17,7 +18,11 @@ _log = logging.getLogger("penstock.engine.weights")
 
 def quality_path(cache_dir: Path, folder: Path, backend: Backend, lora: Path | None = None) -> Path:
     """Where the record of a folder's weights, as a backend packs them, is kept."""
-    parts = {"packed": backend.packing.layout, "type": backend.weight_type}
+    parts = {
+        "packed": backend.packing.layout,
+        "type": backend.weight_type,
+        "decoder": reading_of(backend.spec),
+    }
     if backend.cache_dtype != cache_dtype_of(backend.weight_type):
         parts["kv"] = str(backend.cache_dtype)
     key = fingerprint(folder, parts, lora, cache_dir=cache_dir)

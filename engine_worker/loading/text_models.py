@@ -17,6 +17,7 @@ from engine_worker.compute.models.decoder import declare
 from engine_worker.compute.models.dtype import DTYPES, QUANTIZED
 from engine_worker.compute.models.families.registry import FAMILIES as DECODERS
 from engine_worker.compute.models.hf_config import decoder_spec
+from engine_worker.compute.models.reading import reading_of
 from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
 from engine_worker.compute.weights.file_digests import FileHashes
 from engine_worker.compute.weights.loader import load_leaves
@@ -55,6 +56,7 @@ class TextModel:
         head: What makes logits of its vectors; None for a model that makes embeddings.
         max_tokens: The longest text that it was made for.
         dtype: Of its weights.
+        reading: What its config was read as.
     """
 
     model: EmbeddingModel
@@ -64,6 +66,7 @@ class TextModel:
     num_parameters: int
     max_tokens: int
     dtype: str
+    reading: str
 
 
 def is_text_model(config: Mapping[str, Any]) -> bool:
@@ -117,15 +120,16 @@ def load_text_model(settings: ModelSettings, progress: ProgressCallback) -> Text
 def _load_encoder(
     settings: ModelSettings, config: Mapping[str, Any], dtype: str, progress: ProgressCallback
 ) -> TextModel:
-    spec = encoder_spec(config)
+    family, spec = family_of(config), encoder_spec(config)
+    checkpoint = _opened(settings, dtype)
+    spec = family.fitted(spec, checkpoint.tensors.keys())
     graph = EncoderGraph(spec, DTYPES[dtype])
     require_text_memory(settings.name, dtype, graph.parameters, device_memory_stats())
-    checkpoint = _opened(settings, dtype)
     with _hashed(checkpoint, settings, progress) as hashes:
         leaves = load_leaves(
             checkpoint,
             graph.parameters,
-            graph.sources(family_of(config), checkpoint.tensors.keys()),
+            graph.sources(family, checkpoint.tensors.keys()),
             architecture=spec.architecture,
             is_ignorable=is_ignorable,
             progress=progress,
@@ -139,6 +143,7 @@ def _load_encoder(
         num_parameters=graph.num_parameters,
         max_tokens=spec.max_tokens,
         dtype=dtype,
+        reading=reading_of(spec),
     )
 
 
@@ -185,6 +190,7 @@ def _load_decoder(
         num_parameters=graph.num_parameters + num_head,
         max_tokens=most,
         dtype=dtype,
+        reading=f"{type(model).__name__} of {reading_of(spec)}",
     )
 
 

@@ -25,6 +25,7 @@ from engine_worker.compute.backends.packed_file import (
 from engine_worker.compute.backends.packing_plan import PackedWeight, PartSpec
 from engine_worker.compute.memory.host_memory import DeviceArrays
 from engine_worker.compute.models.decoder import Leaves
+from engine_worker.compute.models.reading import reading_of
 from engine_worker.compute.weights.checkpoint import Checkpoint, open_checkpoint
 from engine_worker.compute.weights.file_digests import FileHashes
 from engine_worker.compute.weights.fingerprint import Fingerprint, fingerprint
@@ -155,7 +156,11 @@ class _Load:
     @property
     def deciding(self) -> dict[str, str]:
         """What decides packed weights beside the checkpoint."""
-        return {"packed": self.backend.packing.layout, "reading": str(_READING_VERSION)}
+        return {
+            "packed": self.backend.packing.layout,
+            "reading": str(_READING_VERSION),
+            "decoder": reading_of(self.backend.spec),
+        }
 
     def key_of_files(self) -> str:
         """What packed weights are of; reads all files whose hashes aren't known."""

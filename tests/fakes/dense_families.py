@@ -9,6 +9,8 @@ def _gemma() -> dict[str, FamilyCase]:
     windows = ["sliding_attention", "full_attention", "sliding_attention"]
     caps = {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 0.3}
     gemma3 = {
+        # Which has no effect in transformers.
+        "attn_logit_softcapping": 2.0,
         "head_dim": 16,
         "num_hidden_layers": 3,
         "sliding_window": 9,

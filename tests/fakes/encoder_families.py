@@ -114,6 +114,17 @@ def _gte_own(config: dict[str, Any]) -> dict[str, Any]:
 
 _GTE_ROPE: Final = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.0 ** (2 / 8)}
 
+_DEBERTA: Final = {
+    **_SIZES,
+    "relative_attention": True,
+    "pos_att_type": ["p2c", "c2p"],
+    "position_buckets": 16,
+    "norm_rel_ebd": "layer_norm",
+    "share_att_key": True,
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
+
 CASES: Final[dict[str, EncoderCase]] = {
     "bert": EncoderCase(
         "BERT",
@@ -212,4 +223,43 @@ CASES: Final[dict[str, EncoderCase]] = {
         "GteForSequenceClassification",
         _gte_own,
     ),
+    "electra": EncoderCase(
+        "ELECTRA",
+        _of("ElectraConfig", {**_SIZES, "embedding_size": 24}),
+        "ElectraModel",
+        "ElectraForSequenceClassification",
+    ),
+    "albert": EncoderCase(
+        "ALBERT",
+        _of("AlbertConfig", {**_SIZES, "embedding_size": 24}),
+        "AlbertModel",
+        "AlbertForSequenceClassification",
+    ),
+    "deberta-v3": EncoderCase(
+        "DeBERTa V2 and V3",
+        _of("DebertaV2Config", _DEBERTA),
+        "DebertaV2Model",
+        "DebertaV2ForSequenceClassification",
+    ),
+    "deberta-v2-with-products-of-its-own": EncoderCase(
+        "DeBERTa V2 and V3",
+        _of(
+            "DebertaV2Config",
+            {
+                **_DEBERTA,
+                "pos_att_type": "c2p|p2c",
+                "position_buckets": -1,
+                "max_relative_positions": 12,
+                "norm_rel_ebd": "none",
+                "share_att_key": False,
+                "position_biased_input": True,
+                "type_vocab_size": 2,
+            },
+        ),
+        "DebertaV2Model",
+        "DebertaV2ForSequenceClassification",
+    ),
 }
+
+BY_DEFINITION: Final = frozenset({"NeoBERT"})
+"""Families that transformers doesn't have: held to their definition in torch."""

@@ -12,6 +12,7 @@ backend: XLA:CPU would convert the whole array to float32 before the loop (66 ti
 row, measured likewise).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -263,30 +264,50 @@ class _XlaProducts:
         return self._block.shared(x)
 
     def experts(self, x: jax.Array, choice: "ExpertChoice") -> jax.Array:
-        block, spec, hidden = self._block, self._block.spec, x.shape[1]
-        num_chosen = spec.num_experts_per_token
-        experts = choice.experts
-        tiles = expert_tiles(experts.reshape(-1), spec.num_experts)
-        rows = x[tiles.order // num_chosen]
-        if spec.weighs_input:
-            rows *= choice.weights.reshape(-1)[tiles.order][:, None]
-        # A tile may go on into the rows of the next expert, whose own tile comes later and writes
-        # them again; so may the last one go beyond the end.
-        rows = jnp.pad(rows, ((0, tiles.num_rows), (0, 0)))
+        block, spec = self._block, self._block.spec
 
-        def compute(index: jax.Array, y: jax.Array) -> jax.Array:
-            expert, first = tiles.experts[index], tiles.first_rows[index]
-            tile = lax.dynamic_slice(rows, (first, 0), (tiles.num_rows, hidden))
-            inner = activate(spec.expert, block.gate_up(tile, expert))
-            return lax.dynamic_update_slice(y, block.down(inner, expert), (first, 0))
+        def compute(tile: jax.Array, expert: jax.Array) -> jax.Array:
+            return block.down(activate(spec.expert, block.gate_up(tile, expert)), expert)
 
-        by_expert = lax.fori_loop(0, tiles.num_tiles, compute, jnp.zeros(rows.shape, jnp.float32))
-        by_choice = jnp.zeros((experts.size, hidden), jnp.float32)
-        by_choice = by_choice.at[tiles.order].set(by_expert[: experts.size], unique_indices=True)
-        by_choice = by_choice.reshape(*experts.shape, hidden)
-        if spec.weighs_input:
-            return jnp.sum(by_choice, axis=1)
-        return jnp.sum(by_choice * choice.weights[..., None], axis=1)
+        return sum_of_experts(spec, x, choice, compute)
+
+
+def sum_of_experts(
+    spec: MoeSpec,
+    x: jax.Array,
+    choice: "ExpertChoice",
+    compute: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """The weighted sum over each token's experts: [T, width] float32.
+
+    Args:
+        spec: Of the experts.
+        x: [T, width] float32.
+        choice: Of experts; E is none.
+        compute: From rows [R, width] of one expert, and its number, to [R, width] float32.
+    """
+    hidden, num_chosen = x.shape[1], spec.num_experts_per_token
+    experts = choice.experts
+    tiles = expert_tiles(experts.reshape(-1), spec.num_experts)
+    rows = x[tiles.order // num_chosen]
+    if spec.weighs_input:
+        rows *= choice.weights.reshape(-1)[tiles.order][:, None]
+    # A tile may go on into the rows of the next expert, whose own tile comes later and writes
+    # them again; so may the last one go beyond the end.
+    rows = jnp.pad(rows, ((0, tiles.num_rows), (0, 0)))
+
+    def compute_tile(index: jax.Array, y: jax.Array) -> jax.Array:
+        expert, first = tiles.experts[index], tiles.first_rows[index]
+        tile = lax.dynamic_slice(rows, (first, 0), (tiles.num_rows, hidden))
+        return lax.dynamic_update_slice(y, compute(tile, expert), (first, 0))
+
+    by_expert = lax.fori_loop(0, tiles.num_tiles, compute_tile, jnp.zeros(rows.shape, jnp.float32))
+    by_choice = jnp.zeros((experts.size, hidden), jnp.float32)
+    by_choice = by_choice.at[tiles.order].set(by_expert[: experts.size], unique_indices=True)
+    by_choice = by_choice.reshape(*experts.shape, hidden)
+    if spec.weighs_input:
+        return jnp.sum(by_choice, axis=1)
+    return jnp.sum(by_choice * choice.weights[..., None], axis=1)
 
 
 class ExpertChoice(NamedTuple):

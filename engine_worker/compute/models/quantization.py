@@ -19,6 +19,8 @@ class QuantMethod(StrEnum):
     FBGEMM_FP8 = "fbgemm_fp8"
     MXFP4 = "mxfp4"
     BITSANDBYTES = "bitsandbytes"
+    AUTO_ROUND = "auto-round"
+    MODELOPT = "modelopt"
 
 
 WAY_OUT: Final = "download it again, or use the original model"

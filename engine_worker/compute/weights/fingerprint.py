@@ -14,6 +14,7 @@ _BESIDE_WEIGHTS = (
     "config.json",
     "quantize_config.json",
     "quant_config.json",
+    "hf_quant_config.json",
     "generation_config.json",
     "modules.json",
     "sentence_bert_config.json",

@@ -18,7 +18,11 @@ from engine_worker.embedding.families.common import (
     tanh_head,
 )
 from engine_worker.embedding.families.family import EncoderFamily, joined, norm, pair
-from engine_worker.embedding.families.jina import mlp_tensors, with_distance_bias
+from engine_worker.embedding.families.jina import (
+    mlp_tensors,
+    with_distance_bias,
+    with_more_norms,
+)
 from engine_worker.errors import UnsupportedFeatureError
 
 
@@ -67,6 +71,8 @@ def _tensors(has_pooler: bool, spec: EncoderSpec, prefix: str, names: Collection
         f"{ours}.weight": (Source(f"{head}{theirs}.weight", (rows, hidden)),)
         for ours, (theirs, rows) in tables.items()
     }
+    if f"{prefix}{_FLASH_NORM}" in names:
+        return found | _flash_layers(spec, prefix, names) | _head(spec, prefix, has_pooler)
     found |= norm("norm", f"{head}LayerNorm", hidden, names)
     for index in range(spec.num_layers):
         ours, theirs = f"layers.{index}.", f"{prefix}encoder.layer.{index}."
@@ -78,18 +84,41 @@ def _tensors(has_pooler: bool, spec: EncoderSpec, prefix: str, names: Collection
         if spec.has_distance_bias:
             found |= mlp_tensors(ours, theirs, spec, names)
             continue
-        found |= pair(f"{ours}up", f"{theirs}intermediate.dense", (inner, hidden))
-        found |= pair(f"{ours}down", f"{theirs}output.dense", (hidden, inner))
+        found |= pair(f"{ours}mlp.up", f"{theirs}intermediate.dense", (inner, hidden))
+        found |= pair(f"{ours}mlp.down", f"{theirs}output.dense", (hidden, inner))
         found |= norm(f"{ours}mlp_norm", f"{theirs}output.LayerNorm", hidden, names)
-    if spec.head is not None:
-        dense = f"{prefix}pooler.dense" if has_pooler else "classifier.dense"
-        out = "classifier" if has_pooler else "classifier.out_proj"
-        found |= pair("head.dense", dense, (hidden, hidden))
-        found |= pair("head.out", out, (spec.head.num_labels, hidden))
+    return found | _head(spec, prefix, has_pooler)
+
+
+def _flash_layers(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
+    """As Jina's own code for XLM-RoBERTa names them (jina-reranker-v2)."""
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    found = norm("norm", f"{prefix}emb_ln", hidden, names)
+    for index in range(spec.num_layers):
+        ours, theirs = f"layers.{index}.", f"{prefix}encoder.layers.{index}."
+        found |= pair(f"{ours}qkv", f"{theirs}mixer.Wqkv", (3 * hidden, hidden))
+        found |= pair(f"{ours}o", f"{theirs}mixer.out_proj", (hidden, hidden))
+        found |= norm(f"{ours}attention_norm", f"{theirs}norm1", hidden, names)
+        found |= pair(f"{ours}mlp.up", f"{theirs}mlp.fc1", (inner, hidden))
+        found |= pair(f"{ours}mlp.down", f"{theirs}mlp.fc2", (hidden, inner))
+        found |= norm(f"{ours}mlp_norm", f"{theirs}norm2", hidden, names)
     return found
 
 
+def _head(spec: EncoderSpec, prefix: str, has_pooler: bool) -> Tensors:
+    if spec.head is None:
+        return {}
+    hidden = spec.hidden_size
+    dense = f"{prefix}pooler.dense" if has_pooler else "classifier.dense"
+    out = "classifier" if has_pooler else "classifier.out_proj"
+    return {
+        **pair("head.dense", dense, (hidden, hidden)),
+        **pair("head.out", out, (spec.head.num_labels, hidden)),
+    }
+
+
 _EMBEDDING = "embeddings.word_embeddings.weight"
+_FLASH_NORM = "emb_ln.weight"
 
 FAMILIES = (
     EncoderFamily(
@@ -100,6 +129,7 @@ FAMILIES = (
         partial(_read, False),
         partial(_tensors, True),
         tanh_head,
+        with_more_norms,
     ),
     EncoderFamily(
         "RoBERTa, XLM-RoBERTa, CamemBERT",

@@ -45,8 +45,8 @@ def _tensors(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
         found |= joined(f"{ours}qkv", parts, (hidden, hidden))
         found |= pair(f"{ours}o", f"{theirs}attention.out_lin", (hidden, hidden))
         found |= norm(f"{ours}attention_norm", f"{theirs}sa_layer_norm", hidden, names)
-        found |= pair(f"{ours}up", f"{theirs}ffn.lin1", (inner, hidden))
-        found |= pair(f"{ours}down", f"{theirs}ffn.lin2", (hidden, inner))
+        found |= pair(f"{ours}mlp.up", f"{theirs}ffn.lin1", (inner, hidden))
+        found |= pair(f"{ours}mlp.down", f"{theirs}ffn.lin2", (hidden, inner))
         found |= norm(f"{ours}mlp_norm", f"{theirs}output_layer_norm", hidden, names)
     if spec.head is not None:
         found |= pair("head.dense", "pre_classifier", (hidden, hidden))

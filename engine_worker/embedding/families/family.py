@@ -27,6 +27,8 @@ class EncoderFamily:
             meaning here.
         tensors: What fills the weights.
         head_of: The classifier's shape, for so many labels.
+        fitted: The encoder as a checkpoint of these names has it, where the config doesn't tell two
+            kinds apart.
     """
 
     title: str
@@ -36,6 +38,7 @@ class EncoderFamily:
     read: Callable[[Mapping[str, Any]], EncoderSpec]
     tensors: EncoderTensors
     head_of: Callable[[Mapping[str, Any], int], HeadSpec]
+    fitted: Callable[[EncoderSpec, Collection[str]], EncoderSpec] = lambda spec, _: spec
 
     def prefix_in(self, names: Collection[str]) -> str:
         """What stands before the encoder's tensors in a checkpoint of these names."""

@@ -1,6 +1,7 @@
 """Jina's BERT (arXiv 2310.19923), whose `model_type` is BERT's.
 
-BERT with a gated MLP and without positions: its scores fall with distance (ALiBi).
+BERT with a gated MLP and without positions: its scores fall with distance (ALiBi). The models of
+other languages and of code normalise queries and keys, too, and have one norm more in a layer.
 """
 
 from collections.abc import Collection
@@ -15,6 +16,7 @@ from engine_worker.embedding.families.family import norm, pair
 from engine_worker.errors import UnsupportedFeatureError
 
 _ACTIVATIONS: Final = {"geglu": "gelu", "reglu": "relu"}
+_QUERY_NORM: Final = "encoder.layer.0.attention.self.layer_norm_q.weight"
 
 
 def with_distance_bias(spec: EncoderSpec, fields: ConfigFields) -> EncoderSpec:
@@ -44,8 +46,14 @@ def with_distance_bias(spec: EncoderSpec, fields: ConfigFields) -> EncoderSpec:
     )
 
 
+def with_more_norms(spec: EncoderSpec, names: Collection[str]) -> EncoderSpec:
+    """The encoder of a checkpoint with tensors of these names, which alone tell of the norms."""
+    has_norms = spec.has_distance_bias and any(name.endswith(_QUERY_NORM) for name in names)
+    return replace(spec, has_qk_norm=has_norms, has_sum_norm=has_norms)
+
+
 def mlp_tensors(ours: str, theirs: str, spec: EncoderSpec, names: Collection[str]) -> Tensors:
-    """The MLP of a layer, and the norm behind it.
+    """The MLP of a layer, and the norms that only these models have.
 
     Args:
         ours: Prefix of the layer's weights.
@@ -54,9 +62,24 @@ def mlp_tensors(ours: str, theirs: str, spec: EncoderSpec, names: Collection[str
         names: Of all tensors.
     """
     hidden, inner, block = spec.hidden_size, spec.intermediate_size, f"{theirs}mlp."
-    gate_up = Source(f"{block}gated_layers.weight", (2 * inner, hidden))
+    if not spec.has_qk_norm:
+        gate_up = Source(f"{block}gated_layers.weight", (2 * inner, hidden))
+        return {
+            f"{ours}mlp.up.weight": (gate_up,),
+            **pair(f"{ours}mlp.down", f"{block}wo", (hidden, inner)),
+            **norm(f"{ours}mlp_norm", f"{block}layernorm", hidden, names),
+        }
+    up_gate, shape = f"{block}up_gated_layer.weight", (2 * inner, hidden)
+    attention = f"{theirs}attention."
     return {
-        f"{ours}up.weight": (gate_up,),
-        **pair(f"{ours}down", f"{block}wo", (hidden, inner)),
-        **norm(f"{ours}mlp_norm", f"{block}layernorm", hidden, names),
+        f"{ours}mlp.up.weight": (
+            Source(up_gate, shape, rows=(inner, 2 * inner)),
+            Source(up_gate, shape, rows=(0, inner)),
+        ),
+        **pair(f"{ours}mlp.down", f"{block}down_layer", (hidden, inner)),
+        **norm(f"{ours}mlp_norm", f"{theirs}layer_norm_2", hidden, names),
+        **norm(f"{ours}attention_norm", f"{theirs}layer_norm_1", hidden, names),
+        **norm(f"{ours}sum_norm", f"{attention}output.LayerNorm", hidden, names),
+        **norm(f"{ours}q_norm", f"{attention}self.layer_norm_q", hidden, names),
+        **norm(f"{ours}k_norm", f"{attention}self.layer_norm_k", hidden, names),
     }

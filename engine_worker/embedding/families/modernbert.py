@@ -108,8 +108,8 @@ def _tensors(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
         found |= pair(f"{ours}o", f"{theirs}attn.Wo", (hidden, hidden), bias=spec.o_bias)
         found |= norm(f"{ours}mlp_norm", f"{theirs}mlp_norm", hidden, names, bias=bias)
         up = (2 * inner, hidden)
-        found |= pair(f"{ours}up", f"{theirs}mlp.Wi", up, bias=spec.up_bias)
-        found |= pair(f"{ours}down", f"{theirs}mlp.Wo", (hidden, inner), bias=spec.down_bias)
+        found |= pair(f"{ours}mlp.up", f"{theirs}mlp.Wi", up, bias=spec.up_bias)
+        found |= pair(f"{ours}mlp.down", f"{theirs}mlp.Wo", (hidden, inner), bias=spec.down_bias)
     if spec.head is not None:
         square = (hidden, hidden)
         found |= pair("head.dense", "head.dense", square, bias=spec.head.dense_bias)

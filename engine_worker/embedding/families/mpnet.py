@@ -60,8 +60,8 @@ def _tensors(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
         found |= joined(f"{ours}qkv", parts, (hidden, hidden))
         found |= pair(f"{ours}o", f"{theirs}attention.attn.o", (hidden, hidden))
         found |= norm(f"{ours}attention_norm", f"{theirs}attention.LayerNorm", hidden, names)
-        found |= pair(f"{ours}up", f"{theirs}intermediate.dense", (inner, hidden))
-        found |= pair(f"{ours}down", f"{theirs}output.dense", (hidden, inner))
+        found |= pair(f"{ours}mlp.up", f"{theirs}intermediate.dense", (inner, hidden))
+        found |= pair(f"{ours}mlp.down", f"{theirs}output.dense", (hidden, inner))
         found |= norm(f"{ours}mlp_norm", f"{theirs}output.LayerNorm", hidden, names)
     if spec.head is not None:
         found |= pair("head.dense", "classifier.dense", (hidden, hidden))

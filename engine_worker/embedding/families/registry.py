@@ -8,7 +8,16 @@ from typing import Any, Final
 from engine_worker.compute.models.config_fields import ConfigFields, read_config
 from engine_worker.compute.models.spec import RopeKind
 from engine_worker.embedding.encoder_spec import EncoderSpec
-from engine_worker.embedding.families import bert, distilbert, modernbert, mpnet, rotary
+from engine_worker.embedding.families import (
+    bert,
+    deberta,
+    distilbert,
+    electra,
+    modernbert,
+    mpnet,
+    neobert,
+    rotary,
+)
 from engine_worker.embedding.families.family import EncoderFamily
 from engine_worker.embedding.labels import has_classifier, read_labels
 from engine_worker.errors import UnsupportedArchitectureError, UnsupportedFeatureError
@@ -19,14 +28,22 @@ FAMILIES: Final[tuple[EncoderFamily, ...]] = (
     *distilbert.FAMILIES,
     *modernbert.FAMILIES,
     *rotary.FAMILIES,
+    *electra.FAMILIES,
+    *deberta.FAMILIES,
+    *neobert.FAMILIES,
 )
 _BY_MODEL_TYPE: Final = {name: family for family in FAMILIES for name in family.model_types}
 _REFUSED: Final = {
     "jina_embeddings_v3": "adapters for each task are not computed",
-    "electra": "not supported yet",
-    "deberta-v2": "disentangled attention is not computed",
+    "deberta": "the first DeBERTa is not computed, V2 and V3 are",
+    "convbert": "not supported yet",
+    "longformer": "not supported yet",
+    "mobilebert": "not supported yet",
+    "roformer": "not supported yet",
+    "xlnet": "not supported yet",
 }
 """Encoders that people ask for, so that they aren't taken for decoders."""
+_LATE_INTERACTION: Final = "colbert"
 _ROPES: Final = frozenset({RopeKind.DEFAULT, RopeKind.LINEAR, RopeKind.LLAMA3, RopeKind.YARN})
 
 
@@ -54,6 +71,20 @@ def family_of(config: Mapping[str, Any]) -> EncoderFamily:
     return family
 
 
+def refuse_token_vectors(config: Mapping[str, Any]) -> None:
+    """Refuse a model of late interaction, whose vectors of tokens are compared one by one.
+
+    Raises:
+        UnsupportedFeatureError: Its architecture is ColBERT's.
+    """
+    for name in ConfigFields(config).strings("architectures") or ():
+        if _LATE_INTERACTION in name.lower():
+            raise UnsupportedFeatureError(
+                f"{name} is not supported: it makes a vector of each token (late interaction), and"
+                " embeddings here are one vector of a text"
+            )
+
+
 def encoder_spec(config: Mapping[str, Any]) -> EncoderSpec:
     """From a whole `config.json` to the encoder, with its classifier where it has one.
 
@@ -63,6 +94,7 @@ def encoder_spec(config: Mapping[str, Any]) -> EncoderSpec:
         UnsupportedFeatureError: It asks for something that is not computed; it is named.
     """
     family = family_of(config)
+    refuse_token_vectors(config)
     named = ConfigFields(config).strings("architectures") or (str(config.get("model_type")),)
     spec = replace(family.read(config), architecture=named[0])
     for layer in spec.layers:

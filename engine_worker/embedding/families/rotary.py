@@ -10,8 +10,9 @@ from typing import Any
 
 from engine_worker.compute.models.config_fields import ConfigFields
 from engine_worker.compute.models.families.common import num_layers_of
+from engine_worker.compute.models.families.moe import num_chosen_of, num_experts_of
 from engine_worker.compute.models.hf_rope import read_ropes
-from engine_worker.compute.models.spec import RopeKind, RopeSpec
+from engine_worker.compute.models.spec import Activation, MlpSpec, MoeSpec, RopeKind, RopeSpec
 from engine_worker.compute.models.tensors import Source, Tensors
 from engine_worker.embedding.encoder_spec import EncoderLayerSpec, EncoderSpec
 from engine_worker.embedding.families.common import (
@@ -28,16 +29,12 @@ from engine_worker.errors import UnsupportedFeatureError
 _EMBEDDING = "embeddings.word_embeddings.weight"
 _NOMIC_THETA = 1000.0
 _GTE_THETA = 160_000.0
-_GATES = {"swiglu": "silu", "geglu": "gelu"}
+_MLPS = {"swiglu": ("silu", True), "geglu": ("gelu", True), "gelu": ("gelu", False)}
+"""By `activation_function`: the activation, and whether there is a gate."""
 
 
 def _read_nomic(config: Mapping[str, Any]) -> EncoderSpec:
     fields = ConfigFields(config)
-    if fields.size("num_experts", 1, minimum=0) > 1:
-        raise UnsupportedFeatureError(
-            "config.json: not supported yet: a mixture of experts (num_experts), as in"
-            " nomic-embed-text-v2-moe"
-        )
     if not fields.present("n_embd"):
         return _read_rotary(config, _NOMIC_THETA, has_bias=False, activation="silu")
     refuse_unless(
@@ -49,36 +46,64 @@ def _read_nomic(config: Mapping[str, Any]) -> EncoderSpec:
         rotary_emb_fraction=1.0,
         rotary_emb_interleaved=False,
         rotary_emb_scale_base=None,
-        qkv_proj_bias=False,
-        mlp_fc1_bias=False,
-        mlp_fc2_bias=False,
     )
     name = fields.text("activation_function", "swiglu")
-    activation = _GATES.get(name)
-    if activation is None:
+    if name not in _MLPS:
         raise UnsupportedFeatureError(
-            f"config.json: not supported yet: activation_function {name!r}, only swiglu and geglu"
+            f"config.json: not supported yet: activation_function {name!r}, only {', '.join(_MLPS)}"
         )
+    activation, is_gated = _MLPS[name]
     hidden_size, longest = fields.size("n_embd"), max_tokens_of(fields, "n_positions", 2048)
+    inner = fields.size("n_inner", 4 * hidden_size)
     rope = RopeSpec(theta=fields.number("rotary_emb_base", _NOMIC_THETA))
+    qkv_bias = fields.flag("qkv_proj_bias", False)
     return EncoderSpec(
         architecture="",
         vocab_size=fields.size("vocab_size"),
         hidden_size=hidden_size,
         num_heads=num_heads_of(fields, hidden_size, "n_head"),
-        intermediate_size=fields.size("n_inner", 4 * hidden_size),
-        layers=(EncoderLayerSpec(rope),) * num_layers_of(fields, "n_layer"),
+        intermediate_size=inner,
+        layers=tuple(
+            EncoderLayerSpec(rope, experts=experts)
+            for experts in _nomic_experts(config, inner, num_layers_of(fields, "n_layer"))
+        ),
         # Beyond what it was trained on, its authors scale the positions, which isn't computed.
         max_tokens=min(longest, fields.size("max_trained_positions", 2048)),
         activation=activation,
         norm_eps=fields.number("layer_norm_epsilon", 1e-12),
         num_types=fields.size("type_vocab_size", 2, minimum=0),
-        is_gated=True,
-        qkv_bias=False,
-        o_bias=False,
-        up_bias=False,
-        down_bias=False,
+        is_gated=is_gated,
+        qkv_bias=qkv_bias,
+        o_bias=qkv_bias,
+        up_bias=fields.flag("mlp_fc1_bias", False),
+        down_bias=fields.flag("mlp_fc2_bias", False),
     )
+
+
+def _nomic_experts(
+    config: Mapping[str, Any], inner: int, num_layers: int
+) -> tuple[MoeSpec | None, ...]:
+    """Of each layer: nomic-embed-text-v2-moe has them in every second one."""
+    fields = ConfigFields(config)
+    step = fields.integer("moe_every_n_layers", 0)
+    if step <= 0:
+        return (None,) * num_layers
+    refuse_unless(
+        config,
+        activation_function="gelu",
+        moe_normalize_expert_weights=False,
+        num_shared_experts=0,
+        expert_choice_router=False,
+        ffn_div=1,
+    )
+    num_experts = num_experts_of(fields, 8, "num_experts")
+    experts = MoeSpec(
+        num_experts=num_experts,
+        num_experts_per_token=num_chosen_of(fields, num_experts, 1, "moe_top_k"),
+        expert=MlpSpec(inner, Activation.GELU, gated=False),
+        normalize_weights=False,
+    )
+    return tuple(experts if index % step == 1 else None for index in range(num_layers))
 
 
 def _read_gte(config: Mapping[str, Any]) -> EncoderSpec:
@@ -150,20 +175,37 @@ def _ntk_rope(fields: ConfigFields, theta: float, head_dim: int) -> RopeSpec | N
 
 
 def _nomic_tensors(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    hidden = spec.hidden_size
     if f"{prefix}emb_ln.weight" not in names:
         return _rotary_tensors(spec, prefix, names)
     found = _tables(spec, prefix) | norm("norm", f"{prefix}emb_ln", hidden, names)
     for index in range(spec.num_layers):
         ours, theirs = f"layers.{index}.", f"{prefix}encoder.layers.{index}."
-        gate_up = (f"{theirs}mlp.fc12", f"{theirs}mlp.fc11")
-        found |= pair(f"{ours}qkv", f"{theirs}attn.Wqkv", (3 * hidden, hidden), bias=False)
-        found |= pair(f"{ours}o", f"{theirs}attn.out_proj", (hidden, hidden), bias=False)
+        found |= pair(f"{ours}qkv", f"{theirs}attn.Wqkv", (3 * hidden, hidden), bias=spec.qkv_bias)
+        found |= pair(f"{ours}o", f"{theirs}attn.out_proj", (hidden, hidden), bias=spec.o_bias)
         found |= norm(f"{ours}attention_norm", f"{theirs}norm1", hidden, names)
-        found |= joined(f"{ours}up", gate_up, (inner, hidden), bias=False)
-        found |= pair(f"{ours}down", f"{theirs}mlp.fc2", (hidden, inner), bias=False)
+        found |= _nomic_mlp(f"{ours}mlp.", f"{theirs}mlp.", spec, spec.layers[index].experts)
         found |= norm(f"{ours}mlp_norm", f"{theirs}norm2", hidden, names)
     return found | _head(spec, prefix)
+
+
+def _nomic_mlp(ours: str, theirs: str, spec: EncoderSpec, experts: MoeSpec | None) -> Tensors:
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    if experts is not None:
+        # Both matrices of an expert are [inner, hidden], those of all behind one another.
+        stack = (experts.num_experts * inner, hidden)
+        router = (experts.num_experts, hidden)
+        return {
+            f"{ours}router.weight": (Source(f"{theirs}router.layer.weight", router),),
+            f"{ours}up.weight": (Source(f"{theirs}experts.mlp.w1", stack),),
+            f"{ours}down": (Source(f"{theirs}experts.mlp.w2", stack),),
+            f"{ours}bias": (Source(f"{theirs}experts.bias", (hidden,)),),
+        }
+    down = pair(f"{ours}down", f"{theirs}fc2", (hidden, inner), bias=spec.down_bias)
+    if not spec.is_gated:
+        return down | pair(f"{ours}up", f"{theirs}fc1", (inner, hidden), bias=spec.up_bias)
+    gate_up = (f"{theirs}fc12", f"{theirs}fc11")
+    return down | joined(f"{ours}up", gate_up, (inner, hidden), bias=spec.up_bias)
 
 
 def _gte_tensors(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
@@ -174,7 +216,7 @@ def _gte_tensors(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tens
     for index in range(spec.num_layers):
         ours, theirs = f"layers.{index}.", f"{prefix}encoder.layer.{index}."
         up_gate, shape = f"{theirs}mlp.up_gate_proj.weight", (2 * inner, hidden)
-        found[f"{ours}up.weight"] = (
+        found[f"{ours}mlp.up.weight"] = (
             Source(up_gate, shape, rows=(inner, 2 * inner)),
             Source(up_gate, shape, rows=(0, inner)),
         )
@@ -186,7 +228,7 @@ def _gte_tensors(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tens
             found |= joined(f"{ours}qkv", parts, (hidden, hidden))
         found |= pair(f"{ours}o", f"{theirs}attention.o_proj", (hidden, hidden))
         found |= norm(f"{ours}attention_norm", f"{theirs}attn_ln", hidden, names)
-        found |= pair(f"{ours}down", f"{theirs}mlp.down_proj", (hidden, inner))
+        found |= pair(f"{ours}mlp.down", f"{theirs}mlp.down_proj", (hidden, inner))
         found |= norm(f"{ours}mlp_norm", f"{theirs}mlp_ln", hidden, names)
     return found | _head(spec, prefix)
 
@@ -203,8 +245,8 @@ def _rotary_tensors(spec: EncoderSpec, prefix: str, names: Collection[str]) -> T
         found |= joined(f"{ours}qkv", parts, square, bias=spec.qkv_bias)
         found |= pair(f"{ours}o", f"{theirs}self_attn.o_proj", square, bias=spec.o_bias)
         found |= norm(f"{ours}attention_norm", f"{theirs}post_attention_layernorm", hidden, names)
-        found |= joined(f"{ours}up", gate_up, (inner, hidden), bias=False)
-        found |= pair(f"{ours}down", f"{theirs}mlp.down_proj", down, bias=spec.down_bias)
+        found |= joined(f"{ours}mlp.up", gate_up, (inner, hidden), bias=False)
+        found |= pair(f"{ours}mlp.down", f"{theirs}mlp.down_proj", down, bias=spec.down_bias)
         found |= norm(f"{ours}mlp_norm", f"{theirs}post_mlp_layernorm", hidden, names)
     return found | _head(spec, prefix)
 

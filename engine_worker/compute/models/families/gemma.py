@@ -103,7 +103,8 @@ def read_gemma3(config: Mapping[str, Any], architecture: str = "Gemma3ForCausalL
         fields,
         ropes,
         period=6,
-        softcap=fields.optional_number("attn_logit_softcapping"),
+        # Its config has Gemma 2's field, which transformers reads and computes nothing with.
+        softcap=None,
         qk_norm=QkNorm.PER_HEAD,
     )
     spec = _decoder(fields, architecture, layers)

@@ -78,13 +78,18 @@ def read_group_size(fields: ConfigFields, name: str) -> int:
     return group_size
 
 
+def num_groups(inputs: int, group_size: int) -> int:
+    """Groups of a row; the last may be narrower."""
+    return 1 if group_size == -1 else -(-inputs // group_size)
+
+
 def check_groups(scales: TensorInfo, groups: int, inputs: int, group_size: int) -> None:
     """Refuses scales that are not one a group.
 
     Raises:
         CheckpointError: They aren't.
     """
-    if groups != (1 if group_size == -1 else -(-inputs // group_size)):
+    if groups != num_groups(inputs, group_size):
         raise broken(
             scales, f"has {groups} groups, but {inputs} inputs are in groups of {group_size}"
         )

@@ -80,7 +80,7 @@ def read_compressed_tensors(stored: StoredTensors, fields: ConfigFields) -> Iter
     block = _block_of(fields)
     for module, packed in stored.ending_in(".weight_packed"):
         if packed.dtype == "U8":
-            yield _fp4_module(stored, module, packed)
+            yield fp4_module(stored, module, packed, "weight_global_scale", divides=True)
         else:
             yield _packed_module(stored, module, packed)
     for module, weight in stored.ending_in(".weight"):
@@ -261,16 +261,29 @@ def _int8_module(stored: StoredTensors, module: str, weight: TensorInfo) -> Deri
     return DerivedTensor(info, compute, blocks)
 
 
-def _fp4_module(stored: StoredTensors, module: str, packed: TensorInfo) -> DerivedTensor:
-    """NVFP4 (16 numbers share an fp8 scale, all a float32 one) or MXFP4 (32 share an exponent)."""
+def fp4_module(
+    stored: StoredTensors, module: str, packed: TensorInfo, of_all: str, *, divides: bool
+) -> DerivedTensor:
+    """NVFP4 (16 numbers share an fp8 scale, all a float32 one) or MXFP4 (32 share an exponent).
+
+    Args:
+        stored: The checkpoint's tensors.
+        module: What stands before their names.
+        packed: [out, in / 2] octets of two numbers, the first in the lower half.
+        of_all: The name of the one scale, behind the module.
+        divides: Whether the others are divided by it, or multiplied with it.
+
+    Raises:
+        CheckpointError: A part is missing, or the shapes disagree.
+    """
     outputs, inputs = matrix(packed)[0], packed.shape[1] * 2
     scale = stored.need(f"{module}.weight_scale", packed, "F8_E4M3", "F8_E8M0", "U8")
     of_shape(scale, *((outputs, inputs // size) for size in _FP4_GROUPS if inputs % size == 0))
-    overall = stored.get(f"{module}.weight_global_scale")
+    overall = stored.get(f"{module}.{of_all}")
     if overall is not None:
         of_shape(of_type(overall, "F32"), (1,), ())
     elif scale.dtype == "F8_E4M3":
-        overall = stored.need(f"{module}.weight_global_scale", packed, "F32")
+        overall = stored.need(f"{module}.{of_all}", packed, "F32")
     g_idx = _order_of(stored, module, inputs)
 
     def read_scales(read: ReadTensor) -> npt.NDArray[np.float32]:
@@ -280,10 +293,10 @@ def _fp4_module(stored: StoredTensors, module: str, packed: TensorInfo) -> Deriv
         scales = scale_values(stored_scales)
         if overall is None:
             return scales
-        divisor = float(read(overall.name).reshape(()))
-        if not divisor > 0:
-            raise broken(overall, f"is {divisor}, not a scale")
-        return scales / np.float32(divisor)
+        factor = np.float32(read(overall.name).reshape(()))
+        if not factor > 0:
+            raise broken(overall, f"is {factor}, not a scale")
+        return scales / factor if divides else scales * factor
 
     def compute(read: ReadTensor) -> npt.NDArray[np.float32]:
         columns = None if g_idx is None else _columns(g_idx, read(g_idx.name), scale.shape[1])

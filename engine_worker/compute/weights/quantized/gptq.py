@@ -12,7 +12,12 @@ import numpy.typing as npt
 
 from engine_worker.compute.models.config_fields import ConfigFields
 from engine_worker.compute.models.integer_blocks import BlockMatrix
-from engine_worker.compute.weights.quantized.awq import SCALE_TYPES, check_groups, read_group_size
+from engine_worker.compute.weights.quantized.awq import (
+    SCALE_TYPES,
+    check_groups,
+    num_groups,
+    read_group_size,
+)
 from engine_worker.compute.weights.quantized.derived import (
     DerivedTensor,
     StoredBlocks,
@@ -59,14 +64,15 @@ def read_gptq(stored: StoredTensors, fields: ConfigFields) -> Iterator[DerivedTe
         raise fields.error("pack_dtype", "is read as int32 only", fields.text("pack_dtype"))
     group_size = read_group_size(fields, "group_size")
     # Modules may differ from the rest; their shapes say how.
-    candidates = _BITS if fields.present("dynamic") else (bits,)
+    differ = fields.present("dynamic") or fields.present("extra_config")
     for module, qweight in stored.ending_in(".qweight"):
         yield _module(
             stored,
             module,
             qweight,
-            candidates,
+            _BITS if differ else (bits,),
             group_size,
+            sizes_differ=differ,
             is_first=form == _FIRST,
             is_ordered=fields.flag("desc_act", False),
         )
@@ -79,6 +85,7 @@ def _module(
     candidates: tuple[int, ...],
     group_size: int,
     *,
+    sizes_differ: bool,
     is_first: bool,
     is_ordered: bool,
 ) -> DerivedTensor:
@@ -105,6 +112,8 @@ def _module(
     elif is_ordered and groups > 1:
         stored.need(f"{module}.g_idx", qweight)
     else:
+        if sizes_differ and inputs % groups == 0 and groups != num_groups(inputs, group_size):
+            group_size = inputs // groups
         check_groups(scales, groups, inputs, group_size)
 
     def compute(read: ReadTensor) -> npt.NDArray[np.float32]:

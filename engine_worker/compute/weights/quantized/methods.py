@@ -17,6 +17,7 @@ from engine_worker.compute.models.quantization import (
     quantization_of,
     read_quantization,
 )
+from engine_worker.compute.weights.quantized.auto_round import read_auto_round
 from engine_worker.compute.weights.quantized.awq import read_awq
 from engine_worker.compute.weights.quantized.bitsandbytes import read_bitsandbytes
 from engine_worker.compute.weights.quantized.compressed_tensors import read_compressed_tensors
@@ -27,6 +28,7 @@ from engine_worker.compute.weights.quantized.derived import (
 )
 from engine_worker.compute.weights.quantized.fp8 import read_fp8
 from engine_worker.compute.weights.quantized.gptq import read_gptq
+from engine_worker.compute.weights.quantized.modelopt import read_modelopt
 from engine_worker.compute.weights.quantized.mxfp4 import read_mxfp4
 from engine_worker.compute.weights.safetensors_files import SafetensorsCheckpoint
 from engine_worker.errors import ModelConfigError
@@ -41,12 +43,17 @@ METHODS: Final[dict[QuantMethod, ReadMethod]] = {
     QuantMethod.FBGEMM_FP8: read_fp8,
     QuantMethod.MXFP4: read_mxfp4,
     QuantMethod.BITSANDBYTES: read_bitsandbytes,
+    QuantMethod.AUTO_ROUND: read_auto_round,
+    QuantMethod.MODELOPT: read_modelopt,
 }
 _OLD_FILES: Final = {
     "quantize_config.json": QuantMethod.GPTQ,
     "quant_config.json": QuantMethod.AWQ,
+    "hf_quant_config.json": QuantMethod.MODELOPT,
 }
 """What quantisers wrote beside `config.json` before transformers knew their formats."""
+_INNER: Final = "quantization"
+"""What modelopt puts its object into, beside one about itself."""
 
 
 def find_quantization(folder: Path) -> Quantization | None:
@@ -62,7 +69,9 @@ def find_quantization(folder: Path) -> Quantization | None:
             return found
     for name, method in _OLD_FILES.items():
         if (folder / name).is_file():
-            return quantization_of(_read_object(folder / name), name, method)
+            values = _read_object(folder / name)
+            inner = ConfigFields(values, name).mapping(_INNER)
+            return quantization_of(values if inner is None else inner, name, method)
     return None
 
 

@@ -10,12 +10,13 @@ import pytest
 
 from engine_worker.compute.models.spec import RopeSpec
 from engine_worker.compute.weights.gguf.encoder_families import ENCODERS
-from engine_worker.embedding.encoder_spec import HeadSpec
+from engine_worker.embedding.attention import distance_rows
+from engine_worker.embedding.encoder_spec import DisentangledSpec, HeadSpec
 from engine_worker.embedding.families.registry import FAMILIES, encoder_spec, is_encoder
 from engine_worker.embedding.labels import Labels, read_labels
 from engine_worker.errors import ModelConfigError, ModelLoadError
 from engine_worker.loading.text_models import is_text_model
-from tests.fakes.encoder_families import CASES
+from tests.fakes.encoder_families import BY_DEFINITION, CASES
 from tests.fakes.odd_values import with_odd_values
 
 PAGE = Path(__file__).parents[4] / "docs" / "models.md"
@@ -65,10 +66,34 @@ def test_windows_of_modernbert_turn_as_the_other_layers_where_their_own_base_is_
     assert {layer.rope for layer in encoder_spec(config).layers} == {RopeSpec(theta=80_000.0)}
 
 
+def test_nomic_has_experts_in_every_second_layer_where_its_config_says_so() -> None:
+    moe = {"moe_every_n_layers": 2, "num_experts": 8, "moe_top_k": 2, "activation_function": "gelu"}
+    spec = encoder_spec({**NOMIC, "n_layer": 4, **moe})
+    experts = [layer.experts for layer in spec.layers]
+    assert [one is not None for one in experts] == [False, True, False, True]
+    assert experts[1] is not None
+    assert (experts[1].num_experts, experts[1].num_experts_per_token) == (8, 2)
+    assert not experts[1].normalize_weights
+    assert {layer.experts for layer in encoder_spec({**NOMIC, "num_experts": 8}).layers} == {None}
+
+
+def test_distances_of_deberta_share_rows_beyond_half_the_table() -> None:
+    wanted = encoder_spec(DEBERTA).disentangled
+    assert wanted == DisentangledSpec(
+        32, 80, has_keys=True, has_queries=True, is_shared=False, has_norm=False
+    )
+    rows = distance_rows(80, 32, 80).tolist()
+    # From a key far behind the query to one far before it; the table counts the other way.
+    assert rows == sorted(rows, reverse=True)
+    assert rows[79 - 16 : 79 + 17] == list(range(48, 15, -1))
+    assert (rows[0], rows[-1]) == (63, 1)
+
+
 def test_nomic_takes_texts_as_long_as_it_was_trained_on() -> None:
     assert encoder_spec(NOMIC).max_tokens == 2048
 
 
+DEBERTA = of("deberta-v2", relative_attention=True, pos_att_type="p2c|c2p", position_buckets=32)
 DISTILBERT: dict[str, Any] = {
     "model_type": "distilbert",
     "dim": 32,
@@ -89,6 +114,10 @@ DISTILBERT: dict[str, Any] = {
         (of("new"), "num_hidden_layers"),
         (NOMIC, "n_layer"),
         (DISTILBERT, "n_layers"),
+        (of("electra"), "num_hidden_layers"),
+        (of("albert"), "num_hidden_layers"),
+        (DEBERTA, "num_hidden_layers"),
+        (of("neobert"), "num_hidden_layers"),
     ],
     ids=lambda value: value.get("model_type") if isinstance(value, dict) else "",
 )
@@ -146,14 +175,25 @@ def test_a_classifier_has_as_many_labels_as_its_config_names() -> None:
             "rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}), "dynamic"),
         (of("modernbert", architectures=["ModernBertForSequenceClassification"],
             classifier_pooling="max"), "classifier_pooling"),
-        ({**NOMIC, "num_experts": 8}, "nomic-embed-text-v2-moe"),
+        ({**NOMIC, "moe_every_n_layers": 2, "activation_function": "geglu"}, "geglu"),
+        ({**NOMIC, "moe_every_n_layers": 2, "num_shared_experts": 1,
+            "activation_function": "gelu"}, "num_shared_experts"),
         ({**NOMIC, "prenorm": True}, "prenorm"),
         ({**NOMIC, "rotary_emb_fraction": 0.5}, "rotary_emb_fraction"),
         ({**NOMIC, "activation_function": "relu"}, "relu"),
         (of("new", position_embedding_type="absolute"), "position_embedding_type"),
         (of("new", rope_scaling={"type": "ntk", "factor": 2.0, "mixed_b": 0.5}), "mixed_b"),
         (of("gte", head_dim=16), "head_dim"),
-        (of("deberta-v2"), "disentangled"),
+        (of("deberta-v2"), "relative_attention"),
+        ({**DEBERTA, "conv_kernel_size": 3}, "conv_kernel_size"),
+        ({**DEBERTA, "pos_att_type": "p2c|p2p"}, "p2p"),
+        ({**DEBERTA, "position_buckets": 256}, "position_buckets"),
+        (of("deberta"), "V2 and V3 are"),
+        (of("albert", num_hidden_groups=2), "num_hidden_groups"),
+        (of("electra", position_embedding_type="relative_key"), "relative_key"),
+        (of("neobert", hidden_act="gelu"), "SwiGLU"),
+        (of("neobert", architectures=["NeoBERTForSequenceClassification"]), "classifier"),
+        (of("bert", architectures=["HF_ColBERT"]), "late interaction"),
     ],
 )  # fmt: skip
 def test_what_is_not_computed_is_refused_by_name(config: dict[str, Any], named: str) -> None:
@@ -205,6 +245,7 @@ def test_labels_that_make_no_sense_are_refused(config: dict[str, Any], named: st
         ({"model_type": "qwen3", "architectures": ["Qwen3ForSequenceClassification"]}, True),
         ({"model_type": "qwen3"}, False),
         ({"model_type": "electra", "architectures": ["ElectraModel"]}, True),
+        ({"model_type": "xlnet", "architectures": ["XLNetModel"]}, True),
         ({"model_type": "unheard", "architectures": ["UnheardModel"]}, False),
         ({"model_type": "eurobert", "architectures": ["EuroBertModel"]}, True),
         ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, True),
@@ -237,6 +278,7 @@ def test_the_page_of_models_lists_every_family_with_its_parity_cases() -> None:
     }
     listed = {case: row[0] for row in rows for case in re.findall(r"`([^`]+)`", row[4])}
     assert listed == {name: case.title for name, case in CASES.items()}
+    assert {row[0] for row in rows if not re.findall(r"`([^`]+)`", row[4])} == BY_DEFINITION
 
 
 @pytest.mark.parametrize("model_type", [[], {"bert": 1}, 5, None, "unheard"])

@@ -37,8 +37,12 @@ CONFIG: dict[str, Any] = {
 LENGTHS = (1, 2, 17, 40)
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Of all tensors but biases, which are those whose matrix or norm has one."""
+def shapes(*, has_more_norms: bool) -> dict[str, tuple[int, ...]]:
+    """Of all tensors but biases, which are those whose matrix or norm has one.
+
+    Args:
+        has_more_norms: As in the models of other languages and of code.
+    """
     found: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (90, HIDDEN),
         "embeddings.token_type_embeddings.weight": (2, HIDDEN),
@@ -54,6 +58,18 @@ def shapes() -> dict[str, tuple[int, ...]]:
         found |= {
             f"{block}attention.output.dense.weight": (HIDDEN, HIDDEN),
             f"{block}attention.output.LayerNorm.weight": (HIDDEN,),
+        }
+        if has_more_norms:
+            found |= {
+                f"{block}attention.self.layer_norm_q.weight": (HIDDEN,),
+                f"{block}attention.self.layer_norm_k.weight": (HIDDEN,),
+                f"{block}layer_norm_1.weight": (HIDDEN,),
+                f"{block}layer_norm_2.weight": (HIDDEN,),
+                f"{block}mlp.up_gated_layer.weight": (2 * INNER, HIDDEN),
+                f"{block}mlp.down_layer.weight": (HIDDEN, INNER),
+            }
+            continue
+        found |= {
             f"{block}mlp.gated_layers.weight": (2 * INNER, HIDDEN),
             f"{block}mlp.wo.weight": (HIDDEN, INNER),
             f"{block}mlp.layernorm.weight": (HIDDEN,),
@@ -61,11 +77,13 @@ def shapes() -> dict[str, tuple[int, ...]]:
     return found
 
 
-def saved(folder: Path, *, is_classifier: bool) -> dict[str, Any]:
+def saved(folder: Path, *, is_classifier: bool, has_more_norms: bool = False) -> dict[str, Any]:
     """A random model in a folder: its tensors in torch, without what stands before names."""
     generator = np.random.default_rng(5)
     tensors = {}
-    wanted = shapes() | ({"classifier.weight": (LABELS, HIDDEN)} if is_classifier else {})
+    wanted = shapes(has_more_norms=has_more_norms) | (
+        {"classifier.weight": (LABELS, HIDDEN)} if is_classifier else {}
+    )
     for name, shape in wanted.items():
         is_norm = len(shape) == 1
         tensors[name] = (is_norm + 0.3 * generator.standard_normal(shape)).astype(np.float32)
@@ -117,14 +135,25 @@ def reference(tensors: dict[str, Any], row: list[int], types: list[int]) -> Any:
     biases = -torch.tensor(slopes(HEADS))[:, None, None] * distances
     for layer in range(LAYERS):
         block = f"encoder.layer.{layer}."
-        q, k, v = (
-            linear(f"{block}attention.self.{name}", x).view(len(row), HEADS, -1).transpose(0, 1)
-            for name in ("query", "key", "value")
-        )
+        parts = [linear(f"{block}attention.self.{name}", x) for name in ("query", "key", "value")]
+        has_more_norms = f"{block}layer_norm_1.weight" in tensors
+        if has_more_norms:
+            parts[:2] = (
+                norm(f"{block}attention.self.layer_norm_{name}", part)
+                for name, part in zip("qk", parts[:2], strict=True)
+            )
+        q, k, v = (part.view(len(row), HEADS, -1).transpose(0, 1) for part in parts)
         scores = q @ k.transpose(1, 2) / (HIDDEN // HEADS) ** 0.5 + biases
         mixed = (scores.softmax(-1) @ v).transpose(0, 1).reshape(len(row), HIDDEN)
         mixed = linear(f"{block}attention.output.dense", mixed)
-        x = norm(f"{block}attention.output.LayerNorm", mixed + x)
+        attended = norm(f"{block}attention.output.LayerNorm", mixed + x)
+        if has_more_norms:
+            x = norm(f"{block}layer_norm_1", attended + x)
+            up, gate = linear(f"{block}mlp.up_gated_layer", x).split(INNER, dim=-1)
+            down = linear(f"{block}mlp.down_layer", up * torch.nn.functional.gelu(gate))
+            x = norm(f"{block}layer_norm_2", down + x)
+            continue
+        x = attended
         gate, up = linear(f"{block}mlp.gated_layers", x).split(INNER, dim=-1)
         down = linear(f"{block}mlp.wo", torch.nn.functional.gelu(gate) * up)
         x = norm(f"{block}mlp.layernorm", down + x)
@@ -132,14 +161,23 @@ def reference(tensors: dict[str, Any], row: list[int], types: list[int]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("is_classifier", "queries"), [(False, attention.MAX_QUERIES), (False, 16), (True, 512)]
+    ("is_classifier", "queries", "has_more_norms"),
+    [
+        (False, attention.MAX_QUERIES, False),
+        (False, 16, True),
+        (True, 512, False),
+    ],
 )
 def test_vectors_and_logits_are_those_of_its_definition(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_classifier: bool, queries: int
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_classifier: bool,
+    queries: int,
+    has_more_norms: bool,
 ) -> None:
     monkeypatch.setattr(row_programs, "batch_shapes", two_lengths)
     monkeypatch.setattr(attention, "MAX_QUERIES", queries)
-    tensors = saved(tmp_path, is_classifier=is_classifier)
+    tensors = saved(tmp_path, is_classifier=is_classifier, has_more_norms=has_more_norms)
     loaded = load_text_model(ModelSettings(path=tmp_path, name="m"), lambda done, text: None)
     assert loaded.max_tokens == 8192
     generator = np.random.default_rng(0)

@@ -55,3 +55,21 @@ def test_how_a_decoders_vectors_are_pooled_counts_where_it_makes_some() -> None:
     ]
     assert len(set(found)) == len(found)
     assert told(spec("/b"), LAYER) == told(spec("/a"), LAYER)
+
+
+def test_another_reading_of_the_same_config_is_another_model() -> None:
+    """Versions that read a config in two ways had one fingerprint, and went on with each other's
+    streams."""
+    decoder = decoder_spec(TINY_LLAMA)
+    layer = replace(decoder.layers[0].attention, softcap=50.0)
+    changed = (replace(decoder.layers[0], mixer=layer), *decoder.layers[1:])
+    found = {
+        types_of(
+            XlaBackend(declare(one, "float32")),
+            DtypeChoice("float32", ""),
+            None,
+            deterministic=False,
+        )["decoder"]
+        for one in (decoder, replace(decoder, layers=changed))
+    }
+    assert len(found) == 2
