@@ -28,6 +28,7 @@ class GenerationJob(Struct, frozen=True):
         prompt_bytes: Upper bound of the prompt's tokens, all prompts together.
         tools_json: The tools that the model may call; None when it may call none.
         enforced_tools_json: The tools with what is enforced of them, for the parser.
+        tool_params: The fields that their schemas came from, in the same order.
         tool_name: The tool of a named choice.
         response_grammar: What the content has to be; None when it is free.
         grammar_param: The field that a grammar without a way to follow it came from.
@@ -78,6 +79,7 @@ class GenerationJob(Struct, frozen=True):
     is_background: bool = False
     verbosity_param: str = ""
     take: str = ""
+    tool_params: tuple[str, ...] = ()
 
     def changed(self, **fields: Any) -> "GenerationJob":
         """The same job with other values of some fields."""
