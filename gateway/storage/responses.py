@@ -190,7 +190,11 @@ def remove_conversation(connection: Connection, tenant: str, conversation_id: st
     )
     if not rows:
         return False
-    connection.execute("DELETE FROM items WHERE conversation_id = ?", (conversation_id,))
+    for table in ("items", "gone_items"):
+        connection.execute(
+            f"DELETE FROM {table} WHERE conversation_id = ?",  # noqa: S608
+            (conversation_id,),
+        )
     count(connection, tenant, -1, -rows[0][0])
     return True
 

@@ -291,8 +291,7 @@ async def retrieve_response(request: HttpRequest, response_id: str) -> Response:
             ping_interval_s=parts_of(request).settings.ping_interval_s,
             headers={},
         )
-    events = await told_again(response)
-    told = b"".join(event.as_sse() for event in events if event.number > after)
+    told = b"".join(event.as_sse() for event in await told_again(response, after))
     return Response(told + DONE, headers=STREAM_HEADERS, media_type="text/event-stream")
 
 
