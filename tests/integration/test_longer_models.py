@@ -96,7 +96,7 @@ async def test_a_loop_of_calls_that_grows_too_long_goes_on_with_a_longer_model(
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("fields", [{}, {"truncation": "auto"}])
 async def test_the_first_turn_may_need_it(
-    socket_dir: Path, server: FakeMcpServer, background: bool, fields: dict[str, str]
+    socket_dir: Path, server: FakeMcpServer, background: bool, fields: dict[str, Any]
 ) -> None:
     async with opened(socket_dir, server, context=2) as models:
         found = await models.post(input=QUESTION, background=background, **fields)
