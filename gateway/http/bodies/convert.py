@@ -67,9 +67,9 @@ def chat_job(
     """
     messages_json = dump_json(clean_messages(raw["messages"]), "messages")
     may_call = bool(request.tools) and request.tool_choice != "none"
-    if tool_params is None:
-        tool_params = _tool_params(raw)
     callable_tools = _callable_tools(request, raw["tools"]) if may_call else {}
+    if tool_params is None:
+        tool_params = _tool_params(raw) if may_call else ()
     tools = list(callable_tools.values())
     tools_json = dump_json(clean_tools(tools), "tools") if may_call else None
     enforced = clean_tools(tools, with_strict=True) if may_call else None
