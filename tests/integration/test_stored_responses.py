@@ -221,7 +221,7 @@ async def test_the_events_of_a_response_are_told_again_from_any_number(
     assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
     assert [event["sequence_number"] for event in whole[:-1]] == list(range(len(kinds)))
     assert whole[-2]["response"] == made
-    params = {"stream": "true", "starting_after": "3"}
+    params = {"stream": "True", "starting_after": "3"}  # as Python writes it
     rest = named_events_of((await gateway.client.get(path, params=params)).text)
     assert rest == whole[4:]
     # As if the stream that made it had been lost before its end.
