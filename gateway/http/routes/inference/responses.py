@@ -279,6 +279,10 @@ async def retrieve_response(request: HttpRequest, response_id: str) -> Response:
         return Response(response.body, media_type="application/json")
     number = query_number(request, "starting_after")
     after = -1 if number is None else number
+    if request.method == "HEAD":  # nobody reads an event, so they may still be taken back
+        head = Response(headers=STREAM_HEADERS, media_type="text/event-stream")
+        del head.headers["content-length"]
+        return head
     pieces, _ = await store.jobs.events_after(tenant, response_id, -1)
     if pieces:
         return EventLogResponse(
