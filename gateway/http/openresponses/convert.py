@@ -258,6 +258,7 @@ def responses_body(
         endpoint=RESPONSES_ENDPOINT,
         prompt_param="input",
         grammar_param=their_words(job.grammar_param),
+        logprobs_param="top_logprobs" if request.top_logprobs else "include",
         verbosity_param="text.verbosity" if job.verbosity_param else "",
     )
     if context.progress is not None and context.progress.compacts:

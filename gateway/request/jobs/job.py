@@ -33,6 +33,8 @@ class GenerationJob(Struct, frozen=True):
         response_grammar: What the content has to be; None when it is free.
         grammar_param: The field that a grammar without a way to follow it came from.
         prompt_param: The field that a chat's messages came from.
+        logprobs_param: The field that asks for log probabilities; empty where it is that of a chat
+            or a completion.
         parse_reasoning: Whether reasoning is told apart from content (chat only).
         wants_reasoning: The client asked for a reasoning effort.
         answer_so_far: What there is of the answer that the output goes on with; empty for a new
@@ -80,6 +82,7 @@ class GenerationJob(Struct, frozen=True):
     verbosity_param: str = ""
     take: str = ""
     tool_params: tuple[str, ...] = ()
+    logprobs_param: str = ""
 
     def changed(self, **fields: Any) -> "GenerationJob":
         """The same job with other values of some fields."""
