@@ -170,7 +170,7 @@ def cut_audit(
                 break
         else:
             if not num_old and number == operation.limit:
-                # All are of times to come; they would hold back for ever what is behind them.
+                # All are of times to come; what is behind them would never go.
                 after_ms = _first_time_after(connection, row.seq, at_ms)
                 if after_ms is not None and after_ms < operation.before_ms:
                     num_old, last_seq, last_hash = number, row.seq, row.hash

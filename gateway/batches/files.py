@@ -211,15 +211,12 @@ class FileStore:
 
         Raises:
             ResourceNotFoundError: This tenant has none of this id.
-            GatewayError: The disk doesn't say; whoever takes that for a file that is gone loses it.
+            GatewayError: The disk doesn't say.
         """
         stored: StoredFile | None = None
         if is_id(file_id, PREFIX):
-            described = tenant_folder(self._root, tenant) / f"{file_id}.json"
             try:
-                stored = _stored(json_of(described.read_bytes()))
-            except (FileNotFoundError, NotADirectoryError):
-                pass
+                stored = self._read(tenant_folder(self._root, tenant), file_id)
             except OSError as error:
                 raise disk_error(error) from error
         if stored is None or stored.expires_at <= self._wall_clock():
@@ -249,12 +246,14 @@ class FileStore:
         Args:
             tenant: Whose they are.
             purpose: Of these files; empty for all.
-            after: The id of the last one of the page before; empty for the first page.
+            after: The id of the last one of the page before, be it gone by now; empty for the
+                first page.
             limit: Of the page.
             newest_first: Their order.
 
         Raises:
-            InvalidRequestError: `after` names none of them.
+            InvalidRequestError: `after` can't be the id of a file.
+            OSError: The disk doesn't say.
         """
         folder, now = tenant_folder(self._root, tenant), self._wall_clock()
 
@@ -265,7 +264,7 @@ class FileStore:
             return stored if purpose in ("", stored.purpose) else None
 
         ids = ids_in(folder, PREFIX, ".json")
-        return read_page(reversed(ids) if newest_first else ids, read, after, limit)
+        return read_page(ids, read, PREFIX, after, limit, newest_first=newest_first)
 
     def _described(self, folder: Path, file_id: str) -> StoredFile | None:
         """What is known of a file that is there: what was said of it once never changes."""

@@ -5,7 +5,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -56,26 +57,36 @@ def ids_in(folder: Path, prefix: str, suffix: str = "") -> list[str]:
 
 
 def read_page(
-    ids: Iterable[str], read: Callable[[str], EntryT | None], after: str, limit: int
+    ids: Sequence[str],
+    read: Callable[[str], EntryT | None],
+    prefix: str,
+    after: str,
+    limit: int,
+    *,
+    newest_first: bool,
 ) -> tuple[list[EntryT], bool]:
     """A page of a list, and whether more follows; no more is read than that takes.
 
     Args:
-        ids: Of the list, in its order.
+        ids: Of the list, oldest first.
         read: What one stands for; None where that is gone, or is no part of the list.
-        after: The last one of the page before; empty for the first page.
+        prefix: Of the ids.
+        after: The last one of the page before, which may be gone by now; empty for the first page.
         limit: Of the page.
+        newest_first: The order of the list.
 
     Raises:
-        InvalidRequestError: `after` names nothing of the list.
+        InvalidRequestError: `after` can't be the id of anything in the list.
     """
-    left = list(ids)
-    if after:
-        if after not in left or read(after) is None:
-            raise InvalidRequestError("`after` names nothing in this list.", param="after")
-        del left[: left.index(after) + 1]
+    if after and not is_id(after, prefix):
+        raise InvalidRequestError("`after` names nothing in this list.", param="after")
+    # Whoever deletes what it is shown goes on where that was: ids sort by their time.
+    if newest_first:
+        left = ids[: bisect_left(ids, after)] if after else ids
+    else:
+        left = ids[bisect_right(ids, after) :]
     shown: list[EntryT] = []
-    for one in map(read, left):
+    for one in map(read, reversed(left) if newest_first else left):
         if one is not None and len(shown) == limit:
             return shown, True
         if one is not None:
@@ -103,10 +114,14 @@ def replace_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A small file of ours; None when it isn't there or can't be read."""
+    """A small file of ours; None when it isn't there, or holds no object of JSON.
+
+    Raises:
+        OSError: The disk doesn't say; whoever takes that for a file that is gone loses it.
+    """
     try:
         return json_of(path.read_bytes())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 

@@ -122,8 +122,9 @@ class BatchStore:
             InvalidRequestError: The file is for something else, too many batches are under way, or
                 the tenant has too many files.
             ResourceNotFoundError: This tenant has no such file.
+            OSError: The disk doesn't say, or doesn't take it.
         """
-        unfinished, ended = self._survey(tenant_folder(self._root, tenant))
+        unfinished, ended = self._survey(tenant_folder(self._root, tenant), is_whole=bool(made_id))
         made = self._made_before(tenant, made_id, unfinished, ended) if made_id else None
         if made is not None:
             return made
@@ -182,6 +183,7 @@ class BatchStore:
 
         Raises:
             ResourceNotFoundError: This tenant has none of this id.
+            OSError: The disk doesn't say.
         """
         batch = _told(self._folder(tenant, batch_id)) if is_id(batch_id, PREFIX) else None
         if batch is None:
@@ -193,21 +195,26 @@ class BatchStore:
 
         Args:
             tenant: Whose they are.
-            after: The id of the last one of the page before; empty for the first page.
+            after: The id of the last one of the page before, be it gone by now; empty for the
+                first page.
             limit: Of the page.
 
         Raises:
-            InvalidRequestError: `after` names none of them.
+            InvalidRequestError: `after` can't be the id of a batch.
+            OSError: The disk doesn't say.
         """
         folder = tenant_folder(self._root, tenant)
-        newest_first = reversed(ids_in(folder, PREFIX))
-        return read_page(newest_first, lambda batch_id: _told(folder / batch_id), after, limit)
+        ids = ids_in(folder, PREFIX)
+        return read_page(
+            ids, lambda one: _told(folder / one), PREFIX, after, limit, newest_first=True
+        )
 
     def cancel(self, tenant: str, batch_id: str) -> Batch:
         """Ask for the end of a batch; one that has ended stays as it is.
 
         Raises:
             ResourceNotFoundError: This tenant has none of this id.
+            OSError: The disk doesn't say, or doesn't take it.
         """
         batch = self.find(tenant, batch_id)
         if batch.status in _CANCELLABLE:
@@ -229,7 +236,7 @@ class BatchStore:
         """A batch for this gateway alone; None when another one has it, or it has ended.
 
         Raises:
-            OSError: It can't be locked: too many files are open, for instance.
+            OSError: It can't be locked or read: too many files are open, for instance.
         """
         folder = self._folder(tenant, batch_id)
         try:
@@ -238,7 +245,11 @@ class BatchStore:
             return None  # it was forgotten meanwhile
         if lock is None:
             return None
-        batch = _read(folder)
+        try:
+            batch = _read(folder)
+        except OSError:
+            os.close(lock)
+            raise
         if batch is None or batch.status in ENDED:
             os.close(lock)
             return None
@@ -248,7 +259,10 @@ class BatchStore:
         """Forget batches that ended long ago, and what kills left of others; how many that were."""
         now, num_removed = self._wall_clock(), 0
         for folder in self._root.glob(f"*/{PREFIX}*"):
-            batch = _read(folder)
+            try:
+                batch = _read(folder)
+            except OSError:
+                continue  # it says nothing now
             is_old = batch is not None and batch.created_at < now - self._max_age_s
             is_over = is_old and batch is not None and batch.status in ENDED
             if is_over or _is_left_behind(folder, now):
@@ -259,10 +273,20 @@ class BatchStore:
                 tenant.rmdir()  # only where nothing is left
         return num_removed
 
-    def _survey(self, folder: Path) -> tuple[Sequence[Batch], Mapping[str, str]]:
+    def _survey(
+        self, folder: Path, *, is_whole: bool = False
+    ) -> tuple[Sequence[Batch], Mapping[str, str]]:
         """A tenant's batches that haven't ended, and the ids of the others; both oldest first.
 
         With each of these ids stands its `made_id`.
+
+        Args:
+            folder: Of the tenant.
+            is_whole: Whether all must be there; otherwise one that can't be read now costs no
+                other.
+
+        Raises:
+            OSError: One of all can't be read.
         """
         before = self._ended.get(folder.name, {})
         unfinished: list[Batch] = []
@@ -270,7 +294,12 @@ class BatchStore:
         for batch_id in ids_in(folder, PREFIX):
             made_id = before.get(batch_id)
             if made_id is None:
-                batch = _told(folder / batch_id)
+                try:
+                    batch = _told(folder / batch_id)
+                except OSError:
+                    if is_whole:
+                        raise
+                    continue
                 if batch is None:
                     continue
                 if batch.status not in ENDED:
@@ -301,6 +330,11 @@ class BatchStore:
 
 
 def _read(folder: Path) -> Batch | None:
+    """A batch; None where there is none that this release reads.
+
+    Raises:
+        OSError: The disk doesn't say.
+    """
     record = read_json(folder / _STATE)
     try:
         return None if record is None else Batch.from_record(record)

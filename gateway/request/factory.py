@@ -141,6 +141,15 @@ class RequestFactory:
         """Who would generate now, by the names and who is there."""
         return self._names.choose(job.model, names_token_ids=job.names_token_ids)
 
+    def longer_model(self, name: str, tried: str) -> str | None:
+        """The first fallback with a longer context than the model that a prompt was too long for.
+
+        Args:
+            name: As the client asked; its request holds no token ids.
+            tried: The model that refused it.
+        """
+        return self._names.longer(name, tried)
+
     def question(
         self,
         question: Question[QuestionT, AnswerT],

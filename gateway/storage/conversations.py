@@ -22,6 +22,8 @@ from gateway.storage.responses import count, make_room
 from gateway.storage.same_items import is_same, renamed
 
 MAX_ITEMS: Final = 10_000
+MAX_GONE: Final = 100
+"""Items that were deleted last and whose places are kept, as many as the longest page has."""
 OWNER_DEAD_MS: Final = 15_000
 """A gateway that didn't say for so long that it lives has no work any more."""
 _NOT_LOCKED: Final = """(writer IS NULL OR writer = ? OR NOT (
@@ -161,13 +163,17 @@ def append(
         "SELECT COUNT(*) FROM items WHERE conversation_id = ?", (conversation_id,)
     )[0][0]
     if num_items > MAX_ITEMS:
-        raise InvalidRequestError(
-            f"The conversation `{conversation_id}` would have {num_items} items, and {MAX_ITEMS}"
-            " are kept; delete some or begin another one.",
-            param="conversation",
-        )
+        raise _too_many(conversation_id, num_items)
     make_room(connection, tenant, bounds, keep=conversation_id)
     return kept
+
+
+def _too_many(conversation_id: str, num_items: int) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"The conversation `{conversation_id}` would have {num_items} items, and {MAX_ITEMS} are"
+        " kept; delete some or begin another one.",
+        param="conversation",
+    )
 
 
 def _keep(
@@ -215,7 +221,7 @@ def begin_turn(
     Raises:
         StoredNotFoundError: There is no such conversation.
         ConversationLockedError: Another response is being made in it.
-        InvalidRequestError: It has grown too large to be read.
+        InvalidRequestError: It has grown too large to be read, or has no room for an answer.
     """
     rows = connection.execute(
         "UPDATE conversations SET writer = ?, writer_owner = ?, used_ms = ?"  # noqa: S608
@@ -228,7 +234,10 @@ def begin_turn(
     if not rows:
         existing(connection, tenant, conversation_id)
         raise ConversationLockedError(conversation_id)
-    return read(connection, tenant, conversation_id, bounds)
+    items = read(connection, tenant, conversation_id, bounds)
+    if len(items) >= MAX_ITEMS:  # the answer would be made and paid for, and then refused
+        raise _too_many(conversation_id, len(items) + 1)
+    return items
 
 
 def read(connection: Connection, tenant: str, conversation_id: str, bounds: Bounds) -> list[bytes]:
@@ -296,7 +305,7 @@ def page(
     limit: int,
     is_ascending: bool,
 ) -> ItemPage:
-    """Some items, behind one of them.
+    """Some items, behind one of them, which may have been deleted lately.
 
     Raises:
         StoredNotFoundError: There is no such conversation, or no such item to go on from.
@@ -305,12 +314,8 @@ def page(
     condition, values = "", [conversation_id]
     bound: list[Any] = []
     if after:
-        statement = "SELECT position FROM items WHERE conversation_id = ? AND id = ?"
-        rows = connection.execute(statement, (conversation_id, after)) if is_id(after) else []
-        if not rows:
-            raise StoredNotFoundError("item", after, param="after")
         condition = f" AND position {'>' if is_ascending else '<'} ?"
-        bound = [rows[0][0]]
+        bound = [_place_of(connection, conversation_id, after)]
     order = "ASC" if is_ascending else "DESC"
     found = connection.execute(
         f"SELECT id, body FROM items WHERE conversation_id = ?{condition}"  # noqa: S608
@@ -319,6 +324,23 @@ def page(
     )
     items = tuple(ConversationItem(*row) for row in found[:limit])
     return ItemPage(items, len(found) > limit)
+
+
+def _place_of(connection: Connection, conversation_id: str, item_id: str) -> int:
+    """The position of an item, be it gone.
+
+    Raises:
+        StoredNotFoundError: None of this id is known.
+    """
+    for table in ("items", "gone_items") if is_id(item_id) else ():
+        rows = connection.execute(
+            f"SELECT position FROM {table} WHERE conversation_id = ? AND id = ?",  # noqa: S608
+            (conversation_id, item_id),
+        )
+        if rows:
+            position: int = rows[0][0]
+            return position
+    raise StoredNotFoundError("item", item_id, param="after")
 
 
 def item(
@@ -351,13 +373,25 @@ def remove_item(
     found = existing(connection, tenant, conversation_id)
     rows = connection.execute(
         "DELETE FROM items WHERE conversation_id = ? AND id = ? AND EXISTS"  # noqa: S608
-        f" (SELECT 1 FROM conversations WHERE id = ? AND {_NOT_LOCKED}) RETURNING LENGTH(body)",
+        f" (SELECT 1 FROM conversations WHERE id = ? AND {_NOT_LOCKED})"
+        " RETURNING LENGTH(body), position",
         (conversation_id, item_id, conversation_id, "", now_ms - OWNER_DEAD_MS),
     )
     if not rows:
         item(connection, tenant, conversation_id, item_id)
         raise ConversationLockedError(conversation_id)
-    _grow(connection, tenant, conversation_id, -rows[0][0], now_ms)
+    ((num_bytes, position),) = rows
+    _grow(connection, tenant, conversation_id, -num_bytes, now_ms)
+    connection.execute(
+        "INSERT INTO gone_items VALUES (?, ?, ?, ?) ON CONFLICT (conversation_id, id) DO UPDATE"
+        " SET position = excluded.position, gone_ms = excluded.gone_ms",
+        (conversation_id, item_id, position, now_ms),
+    )
+    connection.execute(
+        "DELETE FROM gone_items WHERE conversation_id = ? AND id NOT IN (SELECT id FROM gone_items"
+        " WHERE conversation_id = ? ORDER BY gone_ms DESC LIMIT ?)",
+        (conversation_id, conversation_id, MAX_GONE),
+    )
     return found
 
 

@@ -17,6 +17,8 @@ from gateway.storage.records import (
 )
 from protocol.errors import ErrorCode
 
+AT_ONCE_MS: Final = 0
+"""When a job is due that nobody has put off, whatever clocks say."""
 _BACK_OFF_S: Final = 5.0
 _DEAD_OWNERS_MS: Final = 86_400_000
 
@@ -72,7 +74,7 @@ def enqueue(
     responses.insert(connection, tenant, response, now_ms)
     connection.execute(
         "INSERT INTO jobs VALUES (?, ?, NULL, ?, ?, 0, '', ?)",
-        (response.id, tenant, response.created_ms, now_ms, request),
+        (response.id, tenant, response.created_ms, AT_ONCE_MS, request),
     )
     connection.execute("INSERT INTO event_logs VALUES (?, 0, '')", (response.id,))
     _insert_events(connection, tenant, response.id, events)
@@ -87,6 +89,10 @@ def beat(connection: Connection, owner: str, now_ms: int) -> set[str]:
         (owner, now_ms),
     )
     connection.execute("DELETE FROM owners WHERE alive_ms < ?", (now_ms - _DEAD_OWNERS_MS,))
+    # One of times to come has said so by a clock that was ahead: it may be gone long before.
+    connection.execute(
+        "UPDATE owners SET alive_ms = ? WHERE alive_ms > ?", (now_ms, now_ms + OWNER_DEAD_MS)
+    )
     rows = connection.execute("SELECT response_id FROM jobs WHERE owner = ?", (owner,))
     return {row[0] for row in rows}
 
@@ -152,13 +158,26 @@ def release(
 
 
 def note_leases(
-    connection: Connection, owner: str, response_id: str, leases: tuple[str, ...]
+    connection: Connection,
+    owner: str,
+    response_id: str,
+    leases: tuple[str, ...],
+    request: bytes | None = None,
 ) -> bool:
-    """What a job was computed on; False when the job isn't this gateway's any more."""
+    """What a job is computed on; False when the job isn't this gateway's any more.
+
+    Args:
+        connection: In a transaction.
+        owner: Of the job.
+        response_id: Of the job.
+        leases: Oldest first.
+        request: What is asked for from now on; None when that hasn't changed.
+    """
     return bool(
         connection.execute(
-            "UPDATE jobs SET leases = ? WHERE response_id = ? AND owner = ? RETURNING takes",
-            (" ".join(leases), response_id, owner),
+            "UPDATE jobs SET leases = ?, request = COALESCE(?, request)"
+            " WHERE response_id = ? AND owner = ? RETURNING takes",
+            (" ".join(leases), request, response_id, owner),
         )
     )
 

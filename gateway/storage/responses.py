@@ -190,7 +190,11 @@ def remove_conversation(connection: Connection, tenant: str, conversation_id: st
     )
     if not rows:
         return False
-    connection.execute("DELETE FROM items WHERE conversation_id = ?", (conversation_id,))
+    for table in ("items", "gone_items"):
+        connection.execute(
+            f"DELETE FROM {table} WHERE conversation_id = ?",  # noqa: S608
+            (conversation_id,),
+        )
     count(connection, tenant, -1, -rows[0][0])
     return True
 
@@ -208,14 +212,19 @@ def sweep(connection: Connection, bounds: Bounds, now_ms: int) -> int:
             (too_old_ms, MAX_DROPPED),
         )
         num_dropped += sum(drop(connection, tenant, one) for tenant, one in rows)
-    while num_dropped < MAX_DROPPED:
+    num_busy = 0
+    while num_dropped + num_busy < MAX_DROPPED:
         rows = connection.execute(
             "SELECT tenant, (SELECT SUM(num_bytes) FROM tenants) FROM tenants"
-            " ORDER BY num_bytes DESC LIMIT 1"
+            " ORDER BY num_bytes DESC, tenant LIMIT 1 OFFSET ?",
+            (num_busy,),
         )
-        if not rows or rows[0][1] <= bounds.max_bytes or not drop_oldest(connection, rows[0][0]):
+        if not rows or rows[0][1] <= bounds.max_bytes:
             break
-        num_dropped += 1
+        if drop_oldest(connection, rows[0][0]):
+            num_dropped += 1
+        else:
+            num_busy += 1  # all that it keeps is under way
     connection.execute("DELETE FROM tenants WHERE num_stored = 0 AND num_bytes = 0")
     return num_dropped
 

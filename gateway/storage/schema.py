@@ -39,6 +39,13 @@ TABLES: Final[tuple[str, ...]] = (
         body BLOB NOT NULL,
         PRIMARY KEY (conversation_id, position))""",
     "CREATE UNIQUE INDEX IF NOT EXISTS items_by_id ON items (conversation_id, id)",
+    # Where items were that have been deleted lately: whoever reads page by page goes on there.
+    """CREATE TABLE IF NOT EXISTS gone_items (
+        conversation_id TEXT NOT NULL,
+        id TEXT NOT NULL,
+        position BIGINT NOT NULL,
+        gone_ms BIGINT NOT NULL,
+        PRIMARY KEY (conversation_id, id))""",
     """CREATE TABLE IF NOT EXISTS jobs (
         response_id TEXT PRIMARY KEY,
         tenant TEXT NOT NULL,

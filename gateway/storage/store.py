@@ -151,9 +151,8 @@ class ResponseStore:
         Raises:
             StoredNotFoundError: This tenant has none of this id.
         """
-        found = await self._database.run(
-            lambda connection: responses.find(connection, tenant, response_id)
-        )
+        find = partial(responses.find, tenant=tenant, response_id=response_id)
+        found = await self._database.run(find)
         if found is None:
             raise StoredNotFoundError("response", response_id)
         return found
@@ -219,9 +218,8 @@ class ConversationStore:
         Raises:
             StoredNotFoundError: This tenant has none of this id.
         """
-        return await self._database.run(
-            lambda connection: conversations.existing(connection, tenant, conversation_id)
-        )
+        find = partial(conversations.existing, tenant=tenant, conversation_id=conversation_id)
+        return await self._database.run(find)
 
     async def set_metadata(
         self, tenant: str, conversation_id: str, metadata: bytes
@@ -407,15 +405,18 @@ class JobStore:
             wait_s: Before anybody takes it.
             leases: Of the takes that something was computed in; None leaves them as they were.
         """
-        due_ms = self._now_ms() + int(wait_s * 1000)
+        due_ms = self._now_ms() + int(wait_s * 1000) if wait_s else jobs.AT_ONCE_MS
         await self._database.run(
             lambda connection: jobs.release(connection, self._owner, response_id, due_ms, leases)
         )
 
-    async def note_leases(self, response_id: str, leases: tuple[str, ...]) -> bool:
-        """What a job is computed on; False when it is somebody else's by now."""
+    async def note_leases(
+        self, response_id: str, leases: tuple[str, ...], request: bytes | None = None
+    ) -> bool:
+        """What a job is computed on, and made from; False when it is somebody else's by now."""
+        noted = partial(jobs.note_leases, leases=leases, request=request)
         return await self._database.run(
-            lambda connection: jobs.note_leases(connection, self._owner, response_id, leases)
+            lambda connection: noted(connection, self._owner, response_id)
         )
 
     async def note_events(

@@ -121,6 +121,19 @@ async def test_it_is_queued_then_made_then_there(harness: Harness) -> None:
     assert len(harness.booked()) == 1
 
 
+async def test_the_head_of_its_stream_waits_for_no_end(harness: Harness) -> None:
+    made = await harness.create()
+    path = f"/v1/responses/{made['id']}?stream=true"
+    head = await harness.gateway.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"].startswith("text/event-stream")
+    assert (await harness.get(made["id"]))["status"] in ("queued", "in_progress")
+    store = harness.gateway.application.store
+    assert store is not None
+    read = await store._database.run(lambda one: one.execute("SELECT is_read FROM event_logs"))
+    assert read == [(0,)]  # nobody was told of its events
+
+
 async def test_a_stream_of_it_goes_on_where_it_was_lost(harness: Harness) -> None:
     body = {"model": "demo", "input": "hi", "background": True, "stream": True}
     seen: list[dict[str, Any]] = []

@@ -9,6 +9,7 @@ import orjson
 import pytest
 from websockets.asyncio.client import connect
 
+from gateway.storage import conversations
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Authorize, Failure, Generate, Prepare
 from tests.fakes.fake_workers import FakeAuth, FakeEngine
@@ -250,6 +251,23 @@ async def test_two_do_not_write_at_once(gateway: RunningGateway, *, is_backgroun
     engine.text = ("again",)
     await respond(gateway, name, input="two")
     assert await texts(gateway, name) == ["one", "Hello", "two", "again"]
+
+
+async def test_nothing_is_made_for_a_conversation_that_has_no_room_for_it(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be computed and paid for, and refused at its end."""
+    name = await begin(gateway, HI, {"role": "assistant", "content": "yes"})
+    monkeypatch.setattr(conversations, "MAX_ITEMS", 2)
+    for is_background in (False, True):
+        refused = await respond(gateway, name, 400, background=is_background)
+        assert refused["error"]["param"] == "conversation"
+    assert engine_of(gateway).of(Prepare) == []
+    path = f"/v1/conversations/{name}/items"
+    for item in (await gateway.client.get(path)).json()["data"]:
+        await ask(gateway, "DELETE", f"{path}/{item['id']}")
+    await respond(gateway, name)
+    assert await texts(gateway, name) == ["next", "Hello"]
 
 
 async def test_a_response_that_fails_lets_go_and_adds_nothing(gateway: RunningGateway) -> None:

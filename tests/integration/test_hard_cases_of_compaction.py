@@ -192,6 +192,32 @@ async def test_a_model_that_sums_nothing_up_is_asked_once_in_a_response(harness:
     assert len(engine_of(harness).read()) == 4
 
 
+async def test_a_blank_summary_is_made_and_booked_once_whatever_becomes_of_its_gateway(
+    socket_dir: Path, server: FakeMcpServer
+) -> None:
+    async with opened(socket_dir, server) as harness:
+        first = await begun(harness)
+        harness.engine.script, harness.engine.text = [("  ", "\n")], None
+        asked = {"input": "And now?", "tools": [], "previous_response_id": first, **MANAGED}
+        queued = await harness.post(background=True, **asked)
+        await harness.engine.until(lambda: len(harness.engine.of(Generate)) == 3)
+        begun_answer = harness.engine.of(Generate)[-1]
+        harness.engine.emit(begun_answer, "It i")
+        await events_in_store(harness, queued["id"], "response.output_text.delta")
+        await harness.gateway.until(lambda: num_paid(harness) == 2)
+        await harness.gateway.application.drain(5.0)
+    async with opened(socket_dir, server) as harness:
+        events = await events_in_store(harness, queued["id"], "response.completed")
+        assert kinds(events[-1]["response"]) == ["message"]
+        (answering,) = engine_of(harness).read()
+        assert [text for _, text in answering] == [LONG, "It is so.", "And now?"]
+        assert engine_of(harness).num_counted() == 0
+        # The same turn as before, so that its text is the same.
+        (again,) = harness.engine.of(Generate)
+        assert again.sampling.seed == begun_answer.sampling.seed
+        await harness.gateway.until(lambda: num_paid(harness) == 1)
+
+
 async def test_a_blank_summary_is_an_error_of_the_route(harness: Harness) -> None:
     body = {"model": "demo", "input": HISTORY}
     harness.engine.script = [(" ",), (" All ", "of it. ")]

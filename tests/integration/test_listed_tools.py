@@ -96,6 +96,67 @@ async def test_a_function_of_the_client_whose_schema_is_none_is_refused(harness:
     function = {"type": "function", "name": "f", "parameters": {"type": "object"}}
     error = await harness.post(status=400, tools=[harness.tool(), function])
     assert "no valid JSON schema" in error["error"]["message"]
+    assert error["error"]["param"] == "tools[1].parameters"
+
+
+HOSTED: dict[str, Any] = {"type": "web_search"}
+SCHEMA: dict[str, Any] = {"type": "object"}
+
+
+def function(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": SCHEMA}}
+
+
+def allowing(name: str) -> dict[str, Any]:
+    allowed = [{"type": "function", "function": {"name": name}}]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": allowed}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (
+            "/v1/responses",
+            {
+                "input": "hi",
+                "tools": [HOSTED, {"type": "function", "name": "f", "parameters": SCHEMA}],
+            },
+            "tools[1].parameters",
+        ),
+        (
+            "/v1/messages",
+            {
+                "max_tokens": 9,
+                "tools": [
+                    {"type": "web_search_20250305", "name": "web_search"},
+                    {"name": "f", "input_schema": SCHEMA},
+                ],
+            },
+            "tools[1].input_schema",
+        ),
+        (
+            "/v1/chat/completions",
+            {"tools": [function("a"), function("f")], "tool_choice": allowing("f")},
+            "tools[1].function.parameters",
+        ),
+        (
+            "/v1/chat/completions",
+            {"functions": [{"name": "a"}, {"name": "f", "parameters": SCHEMA}]},
+            "functions[1].parameters",
+        ),
+    ],
+)
+async def test_a_wrong_schema_is_named_where_its_client_wrote_it(
+    harness: Harness, path: str, body: dict[str, Any], param: str
+) -> None:
+    refuse_schema_of(parser_of(harness), "f")
+    said = [] if "input" in body else [{"role": "user", "content": "hi"}]
+    asked = {"model": "demo", **({"messages": said} if said else {}), **body}
+    answer = await harness.gateway.client.post(path, json=asked)
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error["message"].startswith(f"Invalid `{param}`: ")
+    assert error.get("param", param) == param  # Anthropic's errors have no such field
 
 
 async def test_a_stream_with_such_tools_tells_what_no_grammar_enforces(

@@ -157,6 +157,23 @@ async def test_the_input_is_listed_with_ids_in_pages(gateway: RunningGateway) ->
     assert (await refusal(gateway, "GET", path, params={"after": "no"}))[0] == 404
 
 
+async def test_items_of_one_id_are_told_apart_in_a_list(gateway: RunningGateway) -> None:
+    """A client that goes on behind the id of the second one would begin behind the first."""
+    items = [{"role": "user", "content": f"m{number}", "id": "msg_mine"} for number in range(3)]
+    made = await create(gateway, input=items)
+    path, after, shown = f"/v1/responses/{made['id']}/input_items", "", list[Any]()
+    for _ in items:
+        params = {"order": "asc", "limit": "1", **({"after": after} if after else {})}
+        page = (await gateway.client.get(path, params=params)).json()
+        shown += page["data"]
+        assert page["has_more"] == (len(shown) < 3)
+        after = page["last_id"]
+    assert [item["content"][0]["text"] for item in shown] == ["m0", "m1", "m2"]
+    assert shown[0]["id"] == "msg_mine"
+    await create(gateway, input=[{"type": "item_reference", "id": shown[2]["id"]}])
+    assert [text for _, text in read_by_engine(gateway)] == ["m2"]
+
+
 async def test_an_item_is_referred_to_by_its_id(gateway: RunningGateway) -> None:
     made = await create(gateway)
     own = (await gateway.client.get(f"/v1/responses/{made['id']}/input_items")).json()["data"][0]
@@ -204,9 +221,13 @@ async def test_the_events_of_a_response_are_told_again_from_any_number(
     assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
     assert [event["sequence_number"] for event in whole[:-1]] == list(range(len(kinds)))
     assert whole[-2]["response"] == made
-    params = {"stream": "true", "starting_after": "3"}
+    params = {"stream": "True", "starting_after": "3"}  # as Python writes it
     rest = named_events_of((await gateway.client.get(path, params=params)).text)
     assert rest == whole[4:]
+    # As if the stream that made it had been lost before its end.
+    params["starting_after"] = "50"
+    end, done = named_events_of((await gateway.client.get(path, params=params)).text)
+    assert (end, done) == ({**whole[-2], "sequence_number": 51}, "[DONE]")
 
 
 async def test_without_a_store_what_needs_one_is_refused_by_name(socket_dir: Path) -> None:

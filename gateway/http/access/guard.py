@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from starlette.routing import Match
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import bridge
 from gateway.errors import (
@@ -19,7 +19,7 @@ from gateway.errors import (
     DeniedError,
     WorkerUnavailableError,
 )
-from gateway.http.access.guarded_request import GuardedRequest, send_answer
+from gateway.http.access.guarded_request import GuardedRequest, head_of
 from gateway.http.access.hooking import SHOWN, shown_to_hooks
 from gateway.http.access.kept_answers import DurableClaim
 from gateway.http.access.kind_of_body import METHODS_WITH_BODY, check_kind_of_body, takes_body
@@ -106,7 +106,8 @@ class GuardedRoute(APIRoute):
             return
         request = GuardedRequest(scope, receive, send)
         response = await self._guarded(request)
-        await send_answer(response, scope, receive, send)
+        answer: ASGIApp = head_of(response) if scope["method"] == "HEAD" else response
+        await answer(scope, receive, send)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         """Whether this route answers a request; HEAD as GET (RFC 9110 §9.3.2).

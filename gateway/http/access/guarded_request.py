@@ -1,4 +1,4 @@
-"""What handlers get, whose headers are asked for a dozen times, and how their answer is sent."""
+"""What handlers get, whose headers are asked for a dozen times, and the heads of their answers."""
 
 import contextlib
 from collections.abc import MutableMapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from starlette.datastructures import Headers
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeaderTable(Headers):
@@ -65,22 +65,22 @@ class _HeadIsSentError(Exception):
     """The head of an answer has left, and nobody wants its body."""
 
 
-async def send_answer(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
-    """Send an answer, to HEAD no more than its head.
+def head_of(response: Response) -> ASGIApp:
+    """What sends the head of an answer, for HEAD.
 
     A body takes as long as it takes, be it that of a long file or the events of what has not ended,
     and nobody would get it. Whoever makes it is stopped where it would begin.
     """
 
-    async def send_head(message: Message) -> None:
-        if message["type"] != "http.response.body":
-            await send(message)
-            return
-        await send({**message, "body": b"", "more_body": False})
-        raise _HeadIsSentError
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_head(message: Message) -> None:
+            if message["type"] != "http.response.body":
+                await send(message)
+                return
+            await send({**message, "body": b"", "more_body": False})
+            raise _HeadIsSentError
 
-    if scope["method"] != "HEAD":
-        await response(scope, receive, send)
-        return
-    with contextlib.suppress(_HeadIsSentError):
-        await response(scope, receive, send_head)
+        with contextlib.suppress(_HeadIsSentError):
+            await response(scope, receive, send_head)
+
+    return answer

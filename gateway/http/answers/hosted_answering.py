@@ -15,7 +15,7 @@ from gateway.http.parts import parts_of
 from gateway.http.response_turns.hosted_turns import HostedTurns, Reparse
 from gateway.http.response_turns.response_shape import ResponseShape, body_of
 from gateway.http.response_turns.stored_turns import ReadContext, StoredTurn
-from gateway.http.response_turns.turn_makers import PlainTurns
+from gateway.http.response_turns.turn_makers import LongerModels, PlainTurns
 from gateway.request.jobs.job import RESPONSES_ENDPOINT
 from gateway.telemetry.access_log import AccessRecord
 
@@ -48,7 +48,9 @@ def hosted_turns(
         servers=parts.tool_servers,
         requests=parts.requests,
         caller=caller,
-        turns=PlainTurns(parts.requests, caller, request_id, model),
+        turns=PlainTurns(
+            parts.requests, caller, request_id, LongerModels(parts.requests, asked.model), model
+        ),
         max_calls=parts.settings.max_tool_calls,
         wall_clock=parts.wall_clock,
     )

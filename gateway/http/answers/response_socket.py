@@ -31,6 +31,7 @@ from gateway.http.parts import parts_of
 from gateway.http.response_turns.hosted_turns import HostedTurns
 from gateway.http.response_turns.response_shape import ResponseShape, body_of
 from gateway.http.response_turns.stored_turns import LocalTurn, ReadContext, StoredTurn, shortened
+from gateway.http.response_turns.turn_makers import LongerModels
 from gateway.request.jobs.job import RESPONSES_ENDPOINT
 from gateway.request.kinds.generation import GenerationWork
 from gateway.request.lifecycle.request import Request
@@ -230,11 +231,17 @@ class ResponseSocket:
         lane: str,
         record: AccessRecord,
     ) -> LocalTurn | None:
+        requests = self._parts.requests
+        models = LongerModels(requests, asked.model)
         while True:
+            body = body_of(asked)
+            model = models.chosen or requests.model_of(body.job)
             try:
-                output = await self._make(asked, turn, context, lane, record)
-            except GatewayError as error:
-                asked = await shortened(asked, context, error, self._reparsed)
+                output = await self._make(asked, turn, context, lane, record, model)
+            except GatewayError as failure:
+                error = models.told(failure)
+                if body.hosted.takes_turns or not models.take(error, model):
+                    asked = await shortened(asked, context, error, self._reparsed)
             else:
                 break
         if output is None:
@@ -249,8 +256,11 @@ class ResponseSocket:
         context: ReadContext,
         lane: str,
         record: AccessRecord,
+        model: str,
     ) -> bytes | None:
         """Generate and tell; the output, or None when it failed after it had begun.
+
+        Turns of a response that takes several choose their models themselves.
 
         Raises:
             GatewayError: It failed before anything of it was told.
@@ -266,7 +276,7 @@ class ResponseSocket:
             shape = ResponseShape(asked, turn, self._parts.wall_clock, request.tools)
         else:
             request, work = self._parts.requests.generation(
-                body_of(asked).job, caller_of(self._request), record.request_id
+                body_of(asked).job, caller_of(self._request), record.request_id, model=model
             )
             shape = ResponseShape(asked, turn, self._parts.wall_clock)
         self._socket.on_lost(request.on_client_gone)

@@ -60,8 +60,9 @@ def messages_job(
     if schema is not None:
         wanted = {"name": _SCHEMA_NAME, "schema": schema}
         chat["response_format"] = {"type": "json_schema", "json_schema": wanted}
+    tool_params = [f"{path}.input_schema" for path in _tool_paths(request, left_out)]
     try:
-        job = chat_job(validate(ChatRequest, chat), chat, defaults)
+        job = chat_job(validate(ChatRequest, chat), chat, defaults, tool_params=tool_params)
     except InvalidRequestError as error:
         raise _in_their_words(error, request, left_out) from None
     options = job.options.changed(shows_reasoning=request.shows_thinking)
@@ -115,6 +116,12 @@ def _chat(request: CountTokensRequest) -> tuple[dict[str, Any], list[str]]:
     return chat, left_out
 
 
+def _tool_paths(request: CountTokensRequest, left_out: list[str]) -> list[str]:
+    """Where in the request the tools are that its chat has."""
+    all_tools = [f"tools[{index}]" for index in range(len(request.tools or ()))]
+    return [path for path in all_tools if path not in left_out]
+
+
 def _in_their_words(
     error: InvalidRequestError, request: CountTokensRequest, left_out: list[str]
 ) -> InvalidRequestError:
@@ -125,8 +132,7 @@ def _in_their_words(
         request: Of the client.
         left_out: Its tools that the chat hasn't.
     """
-    all_tools = [f"tools[{index}]" for index in range(len(request.tools or ()))]
-    tools = [path for path in all_tools if path not in left_out]
+    tools = _tool_paths(request, left_out)
 
     def told(text: str) -> str:
         text += "`"

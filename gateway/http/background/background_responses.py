@@ -8,7 +8,8 @@ from typing import Final
 
 from gateway.errors import GatewayError, ShuttingDownError
 from gateway.housekeeping import logs_failure
-from gateway.http.background.background_take import RETRY_S, Reparse, Take, TakeParts
+from gateway.http.background.background_take import RETRY_S, Take
+from gateway.http.background.take_parts import Reparse, TakeParts
 from gateway.request.factory import RequestFactory
 from gateway.storage.records import Job
 from gateway.storage.store import Store

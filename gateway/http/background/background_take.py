@@ -2,8 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -15,8 +14,15 @@ from gateway.errors import (
     GatewayError,
     ShuttingDownError,
 )
-from gateway.http.background.background_task import BackgroundTask, decoded, piece_of, told_events
+from gateway.http.background.background_task import (
+    BackgroundTask,
+    decoded,
+    encoded,
+    piece_of,
+    told_events,
+)
 from gateway.http.background.background_trace import TracedTask, traced
+from gateway.http.background.take_parts import TakeParts
 from gateway.http.openresponses.already_told import AlreadyTold
 from gateway.http.openresponses.conversation import EMPTY
 from gateway.http.openresponses.convert import AskedResponse
@@ -27,17 +33,13 @@ from gateway.http.openresponses.stored_items import base_of
 from gateway.http.response_turns.hosted_turns import HostedTurns
 from gateway.http.response_turns.response_shape import body_of, item_maker, response_head
 from gateway.http.response_turns.stored_turns import added_items, as_stored, off_loop, shortened
-from gateway.http.response_turns.turn_makers import BackgroundTurns, turn_id
+from gateway.http.response_turns.turn_makers import BackgroundTurns, LongerModels, turn_id
 from gateway.json_numbers import loads
-from gateway.request.factory import RequestFactory
 from gateway.request.jobs.job import COMPACT_ENDPOINT, GenerationJob
 from gateway.request.kinds.generation import GenerationWork
 from gateway.request.leases.takes import Takes
 from gateway.request.lifecycle.request import Request
 from gateway.storage.records import EventPiece, Job
-from gateway.storage.store import Store
-from gateway.telemetry.request_trace import RequestTraces
-from gateway.tools.tool_servers import ToolServers
 from protocol.errors import DecodeError, ErrorCode
 
 _END_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0)
@@ -58,32 +60,6 @@ _PASSING: Final = frozenset(
     }
 )
 _STORE_PASSING: Final = frozenset({ErrorCode.OVERLOADED, ErrorCode.WORKER_UNAVAILABLE})
-Reparse = Callable[[bytes, bytes], Awaitable[AskedResponse]]
-
-
-@dataclass(frozen=True, slots=True)
-class TakeParts:
-    """What every attempt uses.
-
-    Attributes:
-        store: Where the responses are queued.
-        requests: Makes their requests.
-        reparse: Parses a frame again, for a caller.
-        servers: Whose tools they may use.
-        max_tool_calls: Of one response.
-        wall_clock: Unix seconds.
-        traces: Begins those of responses; None for none.
-        tell: There are more events of a response.
-    """
-
-    store: Store
-    requests: RequestFactory
-    reparse: Reparse
-    servers: ToolServers
-    max_tool_calls: int
-    wall_clock: Callable[[], float]
-    traces: RequestTraces | None
-    tell: Callable[[str], None]
 
 
 class Take:
@@ -95,6 +71,8 @@ class Take:
         parts: What it uses.
         job: Taken.
     """
+
+    _models: LongerModels
 
     def __init__(self, parts: TakeParts, job: Job) -> None:
         self._parts = parts
@@ -138,16 +116,19 @@ class Take:
 
     async def _respond(self, traced_task: TracedTask) -> None:
         task, asked = traced_task.task, traced_task.task.asked
+        self._models = LongerModels(self._parts.requests, asked.model)
         before = await self._events_before()
         is_hosted = body_of(asked).hosted.takes_turns
         earlier, num_over = earlier_turns(before) if is_hosted else (Earlier(), 0)
+        may_begin_anew = not earlier.num_turns and not earlier.num_calls
+        if task.has_blank_summary:
+            earlier = replace(earlier, num_turns=earlier.num_turns + 1, has_blank_summary=True)
         told = AlreadyTold(before[num_over:], has_begun=AlreadyTold(before).has_begun)
         self._has_told_running = told.has_begun
         self._has_told_output = told.has_output
         if told.has_output and self._job.is_read:
             # Another model that stands in would have another text.
             self._kept_model = self._job.model or None
-        may_begin_anew = not earlier.num_turns and not earlier.num_calls
         while True:
             if is_hosted:
                 self._turns = self._hosted_turns(asked, task, earlier)
@@ -160,6 +141,10 @@ class Take:
                 if isinstance(error, AnotherTextError) and not self._is_taken_back:
                     # The output that it ends with is not the one that was told.
                     events = self._events(asked, task.created, told, earlier)
+                error = self._models.told(error)
+                if not is_hosted and self._models.take(error, self._tried):
+                    await self._forget_lease()
+                    continue
                 if _is_too_long(asked, error) and not is_hosted:
                     await self._forget_lease()
                     try:
@@ -225,6 +210,8 @@ class Take:
             request = work = self._turns
         try:
             await request.start()
+            self._models.begun()
+            events.answered_by(request.model)
             await self._write(events, asked, task.created)
             while (found := await work.next_events(FLUSH_S)) is not None:
                 rendered = events.render(found)
@@ -239,7 +226,8 @@ class Take:
             if isinstance(error, AnotherTextError) and may_begin_anew:
                 self._is_taken_back = await self._jobs.take_back_events(self._job.response_id)
             request.end("failed", error)
-            is_made_again = self._is_put_off(asked, error) and not self._is_turn_over
+            goes_on = self._is_put_off(asked, error) or self._goes_longer(error)
+            is_made_again = goes_on and not self._is_turn_over
             raise
         finally:
             request.end("aborted")
@@ -261,7 +249,7 @@ class Take:
             Takes(
                 self._leases, self._note_lease, partial(self._is_turn_put_off, asked, job.endpoint)
             ),
-            model=self._kept_model,
+            model=self._models.chosen or self._kept_model,
         )
         self._request = request
         return request, work
@@ -281,7 +269,10 @@ class Take:
             requests=parts.requests,
             caller=task.caller(),
             turns=BackgroundTurns(
-                lambda job, number: self._generation(asked, job, task, number), self._forget_lease
+                self._models,
+                lambda job, number: self._generation(asked, job, task, number),
+                self._forget_lease,
+                partial(self._note_blank, task),
             ),
             max_calls=parts.max_tool_calls,
             wall_clock=parts.wall_clock,
@@ -295,9 +286,23 @@ class Take:
             self._request.conclude()
         self._written_at = 0.0
         await self._write(events, asked, created)
-        # The turn is over, and its lease is its own request's business.
-        self._leases, self._kept_model = (), None
-        if not await self._jobs.note_leases(self._job.response_id, ()):
+        self._kept_model = None
+        await self._forget_turn()
+
+    async def _note_blank(self, task: BackgroundTask) -> None:
+        """A summary came to nothing, which isn't asked for again; no event tells of it."""
+        if self._request is not None:
+            self._request.conclude()
+        await self._forget_turn(encoded(replace(task, has_blank_summary=True)))
+
+    async def _forget_turn(self, changed: bytes | None = None) -> None:
+        """The turn is over, and its lease is its own request's business.
+
+        Args:
+            changed: What the response is made from, from now on; None for no change.
+        """
+        self._leases = ()
+        if not await self._jobs.note_leases(self._job.response_id, (), changed):
             self._lose()
 
     def _events(
@@ -375,7 +380,16 @@ class Take:
         """The same of a turn; one that sums up too much gives way to the turn that answers."""
         is_summary = endpoint == COMPACT_ENDPOINT
         is_too_long = is_summary and error.code is ErrorCode.CONTEXT_LENGTH_EXCEEDED
-        return is_too_long or self._is_put_off(asked, error)
+        return is_too_long or self._is_put_off(asked, error) or self._goes_longer(error)
+
+    def _goes_longer(self, error: GatewayError) -> bool:
+        """Whether a model with a longer context makes the turn again."""
+        return self._models.after(error, self._tried) is not None
+
+    @property
+    def _tried(self) -> str:
+        """The model of the last turn."""
+        return "" if self._request is None else self._request.model
 
     @property
     def _is_turn_over(self) -> bool:

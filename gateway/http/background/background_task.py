@@ -27,6 +27,8 @@ class BackgroundTask:
         context: For a request that is parsed again: because its oldest items may be left out, or
             because it may have several turns. None for any other.
         traceparent: Where in a trace it belongs; empty where it isn't traced.
+        has_blank_summary: Whether an attempt should have summed its context up, and nothing came;
+            it isn't tried again.
     """
 
     asked: AskedResponse
@@ -37,6 +39,7 @@ class BackgroundTask:
     created: int
     context: ReadContext | None
     traceparent: str = ""
+    has_blank_summary: bool = False
 
     def caller(self) -> Caller:
         """Who asked."""

@@ -2,7 +2,7 @@
 
 import random
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway import bridge
@@ -50,6 +50,8 @@ def chat_job(
     raw: dict[str, Any],
     defaults: SamplingDefaults = NEUTRAL_DEFAULTS,
     make_seed: Callable[[], int] = random_seed,
+    *,
+    tool_params: Sequence[str] | None = None,
 ) -> GenerationJob:
     """A chat request for the wire.
 
@@ -58,13 +60,17 @@ def chat_job(
         raw: The JSON object it came from; messages travel as the client wrote them.
         defaults: The model's own, for parameters that the client left out.
         make_seed: Gives the seed when the client gave none.
+        tool_params: The fields that the schemas of its tools came from; None for those of a chat.
 
     Raises:
         InvalidRequestError: A part is nested too deep to be written again.
     """
     messages_json = dump_json(clean_messages(raw["messages"]), "messages")
     may_call = bool(request.tools) and request.tool_choice != "none"
-    tools = _callable_tools(request, raw["tools"]) if may_call else []
+    callable_tools = _callable_tools(request, raw["tools"]) if may_call else {}
+    if tool_params is None:
+        tool_params = _tool_params(raw) if may_call else ()
+    tools = list(callable_tools.values())
     tools_json = dump_json(clean_tools(tools), "tools") if may_call else None
     enforced = clean_tools(tools, with_strict=True) if may_call else None
     kwargs = _template_kwargs(request)
@@ -103,6 +109,7 @@ def chat_job(
         ),
         tools_json=tools_json,
         enforced_tools_json=dump_json(enforced, "tools") if enforced is not None else None,
+        tool_params=tuple(tool_params[index] for index in callable_tools),
         tool_choice=choice_mode(request.tool_choice) if may_call else "none",
         tool_name=(request.named_tool or "") if may_call else "",
         response_grammar=None if wanted is None else wanted.grammar,
@@ -169,11 +176,20 @@ def completion_job(
     )
 
 
-def _callable_tools(request: ChatRequest, tools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _callable_tools(request: ChatRequest, tools: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """The tools that may be called, by their places among all."""
     allowed = request.allowed_tools
-    if allowed is None:
-        return tools
-    return [tool for tool in tools if tool_name(tool) in allowed]
+    return {
+        index: tool
+        for index, tool in enumerate(tools)
+        if allowed is None or tool_name(tool) in allowed
+    }
+
+
+def _tool_params(raw: dict[str, Any]) -> list[str]:
+    """The fields of a chat that hold the schemas of its tools."""
+    name = "functions[{}]" if names_functions(raw) else "tools[{}].function"
+    return [f"{name.format(index)}.parameters" for index, _ in enumerate(raw.get("tools") or ())]
 
 
 def tokenize_question(request: TokenizeRequest, raw: dict[str, Any]) -> Prepare:

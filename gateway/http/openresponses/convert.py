@@ -250,13 +250,15 @@ def responses_body(
     if request.shows_logprobs:
         chat |= {"logprobs": True, "top_logprobs": request.top_logprobs or 0}
     try:
-        job = chat_job(validate(ChatRequest, chat), chat, defaults)
+        tool_params = _tool_params(tools, plan.tools)
+        job = chat_job(validate(ChatRequest, chat), chat, defaults, tool_params=tool_params)
     except InvalidRequestError as error:
         raise in_their_words(error, tools.paths) from None
     turn = job.changed(
         endpoint=RESPONSES_ENDPOINT,
         prompt_param="input",
         grammar_param=their_words(job.grammar_param),
+        logprobs_param="top_logprobs" if request.top_logprobs else "include",
         verbosity_param="text.verbosity" if job.verbosity_param else "",
     )
     if context.progress is not None and context.progress.compacts:
@@ -270,6 +272,18 @@ def responses_body(
         seals_reasoning="reasoning.encrypted_content" in (request.include or ()),
         hosted=plan,
     )
+
+
+def _tool_params(tools: Tools, hosted: Mapping[str, HostedTool]) -> list[str]:
+    """The fields that the schemas of a chat's tools came from.
+
+    One of a server has none: its name stands there, as nobody is told of it but by that name.
+    """
+    named = ((tool["type"], tool[tool["type"]]["name"]) for tool in tools.chat)
+    return [
+        name if name in hosted else f"{path}.{'format' if kind == 'custom' else 'parameters'}"
+        for (kind, name), path in zip(named, tools.paths, strict=True)
+    ]
 
 
 def _hosted_plan(

@@ -194,6 +194,8 @@ class Earlier:
         num_turns: Turns that are over.
         num_answers: Of these, those that answered; others summed something up.
         num_calls: Calls that were begun, or refused for their arguments.
+        has_blank_summary: Whether it should have been summed up, and nothing came: a turn that no
+            event tells of.
     """
 
     items: list[dict[str, Any]] = field(default_factory=list)
@@ -201,6 +203,12 @@ class Earlier:
     num_turns: int = 0
     num_answers: int = 0
     num_calls: int = 0
+    has_blank_summary: bool = False
+
+    @property
+    def is_summed_up(self) -> bool:
+        """Whether its last turn has summed up what was before it."""
+        return [item["type"] for item in self.items[-1:]] == ["compaction"]
 
 
 class KnowsCalls(Protocol):

@@ -1,7 +1,7 @@
 """Whole responses and their events."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
@@ -91,6 +91,10 @@ class _Response:
         item.place = len(self.items)
         self.items.append(item)
         return item
+
+    def answered_by(self, model: str) -> None:
+        """Who answers, whatever was asked for."""
+        self._head = replace(self._head, model=model)
 
     @property
     def status(self) -> str:
@@ -238,6 +242,10 @@ class ResponseEvents:
     def first_of_end(self) -> int:
         """The number of the first event of `finish`; what comes from there on may be told again."""
         return self._number if self._begin_of_end is None else self._begin_of_end
+
+    def answered_by(self, model: str) -> None:
+        """Who answers from now on, whatever was asked for."""
+        self._response.answered_by(model)
 
     def running(self, status: str = "in_progress") -> FinalResponse:
         """What the response is before its end."""

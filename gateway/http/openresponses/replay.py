@@ -11,16 +11,22 @@ from gateway.json_numbers import loads
 Event = dict[str, Any]
 
 
-def replayed(body: bytes) -> list[ToldEvent]:
+def replayed(body: bytes, after: int = -1) -> list[ToldEvent]:
     """Numbered events of a whole response; the text of each item comes in one piece.
+
+    So there are fewer than its stream had, and their numbers are their own. Who names the number
+    of an event of that stream gets the end, which says all, however few came before it.
 
     Args:
         body: The response object, JSON.
+        after: The number of the last event that isn't wanted; -1 for all events.
     """
-    response: Event = loads(body)
+    *events, end = _events(loads(body))
+    numbered = [*enumerate(events), (max(len(events), after + 1), end)]
     return [
         ToldEvent(event["type"], number, orjson.dumps({**event, "sequence_number": number}))
-        for number, event in enumerate(_events(response))
+        for number, event in numbered
+        if number > after
     ]
 
 

@@ -88,16 +88,21 @@ def _whole_content(item: Item) -> Any:
     ]
 
 
-def with_ids(items: Iterable[Item], base: str) -> Iterator[Item]:
+def with_ids(items: Iterable[Item], base: str, *, tells_apart: bool = False) -> Iterator[Item]:
     """Items as they are shown: those without an id of their own get one made of `base`.
 
     Args:
         items: As they were stored.
         base: Of the response or conversation that they came with, without its prefix.
+        tells_apart: Whether an item gets one, too, whose own id stands before it: who reads a list
+            page by page goes on behind an id.
     """
+    seen: set[str] = set()
     for number, item in enumerate(items):
         own = item.get("id")
-        if isinstance(own, str) and is_id(own):
+        if isinstance(own, str) and is_id(own) and own not in seen:
+            if tells_apart:
+                seen.add(own)
             yield item
         else:
             prefix = _PREFIXES.get(kind_of(item), "item")

@@ -7,6 +7,7 @@ from gateway import bridge
 from gateway.errors import GatewayError
 from gateway.http.openresponses.convert import MAX_SUMMARY_TOKENS
 from gateway.http.openresponses.hosted import HostedPlan
+from gateway.http.openresponses.hosted_items import Earlier
 from gateway.http.openresponses.schemas import BY_CONTEXT
 from gateway.request.callers.caller import Caller
 from gateway.request.delivery.events import ContentText
@@ -29,7 +30,7 @@ class Compactor:
         requests: Makes them.
         caller: Who asks.
         request_id: Of the response; those of the counts are made of it.
-        is_just_done: Whether an earlier attempt has ended with a compaction.
+        earlier: What earlier attempts have done.
 
     Attributes:
         may_begin: Whether one may come before the next turn; what is still too long after it, is.
@@ -37,10 +38,10 @@ class Compactor:
     """
 
     def __init__(
-        self, requests: RequestFactory, caller: Caller, request_id: str, *, is_just_done: bool
+        self, requests: RequestFactory, caller: Caller, request_id: str, earlier: Earlier
     ) -> None:
-        self.may_begin = not is_just_done
-        self._gives_up = False
+        self._gives_up = earlier.has_blank_summary
+        self.may_begin = not (earlier.is_summed_up or self._gives_up)
         self.is_continued = False
         self._requests = requests
         self._caller = caller

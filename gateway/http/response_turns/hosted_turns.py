@@ -6,9 +6,8 @@ so is each list of tools and each call: keys, scopes and limits hold for every o
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from gateway import bridge
 from gateway.bridge import Outcome
 from gateway.errors import ClientDisconnectedError, GatewayError
 from gateway.http.errors.error_table import ERROR_TABLE
@@ -38,7 +37,7 @@ from gateway.http.response_turns.compactor import Compactor
 from gateway.http.response_turns.response_shape import body_of, item_maker, response_head
 from gateway.http.response_turns.stored_turns import ReadContext, off_loop, shorter_context
 from gateway.http.response_turns.tool_asking import MadeCall, ToolAsker, refused_tool
-from gateway.http.response_turns.turn_makers import TurnMaker
+from gateway.http.response_turns.turn_makers import TurnMaker, seeded
 from gateway.json_numbers import loads
 from gateway.request.callers.caller import Caller
 from gateway.request.callers.identity import Identity
@@ -55,7 +54,6 @@ from gateway.request.lifecycle.request import Request
 from gateway.tools.tool_servers import ToolServers
 from protocol.wire.messages import LimitState, LimitWarning, Usage
 
-_SEED_MASK: Final = 2**63 - 1
 ResultT = TypeVar("ResultT")
 Reparse = Callable[[bytes], Awaitable[AskedResponse]]
 
@@ -115,11 +113,9 @@ class HostedTurns:
         self._wanted = body.hosted
         asked_calls = self._wanted.max_calls
         self._max_calls = max_calls if asked_calls is None else min(max_calls, asked_calls)
-        self._earlier = Earlier() if earlier is None else earlier
+        self._earlier = before = Earlier() if earlier is None else earlier
         self._num_calls = self._earlier.num_calls
-        is_just_done = [item["type"] for item in self._earlier.items[-1:]] == ["compaction"]
-        self._compactor = Compactor(requests, caller, self.request_id, is_just_done=is_just_done)
-        before = self._earlier
+        self._compactor = Compactor(requests, caller, self.request_id, self._earlier)
         self._progress = Progress(num_turns=before.num_turns, num_answers=before.num_answers)
         maker = item_maker(self.request_id, body, self.tools, len(self._earlier.items))
         self._made = ResponseCollector(response_head(response_id, 0, body, wall_clock), maker)
@@ -378,6 +374,8 @@ class HostedTurns:
         self._progress.compacts = False
         if pieces:
             yield [CompactionEnded("".join(pieces).rstrip(), self._body.hosted.carried_json)]
+        else:
+            await self._turns.note_blank_summary()
 
     async def _approved(self, call: ApprovedCall) -> AsyncIterator[list[ResponseEvent]]:
         """A call that somebody has approved."""
@@ -445,23 +443,22 @@ class HostedTurns:
         await self._begin_turn()
 
     async def _begin_turn(self) -> None:
-        """Begin a turn of the model, without the oldest items where that is allowed and needed.
+        """Begin a turn of a model, without the oldest items where that is allowed and needed.
 
         Raises:
             GatewayError: It can't be.
         """
         while True:
-            number = self._progress.num_turns
-            job = self._body.job
-            seed = (self._seed + number) & _SEED_MASK
-            job = job.changed(sampling=bridge.with_seed(job.sampling, seed))
+            number, models = self._progress.num_turns, self._turns.models
+            job = seeded(self._body.job, self._seed, number)
             request, work = self._turns.begin(job, number)
             if self._request is not None:
                 self._request.release()
             self._request, self._work, self._is_running = request, work, True
             try:
                 await request.start()
-            except GatewayError as error:
+            except GatewayError as failure:
+                error = models.told(failure)
                 num_left_out, name = self._asked.num_left_out, refused_tool(error, job)
                 is_shorter = not self._progress.compacts and name not in self.tools
                 if self._progress.compacts:
@@ -469,6 +466,8 @@ class HostedTurns:
                     self._progress.compacts = False
                 elif name is not None and name in self.tools:
                     self._left_out.append(self._progress.leave_out(self.tools.pop(name)))
+                elif models.take(error, work.model):
+                    is_shorter = False
                 else:
                     self._max_item_bytes = shorter_context(self._asked, error)
                 await self._turns.forget(request)
@@ -476,6 +475,7 @@ class HostedTurns:
                 if is_shorter and self._asked.num_left_out <= num_left_out:
                     raise error from None
             else:
+                models.begun()
                 if self._limits is None:
                     self._limits = request.lease.limits, request.lease.warnings
                 return

@@ -268,7 +268,7 @@ class StoredTurn:
 
 def _picked(response: StoredResponse, base: str, wanted: list[str]) -> dict[str, bytes]:
     output: list[dict[str, Any]] = loads(response.output)
-    items = (*output, *with_ids(loads(response.input), base))
+    items = (*output, *with_ids(loads(response.input), base, tells_apart=True))
     return {item["id"]: orjson.dumps(item) for item in items if item["id"] in wanted}
 
 
@@ -307,16 +307,16 @@ async def added_items(response: StoredResponse) -> list[ConversationItem]:
     return await off_loop(response.num_bytes, lambda: _added_items(response))
 
 
-async def told_again(response: StoredResponse) -> list[ToldEvent]:
-    """The events of a response that is over."""
-    return await off_loop(response.num_bytes, lambda: replayed(response.body))
+async def told_again(response: StoredResponse, after: int) -> list[ToldEvent]:
+    """The events of a response that is over, behind a number."""
+    return await off_loop(response.num_bytes, lambda: replayed(response.body, after))
 
 
 async def shown_input(response: StoredResponse) -> list[dict[str, Any]]:
     """The input items of a response, with ids."""
 
     def show() -> list[dict[str, Any]]:
-        return list(with_ids(loads(response.input), base_of(response.id)))
+        return list(with_ids(loads(response.input), base_of(response.id), tells_apart=True))
 
     return await off_loop(response.num_bytes, show)
 

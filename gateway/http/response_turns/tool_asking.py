@@ -1,7 +1,6 @@
 """Questions to the servers of a response's tools, each a request of its own."""
 
 import asyncio
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -27,8 +26,6 @@ from protocol.errors import ErrorCode
 
 EXECUTE_ENDPOINT: Final = "/v1/tools/execute"
 """Whose scope a key needs for tools of this server, whichever way they are run."""
-_OF_SCHEMA: Final = re.compile(r"tools\[(\d{1,4})\]\.function\.parameters")
-"""Where in the tools of a chat a parser finds a wrong schema."""
 
 
 class _Refusal:
@@ -44,12 +41,11 @@ class _Refusal:
 
 def refused_tool(error: GatewayError, job: GenerationJob) -> str | None:
     """The tool whose schema a parser couldn't read, as the model sees its name; None for others."""
-    place = _OF_SCHEMA.fullmatch(error.param or "")
-    if error.code is not ErrorCode.INVALID_REQUEST or place is None:
+    if error.code is not ErrorCode.INVALID_REQUEST or error.param not in job.tool_params:
         return None
     tools: list[Any] = loads(job.enforced_tools_json or "[]")
-    names = [tool["function"]["name"] for tool in tools]
-    return next(iter(names[int(place[1]) :]), None)
+    name: str = tools[job.tool_params.index(error.param)]["function"]["name"]
+    return name
 
 
 @dataclass(slots=True)

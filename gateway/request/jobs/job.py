@@ -28,10 +28,13 @@ class GenerationJob(Struct, frozen=True):
         prompt_bytes: Upper bound of the prompt's tokens, all prompts together.
         tools_json: The tools that the model may call; None when it may call none.
         enforced_tools_json: The tools with what is enforced of them, for the parser.
+        tool_params: The fields that their schemas came from, in the same order.
         tool_name: The tool of a named choice.
         response_grammar: What the content has to be; None when it is free.
         grammar_param: The field that a grammar without a way to follow it came from.
         prompt_param: The field that a chat's messages came from.
+        logprobs_param: The field that asks for log probabilities; empty where it is that of a chat
+            or a completion.
         parse_reasoning: Whether reasoning is told apart from content (chat only).
         wants_reasoning: The client asked for a reasoning effort.
         answer_so_far: What there is of the answer that the output goes on with; empty for a new
@@ -81,6 +84,8 @@ class GenerationJob(Struct, frozen=True):
     is_background: bool = False
     verbosity_param: str = ""
     take: str = ""
+    tool_params: tuple[str, ...] = ()
+    logprobs_param: str = ""
 
     def changed(self, **fields: Any) -> "GenerationJob":
         """The same job with other values of some fields."""

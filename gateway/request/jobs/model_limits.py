@@ -93,7 +93,7 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
             check_token_ids(name, token_ids, offer.vocab_size)
     options = job.options
     in_chat = job.endpoint == CHAT_ENDPOINT and options.num_top_logprobs
-    top_name = "top_logprobs" if in_chat else "logprobs"
+    top_name = job.logprobs_param or ("top_logprobs" if in_chat else "logprobs")
     for name, number in (
         (top_name, options.num_top_logprobs),
         ("best_of", options.engine_logprobs if options.ranks else None),
@@ -288,5 +288,5 @@ def check_answer_size(
             f"The answer could have {estimate} bytes, over this server's limit of {max_bytes} "
             "(PENSTOCK_MAX_ANSWER_BYTES). Ask for fewer choices, tokens or log probabilities, or "
             "for a stream.",
-            param="logprobs" if options.shows_logprobs else "n",
+            param=(job.logprobs_param or "logprobs") if options.shows_logprobs else "n",
         )

@@ -1,7 +1,9 @@
 """Chat and completions as a kind of work: prompts, choices, a parser, and the events they make."""
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from gateway import bridge
 from gateway.bridge import Outcome
@@ -39,6 +41,8 @@ from protocol.wire.messages import (
     Usage,
 )
 
+_OF_SCHEMA: Final = re.compile(r"tools\[(\d{1,4})\]\.function\.parameters")
+"""Where in the tools that it was given a parser finds a wrong schema."""
 BACKGROUND_PRIORITY = 1
 """That of keys with `low`."""
 
@@ -340,4 +344,11 @@ class GenerationWork:
             on_failed=lambda error: self._owner.end("failed", error),
             spawn=self._owner.background.spawn,
         )
-        return await self._parse.open()
+        try:
+            return await self._parse.open()
+        except GatewayError as error:
+            # A parser doesn't know where its tools came from.
+            place = _OF_SCHEMA.fullmatch(error.param or "")
+            for param in self.job.tool_params[int(place[1]) :][:1] if place else ():
+                error.param, error.message = param, f"Invalid `{param}`: {error.message}"
+            raise

@@ -53,7 +53,7 @@ from gateway.http.openresponses.schemas import (
 )
 from gateway.http.openresponses.summary import SummaryCollector
 from gateway.http.parts import parts_of
-from gateway.http.query import id_of_path, list_query, query_number, query_text
+from gateway.http.query import id_of_path, list_query, query_flag, query_number
 from gateway.http.response_turns.response_shape import ResponseShape, body_of
 from gateway.http.response_turns.stored_turns import (
     ReadContext,
@@ -77,7 +77,6 @@ router = APIRouter(route_class=GuardedRoute, tags=["responses"])
 
 _COUNT: Final = f"{RESPONSES_ENDPOINT}/input_tokens"
 _ONE: Final = f"{RESPONSES_ENDPOINT}/{{response_id}}"
-_BOOLEANS: Final = ("true", "false")
 
 
 @router.post(RESPONSES_ENDPOINT, openapi_extra=body_schema(ResponsesRequest))
@@ -276,10 +275,14 @@ async def retrieve_response(request: HttpRequest, response_id: str) -> Response:
     """A response; with `stream=true` its events, from `starting_after` on."""
     tenant, store = await _stored(request)
     response = await store.responses.find(tenant, id_of_path("response", response_id))
-    if query_text(request, "stream", one_of=_BOOLEANS) != "true":
+    if not query_flag(request, "stream"):
         return Response(response.body, media_type="application/json")
     number = query_number(request, "starting_after")
     after = -1 if number is None else number
+    if request.method == "HEAD":  # nobody reads an event, so they may still be taken back
+        head = Response(headers=STREAM_HEADERS, media_type="text/event-stream")
+        del head.headers["content-length"]
+        return head
     pieces, _ = await store.jobs.events_after(tenant, response_id, -1)
     if pieces:
         return EventLogResponse(
@@ -291,8 +294,7 @@ async def retrieve_response(request: HttpRequest, response_id: str) -> Response:
             ping_interval_s=parts_of(request).settings.ping_interval_s,
             headers={},
         )
-    events = await told_again(response)
-    told = b"".join(event.as_sse() for event in events if event.number > after)
+    told = b"".join(event.as_sse() for event in await told_again(response, after))
     return Response(told + DONE, headers=STREAM_HEADERS, media_type="text/event-stream")
 
 

@@ -1,11 +1,10 @@
 """/v1/batches: files of requests that are run in idle capacity."""
 
-import asyncio
+from functools import partial
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
-from gateway.batches.files import disk_error
 from gateway.batches.store import BatchStore
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.access.guard import GuardedRoute, caller_of, read_body
@@ -13,7 +12,7 @@ from gateway.http.access.replaying import made_id, replay_of
 from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.parts import parts_of
 from gateway.http.query import query_number, query_text
-from gateway.http.routes.stored.files import as_json, files_of, page, tenant_of
+from gateway.http.routes.stored.files import as_json, files_of, on_disk, page, tenant_of
 from gateway.http.schemas.base.body import load_json_object, unknown_fields, validate
 from gateway.http.schemas.inference.batches import BatchRequest
 
@@ -43,27 +42,22 @@ async def create(request: Request) -> Response:
             "A batch is run with a key; a bearer token may have ended by then. Create it with a"
             " key of yours."
         )
-    try:
-        batch = await asyncio.to_thread(
-            lambda: batches.create(
-                tenant_of(request),
-                key_digest="" if caller.key_digest is None else caller.key_digest.hex(),
-                key_id=request.state.granted.key_id,
-                address=caller.address,
-                end_user=caller.end_user,
-                made_id="" if replay_of(request) is None else made_id(request),
-                endpoint=wanted.endpoint,
-                input_file_id=wanted.input_file_id,
-                metadata=wanted.metadata,
-                output_lifetime_s=(
-                    None
-                    if wanted.output_expires_after is None
-                    else wanted.output_expires_after.seconds
-                ),
-            )
-        )
-    except OSError as error:
-        raise disk_error(error) from error
+    create_batch = partial(
+        batches.create,
+        tenant_of(request),
+        key_digest="" if caller.key_digest is None else caller.key_digest.hex(),
+        key_id=request.state.granted.key_id,
+        address=caller.address,
+        end_user=caller.end_user,
+        made_id="" if replay_of(request) is None else made_id(request),
+        endpoint=wanted.endpoint,
+        input_file_id=wanted.input_file_id,
+        metadata=wanted.metadata,
+        output_lifetime_s=(
+            None if wanted.output_expires_after is None else wanted.output_expires_after.seconds
+        ),
+    )
+    batch = await on_disk(create_batch)
     if parts.batch_runner is not None:
         parts.batch_runner.look()
     answer = as_json(batch.as_object())
@@ -79,21 +73,21 @@ async def list_batches(request: Request) -> Response:
     if limit is not None and not 1 <= limit <= _MAX_PAGE:
         raise InvalidRequestError(f"`limit` must be from 1 to {_MAX_PAGE}.", param="limit")
     after = query_text(request, "after")
-    found, has_more = await asyncio.to_thread(batches.page, tenant, after, limit or _DEFAULT_PAGE)
+    found, has_more = await on_disk(batches.page, tenant, after, limit or _DEFAULT_PAGE)
     return as_json(page([batch.as_object() for batch in found], has_more=has_more))
 
 
 @router.get("/v1/batches/{batch_id}")
 async def retrieve(request: Request, batch_id: str) -> Response:
     """How far a batch is."""
-    batch = await asyncio.to_thread(batches_of(request).find, tenant_of(request), batch_id)
+    batch = await on_disk(batches_of(request).find, tenant_of(request), batch_id)
     return as_json(batch.as_object())
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
 async def cancel(request: Request, batch_id: str) -> Response:
     """Begin no more lines of a batch."""
-    batch = await asyncio.to_thread(batches_of(request).cancel, tenant_of(request), batch_id)
+    batch = await on_disk(batches_of(request).cancel, tenant_of(request), batch_id)
     return as_json(batch.as_object())
 
 

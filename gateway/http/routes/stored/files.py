@@ -5,11 +5,11 @@ import hashlib
 import io
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -26,6 +26,7 @@ from gateway.http.query import query_number, query_text
 from protocol.errors import ErrorCode
 
 router = APIRouter(route_class=GuardedRoute, tags=["files"])
+ResultT = TypeVar("ResultT")
 
 MAX_PAGE: Final = 10_000
 MIN_LIFETIME_S: Final = 3600
@@ -77,10 +78,7 @@ async def upload(request: Request) -> Response:
 
 
 async def _upload(request: Request, files: FileStore, tenant: str) -> Response:
-    try:
-        file_id, path = await asyncio.to_thread(files.begin, tenant)
-    except OSError as error:
-        raise disk_error(error) from error
+    file_id, path = await on_disk(files.begin, tenant)
     replay = replay_of(request)
     digest = None if replay is None else hashlib.sha256()
     try:
@@ -91,17 +89,12 @@ async def _upload(request: Request, files: FileStore, tenant: str) -> Response:
             await replay.on_form([form.fields, form.filename], digest.digest())
         purpose, lifetime_s = _checked(form.fields)
         filename = Path(form.filename or "upload").name[:_MAX_FILENAME_CHARACTERS]
-        try:
-            if replay is not None and replay.made_id:
-                # A gateway that died at the end may have made it already.
-                file_id, path = await asyncio.to_thread(
-                    files.rename, tenant, file_id, replay.made_id
-                )
-            stored = await asyncio.to_thread(
-                files.finish, tenant, file_id, filename or "upload", purpose, lifetime_s
-            )
-        except OSError as error:
-            raise disk_error(error) from error
+        if replay is not None and replay.made_id:
+            # A gateway that died at the end may have made it already.
+            file_id, path = await on_disk(files.rename, tenant, file_id, replay.made_id)
+        stored = await on_disk(
+            files.finish, tenant, file_id, filename or "upload", purpose, lifetime_s
+        )
     except BaseException:
         with suppress(OSError):
             if not path.with_suffix(".json").exists():  # then it was made before
@@ -149,32 +142,29 @@ async def list_files(request: Request) -> Response:
     order = query_text(request, "order", one_of=("asc", "desc"))
     purpose, after = query_text(request, "purpose"), query_text(request, "after")
     read = partial(files.page, tenant, purpose, after, newest_first=order != "asc")
-    found, has_more = await asyncio.to_thread(read, limit or MAX_PAGE)
+    found, has_more = await on_disk(read, limit or MAX_PAGE)
     return as_json(page([one.as_object() for one in found], has_more=has_more))
 
 
 @router.get("/v1/files/{file_id}")
 async def retrieve(request: Request, file_id: str) -> Response:
     """What is known of a file."""
-    stored = await asyncio.to_thread(files_of(request).find, tenant_of(request), file_id)
+    stored = await on_disk(files_of(request).find, tenant_of(request), file_id)
     return as_json(stored.as_object())
 
 
 @router.delete("/v1/files/{file_id}")
 async def delete(request: Request, file_id: str) -> Response:
     """Forget a file."""
-    await asyncio.to_thread(files_of(request).remove, tenant_of(request), file_id)
+    await on_disk(files_of(request).remove, tenant_of(request), file_id)
     return as_json({"id": file_id, "object": "file", "deleted": True})
 
 
 @router.get("/v1/files/{file_id}/content")
 async def content(request: Request, file_id: str) -> Response:
     """The bytes of a file."""
-    path = await asyncio.to_thread(files_of(request).content_path, tenant_of(request), file_id)
-    try:
-        return FileResponse(await asyncio.to_thread(path.open, "rb", 0))
-    except OSError as error:
-        raise disk_error(error) from error
+    path = await on_disk(files_of(request).content_path, tenant_of(request), file_id)
+    return FileResponse(await on_disk(lambda: path.open("rb", 0)))
 
 
 class FileResponse(StreamingResponse):
@@ -208,6 +198,22 @@ class FileResponse(StreamingResponse):
     def _read(self) -> bytes:
         with self._reading:
             return b"" if self._file.closed else self._file.read(_PIECE_BYTES) or b""
+
+
+async def on_disk(work: Callable[..., ResultT], *arguments: Any) -> ResultT:
+    """What a piece of work that blocks returns, done beside the loop.
+
+    Args:
+        work: Called with the arguments.
+        arguments: In order.
+
+    Raises:
+        GatewayError: The disk failed, or what the work itself raises.
+    """
+    try:
+        return await asyncio.to_thread(work, *arguments)
+    except OSError as error:
+        raise disk_error(error) from error
 
 
 def files_of(request: Request) -> FileStore:

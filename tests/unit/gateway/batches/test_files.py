@@ -187,8 +187,28 @@ def test_a_page_reads_what_it_shows_and_nothing_twice(
     # Another process of the same folder removes one, and it is in no list any more.
     store_at(tmp_path, clock).remove("t", after)
     assert len(listed(store)) == 19
-    for purpose, wrong in (("", after), ("evals", stored[0].id), ("", "../x"), ("", "file-")):
+    for wrong in ("../x", "file-", "batch_" + "0" * 24):
         with pytest.raises(InvalidRequestError, match="`after` names nothing"):
-            store.page("t", purpose, wrong, 20, newest_first=True)
+            store.page("t", "", wrong, 20, newest_first=True)
     clock.now += 10_000
     assert listed(store) == []
+
+
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_who_deletes_what_a_list_shows_goes_on_where_that_was(
+    tmp_path: Path, newest_first: bool
+) -> None:
+    clock = Clock()
+    store = store_at(tmp_path, clock, max_files=30)
+    for _ in range(7):
+        clock.now += 1
+        put(store)
+    left, after, num_pages = listed(store), "", 0
+    while left:
+        shown, has_more = store.page("t", "batch", after, 3, newest_first=newest_first)
+        assert shown == (left[:-4:-1] if newest_first else left[:3])
+        for one in shown:
+            store.remove("t", one.id)
+        after, left, num_pages = shown[-1].id, listed(store), num_pages + 1
+        assert has_more == bool(left)
+    assert num_pages == 3

@@ -1,7 +1,9 @@
 """Batches on disk: what a tenant may have there, and what it costs to look at them."""
 
+import errno
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +147,12 @@ def test_a_page_of_batches_reads_what_it_shows(
     assert reads.since() == 3  # one tells whether there are more
     shown, has_more = harness.store.page("t", made[17].id, 2)
     assert ([batch.id for batch in shown], has_more) == ([batch.id for batch in made[18:]], False)
-    assert reads.since() == 3
-    for wrong in ("../x", "batch_", "batch_" + "0" * 24):
+    assert reads.since() == 2
+    # It may be forgotten by now.
+    shutil.rmtree(next(tmp_path.glob(f"batches/*/{made[17].id}")))
+    shown, has_more = harness.store.page("t", made[17].id, 2)
+    assert ([batch.id for batch in shown], has_more) == ([batch.id for batch in made[18:]], False)
+    for wrong in ("../x", "batch_", "file-" + "0" * 24):
         with pytest.raises(InvalidRequestError, match="`after` names nothing"):
             harness.store.page("t", wrong, 2)
 
@@ -162,6 +168,41 @@ def test_a_request_that_is_repeated_finds_its_batch_whether_it_has_ended_or_not(
         again = harness.create_again(first.input_file_id, made_id="made-1")
         assert (again.id, again.status) == (first.id, "completed")
     assert harness.create_again(first.input_file_id, made_id="made-2").id != first.id
+
+
+def test_a_batch_that_can_not_be_read_for_a_moment_is_not_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever polls it takes a 404 for its end, and one that is not seen would be made again."""
+    harness = Harness(tmp_path)
+    first = harness.create(1)
+    batch = harness.create_again(first.input_file_id, made_id="made-1")
+    file_id, has_read = first.input_file_id, Path.read_bytes
+
+    def fails(path: Path) -> bytes:
+        if path.name == "batch.json":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return has_read(path)
+
+    store = BatchStore(tmp_path / "batches", harness.files, 86_400, harness.clock)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", fails)
+        calls: list[Callable[[], object]] = [
+            lambda: store.find("t", batch.id),
+            lambda: store.page("t", "", 10),
+            lambda: store.cancel("t", batch.id),
+            lambda: harness.create_again(file_id, made_id="made-1"),
+            lambda: store.claim("t", batch.id),
+        ]
+        for call in calls:
+            with pytest.raises(OSError, match="Too many open files"):
+                call()
+        assert store.unfinished() == []  # it costs those that can be read nothing
+        assert store.sweep() == 0
+    assert harness.create_again(file_id, made_id="made-1").id == batch.id
+    claim = store.claim("t", batch.id)
+    assert claim is not None  # nothing holds its lock
+    claim.release()
 
 
 async def test_a_batch_is_cancelling_from_then_on_and_ends_before_others_begin(

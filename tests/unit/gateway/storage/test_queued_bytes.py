@@ -27,3 +27,22 @@ def test_what_waits_may_have_so_many_bytes(engine: Engine) -> None:
         await store.jobs.enqueue("t", response("b", status="queued"), b"x" * 600, FIRST)
 
     play(engine, story)
+
+
+def test_what_waits_keeps_the_bytes_of_all_tenants_within_their_bound(engine: Engine) -> None:
+    """Of the tenant that has most nothing can be dropped; of the others it can."""
+
+    async def story(shelf: Shelf) -> None:
+        store = shelf.store(max_bytes=1000)
+        waiting = response("waits", status="queued", body=b"x" * 600)
+        await store.jobs.enqueue("much", waiting, b"x", FIRST)
+        for number in range(4):
+            shelf.clock.now_s += 1
+            await store.responses.save(f"t{number % 2}", response(f"r{number}", body=b"x" * 150))
+        assert await store.sweep() == 2
+        ((num_bytes,),) = shelf.raw("SELECT SUM(num_bytes) FROM tenants")
+        assert num_bytes <= 1000
+        left = {row[0] for row in shelf.raw("SELECT id FROM responses")}
+        assert left == {"waits", "r2", "r3"}
+
+    play(engine, story)

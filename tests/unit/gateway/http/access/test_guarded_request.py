@@ -11,7 +11,7 @@ from fastapi import Response
 from starlette.datastructures import Headers
 from starlette.responses import StreamingResponse
 
-from gateway.http.access.guarded_request import GuardedRequest, HeaderTable, send_answer
+from gateway.http.access.guarded_request import GuardedRequest, HeaderTable, head_of
 from gateway.http.routes.stored.files import FileResponse
 
 ONCE = [(b"host", b"here"), (b"content-length", b"12"), (b"x-empty", b""), (b"x-odd", b"\xe9")]
@@ -44,7 +44,7 @@ def test_a_request_makes_its_table_once() -> None:
     assert request.headers.items() == Headers(raw=TWICE).items()
 
 
-async def head_of(response: Response, spec_version: str) -> list[dict[str, Any]]:
+async def sent_by(response: Response, spec_version: str) -> list[dict[str, Any]]:
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:
@@ -54,7 +54,7 @@ async def head_of(response: Response, spec_version: str) -> list[dict[str, Any]]
         await asyncio.Event().wait()
 
     scope = {"type": "http", "method": "HEAD", "asgi": {"spec_version": spec_version}}
-    await send_answer(response, scope, nothing_more, send)
+    await head_of(response)(scope, nothing_more, send)
     return sent
 
 
@@ -74,7 +74,7 @@ async def test_head_waits_for_no_body(tmp_path: Path, spec_version: str) -> None
         (FileResponse(file), b"1000000"),
         (Response(b"whole"), b"5"),
     ):
-        start, end = await head_of(response, spec_version)
+        start, end = await sent_by(response, spec_version)
         assert dict(start["headers"]).get(b"content-length") == length
         assert end == {"type": "http.response.body", "body": b"", "more_body": False}
     assert file.closed

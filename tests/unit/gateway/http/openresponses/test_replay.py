@@ -55,6 +55,17 @@ def test_a_replay_tells_what_a_stream_of_whole_texts_tells() -> None:
     assert [event["sequence_number"] for event in told] == list(range(len(told)))
 
 
+def test_a_replay_ends_with_the_end_whatever_number_it_goes_on_behind() -> None:
+    """Numbers of a stream, which tells texts in more pieces, go beyond those of a replay."""
+    body = orjson.dumps(whole(*EVENTS))
+    told = replayed(body)
+    for after in range(-1, len(told) - 1):
+        assert replayed(body, after) == told[after + 1 :]
+    for after in (len(told) - 1, len(told) + 100):
+        (end,) = loaded(replayed(body, after))
+        assert end == {**loaded(told)[-1], "sequence_number": after + 1}
+
+
 def recut(events: Sequence[GenerationEvent], cuts: Sequence[int]) -> list[GenerationEvent]:
     """The same texts in other pieces."""
     found: list[GenerationEvent] = []

@@ -13,7 +13,10 @@ from gateway.http.openresponses.schemas import INCLUDED, LOGPROBS
 from gateway.http.openresponses.sealing import sealed
 from gateway.http.schemas.base.shapes import MAX_LISTED_FIELDS
 from gateway.request.jobs.job import RESPONSES_ENDPOINT
+from gateway.request.jobs.model_limits import check_answer_size, check_served
+from protocol.version import PROTOCOL_VERSION
 from protocol.wire import codec
+from tests.fakes.request_parts import engine_offer
 
 FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
 CALL = {"type": "function_call", "call_id": "call_1", "name": "f", "arguments": "{}"}
@@ -36,6 +39,22 @@ def sent(items: Any, **fields: Any) -> list[dict[str, Any]]:
 
 def echo(**fields: Any) -> Any:
     return json.loads(body(**fields).echo_json)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"top_logprobs": 5}, "top_logprobs"), ({"include": [LOGPROBS]}, "include")],
+)
+def test_log_probabilities_that_can_not_be_told_are_named_by_their_field(
+    fields: dict[str, Any], param: str
+) -> None:
+    job = body(**fields).job
+    with pytest.raises(UnsupportedFieldError, match=f"which `{param}` needs") as refused:
+        check_served(job, engine_offer(max_logprobs=0), PROTOCOL_VERSION)
+    assert refused.value.param == param
+    with pytest.raises(InvalidRequestError, match="PENSTOCK_MAX_ANSWER_BYTES") as too_large:
+        check_answer_size(job, [1], [1000], 1000)
+    assert too_large.value.param == param
 
 
 def test_a_text_is_what_the_user_says() -> None:
