@@ -54,7 +54,8 @@ class Dealer(Generic[CommandT]):
         on_connected: Called when the handshake is through.
         on_disconnected: Called once for each `on_connected`.
         on_malformed: Called for each frame that doesn't decode.
-        on_first: Called after the first frame of a wake-up; what it led to can leave.
+        on_first: Called after the first frame of a wake-up, and after every so many messages of a
+            frame (`limits.max_answered_together`); what they led to can leave.
         on_drained: Called whenever nothing is left to read.
         security: CURVE keys for tcp; a Unix socket is guarded by its file mode.
         limits: Bounds in bytes, messages and seconds.
@@ -251,7 +252,9 @@ class Dealer(Generic[CommandT]):
             messages = (DecodeError(f"A message has one frame, not {len(frames)}."),)
         self.num_received += len(messages)
         connection = self._connection
-        for message in messages:
+        for number, message in enumerate(messages):
+            if number and not number % self._limits.max_answered_together:
+                self._on_first()
             if self._connection is not connection:
                 break  # what an earlier message of the batch led to
             if isinstance(message, ProtocolError):

@@ -36,6 +36,9 @@ class TransportLimits:
         max_merged_bytes: Queued messages merge up to this size.
         max_batch_bytes: Messages that are sent in one turn of the loop share frames of this size.
         max_messages_per_wakeup: Then other tasks of the loop get their turn.
+        max_answered_together: After so many messages of one frame a worker's answers leave, so that
+            the gateway works on them while the worker goes on; whoever waited for all of them would
+            leave one of two cores idle in turn.
         linger_s: How long closing waits for what is still unsent.
         handshake_timeout_s: A connection attempt takes no longer.
         min_redial_s: First pause before dialling again.
@@ -49,6 +52,7 @@ class TransportLimits:
     max_merged_bytes: int = 64 * 1024
     max_batch_bytes: int = 64 * 1024
     max_messages_per_wakeup: int = 256
+    max_answered_together: int = 16
     linger_s: float = 0.5
     handshake_timeout_s: float = 5.0
     min_redial_s: float = 0.05

@@ -1,7 +1,9 @@
-"""What the first message of a wake-up led to leaves before the next one is looked for."""
+"""What the first messages of a wake-up led to leaves before the others are looked at."""
 
 import asyncio
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from protocol.version import PROTOCOL_VERSION
 from protocol.wire import codec
 from protocol.wire.endpoints import Endpoint
 from protocol.wire.messages import Adjust, AuthCommand, Heartbeat, Renew, Settle, Settled
-from protocol.wire.transport_io import EdgeTriggeredReader
+from protocol.wire.transport_io import EdgeTriggeredReader, TransportLimits
 from protocol.wire.worker import Worker, WorkerSettings
 from tests.fakes.echo_worker import RecordingHandler
 
@@ -118,9 +120,11 @@ async def test_messages_of_more_frames_than_expected_are_read_whole(min_frames: 
     context.term()
 
 
-async def test_a_worker_sends_its_first_answer_before_it_reads_the_next_command(
-    socket_dir: Path,
-) -> None:
+@contextmanager
+def a_worker_and_its_gateway(
+    socket_dir: Path, answer: Callable[[Worker[AuthCommand], str, AuthCommand], None]
+) -> Iterator[tuple[Callable[[bytes], None], RecordingHandler[AuthCommand], Callable[[], bool]]]:
+    """A worker that knows its gateway: sends it a frame, what it handled, reads until a Settled."""
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     socket = context.socket(zmq.ROUTER)
     address = f"ipc://{socket_dir}/a.sock"
@@ -133,32 +137,12 @@ async def test_a_worker_sends_its_first_answer_before_it_reads_the_next_command(
         endpoints=[Endpoint(address)],
         settings=WorkerSettings(handle_signals=False),
     )
-    has_left = threading.Event()
-
-    def answer(gateway_id: str, command: AuthCommand) -> None:
-        if isinstance(command, Settle):
-            (link,) = worker._io._links.values()
-            connection = link.dealer._connection
-            assert connection is not None
-            assert connection._socket.poll(10_000)  # the next command waits already
-            worker.send(gateway_id, Settled(lease_id=command.lease_id))
-        elif isinstance(command, Renew):
-            assert has_left.wait(60)
-
-    handler.answer = answer
+    handler.answer = lambda gateway_id, command: answer(worker, gateway_id, command)
     worker.start()
-    identity, _ = await asyncio.to_thread(socket.recv_multipart)
-    settle = Settle(lease_id="l", request_id="r", prompt_tokens=1, completion_tokens=1)
-    heartbeat = Heartbeat(instance_id="gw", phase="ready", protocol_version=PROTOCOL_VERSION)
-    adjust = Adjust(request_id="r", lease_id="l", prompt_tokens=1, completion_tokens=1)
-    for message in (heartbeat, adjust):
-        socket.send_multipart([identity, codec.encode(message)])
-    await asyncio.to_thread(handler.wait_until, lambda: len(handler.commands) == 1)
-    is_over = threading.Event()
-    worker.call_soon(is_over.set)  # the round in which these were read
-    await asyncio.to_thread(is_over.wait, 10)
-    for command in (settle, Renew(leases=())):
-        socket.send_multipart([identity, codec.encode(command)])
+    identity, _ = socket.recv_multipart()
+
+    def send(frame: bytes) -> None:
+        socket.send_multipart([identity, frame])
 
     def read_settled() -> bool:
         decoder = codec.auth_event_decoder()
@@ -168,10 +152,61 @@ async def test_a_worker_sends_its_first_answer_before_it_reads_the_next_command(
                 return True
         return False
 
-    assert await asyncio.to_thread(read_settled)
-    assert len(handler.commands) == 2
-    has_left.set()
-    await asyncio.to_thread(handler.wait_until, lambda: len(handler.commands) == 3)
-    await asyncio.to_thread(worker.stop)
+    heartbeat = Heartbeat(instance_id="gw", phase="ready", protocol_version=PROTOCOL_VERSION)
+    for message in (heartbeat, ADJUST):
+        send(codec.encode(message))
+    handler.wait_until(lambda: len(handler.commands) == 1)
+    is_over = threading.Event()
+    worker.call_soon(is_over.set)  # the round in which these were read
+    is_over.wait(10)
+    yield send, handler, read_settled
+    worker.stop()
     socket.close(linger=0)
     context.term()
+
+
+ADJUST = Adjust(request_id="r", lease_id="l", prompt_tokens=1, completion_tokens=1)
+SETTLE = Settle(lease_id="l", request_id="r", prompt_tokens=1, completion_tokens=1)
+
+
+def test_a_worker_sends_its_first_answer_before_it_reads_the_next_command(
+    socket_dir: Path,
+) -> None:
+    has_left = threading.Event()
+
+    def answer(worker: Worker[AuthCommand], gateway_id: str, command: AuthCommand) -> None:
+        if isinstance(command, Settle):
+            (link,) = worker._io._links.values()
+            connection = link.dealer._connection
+            assert connection is not None
+            assert connection._socket.poll(10_000)  # the next command waits already
+            worker.send(gateway_id, Settled(lease_id=command.lease_id))
+        elif isinstance(command, Renew):
+            assert has_left.wait(60)
+
+    with a_worker_and_its_gateway(socket_dir, answer) as (send, handler, read_settled):
+        for command in (SETTLE, Renew(leases=())):
+            send(codec.encode(command))
+        assert read_settled()
+        assert len(handler.commands) == 2
+        has_left.set()
+        handler.wait_until(lambda: len(handler.commands) == 3)
+
+
+def test_answers_to_the_first_messages_of_a_frame_leave_before_the_others_are_handled(
+    socket_dir: Path,
+) -> None:
+    together = TransportLimits().max_answered_together
+    has_left = threading.Event()
+
+    def answer(worker: Worker[AuthCommand], gateway_id: str, command: AuthCommand) -> None:
+        if isinstance(command, Settle):
+            worker.send(gateway_id, Settled(lease_id=command.lease_id))
+        elif isinstance(command, Renew):
+            assert has_left.wait(60)
+
+    with a_worker_and_its_gateway(socket_dir, answer) as (send, handler, read_settled):
+        send(codec.join([codec.encode(SETTLE)] * together + [codec.encode(Renew(leases=()))]))
+        assert read_settled()
+        has_left.set()
+        handler.wait_until(lambda: len(handler.commands) == 2 + together)
