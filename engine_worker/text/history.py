@@ -34,8 +34,8 @@ class HistoryRules:
 
     Attributes:
         developer: It has a role `developer`; otherwise those are system messages.
-        null_content: It asks whether the content of a call is none; otherwise that is an empty
-            text.
+        null_content: It asks whether the content of a call is none, so that one without text has
+            none; otherwise that is an empty text.
         argument_objects: Arguments of tool calls as objects, otherwise as JSON text.
         calls: Calls of tools; otherwise they become text of the assistant, which is `tagged` as
             `<tool_call>` or not.
@@ -99,7 +99,7 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
         *earlier, last = shaped_messages
         shaped_messages = [message for message in earlier if not _is_empty(message)] + [last]
     if rules.text_beside_calls == "after":
-        shaped_messages = _with_text_after_calls(shaped_messages)
+        shaped_messages = _with_text_after_calls(shaped_messages, rules)
     if not rules.repeats:
         shaped_messages = _without_repeats(shaped_messages)
     if not rules.opening_answer:
@@ -116,7 +116,7 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     if rules.text_beside_calls == "before":
         shaped_messages = _with_text_before_calls(shaped_messages, rules)
     if not rules.several_calls:
-        shaped_messages = _with_one_call_each(shaped_messages)
+        shaped_messages = _with_one_call_each(shaped_messages, rules)
     return shaped_messages
 
 
@@ -161,7 +161,9 @@ def _shaped_message(message: JsonObject, rules: HistoryRules) -> JsonObject:
     changed = dict(message)
     if changed["role"] == "developer" and not rules.developer:
         changed["role"] = "system"
-    if changed["content"] is None and not (rules.null_content and changed.get("tool_calls")):
+    if not (changed["content"] or "").strip() and rules.null_content and changed.get("tool_calls"):
+        changed["content"] = None
+    elif changed["content"] is None:
         changed["content"] = ""
     reasoning = changed.get("reasoning_content")
     has_both = bool(reasoning and changed["content"] and changed.get("tool_calls"))
@@ -258,12 +260,12 @@ def _with_text_before_calls(messages: list[JsonObject], rules: HistoryRules) -> 
         if _has_text_and_calls(message):
             changed.append({name: one for name, one in message.items() if name != "tool_calls"})
             message = {name: one for name, one in message.items() if name not in REASONING}
-            message["content"] = None if rules.null_content else ""
+            message["content"] = _no_text(rules)
         changed.append(message)
     return changed
 
 
-def _with_text_after_calls(messages: list[JsonObject]) -> list[JsonObject]:
+def _with_text_after_calls(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     """What is said beside calls at the beginning of the answer that follows them.
 
     Without one it is the answer that stands before the user's next message, or is left out.
@@ -273,7 +275,7 @@ def _with_text_after_calls(messages: list[JsonObject]) -> list[JsonObject]:
     for message in messages:
         if _has_text_and_calls(message):
             said.append(message["content"])
-            message = {**message, "content": ""}
+            message = {**message, "content": _no_text(rules)}
         elif said and message["role"] in ("user", "assistant") and not message.get("tool_calls"):
             told = {"role": "assistant", "content": _BETWEEN.join(said)}
             said = []
@@ -283,6 +285,11 @@ def _with_text_after_calls(messages: list[JsonObject]) -> list[JsonObject]:
                 message = _joined([told, message])
         changed.append(message)
     return changed
+
+
+def _no_text(rules: HistoryRules) -> str | None:
+    """The content of calls beside which nothing is said."""
+    return None if rules.null_content else ""
 
 
 def _has_text_and_calls(message: JsonObject) -> bool:
@@ -347,7 +354,7 @@ def _with_ids(messages: list[JsonObject], new_id: NewId) -> list[JsonObject]:
     return changed
 
 
-def _with_one_call_each(messages: list[JsonObject]) -> list[JsonObject]:
+def _with_one_call_each(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     """Each call in a message of its own; results follow their calls, those of no call the last."""
     changed: list[JsonObject] = []
     place = 0
@@ -369,7 +376,7 @@ def _with_one_call_each(messages: list[JsonObject]) -> list[JsonObject]:
             if number:
                 # Text and reasoning came before the first one.
                 message = {name: one for name, one in message.items() if name not in REASONING}
-                message["content"] = ""
+                message["content"] = _no_text(rules)
             changed += [{**message, "tool_calls": [call]}, *own]
     return changed
 

@@ -25,8 +25,8 @@ def probe_rules(
 
     Args:
         render: By the template.
-        developer: See `HistoryRules`, as the next two.
-        null_content: Read from its source.
+        developer: Its source has the word, which may mean something else.
+        null_content: See `HistoryRules`, as the next; read from its source.
         argument_objects: Found by rendering a call.
         call_tags: It tells the model to write calls between `<tool_call>` tags.
     """
@@ -50,9 +50,10 @@ def probe_rules(
         # A template that shows no plain conversation tells nothing about others.
         return known
     takes_system = shows(system, first)
+    takes_developer = developer and shows(("developer", "probe-d1"), first)
     late = ("system", "probe-s2")
     return HistoryRules(
-        developer=developer,
+        developer=takes_developer,
         null_content=null_content,
         argument_objects=argument_objects,
         calls="shown" if shows_calls(render, known) else "tagged" if call_tags else "text",
@@ -84,22 +85,28 @@ def place_of_text(render: Render, rules: HistoryRules) -> PlaceOfText:
         render: By the template.
         rules: All others.
     """
-    question, calls, result = _with_calls("abcdefghi")
-    turn = [question, {**calls, "content": "probe-t1"}, result]
+    # Twice: some templates write the first calls of a conversation otherwise than all later ones.
+    question, first, result = _with_calls("abcdefghi")
+    _, second, other = _with_calls("jklmnopqr")
+    first, second = {**first, "content": "probe-t1"}, {**second, "content": "probe-t2"}
+    turn = [question, first, result, second, other]
+    texts = ("probe-t1", "probe-t2")
 
-    def shows(turns: list[JsonObject], place: PlaceOfText, *texts: str) -> bool:
-        """Whether the texts come out in their order, and the call."""
+    def shows(turns: list[JsonObject], place: PlaceOfText, *wanted: str) -> bool:
+        """Whether texts come out in their order, and both calls."""
         prompt = render(shaped(turns, replace(rules, text_beside_calls=place))) or ""
-        places = list(map(prompt.find, texts))
-        has_call = "probe_f0" in prompt or "abcdefghi" in prompt
-        return has_call and places == sorted(places) and places[0] >= 0
+        places = list(map(prompt.find, wanted))
+        has_calls = prompt.count("probe_f0") >= 2 or all(
+            one in prompt for one in ("abcdefghi", "jklmnopqr")
+        )
+        return has_calls and places == sorted(places) and places[0] >= 0
 
     # Templates that take it for reasoning (gpt-oss) leave it out later, and mean to.
-    if shows(turn, "shown", "probe-t1") or not shows_calls(render, rules):
+    if shows(turn, "shown", *texts) or not shows_calls(render, rules):
         return "shown"
     turn.append({"role": "assistant", "content": "probe-a1"})
     places: tuple[PlaceOfText, ...] = ("before", "after")
-    told = (place for place in places if shows(turn, place, "probe-t1", "probe-a1"))
+    told = (place for place in places if shows(turn, place, *texts, "probe-a1"))
     return next(told, "shown")
 
 

@@ -132,6 +132,16 @@ def test_tools_are_refused_when_the_template_would_ignore_them(source: str) -> N
     assert caught.value.param == "tools"
 
 
+def test_a_developer_s_message_is_the_system_s_where_the_template_only_mentions_the_word() -> None:
+    """Aya's and Command R's have a `Developer Preamble`."""
+    source = (
+        "# Developer Preamble{# developer #}{% for m in messages %}{% if m.role != 'developer' %}"
+        "<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+    )
+    text = render(source, [{"role": "developer", "content": "Be brief."}, *USER])
+    assert text == "# Developer Preamble<system>Be brief.<user>?"
+
+
 def test_tools_go_into_the_system_message_where_the_template_reads_them_there() -> None:
     """Phi-4-mini's own."""
     source = (
