@@ -385,3 +385,18 @@ def test_the_demo_model_renders_a_round_of_tool_use() -> None:
         '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>' in text
     )
     assert text.endswith("assistant\n")
+
+
+def test_arguments_are_objects_where_the_template_spells_them_in_a_way_of_its_own() -> None:
+    """Gemma 4's writes text between braces, too, which no model was trained on."""
+    source = (
+        "{% for m in messages %}<{{ m.role }}>{% for call in m.tool_calls or [] %}"
+        "call:{{ call.function.name }}{{ '{' }}{% set arguments = call.function.arguments %}"
+        "{% if arguments is mapping %}{% for key, value in arguments | items %}"
+        "{{ key }}:<|{{ value }}|>{% endfor %}{% elif arguments is string %}{{ arguments }}"
+        "{% endif %}{{ '}' }}{% endfor %}{% endfor %}"
+    )
+    function = {"name": "f", "arguments": '{"city": "Oslo"}'}
+    call = {"id": "call_1", "type": "function", "function": function}
+    asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert render(source, [*USER, asked]) == "<user><assistant>call:f{city:<|Oslo|>}"
