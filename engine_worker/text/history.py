@@ -29,6 +29,23 @@ _MAX_NESTED_TEXTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
+class LineBreaks:
+    """How many line breaks a template writes around what an assistant said.
+
+    The model wrote them itself, and so they may be in the message as well.
+
+    Attributes:
+        before_text: Behind reasoning.
+        after_text: Before calls.
+    """
+
+    before_reasoning: int = 0
+    after_reasoning: int = 0
+    before_text: int = 0
+    after_text: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryRules:
     """What a template can take.
 
@@ -58,6 +75,8 @@ class HistoryRules:
         text_beside_calls: A message with calls may have a text. Where the template leaves one of
             them out, the text becomes an answer `before` the calls, or, where no answer may stand
             there, goes before the next one `after` them.
+        breaks: Those that the template writes are left out of messages that have them, too: what
+            the model wrote comes out as it was, and is found in the cache.
     """
 
     developer: bool = True
@@ -76,6 +95,7 @@ class HistoryRules:
     several_calls: bool = True
     text_beside_reasoning: bool = True
     text_beside_calls: PlaceOfText = "shown"
+    breaks: LineBreaks = LineBreaks()
 
 
 def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
@@ -165,6 +185,8 @@ def _shaped_message(message: JsonObject, rules: HistoryRules) -> JsonObject:
         changed["content"] = None
     elif changed["content"] is None:
         changed["content"] = ""
+    if changed["role"] == "assistant":
+        _leave_out_breaks(changed, rules.breaks)
     reasoning = changed.get("reasoning_content")
     has_both = bool(reasoning and changed["content"] and changed.get("tool_calls"))
     if has_both and not rules.text_beside_reasoning:
@@ -183,6 +205,26 @@ def _shaped_message(message: JsonObject, rules: HistoryRules) -> JsonObject:
             for call in changed["tool_calls"]
         ]
     return changed
+
+
+def _leave_out_breaks(message: JsonObject, breaks: LineBreaks) -> None:
+    before_text = 0
+    for name in REASONING:
+        if message.get(name):
+            message[name] = _within(message[name], breaks.before_reasoning, breaks.after_reasoning)
+            before_text = breaks.before_text
+    after_text = breaks.after_text if message.get("tool_calls") else 0
+    if message["content"]:
+        message["content"] = _within(message["content"], before_text, after_text)
+
+
+def _within(text: str, before: int, after: int) -> str:
+    """A text without so many line breaks at its beginning and its end, as far as it has them."""
+    for _ in range(before):
+        text = text.removeprefix("\n")
+    for _ in range(after):
+        text = text.removesuffix("\n")
+    return text
 
 
 def arguments_as_object(arguments: str | JsonObject | None) -> JsonObject:
