@@ -157,7 +157,7 @@ def _with_names(messages: list[JsonObject]) -> list[JsonObject]:
 def _with_calls_as_text(message: JsonObject, *, is_tagged: bool) -> JsonObject:
     if not message.get("tool_calls"):
         return message
-    texts = [message["content"] or ""]
+    texts = [(message["content"] or "").removesuffix("\n")]
     for call in message["tool_calls"]:
         name, arguments = call["function"]["name"], call["function"]["arguments"]
         if is_tagged:

@@ -47,3 +47,15 @@ def test_breaks_stay_where_the_template_writes_none() -> None:
     assert text == "<user>\n?<assistant>\n[\nso\n]\nI look.\n(f)<tool>\n\nwarm\n"
     # Without reasoning before it, a text begins as it does.
     assert rendered(WITH_BREAKS, content="\nFour.") == "<user>\n?<assistant>\n\nFour."
+
+
+def test_calls_that_become_text_follow_it_on_the_next_line() -> None:
+    """Falcon H1's: its template shows no calls, and tells of `<tool_call>` tags."""
+    source = (
+        "{# <tool_call> #}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if tools %}{{ tools | length }}{% endif %}"
+    )
+    called = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
+    for said in ("I look.", "I look.\n"):
+        text = rendered(source, content=said, tool_calls=[CALL])
+        assert text == f"<user>?<assistant>I look.\n{called}<tool>\nwarm\n"
