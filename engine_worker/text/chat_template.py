@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from engine_worker.errors import (
     ChatTemplateError,
@@ -18,7 +17,13 @@ from engine_worker.errors import (
 from engine_worker.text.chat_messages import JsonObject
 from engine_worker.text.control_tokens import ControlTokens, Rendered
 from engine_worker.text.history import HistoryRules, shaped
-from engine_worker.text.history_probes import place_of_text, probe_rules, shows_calls
+from engine_worker.text.history_probes import (
+    line_breaks,
+    place_of_text,
+    probe_rules,
+    shows_calls,
+    wants_argument_texts,
+)
 from engine_worker.text.template_renderer import (
     MAX_COMPUTE_S,
     RENDERER,
@@ -311,29 +316,11 @@ class ChatTemplate:
         def render(messages: list[JsonObject]) -> str | None:
             return self._try(template, messages)
 
-        def shows_arguments(arguments: Any) -> bool:
-            """Whether a tool call with these arguments comes out of the template as JSON."""
-            call = {
-                "id": "call_000000000",
-                "type": "function",
-                "function": {"name": "f", "arguments": arguments},
-            }
-            content = None if wants_null_content else ""
-            text = render(
-                [
-                    {"role": "user", "content": "?"},
-                    {"role": "assistant", "content": content, "tool_calls": [call]},
-                ]
-            )
-            return text is not None and re.search(r'"penstock_probe":\s*"1"', text) is not None
-
-        probe = {"penstock_probe": "1"}
-        wants_text = not shows_arguments(probe) and shows_arguments(json.dumps(probe))
         rules = probe_rules(
             render,
             developer="developer" in source,
             null_content=wants_null_content,
-            argument_objects=not wants_text,
+            argument_objects=not wants_argument_texts(render, null_content=wants_null_content),
             call_tags="<tool_call>" in source,
         )
         if "tools" in source:
@@ -344,8 +331,13 @@ class ChatTemplate:
             is_shown = shows_calls(lambda one: self._try(template, one, [_PROBE_TOOL]), seen)
             rules = seen if is_shown else replace(rules, results=True)
         tools = [_PROBE_TOOL] if template.knows_tools else None
-        place = place_of_text(lambda one: self._try(template, one, tools), rules)
-        return replace(template, rules=replace(rules, text_beside_calls=place))
+
+        def render_with_tools(messages: list[JsonObject]) -> str | None:
+            return self._try(template, messages, tools)
+
+        rules = replace(rules, text_beside_calls=place_of_text(render_with_tools, rules))
+        rules = replace(rules, breaks=line_breaks(render_with_tools, rules))
+        return replace(template, rules=rules)
 
     def _with_rules_of_tools(self, template: _Template) -> _Template:
         """Whether tools make a difference to a short conversation, and what they need."""

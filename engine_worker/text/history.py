@@ -29,13 +29,30 @@ _MAX_NESTED_TEXTS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
+class LineBreaks:
+    """How many line breaks a template writes around what an assistant said.
+
+    The model wrote them itself, and so they may be in the message as well.
+
+    Attributes:
+        before_text: Behind reasoning.
+        after_text: Before calls.
+    """
+
+    before_reasoning: int = 0
+    after_reasoning: int = 0
+    before_text: int = 0
+    after_text: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class HistoryRules:
     """What a template can take.
 
     Attributes:
         developer: It has a role `developer`; otherwise those are system messages.
-        null_content: It asks whether the content of a call is none; otherwise that is an empty
-            text.
+        null_content: It asks whether the content of a call is none, so that one without text has
+            none; otherwise that is an empty text.
         argument_objects: Arguments of tool calls as objects, otherwise as JSON text.
         calls: Calls of tools; otherwise they become text of the assistant, which is `tagged` as
             `<tool_call>` or not.
@@ -58,6 +75,8 @@ class HistoryRules:
         text_beside_calls: A message with calls may have a text. Where the template leaves one of
             them out, the text becomes an answer `before` the calls, or, where no answer may stand
             there, goes before the next one `after` them.
+        breaks: Those that the template writes are left out of messages that have them, too: what
+            the model wrote comes out as it was, and is found in the cache.
     """
 
     developer: bool = True
@@ -76,6 +95,7 @@ class HistoryRules:
     several_calls: bool = True
     text_beside_reasoning: bool = True
     text_beside_calls: PlaceOfText = "shown"
+    breaks: LineBreaks = LineBreaks()
 
 
 def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
@@ -99,7 +119,7 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
         *earlier, last = shaped_messages
         shaped_messages = [message for message in earlier if not _is_empty(message)] + [last]
     if rules.text_beside_calls == "after":
-        shaped_messages = _with_text_after_calls(shaped_messages)
+        shaped_messages = _with_text_after_calls(shaped_messages, rules)
     if not rules.repeats:
         shaped_messages = _without_repeats(shaped_messages)
     if not rules.opening_answer:
@@ -116,7 +136,7 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     if rules.text_beside_calls == "before":
         shaped_messages = _with_text_before_calls(shaped_messages, rules)
     if not rules.several_calls:
-        shaped_messages = _with_one_call_each(shaped_messages)
+        shaped_messages = _with_one_call_each(shaped_messages, rules)
     return shaped_messages
 
 
@@ -137,7 +157,7 @@ def _with_names(messages: list[JsonObject]) -> list[JsonObject]:
 def _with_calls_as_text(message: JsonObject, *, is_tagged: bool) -> JsonObject:
     if not message.get("tool_calls"):
         return message
-    texts = [message["content"] or ""]
+    texts = [(message["content"] or "").removesuffix("\n")]
     for call in message["tool_calls"]:
         name, arguments = call["function"]["name"], call["function"]["arguments"]
         if is_tagged:
@@ -161,8 +181,12 @@ def _shaped_message(message: JsonObject, rules: HistoryRules) -> JsonObject:
     changed = dict(message)
     if changed["role"] == "developer" and not rules.developer:
         changed["role"] = "system"
-    if changed["content"] is None and not (rules.null_content and changed.get("tool_calls")):
+    if not (changed["content"] or "").strip() and rules.null_content and changed.get("tool_calls"):
+        changed["content"] = None
+    elif changed["content"] is None:
         changed["content"] = ""
+    if changed["role"] == "assistant":
+        _leave_out_breaks(changed, rules.breaks)
     reasoning = changed.get("reasoning_content")
     has_both = bool(reasoning and changed["content"] and changed.get("tool_calls"))
     if has_both and not rules.text_beside_reasoning:
@@ -181,6 +205,26 @@ def _shaped_message(message: JsonObject, rules: HistoryRules) -> JsonObject:
             for call in changed["tool_calls"]
         ]
     return changed
+
+
+def _leave_out_breaks(message: JsonObject, breaks: LineBreaks) -> None:
+    before_text = 0
+    for name in REASONING:
+        if message.get(name):
+            message[name] = _within(message[name], breaks.before_reasoning, breaks.after_reasoning)
+            before_text = breaks.before_text
+    after_text = breaks.after_text if message.get("tool_calls") else 0
+    if message["content"]:
+        message["content"] = _within(message["content"], before_text, after_text)
+
+
+def _within(text: str, before: int, after: int) -> str:
+    """A text without so many line breaks at its beginning and its end, as far as it has them."""
+    for _ in range(before):
+        text = text.removeprefix("\n")
+    for _ in range(after):
+        text = text.removesuffix("\n")
+    return text
 
 
 def arguments_as_object(arguments: str | JsonObject | None) -> JsonObject:
@@ -258,12 +302,12 @@ def _with_text_before_calls(messages: list[JsonObject], rules: HistoryRules) -> 
         if _has_text_and_calls(message):
             changed.append({name: one for name, one in message.items() if name != "tool_calls"})
             message = {name: one for name, one in message.items() if name not in REASONING}
-            message["content"] = None if rules.null_content else ""
+            message["content"] = _no_text(rules)
         changed.append(message)
     return changed
 
 
-def _with_text_after_calls(messages: list[JsonObject]) -> list[JsonObject]:
+def _with_text_after_calls(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     """What is said beside calls at the beginning of the answer that follows them.
 
     Without one it is the answer that stands before the user's next message, or is left out.
@@ -273,7 +317,7 @@ def _with_text_after_calls(messages: list[JsonObject]) -> list[JsonObject]:
     for message in messages:
         if _has_text_and_calls(message):
             said.append(message["content"])
-            message = {**message, "content": ""}
+            message = {**message, "content": _no_text(rules)}
         elif said and message["role"] in ("user", "assistant") and not message.get("tool_calls"):
             told = {"role": "assistant", "content": _BETWEEN.join(said)}
             said = []
@@ -283,6 +327,11 @@ def _with_text_after_calls(messages: list[JsonObject]) -> list[JsonObject]:
                 message = _joined([told, message])
         changed.append(message)
     return changed
+
+
+def _no_text(rules: HistoryRules) -> str | None:
+    """The content of calls beside which nothing is said."""
+    return None if rules.null_content else ""
 
 
 def _has_text_and_calls(message: JsonObject) -> bool:
@@ -347,7 +396,7 @@ def _with_ids(messages: list[JsonObject], new_id: NewId) -> list[JsonObject]:
     return changed
 
 
-def _with_one_call_each(messages: list[JsonObject]) -> list[JsonObject]:
+def _with_one_call_each(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     """Each call in a message of its own; results follow their calls, those of no call the last."""
     changed: list[JsonObject] = []
     place = 0
@@ -369,7 +418,7 @@ def _with_one_call_each(messages: list[JsonObject]) -> list[JsonObject]:
             if number:
                 # Text and reasoning came before the first one.
                 message = {name: one for name, one in message.items() if name not in REASONING}
-                message["content"] = ""
+                message["content"] = _no_text(rules)
             changed += [{**message, "tool_calls": [call]}, *own]
     return changed
 

@@ -1,10 +1,18 @@
 """Finds out, by rendering short conversations, which of them a chat template can take."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, Literal
 
-from engine_worker.text.history import REASONING, HistoryRules, JsonObject, PlaceOfText, shaped
+from engine_worker.text.history import (
+    REASONING,
+    HistoryRules,
+    JsonObject,
+    LineBreaks,
+    PlaceOfText,
+    shaped,
+)
 
 Render = Callable[[list[JsonObject]], str | None]
 """The text of a conversation; None when the template refuses it."""
@@ -25,8 +33,8 @@ def probe_rules(
 
     Args:
         render: By the template.
-        developer: See `HistoryRules`, as the next two.
-        null_content: Read from its source.
+        developer: Its source has the word, which may mean something else.
+        null_content: See `HistoryRules`, as the next; read from its source.
         argument_objects: Found by rendering a call.
         call_tags: It tells the model to write calls between `<tool_call>` tags.
     """
@@ -50,9 +58,10 @@ def probe_rules(
         # A template that shows no plain conversation tells nothing about others.
         return known
     takes_system = shows(system, first)
+    takes_developer = developer and shows(("developer", "probe-d1"), first)
     late = ("system", "probe-s2")
     return HistoryRules(
-        developer=developer,
+        developer=takes_developer,
         null_content=null_content,
         argument_objects=argument_objects,
         calls="shown" if shows_calls(render, known) else "tagged" if call_tags else "text",
@@ -70,6 +79,28 @@ def probe_rules(
     )
 
 
+def wants_argument_texts(render: Render, *, null_content: bool) -> bool:
+    """Whether arguments of calls have to be JSON text, not objects.
+
+    Args:
+        render: By the template.
+        null_content: See `HistoryRules`.
+    """
+
+    def shown(arguments: str | JsonObject) -> str:
+        function = {"name": "f", "arguments": arguments}
+        call = {"id": "call_000000000", "type": "function", "function": function}
+        content = None if null_content else ""
+        answer = {"role": "assistant", "content": content, "tool_calls": [call]}
+        return render([{"role": "user", "content": "?"}, answer]) or ""
+
+    probe = {"penstock_probe": "1"}
+    as_object = shown(probe)
+    # An object may be spelt in a way of the model's own, but not as Python writes it.
+    is_spelt = "penstock_probe" in as_object and repr(probe) not in as_object
+    return not is_spelt and json.dumps(probe) in shown(json.dumps(probe))
+
+
 def shows_calls(render: Render, rules: HistoryRules) -> bool:
     """Whether a call is seen in the prompt: its tool, or its id."""
     *call, _result = shaped(_with_calls("abcdefghi"), rules)
@@ -84,23 +115,59 @@ def place_of_text(render: Render, rules: HistoryRules) -> PlaceOfText:
         render: By the template.
         rules: All others.
     """
-    question, calls, result = _with_calls("abcdefghi")
-    turn = [question, {**calls, "content": "probe-t1"}, result]
+    # Twice: some templates write the first calls of a conversation otherwise than all later ones.
+    question, first, result = _with_calls("abcdefghi")
+    _, second, other = _with_calls("jklmnopqr")
+    first, second = {**first, "content": "probe-t1"}, {**second, "content": "probe-t2"}
+    turn = [question, first, result, second, other]
+    texts = ("probe-t1", "probe-t2")
 
-    def shows(turns: list[JsonObject], place: PlaceOfText, *texts: str) -> bool:
-        """Whether the texts come out in their order, and the call."""
+    def shows(turns: list[JsonObject], place: PlaceOfText, *wanted: str) -> bool:
+        """Whether texts come out in their order, and both calls."""
         prompt = render(shaped(turns, replace(rules, text_beside_calls=place))) or ""
-        places = list(map(prompt.find, texts))
-        has_call = "probe_f0" in prompt or "abcdefghi" in prompt
-        return has_call and places == sorted(places) and places[0] >= 0
+        places = list(map(prompt.find, wanted))
+        has_calls = prompt.count("probe_f0") >= 2 or all(
+            one in prompt for one in ("abcdefghi", "jklmnopqr")
+        )
+        return has_calls and places == sorted(places) and places[0] >= 0
 
     # Templates that take it for reasoning (gpt-oss) leave it out later, and mean to.
-    if shows(turn, "shown", "probe-t1") or not shows_calls(render, rules):
+    if shows(turn, "shown", *texts) or not shows_calls(render, rules):
         return "shown"
     turn.append({"role": "assistant", "content": "probe-a1"})
     places: tuple[PlaceOfText, ...] = ("before", "after")
-    told = (place for place in places if shows(turn, place, "probe-t1", "probe-a1"))
+    told = (place for place in places if shows(turn, place, *texts, "probe-a1"))
     return next(told, "shown")
+
+
+def line_breaks(render: Render, rules: HistoryRules) -> LineBreaks:
+    """Those that the template writes.
+
+    Args:
+        render: By the template.
+        rules: All others.
+    """
+    question, calls, result = _with_calls("abcdefghi")
+    text, thought = {"content": "probe-t1"}, dict.fromkeys(REASONING, "probe-r1")
+
+    def shown(*turns: JsonObject) -> str:
+        return render(shaped([question, *turns], rules)) or ""
+
+    beside = shown({**calls, **text}, result)
+    prompts = [
+        shown({**calls, **text, **thought}, result),
+        shown({"role": "assistant", **text, **thought}),
+    ]
+    thinking = next((prompt for prompt in prompts if "probe-r1" in prompt), "")
+    head, _, tail = thinking.partition("probe-r1")
+    between, has_text, _ = tail.partition("probe-t1")
+    behind = beside.partition("probe-t1")[2] if rules.text_beside_calls == "shown" else ""
+    return LineBreaks(
+        before_reasoning=len(head) - len(head.rstrip("\n")),
+        after_reasoning=len(tail) - len(tail.lstrip("\n")),
+        before_text=len(between) - len(between.rstrip("\n")) if has_text else 0,
+        after_text=len(behind) - len(behind.lstrip("\n")),
+    )
 
 
 def _shows_results(render: Render, rules: HistoryRules) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Literal
+from typing import Final, Literal
 
 from toolparser_worker.machine.blanks import after_space, stripped
 from toolparser_worker.machine.coercion import coerced, is_plain_text, schema_types
@@ -28,6 +28,7 @@ from toolparser_worker.machine.reading import (
 from toolparser_worker.machine.tool_schemas import Schema, ToolSchemas, member_schema, schema_part
 
 _BARE_KEY_END = re.compile(r"[:{}\[\],<]")
+_PYTHON_NAMES: Final = {"None": "null", "True": "true", "False": "false"}
 _BARE_VALUE_END = re.compile(r"[{}\[\],<]")
 _JSON_QUOTE = '"'
 
@@ -257,9 +258,15 @@ class BracedCallReader(CallReader[BracedBody]):
         if found is None:
             return MOVED, stop
         bare = stripped("".join(self._short))
-        self._write(self._typed(bare) if bare else "null", self._base + stop)
+        self._write(self._bare(bare) if bare else "null", self._base + stop)
         self._value_ended()
         return MOVED, stop
+
+    def _bare(self, text: str) -> str:
+        """The JSON of a value without quotes; some templates show Python's names in a history."""
+        types = schema_types(self._value_schema())
+        is_text = "string" in types or (not types and self._undeclared() == "text")
+        return self._typed(text if is_text else _PYTHON_NAMES.get(text, text))
 
     def _json_string(self, text: str, position: int) -> Answer:
         """A string in ordinary quotes, which these formats do not write but models do."""

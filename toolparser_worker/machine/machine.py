@@ -90,7 +90,8 @@ class Machine(MessageStates):
         """What may stand before everything else."""
         reasoning = self._reasoning
         starts = reasoning.starts + reasoning.first_starts
-        if reasoning.opens == "marked" and reasoning.drops_stray_ends:
+        is_stray = self._channel is not Channel.REASONING  # else it ends what the prompt began
+        if is_stray and reasoning.opens == "marked" and reasoning.drops_stray_ends:
             return starts + reasoning.ends
         return starts
 

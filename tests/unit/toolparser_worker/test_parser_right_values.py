@@ -445,3 +445,20 @@ def test_a_value_in_cdata_ends_with_its_element_also_on_the_next_line(blank: str
     opening = '<function name="f"><param name="x"><![CDATA[<b>]] > </param>'
     text = f'{opening}]]>{blank}</param><param name="n">7</param></function>'
     assert values(read("minicpm5", text)) == [("f", {"x": "<b>]] > </param>", "n": 7})]
+
+
+def test_bare_names_of_python_are_values_where_texts_have_quotes() -> None:
+    """The templates of Gemma 4's first releases show null as None."""
+    braces = "{n:None,l:[True,False,null,{a:None}],o:{k:None},x:None,z:None}"
+    assert values(read("gemma4", GEMMA.replace("{}", braces))) == [
+        (
+            "f",
+            {
+                "n": None,
+                "l": [True, False, None, {"a": None}],
+                "o": {"k": None},
+                "x": "None",  # the schema says text
+                "z": None,
+            },
+        )
+    ]

@@ -56,6 +56,15 @@ def parsed(opened: Session, text: str) -> tuple[str, str]:
     return found["reasoning"], found["content"]
 
 
+@pytest.mark.parametrize("name", sorted(set(CLOSABLE) - set(FRAMED)))
+@pytest.mark.parametrize("thought", ["", "\n", "\n\n"])
+def test_a_thought_of_nothing_ends_where_the_prompt_began_it(name: str, thought: str) -> None:
+    declared = FORMATS[name]
+    opened = session(name, prompt_tail=opened_prompt(declared))
+    reasoning, content = parsed(opened, f"{thought}{declared.closing}Four.")
+    assert (reasoning.strip(), content) == ("", "Four.")
+
+
 @pytest.mark.parametrize("name", CLOSABLE)
 @pytest.mark.parametrize("writes_marker", [False, True])
 def test_what_the_engine_ends_is_told_apart_there(name: str, writes_marker: bool) -> None:

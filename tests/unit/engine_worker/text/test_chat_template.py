@@ -132,6 +132,16 @@ def test_tools_are_refused_when_the_template_would_ignore_them(source: str) -> N
     assert caught.value.param == "tools"
 
 
+def test_a_developer_s_message_is_the_system_s_where_the_template_only_mentions_the_word() -> None:
+    """Aya's and Command R's have a `Developer Preamble`."""
+    source = (
+        "# Developer Preamble{# developer #}{% for m in messages %}{% if m.role != 'developer' %}"
+        "<{{ m.role }}>{{ m.content }}{% endif %}{% endfor %}"
+    )
+    text = render(source, [{"role": "developer", "content": "Be brief."}, *USER])
+    assert text == "# Developer Preamble<system>Be brief.<user>?"
+
+
 def test_tools_go_into_the_system_message_where_the_template_reads_them_there() -> None:
     """Phi-4-mini's own."""
     source = (
@@ -375,3 +385,18 @@ def test_the_demo_model_renders_a_round_of_tool_use() -> None:
         '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>' in text
     )
     assert text.endswith("assistant\n")
+
+
+def test_arguments_are_objects_where_the_template_spells_them_in_a_way_of_its_own() -> None:
+    """Gemma 4's writes text between braces, too, which no model was trained on."""
+    source = (
+        "{% for m in messages %}<{{ m.role }}>{% for call in m.tool_calls or [] %}"
+        "call:{{ call.function.name }}{{ '{' }}{% set arguments = call.function.arguments %}"
+        "{% if arguments is mapping %}{% for key, value in arguments | items %}"
+        "{{ key }}:<|{{ value }}|>{% endfor %}{% elif arguments is string %}{{ arguments }}"
+        "{% endif %}{{ '}' }}{% endfor %}{% endfor %}"
+    )
+    function = {"name": "f", "arguments": '{"city": "Oslo"}'}
+    call = {"id": "call_1", "type": "function", "function": function}
+    asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert render(source, [*USER, asked]) == "<user><assistant>call:f{city:<|Oslo|>}"

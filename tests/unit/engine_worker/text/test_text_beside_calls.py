@@ -41,6 +41,14 @@ CALLS_WITHOUT_TEXT = (
     + "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
 )
 """DeepSeek R1's, which leaves out the calls beside a text."""
+ONCE = (
+    "{% set ns = namespace(called=false) %}{% for m in messages %}<{{ m.role }}>"
+    "{% if m.tool_calls %}{% if not ns.called and m['content'] is not none %}{{ m['content'] }}"
+    "{% endif %}{% set ns.called = true %}"
+    + CALLS
+    + "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+)
+"""DeepSeek V3's, which shows text beside the first calls of a conversation alone."""
 BOTH = "{% for m in messages %}<{{ m.role }}>{{ m.content }}" + CALLS + "{% endfor %}"
 
 
@@ -77,18 +85,28 @@ TURN = [USER, asked("I look.", "f"), result("f", "warm"), ANSWER, AGAIN]
             "<user>?<assistant>I look.<assistant>(f)<tool>warm<assistant>Warm.<user>So?",
         ),
         (
+            ONCE,
+            "<user>?<assistant>I look.<assistant>(f)<tool>warm<assistant>Warm.<user>So?",
+        ),
+        (
             CALLS_WITHOUT_TEXT,
             "<user>?<assistant>I look.<assistant>(f)<tool>warm<assistant>Warm.<user>So?",
         ),
         (ALTERNATING, "<user>?<assistant>(f)<tool>warm<assistant>I look.\n\nWarm.<user>So?"),
         (AS_REASONING, "<user>?<assistant>(f)<tool>warm<assistant>Warm.<user>So?"),
     ],
-    ids=["both", "one or the other", "text alone", "alternating", "as reasoning"],
+    ids=["both", "one or the other", "once", "text alone", "alternating", "as reasoning"],
 )
 def test_text_and_calls_are_kept_where_the_template_would_leave_one_out(
     source: str, text: str
 ) -> None:
     assert rendered(source, *TURN) == text
+
+
+@pytest.mark.parametrize("content", [None, "", "\n"])
+def test_calls_beside_an_empty_text_are_calls_beside_none(content: str | None) -> None:
+    turn = [USER, asked(content, "f"), result("f", "warm")]
+    assert rendered(CALLS_WITHOUT_TEXT, *turn) == "<user>?<assistant>(f)<tool>warm"
 
 
 def test_what_was_said_before_is_said_before_each_of_several_calls_once() -> None:
