@@ -8,7 +8,7 @@ from gateway import bridge
 from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.organization import shapes
-from gateway.http.query import query_flag, query_text
+from gateway.http.query import check_query, query_flag, query_text
 from gateway.http.routes.administration.keys import (
     actor_of,
     admin_json,
@@ -21,7 +21,6 @@ from gateway.http.routes.organization.parts import (
     PROJECT,
     PROJECTS,
     change,
-    check_query,
     expiry,
     find,
     find_keys,
