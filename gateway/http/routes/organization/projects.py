@@ -1,6 +1,6 @@
 """OpenAI's organization API: projects, which are teams here, and keys."""
 
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
@@ -150,24 +150,33 @@ async def list_project_keys(request: Request, project_id: str) -> Response:
         raise InvalidRequestError(
             "Inactive keys aren't listed by themselves; ask for any.", param="owner_project_access"
         )
-    await one(request, "team", project_id)
-    found = await find_keys(
-        request,
-        team_id=project_id,
-        status="active" if access == "active" else "",
-        limit=limit_of_page(request),
-        after_key_id=query_text(request, "after"),
-    )
-    owners = await owners_of(request, found.keys)
-    data = [shapes.project_key(key, owner) for key, owner in zip(found.keys, owners, strict=True)]
-    return admin_json(shapes.page(data, has_more=found.has_more))
+    team = await one(request, "team", project_id)
+    limit, after = limit_of_page(request), query_text(request, "after")
+    data: list[dict[str, Any]] = []
+    while len(data) <= limit:
+        found = await find_keys(
+            request,
+            team_id=project_id,
+            status="active" if access == "active" else "",
+            limit=limit + 1,
+            after_key_id=after,
+        )
+        owners = await owners_of(request, found.keys)
+        data += [
+            shapes.project_key(key, owner, team)
+            for key, owner in zip(found.keys, owners, strict=True)
+            if access != "active" or shapes.has_access(key, owner, team)
+        ]
+        if not found.has_more:
+            break
+        after = found.keys[-1].key_id
+    return admin_json(shapes.page(data[:limit], has_more=len(data) > limit))
 
 
 @router.get(_KEY)
 async def get_project_key(request: Request, project_id: str, key_id: str) -> Response:
     """One key of a project."""
-    key = await _project_key(request, project_id, key_id)
-    return admin_json(shapes.project_key(key, await owner_of(request, key)))
+    return await _told(request, await _project_key(request, project_id, key_id))
 
 
 @router.post(_KEY, openapi_extra=body_schema(ChangeProjectKeyRequest))
@@ -187,8 +196,7 @@ async def change_project_key(request: Request, project_id: str, key_id: str) -> 
     question = bridge.update_key(
         request.state.request_id, actor_of(request), key_id, fields, settings
     )
-    key = (await administer_keys(request, question)).keys[0]
-    return admin_json(shapes.project_key(key, await owner_of(request, key)))
+    return await _told(request, (await administer_keys(request, question)).keys[0])
 
 
 @router.delete(_KEY)
@@ -197,6 +205,12 @@ async def delete_project_key(request: Request, project_id: str, key_id: str) -> 
     await _project_key(request, project_id, key_id)
     await _delete_key(request, key_id)
     return admin_json(shapes.deleted("organization.project.api_key", key_id))
+
+
+async def _told(request: Request, key: KeyDetails) -> Response:
+    """A key of a project, as it is shown."""
+    team = await one(request, "team", key.settings.team_id)
+    return admin_json(shapes.project_key(key, await owner_of(request, key), team))
 
 
 async def _delete_key(request: Request, key_id: str) -> None:
