@@ -22,7 +22,7 @@ def test_what_waited_for_days_for_its_webhook_is_not_given_up_at_the_first_failu
             actor=ADMIN,
             kind="webhook",
             resource_id=made.resource_id,
-            action=action,  # type: ignore[arg-type]
+            action=action,
         )
         assert isinstance(harness.ask(command), ResourcesFound)
         harness.clock.advance(MAX_AGE_S + 1)
