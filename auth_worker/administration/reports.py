@@ -192,8 +192,14 @@ class Reports:
         used = max(0, meter.total)
         begins_s, ends_s = _span(meter)
         span_s = SLIDING_S.get(limit.window.kind)
-        began_s = max(begins_s or 0.0, limit.created_at) if span_s is None else wall_s - span_s
-        projection = project(used, meter.amount, began_s=began_s, ends_s=ends_s, now_s=wall_s)
+        projection = project(
+            used,
+            meter.amount,
+            began_s=max(begins_s or 0.0, limit.created_at),
+            ends_s=ends_s,
+            now_s=wall_s,
+            span_s=span_s,
+        )
         counts = limit.measure != "parallel"
         return LimitStanding(
             limit_id=limit.limit_id,

@@ -250,9 +250,11 @@ class ResourceAdministration:
                 self._commanded.put(limit_of(resource_id, settings, before.created_at))
             case WebhookSettings():
                 _check_reads_audit(actor)
+                hook = self._webhook(resource_id)
                 if "url" in fields:
                     self._check_target(settings.url)
-                _set(self._webhook(resource_id), settings, fields)
+                    hook.begin_anew()  # what the other target refused this one may take
+                _set(hook, settings, fields)
             case PriceSettings() if "models" in fields:
                 self._check_is_first(settings.models, but_for=resource_id)
                 self._commanded_models[resource_id] = settings.models
@@ -440,8 +442,8 @@ class ResourceAdministration:
         if command.action == "suspend":
             hook.suspended_at = now if hook.suspended_at is None else hook.suspended_at
         else:
-            hook.suspended_at, hook.num_failed = None, 0
-            hook.next_attempt_ms = hook.failing_since_ms = 0
+            hook.suspended_at = None
+            hook.begin_anew()
         values = {"suspended_at": hook.suspended_at}
         return ChangeResourceRow("webhook", hook.webhook_id, values, entry)
 

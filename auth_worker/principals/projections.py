@@ -23,7 +23,13 @@ class Projection(NamedTuple):
 
 
 def project(
-    used: int, amount: int, *, began_s: float, ends_s: float | None, now_s: float
+    used: int,
+    amount: int,
+    *,
+    began_s: float,
+    ends_s: float | None,
+    now_s: float,
+    span_s: float | None = None,
 ) -> Projection:
     """The projection of a window.
 
@@ -33,8 +39,11 @@ def project(
         began_s: When counting began, Unix seconds, as are the others.
         ends_s: None where the window has no end.
         now_s: Now.
+        span_s: Seconds in which it was used at most, of a window that slides.
     """
     elapsed_s = max(MIN_ELAPSED_S, now_s - began_s)
+    if span_s is not None:
+        elapsed_s = min(span_s, elapsed_s)
     pace = used / elapsed_s
     left_s = None if ends_s is None else max(0.0, ends_s - now_s)
     projected = None if left_s is None else used + round(pace * left_s)

@@ -37,6 +37,10 @@ class StoredWebhook:
     next_attempt_ms: int = 0
     failing_since_ms: int = 0
 
+    def begin_anew(self) -> None:
+        """Attempt at once, whatever failed before."""
+        self.num_failed = self.next_attempt_ms = self.failing_since_ms = 0
+
     def wants(self, action: str) -> bool:
         """Whether it is told of an action."""
         return any(fnmatchcase(action, glob) for glob in self.events)

@@ -16,6 +16,17 @@ MAX_TEXT_CHARACTERS = 200
 MAX_DIGITS = 15
 
 
+def check_query(request: Request, *known: str) -> None:
+    """Refuse what would be ignored: a misspelt filter lists everything.
+
+    Raises:
+        InvalidRequestError: The query names something that this server doesn't heed.
+    """
+    for name in request.query_params:
+        if name not in known:
+            raise InvalidRequestError(f"`{name[:64]}` has no meaning here.", param=name[:64])
+
+
 def page_size(request: Request) -> int:
     """`limit`, from 1 to `MAX_PAGE`.
 

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.http.openapi.queries import QUERIES
 from tests.fakes.fork_server import AUTH_WORKER, Forked
 from tests.fakes.running_gateway import RunningGateway, running_gateway
 
@@ -101,6 +102,21 @@ async def test_users_and_teams_live_over_http(socket_dir: Path, tmp_path: Path) 
         assert (await models())[0] == 401
         assert (await admin("GET", f"keys/{key['id']}"))["status"] == "revoked"
         assert await admin.refused("GET", f"users/{user['id']}", 404) == "id"
+        await _queries_are_heeded_or_refused(gateway)
+
+
+async def _queries_are_heeded_or_refused(gateway: RunningGateway) -> None:
+    """A misspelt filter would list everything, to whoever deletes what is listed."""
+    for path, parameters in QUERIES.items():
+        if not path.startswith(("/v1/admin", "/v1/usage", "/v1/budget")):
+            continue
+        answer = await gateway.client.get(path, params={"teams": "x"}, headers=ADMIN)
+        assert answer.status_code == 400, path
+        assert answer.json()["error"]["param"] == "teams", path
+        for parameter in parameters:
+            name = parameter["name"]
+            answer = await gateway.client.get(path, params={name: "7"}, headers=ADMIN)
+            assert "has no meaning" not in answer.text, (path, name)
 
 
 WRONG: list[tuple[str, dict[str, Any], str]] = [

@@ -182,6 +182,11 @@ QUERIES: Final[dict[str, list[Parameter]]] = {
     "/v1/admin/limits": _OF_LIMITS,
     "/v1/admin/budgets": _OF_LIMITS,
     "/v1/admin/prices": [_LIMIT, _AFTER],
+    "/v1/admin/webhooks": [
+        _LIMIT,
+        _AFTER,
+        _text("status", "Only those of this status.", ("active", "suspended")),
+    ],
     "/v1/responses/{response_id}": [
         _text("stream", "`true` tells the response as events.", ("true", "false")),
         _number("starting_after", "The sequence number of the last event that is known."),

@@ -93,7 +93,7 @@ def admin_key(key: KeyDetails, secret: str = "") -> dict[str, Any]:
     return record | ({"value": secret} if secret else {})
 
 
-def project_key(key: KeyDetails, user: Resource | None) -> dict[str, Any]:
+def project_key(key: KeyDetails, user: Resource | None, team: Resource) -> dict[str, Any]:
     """A key of a team; one that belongs to nobody shows as its own service account."""
     return {
         "object": "organization.project.api_key",
@@ -104,8 +104,17 @@ def project_key(key: KeyDetails, user: Resource | None) -> dict[str, Any]:
         "expires_at": key.settings.expires_at,
         "last_used_at": key.last_used_at,
         "owner": _key_owner(key, user),
-        "owner_project_access": "active" if key.status == "active" else "inactive",
+        "owner_project_access": "active" if has_access(key, user, team) else "inactive",
     }
+
+
+def has_access(key: KeyDetails, user: Resource | None, team: Resource) -> bool:
+    """Whether a key of a team opens anything: it, its team and its user are as they should be."""
+    if key.status != "active" or team.suspended_at is not None:
+        return False
+    if not key.settings.user_id:
+        return True
+    return user is not None and user.suspended_at is None and team.resource_id in user.team_ids
 
 
 def _key_owner(key: KeyDetails, user: Resource | None) -> dict[str, Any]:

@@ -257,7 +257,7 @@ def test_the_environments_key_is_changed_in_the_environment(bench: AuthHandlerBe
             request_id="r",
             actor=Actor(key_id="key_admin"),
             key_id="key_environment",
-            action=action,  # type: ignore[arg-type]
+            action=action,
         )
         refused = bench.ask(command)
         assert isinstance(refused, Failure)

@@ -311,7 +311,7 @@ def test_a_disk_without_room_for_a_backup_is_named_by_what_has_none(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     harness.begin_anew(is_bare=True)
-    monkeypatch.setattr(backup.shutil, "copyfile", fills_up)
+    monkeypatch.setattr("auth_worker.storage.backup.shutil.copyfile", fills_up)
     assert run(harness, "restore", str(file)) == maintenance.FAILED
     said = one_line(capsys)
     assert said.startswith(f"{harness.data_dir / DATABASE_NAME}.restored can't be used: No space")

@@ -2,7 +2,14 @@
 
 import pytest
 
+from auth_worker.administration.reports import Reports
+from auth_worker.principals.keys import ANONYMOUS_KEY_ID
+from auth_worker.principals.limit_rules import WindowKind
 from auth_worker.principals.projections import DAY_S, project
+from protocol.wire.messages import Actor, ReadStanding
+from tests.fakes.auth_parts import START_S
+from tests.fakes.limit_bench import bench_of
+from tests.fakes.limit_parts import limit
 
 BEGAN_S = 1_750_000_000.0
 MONTH_S = 30 * DAY_S
@@ -54,3 +61,27 @@ def test_nothing_used_lasts_and_nothing_left_is_zero_days(
 ) -> None:
     projection = project(used, amount, began_s=BEGAN_S, ends_s=None, now_s=BEGAN_S + DAY_S)
     assert projection.days_left == days_left
+
+
+@pytest.mark.parametrize(
+    ("window", "age_s", "daily_burn"),
+    [
+        ("minute", 9 * DAY_S, 100 * 1440),
+        ("minute", 60.0, 100 * 1440),
+        ("hour", 9 * DAY_S, 100 * 24),
+        ("day", 9 * DAY_S, 100),
+        ("day", DAY_S / 2, 200),
+        ("day", 60.0, 100 * 24),
+    ],
+)
+def test_the_pace_of_a_window_that_slides_is_that_of_its_span_or_of_its_life_so_far(
+    window: WindowKind, age_s: float, daily_burn: int
+) -> None:
+    budget = limit("money", 10**6, window, "house", created_at=int(START_S - age_s))
+    bench = bench_of(budget)
+    meter = bench.authority.meter_of(budget)
+    meter.settle(bench.clock.monotonic, 0, 100)
+    wanted = ReadStanding(request_id="r", reader=Actor(key_id=ANONYMOUS_KEY_ID))
+    told = Reports(bench.authority, bench.clock).told(wanted, None)
+    (standing,) = told.limits
+    assert (standing.used, standing.daily_burn) == (100, daily_burn)

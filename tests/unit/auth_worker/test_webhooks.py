@@ -274,29 +274,6 @@ def test_an_entry_that_could_not_be_delivered_for_days_is_given_up(tmp_path: Pat
     assert harness.tick() == ["key_deleted"]
 
 
-def test_what_waited_for_days_for_its_webhook_is_not_given_up_at_the_first_failure(
-    tmp_path: Path,
-) -> None:
-    harness = Harness(tmp_path)
-    made = harness.make()
-    harness.happen("key_revoked")
-    for action in ("suspend", "reactivate"):
-        command = ChangeResource(
-            request_id="c",
-            actor=ADMIN,
-            kind="webhook",
-            resource_id=made.resource_id,
-            action=action,  # type: ignore[arg-type]
-        )
-        assert isinstance(harness.ask(command), ResourcesFound)
-        harness.clock.advance(MAX_AGE_S + 1)
-    harness.answer = lambda event: OutboundError("away")
-    assert harness.tick() == ["key_revoked"]
-    harness.clock.advance(BACKOFF_S[0])
-    harness.answer = lambda event: 200
-    assert harness.tick() == ["key_revoked"]
-
-
 def test_a_target_that_is_gone_for_good_is_suspended(tmp_path: Path) -> None:
     harness = Harness(tmp_path)
     made = harness.make()

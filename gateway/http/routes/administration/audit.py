@@ -8,18 +8,20 @@ from fastapi import APIRouter, Request, Response
 from gateway import bridge
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.parts import parts_of
-from gateway.http.query import page_size, query_number, query_text
+from gateway.http.query import check_query, page_size, query_number, query_text
 from gateway.http.routes.administration.keys import actor_of, admin_json
 from protocol.wire.messages import AuditOutcome, AuditPage, AuditRecord
 
 router = APIRouter(route_class=GuardedRoute, tags=["admin"])
 
 _ORDERS = ("desc", "asc")
+_FILTERS = ("key_id", "actor", "action", "outcome")
 
 
 @router.get("/v1/admin/audit-logs")
 async def list_entries(request: Request) -> Response:
     """A page of entries, newest first; `after` is `last_id` of the page before."""
+    check_query(request, *_FILTERS, "since", "until", "order", "after", "limit")
     order = query_text(request, "order", one_of=_ORDERS)
     since, until = query_number(request, "since"), query_number(request, "until")
     question = bridge.read_audit(

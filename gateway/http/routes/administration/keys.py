@@ -12,7 +12,7 @@ from gateway import bridge
 from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute, caller_of, read_body
 from gateway.http.parts import parts_of
-from gateway.http.query import page_size, query_text
+from gateway.http.query import check_query, page_size, query_text
 from gateway.http.schemas.administration.keys import (
     ChangeKeyRequest,
     CreateKeyRequest,
@@ -64,6 +64,7 @@ async def create_key(request: Request) -> Response:
 @router.get(_KEYS)
 async def list_keys(request: Request) -> Response:
     """A page of keys, newest first; `after` is the last id of the page before."""
+    check_query(request, "role", "status", "owner", "tag", "user_id", "team_id", "after", "limit")
     question = bridge.find_keys(
         request.state.request_id,
         actor_of(request),

@@ -12,7 +12,7 @@ from gateway import bridge
 from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.parts import parts_of
-from gateway.http.query import page_size, query_text
+from gateway.http.query import check_query, page_size, query_text
 from gateway.http.routes.administration.keys import actor_of, admin_json, body_of
 from gateway.http.schemas.administration.resources import (
     ChangeLimitRequest,
@@ -149,6 +149,7 @@ def _add_routes(of: ResourceRoutes) -> None:
         )
 
     async def list_page(request: Request) -> Response:
+        check_query(request, *_FILTERS_OF.get(kind, ()), "after", "limit")
         question = bridge.find_resources(
             request.state.request_id,
             actor_of(request),
@@ -266,6 +267,15 @@ def _with_ids(handler: Any, *names: str) -> Callable[..., Awaitable[Response]]:
 
 for _resource in RESOURCES:
     _add_routes(_resource)
+
+_FILTERS_OF: Final[dict[ResourceKind, tuple[str, ...]]] = {
+    "user": ("status", "tag", "team_id"),
+    "team": ("status", "tag", "user_id"),
+    "limit": ("holder", "holder_id"),
+    "budget": ("holder", "holder_id"),
+    "webhook": ("status",),
+}
+"""What else may stand in the query of a list."""
 
 _BUDGET = next(one for one in RESOURCES if one.kind == "budget")
 _MEMBER: Final = "/v1/admin/teams/{team_id}/members/{user_id}"
@@ -392,7 +402,7 @@ async def administer_resources(request: Request, question: AdminQuestion) -> tup
 
 
 def _filters(request: Request, kind: ResourceKind) -> dict[str, str]:
-    """What else may stand in the query of a list."""
+    """What is asked for in the query of a list."""
     if kind in ("user", "team"):
         of_whom = "team_id" if kind == "user" else "user_id"
         return {

@@ -10,7 +10,7 @@ from gateway import bridge
 from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.parts import parts_of
-from gateway.http.query import page_size, query_number, query_text
+from gateway.http.query import check_query, page_size, query_number, query_text
 from gateway.http.routes.administration.keys import actor_of, admin_json
 from protocol.wire.messages import (
     LimitStanding,
@@ -46,6 +46,7 @@ _PERMISSIONS: Final = (
     *("max_parallel_requests", "may_name_end_users", "priority"),
 )
 _WINDOWS: Final = ("minute", "hour", "day")
+_WHOM: Final = ("key_id", "user_id", "team_id", "end_user")
 
 
 @router.get("/v1/usage")
@@ -54,6 +55,11 @@ async def read_usage(request: Request) -> Response:
 
     An administrator may name any key, user, team or end user, or ask about all.
     """
+    check_query(
+        request,
+        *(*_WHOM, "model", "of", "by", "group_by"),
+        *("since", "until", "after", "limit"),
+    )
     whom = _whom(request)
     by = query_text(request, "by", one_of=tuple(_BUCKETS)) or "day"
     groups = _group_by(request)
@@ -98,6 +104,7 @@ async def read_usage(request: Request) -> Response:
 @router.get("/v1/budget/status")
 async def read_budget_status(request: Request) -> Response:
     """How much of each budget is spent and left, how fast, and where that leads."""
+    check_query(request, *_WHOM)
     auth, actor, whom = parts_of(request).auth, actor_of(request), _whom(request)
     request_id, now = request.state.request_id, int(time.time())
     everything = bridge.read_usage(
@@ -126,9 +133,7 @@ def cents(micros: int) -> int:
 
 
 def _whom(request: Request) -> dict[str, str]:
-    return {
-        name: query_text(request, name) for name in ("key_id", "user_id", "team_id", "end_user")
-    }
+    return {name: query_text(request, name) for name in _WHOM}
 
 
 def _group_by(request: Request) -> tuple[UsageGroup, ...]:

@@ -6,14 +6,13 @@ from fastapi import APIRouter, Request, Response
 
 from gateway import bridge
 from gateway.http.access.guard import GuardedRoute
-from gateway.http.query import query_flag, query_text
+from gateway.http.query import check_query, query_flag, query_text
 from gateway.http.routes.administration.keys import actor_of, admin_json, body_of
 from gateway.http.routes.administration.resources import administer_resources
 from gateway.http.routes.anthropic_organization.members import role_here, role_there
 from gateway.http.routes.anthropic_organization.workspaces import BASE, WORKSPACE, time_text
 from gateway.http.routes.organization.parts import (
     change,
-    check_query,
     end_membership,
     find,
     limit_of_page,

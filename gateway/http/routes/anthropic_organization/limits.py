@@ -11,11 +11,11 @@ from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.organization import shapes
 from gateway.http.parts import parts_of
-from gateway.http.query import query_flag, query_number, query_text
+from gateway.http.query import check_query, query_flag, query_number, query_text
 from gateway.http.routes.administration.keys import actor_of, admin_json, body_of
 from gateway.http.routes.anthropic_organization.workspaces import BASE, WORKSPACE
 from gateway.http.routes.organization.limits import rate_resources, set_rate_limit
-from gateway.http.routes.organization.parts import check_query, find, limit_of_page, not_found, one
+from gateway.http.routes.organization.parts import find, limit_of_page, not_found, one
 from gateway.http.schemas.administration.organization import WorkspaceRateLimitRequest
 from gateway.http.schemas.base.body import body_schema
 from protocol.wire.messages import LimitSettings, LimitStanding, Resource, Standing, UserSettings

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
-from gateway.http.query import query_text
+from gateway.http.query import check_query, query_text
 from gateway.http.routes.administration.keys import admin_json, body_of
 from gateway.http.routes.anthropic_organization.workspaces import (
     BASE,
@@ -16,7 +16,6 @@ from gateway.http.routes.anthropic_organization.workspaces import (
 )
 from gateway.http.routes.organization.invites import TAG, invite, invited
 from gateway.http.routes.organization.parts import (
-    check_query,
     end_membership,
     find,
     limit_of_page,

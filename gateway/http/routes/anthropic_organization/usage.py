@@ -10,10 +10,9 @@ from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.organization import shapes
 from gateway.http.parts import parts_of
-from gateway.http.query import query_number, query_text
+from gateway.http.query import check_query, query_number, query_text
 from gateway.http.routes.administration.keys import admin_json
 from gateway.http.routes.anthropic_organization.workspaces import BASE, time_text
-from gateway.http.routes.organization.parts import check_query
 from gateway.http.routes.organization.usage import (
     COST_WIDTHS,
     WIDTHS,

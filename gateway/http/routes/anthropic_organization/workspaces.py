@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from gateway import bridge
 from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
-from gateway.http.query import query_flag, query_text
+from gateway.http.query import check_query, query_flag, query_text
 from gateway.http.routes.administration.keys import (
     actor_of,
     admin_json,
@@ -18,7 +18,6 @@ from gateway.http.routes.administration.keys import (
 from gateway.http.routes.administration.resources import administer_resources
 from gateway.http.routes.organization.parts import (
     change,
-    check_query,
     delete,
     find,
     find_keys,

@@ -9,9 +9,9 @@ from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.organization import shapes
 from gateway.http.parts import parts_of
-from gateway.http.query import query_number, query_text
+from gateway.http.query import check_query, query_number, query_text
 from gateway.http.routes.administration.keys import actor_of, admin_json
-from gateway.http.routes.organization.parts import BASE, check_query, limit_of_page
+from gateway.http.routes.organization.parts import BASE, limit_of_page
 from protocol.wire.messages import AuditPage
 
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])

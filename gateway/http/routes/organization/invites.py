@@ -13,11 +13,10 @@ from fastapi import APIRouter, Request, Response
 from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.organization import shapes
-from gateway.http.query import query_text
+from gateway.http.query import check_query, query_text
 from gateway.http.routes.administration.keys import admin_json, body_of
 from gateway.http.routes.organization.parts import (
     BASE,
-    check_query,
     delete,
     find,
     limit_of_page,

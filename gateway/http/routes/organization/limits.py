@@ -11,13 +11,12 @@ from gateway.http.access.guard import GuardedRoute
 from gateway.http.answers.answer_headers import ignored_headers
 from gateway.http.organization import shapes
 from gateway.http.parts import parts_of
-from gateway.http.query import query_text
+from gateway.http.query import check_query, query_text
 from gateway.http.routes.administration.keys import admin_json, body_of
 from gateway.http.routes.organization.parts import (
     BASE,
     PROJECT,
     change,
-    check_query,
     delete,
     find,
     limit_of_page,

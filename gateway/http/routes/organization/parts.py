@@ -32,17 +32,6 @@ DEFAULT_PAGE: Final = 20
 MAX_PAGE: Final = 100
 
 
-def check_query(request: Request, *known: str) -> None:
-    """Refuse what would be ignored.
-
-    Raises:
-        InvalidRequestError: The query names something that this server doesn't heed.
-    """
-    for name in request.query_params:
-        if name not in known:
-            raise InvalidRequestError(f"`{name[:64]}` has no meaning here.", param=name[:64])
-
-
 def limit_of_page(request: Request) -> int:
     """`limit`, at most a hundred as there."""
     limit = query_number(request, "limit")

@@ -8,13 +8,12 @@ from fastapi import APIRouter, Request, Response
 from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.organization import shapes
-from gateway.http.query import query_text
+from gateway.http.query import check_query, query_text
 from gateway.http.routes.administration.keys import admin_json, body_of
 from gateway.http.routes.organization.parts import (
     BASE,
     PROJECT,
     change,
-    check_query,
     delete,
     end_membership,
     expiry,

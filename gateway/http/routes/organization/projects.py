@@ -1,6 +1,6 @@
 """OpenAI's organization API: projects, which are teams here, and keys."""
 
-from typing import Final
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
@@ -8,7 +8,7 @@ from gateway import bridge
 from gateway.errors import InvalidRequestError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.organization import shapes
-from gateway.http.query import query_flag, query_text
+from gateway.http.query import check_query, query_flag, query_text
 from gateway.http.routes.administration.keys import (
     actor_of,
     admin_json,
@@ -21,7 +21,6 @@ from gateway.http.routes.organization.parts import (
     PROJECT,
     PROJECTS,
     change,
-    check_query,
     expiry,
     find,
     find_keys,
@@ -113,19 +112,20 @@ async def create_admin_key(request: Request) -> Response:
 
 @router.get(_ADMIN_KEYS)
 async def list_admin_keys(request: Request) -> Response:
-    """A page of keys of role admin, newest first."""
+    """A page of keys of role admin, newest first, but for those that were revoked."""
     check_query(request, "after", "limit", "order")
     if query_text(request, "order", one_of=("asc", "desc")) == "asc":
         raise InvalidRequestError("Keys are listed newest first only.", param="order")
-    found = await find_keys(
-        request,
-        role="admin",
-        limit=limit_of_page(request),
-        after_key_id=query_text(request, "after"),
-    )
-    return admin_json(
-        shapes.page([shapes.admin_key(key) for key in found.keys], has_more=found.has_more)
-    )
+    limit, after = limit_of_page(request), query_text(request, "after")
+    data: list[dict[str, Any]] = []
+    while len(data) <= limit:
+        found = await find_keys(request, role="admin", limit=limit + 1, after_key_id=after)
+        # Their shape has no status by which one that was revoked would be known.
+        data += [shapes.admin_key(key) for key in found.keys if key.status != "revoked"]
+        if not found.has_more:
+            break
+        after = found.keys[-1].key_id
+    return admin_json(shapes.page(data[:limit], has_more=len(data) > limit))
 
 
 @router.get(f"{_ADMIN_KEYS}/{{key_id}}")
@@ -151,24 +151,33 @@ async def list_project_keys(request: Request, project_id: str) -> Response:
         raise InvalidRequestError(
             "Inactive keys aren't listed by themselves; ask for any.", param="owner_project_access"
         )
-    await one(request, "team", project_id)
-    found = await find_keys(
-        request,
-        team_id=project_id,
-        status="active" if access == "active" else "",
-        limit=limit_of_page(request),
-        after_key_id=query_text(request, "after"),
-    )
-    owners = await owners_of(request, found.keys)
-    data = [shapes.project_key(key, owner) for key, owner in zip(found.keys, owners, strict=True)]
-    return admin_json(shapes.page(data, has_more=found.has_more))
+    team = await one(request, "team", project_id)
+    limit, after = limit_of_page(request), query_text(request, "after")
+    data: list[dict[str, Any]] = []
+    while len(data) <= limit:
+        found = await find_keys(
+            request,
+            team_id=project_id,
+            status="active" if access == "active" else "",
+            limit=limit + 1,
+            after_key_id=after,
+        )
+        owners = await owners_of(request, found.keys)
+        data += [
+            shapes.project_key(key, owner, team)
+            for key, owner in zip(found.keys, owners, strict=True)
+            if access != "active" or shapes.has_access(key, owner, team)
+        ]
+        if not found.has_more:
+            break
+        after = found.keys[-1].key_id
+    return admin_json(shapes.page(data[:limit], has_more=len(data) > limit))
 
 
 @router.get(_KEY)
 async def get_project_key(request: Request, project_id: str, key_id: str) -> Response:
     """One key of a project."""
-    key = await _project_key(request, project_id, key_id)
-    return admin_json(shapes.project_key(key, await owner_of(request, key)))
+    return await _told(request, await _project_key(request, project_id, key_id))
 
 
 @router.post(_KEY, openapi_extra=body_schema(ChangeProjectKeyRequest))
@@ -188,8 +197,7 @@ async def change_project_key(request: Request, project_id: str, key_id: str) -> 
     question = bridge.update_key(
         request.state.request_id, actor_of(request), key_id, fields, settings
     )
-    key = (await administer_keys(request, question)).keys[0]
-    return admin_json(shapes.project_key(key, await owner_of(request, key)))
+    return await _told(request, (await administer_keys(request, question)).keys[0])
 
 
 @router.delete(_KEY)
@@ -198,6 +206,12 @@ async def delete_project_key(request: Request, project_id: str, key_id: str) -> 
     await _project_key(request, project_id, key_id)
     await _delete_key(request, key_id)
     return admin_json(shapes.deleted("organization.project.api_key", key_id))
+
+
+async def _told(request: Request, key: KeyDetails) -> Response:
+    """A key of a project, as it is shown."""
+    team = await one(request, "team", key.settings.team_id)
+    return admin_json(shapes.project_key(key, await owner_of(request, key), team))
 
 
 async def _delete_key(request: Request, key_id: str) -> None:

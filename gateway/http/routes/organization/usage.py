@@ -9,9 +9,9 @@ from gateway import bridge
 from gateway.errors import InvalidRequestError, RequestTooLargeError
 from gateway.http.access.guard import GuardedRoute
 from gateway.http.parts import parts_of
-from gateway.http.query import query_number, query_text
+from gateway.http.query import check_query, query_number, query_text
 from gateway.http.routes.administration.keys import actor_of, admin_json
-from gateway.http.routes.organization.parts import BASE, check_query
+from gateway.http.routes.organization.parts import BASE
 from protocol.wire.messages import UsageBucket, UsageFound, UsageGroup, UsageRow
 
 router = APIRouter(route_class=GuardedRoute, tags=["organization"])
