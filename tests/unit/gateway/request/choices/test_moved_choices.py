@@ -85,21 +85,6 @@ async def test_the_usage_of_a_failure_is_what_is_charged() -> None:
     assert (settle.completion_tokens, settle.outcome, settle.is_unused) == (2, "failed", False)
 
 
-async def test_a_prompt_is_charged_though_its_first_choice_was_refused() -> None:
-    parts = Parts()
-    one = parts.engine()
-    options = AnswerOptions(num_choices=2, num_answers=2)
-    started = await parts.running(generation_job(options=options))
-    await idle()
-    await parts.fail(one, "r", ErrorCode.CREDIT_EXCEEDED, choice=0, attempt=1)
-    await parts.output(one, 3, choice=1)
-    started.request.on_client_gone()
-    usage = Usage(prompt_tokens=5, completion_tokens=3)
-    await parts.finish(one, "abort", choice=1, usage=usage)
-    (settle,) = parts.outbox.settles
-    assert (settle.prompt_tokens, settle.completion_tokens) == (5, 3)
-
-
 async def test_only_alike_engines_go_on_with_an_output() -> None:
     parts = Parts()
     first = parts.engine("a")
