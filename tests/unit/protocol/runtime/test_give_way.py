@@ -1,7 +1,9 @@
 """Helper processes give way, also where Linux divides the cores between sessions."""
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def niceness(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     told: list[int] = []
     monkeypatch.setattr(os, "nice", told.append)
     monkeypatch.setattr(os, "getsid", lambda _pid: os.getpid())
-    monkeypatch.setattr(give_way.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
     return told
 
 
@@ -87,9 +89,7 @@ def test_the_module_runs_as_if_it_had_been_named_alone(
 def test_a_helper_leads_a_session_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     # Of one that it shares with its parent it could give nothing to other processes.
     started: list[tuple[list[str], dict[str, Any]]] = []
-    monkeypatch.setattr(
-        helper_process.subprocess, "Popen", lambda command, **how: started.append((command, how))
-    )
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **how: started.append((command, how)))
     _, connection = helper_process.start_helper("a.helper")
     connection.close()
     ((command, how),) = started
