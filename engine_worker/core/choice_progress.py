@@ -105,11 +105,22 @@ class ChoiceProgress:
     ) -> None:
         """A good end; `stop_reason` is the stop string or stop id that made it.
 
-        An output that ends by itself must be a sentence of its grammar, else it is no good end.
+        An output that ends by itself must be a sentence of its grammar, else it is no good end. Of
+        one that its gateway ends, what was held back of its text is told: where a lease can't grow,
+        its answer ends with it.
         """
         if reason == "stop" and stop_reason is None and not output.is_sentence:
             self._fail_grammar(output, _NO_SENTENCE)
             return
+        if reason == "abort":
+            try:
+                output.text.close()
+                self._to_gateways.tell(output)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException:  # noqa: BLE001 - as in `try_to_go_on`
+                self.fail_unreadable(output)
+                return
         self._end(output, finished(output.choice, reason, stop_reason))
 
     def fail(self, output: ChoiceOutput, code: ErrorCode, message: str) -> None:

@@ -3,7 +3,6 @@
 It is run as a module, and ends when its parent does.
 """
 
-import os
 import random
 import resource
 import sys
@@ -31,7 +30,6 @@ from engine_worker.grammar.special_tokens import SpecialTokens
 from protocol.wire.messages import Grammar
 
 TOO_MUCH_MEMORY: Final = "The grammar is too complex: it takes too much memory to compile."
-_NICENESS: Final = 5
 _WALK_TOKENS: Final = 400
 _WALK_S: Final = 0.25
 _SECOND_WALK_S: Final = 0.75
@@ -219,7 +217,6 @@ class _Failure(NamedTuple):
 
 def main(file_descriptor: int) -> None:
     """Until the parent closes the connection."""
-    os.nice(_NICENESS)
     with suppress(EOFError, ConnectionError):
         serve(Connection(file_descriptor))
 

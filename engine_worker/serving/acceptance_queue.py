@@ -123,7 +123,7 @@ class AcceptanceQueue:
         """Queue a choice whose grammar was compiled: it has waited its turn and takes no place."""
         waiting = WaitingChoice(gateway_id, command, received_at, constraint)
         with self._lock:
-            self._waiting.put_back(command.tenant, waiting)
+            self._waiting.let_in(command.tenant, waiting)
             self._begin(waiting)
 
     def extend(self, gateway_id: str, command: Extend) -> None:

@@ -4,7 +4,6 @@ It is run as a module, and ends when its parent does, or after a while without w
 priority, so that steps and short prompts go first.
 """
 
-import os
 import sys
 from array import array
 from contextlib import suppress
@@ -15,7 +14,6 @@ from tokenizers import Tokenizer
 
 from engine_worker.text.long_texts import ID_TYPE
 
-_NICENESS: Final = 5
 IDLE_S: Final = 60.0
 
 
@@ -31,7 +29,6 @@ def serve(connection: Connection) -> None:
 
 def main(file_descriptor: int) -> None:
     """Until the parent closes the connection."""
-    os.nice(_NICENESS)
     with suppress(EOFError, ConnectionError):
         serve(Connection(file_descriptor))
 

@@ -274,6 +274,10 @@ class Admission:
             free = queue.returning[kind].place(engines, line.turn)
             _admit_in_order(line, free, kind)
 
+    def has_engine(self, model: str, accepts: Accepts) -> bool:
+        """Whether an engine of a model takes new work, now or later, and can do some of a kind."""
+        return any(accepts(one) for one in self._engines(model) if one.peer.takes_work)
+
     def num_waiting(self, model: str) -> int:
         """Requests in the queues of a model."""
         queue = self._models.get(model)

@@ -37,9 +37,16 @@ class _Flow(Generic[ItemT]):
 
 
 class _PriorityClass(Generic[ItemT]):
-    """The requests of one priority: start-time fair queueing (Goyal, Vin, Cheng 1996)."""
+    """The requests of one priority: start-time fair queueing (Goyal, Vin, Cheng 1996).
+
+    Attributes:
+        num_tenants: Those that have requests here.
+        finish: Virtual time of all classes up to which this one has been served.
+    """
 
     def __init__(self) -> None:
+        self.num_tenants = 0
+        self.finish = 0.0
         self._flows: dict[str, _Flow[ItemT]] = {}
         self._tenants: OrderedDict[ItemT, tuple[str, float]] = OrderedDict()
         self._heap: list[tuple[float, int, int, str]] = []
@@ -59,6 +66,7 @@ class _PriorityClass(Generic[ItemT]):
         self._tenants[item] = tenant, now
         flow.items[item] = cost, self._virtual_time
         if len(flow.items) == 1:
+            self.num_tenants += 1
             self._plan(tenant, flow)
 
     def first(self) -> ItemT:
@@ -83,7 +91,8 @@ class _PriorityClass(Generic[ItemT]):
         )
         yield from islice(chain.from_iterable(flow.items for _, _, flow in due), 1, None)
 
-    def take(self, item: ItemT) -> None:
+    def take(self, item: ItemT) -> int:
+        """Its cost."""
         tenant, _ = self._tenants[item]
         flow = self._flows[tenant]
         cost, arrival = flow.items[item]
@@ -91,11 +100,13 @@ class _PriorityClass(Generic[ItemT]):
         self._virtual_time = max(self._virtual_time, start)
         flow.finish = start + cost
         self.discard(item)
+        return cost
 
     def discard(self, item: ItemT) -> None:
         tenant, _ = self._tenants.pop(item)
         flow = self._flows[tenant]
         del flow.items[item]
+        self.num_tenants -= not flow.items
         if self._tenants:
             self._plan(tenant, flow)
         else:
@@ -137,12 +148,15 @@ class FairQueue(Generic[ItemT]):
 
     Among requests of one priority each tenant gets the same share of tokens, however many requests
     it has waiting. A more important priority goes first, but a request that waits ages: every
-    `AGING_S` seconds make up for one level, so that nobody waits forever.
+    `AGING_S` seconds make up for one level, so that nobody waits forever. Who has aged goes before
+    more important ones as far as that is the fair share of its tenants, and no further: those with
+    many requests must not gain by saying that they aren't important.
     """
 
     def __init__(self) -> None:
         self._classes: dict[int, _PriorityClass[ItemT]] = {}
         self._priorities: dict[ItemT, int] = {}
+        self._virtual_time = 0.0
 
     def __len__(self) -> int:
         return len(self._priorities)
@@ -173,11 +187,18 @@ class FairQueue(Generic[ItemT]):
 
     def in_order(self, now: float) -> Iterator[ItemT]:
         """Everybody from who is next on; the queue may not change meanwhile."""
-        for _, found in sorted(
+        left = sorted(
             self._classes.items(),
             key=lambda one: (one[0] - (now - one[1].oldest_arrival) / AGING_S, one[0]),
-        ):
-            yield from found.in_order()
+        )
+        while left:
+            chosen = left[0]
+            for other in left[1:]:
+                is_more_important = other[0] < chosen[0]
+                if is_more_important and self._start(other[1]) < self._start(chosen[1]):
+                    chosen = other
+            left.remove(chosen)
+            yield from chosen[1].in_order()
 
     def take(self, item: ItemT) -> None:
         """A request is served: it leaves, and its tenant is charged its cost."""
@@ -192,12 +213,19 @@ class FairQueue(Generic[ItemT]):
         found = self._classes.get(priority)
         if found is not None and tokens:
             found.charge(tenant, tokens)
+            found.finish += tokens / found.num_tenants
+
+    def _start(self, found: _PriorityClass[ItemT]) -> float:
+        """Virtual time at which a class is due."""
+        return max(self._virtual_time, found.finish)
 
     def _leave(self, item: ItemT, *, is_served: bool) -> None:
         priority = self._priorities.pop(item)
         found = self._classes[priority]
         if is_served:
-            found.take(item)
+            start, num_tenants = self._start(found), found.num_tenants
+            self._virtual_time = start
+            found.finish = start + found.take(item) / num_tenants
         else:
             found.discard(item)
         if not found:

@@ -52,7 +52,8 @@ class EngineDirectory:
     def offer(self, model: str) -> EngineOffer | None:
         """What the engines of a model serve, or served last; None for an unknown model.
 
-        While two fingerprints serve, it is the one that came last.
+        While two fingerprints serve, it is the one that came last; of engines that hold contexts of
+        different lengths, one with the longest: what is too long for that is too long for all.
         """
         return self._known.get(model)
 
@@ -91,7 +92,7 @@ class EngineDirectory:
         elif offer is not None:
             handle.offer = offer
             if self._speaks_for_model(offer):
-                self._known[offer.model] = offer
+                self._known[offer.model] = self._longest(offer)
         self._on_change(handle.offer.model)
 
     def forget_absent(self, models: Iterable[str]) -> tuple[str, ...]:
@@ -112,8 +113,10 @@ class EngineDirectory:
             self._by_model[model].remove(handle)
             self._note_gone(handle)
             left = self._by_model[model]
-            if left and not self._speaks_for_model(self._known[model], among=left):
-                self._known[model] = left[-1].offer
+            if left:
+                known = self._known[model]
+                goes_on = self._speaks_for_model(known, among=left)
+                self._known[model] = self._longest(known if goes_on else left[-1].offer)
         return handle
 
     def may_return(self, model: str, accepts: Accepts) -> bool:
@@ -166,8 +169,17 @@ class EngineDirectory:
         handle = EngineHandle(peer, offer)
         self._handles[peer] = handle
         self._by_model.setdefault(offer.model, []).append(handle)
-        self._known[offer.model] = offer
+        self._known[offer.model] = self._longest(offer)
         return handle
+
+    def _longest(self, offer: EngineOffer) -> EngineOffer:
+        """Of the live engines of an offer's fingerprint the one with the longest context."""
+        alike = (
+            engine.offer
+            for engine in reversed(self.engines(offer.model))
+            if engine.offer.fingerprint == offer.fingerprint
+        )
+        return max(alike, key=lambda one: one.max_model_len, default=offer)
 
     def _speaks_for_model(
         self, offer: EngineOffer, among: Sequence[EngineHandle] | None = None

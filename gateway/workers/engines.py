@@ -257,7 +257,11 @@ class EngineLink:
             self._deliver(peer, key, sink, partial(sink.on_finished, end))
 
     def _on_failure(self, peer: Peer, failure: Failure) -> None:
-        if failure.code in _BACK_OFF_CODES:
+        # Of questions an engine lets each tenant wait with so many: whoever has more waits here.
+        is_one_tenant_s = failure.code is ErrorCode.OVERLOADED and self._questions.is_open(
+            failure.request_id, peer
+        )
+        if failure.code in _BACK_OFF_CODES and not is_one_tenant_s:
             self._directory.back_off(peer, min(failure.retry_after_s or BACK_OFF_S, MAX_BACK_OFF_S))
         error = RemoteFailureError.from_message(failure)
         if self._questions.fail(failure.request_id, peer, error):

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
+from protocol.runtime import give_way
 from protocol.runtime.child_environment import child_environment
 
 _OWN_SIGNALS: Final = frozenset(
@@ -20,6 +21,8 @@ _PACKAGES: Final = str(Path(__file__).parents[2])
 def start_helper(module: str) -> tuple[subprocess.Popen[bytes], Connection]:
     """Run a module of ours; it ends at the end of its connection, so with its parent.
 
+    It gives way to others: see `give_way`.
+
     Args:
         module: Its only argument is the file descriptor of its end of the connection.
 
@@ -30,9 +33,10 @@ def start_helper(module: str) -> tuple[subprocess.Popen[bytes], Connection]:
     with ours, theirs:
         path = [_PACKAGES, *filter(None, [os.environ.get("PYTHONPATH")])]
         process = subprocess.Popen(  # noqa: S603 - our own module, no shell
-            [sys.executable, "-P", "-m", module, str(theirs.fileno())],
+            [sys.executable, "-P", "-m", give_way.MODULE, module, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            start_new_session=True,
             env={**child_environment(os.environ), "PYTHONPATH": os.pathsep.join(path)},
         )
         return process, Connection(ours.detach())

@@ -5,11 +5,11 @@ An attacker's machine is another one: what its client costs must not be taken fo
 
 import asyncio
 import json
-import os
 import random
 import sys
 from typing import Any
 
+from protocol.runtime.give_way import give_way
 from tests.attack.catalogue import ATTACKS
 from tests.attack.target import Attack, Outcome, Target
 
@@ -33,6 +33,7 @@ async def attack_from_elsewhere(name: str, **target: Any) -> Outcome:
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
     try:
         order = json.dumps({"name": name, **target}).encode()
@@ -59,7 +60,7 @@ async def _bounded(attack: Attack, target: Target) -> None:
 
 def main() -> int:
     """Attack as standard input says, and write what happened to standard output."""
-    os.nice(_NICENESS)
+    give_way(_NICENESS)
     order = json.load(sys.stdin)
     name, seed = order.pop("name"), order.pop("seed")
     (attack,) = (one for one in ATTACKS if one.name == name)

@@ -8,8 +8,11 @@ BLOCK_HASH_BYTES = 16
 
 
 def salt_of(tenant: str, cache_salt: str) -> str:
-    """What a chain starts from for a tenant, and for what it wants to keep apart of its own."""
-    return repr((tenant, cache_salt)) if cache_salt else tenant
+    """What a chain starts from for a tenant, and for what it wants to keep apart of its own.
+
+    No two of them start from the same, whatever a tenant is called.
+    """
+    return repr((tenant, cache_salt)) if cache_salt or tenant.startswith("(") else tenant
 
 
 def root_hash(salt: str) -> bytes:

@@ -85,6 +85,13 @@ class TurnQueue(Generic[ItemT]):
                     return item
         return None
 
+    def let_in(self, tenant: str, item: ItemT) -> None:
+        """Take an item in, at the end of its tenant's line; it takes no place.
+
+        For what has had its place in another queue, and so is never refused.
+        """
+        self._lines.setdefault(tenant, _Line()).items.append((item, 0))
+
     def put_back(self, tenant: str, item: ItemT) -> None:
         """An item that was taken isn't finished: it is first at its tenant's next turn.
 

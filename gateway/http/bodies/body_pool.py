@@ -11,6 +11,7 @@ from gateway.http.bodies.body_process import FAILURE, LENGTH_BYTES, RESULT, Pars
 from gateway.http.bodies.parsed_bodies import Refusal
 from gateway.http.bodies.parsers import KINDS, BodyKind, ParseContext
 from gateway.http.bodies.turns import Turns
+from protocol.runtime import give_way
 from protocol.runtime.child_process import ChildProcess, StartChild, start_child
 from protocol.wire import codec
 
@@ -20,7 +21,8 @@ PARSE_TIMEOUT_S = 60.0
 LEFT_GRACE_S = 1.0
 """So long a process goes on with a body whose client has left, which most need no more of: to start
 another one takes over half a second of CPU."""
-_COMMAND = (sys.executable, "-m", "gateway.http.bodies.body_process")
+_COMMAND = (sys.executable, "-m", give_way.MODULE, "gateway.http.bodies.body_process")
+"""Whoever sends megabytes can wait a little longer than those who stream."""
 _PIPE_BYTES = 256 * 1024
 _logger = logging.getLogger("penstock.gateway.http")
 

@@ -6,7 +6,6 @@ frame is its length in eight bytes and then its bytes. It ends when the input do
 
 import contextlib
 import gc
-import os
 import sys
 import traceback
 from dataclasses import dataclass
@@ -27,8 +26,6 @@ _MAX_TOLD_CALLS = 8
 _OOM_FILE = Path("/proc/self/oom_score_adj")
 _OOM_SCORE = "500"
 """Where memory ends, this process goes before the gateway."""
-_NICENESS = 5
-"""Whoever sends megabytes can wait a little longer than those who stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +62,6 @@ def _place_of(error: Exception) -> str:
 
 def main() -> int:
     """Serve until the gateway closes the pipe."""
-    os.nice(_NICENESS)
     with contextlib.suppress(OSError):  # other systems, and sandboxes
         _OOM_FILE.write_text(_OOM_SCORE, encoding="ascii")
     # JSON has no cycles: looking for them among millions of fresh objects takes many times longer

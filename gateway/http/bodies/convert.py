@@ -160,6 +160,7 @@ def completion_job(
         model=request.model,
         prepares=prepares,
         sampling=_sampling(request, options, max_tokens, defaults, make_seed),
+        has_own_seed=request.seed is not None,
         max_tokens=max_tokens,
         # A token of text has at least one byte; ids are tokens already.
         prompt_bytes=sum(

@@ -207,7 +207,7 @@ class Answer:
                 request_id=self._launcher.wire_id(number),
                 lease_id=admitted.lease_id,
                 prepared=prompt,
-                sampling=_ended_by(self._job.sampling, prompt.stop_token_ids),
+                sampling=_ended_by(self._job.sampling_of(number), prompt.stop_token_ids),
                 max_output_tokens=limit,
                 tenant=admitted.tenant,
                 priority=admitted.priority,

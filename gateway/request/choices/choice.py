@@ -174,6 +174,18 @@ class EngineChoice:
         return len(self.plan.prepared.prompt_token_ids) + self.lease_tokens
 
     @property
+    def context_tokens(self) -> int:
+        """The context that an engine needs: for the prompt, and for all that its client named.
+
+        Of a client that named nothing any engine's context will do that has room for one more
+        token: how much one holds is a matter of its memory.
+        """
+        wanted = self.num_output_tokens + 1
+        if self.plan.sampling.max_tokens is not None:
+            wanted = max(wanted, self.plan.max_output_tokens)
+        return len(self.plan.prepared.prompt_token_ids) + wanted
+
+    @property
     def pause_s(self) -> float:
         """How long to wait before the next attempt: not at all unless several brought nothing."""
         if self._num_fruitless < 2:

@@ -245,11 +245,16 @@ class Launcher:
         choice.start(slot, self._owner.remaining_s())
 
     def _can_go_on(self, choice: EngineChoice, engine: EngineHandle) -> bool:
-        """Whether an engine reads the prompt's tokens alike, and continues an output alike."""
+        """Whether an engine reads the prompt's tokens and continues an output alike, and has room.
+
+        Engines of one fingerprint may hold contexts of different lengths; that of the engine that
+        read the prompt will do.
+        """
         begun, offer = self.offer, engine.offer
         return begun is None or (
             offer.fingerprint == begun.fingerprint
             and (not choice.has_output or offer.resume_version == choice.resume_version)
+            and min(choice.context_tokens, begun.max_model_len) <= offer.max_model_len
         )
 
     def _questions(self) -> list[Prepare]:

@@ -105,15 +105,19 @@ def total_usage(usages: list[Usage], num_choices: int) -> Usage:
     """
     if len(usages) == 1:
         return usages[0]
-    firsts = usages[::num_choices]
     # The choice that computed the prompt found least of it; the others found what it computed.
     prompts = [usages[start : start + num_choices] for start in range(0, len(usages), num_choices)]
+    # The first may have found no engine yet when the request ends.
+    num_prompt = [
+        next((usage.prompt_tokens for usage in prompt if usage.prompt_tokens), 0)
+        for prompt in prompts
+    ]
     num_cached = [
         min((usage.cached_tokens for usage in prompt if usage.prompt_tokens), default=0)
         for prompt in prompts
     ]
     return Usage(
-        prompt_tokens=sum(usage.prompt_tokens for usage in firsts),
+        prompt_tokens=sum(num_prompt),
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         cached_tokens=sum(num_cached),
         reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),

@@ -15,6 +15,8 @@ COMPLETION_ENDPOINT = "/v1/completions"
 MESSAGES_ENDPOINT = "/v1/messages"
 RESPONSES_ENDPOINT = "/v1/responses"
 COMPACT_ENDPOINT = "/v1/responses/compact"
+SEED_MASK = 2**63 - 1
+"""Seeds as they are sent to engines."""
 
 
 class GenerationJob(Struct, frozen=True):
@@ -24,6 +26,8 @@ class GenerationJob(Struct, frozen=True):
         endpoint: The route template.
         prepares: One a prompt, without `request_id`, `deadline_s` and `tenant`.
         sampling: With the seed set.
+        has_own_seed: Whether the client named the seed, which is then that of each prompt; without
+            one each prompt gets another, or equal prompts would have equal answers.
         max_tokens: Output tokens a choice; None = what context and lease allow.
         prompt_bytes: Upper bound of the prompt's tokens, all prompts together.
         tools_json: The tools that the model may call; None when it may call none.
@@ -86,6 +90,7 @@ class GenerationJob(Struct, frozen=True):
     take: str = ""
     tool_params: tuple[str, ...] = ()
     logprobs_param: str = ""
+    has_own_seed: bool = False
 
     def changed(self, **fields: Any) -> "GenerationJob":
         """The same job with other values of some fields."""
@@ -111,6 +116,12 @@ class GenerationJob(Struct, frozen=True):
     def num_choices_in_all(self) -> int:
         """Choices of all prompts together."""
         return len(self.prepares) * self.options.num_choices
+
+    def sampling_of(self, number: int) -> SamplingParams:
+        """The parameters of a prompt, by its number."""
+        if self.has_own_seed or not number:
+            return self.sampling
+        return bridge.with_seed(self.sampling, (self.sampling.seed + number) & SEED_MASK)
 
     def attempt_id(self, request_id: str) -> str:
         """The id of a request at workers."""

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -13,6 +13,7 @@ from engine_worker.core.choice_output import ChoiceOutput
 from engine_worker.core.credits import CreditPolicy
 from engine_worker.core.engine import Engine
 from engine_worker.core.scheduling.turn_queue import TurnQueue
+from engine_worker.grammar.constraint import Constraint
 from engine_worker.serving import acceptance_queue
 from engine_worker.serving.acceptance_queue import (
     QUICK_PROMPT_TOKENS,
@@ -390,6 +391,29 @@ def test_tenants_take_turns(harness: Harness) -> None:
     harness.handler.on_command("g", generate("one", tenant="one"))
     harness.rest()
     assert harness.acceptor.begun.index("one") <= 3
+
+
+@pytest.fixture
+def one_is_accepted_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a harness that is made after it."""
+    monkeypatch.setattr(acceptance_queue, "_NUM_THREADS", 1)
+
+
+@pytest.mark.usefixtures("one_is_accepted_at_a_time")
+def test_whose_grammar_was_compiled_first_is_accepted_first(harness: Harness) -> None:
+    harness.acceptor.go.clear()
+    harness.handler.on_command("g", generate("begun", tenant="t"))
+    assert harness.acceptor.has_begun.acquire(timeout=60)
+    harness.handler.on_command("g", generate("plain", tenant="t"))
+    (acceptances,) = harness.handler._choice_queues[1:]
+    assert isinstance(acceptances, AcceptanceQueue)
+    constraint = cast(Constraint, None)  # to compile one takes a process
+    for name in ("first", "second", "third"):
+        harness.handler.inbox.expect()
+        command = generate(name, tenant="t")
+        acceptances.submit_compiled("g", command, time.monotonic(), constraint)
+    harness.rest()
+    assert harness.acceptor.begun == ["begun", "plain", "first", "second", "third"]
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,35 @@ def test_equal_in_age_the_more_important_goes_first() -> None:
     assert queue.first(AGING_S) is important
 
 
+def test_who_floods_gains_nothing_by_a_lower_priority() -> None:
+    # Its requests have all waited for longer than makes up for a level.
+    for priority in (0, 1, 2):
+        queue: FairQueue[Item] = FairQueue()
+        for number in range(50):
+            push(queue, "many", priority=priority, now=float(number))
+        now = 100.0
+        serve(queue, now)
+        one = push(queue, "one", now=now)
+        assert one in (serve(queue, now), serve(queue, now)), priority
+
+
+def test_who_has_aged_gets_the_share_of_its_tenants_beside_more_important_ones() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    for number in range(200):
+        push(queue, f"low {number % 2}", priority=1, now=0.0)
+        push(queue, f"normal {number % 6}", priority=0, now=30.0)
+    served = [serve(queue, 40.0).tenant.partition(" ")[0] for _ in range(80)]
+    assert 19 <= served.count("low") <= 21
+
+
+def test_who_has_waited_as_long_as_others_keeps_the_place_of_its_priority() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    for number in range(20):
+        push(queue, f"normal {number}", priority=0, now=0.0)
+    important = {push(queue, "high", priority=-1, now=1.0) for _ in range(10)}
+    assert {serve(queue, 60.0) for _ in range(10)} == important
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(

@@ -101,6 +101,18 @@ def test_a_second_turn_finds_the_first_ones_answer() -> None:
     assert harness.token_ids["second", 0] == alone.token_ids["second", 0]
 
 
+def test_no_tenant_is_called_like_another_one_with_a_salt() -> None:
+    harness = Harness()
+    harness.add("first", cache_salt="secret")
+    harness.rest()
+    harness.add("second", tenant=repr(("t", "secret")))
+    harness.rest()
+    assert harness.usage("second").cached_tokens == 0
+    harness.add("third", cache_salt="secret")
+    harness.rest()
+    assert harness.usage("third").cached_tokens == 20
+
+
 def test_another_tenant_finds_nothing() -> None:
     harness = Harness()
     harness.add("first")

@@ -102,6 +102,18 @@ def test_what_is_put_back_comes_first_at_its_tenants_next_turn() -> None:
     assert drained(queue) == ["alone"]
 
 
+def test_what_is_let_in_comes_last_of_its_tenant_and_takes_no_place() -> None:
+    queue = TurnQueue[str](2, 2)
+    assert queue.push("a", "a1")
+    for item in ("a2", "a3", "a4"):
+        queue.let_in("a", item)
+    assert queue.push("a", "a5")
+    assert not queue.push("a", "too much")
+    queue.let_in("b", "b1")
+    assert drained(queue) == ["a1", "b1", "a2", "a3", "a4", "a5"]
+    assert queue.push("a", "again", 2)
+
+
 def test_what_is_dropped_frees_its_places() -> None:
     queue = TurnQueue[str](4, 4)
     queue.push("a", "a1", 2)

@@ -65,6 +65,19 @@ def test_a_seed_is_always_set() -> None:
     assert 0 <= chat(seed=-1).sampling.seed < 2**63
 
 
+def test_each_prompt_of_a_request_without_a_seed_gets_one_of_its_own() -> None:
+    # Equal prompts are sent to get several samples.
+    job = completion(prompt=["x", "x", "x"])
+    assert [job.sampling_of(number).seed for number in range(3)] == [42, 43, 44]
+    named = completion(prompt=["x", "x"], seed=7)
+    assert [named.sampling_of(number) for number in range(2)] == [named.sampling] * 2
+    last = completion_job(
+        parse_completion_body(b'{"model": "m", "prompt": ["x", "x"]}')[0],
+        make_seed=lambda: 2**63 - 1,
+    )
+    assert last.sampling_of(1).seed == 0
+
+
 def test_messages_travel_as_written_without_unknown_and_null_fields() -> None:
     job = chat(messages=[{"role": "user", "content": "hé", "x": 1, "name": None}])
     assert json.loads(job.prepares[0].messages_json or "") == [{"role": "user", "content": "hé"}]

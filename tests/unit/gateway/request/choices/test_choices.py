@@ -102,6 +102,24 @@ async def test_several_prompts_have_ids_of_their_own_on_the_wire() -> None:
     assert parts.num_slots == 0
 
 
+async def test_equal_prompts_without_a_seed_are_sampled_apart_and_choices_by_their_number() -> None:
+    for has_own_seed, second in ((False, 5), (True, 4)):
+        parts = Parts()
+        parts.engine()
+        job = generation_job(
+            "hello",
+            "hello",
+            options=AnswerOptions(num_choices=2, num_answers=2),
+            sampling=SamplingParams(seed=4),
+            has_own_seed=has_own_seed,
+        )
+        await parts.running(job)
+        await idle()
+        seeds = {(one.request_id, one.choice): one.sampling.seed for one in parts.generates()}
+        first = {("r-0", 0): 4, ("r-0", 1): 4}
+        assert seeds == first | {("r-1", 0): second, ("r-1", 1): second}
+
+
 async def test_text_becomes_events_and_the_last_choice_ends_the_request() -> None:
     parts = Parts()
     one = parts.engine()

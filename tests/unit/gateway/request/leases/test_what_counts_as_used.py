@@ -14,6 +14,7 @@ from gateway.errors import (
     RemoteFailureError,
     WorkerUnavailableError,
 )
+from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.errors import ErrorCode
 from protocol.wire.messages import (
     Generate,
@@ -26,6 +27,7 @@ from tests.fakes.request_stages import (
     waits_for_its_lease,
     waits_for_its_prompt,
 )
+from tests.fakes.virtual_time import idle
 
 
 async def test_a_refusal_by_auth_is_the_callers_answer_and_settles_nothing() -> None:
@@ -239,3 +241,18 @@ async def test_what_is_left_of_the_time_travels_to_the_engine() -> None:
     (prepare,) = parts.engine_wire.of(Prepare)
     (generate,) = parts.engine_wire.of(Generate)
     assert (prepare.deadline_s, generate.deadline_s) == (59.0, 57.0)
+
+
+async def test_a_prompt_is_charged_though_its_first_choice_was_refused() -> None:
+    parts = Parts()
+    one = parts.engine()
+    options = AnswerOptions(num_choices=2, num_answers=2)
+    started = await parts.running(generation_job(options=options))
+    await idle()
+    await parts.fail(one, "r", ErrorCode.CREDIT_EXCEEDED, choice=0, attempt=1)
+    await parts.output(one, 3, choice=1)
+    started.request.on_client_gone()
+    usage = Usage(prompt_tokens=5, completion_tokens=3)
+    await parts.finish(one, "abort", choice=1, usage=usage)
+    (settle,) = parts.outbox.settles
+    assert (settle.prompt_tokens, settle.completion_tokens) == (5, 3)
