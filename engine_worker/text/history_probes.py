@@ -154,8 +154,10 @@ def line_breaks(render: Render, rules: HistoryRules) -> LineBreaks:
         return render(shaped([question, *turns], rules)) or ""
 
     beside = shown({**calls, **text}, result)
+    # Where both become one text, the breaks between them are ours.
+    said = text if rules.text_beside_reasoning else {"content": ""}
     prompts = [
-        shown({**calls, **text, **thought}, result),
+        shown({**calls, **said, **thought}, result),
         shown({"role": "assistant", **text, **thought}),
     ]
     thinking = next((prompt for prompt in prompts if "probe-r1" in prompt), "")

@@ -59,3 +59,15 @@ def test_calls_that_become_text_follow_it_on_the_next_line() -> None:
     for said in ("I look.", "I look.\n"):
         text = rendered(source, content=said, tool_calls=[CALL])
         assert text == f"<user>?<assistant>I look.\n{called}<tool>\nwarm\n"
+
+
+def test_breaks_between_reasoning_and_text_that_become_one_are_not_the_template_s() -> None:
+    """gpt-oss's."""
+    source = (
+        "{% for m in messages %}<{{ m.role }}>{% if m.tool_calls and m.content and m.reasoning %}"
+        "{{ raise_exception('Cannot pass both content and thinking') }}{% endif %}"
+        "{% if m.reasoning %}({{ m.reasoning }}){% endif %}{{ m.content }}"
+        "{% for call in m.tool_calls or [] %}{{ call.function.name }}{% endfor %}{% endfor %}"
+    )
+    text = rendered(source, content="\n\nFour.", reasoning_content="so\n\n")
+    assert text == "<user>?<assistant>(so\n\n)\n\nFour."
