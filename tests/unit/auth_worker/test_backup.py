@@ -225,6 +225,32 @@ def test_what_is_left_of_a_lost_database_is_not_mixed_into_the_restored_one(
     harness.close()
 
 
+def test_a_restore_that_is_killed_leaves_no_notes_of_the_lost_log_beside_its_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = StoreHarness("sqlite", tmp_path, pytest.fail)
+    filled(harness).close()
+    file = tmp_path / "auth.backup"
+    assert run(harness, "backup", str(file)) == maintenance.DONE
+    harness.begin_anew()
+    harness.data_dir.mkdir()
+    (harness.data_dir / "audit.checkpoints").write_text("9999 aa 1 name bb\n")
+    replace = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        moved = replace(path, target)
+        if target.name == DATABASE_NAME:
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr(Path, "replace", killed)
+    assert run(harness, "restore", str(file)) == maintenance.INTERRUPTED
+    monkeypatch.undo()
+    assert (harness.data_dir / DATABASE_NAME).exists()
+    assert run(harness, "check") == maintenance.DONE
+    harness.close()
+
+
 def test_no_backup_is_restored_under_a_running_auth_worker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
