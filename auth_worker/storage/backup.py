@@ -139,6 +139,7 @@ def restore_url(backup: Path, database: "PostgresDatabase", data_dir: Path) -> R
     work = data_dir / f"{DATABASE_NAME}.restoring"
     try:
         with _migrated(backup, work) as source, database.transaction() as sink:
+            database.prepare(sink)  # no worker that stands by makes tables meanwhile
             if migrations.version_of(sink) is not None:
                 raise StoreError(f"{database} holds a database; restore into an empty one.")
             migrations.migrate(sink, now_s=0.0)
