@@ -118,8 +118,8 @@ def restore_file(backup: Path, data_dir: Path) -> RowCounts:
             log = database.with_name(database.name + ending)
             if log.exists():
                 log.replace(_aside(log))
+        _put_notes_aside(data_dir)  # first: a kill in between must leave none for this database
         new.replace(database)
-        _put_notes_aside(data_dir)
         _sync(data_dir)
         mark(database)
     except OSError as error:
@@ -139,6 +139,7 @@ def restore_url(backup: Path, database: "PostgresDatabase", data_dir: Path) -> R
     work = data_dir / f"{DATABASE_NAME}.restoring"
     try:
         with _migrated(backup, work) as source, database.transaction() as sink:
+            database.prepare(sink)  # no worker that stands by makes tables meanwhile
             if migrations.version_of(sink) is not None:
                 raise StoreError(f"{database} holds a database; restore into an empty one.")
             migrations.migrate(sink, now_s=0.0)
@@ -147,9 +148,9 @@ def restore_url(backup: Path, database: "PostgresDatabase", data_dir: Path) -> R
             _begin_generation(sink)
             for table in schema.metadata.sorted_tables:
                 _continue_numbers(sink, table)
+            _put_notes_aside(data_dir)  # before it is committed, likewise
     finally:
         work.unlink(missing_ok=True)
-    _put_notes_aside(data_dir)
     return counts
 
 

@@ -225,6 +225,32 @@ def test_what_is_left_of_a_lost_database_is_not_mixed_into_the_restored_one(
     harness.close()
 
 
+def test_a_restore_that_is_killed_leaves_no_notes_of_the_lost_log_beside_its_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness = StoreHarness("sqlite", tmp_path, pytest.fail)
+    filled(harness).close()
+    file = tmp_path / "auth.backup"
+    assert run(harness, "backup", str(file)) == maintenance.DONE
+    harness.begin_anew()
+    harness.data_dir.mkdir()
+    (harness.data_dir / "audit.checkpoints").write_text("9999 aa 1 name bb\n")
+    replace = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        moved = replace(path, target)
+        if target.name == DATABASE_NAME:
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr(Path, "replace", killed)
+    assert run(harness, "restore", str(file)) == maintenance.INTERRUPTED
+    monkeypatch.undo()
+    assert (harness.data_dir / DATABASE_NAME).exists()
+    assert run(harness, "check") == maintenance.DONE
+    harness.close()
+
+
 def test_no_backup_is_restored_under_a_running_auth_worker(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -317,6 +343,41 @@ def test_a_disk_without_room_for_a_backup_is_named_by_what_has_none(
     assert said.startswith(f"{harness.data_dir / DATABASE_NAME}.restored can't be used: No space")
     assert list(harness.data_dir.glob("*.restored")) == []
     harness.close()
+
+
+def test_a_restore_keeps_workers_that_stand_by_away_and_looks_at_the_encoding(
+    other: Callable[[str], StoreHarness],
+    postgres_server: PostgresServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    harness = StoreHarness("sqlite", tmp_path, pytest.fail)
+    filled(harness).close()
+    file = tmp_path / "auth.backup"
+    assert run(harness, "backup", str(file)) == maintenance.DONE
+    target = other("postgresql")
+    target.begin_anew(is_bare=True)
+    locked: list[int] = []
+
+    def continued(sink: Connection, _table: object) -> None:
+        if not locked:
+            text = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted"
+            text += " AND pid = pg_backend_pid()"
+            locked.append(sink.exec_driver_sql(text).scalar_one())
+
+    monkeypatch.setattr(backup, "_continue_numbers", continued)
+    assert run(target, "restore", str(file)) == maintenance.DONE
+    assert locked == [1]
+    postgres_server.execute(
+        "CREATE DATABASE latin_too WITH ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'"
+        " TEMPLATE template0"
+    )
+    capsys.readouterr()
+    environ = {"PENSTOCK_DATABASE_URL": postgres_server.url("latin_too")}
+    arguments = ["--data-dir", str(tmp_path / "latin"), "restore", str(file)]
+    assert maintenance.main(arguments, environ) == maintenance.FAILED
+    assert "WITH ENCODING 'UTF8'" in one_line(capsys)
 
 
 def test_a_server_waits_for_a_restore_and_a_way_back_while_they_load_what_they_need(
