@@ -4,7 +4,7 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,12 @@ from penstock.memory_estimate import QUANT_METHODS, estimate_memory, require_mem
 from penstock.recurrent_states import CacheChoice
 from protocol.runtime.container_limits import free_memory_bytes
 
-_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
+_WEIGHTS = ".safetensors"
+_SINGLE, _INDEX = f"model{_WEIGHTS}", f"model{_WEIGHTS}.index.json"
+_PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt"]
+"""What is downloaded beside weights."""
+_MODULES = "modules.json"
+"""Of a model whose layers behind the last one are in folders of their own."""
 _MAX_JSON_BYTES = 32 * 2**20
 """Of configs and of indices of shards, which are the longer ones; as the engine has it."""
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
@@ -62,15 +67,47 @@ def is_complete(folder: Path) -> bool:
         return False
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         return False
-    index = folder / "model.safetensors.index.json"
     try:
-        named = set(_read_json(index)["weight_map"].values())
+        named = _placed_in(folder / _INDEX)
     except FileNotFoundError:
-        weights = [path.name for path in folder.glob("*.safetensors")]
+        weights = [path.name for path in folder.glob(f"*{_WEIGHTS}")]
         return bool(weights) and not any("-of-" in name for name in weights)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
-    return all((folder / str(name)).is_file() for name in named)
+    return all((folder / name).is_file() for name in named)
+
+
+def _placed_in(index: Path) -> set[str]:
+    """The files that an index of shards names.
+
+    Raises:
+        OSError: It can't be read, or isn't there.
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: It is none.
+    """
+    return {str(name) for name in _read_json(index)["weight_map"].values()}
+
+
+def _weights_of(files: Iterable[str], index: Path) -> list[str]:
+    """Which files of a checkpoint the engine reads: those of its index, else the whole one.
+
+    Beside these there may be the same weights once more, in other forms (`consolidated.safetensors`
+    of Mistral's, `original/` of gpt-oss's).
+
+    Args:
+        files: Names of all files, folders in front.
+        index: Where the index is, if there is one.
+    """
+    files = list(files)
+    found = [file for file in files if file.endswith(_WEIGHTS) and "/" not in file]
+    placed = set()
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        placed = _placed_in(index)
+    chosen = [file for file in found if file in placed]
+    if not chosen:
+        chosen = [_SINGLE] if _SINGLE in found else found
+    if _MODULES in files:
+        chosen += [file for file in files if file.endswith(f"/{_SINGLE}")]
+    return chosen
 
 
 def _read_json(path: Path) -> Any:
@@ -112,7 +149,8 @@ def check_local(model: ModelChoice, folder: Path, settings: ServeSettings) -> No
     config = _local_config(folder)
     files = [item for item in folder.iterdir() if item.is_file()]
     refuse_foreign_formats(model.name, config, [item.name for item in files])
-    size = sum(item.stat().st_size for item in files if item.suffix == ".safetensors")
+    weights = _weights_of([item.name for item in files], folder / _INDEX)
+    size = sum((folder / name).stat().st_size for name in weights)
     _require_room(model, config, size, settings)
 
 
@@ -243,9 +281,12 @@ def _download(model: ModelChoice, name: HubName, settings: ServeSettings) -> Pat
     config_path = Path(hf_hub_download(source, "config.json", revision=info.sha))
     config = _local_config(config_path.parent)
     refuse_foreign_formats(model.name, config, sizes)
-    size = sum(size for file, size in sizes.items() if file.endswith(".safetensors"))
-    _require_room(model, config, size, settings)
-    return _snapshot(source, settings.revision, _PATTERNS)
+    index = config_path.parent / _INDEX
+    if _INDEX in sizes:
+        index = Path(hf_hub_download(source, _INDEX, revision=info.sha))
+    weights = _weights_of(sizes, index)
+    _require_room(model, config, sum(sizes[file] for file in weights), settings)
+    return _snapshot(source, settings.revision, [*_PATTERNS, *map(glob.escape, weights)])
 
 
 def _snapshot(source: str, revision: str | None, patterns: list[str]) -> Path:

@@ -39,6 +39,9 @@ _ROW: Final = re.compile(
 _AS_ANOTHER: Final = {
     "MistralForCausalLM": ("llama",),
     "Mistral3ForConditionalGeneration": ("llama", "mistral3", "mistral4"),
+    "Qwen2VLForConditionalGeneration": ("qwen2vl",),
+    "Qwen2_5_VLForConditionalGeneration": ("qwen2vl",),
+    "Qwen3VLForConditionalGeneration": ("qwen3vl",),
 }
 """Whose files llama.cpp's converter writes under the name of another family."""
 _MEMORY_HEAD: Final = "| model |"

@@ -35,6 +35,7 @@ TOKENIZER_MODEL: Final = "tokenizer.model"
 TEKKEN_JSON: Final = "tekken.json"
 MAX_IDS: Final = 2**24
 _CONFIG: Final = "tokenizer_config.json"
+_PROCESSOR_TEMPLATE: Final = "chat_template.json"
 _CONVERTED: Final = ("*vocab*", "merges.txt", "*.model", "*.spm", TEKKEN_JSON)
 """Names of files that a tokenizer may be made of."""
 _ROLES: Final = (
@@ -367,7 +368,7 @@ def _add_ends(backend: Any, config: Mapping[str, Any], roles: Mapping[str, Any])
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:
-    """The template's source: of a file of its own, else of the config."""
+    """The template's source: of a file of its own, else of the config, else of a processor."""
     sources: dict[str, str] = {}
     stated = config.get("chat_template")
     if isinstance(stated, str):
@@ -388,9 +389,13 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[str, s
                 sources[name] = read_bounded(path)
             except (OSError, ValueError) as error:
                 raise TokenizerLoadError(f"{path} cannot be read: {error}") from error
+    if not sources:
+        # Of a model that also sees it may be its processor's alone.
+        processor = _read_object(folder / _PROCESSOR_TEMPLATE).get("chat_template")
+        return processor if isinstance(processor, str) else None
     if set(sources) == {"default"}:
         return sources["default"]
-    return sources or None
+    return sources
 
 
 def _max_length(config: Mapping[str, Any]) -> int | None:

@@ -192,6 +192,45 @@ def _mistral() -> dict[str, FamilyCase]:
     }
 
 
+def _qwen_vision() -> dict[str, FamilyCase]:
+    tower = {
+        "depth": 1,
+        "hidden_size": 16,
+        "embed_dim": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "patch_size": 8,
+    }
+    rope = {"rope_type": "default", "rope_theta": 500.0}
+    qwen2 = {"rope_parameters": {**rope, "mrope_section": [2, 1, 1]}}
+    qwen3 = {
+        "head_dim": 16,
+        "rope_parameters": {**rope, "mrope_section": [4, 2, 2], "mrope_interleaved": True},
+    }
+    deepstack = {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    wide = {**tower, "out_hidden_size": 48}
+    return {
+        "qwen2_vl_beside_its_tower": FamilyCase(
+            "Qwen2VLConfig",
+            qwen2,
+            {"vision_config": {**tower, "hidden_size": 48}},
+            "Qwen2VLForConditionalGeneration",
+        ),
+        "qwen2_5_vl_beside_its_tower": FamilyCase(
+            "Qwen2_5_VLConfig",
+            qwen2,
+            {"vision_config": {**wide, "fullatt_block_indexes": [0], "window_size": 32}},
+            "Qwen2_5_VLForConditionalGeneration",
+        ),
+        "qwen3_vl_beside_its_tower": FamilyCase(
+            "Qwen3VLConfig",
+            qwen3,
+            {"vision_config": wide | deepstack},
+            "Qwen3VLForConditionalGeneration",
+        ),
+    }
+
+
 def _olmo() -> dict[str, FamilyCase]:
     return {
         "olmo2": FamilyCase("Olmo2Config", {"attention_bias": True}),
@@ -268,7 +307,8 @@ def _plain_mlps() -> dict[str, FamilyCase]:
 
 
 DENSE: dict[str, FamilyCase] = (
-    _mistral()
+    _qwen_vision()
+    | _mistral()
     | _gemma()
     | _gemma_nano()
     | _phi()

@@ -51,6 +51,7 @@ _GPT_OSS = config_of(
         "truncate": False,
     },
 )
+_QWEN3 = config_of("Qwen3ForCausalLM", "qwen3", head_dim=8, tie_word_embeddings=False)
 _LFM2 = config_of(
     "Lfm2ForCausalLM",
     "lfm2",
@@ -90,6 +91,10 @@ def _gemma3_more(writer: GGUFWriter) -> None:
 
 def _olmo3_more(writer: GGUFWriter) -> None:
     writer.add_array("olmo2.attention.sliding_window_pattern", [True, False, True, True])
+
+
+def _sections_more(writer: GGUFWriter) -> None:
+    writer.add_rope_dimension_sections([2, 1, 1, 0])
 
 
 def _glm4_more(writer: GGUFWriter) -> None:
@@ -479,11 +484,9 @@ GGUF_FAMILIES = (
         moe_tensors,
     ),
     GgufCase("qwen2", config_of("Qwen2ForCausalLM", "qwen2"), plain_tensors),
-    GgufCase(
-        "qwen3",
-        config_of("Qwen3ForCausalLM", "qwen3", head_dim=8, tie_word_embeddings=False),
-        plain_tensors,
-    ),
+    GgufCase("qwen2vl", config_of("Qwen2ForCausalLM", "qwen2"), plain_tensors, _sections_more),
+    GgufCase("qwen3", _QWEN3, plain_tensors),
+    GgufCase("qwen3vl", _QWEN3, plain_tensors, _sections_more),
     GgufCase(
         "smollm3",
         config_of("SmolLM3ForCausalLM", "smollm3", num_hidden_layers=5, no_rope_layer_interval=4),

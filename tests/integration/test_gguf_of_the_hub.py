@@ -68,10 +68,13 @@ def test_only_the_file_that_is_meant_is_downloaded_and_once(tmp_path: Path) -> N
 def test_a_model_of_safetensors_is_downloaded_once_too(tmp_path: Path) -> None:
     folder = demo_model_path()
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-    with model_hub({"org/m": files}) as hub:
+    # The same weights once more, as Mistral's and gpt-oss's repositories have them.
+    others = ("consolidated.safetensors", "original/model.safetensors")
+    with model_hub({"org/m": files | dict.fromkeys(others, b"x")}) as hub:
         done = fetch(hub, tmp_path, "org/m")
         assert done.returncode == 0, done.stderr
         assert "model.safetensors" in hub.downloaded
+        assert not set(others) & set(hub.downloaded)
         hub.downloaded.clear()
         assert fetch(hub, tmp_path, "org/m", HF_HUB_OFFLINE="1").returncode == 0
         assert hub.downloaded == []

@@ -124,6 +124,27 @@ def test_deterministic_counts_as_float32(tmp_path: Path, monkeypatch: pytest.Mon
         resolve_model(model, replace(SETTINGS, deterministic=True))
 
 
+def test_weights_that_are_there_once_more_in_another_form_take_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mistral's folders have shards and `consolidated.safetensors`: they were told to be twice as
+    large."""
+    folder = make_folder(tmp_path / "m")
+    part = "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(folder / part)
+    index = {"weight_map": {"a": part}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    needed = estimate_memory(CONFIG, 100, dtype="auto", max_model_len=None).total_bytes
+    (folder / "consolidated.safetensors").write_bytes(b"")
+    os.truncate(folder / "consolidated.safetensors", 10 * needed)
+    free = SimpleNamespace(available=2 * needed)
+    monkeypatch.setattr("penstock.model_source.psutil.virtual_memory", lambda: free)
+    assert resolve_model(ModelChoice("m", str(folder)), SETTINGS) == folder
+    os.truncate(folder / part, 10 * needed)
+    with pytest.raises(ModelError, match="m needs about"):
+        resolve_model(ModelChoice("m", str(folder)), SETTINGS)
+
+
 def test_a_model_that_fits_the_machine_but_not_the_container_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

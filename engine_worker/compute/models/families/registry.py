@@ -21,6 +21,7 @@ from engine_worker.compute.models.families import (
     olmo_hybrid,
     phi,
     qwen_hybrid,
+    qwen_vision,
 )
 from engine_worker.compute.models.families.family import Family
 from engine_worker.compute.models.families.outside import outside_families
@@ -28,6 +29,7 @@ from engine_worker.compute.models.spec import DecoderSpec
 
 _FILES = (
     llama,
+    qwen_vision,
     mistral,
     gemma,
     gemma_nano,

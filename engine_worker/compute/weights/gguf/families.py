@@ -102,6 +102,8 @@ _ALL: tuple[tuple[str, GgufFamily], ...] = (
     ),
     ("llama", GgufFamily("LlamaForCausalLM", "llama", _llama, rotates_pairs=True)),
     ("qwen2", GgufFamily("Qwen2ForCausalLM", "qwen2")),
+    # Whose vision tower is a file of its own.
+    ("qwen2vl", GgufFamily("Qwen2ForCausalLM", "qwen2")),
     (
         "qwen2moe",
         GgufFamily(
@@ -114,6 +116,7 @@ _ALL: tuple[tuple[str, GgufFamily], ...] = (
         ),
     ),
     ("qwen3", GgufFamily("Qwen3ForCausalLM", "qwen3")),
+    ("qwen3vl", GgufFamily("Qwen3ForCausalLM", "qwen3")),
     (
         "qwen3moe",
         GgufFamily(

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -400,3 +401,14 @@ def test_arguments_are_objects_where_the_template_spells_them_in_a_way_of_its_ow
     call = {"id": "call_1", "type": "function", "function": function}
     asked = {"role": "assistant", "content": None, "tool_calls": [call]}
     assert render(source, [*USER, asked]) == "<user><assistant>call:f{city:<|Oslo|>}"
+
+
+def test_the_template_of_a_processor_counts_where_no_other_is_there(tmp_path: Path) -> None:
+    """Checkpoints of models that also see kept it in `chat_template.json` alone."""
+    tokenizer = byte_level_tokenizer().serialized()
+    (tmp_path / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+    stated = json.dumps({"chat_template": "of the processor"})
+    (tmp_path / "chat_template.json").write_text(stated, encoding="utf-8")
+    assert Tokenizer.load(tmp_path).chat_template_source(has_tools=False) == "of the processor"
+    (tmp_path / "chat_template.jinja").write_text("of its own file", encoding="utf-8")
+    assert Tokenizer.load(tmp_path).chat_template_source(has_tools=False) == "of its own file"

@@ -1,0 +1,53 @@
+"""The text models of Qwen 2-VL, 2.5-VL and 3-VL, which are Qwen 2 and Qwen 3.
+
+Positions of text alone are the same along all three axes of their rope, which is a plain one then.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from engine_worker.compute.models.config_fields import ConfigFields
+from engine_worker.compute.models.families import llama
+from engine_worker.compute.models.families.common import text_config_of
+from engine_worker.compute.models.families.family import Family
+from engine_worker.compute.models.spec import DecoderSpec
+from engine_worker.compute.models.tensors import text_model_tensors
+
+_ROPES = ("rope_scaling", "rope_parameters")
+_OLD_KIND = "mrope"
+_TIED = "tie_word_embeddings"
+_READ = {family.architecture: family.read for family in llama.FAMILIES}
+
+
+def _read(text_model: str, architecture: str, config: Mapping[str, Any]) -> DecoderSpec:
+    whole = ConfigFields(config)
+    text: dict[str, Any] = dict(config)
+    if whole.mapping("text_config") is not None:
+        text = text_config_of(config)
+        # transformers before release 5 wrote it into the text model's config alone.
+        inner = ConfigFields(whole.mapping("text_config") or {}, "config.json: text_config")
+        text[_TIED] = whole.flag(_TIED, False) or inner.flag(_TIED, False)
+    for name in _ROPES:
+        rope = ConfigFields(text).mapping(name)
+        if rope is not None:
+            text[name] = {key: value for key, value in rope.items() if value != _OLD_KIND}
+    return replace(_READ[text_model](text), architecture=architecture)
+
+
+def _family(architecture: str, model_type: str, text_model: str) -> Family:
+    return Family(
+        architecture,
+        model_type,
+        partial(_read, text_model, architecture),
+        text_model_tensors(),
+        ("visual.", "model.visual."),
+    )
+
+
+FAMILIES = (
+    _family("Qwen2VLForConditionalGeneration", "qwen2_vl", "Qwen2ForCausalLM"),
+    _family("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", "Qwen2ForCausalLM"),
+    _family("Qwen3VLForConditionalGeneration", "qwen3_vl", "Qwen3ForCausalLM"),
+)
