@@ -14,6 +14,7 @@ gateway. `time.thread_time` counts what this thread computed, so other processes
 
 import argparse
 import cProfile
+import gc
 import pstats
 import statistics
 import time
@@ -35,6 +36,7 @@ from engine_worker.core.engine import Engine
 from engine_worker.serving.handler import EngineHandler
 from engine_worker.serving.inbox import GatewayCommand
 from engine_worker.serving.step_loop import StepLoop
+from protocol.runtime import collector
 from protocol.version import PROTOCOL_VERSION, ProtocolVersion
 from protocol.wire.codec import encode
 from protocol.wire.messages import Generate, Message, SamplingParams
@@ -157,6 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--ending", action="store_true")
     options = parser.parse_args(arguments)
+    gc.set_threshold(*collector.THRESHOLDS)  # as a worker has them
     print("| rows | context | CPU of a step, ms |")
     print("|---|---|---|")
     for num_rows in options.rows:
