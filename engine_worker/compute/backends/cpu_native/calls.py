@@ -34,15 +34,16 @@ from engine_worker.compute.models.spec import (
     NormKind,
     NormPlacement,
     QkNorm,
+    QueryScale,
 )
 
 CACHE_TYPES: Final = ("float32", "bfloat16", "int8")
 """In the order of `CacheType` in `calls.h`."""
-MAX_HEAD_DIM: Final = 256
+MAX_HEAD_DIM: Final = 512
 MAX_EXPERTS: Final = 65536
-_CONFIG_VERSION: Final = 4
+_CONFIG_VERSION: Final = 5
 _NORMS: Final = ("none", "rms", "layer")
-QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH)
+QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH, QkNorm.WEIGHTLESS)
 _ACTIVATIONS: Final = (
     Activation.SILU,
     Activation.GELU_TANH,
@@ -53,11 +54,13 @@ _ACTIVATIONS: Final = (
 )
 """In the order of `Activation` in `calls.h`."""
 _FORMAT_FIELDS: Final = 6
-_BLOCK_FIELDS: Final = 15 + 2 * _FORMAT_FIELDS
-_BLOCK_SCALARS: Final = 4
+_BLOCK_FIELDS: Final = 22 + 2 * _FORMAT_FIELDS
+_BLOCK_SCALARS: Final = 5
+_NO_SCALE: Final = QueryScale(0.0, 1)
 
 Rope = tuple[jax.Array, jax.Array]
-"""Cosine and sine, each [T, rotated pairs] float32: pair i is numbers i and i + pairs of a head."""
+"""Cosine and sine, each [T, rotated pairs] float32: pair i is numbers i and i + pairs of a head, or
+2i and 2i + 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,13 +86,14 @@ class AttentionConfig:
     """What an attention block computes; see `AttentionSpec` for most of it.
 
     Attributes:
-        window: 0 is none.
+        window, chunk: 0 is none.
         norm: Before the block: `none`, `rms` or `layer`.
         softcap: 0 is none.
         multiplier: Of what the block adds to the residual.
         qkv_blocks: How the matrix is packed where that isn't `weight_type`.
         o_blocks: Likewise.
         has_post_norm: An RMS norm stands between the output projection and the residual.
+        is_interleaved: Of the rope: pairs are neighbours.
     """
 
     num_heads: int
@@ -101,9 +105,15 @@ class AttentionConfig:
     cache_type: str = "bfloat16"
     group_size: int = 64
     window: int = 0
+    chunk: int = 0
     softcap: float = 0.0
     multiplier: float = 1.0
     norm: str = "rms"
+    query_scale: QueryScale | None = None
+    has_output_gate: bool = False
+    is_interleaved: bool = False
+    is_value_of_key: bool = False
+    has_value_norm: bool = False
     qk_norm: QkNorm = QkNorm.NONE
     has_norm_bias: bool = False
     has_qkv_bias: bool = False
@@ -135,6 +145,12 @@ class AttentionConfig:
             cache_type=cache_type,
             group_size=group_size,
             window=attention.window or 0,
+            chunk=attention.chunk or 0,
+            query_scale=attention.query_scale,
+            has_output_gate=attention.output_gate,
+            is_interleaved=attention.rope is not None and attention.rope.interleaved,
+            is_value_of_key=attention.is_value_of_key,
+            has_value_norm=attention.value_norm,
             softcap=attention.softcap or 0.0,
             multiplier=spec.residual_multiplier * layer.mixer_multiplier,
             norm=_norm_of(spec, layer),
@@ -222,7 +238,7 @@ class Attention:
     Attributes:
         config: What it computes.
         vectors: From `attention_vectors`.
-        qkv: Packed; outputs are all q heads, all k heads, all v heads.
+        qkv: Packed; outputs are all q heads, all k heads, all v heads, all gates of heads.
         o: Packed.
         keys: Of this layer, see `page_shapes`.
         values: Of this layer.
@@ -401,6 +417,7 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
             *map(int, flags),
         ], [mlp.eps, mlp.multiplier, mlp.clamp, mlp.up_offset]
     attention = block.config
+    query_scale = attention.query_scale or _NO_SCALE
     bits = (
         attention.has_norm_bias,
         attention.has_qkv_bias,
@@ -422,7 +439,20 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
         CACHE_TYPES.index(attention.cache_type),
         *map(int, bits),
         block.group,
-    ], [attention.eps, attention.scale, attention.softcap, attention.multiplier]
+        attention.chunk,
+        query_scale.length,
+        query_scale.offset,
+        int(attention.has_output_gate),
+        int(attention.is_interleaved),
+        int(attention.is_value_of_key),
+        int(attention.has_value_norm),
+    ], [
+        attention.eps,
+        attention.scale,
+        attention.softcap,
+        attention.multiplier,
+        query_scale.beta,
+    ]
 
 
 def experts(x: jax.Array, chosen: jax.Array, weights: jax.Array, mlp: Mlp) -> jax.Array:

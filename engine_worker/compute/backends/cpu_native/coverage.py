@@ -106,16 +106,8 @@ def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> 
         return "more than 256 heads share a key head"
     if block_size > 65536 or block_size % 2:
         return f"a cache block has an even number of tokens, at most 65536, not {block_size}"
-    if attention.rope is not None and attention.rope.interleaved:
-        return "no kernel rotates neighbouring pairs"
-    if attention.chunk is not None:
-        return "no kernel attends within chunks"
     if attention.qk_norm not in QK_NORMS:
         return f"no kernel normalises queries and keys {attention.qk_norm}"
-    if attention.output_gate:
-        return "no kernel gates what is attended to"
-    if attention.value_norm or attention.is_value_of_key:
-        return "no kernel makes values of keys, or normalises them"
-    if attention.query_scale is not None:
-        return "no kernel scales queries by their position"
+    if attention.is_value_of_key and attention.qk_norm is QkNorm.FULL_WIDTH:
+        return "values are made of keys that have one norm for all heads"
     return None

@@ -211,7 +211,9 @@ class Attention {
   }
   int64_t position_of(int64_t row) const { return call_.positions[token_of(row)]; }
   int64_t first_seen(int64_t row) const {
-    return block_.window > 0 ? std::max<int64_t>(0, position_of(row) - block_.window + 1) : 0;
+    const int64_t position = position_of(row);
+    const int64_t in_chunk = block_.chunk > 0 ? position / block_.chunk * block_.chunk : 0;
+    return block_.window > 0 ? std::max(in_chunk, position - block_.window + 1) : in_chunk;
   }
   static int64_t rows_of_piece(const Part& part, int64_t piece) {
     return std::min<int64_t>(kScoreRows, part.num_rows - piece);

@@ -97,8 +97,13 @@ class BlockRunner {
       case CacheType::kBfloat16: attend<CacheType::kBfloat16>(block, qkv, attended); break;
       case CacheType::kInt8: attend<CacheType::kInt8>(block, qkv, attended); break;
     }
-    add_output(pack_rows(attended, block.o, scratch_.narrow), block.o, block.o_bias, block.post_norm, block.norm.eps,
-               block.multiplier);
+    const Activations packed(scratch_.narrow, num_live_, block.o);
+    team_.each_row(num_live_, [&](int64_t row) {
+      float* attended_row = attended + row * block.q_size();
+      if (block.has_gate) gate(attended_row, qkv + row * width + block.gate_offset(), block.q_size());
+      packed.put_row(row, attended_row);
+    });
+    add_output(packed, block.o, block.o_bias, block.post_norm, block.norm.eps, block.multiplier);
   }
 
   // Attention of all tiles and key heads; where these are few, threads share their spans.
@@ -156,39 +161,65 @@ class BlockRunner {
     if (block.qk_norm == QkNorm::kFullWidth) {
       normalize_rms(block.q_norm, eps, q, block.q_size());
       normalize_rms(block.k_norm, eps, k, block.kv_size());
-    } else if (block.qk_norm == QkNorm::kPerHead) {
-      for (int64_t h = 0; h < block.num_heads; h++) normalize_rms(block.q_norm, eps, q + h * dim, dim);
-      for (int64_t h = 0; h < block.num_kv_heads; h++) {
-        normalize_rms(block.k_norm, eps, k + h * dim, dim);
-      }
     }
     const int32_t token = token_of(row);
-    const float* cosine = block.cosine + token * block.rotary_pairs;
-    const float* sine = block.sine + token * block.rotary_pairs;
-    for (int64_t h = 0; h < block.num_heads; h++) {
-      rotate(q + h * dim, cosine, sine, block.rotary_pairs);
-    }
     const int64_t position = call_.positions[token];
+    const auto prepare = [&](float* head, const float* weight) {
+      if (block.qk_norm == QkNorm::kPerHead || block.qk_norm == QkNorm::kWeightless) {
+        normalize_rms(weight, eps, head, dim);
+      }
+      rotate(block, token, head);
+    };
+    const float factor = query_factor(block.query_scale, position);
+    for (int64_t h = 0; h < block.num_heads; h++) {
+      prepare(q + h * dim, block.q_norm);
+      for (int64_t i = 0; i < dim && factor != 1.0f; i++) q[h * dim + i] *= factor;
+    }
     const int64_t page =
         block.tables[call_.rows[token] * call_.table_width + position / call_.block_size];
     const int64_t size = page_bytes(block.cache_type, call_.block_size, dim);
     for (int64_t h = 0; h < block.num_kv_heads; h++) {
-      rotate(k + h * dim, cosine, sine, block.rotary_pairs);
+      float of_key[kMaxHeadDim];
+      float *key = k + h * dim, *value = block.is_value_of_key ? of_key : v + h * dim;
+      if (block.is_value_of_key) std::memcpy(of_key, key, static_cast<size_t>(dim) * 4);
+      if (block.is_value_normed) normalize_rms(nullptr, eps, value, dim);
+      prepare(key, block.k_norm);
       const int64_t offset = (page * block.num_kv_heads + h) * size;
       store_token(block.cache_type, call_.block_size, dim, static_cast<char*>(block.keys) + offset,
-                  static_cast<char*>(block.values) + offset, position % call_.block_size,
-                  k + h * dim, v + h * dim);
+                  static_cast<char*>(block.values) + offset, position % call_.block_size, key,
+                  value);
     }
   }
 
-  // Pairs (i, i + pairs) of one head.
-  static void rotate(float* x, const float* cosine, const float* sine, int64_t pairs) {
-    for (int64_t i = 0; i < pairs; i += kLanes) {
+  static float query_factor(const QueryScale& scale, int64_t position) {
+    if (scale.beta == 0.0f) return 1.0f;
+    const auto steps = static_cast<float>((position + scale.offset) / scale.length);
+    return 1.0f + scale.beta * std::log1p(steps);
+  }
+
+  // Turns the pairs (i, i + pairs), or (2i, 2i + 1), of one head.
+  static void rotate(const AttentionBlock& block, int32_t token, float* x) {
+    const int64_t pairs = block.rotary_pairs;
+    const float *cosine = block.cosine + token * pairs, *sine = block.sine + token * pairs;
+    for (int64_t i = 0; i < pairs && block.is_interleaved; i++) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = a * cosine[i] - b * sine[i];
+      x[2 * i + 1] = b * cosine[i] + a * sine[i];
+    }
+    for (int64_t i = 0; i < pairs && !block.is_interleaved; i += kLanes) {
       const int64_t left = pairs - i;
       Vector a = load_part(x + i, left), b = load_part(x + pairs + i, left);
       Vector c = load_part(cosine + i, left), s = load_part(sine + i, left);
       store_part(x + i, a * c - b * s, left);
       store_part(x + pairs + i, b * c + a * s, left);
+    }
+  }
+
+  // Multiplies a row by the sigmoid of its gates.
+  static void gate(float* row, const float* gates, int64_t size) {
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const Vector opens = 1.0f / (exponential(-load_part(gates + i, size - i)) + 1.0f);
+      store_part(row + i, load_part(row + i, size - i) * opens, size - i);
     }
   }
 

@@ -14,7 +14,7 @@ namespace penstock {
 constexpr int64_t kPanelOutputs = 32;
 constexpr int64_t kLaneBytes = 4;
 constexpr int64_t kRowBytes = kPanelOutputs * kLaneBytes;
-constexpr int64_t kMaxHeadDim = 256;
+constexpr int64_t kMaxHeadDim = 512;
 constexpr int64_t kScaleBytes = 4;  // Of a token's key or value in an int8 cache.
 constexpr int64_t kMaxTaps = 16;  // Of a convolution.
 constexpr int64_t kMaxInt8Inputs = 65536;  // The sum of products then still fits 32 bits.
@@ -37,7 +37,7 @@ enum class ScaleType : int64_t { kFloat16 = 0, kBfloat16 = 1, kFloat32 = 2, kE8m
 // kInt8: with a float32 scale for each token and key head, see cache_pages.h.
 enum class CacheType : int64_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 enum class NormKind : int64_t { kNone = 0, kRms = 1, kLayer = 2 };
-enum class QkNorm : int64_t { kNone = 0, kPerHead = 1, kFullWidth = 2 };
+enum class QkNorm : int64_t { kNone = 0, kPerHead = 1, kFullWidth = 2, kWeightless = 3 };
 enum class Activation : int64_t {
   kSilu = 0,
   kGeluTanh = 1,
@@ -177,12 +177,24 @@ struct Norm {
   const float *weight, *bias;
 };
 
+// Queries at position p are multiplied by 1 + beta ln(1 + floor((p + offset) / length)).
+struct QueryScale {
+  float beta;  // 0 is none.
+  int64_t length, offset;
+};
+
 struct AttentionBlock {
   Norm norm;
-  Matrix qkv, o;
+  Matrix qkv, o;  // Outputs of qkv: queries, keys, values, and what gates the attended.
   const float *qkv_bias, *q_norm, *k_norm, *o_bias, *post_norm, *sinks;
-  int64_t num_heads, num_kv_heads, head_dim, window;
+  int64_t num_heads, num_kv_heads, head_dim;
+  int64_t window, chunk;  // Positions that a query sees, and whose multiples none sees past; or 0.
   QkNorm qk_norm;
+  QueryScale query_scale;
+  bool has_gate;         // What is attended to is multiplied by the gate's sigmoid.
+  bool is_interleaved;   // The rope turns neighbouring numbers.
+  bool is_value_of_key;  // Values are keys before their norm and rotation; qkv has none.
+  bool is_value_normed;  // Each head of them, without weights.
   float scale, softcap, multiplier;
   const float *cosine, *sine;  // [T, rotary_pairs]
   int64_t rotary_pairs;
@@ -193,6 +205,8 @@ struct AttentionBlock {
 
   int64_t q_size() const { return num_heads * head_dim; }
   int64_t kv_size() const { return num_kv_heads * head_dim; }
+  int64_t gate_offset() const { return q_size() + kv_size() * (is_value_of_key ? 1 : 2); }
+  int64_t projected_size() const { return gate_offset() + (has_gate ? q_size() : 0); }
   int64_t heads_per_kv_head() const { return num_heads / num_kv_heads; }
 };
 

@@ -99,17 +99,25 @@ class BlocksReader {
     attention.window = fields.integer(0, kMaxSize, "window");
     const int64_t rope = fields.integer(-1, static_cast<int64_t>(ropes_.size()) - 1, "rope");
     const auto norm = static_cast<NormKind>(fields.integer(0, 2, "norm"));
-    attention.qk_norm = static_cast<QkNorm>(fields.integer(0, 2, "qk_norm"));
+    attention.qk_norm = static_cast<QkNorm>(fields.integer(0, 3, "qk_norm"));
     attention.cache_type = static_cast<CacheType>(fields.integer(0, 2, "cache type"));
     const bool has_norm_bias = fields.flag("norm bias");
     const bool has_qkv_bias = fields.flag("qkv bias"), has_o_bias = fields.flag("o bias");
     const bool has_post_norm = fields.flag("post norm"), has_sinks = fields.flag("sinks");
     attention.group = fields.integer(0, call_.num_groups - 1, "group");
     attention.tables = call_.block_tables + attention.group * call_.num_rows * call_.table_width;
+    attention.chunk = fields.integer(0, kMaxSize, "chunk");
+    attention.query_scale.length = fields.integer(1, kMaxSize, "length of the scale of queries");
+    attention.query_scale.offset = fields.integer(0, kMaxSize, "offset of the scale of queries");
+    attention.has_gate = fields.flag("gate");
+    attention.is_interleaved = fields.flag("interleaved rope");
+    attention.is_value_of_key = fields.flag("values of keys");
+    attention.is_value_normed = fields.flag("norm of values");
     attention.norm.eps = fields.scalar("eps");
     attention.scale = fields.scalar("scale");
     attention.softcap = fields.scalar("softcap");
     attention.multiplier = fields.scalar("multiplier");
+    attention.query_scale.beta = fields.scalar("scale of queries");
     if (rope >= 0) {
       const Rope& chosen = ropes_[static_cast<size_t>(rope)];
       require(2 * chosen.pairs <= attention.head_dim, "the rope is wider than the head");
@@ -118,9 +126,11 @@ class BlocksReader {
       attention.rotary_pairs = chosen.pairs;
     }
     const int64_t hidden = call_.hidden_size;
-    const int64_t width = attention.q_size() + 2 * attention.kv_size();
+    const int64_t width = attention.projected_size();
     const bool is_full = attention.qk_norm == QkNorm::kFullWidth;
-    const bool has_qk_norm = attention.qk_norm != QkNorm::kNone;
+    const bool has_qk_norm = is_full || attention.qk_norm == QkNorm::kPerHead;
+    require(!(is_full && attention.is_value_of_key),
+            "values are made of keys that have one norm for all heads");
     Vectors vectors(next_vectors());
     attention.norm = read_norm(vectors, norm, attention.norm.eps, has_norm_bias);
     attention.qkv_bias = vectors.take(has_qkv_bias, width);
@@ -250,7 +260,7 @@ bool run_experts(const CallFrame& frame) {
   int64_t num_fields = 0, num_scalars = 0;
   const auto* config = frame.array<int64_t>("config", XLA_FFI_DataType_S64, &num_fields);
   const auto* scalars = frame.array<float>("scalars", XLA_FFI_DataType_F32, &num_scalars);
-  require(num_fields == 1 + kMlpFields && num_scalars == kBlockScalars &&
+  require(num_fields == 1 + kMlpFields && num_scalars == kMlpScalars &&
               config[0] == kConfigVersion,
           "the call was built for another version of the kernels");
   Fields fields(config + 1, scalars);

@@ -71,6 +71,28 @@ NATIVE = {
         learned_positions=True,
         max_position_embeddings=MAX_MODEL_LEN,
     ),
+    "qwen with a gate": spec_of(
+        replace(tiny_attention(), rope=PARTIAL, qk_norm=QkNorm.PER_HEAD, output_gate=True),
+        MlpSpec(48),
+        tied_head=False,
+    ),
+    "llama4 attention": spec_of(
+        replace(
+            tiny_attention(),
+            rope=replace(PARTIAL, interleaved=True),
+            qk_norm=QkNorm.WEIGHTLESS,
+            chunk=12,
+            query_scale=QueryScale(0.5, 8, 1),
+        ),
+        MlpSpec(48),
+    ),
+    "gemma4 attention": spec_of(
+        replace(
+            tiny_attention(), qk_norm=QkNorm.PER_HEAD, value_norm=True, is_value_of_key=True
+        ),
+        MlpSpec(48),
+        norm_placement=NormPlacement.SANDWICH,
+    ),
     "olmo with multipliers": spec_of(
         replace(tiny_attention(), rope=LONG, qk_norm=QkNorm.FULL_WIDTH),
         MlpSpec(48, Activation.RELU),
@@ -145,10 +167,9 @@ PARTLY_NATIVE = {
         norm_kind=NormKind.LAYER,
         norm_placement=NormPlacement.PARALLEL,
     ),
-    "ministral": spec_of(replace(tiny_attention(), query_scale=QueryScale(0.5, 8)), MlpSpec(48)),
 }
 
-EVERYDAY = ("gemma", "gpt-oss")
+EVERYDAY = ("gemma", "gpt-oss", "qwen with a gate")
 EVERYDAY_TYPES = (("gpt-oss", "bfloat16"),)
 
 

@@ -55,12 +55,11 @@ def test_what_is_not_covered_is_named() -> None:
 
     assert "int3 weights" in reason(weight_type="int3")
     assert "a cache of float16" in reason(cache_type="float16")
-    assert "not 320" in reason(layer=attention(head_dim=320))
+    assert "not 514" in reason(layer=attention(head_dim=514))
     assert "not 33" in reason(layer=attention(head_dim=33))
     assert "256 heads share" in reason(layer=attention(num_heads=600))
-    assert "neighbouring pairs" in reason(layer=attention(rope=RopeSpec(interleaved=True)))
-    scaled = attention(query_scale=QueryScale(0.1, 16))
-    assert "scales queries by their position" in reason(layer=scaled)
+    made_of_keys = attention(is_value_of_key=True, qk_norm=QkNorm.FULL_WIDTH)
+    assert "one norm for all heads" in reason(layer=made_of_keys)
     per_head = attention(qk_norm=QkNorm.PER_HEAD)
     assert "have a LayerNorm" in reason(replace(SPEC, norm_kind=NormKind.LAYER), per_head)
     assert "at most 65536, not 131072" in reason(block_size=2**17)
@@ -106,7 +105,18 @@ def test_placements_of_norms_that_no_kernel_has_are_named() -> None:
 
 def test_a_decoders_description_reaches_the_kernels() -> None:
     attention = replace(
-        ATTENTION, window=100, softcap=30.0, qkv_bias=True, qk_norm=QkNorm.PER_HEAD, sinks=True
+        ATTENTION,
+        rope=RopeSpec(interleaved=True),
+        window=100,
+        chunk=64,
+        softcap=30.0,
+        query_scale=QueryScale(0.1, 16),
+        output_gate=True,
+        value_norm=True,
+        is_value_of_key=True,
+        qkv_bias=True,
+        qk_norm=QkNorm.PER_HEAD,
+        sinks=True,
     )
     mlp = MlpSpec(300, Activation.QUICK_GELU, bias=True, clamp=7.0, up_offset=1.0)
     layer = LayerSpec(attention, mlp)
@@ -121,8 +131,14 @@ def test_a_decoders_description_reaches_the_kernels() -> None:
             weight_type="int8",
             cache_type="float32",
             window=100,
+            chunk=64,
             softcap=30.0,
             multiplier=0.5,
+            query_scale=QueryScale(0.1, 16),
+            has_output_gate=True,
+            is_interleaved=True,
+            is_value_of_key=True,
+            has_value_norm=True,
             qk_norm=QkNorm.PER_HEAD,
             has_qkv_bias=True,
             has_post_norm=True,
