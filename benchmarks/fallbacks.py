@@ -138,8 +138,6 @@ def main() -> None:
         progress(name)
         decoder = packed(found[name], options.dtype)
         assert isinstance(decoder.backend, CpuNativeBackend), name
-        mixers = (BlockKind.ATTENTION, BlockKind.RECURRENT)
-        assert not any(decoder.backend.is_native(one, NUM_LAYERS - 1) for one in mixers), name
         steps = steps_of(decoder)
         cells = [name, f"{decoder.size_bytes / beside.size_bytes:.2f}"]
         for what, run in steps.items():

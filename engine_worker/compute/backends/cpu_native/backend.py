@@ -34,7 +34,7 @@ from engine_worker.compute.backends.cpu_native.experts import (
     full_width,
 )
 from engine_worker.compute.backends.cpu_native.products import NativeProducts, product_paths
-from engine_worker.compute.backends.cpu_native.recurrent import rows_kernel
+from engine_worker.compute.backends.cpu_native.recurrent import recurrent_kernel
 from engine_worker.compute.backends.kv_layout import (
     NO_RINGS,
     BlockShapes,
@@ -451,7 +451,7 @@ class CpuNativeBlocks:
                     for parameter in backend.graph.parameters
                 ]
             ),
-            rows_kernel(backend.spec),
+            recurrent_kernel(backend.spec),
         )
 
     def embedding(self, step: StepTokens) -> jax.Array:

@@ -41,6 +41,10 @@ CACHE_TYPES: Final = ("float32", "bfloat16", "int8")
 """In the order of `CacheType` in `calls.h`."""
 MAX_HEAD_DIM: Final = 512
 MAX_EXPERTS: Final = 65536
+MAX_TAPS: Final = 16
+"""Of a convolution: `kMaxTaps` of `calls.h`."""
+GOES_ON: Final = -2
+"""Instead of a state: that of the token before, or none that is kept; `kGoesOn` of `calls.h`."""
 _CONFIG_VERSION: Final = 5
 _NORMS: Final = ("none", "rms", "layer")
 QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH, QkNorm.WEIGHTLESS)
@@ -612,14 +616,16 @@ def recurrent(
     states: tuple[jax.Array, ...],
     heads: RecurrentHeads | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """What goes from token to token in a recurrent layer, one token a row, one row after the other.
+    """What goes from token to token in a recurrent layer, one token after the other.
 
-    A token's result and state have the same bits whatever the other rows are.
+    A token's result and state have the same bits whatever the other tokens are.
 
     Args:
         mixed: [T, C] float32, what is convolved.
-        before: [T] int32, each row's state before its token; -1 are zeros.
-        after: [T] int32, where the state after it goes; -1 is padding, which gets zeros.
+        before: [T] int32, each token's state before it; -1 are zeros, `GOES_ON` is what the token
+            in front of it left.
+        after: [T] int32, where the state after it goes, or `GOES_ON` where that isn't kept; -1 is
+            padding, which gets zeros.
         convolution: Weights [C, taps] and bias [C], float32.
         states: As a `LayerStates` has them; updated in place where the caller's program donates
             them.

@@ -4,10 +4,12 @@ from engine_worker.compute.backends.cpu_native.calls import (
     CACHE_TYPES,
     MAX_EXPERTS,
     MAX_HEAD_DIM,
+    MAX_TAPS,
     QK_NORMS,
 )
 from engine_worker.compute.backends.cpu_native.packing import WEIGHT_TYPES
 from engine_worker.compute.models.spec import (
+    AttentionSpec,
     DecoderSpec,
     LayerSpec,
     MlpSpec,
@@ -43,7 +45,9 @@ def uncovered(
     if block in {"embedding", "head"}:
         return None
     if block == "recurrent":
-        return "prompts of recurrent layers have no kernel"
+        # Norms, gates and what is added to the residual are left to XLA.
+        covered = are_recurrent_layers_covered(spec)
+        return None if covered else f"the kernels convolve at most {MAX_TAPS} tokens"
     if spec.alt_up is not None:
         return "no kernel computes several residuals side by side"
     if block == "mlp" and isinstance(layer.mlp, MoeSpec):
@@ -66,6 +70,12 @@ def uncovered(
         return _uncovered_attention(layer, cache_type, block_size)
     assert isinstance(layer.mlp, MlpSpec), "a layer with an MLP"
     return _uncovered_mlp(layer.mlp)
+
+
+def are_recurrent_layers_covered(spec: DecoderSpec) -> bool:
+    """Whether the kernels compute what goes from token to token in all of a decoder's layers."""
+    mixers = [layer.mixer for layer in spec.layers if not isinstance(layer.mixer, AttentionSpec)]
+    return all(mixer.kernel_size <= MAX_TAPS for mixer in mixers)
 
 
 def _uncovered_mlp(mlp: MlpSpec) -> str | None:

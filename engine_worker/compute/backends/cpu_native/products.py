@@ -47,9 +47,11 @@ def _is_multiplied(
     kind: BlockKind,
     is_native: Callable[[BlockKind, int], bool],
 ) -> bool:
-    # Linears of a block of experts are multiplied with these, or with XLA as they are.
+    # Linears of a block of experts are multiplied with these, or with XLA as they are. Modules of
+    # recurrent layers call the kernels for what they cover.
     is_of_experts = kind is BlockKind.MLP and not isinstance(graph.spec.layers[layer].mlp, MlpSpec)
-    return not is_native(kind, layer) and not is_of_experts
+    is_of_modules = kind is BlockKind.RECURRENT or not is_native(kind, layer)
+    return is_of_modules and not is_of_experts
 
 
 class NativeProducts:

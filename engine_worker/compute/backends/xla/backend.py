@@ -225,7 +225,7 @@ def _packing(graph: DecoderGraph, *, is_quantized: bool) -> PackingPlan:
     return PackingPlan(weights, layout="xla int8 1" if is_quantized else "")
 
 
-RecurRows = Callable[
+RecurKernel = Callable[
     [RecurrentBlock, LayerStates, StepTokens, Inputs], tuple[jax.Array, LayerStates]
 ]
 """`recur(block, layer, step, inputs)` is what `recur_in_step` is with the block's `Advance`."""
@@ -236,12 +236,12 @@ class XlaBlocks:
 
     Args:
         decoder: With its weights.
-        recur_rows: Computes recurrent layers of steps of one token a row; None is XLA.
+        recur: Computes what goes from token to token in recurrent layers; None is XLA.
     """
 
-    def __init__(self, decoder: Decoder, recur_rows: RecurRows | None = None) -> None:
+    def __init__(self, decoder: Decoder, recur: RecurKernel | None = None) -> None:
         self._decoder = decoder
-        self._recur_rows = recur_rows
+        self._recur = recur
 
     def embedding(self, step: StepTokens) -> jax.Array:
         return self.with_positions(self._decoder.embedding(step.token_ids.reshape(-1)), step)
@@ -359,8 +359,8 @@ class XlaBlocks:
 
         def recur(_: int, inputs: Inputs, advance: Advance) -> jax.Array:
             nonlocal states
-            if self._recur_rows is not None and step.positions.shape[1] == 1:
-                outputs, states = self._recur_rows(block, states, step, inputs)
+            if self._recur is not None:
+                outputs, states = self._recur(block, states, step, inputs)
             else:
                 outputs, states = recur_in_step(states, step, inputs, advance)
             return outputs

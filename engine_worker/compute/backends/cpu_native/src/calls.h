@@ -282,13 +282,16 @@ struct EmbeddingCall {
 // What goes from token to token in a recurrent layer.
 enum class MixerKind : int64_t { kConvolution = 0, kDeltaNet = 1, kStateSpace = 2 };
 
-// One token of each row. A convolution over each channel's last inputs; behind it, but for a layer
-// that is nothing else, SiLU and what heads remember. Neighbouring heads share a group: a delta net
-// has its query and key, a state space what writes and what reads.
+// In `before` of a token: what the token in front of it left, wherever that is; in `after`: nowhere.
+constexpr int32_t kGoesOn = -2;
+
+// Tokens of some sequences, those of each in order. A convolution over each channel's last inputs;
+// behind it, but for a layer that is nothing else, SiLU and what heads remember. Neighbouring heads
+// share a group: a delta net has its query and key, a state space what writes and what reads.
 struct RecurrentCall {
   MixerKind kind;
   const float* mixed;             // [T, channels]: queries, keys, values; or values, writes, reads
-  const int32_t *before, *after;  // [T] states; before -1 are zeros, after -1 is padding.
+  const int32_t *before, *after;  // [T] states, or kGoesOn; before -1 are zeros, after -1 is padding.
   const float *taps, *bias;       // [channels, num_taps], oldest first; [channels], or null
   float* tails;                   // [states, num_taps - 1, channels], updated in place.
   float* memories;                // [states, num_heads, group_dim, head_dim] or, of a state space,
