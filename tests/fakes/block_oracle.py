@@ -312,7 +312,8 @@ class AttentionProblem:
 
 def scales_of_queries(scale: QueryScale, positions: Array) -> Array:
     """What multiplies the queries of tokens at `positions` [T]: [T] float64."""
-    return 1 + scale.beta * np.log1p((positions + scale.offset) // scale.length)
+    scales: Array = 1 + scale.beta * np.log1p((positions + scale.offset) // scale.length)
+    return scales
 
 
 def stored_pages(numbers: Array, cache_type: str, *, are_keys: bool) -> Array:

@@ -3,6 +3,7 @@
     x = embedding(token_ids, table, spec.vocab_size, spec.hidden_size, "bfloat16")
     x, pages = run_blocks(x, step, ropes, [Attention(...), Mlp(...), ...])
     y = experts(x, chosen, weights, Mlp(...))
+    y, pages = attend_latents(queries, keys, latents, step, pages, scale=0.1, cache_type="bfloat16")
     y, states = recurrent(mixed, before, after, (taps, bias), states, RecurrentHeads(...))
     logits = head(hidden, table, spec.vocab_size, "bfloat16", wanted)
 
@@ -40,6 +41,9 @@ from engine_worker.compute.models.spec import (
 CACHE_TYPES: Final = ("float32", "bfloat16", "int8")
 """In the order of `CacheType` in `calls.h`."""
 MAX_HEAD_DIM: Final = 512
+MAX_KEY_DIM: Final = 1024
+"""Of a latent and what is rotated beside it."""
+MAX_LATENT_HEADS: Final = 256
 MAX_EXPERTS: Final = 65536
 MAX_TAPS: Final = 16
 """Of a convolution: `kMaxTaps` of `calls.h`."""
@@ -485,6 +489,92 @@ def experts(x: jax.Array, chosen: jax.Array, weights: jax.Array, mlp: Mlp) -> ja
         mlp.down,
         config=np.array([_CONFIG_VERSION, *fields[1:]], np.int64),
         scalars=np.array(scalars, np.float32),
+    )
+
+
+def latent_page_shapes(
+    num_blocks: int, key_dim: int, latent_dim: int, block_size: int, cache_type: str
+) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of one layer's rotated keys and of its latents, both as keys lie.
+
+    Args:
+        num_blocks: As of `page_shapes`.
+        key_dim: Of what is rotated, even.
+        latent_dim: Even.
+        block_size: As of `page_shapes`.
+        cache_type: `float32` or `bfloat16`.
+    """
+    keys, latents = (
+        page_shapes(num_blocks, 1, dim, block_size, cache_type)[0] for dim in (key_dim, latent_dim)
+    )
+    return keys, latents
+
+
+def attend_latents(
+    queries: jax.Array,
+    keys: jax.Array,
+    latents: jax.Array,
+    step: Step,
+    pages: tuple[jax.Array, jax.Array],
+    *,
+    scale: float,
+    cache_type: str,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Attention whose values are latents that all heads share, at the beginning of their keys.
+
+    All keys and latents of the step are stored before any is read. A token's result has the same
+    bits whatever else the step holds.
+
+    Args:
+        queries: [T, H, latent + rotated] float32: for the latent, then for what is rotated.
+        keys: [T, rotated] float32, rotated.
+        latents: [T, latent] float32.
+        step: The tokens; one group of block tables.
+        pages: As of `latent_page_shapes`; updated in place where the caller's program donates them.
+        scale: Of the scores.
+        cache_type: Of the pages.
+
+    Returns:
+        [T, H, latent] float32, zeros for padding; and the pages.
+    """
+    y = _result(*queries.shape[:2], latents.shape[1])
+    arguments = (queries, keys, latents, step.positions, step.rows, step.block_tables, *pages)
+    out = jax.ffi.ffi_call(
+        "penstock_latent", [y, *map(_like, pages)], input_output_aliases={6: 1, 7: 2}
+    )(
+        *arguments,
+        config=np.array([_CONFIG_VERSION, CACHE_TYPES.index(cache_type)], np.int64),
+        scalars=np.array([scale], np.float32),
+    )
+    return out[0], (out[1], out[2])
+
+
+def multiply_by_head(
+    x: jax.Array,
+    matrices: jax.Array,
+    outputs: int,
+    offset: int,
+    weight_type: str,
+    wanted: jax.Array | None = None,
+) -> jax.Array:
+    """The product of each head's numbers and a matrix of its own.
+
+    Args:
+        x: [T, H, inputs] float32.
+        matrices: [H, bytes] uint8: of each head one packed matrix or several, see `packing.pack`.
+        outputs: Of a head.
+        offset: Where the matrix begins in the bytes of its head.
+        weight_type: `float32` or `bfloat16`.
+        wanted: [T] bool or int32; rows after the last wanted one are zeros. None wants all.
+
+    Returns:
+        [T, H, outputs] float32.
+    """
+    if wanted is None:
+        wanted = jnp.ones(x.shape[0], jnp.int32)
+    config = [_CONFIG_VERSION, *_format_fields(weight_type, 0, None), offset]
+    return jax.ffi.ffi_call("penstock_by_head", _result(*x.shape[:2], outputs))(
+        x, wanted.astype(jnp.int32), matrices, config=np.array(config, np.int64)
     )
 
 

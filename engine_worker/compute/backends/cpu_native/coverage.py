@@ -4,6 +4,8 @@ from engine_worker.compute.backends.cpu_native.calls import (
     CACHE_TYPES,
     MAX_EXPERTS,
     MAX_HEAD_DIM,
+    MAX_KEY_DIM,
+    MAX_LATENT_HEADS,
     MAX_TAPS,
     QK_NORMS,
 )
@@ -11,6 +13,7 @@ from engine_worker.compute.backends.cpu_native.packing import WEIGHT_TYPES
 from engine_worker.compute.models.spec import (
     AttentionSpec,
     DecoderSpec,
+    LatentSpec,
     LayerSpec,
     MlpSpec,
     MoeSpec,
@@ -104,18 +107,33 @@ def _widest(spec: DecoderSpec, layer: LayerSpec) -> int:
     return max(spec.hidden_size, heads, inner)
 
 
+def _uncovered_latents(attention: AttentionSpec, latent: LatentSpec, cache_type: str) -> str | None:
+    # Norms, the products of each head and what is added to the residual are left to XLA.
+    if cache_type == "int8":
+        return "no kernel reads latents of int8"
+    if latent.kv_rank % 2 or attention.head_dim % 2:
+        return "latents and rotated keys have an even width"
+    if latent.kv_rank + attention.head_dim > MAX_KEY_DIM:
+        return f"a latent and a rotated key are at most {MAX_KEY_DIM} wide together"
+    if attention.num_heads > MAX_LATENT_HEADS:
+        return f"at most {MAX_LATENT_HEADS} heads read latents"
+    if attention.window is not None or attention.softcap is not None or attention.sinks:
+        return "no kernel has windows, soft caps or sinks over latents"
+    return None
+
+
 def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> str | None:
     attention = layer.attention
-    if attention.latent is not None:
-        return "no kernel reads latent keys and values"
     if cache_type not in CACHE_TYPES:
         return f"no kernel reads a cache of {cache_type}"
+    if block_size > 65536 or block_size % 2:
+        return f"a cache block has an even number of tokens, at most 65536, not {block_size}"
+    if attention.latent is not None:
+        return _uncovered_latents(attention, attention.latent, cache_type)
     if attention.head_dim > MAX_HEAD_DIM or attention.head_dim % 2:
         return f"heads are even and at most {MAX_HEAD_DIM} wide, not {attention.head_dim}"
     if attention.num_heads > 256 * attention.num_kv_heads:
         return "more than 256 heads share a key head"
-    if block_size > 65536 or block_size % 2:
-        return f"a cache block has an even number of tokens, at most 65536, not {block_size}"
     if attention.qk_norm not in QK_NORMS:
         return f"no kernel normalises queries and keys {attention.qk_norm}"
     if attention.is_value_of_key and attention.qk_norm is QkNorm.FULL_WIDTH:

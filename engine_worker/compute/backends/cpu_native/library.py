@@ -27,6 +27,8 @@ LIBRARY_PATH: Final = Path(__file__).with_name("libpenstock_kernels.so")
 TARGETS: Final = (
     "penstock_blocks",
     "penstock_experts",
+    "penstock_latent",
+    "penstock_by_head",
     "penstock_head",
     "penstock_likeliest",
     "penstock_embedding",

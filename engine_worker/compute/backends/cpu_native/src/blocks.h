@@ -75,7 +75,23 @@ class BlockRunner {
     }
   }
 
+  void run(const LatentCall& call) { run_latent(call); }
+
  private:
+  // Puts a token's key and latent into its page.
+  void store_latent(const LatentCall& call, const AttentionBlock& block, int32_t token) const {
+    const int64_t latent = block.latent_dim, rotated = block.head_dim - latent;
+    const int64_t position = call_.positions[token], size = call_.block_size;
+    const int64_t page =
+        block.tables[call_.rows[token] * call_.table_width + position / size];
+    const auto store = [&](void* pages, const float* numbers, int64_t dim) {
+      char* at = static_cast<char*>(pages) + page * page_bytes(block.cache_type, size, dim);
+      store_key(block.cache_type, size, dim, at, position % size, numbers + token * dim);
+    };
+    store(block.keys, call.keys, rotated);
+    store(block.values, call.latents, latent);
+  }
+
   int32_t token_of(int64_t row) const { return call_.live[static_cast<size_t>(row)]; }
   float* x_of(int64_t row) const { return call_.x + token_of(row) * call_.hidden_size; }
   float* thread_row() const {
@@ -93,9 +109,9 @@ class BlockRunner {
     team_.each_row(num_live_, [&](int64_t row) { prepare_token(block, row, qkv + row * width); });
     float* attended = scratch_.inner.at<float>();
     switch (block.cache_type) {
-      case CacheType::kFloat32: attend<CacheType::kFloat32>(block, qkv, attended); break;
-      case CacheType::kBfloat16: attend<CacheType::kBfloat16>(block, qkv, attended); break;
-      case CacheType::kInt8: attend<CacheType::kInt8>(block, qkv, attended); break;
+      case CacheType::kFloat32: attend<CacheType::kFloat32>(block, qkv, width, attended); break;
+      case CacheType::kBfloat16: attend<CacheType::kBfloat16>(block, qkv, width, attended); break;
+      case CacheType::kInt8: attend<CacheType::kInt8>(block, qkv, width, attended); break;
     }
     const Activations packed(scratch_.narrow, num_live_, block.o);
     team_.each_row(num_live_, [&](int64_t row) {
@@ -106,23 +122,44 @@ class BlockRunner {
     add_output(packed, block.o, block.o_bias, block.post_norm, block.norm.eps, block.multiplier);
   }
 
+  // Attention over latents: what of `call` is stored, then read.
+  void run_latent(const LatentCall& call) {
+    const AttentionBlock& block = call_.blocks[0].attention;
+    const int64_t q_size = block.q_size(), y_size = block.num_heads * block.value_dim();
+    float *q = scratch_.projected.at<float>(), *y = scratch_.inner.at<float>();
+    team_.each_row(num_live_, [&](int64_t row) {
+      store_latent(call, block, token_of(row));
+      std::memcpy(q + row * q_size, call.queries + token_of(row) * q_size,
+                  static_cast<size_t>(q_size) * 4);
+    });
+    if (block.cache_type == CacheType::kFloat32) {
+      attend<CacheType::kFloat32, true>(block, q, q_size, y);
+    } else {
+      attend<CacheType::kBfloat16, true>(block, q, q_size, y);
+    }
+    team_.each_row(num_live_, [&](int64_t row) {
+      std::memcpy(call.y + token_of(row) * y_size, y + row * y_size,
+                  static_cast<size_t>(y_size) * 4);
+    });
+  }
+
   // Attention of all tiles and key heads; where these are few, threads share their spans.
-  template <CacheType kType>
-  void attend(const AttentionBlock& block, const float* qkv, float* attended) {
+  template <CacheType kType, bool kIsLatent = false>
+  void attend(const AttentionBlock& block, const float* q, int64_t width, float* attended) {
     const QueryTiles& tiles = tiles_[static_cast<size_t>(block.group)];
-    Attention<kType> attention(call_, block, tiles, scratch_.attention[team_.thread()]);
-    const int64_t width = block.qkv.outputs, num_heads = block.num_kv_heads;
+    Attention<kType, kIsLatent> attention(call_, block, tiles, scratch_.attention[team_.thread()]);
+    const int64_t num_heads = block.num_kv_heads, out_width = block.num_heads * block.value_dim();
     const int64_t num_items = static_cast<int64_t>(tiles.tiles.size()) * num_heads;
     const auto begin = [&](int64_t item) -> const QueryTile& {
       const QueryTile& tile = tiles.tiles[static_cast<size_t>(item / num_heads)];
-      attention.begin(tile, item % num_heads, qkv + tile.first * width, width);
+      attention.begin(tile, item % num_heads, q + tile.first * width, width);
       return tile;
     };
     if (tiles.num_spans == 1 || num_items >= 2 * num_threads_) {
       // The last tiles of a prompt see the most: they come first.
       team_.each(num_items, [&](int64_t item) {
         const QueryTile& tile = begin(num_items - 1 - item);
-        attention.run(attended + tile.first * block.q_size(), block.q_size());
+        attention.run(attended + tile.first * out_width, out_width);
       });
       return;
     }
@@ -130,7 +167,7 @@ class BlockRunner {
     const auto state_of = [&](int64_t item, int64_t span, int64_t rows) {
       return SoftmaxState(scratch_.spans.at<float>() +
                               (item * tiles.num_spans + span) *
-                                  SoftmaxState::num_floats(most_rows, block.head_dim),
+                                  SoftmaxState::num_floats(most_rows, block.value_dim()),
                           rows);
     };
     const auto rows_of = [&](const QueryTile& tile) {
@@ -149,7 +186,7 @@ class BlockRunner {
       for (int64_t span = attention.first_span(); span < attention.end_span(); span++) {
         attention.merge(state_of(item, span, rows_of(tile)), state);
       }
-      attention.finish(state, attended + tile.first * block.q_size(), block.q_size());
+      attention.finish(state, attended + tile.first * out_width, out_width);
     });
   }
 
@@ -289,6 +326,20 @@ class BlockRunner {
 
 // ---- calls --------------------------------------------------------------------------------------------
 
+inline bool reserve_attention(Scratch& kept, const AttentionBlock& block, const QueryTiles& tiles,
+                              int64_t block_size, int num_threads) {
+  const int64_t folded = std::max(kFoldedRows, tiles.most_tokens * block.heads_per_kv_head());
+  const int64_t num_items = static_cast<int64_t>(tiles.tiles.size()) * block.num_kv_heads;
+  if (tiles.num_spans > 1 && num_items < 2 * num_threads) {
+    const int64_t floats = SoftmaxState::num_floats(folded, block.value_dim());
+    if (!kept.spans.reserve(num_items * tiles.num_spans * floats * 4)) return false;
+  }
+  for (int thread = 0; thread < num_threads; thread++) {
+    if (!kept.attention[thread].reserve(folded, block, block_size)) return false;
+  }
+  return true;
+}
+
 inline bool reserve(Scratch& kept, const BlocksCall& call,
                     const std::vector<QueryTiles>& tiles_by_group, int num_threads) {
   const auto num_rows = static_cast<int64_t>(call.live.size());
@@ -301,17 +352,8 @@ inline bool reserve(Scratch& kept, const BlocksCall& call,
       projected = std::max(projected, attention.qkv.outputs);
       inner = attention.q_size();
       is_enough = is_enough && kept.narrow.reserve(num_rows, attention.qkv) &&
-                  kept.narrow.reserve(num_rows, attention.o);
-      const int64_t folded = std::max(kFoldedRows, attention.heads_per_kv_head());
-      const int64_t num_items =
-          static_cast<int64_t>(tiles.tiles.size()) * attention.num_kv_heads;
-      if (tiles.num_spans > 1 && num_items < 2 * num_threads) {
-        const int64_t floats = SoftmaxState::num_floats(folded, attention.head_dim);
-        is_enough = is_enough && kept.spans.reserve(num_items * tiles.num_spans * floats * 4);
-      }
-      for (int thread = 0; thread < num_threads; thread++) {
-        is_enough = is_enough && kept.attention[thread].reserve(folded, attention, call.block_size);
-      }
+                  kept.narrow.reserve(num_rows, attention.o) &&
+                  reserve_attention(kept, attention, tiles, call.block_size, num_threads);
     } else {
       inner = block.mlp.intermediate_size;
       is_enough = is_enough && kept.narrow.reserve(num_rows, block.mlp.gate_up) &&
@@ -339,6 +381,28 @@ inline bool run_blocks(const BlocksCall& call) {
   pool.run(lock, num_phases, [&](Team& team) {
     BlockRunner runner(team, num_threads, call, kept, tiles);
     for (const Block& block : call.blocks) runner.run(block);
+  });
+  return true;
+}
+
+inline bool run_latent(const LatentCall& call) {
+  const BlocksCall& tokens = call.tokens;
+  if (tokens.live.empty()) return true;
+  ThreadPool& pool = ThreadPool::instance();
+  const auto lock = pool.begin_call();
+  const int num_threads = pool.num_threads();
+  Scratch& kept = scratch();
+  const AttentionBlock& block = tokens.blocks[0].attention;
+  // Every token turns the latents that it reads, so many of them do it together.
+  const std::vector<QueryTiles> tiles{query_tiles(tokens, block.tables, kFoldedLatentRows)};
+  const auto num_rows = static_cast<int64_t>(tokens.live.size());
+  if (!kept.projected.reserve(num_rows * block.q_size() * 4) ||
+      !kept.inner.reserve(num_rows * block.num_heads * block.value_dim() * 4) ||
+      !reserve_attention(kept, block, tiles[0], tokens.block_size, num_threads)) {
+    return false;
+  }
+  pool.run(lock, BlockRunner::kPhases, [&](Team& team) {
+    BlockRunner(team, num_threads, tokens, kept, tiles).run(call);
   });
   return true;
 }

@@ -15,6 +15,7 @@ constexpr int64_t kPanelOutputs = 32;
 constexpr int64_t kLaneBytes = 4;
 constexpr int64_t kRowBytes = kPanelOutputs * kLaneBytes;
 constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kMaxKeyDim = 1024;  // Of a latent and what is rotated beside it.
 constexpr int64_t kScaleBytes = 4;  // Of a token's key or value in an int8 cache.
 constexpr int64_t kMaxTaps = 16;  // Of a convolution.
 constexpr int64_t kMaxInt8Inputs = 65536;  // The sum of products then still fits 32 bits.
@@ -187,7 +188,8 @@ struct AttentionBlock {
   Norm norm;
   Matrix qkv, o;  // Outputs of qkv: queries, keys, values, and what gates the attended.
   const float *qkv_bias, *q_norm, *k_norm, *o_bias, *post_norm, *sinks;
-  int64_t num_heads, num_kv_heads, head_dim;
+  int64_t num_heads, num_kv_heads, head_dim;  // head_dim: of queries
+  int64_t latent_dim;  // Latents that all heads share, at the beginning of a key; 0 is none.
   int64_t window, chunk;  // Positions that a query sees, and whose multiples none sees past; or 0.
   QkNorm qk_norm;
   QueryScale query_scale;
@@ -203,6 +205,8 @@ struct AttentionBlock {
   int64_t group;          // Of the layers that share its block tables.
   const int32_t* tables;  // [R, table_width], those of the group.
 
+  bool is_latent() const { return latent_dim > 0; }
+  int64_t value_dim() const { return is_latent() ? latent_dim : head_dim; }
   int64_t q_size() const { return num_heads * head_dim; }
   int64_t kv_size() const { return num_kv_heads * head_dim; }
   int64_t gate_offset() const { return q_size() + kv_size() * (is_value_of_key ? 1 : 2); }
@@ -259,6 +263,22 @@ struct ExpertsCall {
   MlpBlock expert;  // The first one; without norms.
 };
 
+// Attention over latents: one block, whose matrices and vectors are none. `tokens` has no residual.
+struct LatentCall {
+  BlocksCall tokens;
+  const float *queries, *keys, *latents;  // [T, num_heads, head_dim], [T, rotated], [T, latent_dim]
+  float* y;                               // [T, num_heads, latent_dim]
+};
+
+// The product of each head's numbers and its own matrix.
+struct ByHeadCall {
+  const float* x;         // [T, num_heads, inputs]
+  float* y;               // [T, num_heads, outputs]
+  int64_t num_rows;       // Those that are computed.
+  Matrix matrix;          // Of the first head; the others' are `head_bytes` apart.
+  int64_t num_heads, head_bytes;
+};
+
 struct HeadCall {
   const float* hidden;  // [R, inputs]
   float* logits;        // [R, outputs]; null where only the likeliest tokens are wanted:
@@ -311,6 +331,8 @@ struct Level {
   const char* name;
   // Each returns false when there is not enough memory for what it keeps in between.
   bool (*run_blocks)(const BlocksCall&);
+  bool (*run_latent)(const LatentCall&);
+  bool (*run_by_head)(const ByHeadCall&);
   bool (*run_experts)(const ExpertsCall&);
   bool (*run_head)(const HeadCall&);
   bool (*run_embedding)(const EmbeddingCall&);

@@ -59,6 +59,8 @@ class RecurrentRunner {
   static constexpr int kColumns = kLanes == 16 ? 8 : 4;
   static constexpr int kPartColumns = kLanes == 16 ? 4 : 2;
   static constexpr int64_t kPartFloats = 8192;
+  // Rows of a state space's memory that are computed together.
+  static constexpr int kRowsAtOnce = 4;
 
   // A part of a head's memory around a token: lines that stand so many floats apart.
   struct Part {
@@ -286,32 +288,60 @@ class RecurrentRunner {
     }
   }
 
+  // One token of one head of a state space, or of some rows of its memory.
+  struct SpaceToken {
+    const float *values, *writes, *reads;
+    float* y;
+    float kept, time, passed;
+  };
+
   // Rows of the memory [head_dim, group_dim] of a head forget, and to each its value adds.
   template <bool kIsStreamed>
   void add_values(int64_t row, int64_t head, int64_t first, int64_t count, const Part& part) const {
     const int64_t size = call_.group_dim, width = call_.head_dim;
     const int64_t scalar = row * call_.num_heads + head;
-    const float* values = convolved_ + row * call_.channels + head * width;
-    const float* writes = convolved_ + row * call_.channels + call_.num_heads * width +
-                          head / call_.heads_per_group() * size;
-    const float* reads = writes + call_.num_groups * size;
-    const float kept = std::exp(call_.forgets[scalar]), time = call_.writes[scalar];
-    const float* from = part.from;
-    float* to = part.to;
-    for (int64_t i = first; i < first + count; i++, from += part.from_stride, to += part.to_stride) {
-      const Vector value = splat(values[i] * time);
-      Vector sum{};
-      for (int64_t n = 0; n < size; n += kLanes) {
-        const int64_t left = kIsStreamed ? kLanes : size - n;
-        const Vector memory = load_part(from + n, left) * kept + value * load_part(writes + n, left);
+    const float* convolved = convolved_ + row * call_.channels;
+    SpaceToken token{};
+    token.values = convolved + head * width + first;
+    token.writes =
+        convolved + call_.num_heads * width + head / call_.heads_per_group() * size;
+    token.reads = token.writes + call_.num_groups * size;
+    token.y = call_.y + scalar * width + first;
+    token.kept = std::exp(call_.forgets[scalar]);
+    token.time = call_.writes[scalar];
+    token.passed = call_.passed[head];
+    int64_t at = 0;
+    for (; at + kRowsAtOnce <= count; at += kRowsAtOnce) {
+      add_rows<kRowsAtOnce, kIsStreamed>(token, part, at);
+    }
+    for (; at < count; at++) add_rows<1, kIsStreamed>(token, part, at);
+  }
+
+  template <int kRows, bool kIsStreamed>
+  void add_rows(const SpaceToken& token, const Part& part, int64_t at) const {
+    const int64_t size = call_.group_dim;
+    const float* from = part.from + at * part.from_stride;
+    float* to = part.to + at * part.to_stride;
+    Vector value[kRows], sum[kRows] = {};
+    for (int r = 0; r < kRows; r++) value[r] = splat(token.values[at + r] * token.time);
+    for (int64_t n = 0; n < size; n += kLanes) {
+      const int64_t left = kIsStreamed || part.is_whole ? kLanes : size - n;
+      const Vector writes = load_part(token.writes + n, left);
+      const Vector reads = load_part(token.reads + n, left);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; r++) {
+        const Vector memory =
+            load_part(from + r * part.from_stride + n, left) * token.kept + value[r] * writes;
         if (kIsStreamed) {
-          stream(to + n, memory);
+          stream(to + r * part.to_stride + n, memory);
         } else {
-          store_part(to + n, memory, left);
+          store_part(to + r * part.to_stride + n, memory, left);
         }
-        sum += memory * load_part(reads + n, left);
+        sum[r] += memory * reads;
       }
-      call_.y[scalar * width + i] = sum_of(sum) + values[i] * call_.passed[head];
+    }
+    for (int r = 0; r < kRows; r++) {
+      token.y[at + r] = sum_of(sum[r]) + token.values[at + r] * token.passed;
     }
   }
 

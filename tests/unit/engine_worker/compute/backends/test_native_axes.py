@@ -11,6 +11,7 @@ from engine_worker.compute.models.spec import (
     Activation,
     AttentionSpec,
     DecoderSpec,
+    LatentSpec,
     LayerSpec,
     MlpSpec,
     MoeSpec,
@@ -45,11 +46,13 @@ LONG = RopeSpec(
 )
 
 
-def spec_of(attention: AttentionSpec, mlp: MlpSpec | MoeSpec, **changes: object) -> DecoderSpec:
-    layers = (
-        LayerSpec(attention, mlp),
-        LayerSpec(replace(attention, window=7), mlp),
-    )
+def spec_of(
+    attention: AttentionSpec,
+    mlp: MlpSpec | MoeSpec,
+    windows: tuple[int | None, ...] = (None, 7),
+    **changes: object,
+) -> DecoderSpec:
+    layers = tuple(LayerSpec(replace(attention, window=window), mlp) for window in windows)
     return replace(tiny_spec(), layers=layers, **changes)  # type: ignore[arg-type]
 
 
@@ -86,10 +89,19 @@ NATIVE = {
         ),
         MlpSpec(48),
     ),
-    "gemma4 attention": spec_of(
+    "deepseek attention": spec_of(
         replace(
-            tiny_attention(), qk_norm=QkNorm.PER_HEAD, value_norm=True, is_value_of_key=True
+            tiny_attention(),
+            num_kv_heads=1,
+            rope=RopeSpec(interleaved=True),
+            latent=LatentSpec(10, 16, plain_dim=6, value_dim=12),
         ),
+        MlpSpec(48),
+        windows=(None, None),
+        tied_head=False,
+    ),
+    "gemma4 attention": spec_of(
+        replace(tiny_attention(), qk_norm=QkNorm.PER_HEAD, value_norm=True, is_value_of_key=True),
         MlpSpec(48),
         norm_placement=NormPlacement.SANDWICH,
     ),
@@ -169,7 +181,7 @@ PARTLY_NATIVE = {
     ),
 }
 
-EVERYDAY = ("gemma", "gpt-oss", "qwen with a gate")
+EVERYDAY = ("gemma", "gpt-oss", "qwen with a gate", "deepseek attention")
 EVERYDAY_TYPES = (("gpt-oss", "bfloat16"),)
 
 

@@ -12,10 +12,12 @@ from engine_worker.compute.backends.cpu_native.calls import (
 )
 from engine_worker.compute.backends.cpu_native.coverage import uncovered
 from engine_worker.compute.backends.cpu_native.packing import WEIGHT_TYPES
+from engine_worker.compute.models.recurrent.specs import ShortConvSpec
 from engine_worker.compute.models.spec import (
     Activation,
     AttentionSpec,
     DecoderSpec,
+    LatentSpec,
     LayerSpec,
     MlpSpec,
     MoeSpec,
@@ -76,6 +78,32 @@ def test_what_is_not_covered_is_named() -> None:
         assert named in reason(layer=LayerSpec(ATTENTION, mlp), block="mlp")
         for experts in (MoeSpec(8, 2, mlp), MoeSpec(8, 2, MLP, shared=mlp)):
             assert named in reason(layer=LayerSpec(ATTENTION, experts), block="mlp")
+
+
+def test_latents_are_covered_but_for_what_no_kernel_has() -> None:
+    latent = LatentSpec(None, 512, plain_dim=128, value_dim=128)
+    attention = AttentionSpec(128, 1, 64, 0.1, RopeSpec(interleaved=True), latent=latent)
+
+    def of(cache_type: str = "bfloat16", block_size: int = 32, **changes: object) -> str:
+        layer = LayerSpec(replace(attention, **changes), MLP)  # type: ignore[arg-type]
+        return reason(layer=layer, cache_type=cache_type, block_size=block_size)
+
+    assert not of()
+    assert not of("float32", qkv_bias=True, query_scale=QueryScale(0.1, 16))
+    assert "latents of int8" in of("int8")
+    assert "even number of tokens" in of(block_size=33)
+    assert "an even width" in of(head_dim=63)
+    assert "at most 1024 wide together" in of(head_dim=514)
+    assert "at most 256 heads" in of(num_heads=257)
+    for changes in ({"window": 7}, {"softcap": 2.0}, {"sinks": True}):
+        assert "soft caps or sinks over latents" in of(**changes)
+
+
+def test_recurrent_layers_are_covered_whose_convolutions_are_short() -> None:
+    for size, expected in ((16, ""), (17, "the kernels convolve at most 16 tokens")):
+        layer = LayerSpec(ShortConvSpec(32, size), MLP)
+        spec = replace(SPEC, layers=(LAYER, layer))
+        assert reason(spec, layer, "recurrent") == expected
 
 
 def test_experts_are_covered_with_all_that_stands_round_them() -> None:

@@ -1,4 +1,4 @@
-"""What goes from token to token in recurrent layers: the kernels at every level held to float64 and to XLA."""
+"""Recurrent layers: the kernels at every level held to float64 and to XLA."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -105,7 +105,8 @@ class Problem:
     def oracle(self) -> tuple[Array, ...]:
         """The same in float64, as it is defined."""
         states = [state.astype(np.float64) for state in self.states]
-        results, new = [], []
+        results: list[Array] = []
+        new: list[Array] = []
         for row, (before, after) in enumerate(zip(self.before, self.after, strict=True)):
             own = [0 * pool[0] if before < 0 else pool[before % len(pool)] for pool in states]
             own = new if before == calls.GOES_ON else own
@@ -156,7 +157,7 @@ def assert_oracles(problem: Problem) -> None:
         )
 
 
-CHUNKS = {
+CHUNKS: dict[str, Any] = {
     "before": np.array([3, -2, -2, -2, -1, -2, 99, 2, -2, 10], np.int32),
     "after": np.array([-2, 7, -2, 1, -2, 4, -1, -2, 5, 10], np.int32),
 }
@@ -166,7 +167,7 @@ CHUNKS = {
 @st.composite
 def problems(draw: st.DrawFn) -> Problem:
     num_groups = draw(st.integers(1, 3))
-    chunks = {name: values.copy() for name, values in CHUNKS.items()}
+    chunks: dict[str, Any] = {name: values.copy() for name, values in CHUNKS.items()}
     return Problem(
         draw(st.sampled_from(KINDS)),
         num_groups,
