@@ -22,7 +22,7 @@ from engine_worker.compute.backends.cpu_native.calls import (
     Step,
 )
 from engine_worker.compute.models.integer_blocks import BlockFormat
-from engine_worker.compute.models.spec import Activation, QkNorm
+from engine_worker.compute.models.spec import Activation, QkNorm, QueryScale
 from tests.fakes.integer_blocks import random_blocks
 
 Array = npt.NDArray[Any]
@@ -145,8 +145,10 @@ class AttentionProblem:
         hidden, heads, kv_heads = problem.hidden_size, config.num_heads, config.num_kv_heads
         dim = config.head_dim
         q_size, kv_size = heads * dim, kv_heads * dim
+        width = q_size + kv_size * (1 if config.is_value_of_key else 2)
+        width += q_size if config.has_output_gate else 0
         is_full = config.qk_norm is QkNorm.FULL_WIDTH
-        has_qk = config.qk_norm is not QkNorm.NONE
+        has_qk = is_full or config.qk_norm is QkNorm.PER_HEAD
         normal = problem.normal
 
         def vector(is_there: bool, size: int, mean: float = 0.0) -> Array | None:
@@ -155,7 +157,7 @@ class AttentionProblem:
         self.vectors: dict[str, Array | None] = {
             "norm": vector(config.norm != "none", hidden, 1.0),
             "norm_bias": vector(config.has_norm_bias, hidden),
-            "qkv_bias": vector(config.has_qkv_bias, q_size + 2 * kv_size),
+            "qkv_bias": vector(config.has_qkv_bias, width),
             "q_norm": vector(has_qk, q_size if is_full else dim, 1.0),
             "k_norm": vector(has_qk, kv_size if is_full else dim, 1.0),
             "o_bias": vector(config.has_o_bias, hidden),
@@ -163,9 +165,7 @@ class AttentionProblem:
             "sinks": vector(config.has_sinks, heads),
         }
         types = (config.weight_type, "linear", config.group_size)
-        self.qkv, self.qkv_values = problem.matrix(
-            q_size + 2 * kv_size, hidden, *types, config.qkv_blocks
-        )
+        self.qkv, self.qkv_values = problem.matrix(width, hidden, *types, config.qkv_blocks)
         self.o, self.o_values = problem.matrix(hidden, q_size, *types, config.o_blocks)
         self.cosine = self.sine = None
         if rotary_pairs is not None:
@@ -228,15 +228,23 @@ class AttentionProblem:
         qkv = rounded(normed, before, config.group_size) @ self.qkv_values.T
         if vectors["qkv_bias"] is not None:
             qkv = qkv + vectors["qkv_bias"]
-        q, k, v = np.split(qkv, [heads * dim, (heads + kv_heads) * dim], axis=1)
+        ends = [heads * dim, (heads + kv_heads) * dim, (heads + 2 * kv_heads) * dim]
+        if config.is_value_of_key:
+            ends[2] = ends[1]
+        q, k, v, gates = np.split(qkv, ends, axis=1)
+        v = k if config.is_value_of_key else v
         if config.qk_norm is QkNorm.FULL_WIDTH:
             q = normalized(q, "rms", config.eps, vectors["q_norm"])
             k = normalized(k, "rms", config.eps, vectors["k_norm"])
         q, k, v = (part.reshape(len(live), -1, dim) for part in (q, k, v))
-        if config.qk_norm is QkNorm.PER_HEAD:
+        if config.qk_norm in {QkNorm.PER_HEAD, QkNorm.WEIGHTLESS}:
             q = normalized(q, "rms", config.eps, vectors["q_norm"])
             k = normalized(k, "rms", config.eps, vectors["k_norm"])
+        if config.has_value_norm:
+            v = normalized(v, "rms", config.eps, None)
         q, k = self._rotated(q, live), self._rotated(k, live)
+        if config.query_scale is not None:
+            q = q * scales_of_queries(config.query_scale, problem.positions[live])[:, None, None]
         keys, values = self.keys.astype(np.float64), self.values.astype(np.float64)
         cache_rounding = config.cache_type if rounds else "float64"
         # With a cache of int8 as with one of bfloat16.
@@ -258,6 +266,8 @@ class AttentionProblem:
                 for index, token in enumerate(live)
             ]
         )
+        if config.has_output_gate:
+            attended = attended / (1 + np.exp(-gates))
         out = rounded(attended, behind, config.group_size) @ self.o_values.T
         result = x.astype(np.float64)
         result[live] += added(
@@ -272,11 +282,18 @@ class AttentionProblem:
         cosine = self.cosine[live][:, None].astype(np.float64)
         sine = self.sine[live][:, None].astype(np.float64)
         first, second = heads[..., :pairs], heads[..., pairs : 2 * pairs]
+        if self.config.is_interleaved:
+            first, second = heads[..., : 2 * pairs : 2], heads[..., 1 : 2 * pairs : 2]
         turned = [first * cosine - second * sine, second * cosine + first * sine]
+        if self.config.is_interleaved:
+            turned = [np.stack(turned, axis=-1).reshape(*heads.shape[:-1], 2 * pairs)]
         return np.concatenate([*turned, heads[..., 2 * pairs :]], axis=-1)
 
     def _attended(self, q: Array, keys: Array, values: Array) -> Array:
         config = self.config
+        if config.chunk:
+            first = (len(keys) - 1) // config.chunk * config.chunk
+            keys, values = keys[first:], values[first:]
         if config.window:
             keys, values = keys[-config.window :], values[-config.window :]
         groups = config.num_heads // config.num_kv_heads
@@ -291,6 +308,12 @@ class AttentionProblem:
         weights /= weights.sum(axis=1, keepdims=True)
         attended: Array = np.einsum("hs,shd->hd", weights[:, : len(values)], values)
         return attended.reshape(-1)
+
+
+def scales_of_queries(scale: QueryScale, positions: Array) -> Array:
+    """What multiplies the queries of tokens at `positions` [T]: [T] float64."""
+    scales: Array = 1 + scale.beta * np.log1p((positions + scale.offset) // scale.length)
+    return scales
 
 
 def stored_pages(numbers: Array, cache_type: str, *, are_keys: bool) -> Array:

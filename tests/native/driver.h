@@ -2,6 +2,7 @@
 // matrices of every type.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -203,3 +204,14 @@ struct MatrixForm {
     return found;
   }
 };
+
+// The relative distance of two arrays of float32.
+inline double distance(const Array& a, const Array& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < a.bytes() / 4; i++) {
+    const double x = a.at<float>()[i], y = b.at<float>()[i];
+    difference += (x - y) * (x - y);
+    norm += y * y;
+  }
+  return std::sqrt(difference / norm);
+}

@@ -18,6 +18,7 @@
 #include "calls.h"
 #include "driver.h"
 #include "levels.h"
+#include "mixers_test.h"
 #include "unwritten_test.h"
 #include "xla_ffi_c_api.h"
 
@@ -27,7 +28,6 @@ XLA_FFI_Error* penstock_experts(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_head(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_likeliest(XLA_FFI_CallFrame*);
 XLA_FFI_Error* penstock_embedding(XLA_FFI_CallFrame*);
-XLA_FFI_Error* penstock_recurrent(XLA_FFI_CallFrame*);
 int32_t penstock_start_threads(int32_t);
 }
 
@@ -36,7 +36,6 @@ namespace {
 using penstock::CacheType;
 
 constexpr int kBfloat16 = 1, kInt8 = 2, kInt4 = 3;  // Of penstock::WeightType.
-constexpr int64_t kVersion = penstock::kConfigVersion;
 
 // An attention block and an MLP block over a ragged step.
 class Problem {
@@ -73,7 +72,7 @@ class Problem {
     auto& sine = add(XLA_FFI_DataType_F32, {kTokens, 7});
     cosine.fill(random);
     sine.fill(random);
-    const int64_t width = (kHeads + 2 * kKvHeads) * dim_;
+    const int64_t width = (2 * kHeads + 2 * kKvHeads) * dim_;
     add(XLA_FFI_DataType_F32, {hidden_ + width + 2 * dim_ + 2 * hidden_ + kHeads}).fill(random);
     add_matrix(random, width, hidden_, false);
     add_matrix(random, hidden_, kHeads * dim_, false);
@@ -105,7 +104,8 @@ class Problem {
     for (auto& array : arrays_) call.arguments.push_back(array.buffer());
     call.results = {x.buffer(), arrays_[first_page_].buffer(), arrays_[first_page_ + 1].buffer()};
     // In the order of handlers.cc: one group of block tables; attention (0) with a norm a head, all
-    // biases, a norm behind and sinks, and an MLP (1).
+    // biases, a norm behind, sinks, chunks, scaled queries, a gate, an interleaved rope and normed
+    // values, and an MLP (1).
     call.config = {kVersion, 1, 2, 1, 0};
     const std::vector<int64_t> format = form_.fields();
     const auto add = [&](std::initializer_list<int64_t> fields) {
@@ -114,9 +114,10 @@ class Problem {
       }
       call.config.insert(call.config.end(), fields);
     };
-    add({kHeads, kKvHeads, dim_, 0, 0, 1, 1, static_cast<int64_t>(cache_), 0, 1, 1, 1, 1, 0, 1});
-    add({inner_, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0});
-    call.scalars = {1e-5f, 0.2f, 5.0f, 1.0f, 1e-5f, 1.0f, 0.0f, 0.0f};
+    add({kHeads, kKvHeads, dim_, 0, 0, 1, 1, static_cast<int64_t>(cache_), 0, 1, 1, 1, 1, 0, 900, 8,
+         1, 1, 1, 0, 1, 1});
+    add({inner_, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0});
+    call.scalars = {1e-5f, 0.2f, 5.0f, 1.0f, 0.3f, 1e-5f, 1.0f, 0.0f, 0.0f, 0.0f};
     return call;
   }
 
@@ -140,16 +141,6 @@ class Problem {
   std::deque<Array> arrays_;
   size_t first_page_ = 0;
 };
-
-double distance(const Array& a, const Array& b) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < a.bytes() / 4; i++) {
-    const double x = a.at<float>()[i], y = b.at<float>()[i];
-    difference += (x - y) * (x - y);
-    norm += y * y;
-  }
-  return std::sqrt(difference / norm);
-}
 
 void test_levels() {
   for (int type = 0; type < kNumTypes; type++) {
@@ -313,98 +304,6 @@ void test_experts() {
   expect(experts.run(y).find("token 1 chose expert 7 of 6") != std::string::npos, "a wrong expert");
 }
 
-// A recurrent layer over rows of which one follows another, one begins and one is padding. Sizes are
-// no multiples of any vector.
-class Recurrent {
- public:
-  static constexpr int64_t kRows = 5, kStates = 8, kTaps = 4;
-  static constexpr int64_t kHeads = 6, kGroups = 2, kGroupDim = 9, kHeadDim = 150;
-  static constexpr int64_t kChannels = kHeads * kHeadDim + 2 * kGroups * kGroupDim;
-
-  explicit Recurrent(int64_t kind) : kind_(kind) {
-    Random random;
-    const auto add = [&](XLA_FFI_DataType type, std::vector<int64_t> shape) {
-      arrays_.emplace_back(type, std::move(shape)).fill(random);
-    };
-    const auto number = XLA_FFI_DataType_F32, index = XLA_FFI_DataType_S32;
-    add(number, {kRows, kChannels});
-    add(index, {kRows});
-    add(index, {kRows});
-    const int32_t before[] = {3, 5, -1, 77, 0}, after[] = {5, 6, 1, -1, 0};
-    std::memcpy(arrays_[1].at<char>(), before, sizeof before);
-    std::memcpy(arrays_[2].at<char>(), after, sizeof after);
-    add(number, {kChannels, kTaps});
-    add(number, {kChannels});
-    add(number, {kStates, kTaps - 1, kChannels});
-    if (kind > 0) {
-      if (kind == 1) add(number, {kStates, kHeads, kGroupDim, kHeadDim});
-      if (kind == 2) add(number, {kStates, kHeads, kHeadDim, kGroupDim});
-      for (int i = 0; i < 2; i++) add(number, {kRows, kHeads});
-    }
-    if (kind == 2) add(number, {kHeads});
-  }
-
-  Array result() const {
-    if (kind_ == 0) return Array(XLA_FFI_DataType_F32, {kRows, kChannels});
-    return Array(XLA_FFI_DataType_F32, {kRows, kHeads, kHeadDim});
-  }
-  // Of the states as they are by now.
-  Call call(Array& y) {
-    Call call;
-    for (auto& array : arrays_) call.arguments.push_back(array.buffer());
-    call.results = {y.buffer(), arrays_[5].buffer()};
-    if (kind_ > 0) call.results.push_back(arrays_[6].buffer());
-    call.config = {kVersion, kind_, kGroups};
-    call.scalars = {1e-6f};
-    return call;
-  }
-
- private:
-  const int64_t kind_;
-  std::deque<Array> arrays_;
-};
-
-void test_recurrent() {
-  for (int64_t kind = 0; kind < 3; kind++) {
-    penstock::choose_level("generic");
-    Recurrent plain(kind);
-    Array expected = plain.result();
-    std::string error = plain.call(expected).run(penstock_recurrent);
-    expect(error.empty(), error);
-    for (auto level = penstock::compiled_levels(); *level != nullptr; level++) {
-      if (!penstock::choose_level((*level)->name)) continue;
-      Recurrent problem(kind);
-      Array found = problem.result();
-      const Call good = problem.call(found);
-      for (size_t i = 0; i < good.arguments.size(); i++) {
-        Call call = good;
-        call.arguments[i].data = static_cast<char*>(good.arguments[i].data) + 2;
-        expect(call.run(penstock_recurrent).find("is not aligned to") != std::string::npos,
-               "alignment of argument " + std::to_string(i) + " of a recurrent layer");
-      }
-      for (size_t i = 1; i < good.results.size(); i++) {
-        Call call = good;
-        call.results[i].data = found.at<char>();
-        expect(call.run(penstock_recurrent).find("is not updated in place") != std::string::npos,
-               "states of a recurrent layer that are copied");
-      }
-      for (size_t field = 0; field < good.config.size(); field++) {
-        for (int64_t wrong : {INT64_MIN, int64_t{-2}, int64_t{1} << 40, INT64_MAX}) {
-          Call call = good;
-          call.config[field] = wrong;
-          expect(!call.run(penstock_recurrent).empty(), "a wrong field of a recurrent layer");
-        }
-      }
-      Call call = good;
-      error = call.run(penstock_recurrent);
-      expect(error.empty(), error);
-      const double miss = distance(found, expected);
-      expect(miss < 1e-5, std::string((*level)->name) + ": recurrent layers of kind " +
-                              std::to_string(kind) + " are " + std::to_string(miss) + " away");
-    }
-  }
-}
-
 void expect_refused(const Call& call, const std::string& what) {
   Call copy = call;
   const std::string error = copy.run(penstock_blocks);
@@ -489,6 +388,8 @@ int main() {
   test_levels();
   test_experts();
   test_recurrent();
+  test_latents();
+  test_products_by_head();
   test_unwritten();
   test_head_and_embedding();
   for (CacheType cache : {CacheType::kBfloat16, CacheType::kInt8}) test_the_border(cache);

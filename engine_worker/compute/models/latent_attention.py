@@ -3,8 +3,13 @@
 A token's keys and values of all heads come from one short latent vector, and the cache holds that
 vector (as values) and one rotated key that all heads share (as keys). Queries are brought to the
 latent's space instead of keys to the heads', so a context costs as much as one key head does, and
-prefill and decode compute alike. The two small products per head are in float32.
+prefill and decode compute alike. The two small products per head are in float32, unless a backend
+has packed their matrices.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +23,19 @@ from engine_worker.compute.models.spec import AttentionSpec, DecoderSpec
 
 _LATENT_NORM_EPS = 1e-6
 """Of every checkpoint's latent norms, whatever the decoder's own is."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedHeads:
+    """The matrices of all heads, as only their backend can read them.
+
+    Attributes:
+        to_latents: Queries [T, H, plain] float32 brought to the latents: [T, H, kv_rank] float32.
+        to_values: Values [T, H, value_dim] float32 of what is attended to, [T, H, kv_rank] float32.
+    """
+
+    to_latents: Callable[[jax.Array], jax.Array]
+    to_values: Callable[[jax.Array], jax.Array]
 
 
 class LatentAttentionBlock(ResidualBlock):
@@ -65,12 +83,21 @@ class LatentAttentionBlock(ResidualBlock):
         compressed = self.kv_a(normed)
         values = self.kv_a_norm(compressed[:, : latent.kv_rank])[:, None, :]
         keys = rotation.keys(compressed[:, None, latent.kv_rank :])
-        up: jax.Array = self.kv_b[...].astype(jnp.float32)
-        to_keys, to_values = up[:, : latent.plain_dim], up[:, latent.plain_dim :]
-        absorbed = _by_head("thn,hnr->thr", plain, to_keys)
+        heads = self._heads()
+        absorbed = heads.to_latents(plain)
         q = jnp.concatenate([absorbed, rotation.queries(turning)], axis=-1)
-        attended = _by_head("thr,hvr->thv", attend(layer, q, keys, values, None), to_values)
+        attended = heads.to_values(attend(layer, q, keys, values, None))
         return self.added(self.o(attended.reshape(num_tokens, -1)))
+
+    def _heads(self) -> PackedHeads:
+        up: jax.Array | PackedHeads = self.kv_b.get_value()
+        if isinstance(up, PackedHeads):
+            return up
+        up, plain = up.astype(jnp.float32), self.latent.plain_dim
+        return PackedHeads(
+            partial(_by_head, "thn,hnr->thr", matrices=up[:, :plain]),
+            partial(_by_head, "thr,hvr->thv", matrices=up[:, plain:]),
+        )
 
 
 def _by_head(equation: str, x: jax.Array, matrices: jax.Array) -> jax.Array:

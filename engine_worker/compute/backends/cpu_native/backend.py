@@ -34,7 +34,7 @@ from engine_worker.compute.backends.cpu_native.experts import (
     full_width,
 )
 from engine_worker.compute.backends.cpu_native.products import NativeProducts, product_paths
-from engine_worker.compute.backends.cpu_native.recurrent import rows_kernel
+from engine_worker.compute.backends.cpu_native.recurrent import recurrent_kernel
 from engine_worker.compute.backends.kv_layout import (
     NO_RINGS,
     BlockShapes,
@@ -61,12 +61,19 @@ from engine_worker.compute.backends.xla.backend import (
 )
 from engine_worker.compute.backends.xla.backend import blocks_per_turn as xla_blocks_per_turn
 from engine_worker.compute.backends.xla.pages import layer_shapes as xla_layer_shapes
-from engine_worker.compute.models.decoder import DecoderGraph, Leaves
+from engine_worker.compute.models.decoder import DecoderGraph, Leaves, Parameter
 from engine_worker.compute.models.decoder_layer import Begun
 from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.moe import MoeProducts
 from engine_worker.compute.models.rope import RopeTables
-from engine_worker.compute.models.spec import DecoderSpec, MlpSpec, MoeSpec, NormKind
+from engine_worker.compute.models.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    LatentSpec,
+    MlpSpec,
+    MoeSpec,
+    NormKind,
+)
 
 CPU_NATIVE: Final = "cpu_native"
 GROUP_SIZE: Final = 64
@@ -76,6 +83,8 @@ QUANTIZED_TYPES: Final = ("int8", "int4")
 _NORM: Final = "norm.weight"
 _EMBEDDING: Final = "embedding.weight"
 _HEAD: Final = "head.weight"
+_HEADS: Final = "layers.{}.attention.kv_b"
+"""Of latent attention."""
 _ATTENTION_VECTORS: Final = {
     "norm": "norm.weight",
     "norm_bias": "norm.bias",
@@ -186,11 +195,25 @@ class CpuNativeBackend:
         """Whether a kernel computes a block; not if the layer has no such block."""
         return self._reasons.get((kind, layer), "") is None
 
+    def is_one_call(self, layer: int) -> bool:
+        """Whether a layer's attention block is a part of a call, from its norm to the residual."""
+        return self.is_native(BlockKind.ATTENTION, layer) and layer not in self.latents
+
     def table_multiple(self, block_size: int) -> int:
         attending = [i for i, layer in enumerate(self.spec.layers) if layer.is_attention]
         if all(self.is_native(BlockKind.ATTENTION, layer) for layer in attending):
             return 1
         return xla_blocks_per_turn(block_size)
+
+    @property
+    def latents(self) -> Mapping[int, LatentSpec]:
+        """Of the layers whose modules call the kernels to attend to latents."""
+        return {
+            index: latent
+            for index, layer in enumerate(self.spec.layers)
+            if self.is_native(BlockKind.ATTENTION, index)
+            and (latent := layer.attention.latent) is not None
+        }
 
     @property
     def layer_groups(self) -> LayerGroups:
@@ -215,10 +238,15 @@ class CpuNativeBackend:
     def _layer_shapes(self, layer: int, block_size: int) -> BlockShapes | LayerStateShapes | None:
         if not self.is_native(BlockKind.ATTENTION, layer):
             return xla_layer_shapes(self.spec.layers[layer], block_size, self.cache_dtype)
-        attention = self.spec.layers[layer].attention
-        (keys, dtype), (values, _) = calls.page_shapes(
-            1, attention.num_kv_heads, attention.head_dim, block_size, self._cache_type
-        )
+        attention, cache_type = self.spec.layers[layer].attention, self._cache_type
+        if attention.latent is None:
+            (keys, dtype), (values, _) = calls.page_shapes(
+                1, attention.num_kv_heads, attention.head_dim, block_size, cache_type
+            )
+        else:
+            (keys, dtype), (values, _) = calls.latent_page_shapes(
+                1, attention.head_dim, attention.latent.kv_rank, block_size, cache_type
+            )
         return BlockShapes(keys[1:], values[1:], dtype)
 
     def _placement(self, kind: BlockKind) -> Placement:
@@ -282,7 +310,7 @@ class _Packing:
     def plan(self) -> PackingPlan:
         """The plan."""
         for layer, spec in enumerate(self._graph.spec.layers):
-            if self._backend.is_native(BlockKind.ATTENTION, layer):
+            if self._backend.is_one_call(layer):
                 prefix = f"layers.{layer}.attention."
                 self._vectors(prefix, _ATTENTION_VECTORS, calls.attention_vectors)
                 self._matrix(f"{prefix}qkv.weight", packing.MatrixKind.LINEAR)
@@ -295,6 +323,8 @@ class _Packing:
             self._matrix(_HEAD, packing.MatrixKind.TABLE)
         for path in sorted(self._backend.product_paths):
             self._matrix(path, packing.MatrixKind.LINEAR)
+        for layer, latent in self._backend.latents.items():
+            self._heads(_HEADS.format(layer), latent)
         is_quantized = self._weight_type in QUANTIZED_TYPES
         for index, parameter in enumerate(self._graph.parameters):
             if parameter.path not in self._done:
@@ -307,6 +337,7 @@ class _Packing:
         # Which matrices stay as they are is the checkpoint's; the name of its file stays short.
         stored = f" stored {hashlib.sha256(kept.encode()).hexdigest()[:8]}" if kept else ""
         products = " with products" if self._backend.product_paths else ""
+        products += " and heads" if self._backend.latents else ""
         layout = (
             f"{CPU_NATIVE} {self._weight_type}{group} {packing.LAYOUT_VERSION}{products}{stored}"
         )
@@ -373,6 +404,19 @@ class _Packing:
             return tuple(part.reshape(spec.shape) for part, spec in zip(packed, specs, strict=True))
 
         self._plan[path] = PackedWeight(path, (index,), specs, pack)
+
+    def _heads(self, path: str, latent: LatentSpec) -> None:
+        index, own_type = self._index[path], full_width(self._weight_type)
+        num_heads = self._graph.parameters[index].shape[0]
+        offset = packing.head_offset(latent.kv_rank, latent.plain_dim, own_type)
+        size = offset + packing.head_offset(latent.value_dim, latent.kv_rank, own_type)
+
+        def pack(values: Sequence[npt.NDArray[Any]]) -> tuple[npt.NDArray[Any], ...]:
+            return packing.pack_heads(values[0], latent.plain_dim, own_type)
+
+        part = PartSpec((num_heads, size), np.dtype(np.uint8))
+        self._plan[path] = PackedWeight(path, (index,), (part,), pack)
+        self._done.add(path)
 
     def _vectors(
         self,
@@ -442,16 +486,19 @@ class CpuNativeBlocks:
             stored=backend.stored_formats,
         )
         # Modules get the weights of blocks that have no kernel, and nothing else.
+        heads = {_HEADS.format(layer): latent for layer, latent in backend.latents.items()}
+
+        def weight(parameter: Parameter) -> Any:
+            if parameter.path in backend.product_paths:
+                return self._products.matrix(parameter)
+            if parameter.path in heads:
+                return self._products.heads(parameter.path, heads[parameter.path])
+            return self._weights.get(parameter.path)
+
         self._xla = XlaBlocks(
-            backend.graph.bind(
-                [
-                    self._products.matrix(parameter)
-                    if parameter.path in backend.product_paths
-                    else self._weights.get(parameter.path)
-                    for parameter in backend.graph.parameters
-                ]
-            ),
-            rows_kernel(backend.spec),
+            backend.graph.bind(list(map(weight, backend.graph.parameters))),
+            recurrent_kernel(backend.spec),
+            dict.fromkeys(backend.latents, self._attend_latents),
         )
 
     def embedding(self, step: StepTokens) -> jax.Array:
@@ -483,7 +530,7 @@ class CpuNativeBlocks:
         for layer in range(self._backend.spec.num_layers):
             # What parallel layers read, and mixers side by side, neither of which is native.
             before = run.x
-            if self._backend.is_native(BlockKind.ATTENTION, layer):
+            if self._backend.is_one_call(layer):
                 run.add_attention(layer)
             else:
                 run.finish()
@@ -504,6 +551,28 @@ class CpuNativeBlocks:
             beside = before
         run.finish()
         return run.x, tuple(run.cache)
+
+    def _attend_latents(
+        self,
+        attention: AttentionSpec,
+        pages: LayerPages,
+        step: StepTokens,
+        group: int,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+    ) -> tuple[jax.Array, LayerPages]:
+        own = calls.Step(live_positions(step), token_rows(step), step.block_tables[group])
+        y, stored = calls.attend_latents(
+            q,
+            k[:, 0],
+            v[:, 0],
+            own,
+            (pages.keys, pages.values),
+            scale=attention.scale,
+            cache_type=str(self._backend.cache_dtype),
+        )
+        return y, LayerPages(*stored)
 
     def _moe_products(self, layer: int, step: StepTokens) -> MoeProducts | None:
         """The native products of a layer's experts; None if it has none."""

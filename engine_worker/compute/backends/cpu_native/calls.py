@@ -3,6 +3,7 @@
     x = embedding(token_ids, table, spec.vocab_size, spec.hidden_size, "bfloat16")
     x, pages = run_blocks(x, step, ropes, [Attention(...), Mlp(...), ...])
     y = experts(x, chosen, weights, Mlp(...))
+    y, pages = attend_latents(queries, keys, latents, step, pages, scale=0.1, cache_type="bfloat16")
     y, states = recurrent(mixed, before, after, (taps, bias), states, RecurrentHeads(...))
     logits = head(hidden, table, spec.vocab_size, "bfloat16", wanted)
 
@@ -34,15 +35,23 @@ from engine_worker.compute.models.spec import (
     NormKind,
     NormPlacement,
     QkNorm,
+    QueryScale,
 )
 
 CACHE_TYPES: Final = ("float32", "bfloat16", "int8")
 """In the order of `CacheType` in `calls.h`."""
-MAX_HEAD_DIM: Final = 256
+MAX_HEAD_DIM: Final = 512
+MAX_KEY_DIM: Final = 1024
+"""Of a latent and what is rotated beside it."""
+MAX_LATENT_HEADS: Final = 256
 MAX_EXPERTS: Final = 65536
-_CONFIG_VERSION: Final = 4
+MAX_TAPS: Final = 16
+"""Of a convolution: `kMaxTaps` of `calls.h`."""
+GOES_ON: Final = -2
+"""Instead of a state: that of the token before, or none that is kept; `kGoesOn` of `calls.h`."""
+_CONFIG_VERSION: Final = 5
 _NORMS: Final = ("none", "rms", "layer")
-QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH)
+QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH, QkNorm.WEIGHTLESS)
 _ACTIVATIONS: Final = (
     Activation.SILU,
     Activation.GELU_TANH,
@@ -53,11 +62,13 @@ _ACTIVATIONS: Final = (
 )
 """In the order of `Activation` in `calls.h`."""
 _FORMAT_FIELDS: Final = 6
-_BLOCK_FIELDS: Final = 15 + 2 * _FORMAT_FIELDS
-_BLOCK_SCALARS: Final = 4
+_BLOCK_FIELDS: Final = 22 + 2 * _FORMAT_FIELDS
+_BLOCK_SCALARS: Final = 5
+_NO_SCALE: Final = QueryScale(0.0, 1)
 
 Rope = tuple[jax.Array, jax.Array]
-"""Cosine and sine, each [T, rotated pairs] float32: pair i is numbers i and i + pairs of a head."""
+"""Cosine and sine, each [T, rotated pairs] float32: pair i is numbers i and i + pairs of a head, or
+2i and 2i + 1."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,13 +94,14 @@ class AttentionConfig:
     """What an attention block computes; see `AttentionSpec` for most of it.
 
     Attributes:
-        window: 0 is none.
+        window, chunk: 0 is none.
         norm: Before the block: `none`, `rms` or `layer`.
         softcap: 0 is none.
         multiplier: Of what the block adds to the residual.
         qkv_blocks: How the matrix is packed where that isn't `weight_type`.
         o_blocks: Likewise.
         has_post_norm: An RMS norm stands between the output projection and the residual.
+        is_interleaved: Of the rope: pairs are neighbours.
     """
 
     num_heads: int
@@ -101,9 +113,15 @@ class AttentionConfig:
     cache_type: str = "bfloat16"
     group_size: int = 64
     window: int = 0
+    chunk: int = 0
     softcap: float = 0.0
     multiplier: float = 1.0
     norm: str = "rms"
+    query_scale: QueryScale | None = None
+    has_output_gate: bool = False
+    is_interleaved: bool = False
+    is_value_of_key: bool = False
+    has_value_norm: bool = False
     qk_norm: QkNorm = QkNorm.NONE
     has_norm_bias: bool = False
     has_qkv_bias: bool = False
@@ -135,6 +153,12 @@ class AttentionConfig:
             cache_type=cache_type,
             group_size=group_size,
             window=attention.window or 0,
+            chunk=attention.chunk or 0,
+            query_scale=attention.query_scale,
+            has_output_gate=attention.output_gate,
+            is_interleaved=attention.rope is not None and attention.rope.interleaved,
+            is_value_of_key=attention.is_value_of_key,
+            has_value_norm=attention.value_norm,
             softcap=attention.softcap or 0.0,
             multiplier=spec.residual_multiplier * layer.mixer_multiplier,
             norm=_norm_of(spec, layer),
@@ -222,7 +246,7 @@ class Attention:
     Attributes:
         config: What it computes.
         vectors: From `attention_vectors`.
-        qkv: Packed; outputs are all q heads, all k heads, all v heads.
+        qkv: Packed; outputs are all q heads, all k heads, all v heads, all gates of heads.
         o: Packed.
         keys: Of this layer, see `page_shapes`.
         values: Of this layer.
@@ -401,6 +425,7 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
             *map(int, flags),
         ], [mlp.eps, mlp.multiplier, mlp.clamp, mlp.up_offset]
     attention = block.config
+    query_scale = attention.query_scale or _NO_SCALE
     bits = (
         attention.has_norm_bias,
         attention.has_qkv_bias,
@@ -422,7 +447,20 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
         CACHE_TYPES.index(attention.cache_type),
         *map(int, bits),
         block.group,
-    ], [attention.eps, attention.scale, attention.softcap, attention.multiplier]
+        attention.chunk,
+        query_scale.length,
+        query_scale.offset,
+        int(attention.has_output_gate),
+        int(attention.is_interleaved),
+        int(attention.is_value_of_key),
+        int(attention.has_value_norm),
+    ], [
+        attention.eps,
+        attention.scale,
+        attention.softcap,
+        attention.multiplier,
+        query_scale.beta,
+    ]
 
 
 def experts(x: jax.Array, chosen: jax.Array, weights: jax.Array, mlp: Mlp) -> jax.Array:
@@ -451,6 +489,92 @@ def experts(x: jax.Array, chosen: jax.Array, weights: jax.Array, mlp: Mlp) -> ja
         mlp.down,
         config=np.array([_CONFIG_VERSION, *fields[1:]], np.int64),
         scalars=np.array(scalars, np.float32),
+    )
+
+
+def latent_page_shapes(
+    num_blocks: int, key_dim: int, latent_dim: int, block_size: int, cache_type: str
+) -> tuple[tuple[tuple[int, ...], np.dtype[Any]], tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of one layer's rotated keys and of its latents, both as keys lie.
+
+    Args:
+        num_blocks: As of `page_shapes`.
+        key_dim: Of what is rotated, even.
+        latent_dim: Even.
+        block_size: As of `page_shapes`.
+        cache_type: `float32` or `bfloat16`.
+    """
+    keys, latents = (
+        page_shapes(num_blocks, 1, dim, block_size, cache_type)[0] for dim in (key_dim, latent_dim)
+    )
+    return keys, latents
+
+
+def attend_latents(
+    queries: jax.Array,
+    keys: jax.Array,
+    latents: jax.Array,
+    step: Step,
+    pages: tuple[jax.Array, jax.Array],
+    *,
+    scale: float,
+    cache_type: str,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """Attention whose values are latents that all heads share, at the beginning of their keys.
+
+    All keys and latents of the step are stored before any is read. A token's result has the same
+    bits whatever else the step holds.
+
+    Args:
+        queries: [T, H, latent + rotated] float32: for the latent, then for what is rotated.
+        keys: [T, rotated] float32, rotated.
+        latents: [T, latent] float32.
+        step: The tokens; one group of block tables.
+        pages: As of `latent_page_shapes`; updated in place where the caller's program donates them.
+        scale: Of the scores.
+        cache_type: Of the pages.
+
+    Returns:
+        [T, H, latent] float32, zeros for padding; and the pages.
+    """
+    y = _result(*queries.shape[:2], latents.shape[1])
+    arguments = (queries, keys, latents, step.positions, step.rows, step.block_tables, *pages)
+    out = jax.ffi.ffi_call(
+        "penstock_latent", [y, *map(_like, pages)], input_output_aliases={6: 1, 7: 2}
+    )(
+        *arguments,
+        config=np.array([_CONFIG_VERSION, CACHE_TYPES.index(cache_type)], np.int64),
+        scalars=np.array([scale], np.float32),
+    )
+    return out[0], (out[1], out[2])
+
+
+def multiply_by_head(
+    x: jax.Array,
+    matrices: jax.Array,
+    outputs: int,
+    offset: int,
+    weight_type: str,
+    wanted: jax.Array | None = None,
+) -> jax.Array:
+    """The product of each head's numbers and a matrix of its own.
+
+    Args:
+        x: [T, H, inputs] float32.
+        matrices: [H, bytes] uint8: of each head one packed matrix or several, see `packing.pack`.
+        outputs: Of a head.
+        offset: Where the matrix begins in the bytes of its head.
+        weight_type: `float32` or `bfloat16`.
+        wanted: [T] bool or int32; rows after the last wanted one are zeros. None wants all.
+
+    Returns:
+        [T, H, outputs] float32.
+    """
+    if wanted is None:
+        wanted = jnp.ones(x.shape[0], jnp.int32)
+    config = [_CONFIG_VERSION, *_format_fields(weight_type, 0, None), offset]
+    return jax.ffi.ffi_call("penstock_by_head", _result(*x.shape[:2], outputs))(
+        x, wanted.astype(jnp.int32), matrices, config=np.array(config, np.int64)
     )
 
 
@@ -582,14 +706,16 @@ def recurrent(
     states: tuple[jax.Array, ...],
     heads: RecurrentHeads | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """What goes from token to token in a recurrent layer, one token a row, one row after the other.
+    """What goes from token to token in a recurrent layer, one token after the other.
 
-    A token's result and state have the same bits whatever the other rows are.
+    A token's result and state have the same bits whatever the other tokens are.
 
     Args:
         mixed: [T, C] float32, what is convolved.
-        before: [T] int32, each row's state before its token; -1 are zeros.
-        after: [T] int32, where the state after it goes; -1 is padding, which gets zeros.
+        before: [T] int32, each token's state before it; -1 are zeros, `GOES_ON` is what the token
+            in front of it left.
+        after: [T] int32, where the state after it goes, or `GOES_ON` where that isn't kept; -1 is
+            padding, which gets zeros.
         convolution: Weights [C, taps] and bias [C], float32.
         states: As a `LayerStates` has them; updated in place where the caller's program donates
             them.

@@ -4,11 +4,16 @@ from engine_worker.compute.backends.cpu_native.calls import (
     CACHE_TYPES,
     MAX_EXPERTS,
     MAX_HEAD_DIM,
+    MAX_KEY_DIM,
+    MAX_LATENT_HEADS,
+    MAX_TAPS,
     QK_NORMS,
 )
 from engine_worker.compute.backends.cpu_native.packing import WEIGHT_TYPES
 from engine_worker.compute.models.spec import (
+    AttentionSpec,
     DecoderSpec,
+    LatentSpec,
     LayerSpec,
     MlpSpec,
     MoeSpec,
@@ -43,7 +48,9 @@ def uncovered(
     if block in {"embedding", "head"}:
         return None
     if block == "recurrent":
-        return "prompts of recurrent layers have no kernel"
+        # Norms, gates and what is added to the residual are left to XLA.
+        covered = are_recurrent_layers_covered(spec)
+        return None if covered else f"the kernels convolve at most {MAX_TAPS} tokens"
     if spec.alt_up is not None:
         return "no kernel computes several residuals side by side"
     if block == "mlp" and isinstance(layer.mlp, MoeSpec):
@@ -66,6 +73,12 @@ def uncovered(
         return _uncovered_attention(layer, cache_type, block_size)
     assert isinstance(layer.mlp, MlpSpec), "a layer with an MLP"
     return _uncovered_mlp(layer.mlp)
+
+
+def are_recurrent_layers_covered(spec: DecoderSpec) -> bool:
+    """Whether the kernels compute what goes from token to token in all of a decoder's layers."""
+    mixers = [layer.mixer for layer in spec.layers if not isinstance(layer.mixer, AttentionSpec)]
+    return all(mixer.kernel_size <= MAX_TAPS for mixer in mixers)
 
 
 def _uncovered_mlp(mlp: MlpSpec) -> str | None:
@@ -94,28 +107,35 @@ def _widest(spec: DecoderSpec, layer: LayerSpec) -> int:
     return max(spec.hidden_size, heads, inner)
 
 
+def _uncovered_latents(attention: AttentionSpec, latent: LatentSpec, cache_type: str) -> str | None:
+    # Norms, the products of each head and what is added to the residual are left to XLA.
+    if cache_type == "int8":
+        return "no kernel reads latents of int8"
+    if latent.kv_rank % 2 or attention.head_dim % 2:
+        return "latents and rotated keys have an even width"
+    if latent.kv_rank + attention.head_dim > MAX_KEY_DIM:
+        return f"a latent and a rotated key are at most {MAX_KEY_DIM} wide together"
+    if attention.num_heads > MAX_LATENT_HEADS:
+        return f"at most {MAX_LATENT_HEADS} heads read latents"
+    if attention.window is not None or attention.softcap is not None or attention.sinks:
+        return "no kernel has windows, soft caps or sinks over latents"
+    return None
+
+
 def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> str | None:
     attention = layer.attention
-    if attention.latent is not None:
-        return "no kernel reads latent keys and values"
     if cache_type not in CACHE_TYPES:
         return f"no kernel reads a cache of {cache_type}"
+    if block_size > 65536 or block_size % 2:
+        return f"a cache block has an even number of tokens, at most 65536, not {block_size}"
+    if attention.latent is not None:
+        return _uncovered_latents(attention, attention.latent, cache_type)
     if attention.head_dim > MAX_HEAD_DIM or attention.head_dim % 2:
         return f"heads are even and at most {MAX_HEAD_DIM} wide, not {attention.head_dim}"
     if attention.num_heads > 256 * attention.num_kv_heads:
         return "more than 256 heads share a key head"
-    if block_size > 65536 or block_size % 2:
-        return f"a cache block has an even number of tokens, at most 65536, not {block_size}"
-    if attention.rope is not None and attention.rope.interleaved:
-        return "no kernel rotates neighbouring pairs"
-    if attention.chunk is not None:
-        return "no kernel attends within chunks"
     if attention.qk_norm not in QK_NORMS:
         return f"no kernel normalises queries and keys {attention.qk_norm}"
-    if attention.output_gate:
-        return "no kernel gates what is attended to"
-    if attention.value_norm or attention.is_value_of_key:
-        return "no kernel makes values of keys, or normalises them"
-    if attention.query_scale is not None:
-        return "no kernel scales queries by their position"
+    if attention.is_value_of_key and attention.qk_norm is QkNorm.FULL_WIDTH:
+        return "values are made of keys that have one norm for all heads"
     return None

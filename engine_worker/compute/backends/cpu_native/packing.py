@@ -159,6 +159,38 @@ def pack_experts(
     return (packed,)
 
 
+def pack_heads(
+    values: npt.NDArray[Any], plain_dim: int, weight_type: str
+) -> tuple[npt.NDArray[np.uint8], ...]:
+    """Packs the matrices of each head of latent attention: [H, bytes].
+
+    First that which brings queries to latents, then that which makes values of these, from
+    `head_offset` on.
+
+    Args:
+        values: [H, plain_dim + value_dim, latent] float32 or bfloat16.
+        plain_dim: Of queries.
+        weight_type: `float32` or `bfloat16`.
+
+    Raises: As in `pack`.
+    """
+    num_heads = len(values)
+    of_queries = values[:, :plain_dim].swapaxes(1, 2)
+    both = [
+        pack_experts(matrices, weight_type, MatrixKind.LINEAR)[0].reshape(num_heads, -1)
+        for matrices in (of_queries, values[:, plain_dim:])
+    ]
+    packed = aligned_empty((num_heads, sum(part.shape[1] for part in both)))
+    np.concatenate(both, axis=1, out=packed)
+    return (packed,)
+
+
+def head_offset(latent_dim: int, plain_dim: int, weight_type: str) -> int:
+    """Where the second matrix of a head begins, in bytes; see `pack_heads`."""
+    ((panels, size), _), *_ = packed_parts((latent_dim, plain_dim), weight_type, MatrixKind.LINEAR)
+    return panels * size
+
+
 def pack_blocks(matrix: BlockMatrix, kind: str) -> tuple[npt.NDArray[np.uint8], ...]:
     """Packs numbers in blocks as they are: nothing is quantised, rounded or lost.
 

@@ -6,16 +6,19 @@ the modules; a `Linear` in such a block asks its matrix for the product.
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import jax
 
 from engine_worker.compute.backends.base import BlockKind
-from engine_worker.compute.backends.cpu_native import calls
+from engine_worker.compute.backends.cpu_native import calls, packing
+from engine_worker.compute.backends.cpu_native.experts import full_width
 from engine_worker.compute.models.decoder import DecoderGraph, Parameter
 from engine_worker.compute.models.integer_blocks import BlockFormat
+from engine_worker.compute.models.latent_attention import PackedHeads
 from engine_worker.compute.models.layers import PackedMatrix
-from engine_worker.compute.models.spec import MlpSpec
+from engine_worker.compute.models.spec import AttentionSpec, LatentSpec, MlpSpec
 
 MAX_INT8_INPUTS: Final = 65536
 _MATRIX = re.compile(r"layers\.(\d+)\.(attention|recurrent|mlp)\.\w+\.weight")
@@ -47,9 +50,17 @@ def _is_multiplied(
     kind: BlockKind,
     is_native: Callable[[BlockKind, int], bool],
 ) -> bool:
-    # Linears of a block of experts are multiplied with these, or with XLA as they are.
+    # Linears of a block of experts are multiplied with these, or with XLA as they are. Modules of
+    # recurrent layers and of latent attention call the kernels for what they cover.
     is_of_experts = kind is BlockKind.MLP and not isinstance(graph.spec.layers[layer].mlp, MlpSpec)
-    return not is_native(kind, layer) and not is_of_experts
+    mixer = graph.spec.layers[layer].mixer
+    is_latent = isinstance(mixer, AttentionSpec) and mixer.latent is not None
+    is_of_modules = (
+        kind is BlockKind.RECURRENT
+        or (kind is BlockKind.ATTENTION and is_latent)
+        or not is_native(kind, layer)
+    )
+    return is_of_modules and not is_of_experts
 
 
 class NativeProducts:
@@ -95,3 +106,17 @@ class NativeProducts:
             )
 
         return PackedMatrix(product)
+
+    def heads(self, path: str, latent: LatentSpec) -> PackedHeads:
+        """The matrices of the heads of latent attention, from `packing.pack_heads`."""
+        own_type = full_width(self._weight_type)
+        offset = packing.head_offset(latent.kv_rank, latent.plain_dim, own_type)
+
+        def product(x: jax.Array, outputs: int, offset: int) -> jax.Array:
+            weights = self._weights[path]
+            return calls.multiply_by_head(x, weights, outputs, offset, own_type, self.is_token)
+
+        return PackedHeads(
+            partial(product, outputs=latent.kv_rank, offset=0),
+            partial(product, outputs=latent.value_dim, offset=offset),
+        )

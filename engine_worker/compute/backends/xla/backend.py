@@ -1,6 +1,7 @@
 """The backend in plain XLA: binds the modules of `compute.models` to weights and pages."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import jax
@@ -225,10 +226,17 @@ def _packing(graph: DecoderGraph, *, is_quantized: bool) -> PackingPlan:
     return PackingPlan(weights, layout="xla int8 1" if is_quantized else "")
 
 
-RecurRows = Callable[
+RecurKernel = Callable[
     [RecurrentBlock, LayerStates, StepTokens, Inputs], tuple[jax.Array, LayerStates]
 ]
 """`recur(block, layer, step, inputs)` is what `recur_in_step` is with the block's `Advance`."""
+
+
+AttendKernel = Callable[
+    [AttentionSpec, LayerPages, StepTokens, int, jax.Array, jax.Array, jax.Array],
+    tuple[jax.Array, LayerPages],
+]
+"""`attend(attention, pages, step, group, q, k, v)` stores and attends, see `layers.Attend`."""
 
 
 class XlaBlocks:
@@ -236,12 +244,19 @@ class XlaBlocks:
 
     Args:
         decoder: With its weights.
-        recur_rows: Computes recurrent layers of steps of one token a row; None is XLA.
+        recur: Computes what goes from token to token in recurrent layers; None is XLA.
+        attend: Attends in some layers, whose pages are its own; in the others XLA does.
     """
 
-    def __init__(self, decoder: Decoder, recur_rows: RecurRows | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        recur: RecurKernel | None = None,
+        attend: Mapping[int, AttendKernel] = MappingProxyType({}),
+    ) -> None:
         self._decoder = decoder
-        self._recur_rows = recur_rows
+        self._recur = recur
+        self._attend = attend
 
     def embedding(self, step: StepTokens) -> jax.Array:
         return self.with_positions(self._decoder.embedding(step.token_ids.reshape(-1)), step)
@@ -303,8 +318,7 @@ class XlaBlocks:
         spec = self._decoder.spec.layers[layer].attention
         pages = own if spec.shared_from is None else cache[spec.shared_from]
         assert isinstance(pages, LayerPages), "a layer that attends"
-        own_places = places[step.layout.groups.of_layer[layer]]
-        added, pages = self._attention(layer, read, pages, step, own_places, ropes)
+        added, pages = self._attention(layer, read, pages, step, places, ropes)
         cache[layer] = pages if spec.shared_from is None else None
         return x + added
 
@@ -314,14 +328,15 @@ class XlaBlocks:
         x: jax.Array,
         pages: LayerPages,
         step: StepTokens,
-        places: "TokenPlaces",
+        places_of_groups: Sequence["TokenPlaces"],
         ropes: RopeTables,
     ) -> tuple[jax.Array, LayerPages]:
         """What the attention block of one layer adds, and the pages with the step's tokens."""
         block = self.layer(layer).attention
         assert block is not None, "a layer that attends"
         spec: AttentionSpec = block.spec
-        stored = pages
+        stored, group = pages, step.layout.groups.of_layer[layer]
+        places = places_of_groups[group]
 
         def attend(
             _: int,
@@ -331,6 +346,9 @@ class XlaBlocks:
             sinks: jax.Array | None,
         ) -> jax.Array:
             nonlocal stored
+            if layer in self._attend and k is not None and v is not None:
+                out, stored = self._attend[layer](spec, stored, step, group, q, k, v)
+                return out
             # Written before they are read: measured faster than attending to them apart, but for
             # a single float32 row, and it makes a chunk, a decode and a recompute one and the same.
             if k is not None and v is not None:
@@ -359,8 +377,8 @@ class XlaBlocks:
 
         def recur(_: int, inputs: Inputs, advance: Advance) -> jax.Array:
             nonlocal states
-            if self._recur_rows is not None and step.positions.shape[1] == 1:
-                outputs, states = self._recur_rows(block, states, step, inputs)
+            if self._recur is not None:
+                outputs, states = self._recur(block, states, step, inputs)
             else:
                 outputs, states = recur_in_step(states, step, inputs, advance)
             return outputs

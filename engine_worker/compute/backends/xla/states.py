@@ -18,29 +18,19 @@ from engine_worker.compute.models.recurrent.state import Advance, Inputs, State
 def state_addresses(
     layout: KvLayout, num_tokens: jax.Array, block_tables: jax.Array, slots: jax.Array
 ) -> jax.Array:
-    """Addresses [T] int32 of the states after the first tokens of some rows.
+    """Addresses [T, Q] int32 of the states after the first tokens of some rows.
 
     Args:
         layout: Of the cache.
-        num_tokens: [T] int32, at least 1.
+        num_tokens: [T, Q] int32, at least 1.
         block_tables: [T, MB] int32.
         slots: [T] int32.
     """
     last_blocks = (num_tokens - 1) // layout.block_size
-    blocks = jnp.take_along_axis(block_tables, last_blocks[:, None], 1, mode="clip")[:, 0]
+    blocks = jnp.take_along_axis(block_tables, last_blocks, 1, mode="clip")
     num_states = layout.rings.num_states
-    ring = layout.num_blocks[0] + 1 + slots * num_states + num_tokens % num_states
+    ring = layout.num_blocks[0] + 1 + slots[:, None] * num_states + num_tokens % num_states
     return jnp.where(num_tokens % layout.block_size == 0, blocks, ring)
-
-
-def addresses_of_rows(step: StepTokens) -> tuple[jax.Array, jax.Array]:
-    """For rows of one token the addresses [T] int32 of the states before and after it.
-
-    A row that begins its sequence has any address before it.
-    """
-    starts, tables = step.positions[:, 0], step.block_tables[0]
-    before = state_addresses(step.layout, jnp.maximum(starts, 1), tables, step.slots)
-    return before, state_addresses(step.layout, starts + 1, tables, step.new_slots)
 
 
 def recur_in_step(
@@ -78,7 +68,8 @@ def _recur_rows(
     is_first = jnp.concatenate([jnp.ones(1, bool), ~goes_on])
     turn_of = rows - lax.cummax(jnp.where(is_first, rows, 0))
     num_turns = jnp.max(jnp.where(is_token, turn_of, -1)) + 1
-    before, after = addresses_of_rows(step)
+    before = _addresses(step, jnp.maximum(starts, 1), step.slots)
+    after = _addresses(step, starts + 1, step.new_slots)
     output_shape = jax.eval_shape(
         lambda: advance(_load(layer, before, starts), inputs, is_token[:, None])[0]
     )
@@ -115,7 +106,7 @@ def _recur_chunks(
     num_turns = jnp.max(jnp.where(lengths > 0, (lengths - to_border - 1) // block_size + 2, 0))
     offsets = jnp.arange(span, dtype=jnp.int32)
     rows = jnp.arange(num_rows, dtype=jnp.int32)[:, None]
-    before = state_addresses(step.layout, jnp.maximum(starts, 1), step.block_tables[0], step.slots)
+    before = _addresses(step, jnp.maximum(starts, 1), step.slots)
     state = _load(layer, before, starts)
     output_shape = jax.eval_shape(lambda: advance(state, inputs, step.is_token)[0])
 
@@ -129,9 +120,7 @@ def _recur_chunks(
         is_now = indices < end[:, None]
         some = tuple(each.at[rows, indices].get(mode="clip") for each in inputs)
         new_outputs, state = advance(state, some, is_now)
-        after = state_addresses(
-            step.layout, starts + jnp.maximum(end, 1), step.block_tables[0], step.new_slots
-        )
+        after = _addresses(step, starts + jnp.maximum(end, 1), step.new_slots)
         layer = _store(layer, state, jnp.where(end > first, after, step.layout.padding_state))
         kept = jnp.where(is_now, indices, num_queries)
         return layer, state, outputs.at[rows, kept].set(new_outputs, mode="drop")
@@ -139,6 +128,12 @@ def _recur_chunks(
     carry = (layer, state, jnp.zeros(output_shape.shape, output_shape.dtype))
     layer, _, outputs = lax.fori_loop(0, num_turns, compute, carry)
     return outputs, layer
+
+
+def _addresses(step: StepTokens, num_tokens: jax.Array, slots: jax.Array) -> jax.Array:
+    """Of the states [T] after `num_tokens` [T] of each row."""
+    tables = step.block_tables[0]
+    return state_addresses(step.layout, num_tokens[:, None], tables, slots)[:, 0]
 
 
 def _load(layer: LayerStates, addresses: jax.Array, starts: jax.Array) -> State:

@@ -27,20 +27,22 @@ struct AttentionScratch {
   Memory queries, scores, state, span_state, page;
   Memory begun;           // sums of the values that segments share, by 32 of the head's width
   Memory rows;            // the largest score of each in a chunk, and how its sums decay
-  Memory values, scales;  // of int8: a chunk's values, widened, and its scales of keys and values
+  Memory values;  // a chunk's, of int8 widened, of latents turned
+  Memory scales;  // of int8: of a chunk's keys and values
 
   bool reserve(int64_t folded_rows, const AttentionBlock& block, int64_t block_size) {
-    const int64_t head_dim = block.head_dim;
-    if (block.cache_type == CacheType::kInt8 &&
-        !(values.reserve(chunk_size(block_size) * head_dim * 2) &&
-          scales.reserve(2 * score_stride(block_size) * 4))) {
+    const int64_t head_dim = block.head_dim, value_dim = block.value_dim();
+    const bool is_int8 = block.cache_type == CacheType::kInt8;
+    if (is_int8 && !scales.reserve(2 * score_stride(block_size) * 4)) return false;
+    if ((is_int8 || block.is_latent()) &&
+        !values.reserve(chunk_size(block_size) * value_dim * kLaneBytes)) {
       return false;
     }
     return queries.reserve(2 * folded_rows * round_up(head_dim, kRunPositions) * 4) &&
            scores.reserve(folded_rows * score_stride(block_size) * 4) &&
-           state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
-           span_state.reserve(SoftmaxState::num_floats(folded_rows, head_dim) * 4) &&
-           begun.reserve(kMostBlockRows * round_up(head_dim, kPanelOutputs) * 4) &&
+           state.reserve(SoftmaxState::num_floats(folded_rows, value_dim) * 4) &&
+           span_state.reserve(SoftmaxState::num_floats(folded_rows, value_dim) * 4) &&
+           begun.reserve(kMostBlockRows * round_up(value_dim, kPanelOutputs) * 4) &&
            rows.reserve(2 * folded_rows * 4) &&
            page.reserve(head_dim * round_up(block_size, 2 * kLanes) * kLaneBytes);
   }
@@ -51,14 +53,17 @@ struct AttentionScratch {
   }
 };
 
-template <CacheType kType>
+// kIsLatent: the values are latents and lie as keys do. A token's key is its latent and, behind that,
+// what is in `keys`.
+template <CacheType kType, bool kIsLatent = false>
 class Attention {
   using Product = CacheProduct<kType>;
   using Input = typename Product::Input;
   using Weight = typename Product::Weight;
   // All rows or none, as for products of bfloat16 weights.
-  static constexpr bool kByAmx = kHasAmx && kType != CacheType::kFloat32;
-  static constexpr bool kIsInt8 = kType == CacheType::kInt8;
+  static constexpr bool kByAmx = kHasAmx && kType != CacheType::kFloat32 && !kIsLatent;
+  static constexpr bool kIsInt8 = kType == CacheType::kInt8, kCopiesValues = kIsInt8 || kIsLatent;
+  static constexpr int64_t kNumberBytes = kLaneBytes / Product::kInputs;  // of multiplied pages
   struct NoTiles {};
   using Tiles = std::conditional_t<kByAmx, AmxTiles, NoTiles>;
   static constexpr int kValueRows = Product::kMaxRows < 12 ? Product::kMaxRows : 12;
@@ -81,12 +86,14 @@ class Attention {
         block_(block),
         tiles_(tiles),
         dim_(block.head_dim),
+        value_dim_(block.value_dim()),
         page_size_(call.block_size),
         chunk_size_(chunk_size(call.block_size)),
         span_size_(span_size(call.block_size)),
         heads_(block.heads_per_kv_head()),
         stride_(AttentionScratch::score_stride(call.block_size)),
-        page_bytes_(page_bytes(kType, page_size_, dim_)),
+        key_bytes_(page_bytes(kType, page_size_, kIsLatent ? dim_ - value_dim_ : dim_)),
+        value_bytes_(page_bytes(kType, page_size_, value_dim_)),
         scores_(scratch.scores.at<float>()),
         key_scales_(scratch.scales.at<float>()),
         value_scales_(kIsInt8 ? key_scales_ + stride_ : nullptr),
@@ -170,19 +177,19 @@ class Attention {
       const float added = decay_of(from.maximums[row], largest);
       to.maximums[row] = largest;
       to.totals[row] = to.totals[row] * kept + from.totals[row] * added;
-      const float* values = from.weighted + row * dim_;
-      float* sums = to.weighted + row * dim_;
-      for (int64_t i = 0; i < dim_; i++) sums[i] = sums[i] * kept + values[i] * added;
+      const float* values = from.weighted + row * value_dim_;
+      float* sums = to.weighted + row * value_dim_;
+      for (int64_t i = 0; i < value_dim_; i++) sums[i] = sums[i] * kept + values[i] * added;
     }
   }
 
   // `out` is of the tile's first token, further ones stand `out_stride` floats apart.
   void finish(const SoftmaxState& state, float* out, int64_t out_stride) const {
     for (int64_t row = 0; row < num_folded_; row++) {
-      const float* from = state.weighted + row * dim_;
-      float* to = out + row / heads_ * out_stride + (kv_head_ * heads_ + row % heads_) * dim_;
+      const float* from = state.weighted + row * value_dim_;
+      float* to = out + row / heads_ * out_stride + (kv_head_ * heads_ + row % heads_) * value_dim_;
       const float inverse = 1.0f / state.totals[row];
-      for (int64_t i = 0; i < dim_; i++) to[i] = from[i] * inverse;
+      for (int64_t i = 0; i < value_dim_; i++) to[i] = from[i] * inverse;
     }
   }
 
@@ -199,7 +206,7 @@ class Attention {
       state.maximums[row] = kMasked;
       state.totals[row] = 0.0f;
     }
-    std::memset(state.weighted, 0, static_cast<size_t>(num_folded_ * dim_) * 4);
+    std::memset(state.weighted, 0, static_cast<size_t>(num_folded_ * value_dim_) * 4);
   }
 
   int64_t groups() const { return dim_ / Product::kInputs; }
@@ -211,19 +218,26 @@ class Attention {
   }
   int64_t position_of(int64_t row) const { return call_.positions[token_of(row)]; }
   int64_t first_seen(int64_t row) const {
-    return block_.window > 0 ? std::max<int64_t>(0, position_of(row) - block_.window + 1) : 0;
+    const int64_t position = position_of(row);
+    const int64_t in_chunk = block_.chunk > 0 ? position / block_.chunk * block_.chunk : 0;
+    return block_.window > 0 ? std::max(in_chunk, position - block_.window + 1) : in_chunk;
   }
   static int64_t rows_of_piece(const Part& part, int64_t piece) {
     return std::min<int64_t>(kScoreRows, part.num_rows - piece);
   }
-  const char* page_at(const void* pages, const Part& part, int64_t position) const {
-    const int64_t block = part.table[position / page_size_];
-    return static_cast<const char*>(pages) + (block * block_.num_kv_heads + kv_head_) * page_bytes_;
+  int64_t page_of(const Part& part, int64_t position) const {
+    return part.table[position / page_size_] * block_.num_kv_heads + kv_head_;
+  }
+  const char* keys_at(const Part& part, int64_t position) const {
+    return static_cast<const char*>(block_.keys) + page_of(part, position) * key_bytes_;
+  }
+  const char* stored_values_at(const Part& part, int64_t position) const {
+    return static_cast<const char*>(block_.values) + page_of(part, position) * value_bytes_;
   }
   // Values of a page of a chunk, as they are multiplied.
   const char* values_at(const Part& part, int64_t chunk, int64_t page) const {
-    if (!kIsInt8) return page_at(block_.values, part, page);
-    return scratch_.values.at<char>() + (page - chunk) * dim_ * 2;
+    if (!kCopiesValues) return stored_values_at(part, page);
+    return scratch_.values.at<char>() + (page - chunk) * value_dim_ * kNumberBytes;
   }
 
   // Packs the queries of some tokens, scaled, in pieces of at most kScoreRows rows: the group of
@@ -239,7 +253,7 @@ class Attention {
     part.table = block_.tables + call_.rows[token] * call_.table_width;
     queries += part.row * query_size();
     part.queries = queries;
-    float scaled[kMaxHeadDim];
+    float scaled[kMaxKeyDim];
     for (int64_t row = 0; row < part.num_rows; row++) {
       const int64_t head = kv_head_ * heads_ + row % heads_;
       const float* from = q + (part.row + row) / heads_ * q_stride + head * dim_;
@@ -266,7 +280,7 @@ class Attention {
     if (from >= to) return;
     score_chunk(part, chunk, from, to);
     absorb(part, chunk, from, to, state);
-    if constexpr (kIsInt8) widen_values(part, chunk, from, to);
+    copy_values(part, chunk, from, to);
     add_values(part, chunk, from, to, state.weighted, Sums::kWhole);
   }
 
@@ -280,12 +294,12 @@ class Attention {
       score_chunk(part, chunk, std::max(middle, part.begin), to);
       absorb(part, chunk, from, to, state);
     }
-    if constexpr (kIsInt8) widen_values(whole_, chunk, from, middle);
+    copy_values(whole_, chunk, from, middle);
     add_values(whole_, chunk, from, middle, state.weighted, Sums::kBegun);
     for (const Part& part : parts_) {
       const int64_t to = std::min(part.end, chunk + chunk_size_);
       const int64_t own = std::max(middle, part.begin);
-      if constexpr (kIsInt8) widen_values(part, chunk, own, to);
+      copy_values(part, chunk, own, to);
       add_values(part, chunk, own, to, state.weighted, Sums::kContinued);
     }
   }
@@ -299,11 +313,14 @@ class Attention {
     for (int64_t page = from / page_size_ * page_size_; page < to; page += page_size_) {
       const int64_t first = std::max(from, page) - page;
       const int64_t end = std::min(to - page, page_size_);
-      const char* keys = page_at(block_.keys, part, page);
       const int64_t next = page + page_size_ < part.end ? page + page_size_ : page;
-      const char* ahead = page_at(block_.keys, part, next);
-      const char* values = page_at(block_.values, part, page);
-      for (int64_t i = 0; i < page_bytes_; i += 64) __builtin_prefetch(values + i, 0, 2);
+      const char* values = stored_values_at(part, page);
+      if constexpr (kIsLatent) {
+        score_latents(part, page, next, chunk, first, end);
+        continue;
+      }
+      const char *keys = keys_at(part, page), *ahead = keys_at(part, next);
+      for (int64_t i = 0; i < value_bytes_; i += 64) __builtin_prefetch(values + i, 0, 2);
       int64_t stride = page_size_ * kLaneBytes;
       if constexpr (kIsInt8) {
         copy_scales(keys, values, page - chunk);
@@ -311,7 +328,7 @@ class Attention {
         stride = round_up(page_size_, kScoreStep) * kLaneBytes;
         ahead = keys;
       } else if (page_size_ % kScoreStep != 0) {
-        keys = copy_padded(keys);
+        keys = copy_padded(keys, groups(), page_);
         stride = round_up(page_size_, kScoreStep) * kLaneBytes;
       }
       for (int64_t at = first / kScoreStep * kScoreStep; at < end; at += kScoreStep) {
@@ -323,22 +340,48 @@ class Attention {
             score_by_amx(queries, rows, keys + place, stride, ahead + place, scores);
           } else {
             const auto score = kScoreFunctions[static_cast<size_t>(rows)];
-            score(queries, keys + place, stride, groups(), ahead + place, scores, stride_);
+            score(queries, {keys + place, stride, groups(), ahead + place}, {}, scores, stride_);
           }
         }
       }
     }
   }
 
-  const char* copy_padded(const char* keys) const {
+  // Of a page of latents: a key is in two places.
+  void score_latents(const Part& part, int64_t page, int64_t next, int64_t chunk, int64_t first,
+                     int64_t end) {
+    const int64_t num_latent = value_dim_ / Product::kInputs;
+    const char *latents = stored_values_at(part, page), *ahead = stored_values_at(part, next);
+    const char *keys = keys_at(part, page), *keys_ahead = keys_at(part, next);
+    int64_t stride = page_size_ * kLaneBytes;
+    if (page_size_ % kScoreStep != 0) {
+      stride = round_up(page_size_, kScoreStep) * kLaneBytes;
+      latents = copy_padded(latents, num_latent, page_);
+      keys = copy_padded(keys, groups() - num_latent, page_ + num_latent * stride);
+      ahead = latents;
+      keys_ahead = keys;
+    }
+    for (int64_t at = first / kScoreStep * kScoreStep; at < end; at += kScoreStep) {
+      const int64_t place = at * kLaneBytes;
+      for (int64_t piece = 0; piece < part.num_rows; piece += kScoreRows) {
+        const Input* queries = part.queries + piece * query_size();
+        const auto score = kScoreFunctions[static_cast<size_t>(rows_of_piece(part, piece))];
+        score(queries, {latents + place, stride, num_latent, ahead + place},
+              {keys + place, stride, groups() - num_latent, keys_ahead + place},
+              scores_of(part.row + piece) + page - chunk + at, stride_);
+      }
+    }
+  }
+
+  const char* copy_padded(const char* keys, int64_t num_groups, char* copy) const {
     const int64_t from_bytes = page_size_ * kLaneBytes;
     const int64_t to_bytes = round_up(page_size_, kScoreStep) * kLaneBytes;
-    for (int64_t group = 0; group < groups(); group++) {
-      char* to = page_ + group * to_bytes;
+    for (int64_t group = 0; group < num_groups; group++) {
+      char* to = copy + group * to_bytes;
       std::memcpy(to, keys + group * from_bytes, static_cast<size_t>(from_bytes));
       std::memset(to + from_bytes, 0, static_cast<size_t>(to_bytes - from_bytes));
     }
-    return page_;
+    return copy;
   }
 
   void copy_scales(const char* keys, const char* values, int64_t at) const {
@@ -353,7 +396,7 @@ class Attention {
     const int64_t begin = first / kScoreStep * kScoreStep;
     const int64_t count = std::min(round_up(end, kScoreStep), page_size_) - begin;
     const int64_t behind = (round_up(count, kScoreStep) - count) * kLaneBytes;
-    for (int64_t i = 0; i < page_bytes_; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+    for (int64_t i = 0; i < key_bytes_; i += 64) __builtin_prefetch(ahead + i, 0, 2);
     for (int64_t group = 0; group < groups(); group++) {
       char* to = page_ + group * to_bytes + begin * kLaneBytes;
       widen_pairs(keys + (group * page_size_ + begin) * 2, count, to);
@@ -362,14 +405,20 @@ class Attention {
     return page_;
   }
 
-  // Values of positions `from` to `to` of int8 pages.
-  void widen_values(const Part& part, int64_t chunk, int64_t from, int64_t to) const {
-    for (int64_t page = from / page_size_ * page_size_; page < to; page += page_size_) {
-      const int64_t begin = (std::max(from, page) - page) / 2 * 2 * dim_;
-      const int64_t end = round_up(std::min(to - page, page_size_), 2) * dim_;
-      const char* values = page_at(block_.values, part, page);
-      widen_pairs(values + begin, (end - begin) / 2,
-                  scratch_.values.at<char>() + (page - chunk) * dim_ * 2 + begin * 2);
+  // Values of positions `from` to `to` of pages that aren't multiplied as they lie.
+  void copy_values(const Part& part, int64_t chunk, int64_t from, int64_t to) const {
+    for (int64_t page = from / page_size_ * page_size_; page < to && kCopiesValues;
+         page += page_size_) {
+      const int64_t begin = (std::max(from, page) - page) / 2 * 2;
+      const int64_t end = round_up(std::min(to - page, page_size_), 2);
+      const char* values = stored_values_at(part, page);
+      char* copy = const_cast<char*>(values_at(part, chunk, page));
+      if constexpr (kIsLatent) {
+        turn_latents<kType>(values, page_size_, value_dim_, begin, end, copy);
+      } else {
+        widen_pairs(values + begin * value_dim_, (end - begin) * value_dim_ / 2,
+                    copy + begin * value_dim_ * 2);
+      }
     }
   }
 
@@ -402,16 +451,25 @@ class Attention {
   }
 #endif
 
-  using ScoreFunction = void (*)(const Input*, const char*, int64_t, int64_t, const char*, float*,
-                                 int64_t);
+  // Some numbers of the keys of kScoreStep positions: groups that stand `stride` bytes apart.
+  struct KeyPart {
+    const char* keys;
+    int64_t stride, num_groups;
+    const char* ahead;  // Is asked for.
+  };
+  using ScoreFunction = void (*)(const Input*, KeyPart, KeyPart, float*, int64_t);
 
   template <int kRows>
-  static void score_rows(const Input* queries, const char* keys, int64_t key_stride,
-                         int64_t num_groups, const char* ahead, float* scores,
+  static void score_rows(const Input* queries, KeyPart first, KeyPart second, float* scores,
                          int64_t score_stride) {
     typename Product::Sum sums[kRows][2] = {};
-    multiply_groups<Product, kRows, 2>(queries, 1, kRows, keys, key_stride, num_groups, nullptr,
-                                       ahead, sums);
+    multiply_groups<Product, kRows, 2>(queries, 1, kRows, first.keys, first.stride,
+                                       first.num_groups, nullptr, first.ahead, sums);
+    if constexpr (kIsLatent) {
+      multiply_groups<Product, kRows, 2>(queries + first.num_groups * kRows, 1, kRows, second.keys,
+                                         second.stride, second.num_groups, nullptr, second.ahead,
+                                         sums);
+    }
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       store(scores + row * score_stride, bits_as<Vector>(sums[row][0]));
@@ -465,9 +523,9 @@ class Attention {
       const float decay = decays_[row];
       state.totals[row] = state.totals[row] * decay + sum;
       if (decay == 1.0f) continue;
-      float* weighted = state.weighted + row * dim_;
-      for (int64_t i = 0; i < dim_; i += kLanes) {
-        store_part(weighted + i, load_part(weighted + i, dim_ - i) * decay, dim_ - i);
+      float* weighted = state.weighted + row * value_dim_;
+      for (int64_t i = 0; i < value_dim_; i += kLanes) {
+        store_part(weighted + i, load_part(weighted + i, value_dim_ - i) * decay, value_dim_ - i);
       }
     }
   }
@@ -527,7 +585,7 @@ class Attention {
                   [[maybe_unused]] Sums sums) {
     if constexpr (kByAmx) {
       for (int64_t piece = 0; piece < part.num_rows; piece += kScoreRows) {
-        for (int64_t first = 0; first < dim_; first += kPanelOutputs) {
+        for (int64_t first = 0; first < value_dim_; first += kPanelOutputs) {
           add_by_amx(part, piece, first, chunk, from, to, weighted, sums);
         }
       }
@@ -536,11 +594,11 @@ class Attention {
     for (int64_t row = part.row; row < part.row + part.num_rows; row += kValueRows) {
       const int64_t num_rows = std::min<int64_t>(kValueRows, part.row + part.num_rows - row);
       const auto& functions = kValueFunctions[static_cast<size_t>(num_rows)];
-      for (int64_t first = 0; first < dim_;) {
-        const int64_t left = dim_ - first;
+      for (int64_t first = 0; first < value_dim_;) {
+        const int64_t left = value_dim_ - first;
         const int form = left >= kValueVectors * kLanes ? 0 : left >= kLanes ? 1 : 2;
         (this->*functions[static_cast<size_t>(form)])(part, row, first, chunk, from, to,
-                                                      weighted + row * dim_ + first);
+                                                      weighted + row * value_dim_ + first);
         first += form == 0 ? kValueVectors * kLanes : kLanes;
       }
     }
@@ -552,7 +610,8 @@ class Attention {
   void add_by_amx(const Part& part, int64_t piece, int64_t first, int64_t chunk, int64_t from,
                   int64_t to, float* weighted, Sums kind) {
     const int64_t row = part.row + piece, num_rows = rows_of_piece(part, piece);
-    const int64_t stride = dim_ * kLaneBytes, width = std::min(kPanelOutputs, dim_ - first);
+    const int64_t stride = value_dim_ * kLaneBytes;
+    const int64_t width = std::min(kPanelOutputs, value_dim_ - first);
     float* begun = scratch_.begun.at<float>() + first * kMostBlockRows + row * kPanelOutputs;
     if (kind == Sums::kContinued) {
       amx_.resume(num_rows, begun);
@@ -593,7 +652,7 @@ class Attention {
     amx_.store_sums(sums);
     for (int64_t r = 0; r < num_rows; r++) {
       for (int64_t i = 0; i < width; i += kLanes) {
-        float* to_row = weighted + (row + r) * dim_ + first + i;
+        float* to_row = weighted + (row + r) * value_dim_ + first + i;
         store_part(to_row, load_part(to_row, width - i) + load(sums + r * kPanelOutputs + i),
                    width - i);
       }
@@ -608,7 +667,7 @@ class Attention {
   template <int kRows, int kVectors, bool kIsPart>
   void add_rows(const Part& part, int64_t row, int64_t first, int64_t chunk, int64_t from,
                 int64_t to, float* weighted) {
-    const int64_t stride = dim_ * kLaneBytes;
+    const int64_t stride = value_dim_ * kLaneBytes;
     for (int64_t page = from / page_size_ * page_size_; page < to; page += page_size_) {
       const int64_t begin = (std::max(from, page) - page) / Product::kInputs;
       const int64_t length = std::min(to - page, page_size_);
@@ -617,7 +676,7 @@ class Attention {
       const char* values = values_at(part, chunk, page) + first * kLaneBytes;
       const auto copy = [&](int64_t group, BitVector (&lanes)[kVectors]) {
         std::memcpy(lanes, values + group * stride,
-                    kIsPart ? static_cast<size_t>((dim_ - first) * kLaneBytes) : sizeof lanes);
+                    kIsPart ? static_cast<size_t>((value_dim_ - first) * kLaneBytes) : sizeof lanes);
         for (BitVector& bits : lanes) {
           if (group == end) bits &= 0xffffu;
         }
@@ -648,13 +707,13 @@ class Attention {
     typename Product::Sum sums[kRows][kVectors] = {};
     multiply_groups<Product, kRows, kVectors>(weights, row_stride, 1, values, stride, num_groups,
                                               last, values, sums);
-    const int64_t left = kIsPart ? dim_ % kLanes : kLanes;
+    const int64_t left = kIsPart ? value_dim_ % kLanes : kLanes;
     const auto add = [&](float* at, typename Product::Sum sum) {
       store_part(at, load_part(at, left) + bits_as<Vector>(sum), left);
     };
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; r++) {
-      float* at = weighted + r * dim_;
+      float* at = weighted + r * value_dim_;
       add(at, sums[r][0]);
       if constexpr (kVectors > 1) add(at + kLanes, sums[r][1]);
     }
@@ -674,7 +733,8 @@ class Attention {
   const BlocksCall& call_;
   const AttentionBlock& block_;
   const QueryTiles& tiles_;
-  const int64_t dim_, page_size_, chunk_size_, span_size_, heads_, stride_, page_bytes_;
+  const int64_t dim_, value_dim_, page_size_, chunk_size_, span_size_, heads_, stride_;
+  const int64_t key_bytes_, value_bytes_;  // of a page
   float *scores_, *key_scales_, *value_scales_;  // scales: of int8, at their positions in a chunk
   char* page_;
   float *largest_, *decays_;  // of each folded row, in a chunk

@@ -75,7 +75,23 @@ class BlockRunner {
     }
   }
 
+  void run(const LatentCall& call) { run_latent(call); }
+
  private:
+  // Puts a token's key and latent into its page.
+  void store_latent(const LatentCall& call, const AttentionBlock& block, int32_t token) const {
+    const int64_t latent = block.latent_dim, rotated = block.head_dim - latent;
+    const int64_t position = call_.positions[token], size = call_.block_size;
+    const int64_t page =
+        block.tables[call_.rows[token] * call_.table_width + position / size];
+    const auto store = [&](void* pages, const float* numbers, int64_t dim) {
+      char* at = static_cast<char*>(pages) + page * page_bytes(block.cache_type, size, dim);
+      store_key(block.cache_type, size, dim, at, position % size, numbers + token * dim);
+    };
+    store(block.keys, call.keys, rotated);
+    store(block.values, call.latents, latent);
+  }
+
   int32_t token_of(int64_t row) const { return call_.live[static_cast<size_t>(row)]; }
   float* x_of(int64_t row) const { return call_.x + token_of(row) * call_.hidden_size; }
   float* thread_row() const {
@@ -93,31 +109,57 @@ class BlockRunner {
     team_.each_row(num_live_, [&](int64_t row) { prepare_token(block, row, qkv + row * width); });
     float* attended = scratch_.inner.at<float>();
     switch (block.cache_type) {
-      case CacheType::kFloat32: attend<CacheType::kFloat32>(block, qkv, attended); break;
-      case CacheType::kBfloat16: attend<CacheType::kBfloat16>(block, qkv, attended); break;
-      case CacheType::kInt8: attend<CacheType::kInt8>(block, qkv, attended); break;
+      case CacheType::kFloat32: attend<CacheType::kFloat32>(block, qkv, width, attended); break;
+      case CacheType::kBfloat16: attend<CacheType::kBfloat16>(block, qkv, width, attended); break;
+      case CacheType::kInt8: attend<CacheType::kInt8>(block, qkv, width, attended); break;
     }
-    add_output(pack_rows(attended, block.o, scratch_.narrow), block.o, block.o_bias, block.post_norm, block.norm.eps,
-               block.multiplier);
+    const Activations packed(scratch_.narrow, num_live_, block.o);
+    team_.each_row(num_live_, [&](int64_t row) {
+      float* attended_row = attended + row * block.q_size();
+      if (block.has_gate) gate(attended_row, qkv + row * width + block.gate_offset(), block.q_size());
+      packed.put_row(row, attended_row);
+    });
+    add_output(packed, block.o, block.o_bias, block.post_norm, block.norm.eps, block.multiplier);
+  }
+
+  // Attention over latents: what of `call` is stored, then read.
+  void run_latent(const LatentCall& call) {
+    const AttentionBlock& block = call_.blocks[0].attention;
+    const int64_t q_size = block.q_size(), y_size = block.num_heads * block.value_dim();
+    float *q = scratch_.projected.at<float>(), *y = scratch_.inner.at<float>();
+    team_.each_row(num_live_, [&](int64_t row) {
+      store_latent(call, block, token_of(row));
+      std::memcpy(q + row * q_size, call.queries + token_of(row) * q_size,
+                  static_cast<size_t>(q_size) * 4);
+    });
+    if (block.cache_type == CacheType::kFloat32) {
+      attend<CacheType::kFloat32, true>(block, q, q_size, y);
+    } else {
+      attend<CacheType::kBfloat16, true>(block, q, q_size, y);
+    }
+    team_.each_row(num_live_, [&](int64_t row) {
+      std::memcpy(call.y + token_of(row) * y_size, y + row * y_size,
+                  static_cast<size_t>(y_size) * 4);
+    });
   }
 
   // Attention of all tiles and key heads; where these are few, threads share their spans.
-  template <CacheType kType>
-  void attend(const AttentionBlock& block, const float* qkv, float* attended) {
+  template <CacheType kType, bool kIsLatent = false>
+  void attend(const AttentionBlock& block, const float* q, int64_t width, float* attended) {
     const QueryTiles& tiles = tiles_[static_cast<size_t>(block.group)];
-    Attention<kType> attention(call_, block, tiles, scratch_.attention[team_.thread()]);
-    const int64_t width = block.qkv.outputs, num_heads = block.num_kv_heads;
+    Attention<kType, kIsLatent> attention(call_, block, tiles, scratch_.attention[team_.thread()]);
+    const int64_t num_heads = block.num_kv_heads, out_width = block.num_heads * block.value_dim();
     const int64_t num_items = static_cast<int64_t>(tiles.tiles.size()) * num_heads;
     const auto begin = [&](int64_t item) -> const QueryTile& {
       const QueryTile& tile = tiles.tiles[static_cast<size_t>(item / num_heads)];
-      attention.begin(tile, item % num_heads, qkv + tile.first * width, width);
+      attention.begin(tile, item % num_heads, q + tile.first * width, width);
       return tile;
     };
     if (tiles.num_spans == 1 || num_items >= 2 * num_threads_) {
       // The last tiles of a prompt see the most: they come first.
       team_.each(num_items, [&](int64_t item) {
         const QueryTile& tile = begin(num_items - 1 - item);
-        attention.run(attended + tile.first * block.q_size(), block.q_size());
+        attention.run(attended + tile.first * out_width, out_width);
       });
       return;
     }
@@ -125,7 +167,7 @@ class BlockRunner {
     const auto state_of = [&](int64_t item, int64_t span, int64_t rows) {
       return SoftmaxState(scratch_.spans.at<float>() +
                               (item * tiles.num_spans + span) *
-                                  SoftmaxState::num_floats(most_rows, block.head_dim),
+                                  SoftmaxState::num_floats(most_rows, block.value_dim()),
                           rows);
     };
     const auto rows_of = [&](const QueryTile& tile) {
@@ -144,7 +186,7 @@ class BlockRunner {
       for (int64_t span = attention.first_span(); span < attention.end_span(); span++) {
         attention.merge(state_of(item, span, rows_of(tile)), state);
       }
-      attention.finish(state, attended + tile.first * block.q_size(), block.q_size());
+      attention.finish(state, attended + tile.first * out_width, out_width);
     });
   }
 
@@ -156,39 +198,65 @@ class BlockRunner {
     if (block.qk_norm == QkNorm::kFullWidth) {
       normalize_rms(block.q_norm, eps, q, block.q_size());
       normalize_rms(block.k_norm, eps, k, block.kv_size());
-    } else if (block.qk_norm == QkNorm::kPerHead) {
-      for (int64_t h = 0; h < block.num_heads; h++) normalize_rms(block.q_norm, eps, q + h * dim, dim);
-      for (int64_t h = 0; h < block.num_kv_heads; h++) {
-        normalize_rms(block.k_norm, eps, k + h * dim, dim);
-      }
     }
     const int32_t token = token_of(row);
-    const float* cosine = block.cosine + token * block.rotary_pairs;
-    const float* sine = block.sine + token * block.rotary_pairs;
-    for (int64_t h = 0; h < block.num_heads; h++) {
-      rotate(q + h * dim, cosine, sine, block.rotary_pairs);
-    }
     const int64_t position = call_.positions[token];
+    const auto prepare = [&](float* head, const float* weight) {
+      if (block.qk_norm == QkNorm::kPerHead || block.qk_norm == QkNorm::kWeightless) {
+        normalize_rms(weight, eps, head, dim);
+      }
+      rotate(block, token, head);
+    };
+    const float factor = query_factor(block.query_scale, position);
+    for (int64_t h = 0; h < block.num_heads; h++) {
+      prepare(q + h * dim, block.q_norm);
+      for (int64_t i = 0; i < dim && factor != 1.0f; i++) q[h * dim + i] *= factor;
+    }
     const int64_t page =
         block.tables[call_.rows[token] * call_.table_width + position / call_.block_size];
     const int64_t size = page_bytes(block.cache_type, call_.block_size, dim);
     for (int64_t h = 0; h < block.num_kv_heads; h++) {
-      rotate(k + h * dim, cosine, sine, block.rotary_pairs);
+      float of_key[kMaxHeadDim];
+      float *key = k + h * dim, *value = block.is_value_of_key ? of_key : v + h * dim;
+      if (block.is_value_of_key) std::memcpy(of_key, key, static_cast<size_t>(dim) * 4);
+      if (block.is_value_normed) normalize_rms(nullptr, eps, value, dim);
+      prepare(key, block.k_norm);
       const int64_t offset = (page * block.num_kv_heads + h) * size;
       store_token(block.cache_type, call_.block_size, dim, static_cast<char*>(block.keys) + offset,
-                  static_cast<char*>(block.values) + offset, position % call_.block_size,
-                  k + h * dim, v + h * dim);
+                  static_cast<char*>(block.values) + offset, position % call_.block_size, key,
+                  value);
     }
   }
 
-  // Pairs (i, i + pairs) of one head.
-  static void rotate(float* x, const float* cosine, const float* sine, int64_t pairs) {
-    for (int64_t i = 0; i < pairs; i += kLanes) {
+  static float query_factor(const QueryScale& scale, int64_t position) {
+    if (scale.beta == 0.0f) return 1.0f;
+    const auto steps = static_cast<float>((position + scale.offset) / scale.length);
+    return 1.0f + scale.beta * std::log1p(steps);
+  }
+
+  // Turns the pairs (i, i + pairs), or (2i, 2i + 1), of one head.
+  static void rotate(const AttentionBlock& block, int32_t token, float* x) {
+    const int64_t pairs = block.rotary_pairs;
+    const float *cosine = block.cosine + token * pairs, *sine = block.sine + token * pairs;
+    for (int64_t i = 0; i < pairs && block.is_interleaved; i++) {
+      const float a = x[2 * i], b = x[2 * i + 1];
+      x[2 * i] = a * cosine[i] - b * sine[i];
+      x[2 * i + 1] = b * cosine[i] + a * sine[i];
+    }
+    for (int64_t i = 0; i < pairs && !block.is_interleaved; i += kLanes) {
       const int64_t left = pairs - i;
       Vector a = load_part(x + i, left), b = load_part(x + pairs + i, left);
       Vector c = load_part(cosine + i, left), s = load_part(sine + i, left);
       store_part(x + i, a * c - b * s, left);
       store_part(x + pairs + i, b * c + a * s, left);
+    }
+  }
+
+  // Multiplies a row by the sigmoid of its gates.
+  static void gate(float* row, const float* gates, int64_t size) {
+    for (int64_t i = 0; i < size; i += kLanes) {
+      const Vector opens = 1.0f / (exponential(-load_part(gates + i, size - i)) + 1.0f);
+      store_part(row + i, load_part(row + i, size - i) * opens, size - i);
     }
   }
 
@@ -258,6 +326,20 @@ class BlockRunner {
 
 // ---- calls --------------------------------------------------------------------------------------------
 
+inline bool reserve_attention(Scratch& kept, const AttentionBlock& block, const QueryTiles& tiles,
+                              int64_t block_size, int num_threads) {
+  const int64_t folded = std::max(kFoldedRows, tiles.most_tokens * block.heads_per_kv_head());
+  const int64_t num_items = static_cast<int64_t>(tiles.tiles.size()) * block.num_kv_heads;
+  if (tiles.num_spans > 1 && num_items < 2 * num_threads) {
+    const int64_t floats = SoftmaxState::num_floats(folded, block.value_dim());
+    if (!kept.spans.reserve(num_items * tiles.num_spans * floats * 4)) return false;
+  }
+  for (int thread = 0; thread < num_threads; thread++) {
+    if (!kept.attention[thread].reserve(folded, block, block_size)) return false;
+  }
+  return true;
+}
+
 inline bool reserve(Scratch& kept, const BlocksCall& call,
                     const std::vector<QueryTiles>& tiles_by_group, int num_threads) {
   const auto num_rows = static_cast<int64_t>(call.live.size());
@@ -270,17 +352,8 @@ inline bool reserve(Scratch& kept, const BlocksCall& call,
       projected = std::max(projected, attention.qkv.outputs);
       inner = attention.q_size();
       is_enough = is_enough && kept.narrow.reserve(num_rows, attention.qkv) &&
-                  kept.narrow.reserve(num_rows, attention.o);
-      const int64_t folded = std::max(kFoldedRows, attention.heads_per_kv_head());
-      const int64_t num_items =
-          static_cast<int64_t>(tiles.tiles.size()) * attention.num_kv_heads;
-      if (tiles.num_spans > 1 && num_items < 2 * num_threads) {
-        const int64_t floats = SoftmaxState::num_floats(folded, attention.head_dim);
-        is_enough = is_enough && kept.spans.reserve(num_items * tiles.num_spans * floats * 4);
-      }
-      for (int thread = 0; thread < num_threads; thread++) {
-        is_enough = is_enough && kept.attention[thread].reserve(folded, attention, call.block_size);
-      }
+                  kept.narrow.reserve(num_rows, attention.o) &&
+                  reserve_attention(kept, attention, tiles, call.block_size, num_threads);
     } else {
       inner = block.mlp.intermediate_size;
       is_enough = is_enough && kept.narrow.reserve(num_rows, block.mlp.gate_up) &&
@@ -308,6 +381,28 @@ inline bool run_blocks(const BlocksCall& call) {
   pool.run(lock, num_phases, [&](Team& team) {
     BlockRunner runner(team, num_threads, call, kept, tiles);
     for (const Block& block : call.blocks) runner.run(block);
+  });
+  return true;
+}
+
+inline bool run_latent(const LatentCall& call) {
+  const BlocksCall& tokens = call.tokens;
+  if (tokens.live.empty()) return true;
+  ThreadPool& pool = ThreadPool::instance();
+  const auto lock = pool.begin_call();
+  const int num_threads = pool.num_threads();
+  Scratch& kept = scratch();
+  const AttentionBlock& block = tokens.blocks[0].attention;
+  // Every token turns the latents that it reads, so many of them do it together.
+  const std::vector<QueryTiles> tiles{query_tiles(tokens, block.tables, kFoldedLatentRows)};
+  const auto num_rows = static_cast<int64_t>(tokens.live.size());
+  if (!kept.projected.reserve(num_rows * block.q_size() * 4) ||
+      !kept.inner.reserve(num_rows * block.num_heads * block.value_dim() * 4) ||
+      !reserve_attention(kept, block, tiles[0], tokens.block_size, num_threads)) {
+    return false;
+  }
+  pool.run(lock, BlockRunner::kPhases, [&](Team& team) {
+    BlockRunner(team, num_threads, tokens, kept, tiles).run(call);
   });
   return true;
 }

@@ -11,9 +11,10 @@
 namespace penstock {
 
 constexpr uintptr_t kWide = 64, kFloat = 4;  // alignments
-constexpr int64_t kConfigVersion = 4;
-constexpr int64_t kHeaderFields = 4, kFormatFields = 6, kBlockScalars = 4;
-constexpr int64_t kBlockFields = 15 + 2 * kFormatFields, kMlpFields = 8 + 2 * kFormatFields;
+constexpr int64_t kConfigVersion = 5;
+constexpr int64_t kHeaderFields = 4, kFormatFields = 6;
+constexpr int64_t kBlockScalars = 5, kMlpScalars = 4;
+constexpr int64_t kBlockFields = 22 + 2 * kFormatFields, kMlpFields = 8 + 2 * kFormatFields;
 constexpr int64_t kMaxExperts = 65536, kMaxGroups = 2;  // groups of layers
 constexpr int64_t kMaxBlockInputs = 65536;  // As of int8; with scales of groups far fewer.
 constexpr int64_t kMaxScaledInputs = 256;

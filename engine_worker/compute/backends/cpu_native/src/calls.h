@@ -14,7 +14,8 @@ namespace penstock {
 constexpr int64_t kPanelOutputs = 32;
 constexpr int64_t kLaneBytes = 4;
 constexpr int64_t kRowBytes = kPanelOutputs * kLaneBytes;
-constexpr int64_t kMaxHeadDim = 256;
+constexpr int64_t kMaxHeadDim = 512;
+constexpr int64_t kMaxKeyDim = 1024;  // Of a latent and what is rotated beside it.
 constexpr int64_t kScaleBytes = 4;  // Of a token's key or value in an int8 cache.
 constexpr int64_t kMaxTaps = 16;  // Of a convolution.
 constexpr int64_t kMaxInt8Inputs = 65536;  // The sum of products then still fits 32 bits.
@@ -37,7 +38,7 @@ enum class ScaleType : int64_t { kFloat16 = 0, kBfloat16 = 1, kFloat32 = 2, kE8m
 // kInt8: with a float32 scale for each token and key head, see cache_pages.h.
 enum class CacheType : int64_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 enum class NormKind : int64_t { kNone = 0, kRms = 1, kLayer = 2 };
-enum class QkNorm : int64_t { kNone = 0, kPerHead = 1, kFullWidth = 2 };
+enum class QkNorm : int64_t { kNone = 0, kPerHead = 1, kFullWidth = 2, kWeightless = 3 };
 enum class Activation : int64_t {
   kSilu = 0,
   kGeluTanh = 1,
@@ -177,12 +178,25 @@ struct Norm {
   const float *weight, *bias;
 };
 
+// Queries at position p are multiplied by 1 + beta ln(1 + floor((p + offset) / length)).
+struct QueryScale {
+  float beta;  // 0 is none.
+  int64_t length, offset;
+};
+
 struct AttentionBlock {
   Norm norm;
-  Matrix qkv, o;
+  Matrix qkv, o;  // Outputs of qkv: queries, keys, values, and what gates the attended.
   const float *qkv_bias, *q_norm, *k_norm, *o_bias, *post_norm, *sinks;
-  int64_t num_heads, num_kv_heads, head_dim, window;
+  int64_t num_heads, num_kv_heads, head_dim;  // head_dim: of queries
+  int64_t latent_dim;  // Latents that all heads share, at the beginning of a key; 0 is none.
+  int64_t window, chunk;  // Positions that a query sees, and whose multiples none sees past; or 0.
   QkNorm qk_norm;
+  QueryScale query_scale;
+  bool has_gate;         // What is attended to is multiplied by the gate's sigmoid.
+  bool is_interleaved;   // The rope turns neighbouring numbers.
+  bool is_value_of_key;  // Values are keys before their norm and rotation; qkv has none.
+  bool is_value_normed;  // Each head of them, without weights.
   float scale, softcap, multiplier;
   const float *cosine, *sine;  // [T, rotary_pairs]
   int64_t rotary_pairs;
@@ -191,8 +205,12 @@ struct AttentionBlock {
   int64_t group;          // Of the layers that share its block tables.
   const int32_t* tables;  // [R, table_width], those of the group.
 
+  bool is_latent() const { return latent_dim > 0; }
+  int64_t value_dim() const { return is_latent() ? latent_dim : head_dim; }
   int64_t q_size() const { return num_heads * head_dim; }
   int64_t kv_size() const { return num_kv_heads * head_dim; }
+  int64_t gate_offset() const { return q_size() + kv_size() * (is_value_of_key ? 1 : 2); }
+  int64_t projected_size() const { return gate_offset() + (has_gate ? q_size() : 0); }
   int64_t heads_per_kv_head() const { return num_heads / num_kv_heads; }
 };
 
@@ -245,6 +263,22 @@ struct ExpertsCall {
   MlpBlock expert;  // The first one; without norms.
 };
 
+// Attention over latents: one block, whose matrices and vectors are none. `tokens` has no residual.
+struct LatentCall {
+  BlocksCall tokens;
+  const float *queries, *keys, *latents;  // [T, num_heads, head_dim], [T, rotated], [T, latent_dim]
+  float* y;                               // [T, num_heads, latent_dim]
+};
+
+// The product of each head's numbers and its own matrix.
+struct ByHeadCall {
+  const float* x;         // [T, num_heads, inputs]
+  float* y;               // [T, num_heads, outputs]
+  int64_t num_rows;       // Those that are computed.
+  Matrix matrix;          // Of the first head; the others' are `head_bytes` apart.
+  int64_t num_heads, head_bytes;
+};
+
 struct HeadCall {
   const float* hidden;  // [R, inputs]
   float* logits;        // [R, outputs]; null where only the likeliest tokens are wanted:
@@ -268,13 +302,16 @@ struct EmbeddingCall {
 // What goes from token to token in a recurrent layer.
 enum class MixerKind : int64_t { kConvolution = 0, kDeltaNet = 1, kStateSpace = 2 };
 
-// One token of each row. A convolution over each channel's last inputs; behind it, but for a layer
-// that is nothing else, SiLU and what heads remember. Neighbouring heads share a group: a delta net
-// has its query and key, a state space what writes and what reads.
+// In `before` of a token: what the token in front of it left, wherever that is; in `after`: nowhere.
+constexpr int32_t kGoesOn = -2;
+
+// Tokens of some sequences, those of each in order. A convolution over each channel's last inputs;
+// behind it, but for a layer that is nothing else, SiLU and what heads remember. Neighbouring heads
+// share a group: a delta net has its query and key, a state space what writes and what reads.
 struct RecurrentCall {
   MixerKind kind;
   const float* mixed;             // [T, channels]: queries, keys, values; or values, writes, reads
-  const int32_t *before, *after;  // [T] states; before -1 are zeros, after -1 is padding.
+  const int32_t *before, *after;  // [T] states, or kGoesOn; before -1 are zeros, after -1 is padding.
   const float *taps, *bias;       // [channels, num_taps], oldest first; [channels], or null
   float* tails;                   // [states, num_taps - 1, channels], updated in place.
   float* memories;                // [states, num_heads, group_dim, head_dim] or, of a state space,
@@ -294,6 +331,8 @@ struct Level {
   const char* name;
   // Each returns false when there is not enough memory for what it keeps in between.
   bool (*run_blocks)(const BlocksCall&);
+  bool (*run_latent)(const LatentCall&);
+  bool (*run_by_head)(const ByHeadCall&);
   bool (*run_experts)(const ExpertsCall&);
   bool (*run_head)(const HeadCall&);
   bool (*run_embedding)(const EmbeddingCall&);

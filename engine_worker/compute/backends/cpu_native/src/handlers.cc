@@ -13,8 +13,10 @@
 #include "call_fields.h"
 #include "call_frame.h"
 #include "calls.h"
+#include "latent_fields.h"
 #include "levels.h"
 #include "recurrent_fields.h"
+#include "token_check.h"
 
 namespace penstock {
 namespace {
@@ -47,7 +49,7 @@ class BlocksReader {
       }
     }
     frame_.expect_arguments(next_argument_);
-    check_tokens();
+    TokenCheck(call_, num_pages_).run();
     return std::move(call_);
   }
 
@@ -99,17 +101,25 @@ class BlocksReader {
     attention.window = fields.integer(0, kMaxSize, "window");
     const int64_t rope = fields.integer(-1, static_cast<int64_t>(ropes_.size()) - 1, "rope");
     const auto norm = static_cast<NormKind>(fields.integer(0, 2, "norm"));
-    attention.qk_norm = static_cast<QkNorm>(fields.integer(0, 2, "qk_norm"));
+    attention.qk_norm = static_cast<QkNorm>(fields.integer(0, 3, "qk_norm"));
     attention.cache_type = static_cast<CacheType>(fields.integer(0, 2, "cache type"));
     const bool has_norm_bias = fields.flag("norm bias");
     const bool has_qkv_bias = fields.flag("qkv bias"), has_o_bias = fields.flag("o bias");
     const bool has_post_norm = fields.flag("post norm"), has_sinks = fields.flag("sinks");
     attention.group = fields.integer(0, call_.num_groups - 1, "group");
     attention.tables = call_.block_tables + attention.group * call_.num_rows * call_.table_width;
+    attention.chunk = fields.integer(0, kMaxSize, "chunk");
+    attention.query_scale.length = fields.integer(1, kMaxSize, "length of the scale of queries");
+    attention.query_scale.offset = fields.integer(0, kMaxSize, "offset of the scale of queries");
+    attention.has_gate = fields.flag("gate");
+    attention.is_interleaved = fields.flag("interleaved rope");
+    attention.is_value_of_key = fields.flag("values of keys");
+    attention.is_value_normed = fields.flag("norm of values");
     attention.norm.eps = fields.scalar("eps");
     attention.scale = fields.scalar("scale");
     attention.softcap = fields.scalar("softcap");
     attention.multiplier = fields.scalar("multiplier");
+    attention.query_scale.beta = fields.scalar("scale of queries");
     if (rope >= 0) {
       const Rope& chosen = ropes_[static_cast<size_t>(rope)];
       require(2 * chosen.pairs <= attention.head_dim, "the rope is wider than the head");
@@ -118,9 +128,11 @@ class BlocksReader {
       attention.rotary_pairs = chosen.pairs;
     }
     const int64_t hidden = call_.hidden_size;
-    const int64_t width = attention.q_size() + 2 * attention.kv_size();
+    const int64_t width = attention.projected_size();
     const bool is_full = attention.qk_norm == QkNorm::kFullWidth;
-    const bool has_qk_norm = attention.qk_norm != QkNorm::kNone;
+    const bool has_qk_norm = is_full || attention.qk_norm == QkNorm::kPerHead;
+    require(!(is_full && attention.is_value_of_key),
+            "values are made of keys that have one norm for all heads");
     Vectors vectors(next_vectors());
     attention.norm = read_norm(vectors, norm, attention.norm.eps, has_norm_bias);
     attention.qkv_bias = vectors.take(has_qkv_bias, width);
@@ -198,46 +210,11 @@ class BlocksReader {
     return {kind, eps, weight, vectors.take(has_bias, call_.hidden_size)};
   }
 
-  // Finds the live tokens; with attention, each must name a row and pages that are there.
-  void check_tokens() {
-    for (int64_t token = 0; token < call_.num_tokens; token++) {
-      const int64_t position = call_.positions[token];
-      if (position < 0) continue;
-      if (call_.block_size > 0) check_pages(token, position);
-      call_.live.push_back(static_cast<int32_t>(token));
-    }
-  }
-
-  void check_pages(int64_t token, int64_t position) {
-    const int64_t row = call_.rows[token], last = position / call_.block_size;
-    if (row < 0 || row >= call_.num_rows || last >= call_.table_width) {
-      throw BadCall("token " + std::to_string(token) + " at position " +
-                    std::to_string(position) + " of row " + std::to_string(row) +
-                    " is outside of the block tables [" + std::to_string(call_.num_rows) + ", " +
-                    std::to_string(call_.table_width) + "]");
-    }
-    // The pages of a row are looked at once, as far as its furthest token so far.
-    if (row != checked_row_) checked_pages_ = 0;
-    checked_row_ = row;
-    for (; checked_pages_ <= last; checked_pages_++) {
-      for (int64_t group = 0; group < call_.num_groups; group++) {
-        if (num_pages_[group] == 0) continue;  // Nothing here reads its pages.
-        const int64_t page =
-            call_.block_tables[(group * call_.num_rows + row) * call_.table_width + checked_pages_];
-        if (page < 0 || page >= num_pages_[group]) {
-          throw BadCall("block " + std::to_string(page) + " of row " + std::to_string(row) +
-                        " is outside of the cache's " + std::to_string(num_pages_[group]));
-        }
-      }
-    }
-  }
-
   const CallFrame& frame_;
   BlocksCall call_{};
   std::vector<Rope> ropes_;
   int64_t next_argument_ = 0, next_result_ = 1;
   int64_t num_pages_[kMaxGroups] = {};  // 0 where no block has pages of the group.
-  int64_t checked_row_ = -1, checked_pages_ = 0;
 };
 
 bool run_blocks(const CallFrame& frame) {
@@ -245,12 +222,21 @@ bool run_blocks(const CallFrame& frame) {
   return current_level().run_blocks(call);
 }
 
+bool run_by_head(const CallFrame& frame) {
+  const ByHeadCall call = read_by_head(frame);
+  return call.num_rows == 0 || current_level().run_by_head(call);
+}
+
+bool run_latent(const CallFrame& frame) {
+  return current_level().run_latent(read_latent(frame));
+}
+
 // config: version, the fields of an MLP; scalars: those of an MLP.
 bool run_experts(const CallFrame& frame) {
   int64_t num_fields = 0, num_scalars = 0;
   const auto* config = frame.array<int64_t>("config", XLA_FFI_DataType_S64, &num_fields);
   const auto* scalars = frame.array<float>("scalars", XLA_FFI_DataType_F32, &num_scalars);
-  require(num_fields == 1 + kMlpFields && num_scalars == kBlockScalars &&
+  require(num_fields == 1 + kMlpFields && num_scalars == kMlpScalars &&
               config[0] == kConfigVersion,
           "the call was built for another version of the kernels");
   Fields fields(config + 1, scalars);
@@ -443,6 +429,12 @@ XLA_FFI_Error* handle(const XLA_FFI_CallFrame* frame, const char* name,
 
 PENSTOCK_EXPORT XLA_FFI_Error* penstock_blocks(XLA_FFI_CallFrame* frame) {
   return penstock::handle(frame, "blocks", penstock::run_blocks);
+}
+PENSTOCK_EXPORT XLA_FFI_Error* penstock_latent(XLA_FFI_CallFrame* frame) {
+  return penstock::handle(frame, "latent", penstock::run_latent);
+}
+PENSTOCK_EXPORT XLA_FFI_Error* penstock_by_head(XLA_FFI_CallFrame* frame) {
+  return penstock::handle(frame, "by_head", penstock::run_by_head);
 }
 PENSTOCK_EXPORT XLA_FFI_Error* penstock_experts(XLA_FFI_CallFrame* frame) {
   return penstock::handle(frame, "experts", penstock::run_experts);

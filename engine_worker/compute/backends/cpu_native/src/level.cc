@@ -34,6 +34,7 @@ namespace {
 #include "blocks.h"
 #include "head.h"
 #include "experts.h"
+#include "by_head.h"
 #include "recurrent.h"
 
 }  // namespace
@@ -41,8 +42,8 @@ namespace {
 #define PENSTOCK_TEXT_OF(x) #x
 #define PENSTOCK_TEXT(x) PENSTOCK_TEXT_OF(x)
 extern const Level kLevel;
-const Level kLevel = {PENSTOCK_TEXT(PENSTOCK_LEVEL), run_blocks, run_experts, run_head,
-                      run_embedding, run_recurrent};
+const Level kLevel = {PENSTOCK_TEXT(PENSTOCK_LEVEL), run_blocks, run_latent, run_by_head,
+                      run_experts, run_head, run_embedding, run_recurrent};
 
 }  // namespace PENSTOCK_LEVEL
 }  // namespace penstock

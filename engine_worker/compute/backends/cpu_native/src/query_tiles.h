@@ -14,7 +14,7 @@ inline int64_t span_size(int64_t block_size) {
 }
 
 // Queries times heads that are computed together, so that they read a page once.
-constexpr int64_t kFoldedRows = kHasAmx ? kMostBlockRows : 24;
+constexpr int64_t kFoldedRows = kHasAmx ? kMostBlockRows : 24, kFoldedLatentRows = 64;
 
 // Neighbouring live tokens of one row at ascending positions.
 struct QuerySegment {
@@ -50,14 +50,15 @@ inline int64_t num_shared(const BlocksCall& call, const int32_t* tables, int32_t
 }
 
 // Finds the neighbours among the live tokens that attention by some tables takes together.
-inline QueryTiles query_tiles(const BlocksCall& call, const int32_t* tables) {
+inline QueryTiles query_tiles(const BlocksCall& call, const int32_t* tables,
+                              int64_t folded_rows = kFoldedRows) {
   int64_t heads = 1;
   for (const Block& block : call.blocks) {
     if (block.is_attention) heads = std::max(heads, block.attention.heads_per_kv_head());
   }
   QueryTiles found;
   const auto num_live = static_cast<int64_t>(call.live.size());
-  found.most_tokens = std::max<int64_t>(1, kFoldedRows / heads);
+  found.most_tokens = std::max<int64_t>(1, folded_rows / heads);
   // Fewer tokens would leave threads without work.
   const bool shares = call.block_size > 0 && num_live >= 4 * found.most_tokens;
   std::vector<QueryTile>& tiles = found.tiles;

@@ -86,8 +86,9 @@ class RecurrentReader {
       const int64_t before = call_.before[row], after = call_.after[row];
       if (after == -1) {
         std::fill_n(call_.y + row * width, width, 0.0f);
-      } else if (before < -1 || before >= call_.num_states || after < -1 ||
-                 after >= call_.num_states) {
+      } else if (before < kGoesOn || before >= call_.num_states || after < kGoesOn ||
+                 after >= call_.num_states ||
+                 (before == kGoesOn && (row == 0 || call_.after[row - 1] == -1))) {
         throw BadCall("row " + std::to_string(row) + " goes from state " + std::to_string(before) +
                       " to " + std::to_string(after) + " of " + std::to_string(call_.num_states));
       }

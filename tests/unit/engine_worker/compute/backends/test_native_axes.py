@@ -11,6 +11,7 @@ from engine_worker.compute.models.spec import (
     Activation,
     AttentionSpec,
     DecoderSpec,
+    LatentSpec,
     LayerSpec,
     MlpSpec,
     MoeSpec,
@@ -45,11 +46,13 @@ LONG = RopeSpec(
 )
 
 
-def spec_of(attention: AttentionSpec, mlp: MlpSpec | MoeSpec, **changes: object) -> DecoderSpec:
-    layers = (
-        LayerSpec(attention, mlp),
-        LayerSpec(replace(attention, window=7), mlp),
-    )
+def spec_of(
+    attention: AttentionSpec,
+    mlp: MlpSpec | MoeSpec,
+    windows: tuple[int | None, ...] = (None, 7),
+    **changes: object,
+) -> DecoderSpec:
+    layers = tuple(LayerSpec(replace(attention, window=window), mlp) for window in windows)
     return replace(tiny_spec(), layers=layers, **changes)  # type: ignore[arg-type]
 
 
@@ -70,6 +73,37 @@ NATIVE = {
         norm_bias=True,
         learned_positions=True,
         max_position_embeddings=MAX_MODEL_LEN,
+    ),
+    "qwen with a gate": spec_of(
+        replace(tiny_attention(), rope=PARTIAL, qk_norm=QkNorm.PER_HEAD, output_gate=True),
+        MlpSpec(48),
+        tied_head=False,
+    ),
+    "llama4 attention": spec_of(
+        replace(
+            tiny_attention(),
+            rope=replace(PARTIAL, interleaved=True),
+            qk_norm=QkNorm.WEIGHTLESS,
+            chunk=12,
+            query_scale=QueryScale(0.5, 8, 1),
+        ),
+        MlpSpec(48),
+    ),
+    "deepseek attention": spec_of(
+        replace(
+            tiny_attention(),
+            num_kv_heads=1,
+            rope=RopeSpec(interleaved=True),
+            latent=LatentSpec(10, 16, plain_dim=6, value_dim=12),
+        ),
+        MlpSpec(48),
+        windows=(None, None),
+        tied_head=False,
+    ),
+    "gemma4 attention": spec_of(
+        replace(tiny_attention(), qk_norm=QkNorm.PER_HEAD, value_norm=True, is_value_of_key=True),
+        MlpSpec(48),
+        norm_placement=NormPlacement.SANDWICH,
     ),
     "olmo with multipliers": spec_of(
         replace(tiny_attention(), rope=LONG, qk_norm=QkNorm.FULL_WIDTH),
@@ -145,10 +179,9 @@ PARTLY_NATIVE = {
         norm_kind=NormKind.LAYER,
         norm_placement=NormPlacement.PARALLEL,
     ),
-    "ministral": spec_of(replace(tiny_attention(), query_scale=QueryScale(0.5, 8)), MlpSpec(48)),
 }
 
-EVERYDAY = ("gemma", "gpt-oss")
+EVERYDAY = ("gemma", "gpt-oss", "qwen with a gate", "deepseek attention")
 EVERYDAY_TYPES = (("gpt-oss", "bfloat16"),)
 
 

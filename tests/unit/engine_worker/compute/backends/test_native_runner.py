@@ -310,18 +310,14 @@ def assert_same_bits_in_company(runner: JaxModelRunner, request: RunnerRequest) 
 # tests/integration/test_model_parity.py holds a model with recurrent layers to transformers there.
 @pytest.mark.long
 @pytest.mark.parametrize("weight_type", TYPES)
-def test_recurrent_layers_are_computed_by_xla_but_for_their_products(weight_type: str) -> None:
+def test_recurrent_layers_are_native_in_every_type(weight_type: str) -> None:
     weights = tiny_weights(spec=tiny_hybrid_spec())
     decoder = packed(weights, "cpu_native", weight_type)
     places = decoder.backend.placements
     assert set(places) == set(BlockKind)
-    assert places[BlockKind.RECURRENT].backend == "xla"
-    assert places[BlockKind.RECURRENT].has_native_products
-    assert "the kernels multiply by its matrices" in places[BlockKind.RECURRENT].reason
-    assert {p.backend for kind, p in places.items() if kind is not BlockKind.RECURRENT} == {
-        "cpu_native"
-    }
+    assert {place.backend for place in places.values()} == {"cpu_native"}
     assert decoder.backend.min_rows == 1
+    assert decoder.backend.skips_padding
     runner = make_runner(decoder)
     token_ids = GreedyReference(weights, MAX_MODEL_LEN).continue_greedily(prompt_of(21), 20)
     # Random weights have many near ties; by chance hardly any token would agree.

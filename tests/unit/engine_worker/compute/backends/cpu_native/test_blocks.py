@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from engine_worker.compute.backends.cpu_native import calls, packing
 from engine_worker.compute.backends.cpu_native.calls import AttentionConfig, MlpConfig
 from engine_worker.compute.backends.cpu_native.library import Library
-from engine_worker.compute.models.spec import Activation
+from engine_worker.compute.models.spec import Activation, QkNorm, QueryScale
 from engine_worker.compute.runner.packing import pack_row_fields, unpack_row_fields
 from engine_worker.compute.sampling.params import SamplingRows
 from engine_worker.compute.sampling.sampler import NAN_LOGITS, sample_tokens
@@ -49,7 +49,8 @@ def attention_configs(draw: st.DrawFn) -> tuple[AttentionConfig, int | None]:
     kv_heads = draw(st.integers(1, 3))
     dim = 2 * draw(st.sampled_from([1, 3, 8, 16, 20, 32, 40, 64]))
     norm = draw(st.sampled_from(["none", "rms", "layer"]))
-    flags = [draw(st.booleans()) for _ in range(5)]
+    flags = [draw(st.booleans()) for _ in range(9)]
+    qk_norm = draw(st.sampled_from(calls.QK_NORMS))
     pairs = draw(st.one_of(st.none(), st.integers(1, dim // 2)))
     return AttentionConfig(
         num_heads=kv_heads * draw(st.sampled_from([1, 2, 3, 7, 13])),
@@ -64,12 +65,18 @@ def attention_configs(draw: st.DrawFn) -> tuple[AttentionConfig, int | None]:
         softcap=draw(st.sampled_from([0.0, 0.0, 3.0])),
         multiplier=draw(st.sampled_from([1.0, 0.22])),
         norm=norm,
-        qk_norm=draw(st.sampled_from(calls.QK_NORMS)),
+        chunk=draw(st.sampled_from([0, 0, 1, 16, 50])),
+        query_scale=draw(st.sampled_from([None, QueryScale(0.3, 8, 1)])),
+        qk_norm=qk_norm,
         has_norm_bias=norm == "layer" and flags[0],
         has_qkv_bias=flags[1],
         has_o_bias=flags[2],
         has_post_norm=flags[3],
         has_sinks=flags[4],
+        has_output_gate=flags[5],
+        is_interleaved=flags[6],
+        is_value_of_key=flags[7] and qk_norm is not QkNorm.FULL_WIDTH,
+        has_value_norm=flags[8],
     ), pairs
 
 

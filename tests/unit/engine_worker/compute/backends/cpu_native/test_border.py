@@ -11,6 +11,7 @@ import pytest
 from engine_worker.compute.backends.cpu_native import calls
 from engine_worker.compute.backends.cpu_native.calls import Attention, AttentionConfig, MlpConfig
 from engine_worker.compute.backends.cpu_native.library import Library
+from engine_worker.compute.models.spec import QkNorm, QueryScale
 from tests.fakes.block_oracle import AttentionProblem, Problem, Row, StepShape
 
 
@@ -123,7 +124,12 @@ def test_attributes_that_contradict_each_other_are_refused(block: AttentionProbl
     wide = [(jnp.zeros((4, 9)), jnp.zeros((4, 9)))]
     refused(block, "rope is wider than the head", ropes=wide)
     refused(block, "not multiples of the key heads", config=replace(config, num_kv_heads=3))
-    refused(block, "head_dim is 300", config=replace(config, head_dim=300))
+    refused(block, "head_dim is 514", config=replace(config, head_dim=514))
+    made_of_keys = replace(config, qk_norm=QkNorm.FULL_WIDTH, is_value_of_key=True)
+    refused(block, "one norm for all heads", config=made_of_keys)
+    for length in (0, -1):
+        match = f"length of the scale of queries is {length}"
+        refused(block, match, config=replace(config, query_scale=QueryScale(0.1, length)))
     refused(block, "the head's width is odd", config=replace(config, head_dim=15))
     refused(block, "scale is no finite number", config=replace(config, scale=float("nan")))
     refused(block, "qkv is", config=replace(config, weight_type="int8"))

@@ -12,10 +12,12 @@ from engine_worker.compute.backends.cpu_native.calls import (
 )
 from engine_worker.compute.backends.cpu_native.coverage import uncovered
 from engine_worker.compute.backends.cpu_native.packing import WEIGHT_TYPES
+from engine_worker.compute.models.recurrent.specs import ShortConvSpec
 from engine_worker.compute.models.spec import (
     Activation,
     AttentionSpec,
     DecoderSpec,
+    LatentSpec,
     LayerSpec,
     MlpSpec,
     MoeSpec,
@@ -55,12 +57,11 @@ def test_what_is_not_covered_is_named() -> None:
 
     assert "int3 weights" in reason(weight_type="int3")
     assert "a cache of float16" in reason(cache_type="float16")
-    assert "not 320" in reason(layer=attention(head_dim=320))
+    assert "not 514" in reason(layer=attention(head_dim=514))
     assert "not 33" in reason(layer=attention(head_dim=33))
     assert "256 heads share" in reason(layer=attention(num_heads=600))
-    assert "neighbouring pairs" in reason(layer=attention(rope=RopeSpec(interleaved=True)))
-    scaled = attention(query_scale=QueryScale(0.1, 16))
-    assert "scales queries by their position" in reason(layer=scaled)
+    made_of_keys = attention(is_value_of_key=True, qk_norm=QkNorm.FULL_WIDTH)
+    assert "one norm for all heads" in reason(layer=made_of_keys)
     per_head = attention(qk_norm=QkNorm.PER_HEAD)
     assert "have a LayerNorm" in reason(replace(SPEC, norm_kind=NormKind.LAYER), per_head)
     assert "at most 65536, not 131072" in reason(block_size=2**17)
@@ -77,6 +78,32 @@ def test_what_is_not_covered_is_named() -> None:
         assert named in reason(layer=LayerSpec(ATTENTION, mlp), block="mlp")
         for experts in (MoeSpec(8, 2, mlp), MoeSpec(8, 2, MLP, shared=mlp)):
             assert named in reason(layer=LayerSpec(ATTENTION, experts), block="mlp")
+
+
+def test_latents_are_covered_but_for_what_no_kernel_has() -> None:
+    latent = LatentSpec(None, 512, plain_dim=128, value_dim=128)
+    attention = AttentionSpec(128, 1, 64, 0.1, RopeSpec(interleaved=True), latent=latent)
+
+    def of(cache_type: str = "bfloat16", block_size: int = 32, **changes: object) -> str:
+        layer = LayerSpec(replace(attention, **changes), MLP)  # type: ignore[arg-type]
+        return reason(layer=layer, cache_type=cache_type, block_size=block_size)
+
+    assert not of()
+    assert not of("float32", qkv_bias=True, query_scale=QueryScale(0.1, 16))
+    assert "latents of int8" in of("int8")
+    assert "even number of tokens" in of(block_size=33)
+    assert "an even width" in of(head_dim=63)
+    assert "at most 1024 wide together" in of(head_dim=514)
+    assert "at most 256 heads" in of(num_heads=257)
+    for changes in ({"window": 7}, {"softcap": 2.0}, {"sinks": True}):
+        assert "soft caps or sinks over latents" in of(**changes)
+
+
+def test_recurrent_layers_are_covered_whose_convolutions_are_short() -> None:
+    for size, expected in ((16, ""), (17, "the kernels convolve at most 16 tokens")):
+        layer = LayerSpec(ShortConvSpec(32, size), MLP)
+        spec = replace(SPEC, layers=(LAYER, layer))
+        assert reason(spec, layer, "recurrent") == expected
 
 
 def test_experts_are_covered_with_all_that_stands_round_them() -> None:
@@ -106,7 +133,18 @@ def test_placements_of_norms_that_no_kernel_has_are_named() -> None:
 
 def test_a_decoders_description_reaches_the_kernels() -> None:
     attention = replace(
-        ATTENTION, window=100, softcap=30.0, qkv_bias=True, qk_norm=QkNorm.PER_HEAD, sinks=True
+        ATTENTION,
+        rope=RopeSpec(interleaved=True),
+        window=100,
+        chunk=64,
+        softcap=30.0,
+        query_scale=QueryScale(0.1, 16),
+        output_gate=True,
+        value_norm=True,
+        is_value_of_key=True,
+        qkv_bias=True,
+        qk_norm=QkNorm.PER_HEAD,
+        sinks=True,
     )
     mlp = MlpSpec(300, Activation.QUICK_GELU, bias=True, clamp=7.0, up_offset=1.0)
     layer = LayerSpec(attention, mlp)
@@ -121,8 +159,14 @@ def test_a_decoders_description_reaches_the_kernels() -> None:
             weight_type="int8",
             cache_type="float32",
             window=100,
+            chunk=64,
             softcap=30.0,
             multiplier=0.5,
+            query_scale=QueryScale(0.1, 16),
+            has_output_gate=True,
+            is_interleaved=True,
+            is_value_of_key=True,
+            has_value_norm=True,
             qk_norm=QkNorm.PER_HEAD,
             has_qkv_bias=True,
             has_post_norm=True,

@@ -20,6 +20,7 @@ from engine_worker.compute.models.spec import (
     MlpSpec,
     MoeSpec,
     NormPlacement,
+    QkNorm,
     RopeSpec,
 )
 from tests.fakes.packed_decoder import needs_native, packed
@@ -46,8 +47,8 @@ def test_the_projections_of_recurrent_layers_are_multiplied_by_the_kernels() -> 
     # Its other weights are the modules' as they are.
     assert parts["layers.2.recurrent.conv.weight"][0].dtype == jnp.bfloat16
     assert "with products" in backend.packing.layout
-    assert "the kernels multiply by its matrices" in describe(backend)
-    assert "recurrent xla beside native products" in identity_of(backend, deterministic=False)
+    assert describe(backend) == "cpu_native"
+    assert "recurrent cpu_native" in identity_of(backend, deterministic=False)
 
 
 def test_a_decoder_that_is_covered_whole_has_no_other_products() -> None:
@@ -103,11 +104,11 @@ def test_a_row_alone_is_computed_alone_where_xla_multiplies_by_no_matrix(
     """XLA converts a whole matrix of bfloat16 to multiply one row by it."""
     monkeypatch.setattr(coverage, "MAX_EXPERTS", 5)
     layer = tiny_spec().layers[0]
-    gated = replace(layer, mixer=replace(layer.attention, output_gate=True))
-    experts = replace(gated, mlp=MoeSpec(6, 2, MlpSpec(24)))
+    normed = replace(layer, mixer=replace(layer.attention, qk_norm=QkNorm.EACH_HEAD))
+    experts = replace(normed, mlp=MoeSpec(6, 2, MlpSpec(24)))
     for weight_type, of_experts in (("bfloat16", 2), ("int8", 2), ("float32", 1)):
         dtype = "bfloat16" if weight_type == "bfloat16" else "float32"
-        for layers, expected in (((gated, layer), 1), ((gated, experts), of_experts)):
+        for layers, expected in (((normed, layer), 1), ((normed, experts), of_experts)):
             backend = backend_of(declare(replace(tiny_spec(), layers=layers), dtype), weight_type)
             assert backend.placements[BlockKind.ATTENTION].reason
             assert backend.min_rows == expected
