@@ -87,7 +87,7 @@ def shared(request: pytest.FixtureRequest) -> Iterator[JaxModelRunner]:
         pytest.skip(reason)
     runner = make_runner(packed(weights_of(name), backend, weight_type, BLOCK_SIZE, kv_dtype))
     assert runner._buckets.groups == (GROUP,)
-    assert runner.backend.skips_padding == (backend == "cpu_native" and name != "recurrent")
+    assert runner.backend.skips_padding == (backend == "cpu_native")
     yield runner
     runner.close()
 
