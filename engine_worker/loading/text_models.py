@@ -121,10 +121,12 @@ def _load_encoder(
     settings: ModelSettings, config: Mapping[str, Any], dtype: str, progress: ProgressCallback
 ) -> TextModel:
     family, spec = family_of(config), encoder_spec(config)
-    checkpoint = _opened(settings, dtype)
-    spec = family.fitted(spec, checkpoint.tensors.keys())
     graph = EncoderGraph(spec, DTYPES[dtype])
     require_text_memory(settings.name, dtype, graph.parameters, device_memory_stats())
+    checkpoint = _opened(settings, dtype)
+    fitted = family.fitted(spec, checkpoint.tensors.keys())
+    if fitted != spec:
+        spec, graph = fitted, EncoderGraph(fitted, DTYPES[dtype])
     with _hashed(checkpoint, settings, progress) as hashes:
         leaves = load_leaves(
             checkpoint,

@@ -254,7 +254,10 @@ class Launcher:
         return begun is None or (
             offer.fingerprint == begun.fingerprint
             and (not choice.has_output or offer.resume_version == choice.resume_version)
-            and min(choice.context_tokens, begun.max_model_len) <= offer.max_model_len
+            and (
+                begun.max_model_len <= offer.max_model_len
+                or choice.context_tokens <= offer.max_model_len
+            )
         )
 
     def _questions(self) -> list[Prepare]:

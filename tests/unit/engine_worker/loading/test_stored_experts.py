@@ -223,9 +223,11 @@ def test_each_expert_is_read_as_the_numbers_that_are_dequantised(
 
 
 def test_matrices_of_blocks_without_a_kernel_stay_too(tmp_path: Path) -> None:
-    write_stored(tmp_path, case_of("mistral3", "Ministral3ForCausalLM"), "Q4_0")
+    case = case_of("cohere2", "Cohere2ForCausalLM")
+    tied = replace(case, config={**case.config, "tie_word_embeddings": True})
+    write_stored(tmp_path, tied, "Q4_0")
     backend = native_backend(tmp_path)
-    assert len(backend.product_paths) == 4
+    assert backend.product_paths
     assert backend.product_paths <= backend.stored_formats.keys()
     assert_read_as_dequantised(tmp_path, backend.product_paths)
 
