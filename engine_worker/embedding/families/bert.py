@@ -60,7 +60,7 @@ def _read(has_padding_row: bool, config: Mapping[str, Any]) -> EncoderSpec:
 
 
 def _tensors(has_pooler: bool, spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    hidden = spec.hidden_size
     head = f"{prefix}embeddings."
     tables = {
         "words": ("word_embeddings", spec.vocab_size),
@@ -74,6 +74,13 @@ def _tensors(has_pooler: bool, spec: EncoderSpec, prefix: str, names: Collection
     if f"{prefix}{_FLASH_NORM}" in names:
         return found | _flash_layers(spec, prefix, names) | _head(spec, prefix, has_pooler)
     found |= norm("norm", f"{head}LayerNorm", hidden, names)
+    return found | layer_tensors(spec, prefix, names) | _head(spec, prefix, has_pooler)
+
+
+def layer_tensors(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
+    """The layers as BERT names them."""
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    found: Tensors = {}
     for index in range(spec.num_layers):
         ours, theirs = f"layers.{index}.", f"{prefix}encoder.layer.{index}."
         attention = f"{theirs}attention."
@@ -87,7 +94,7 @@ def _tensors(has_pooler: bool, spec: EncoderSpec, prefix: str, names: Collection
         found |= pair(f"{ours}mlp.up", f"{theirs}intermediate.dense", (inner, hidden))
         found |= pair(f"{ours}mlp.down", f"{theirs}output.dense", (hidden, inner))
         found |= norm(f"{ours}mlp_norm", f"{theirs}output.LayerNorm", hidden, names)
-    return found | _head(spec, prefix, has_pooler)
+    return found
 
 
 def _flash_layers(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:

@@ -11,6 +11,7 @@ from engine_worker.compute.models.config_fields import ConfigFields
 from engine_worker.compute.models.families.common import num_layers_of
 from engine_worker.compute.models.tensors import Source, Tensors
 from engine_worker.embedding.encoder_spec import EncoderLayerSpec, EncoderSpec, HeadSpec
+from engine_worker.embedding.families.bert import layer_tensors
 from engine_worker.embedding.families.common import (
     activation_of,
     num_heads_of,
@@ -70,18 +71,9 @@ def _tables(spec: EncoderSpec, prefix: str, widen: str, names: Collection[str]) 
 
 
 def _electra_tensors(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
-    hidden, inner = spec.hidden_size, spec.intermediate_size
+    hidden = spec.hidden_size
     found = _tables(spec, prefix, "embeddings_project", names)
-    for index in range(spec.num_layers):
-        ours, theirs = f"layers.{index}.", f"{prefix}encoder.layer.{index}."
-        attention = f"{theirs}attention."
-        parts = tuple(f"{attention}self.{name}" for name in ("query", "key", "value"))
-        found |= joined(f"{ours}qkv", parts, (hidden, hidden))
-        found |= pair(f"{ours}o", f"{attention}output.dense", (hidden, hidden))
-        found |= norm(f"{ours}attention_norm", f"{attention}output.LayerNorm", hidden, names)
-        found |= pair(f"{ours}mlp.up", f"{theirs}intermediate.dense", (inner, hidden))
-        found |= pair(f"{ours}mlp.down", f"{theirs}output.dense", (hidden, inner))
-        found |= norm(f"{ours}mlp_norm", f"{theirs}output.LayerNorm", hidden, names)
+    found |= layer_tensors(spec, prefix, names)
     if spec.head is not None:
         found |= pair("head.dense", "classifier.dense", (hidden, hidden))
         found |= pair("head.out", "classifier.out_proj", (spec.head.num_labels, hidden))
