@@ -5,6 +5,7 @@ The file holds only a name. What it stands for is the pre-tokenizer (and normali
 pattern in another way because its engine of patterns can't do more, the original counts.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -40,6 +41,35 @@ _DEEPSEEK_V3 = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+_CASED_LETTERS = (
+    "B5 C0-D6 D8-F6 F8-1BA 1BC-1BF 1C4-293 295-2AF 370-373 376 377 37B-37D 37F 386 388-38A "
+    "38C 38E-3A1 3A3-3F5 3F7-481 48A-52F 531-556 10A0-10C5 13A0-13F5 13F8-13FD 1C90-1CBA "
+    "1CBD-1CBF 1D00-1D2B 1D6B-1D77 1D79-1D9A 1E00-1F15 1F18-1F1D 1F20-1F45 1F48-1F4D "
+    "1F50-1F57 1F59 1F5B 1F5D 1F5F-1F7D 1F80-1FB4 1FB6-1FBC 1FBE 1FC2-1FC4 1FC6-1FCC "
+    "1FD0-1FD3 1FD6-1FDB 1FE0-1FEC 1FF2-1FF4 1FF6-1FFC 2102 2107 210A-2113 2115 2119-211D "
+    "2124 2126 2128 212A-212D 212F-2134 2139 213C-213F 2145-2149 214E 2183 2184 2C00-2C7B "
+    "2C7E-2CE4 2CEB-2CEE 2CF2 2CF3 A640-A66D A680-A69B A722-A76F A771-A787 A78B-A78E "
+    "AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3 104D8-104FB "
+    "10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943"
+)
+"""Letters of scripts with two cases, as DeepSeek lists them: code points and ranges of them."""
+
+
+def _ranges(code_points: str) -> str:
+    """`41-5A` as what stands for it between the brackets of a pattern."""
+    return re.sub("([0-9A-F]+)", r"\\x{\1}", code_points).replace(" ", "")
+
+
+_DEEPSEEK_LLM = (
+    r"[\r\n]",
+    rf"\s?[A-Za-z{_ranges(_CASED_LETTERS)}]+",
+    rf"\s?[!-/:-~{_ranges('FF01-FF0F FF1A-FF5E 2018-201F 3000-3002')}]+",
+    r"\s+$",
+    rf"[{_ranges('4E00-9FA5 800-4E00 AC00-D7FF')}]+",
+    r"\p{N}",
+)
+_MINICPM5 = (r"\p{N}{1,3}", _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}+"))
+_TINY_AYA = (r"\d{1,3}(?=(?:\d{3})*\b)", _GPT_4O)
 _SEED = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -95,7 +125,10 @@ class _Falcon(PreTokenizer):
 
 _MEANINGS: Final = (
     (
-        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2", "midm-2.0"),
+        (
+            *("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "lfm2"),
+            *("midm-2.0", "jina-v5-nano"),
+        ),
         PreTokenizer((_LLAMA3,), whole_words=True, adds_bos=True),
     ),
     (("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), PreTokenizer((_LLAMA3,))),
@@ -104,9 +137,12 @@ _MEANINGS: Final = (
     (("qwen35",), PreTokenizer((_QWEN35,), is_nfc=True)),
     (("tekken",), PreTokenizer((_TEKKEN,), whole_words=True, adds_bos=True)),
     (("gpt-4o", "llama4", "kanana2", "minimax-m2"), PreTokenizer((_GPT_4O,))),
+    (("tiny_aya", "cohere2moe"), PreTokenizer(_TINY_AYA)),
+    (("minicpm5",), PreTokenizer(_MINICPM5, whole_words=True)),
     (("granite-embed-multi-97m",), PreTokenizer((_GPT_4O,), whole_words=True)),
     (("kimi-k2",), PreTokenizer((_MOONSHOT,), whole_words=True)),
     (("deepseek-v3", "hunyuan-dense", "joyai-llm"), PreTokenizer(_DEEPSEEK_V3)),
+    (("deepseek-llm",), PreTokenizer(_DEEPSEEK_LLM)),
     (
         ("deepseek-coder",),
         PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[一-龥ࠀ-一가-퟿]+", r"\p{N}")),
@@ -121,7 +157,8 @@ _MEANINGS: Final = (
     (
         (
             *("gpt-2", "roberta-bpe", "phi-2", "mpt", "exaone4", "mellum", "gigachat", "a.x-4.0"),
-            *("jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "trillion", "granite-docling"),
+            *("jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code"),
+            *("trillion", "granite-docling"),
         ),
         PreTokenizer(),
     ),
@@ -130,3 +167,7 @@ _MEANINGS: Final = (
 )
 PRE_TOKENIZERS: Final = {name: meaning for names, meaning in _MEANINGS for name in names}
 """By the name in `tokenizer.ggml.pre`. Files older than the key stand under `default`."""
+
+NOT_IN_BYTES: Final = frozenset({"gemma4", "granite-embed-multi-311m"})
+"""Names of vocabularies whose tokens are plain text with visible spaces, as Gemma 4's, though their
+kind is that of GPT-2's."""

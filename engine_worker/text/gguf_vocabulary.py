@@ -17,7 +17,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from engine_worker.errors import TokenizerLoadError
-from engine_worker.text.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
+from engine_worker.text.gguf_pre_tokenizers import NOT_IN_BYTES, PRE_TOKENIZERS, PreTokenizer
 from engine_worker.text.sentencepiece_model import Piece, PieceType, SentencePieceModel
 from engine_worker.text.tokenizer_files import guarded
 
@@ -30,6 +30,7 @@ _TEMPLATE_NAME: Final = re.compile("[A-Za-z0-9_-]{1,64}")
 _NO_TOKEN: Final = 2**32 - 1
 _UNNAMED: Final = "default"
 """The pre-tokenizer of files that name none, or were converted without knowing it."""
+_ROBERTA: Final = "roberta-bpe"
 _SPACE: Final = "\N{LOWER ONE EIGHTH BLOCK}"
 _GOES_ON: Final = "##"
 _BRACKETED: Final = re.compile(r"\[(?:[A-Z]+|unused[0-9]+)\]")
@@ -200,6 +201,8 @@ def _bpe(vocabulary: _Vocabulary) -> tuple[Any, tuple[bool, bool]]:
             " model's tokenizer.json by --tokenizer, or take a newer file",
             vocabulary.path,
         )
+    if name in NOT_IN_BYTES:
+        return _spaced_bpe(vocabulary)
     meaning = PRE_TOKENIZERS.get(name)
     if meaning is None:
         raise TokenizerLoadError(
@@ -212,6 +215,8 @@ def _bpe(vocabulary: _Vocabulary) -> tuple[Any, tuple[bool, bool]]:
         backend.normalizer = normalizer
     backend.pre_tokenizer = meaning.splits()
     backend.decoder = decoders.ByteLevel()
+    if name == _ROBERTA:
+        _join_as_roberta(backend, vocabulary)
     return backend, (meaning.adds_bos, False)
 
 
@@ -292,18 +297,22 @@ def _llama(vocabulary: _Vocabulary) -> tuple[Any, tuple[bool, bool]]:
     return _sentencepiece(vocabulary, is_bpe=True), (True, False)
 
 
-def _unigram(vocabulary: _Vocabulary) -> tuple[Any, tuple[bool, bool]]:
-    backend = _sentencepiece(vocabulary, is_bpe=False)
+def _join_as_roberta(backend: Any, vocabulary: _Vocabulary) -> None:
+    """Texts, and pairs of them, as RoBERTa and XLM-RoBERTa begin and end them."""
     begin, end = (vocabulary.token_id(f"{name}_token_id") for name in ("bos", "eos"))
     adds = [vocabulary.get(f"add_{name}_token", bool, False) for name in ("bos", "eos")]
     if all(adds) and begin is not None and end is not None:
-        # XLM-RoBERTa's, which joins pairs of texts, too.
         first, last = vocabulary.tokens[begin], vocabulary.tokens[end]
         backend.post_processor = processors.TemplateProcessing(
             single=[first, "$A", last],
             pair=[first, "$A", last, last, "$B:0", last],
             special_tokens=[(first, begin), (last, end)],
         )
+
+
+def _unigram(vocabulary: _Vocabulary) -> tuple[Any, tuple[bool, bool]]:
+    backend = _sentencepiece(vocabulary, is_bpe=False)
+    _join_as_roberta(backend, vocabulary)
     return backend, (False, True)
 
 

@@ -178,6 +178,23 @@ def test_every_pre_tokenizer_splits_texts_without_losing_any(tmp_path: Path, nam
         assert tokenizer.decode(ids) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        # Letters of scripts without case are apart from others, and so are ASCII from accented.
+        ("deepseek-llm", "to Füße 世界,こんにちは", "to| F|üß|e| |世界|,|こんにちは"),
+        ("deepseek-llm", "a12 + b!\n\nСтрана ʔa", "a|1|2| +| b|!|\n|\n|Страна| ʔ|a"),
+        ("deepseek-coder", "def f(x1):\n  pass", "def| f|(|x|1|):|\n| | pass"),
+        ("deepseek-v3", "a12345\n世界x", "a|123|45|\n|世界|x"),
+        ("minicpm5", "It's 12345 Füße\n", "It|'s| |123|45| Füße|\n"),
+        ("tiny_aya", "12345678 HelloWorld's 12", "12|345|678| Hello|World's| |12"),
+    ],
+)
+def test_texts_are_cut_as_the_original_cuts_them(name: str, text: str, words: str) -> None:
+    cut = PRE_TOKENIZERS[name].splits().pre_tokenize_str(text)
+    assert [text[first:end] for _, (first, end) in cut] == words.split("|")
+
+
 @pytest.mark.parametrize("name", [None, "default", "qwen2"])
 def test_a_file_that_names_no_pre_tokenizer_is_read_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str | None
@@ -293,9 +310,13 @@ def test_a_unigram_vocabulary_with_both_ends_joins_pairs_as_xlm_roberta(tmp_path
         writer.add_add_eos_token(True)
 
     found = read(tmp_path, more)
-    (tmp_path / "tokenizer.json").write_text(found.tokenizer_json, encoding="utf-8")
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(found.config), encoding="utf-8")
-    ours = Tokenizer.load(tmp_path)
+    assert_pairs_are_joined_alike(tmp_path, found, original)
+
+
+def assert_pairs_are_joined_alike(folder: Path, found: GgufTokenizer, original: Backend) -> None:
+    (folder / "tokenizer.json").write_text(found.tokenizer_json, encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(found.config), encoding="utf-8")
+    ours = Tokenizer.load(folder)
     one, other = "lorem ipsum dolor", "inner spaces"
     assert ours.encode(one, add_special_tokens=True) == original.encode(one).ids
     first, second = (ours.encode_part(text) for text in (one, other))
@@ -304,7 +325,30 @@ def test_a_unigram_vocabulary_with_both_ends_joins_pairs_as_xlm_roberta(tmp_path
     assert (ids, types) == (pair.ids, pair.type_ids)
 
 
-def test_gemma_4s_vocabulary_gives_the_ids_of_the_original(tmp_path: Path) -> None:
+def test_a_vocabulary_of_roberta_joins_pairs_as_it_does(tmp_path: Path) -> None:
+    """Nothing stood between and around the texts of a pair."""
+    original = byte_level("gpt-2")
+    ends = [(text, original.token_to_id(text)) for text in ("<|im_start|>", "<|im_end|>")]
+    original.post_processor = processors.RobertaProcessing(ends[1], ends[0])
+
+    def more(writer: GGUFWriter) -> None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre("roberta-bpe")
+        add_vocabulary(writer, original)
+        writer.add_bos_token_id(ends[0][1])
+        writer.add_eos_token_id(ends[1][1])
+        writer.add_add_bos_token(True)
+        writer.add_add_eos_token(True)
+
+    assert_pairs_are_joined_alike(tmp_path, read(tmp_path, more), original)
+
+
+@pytest.mark.parametrize(
+    ("kind", "pre"), [("gemma4", None), ("gpt2", "gemma4"), ("gpt2", "granite-embed-multi-311m")]
+)
+def test_gemma_4s_vocabulary_gives_the_ids_of_the_original(
+    tmp_path: Path, kind: str, pre: str | None
+) -> None:
     special = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
     original = Backend(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     original.normalizer = normalizers.Replace(" ", "▁")
@@ -319,7 +363,9 @@ def test_gemma_4s_vocabulary_gives_the_ids_of_the_original(tmp_path: Path) -> No
     original.add_tokens([AddedToken("<|tool_call>", normalized=False)])
 
     def more(writer: GGUFWriter) -> None:
-        writer.add_tokenizer_model("gemma4")
+        writer.add_tokenizer_model(kind)
+        if pre is not None:
+            writer.add_tokenizer_pre(pre)
         add_vocabulary(writer, original)
         writer.add_unk_token_id(3)
         writer.add_bos_token_id(2)
