@@ -125,7 +125,7 @@ class Mlp(Block):
 
 
 class Experts(Block):
-    """Experts in place of an MLP: `activation(x W_up^T) W_down`, and one bias for all of them."""
+    """Experts in place of an MLP: `activation(x W_up^T) W_down`, maybe one bias for all of them."""
 
     def __init__(self, spec: EncoderSpec, experts: MoeSpec, dtype: DTypeLike) -> None:
         hidden, inner = spec.hidden_size, experts.expert.intermediate_size
@@ -133,12 +133,11 @@ class Experts(Block):
         self.router = Linear(experts.num_experts, hidden, dtype, bias=False)
         self.up = ExpertMatrices(experts.num_experts, inner, hidden, dtype, bias=False)
         self.down = nnx.Param(jnp.zeros((experts.num_experts, inner, hidden), dtype))
-        self.bias = nnx.Param(jnp.zeros((hidden,), dtype))
+        self.bias = nnx.Param(jnp.zeros((hidden,), dtype)) if spec.has_expert_bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[T, hidden] float32 to the same shape."""
         down: jax.Array = self.down[...]
-        bias: jax.Array = self.bias[...]
 
         def compute(rows: jax.Array, expert: jax.Array) -> jax.Array:
             inner = _ACTIVATIONS[self.activation](self.up(rows, expert))
@@ -155,7 +154,8 @@ class Experts(Block):
             return product
 
         choice = choose_experts(self.spec, self.router(x))
-        return sum_of_experts(self.spec, x, choice, compute) + bias.astype(jnp.float32)
+        summed = sum_of_experts(self.spec, x, choice, compute)
+        return summed if self.bias is None else summed + self.bias[...].astype(jnp.float32)
 
 
 class EncoderLayer(Block):

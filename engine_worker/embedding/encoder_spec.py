@@ -90,6 +90,7 @@ class EncoderSpec:
         has_qk_norm: Queries are normalised, all heads together, and so are keys.
         has_sum_norm: What attention gives is added to the residual and normalised, before it is
             added once more behind that; only for post-norm.
+        has_expert_bias: What the experts of a layer give together has a bias.
         head: The classifier; None for an encoder that makes embeddings.
     """
 
@@ -120,6 +121,7 @@ class EncoderSpec:
     has_rms_norm: bool = False
     has_qk_norm: bool = False
     has_sum_norm: bool = False
+    has_expert_bias: bool = True
     head: HeadSpec | None = None
 
     @property

@@ -30,6 +30,7 @@ from engine_worker.loading.gguf_folder import derived_files, with_model_folder
 from tests.fakes.gguf_files import Keys, Tensor, add_word_pieces, write_gguf
 from tests.fakes.tokenizer_shapes import TEXTS, file_of
 from tests.integration.test_encoder_parity import assert_alike, randomize
+from tests.unit.engine_worker.compute.weights.test_gguf_own_code_encoders import CASES as OWN_CODE
 from tests.unit.engine_worker.loading.test_gguf_hostile_values import ODD
 
 Convert = Callable[[Mapping[str, Tensor], Keys], Iterable[tuple[str, Tensor]]]
@@ -111,7 +112,7 @@ class Case:
         model: Its class in transformers.
         config: Of transformers.
         convert: What happens to tensors.
-        keys: Numbers that the converter writes for this family only.
+        keys: That the converter writes for this family only.
         layers: Matrices behind the last layer: outputs of each.
         pooling: How tokens' vectors become one.
     """
@@ -120,7 +121,7 @@ class Case:
     model: str
     config: Callable[[], Any]
     convert: Convert = without_pooler
-    keys: Mapping[str, int | float] | None = None
+    keys: Mapping[str, int | float | str] | None = None
     layers: tuple[int, ...] = ()
     pooling: PoolingType = PoolingType.MEAN
 
@@ -195,6 +196,29 @@ CASES = {
         },
         layers=(48, 24),
     ),
+    "modern-bert-silu": Case(
+        "modern-bert",
+        "ModernBertModel",
+        lambda: transformers.ModernBertConfig(
+            **SIZES,
+            hidden_activation="silu",
+            local_attention=8,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            cls_token_id=1,
+            sep_token_id=2,
+        ),
+        base_names,
+        keys={
+            "attention.sliding_window": 8,
+            "attention.sliding_window_pattern": 3,
+            "attention.layer_norm_epsilon": 1e-5,
+            "rope.freq_base": 160_000.0,
+            "hidden_activation": "silu",
+        },
+        pooling=PoolingType.CLS,
+    ),
     "eurobert": Case(
         "eurobert",
         "EuroBertModel",
@@ -246,7 +270,9 @@ def written(case: Case, folder: Path, kind: str = "F32") -> Model:
 
     def more(writer: GGUFWriter) -> None:
         for key, value in (case.keys or {}).items():
-            add = writer.add_uint32 if isinstance(value, int) else writer.add_float32
+            add: Any = {int: writer.add_uint32, str: writer.add_string}.get(
+                type(value), writer.add_float32
+            )
             add(f"{case.arch}.{key}", value)
         writer.add_pooling_type(case.pooling)
         add_word_pieces(writer, tokenizer())
@@ -416,8 +442,9 @@ def test_word_pieces_of_a_file_have_the_ids_of_the_original(tmp_path: Path, is_o
     assert (ids, types) == (pair.ids, pair.type_ids)
 
 
-def test_the_cases_cover_every_family() -> None:
-    assert {case.arch for case in CASES.values()} == {name for name, _ in ENCODERS}
+def test_the_cases_cover_every_family_that_transformers_has() -> None:
+    held = {case.arch for case in CASES.values()} | {case.arch for case in OWN_CODE.values()}
+    assert held == {name for name, _ in ENCODERS}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -35,7 +35,8 @@ def _read(has_padding_row: bool, config: Mapping[str, Any]) -> EncoderSpec:
         # Jina's embeddings v3 call themselves xlm-roberta, with rotary positions and adapters.
         raise UnsupportedFeatureError(
             f"config.json: not supported yet: {positions!r} positions or lora_adaptations, as in"
-            " jina-embeddings-v3"
+            " jina-embeddings-v3, whose adapters of each task are not computed; use another model"
+            " of embeddings, such as jina-embeddings-v2 or BGE-M3"
         )
     hidden_size = fields.size("hidden_size")
     num_positions = fields.size("max_position_embeddings")

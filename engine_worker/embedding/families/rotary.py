@@ -27,6 +27,7 @@ from engine_worker.embedding.families.family import EncoderFamily, joined, norm,
 from engine_worker.errors import UnsupportedFeatureError
 
 _EMBEDDING = "embeddings.word_embeddings.weight"
+_EXPERT_BIAS = "experts.bias"
 _NOMIC_THETA = 1000.0
 _GTE_THETA = 160_000.0
 _MLPS = {"swiglu": ("silu", True), "geglu": ("gelu", True), "gelu": ("gelu", False)}
@@ -195,17 +196,26 @@ def _nomic_mlp(ours: str, theirs: str, spec: EncoderSpec, experts: MoeSpec | Non
         # Both matrices of an expert are [inner, hidden], those of all behind one another.
         stack = (experts.num_experts * inner, hidden)
         router = (experts.num_experts, hidden)
-        return {
+        found: Tensors = {
             f"{ours}router.weight": (Source(f"{theirs}router.layer.weight", router),),
             f"{ours}up.weight": (Source(f"{theirs}experts.mlp.w1", stack),),
             f"{ours}down": (Source(f"{theirs}experts.mlp.w2", stack),),
-            f"{ours}bias": (Source(f"{theirs}experts.bias", (hidden,)),),
         }
+        if spec.has_expert_bias:
+            found[f"{ours}bias"] = (Source(f"{theirs}{_EXPERT_BIAS}", (hidden,)),)
+        return found
     down = pair(f"{ours}down", f"{theirs}fc2", (hidden, inner), bias=spec.down_bias)
     if not spec.is_gated:
         return down | pair(f"{ours}up", f"{theirs}fc1", (inner, hidden), bias=spec.up_bias)
     gate_up = (f"{theirs}fc12", f"{theirs}fc11")
     return down | joined(f"{ours}up", gate_up, (inner, hidden), bias=spec.up_bias)
+
+
+def _with_expert_bias(spec: EncoderSpec, names: Collection[str]) -> EncoderSpec:
+    """GGUF files leave the bias of experts out."""
+    if all(layer.experts is None for layer in spec.layers):
+        return spec
+    return replace(spec, has_expert_bias=any(name.endswith(_EXPERT_BIAS) for name in names))
 
 
 def _gte_tensors(spec: EncoderSpec, prefix: str, names: Collection[str]) -> Tensors:
@@ -281,6 +291,7 @@ FAMILIES = (
         _read_nomic,
         _nomic_tensors,
         tanh_head,
+        _with_expert_bias,
     ),
     EncoderFamily(
         "GTE (NewModel)",

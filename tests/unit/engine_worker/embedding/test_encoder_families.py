@@ -271,9 +271,9 @@ def test_the_page_of_models_lists_every_family_with_its_parity_cases() -> None:
     ]
     files = {row[0]: re.findall(r"`([^`]+)`", row[3]) for row in rows}
     # RoBERTa's are written under the name of BERT.
-    kinds = {one.model_type: name for name, one in ENCODERS} | {"roberta": "bert"}
+    kinds = {(one.model_type, name) for name, one in ENCODERS} | {("roberta", "bert")}
     assert files == {
-        family.title: sorted({kinds[kind] for kind in family.model_types if kind in kinds})
+        family.title: sorted({name for kind, name in kinds if kind in family.model_types})
         for family in FAMILIES
     }
     listed = {case: row[0] for row in rows for case in re.findall(r"`([^`]+)`", row[4])}

@@ -65,7 +65,7 @@ def test_every_decoder_is_held_here() -> None:
 def test_the_page_lists_every_family() -> None:
     page = (Path(__file__).parents[5] / "docs" / "gguf.md").read_text(encoding="utf-8")
     for name, families in FAMILIES.items():
-        served = " or ".join(f"`{one.architecture}`" for one in reversed(families))
+        served = " or ".join(dict.fromkeys(f"`{one.architecture}`" for one in reversed(families)))
         assert f"\n| `{name}` | {served} |\n" in page
 
 
