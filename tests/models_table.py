@@ -38,10 +38,12 @@ _ROW: Final = re.compile(
 )
 _AS_ANOTHER: Final = {
     "MistralForCausalLM": ("llama",),
+    "Glm4MoeLiteForCausalLM": ("deepseek2",),
     "Mistral3ForConditionalGeneration": ("llama", "mistral3", "mistral4"),
     "Qwen2VLForConditionalGeneration": ("qwen2vl",),
     "Qwen2_5_VLForConditionalGeneration": ("qwen2vl",),
     "Qwen3VLForConditionalGeneration": ("qwen3vl",),
+    "Qwen3VLMoeForConditionalGeneration": ("qwen3vlmoe",),
 }
 """Whose files llama.cpp's converter writes under the name of another family."""
 _MEMORY_HEAD: Final = "| model |"

@@ -32,6 +32,34 @@ def _experts() -> dict[str, FamilyCase]:
                 "sliding_window": 13,
             },
         ),
+        "qwen3_vl_moe_beside_its_tower": FamilyCase(
+            "Qwen3VLMoeConfig",
+            {
+                "head_dim": 16,
+                "num_experts": 7,
+                "num_experts_per_tok": 3,
+                "moe_intermediate_size": 24,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 500.0,
+                    "mrope_section": [4, 2, 2],
+                    "mrope_interleaved": True,
+                },
+            },
+            {
+                "vision_config": {
+                    "depth": 1,
+                    "hidden_size": 16,
+                    "intermediate_size": 16,
+                    "num_heads": 2,
+                    "patch_size": 8,
+                    "out_hidden_size": 48,
+                    "deepstack_visual_indexes": [0],
+                    "num_position_embeddings": 16,
+                }
+            },
+            "Qwen3VLMoeForConditionalGeneration",
+        ),
         "qwen2_moe_with_a_shared_expert": FamilyCase(
             "Qwen2MoeConfig",
             {

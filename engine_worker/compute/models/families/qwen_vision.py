@@ -1,4 +1,4 @@
-"""The text models of Qwen 2-VL, 2.5-VL and 3-VL, which are Qwen 2 and Qwen 3.
+"""The text models of Qwen 2-VL, 2.5-VL and 3-VL, which are Qwen 2, Qwen 3 and Qwen 3 MoE.
 
 Positions of text alone are the same along all three axes of their rope, which is a plain one then.
 """
@@ -9,16 +9,22 @@ from functools import partial
 from typing import Any
 
 from engine_worker.compute.models.config_fields import ConfigFields
-from engine_worker.compute.models.families import llama
+from engine_worker.compute.models.families import llama, moe
 from engine_worker.compute.models.families.common import text_config_of
+from engine_worker.compute.models.families.experts import ExpertNames, tensors_with_experts
 from engine_worker.compute.models.families.family import Family
 from engine_worker.compute.models.spec import DecoderSpec
-from engine_worker.compute.models.tensors import text_model_tensors
+from engine_worker.compute.models.tensors import (
+    TensorNames,
+    text_model_of_others,
+    text_model_tensors,
+)
 
 _ROPES = ("rope_scaling", "rope_parameters")
 _OLD_KIND = "mrope"
 _TIED = "tie_word_embeddings"
-_READ = {family.architecture: family.read for family in llama.FAMILIES}
+_EXPERTS = "Qwen3MoeForCausalLM"
+_READ = {family.architecture: family.read for family in (*llama.FAMILIES, *moe.FAMILIES)}
 
 
 def _read(text_model: str, architecture: str, config: Mapping[str, Any]) -> DecoderSpec:
@@ -33,15 +39,23 @@ def _read(text_model: str, architecture: str, config: Mapping[str, Any]) -> Deco
         rope = ConfigFields(text).mapping(name)
         if rope is not None:
             text[name] = {key: value for key, value in rope.items() if value != _OLD_KIND}
+    if text_model == _EXPERTS:
+        # Whatever the config says: transformers does so in its program.
+        text["norm_topk_prob"] = True
     return replace(_READ[text_model](text), architecture=architecture)
 
 
-def _family(architecture: str, model_type: str, text_model: str) -> Family:
+def _family(
+    architecture: str,
+    model_type: str,
+    text_model: str,
+    tensors: TensorNames | None = None,
+) -> Family:
     return Family(
         architecture,
         model_type,
         partial(_read, text_model, architecture),
-        text_model_tensors(),
+        tensors or text_model_tensors(),
         ("visual.", "model.visual."),
     )
 
@@ -50,4 +64,10 @@ FAMILIES = (
     _family("Qwen2VLForConditionalGeneration", "qwen2_vl", "Qwen2ForCausalLM"),
     _family("Qwen2_5_VLForConditionalGeneration", "qwen2_5_vl", "Qwen2ForCausalLM"),
     _family("Qwen3VLForConditionalGeneration", "qwen3_vl", "Qwen3ForCausalLM"),
+    _family(
+        "Qwen3VLMoeForConditionalGeneration",
+        "qwen3_vl_moe",
+        _EXPERTS,
+        text_model_of_others(tensors_with_experts(ExpertNames(is_transposed=True))),
+    ),
 )

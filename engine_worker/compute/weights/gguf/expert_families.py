@@ -49,11 +49,15 @@ def _routed(metadata: GgufMetadata) -> Config:
     }
 
 
+def _num_layers(metadata: GgufMetadata) -> int:
+    """Without those that predict several tokens at once."""
+    return metadata.whole("block_count") - metadata.whole("nextn_predict_layers", 0)
+
+
 def _glm4_moe(metadata: GgufMetadata) -> Config:
-    num_layers = metadata.whole("block_count") - metadata.whole("nextn_predict_layers", 0)
     return {
         **_routed(metadata),
-        "num_hidden_layers": num_layers,
+        "num_hidden_layers": _num_layers(metadata),
         "use_qk_norm": "blk.0.attn_q_norm.weight" in metadata.tensors,
         "attention_bias": "blk.0.attn_q.bias" in metadata.tensors,
         "partial_rotary_factor": rotated_share(metadata) or 1.0,
@@ -103,6 +107,7 @@ def _deepseek(metadata: GgufMetadata) -> Config:
     value = "attention.value_length_mla"
     config: Config = {
         **_routed(metadata),
+        "num_hidden_layers": _num_layers(metadata),
         "num_key_value_heads": metadata.whole("attention.head_count"),
         "head_dim": rotated,
         "qk_rope_head_dim": rotated,
@@ -134,7 +139,11 @@ def _mistral4(metadata: GgufMetadata) -> Config:
 
 
 def _is_sigmoid(metadata: GgufMetadata) -> bool:
-    return metadata.whole("expert_gating_func", 1) == _SIGMOID
+    key = "expert_gating_func"
+    if metadata.has(key):
+        return metadata.whole(key) == _SIGMOID
+    # The first files of GLM 4.7 Flash don't say; the corrections go with sigmoid alone.
+    return any(name.endswith(_CORRECTION) for name in metadata.tensors)
 
 
 def _is_softmax(metadata: GgufMetadata) -> bool:
@@ -196,6 +205,7 @@ _LLAMA4_JOIN = Join(
 _GATE_BEFORE_UP = below_each_other(("ffn_gate_exps.weight", "ffn_up_exps.weight"))
 _LATENT = {
     **_SHARED,
+    **PREDICTION,
     "attn_q_a": "self_attn.q_a_proj",
     "attn_q_a_norm": "self_attn.q_a_layernorm",
     "attn_q_b": "self_attn.q_b_proj",

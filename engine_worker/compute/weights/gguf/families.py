@@ -46,7 +46,7 @@ def _qwen_moe(metadata: GgufMetadata) -> Config:
         "num_experts": metadata.whole("expert_count"),
         "moe_intermediate_size": metadata.whole("expert_feed_forward_length"),
         # llama.cpp has it in its program.
-        "norm_topk_prob": metadata.architecture == "qwen3moe",
+        "norm_topk_prob": metadata.architecture != "qwen2moe",
     }
     if metadata.has("expert_shared_feed_forward_length"):
         width = metadata.whole("expert_shared_feed_forward_length")
@@ -87,6 +87,9 @@ _SHARED_EXPERT = {
     "ffn_up_shexp": "mlp.shared_expert.up_proj",
     "ffn_down_shexp": "mlp.shared_expert.down_proj",
 }
+_QWEN3_MOE = GgufFamily(
+    "Qwen3MoeForCausalLM", "qwen3_moe", _qwen_moe, {"ffn_gate_inp": "mlp.gate"}, _QWEN_EXPERTS
+)
 _ALL: tuple[tuple[str, GgufFamily], ...] = (
     (
         "llama",
@@ -117,16 +120,8 @@ _ALL: tuple[tuple[str, GgufFamily], ...] = (
     ),
     ("qwen3", GgufFamily("Qwen3ForCausalLM", "qwen3")),
     ("qwen3vl", GgufFamily("Qwen3ForCausalLM", "qwen3")),
-    (
-        "qwen3moe",
-        GgufFamily(
-            "Qwen3MoeForCausalLM",
-            "qwen3_moe",
-            _qwen_moe,
-            {"ffn_gate_inp": "mlp.gate"},
-            _QWEN_EXPERTS,
-        ),
-    ),
+    ("qwen3moe", _QWEN3_MOE),
+    ("qwen3vlmoe", _QWEN3_MOE),
     (
         "olmoe",
         GgufFamily(
