@@ -87,6 +87,8 @@ _TOOL_CLUES = (
 _REASONING_CLUES = (
     _Clue(("<think>",), "think"),
     _Clue(("</think>",), "think"),
+    # Phi-4-mini-reasoning's, which writes `<think>` though nothing of its files has the word.
+    _Clue(("Your name is Phi, an AI math expert",), "think"),
     _Clue(("<seed:think>",), "seed_oss"),
     _Clue(("<mm:think>",), "minimax_m3"),
     _Clue(("[THINK]",), "mistral"),

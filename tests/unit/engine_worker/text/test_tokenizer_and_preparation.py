@@ -275,6 +275,8 @@ def test_the_demo_model_is_found_to_speak_hermes() -> None:
         # Phi-4-mini's own, and the one that other servers use with it.
         ("'<|tool|>' + message['tools'] + '<|/tool|>'", "phi4", None),
         ("'<|tool|>' '<|/tool|>' functools[{name, arguments}]", "phi4_mini_json", None),
+        # Phi-4-mini-reasoning's, which says nothing of thoughts.
+        ("Your name is Phi, an AI math expert developed by Microsoft.", None, "think"),
         # Apriel 1.5's and 1.6's.
         (
             '<tool_call></tool_call> XML tags: <tool_calls>[{"name": n, "arguments": a},...]'
