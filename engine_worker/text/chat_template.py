@@ -19,10 +19,10 @@ from engine_worker.text.control_tokens import ControlTokens, Rendered
 from engine_worker.text.history import HistoryRules, shaped
 from engine_worker.text.history_probes import (
     line_breaks,
-    place_of_text,
     probe_rules,
     shows_calls,
     wants_argument_texts,
+    with_place_of_text,
 )
 from engine_worker.text.template_renderer import (
     MAX_COMPUTE_S,
@@ -335,7 +335,7 @@ class ChatTemplate:
         def render_with_tools(messages: list[JsonObject]) -> str | None:
             return self._try(template, messages, tools)
 
-        rules = replace(rules, text_beside_calls=place_of_text(render_with_tools, rules))
+        rules = with_place_of_text(render_with_tools, rules)
         rules = replace(rules, breaks=line_breaks(render_with_tools, rules))
         return replace(template, rules=rules)
 

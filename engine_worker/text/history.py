@@ -75,6 +75,8 @@ class HistoryRules:
         text_beside_calls: A message with calls may have a text. Where the template leaves one of
             them out, the text becomes an answer `before` the calls, or, where no answer may stand
             there, goes before the next one `after` them.
+        waiting_text: While no answer follows, that of the first of these calls may be an answer
+            before them: one, so that the next calls leave the prompt before them as it was.
         breaks: Those that the template writes are left out of messages that have them, too: what
             the model wrote comes out as it was, and is found in the cache.
     """
@@ -95,6 +97,7 @@ class HistoryRules:
     several_calls: bool = True
     text_beside_reasoning: bool = True
     text_beside_calls: PlaceOfText = "shown"
+    waiting_text: bool = False
     breaks: LineBreaks = LineBreaks()
 
 
@@ -118,10 +121,10 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
         # The last one may be what the model is to go on with.
         *earlier, last = shaped_messages
         shaped_messages = [message for message in earlier if not _is_empty(message)] + [last]
-    if rules.text_beside_calls == "after":
-        shaped_messages = _with_text_after_calls(shaped_messages, rules)
     if not rules.repeats:
         shaped_messages = _without_repeats(shaped_messages)
+    if rules.text_beside_calls == "after":
+        shaped_messages = _with_text_after_calls(shaped_messages, rules)
     if not rules.opening_answer:
         for index, message in enumerate(shaped_messages):
             if message["role"] not in _INSTRUCTIONS:
@@ -133,7 +136,7 @@ def shaped(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     if rules.ids != "any":
         new_id = _short_id if rules.ids == "short" else _NamedIds()
         shaped_messages = _with_ids(shaped_messages, new_id)
-    if rules.text_beside_calls == "before":
+    if rules.text_beside_calls == "before" or rules.waiting_text:
         shaped_messages = _with_text_before_calls(shaped_messages, rules)
     if not rules.several_calls:
         shaped_messages = _with_one_call_each(shaped_messages, rules)
@@ -310,12 +313,16 @@ def _with_text_before_calls(messages: list[JsonObject], rules: HistoryRules) -> 
 def _with_text_after_calls(messages: list[JsonObject], rules: HistoryRules) -> list[JsonObject]:
     """What is said beside calls at the beginning of the answer that follows them.
 
-    Without one it is the answer that stands before the user's next message, or is left out.
+    Without one it is the answer that stands before the user's next message. Where that isn't there
+    either, the first text stays for `_with_text_before_calls`, if the template takes it so; others
+    are left out.
     """
     changed: list[JsonObject] = []
     said: list[str] = []
+    first = 0
     for message in messages:
         if _has_text_and_calls(message):
+            first = first if said else len(changed)
             said.append(message["content"])
             message = {**message, "content": _no_text(rules)}
         elif said and message["role"] in ("user", "assistant") and not message.get("tool_calls"):
@@ -326,6 +333,8 @@ def _with_text_after_calls(messages: list[JsonObject], rules: HistoryRules) -> l
             else:
                 message = _joined([told, message])
         changed.append(message)
+    if said and rules.waiting_text:
+        changed[first] = {**changed[first], "content": said[0]}
     return changed
 
 

@@ -10,7 +10,6 @@ from engine_worker.text.history import (
     HistoryRules,
     JsonObject,
     LineBreaks,
-    PlaceOfText,
     shaped,
 )
 
@@ -108,8 +107,8 @@ def shows_calls(render: Render, rules: HistoryRules) -> bool:
     return text is not None and ("probe_f0" in text or "abcdefghi" in text)
 
 
-def place_of_text(render: Render, rules: HistoryRules) -> PlaceOfText:
-    """Where the prompt has what the assistant says beside calls, with the calls.
+def with_place_of_text(render: Render, rules: HistoryRules) -> HistoryRules:
+    """The rules with where the prompt has what the assistant says beside calls, with the calls.
 
     Args:
         render: By the template.
@@ -122,9 +121,9 @@ def place_of_text(render: Render, rules: HistoryRules) -> PlaceOfText:
     turn = [question, first, result, second, other]
     texts = ("probe-t1", "probe-t2")
 
-    def shows(turns: list[JsonObject], place: PlaceOfText, *wanted: str) -> bool:
+    def shows(turns: list[JsonObject], rules: HistoryRules, *wanted: str) -> bool:
         """Whether texts come out in their order, and both calls."""
-        prompt = render(shaped(turns, replace(rules, text_beside_calls=place))) or ""
+        prompt = render(shaped(turns, rules)) or ""
         places = list(map(prompt.find, wanted))
         has_calls = prompt.count("probe_f0") >= 2 or all(
             one in prompt for one in ("abcdefghi", "jklmnopqr")
@@ -132,12 +131,17 @@ def place_of_text(render: Render, rules: HistoryRules) -> PlaceOfText:
         return has_calls and places == sorted(places) and places[0] >= 0
 
     # Templates that take it for reasoning (gpt-oss) leave it out later, and mean to.
-    if shows(turn, "shown", *texts) or not shows_calls(render, rules):
-        return "shown"
-    turn.append({"role": "assistant", "content": "probe-a1"})
-    places: tuple[PlaceOfText, ...] = ("before", "after")
-    told = (place for place in places if shows(turn, place, *texts, "probe-a1"))
-    return next(told, "shown")
+    if shows(turn, rules, *texts) or not shows_calls(render, rules):
+        return rules
+    answered = [*turn, {"role": "assistant", "content": "probe-a1"}]
+    before = replace(rules, text_beside_calls="before")
+    if shows(answered, before, *texts, "probe-a1"):
+        return before
+    after = replace(rules, text_beside_calls="after")
+    if not shows(answered, after, *texts, "probe-a1"):
+        return rules
+    waiting = replace(after, waiting_text=True)
+    return waiting if shows(turn, waiting, texts[0]) else after
 
 
 def line_breaks(render: Render, rules: HistoryRules) -> LineBreaks:

@@ -137,3 +137,28 @@ def test_where_roles_alternate_the_next_answer_says_what_was_said() -> None:
     assert stopped == (
         "<user>?<assistant>(f)<tool>warm<assistant>(g)<assistant>I look.\n\nAgain.<user>So?"
     )
+
+
+def test_where_roles_alternate_the_first_text_is_an_answer_until_one_follows() -> None:
+    """What the model said before its calls was left out while they were answered."""
+    once = [USER, asked("I look.", "f"), result("f", "warm")]
+    first = rendered(ALTERNATING, *once)
+    assert first == "<user>?<assistant>I look.<assistant>(f)<tool>warm"
+    # What follows leaves it where it is, for the cache's sake.
+    again = rendered(ALTERNATING, *once, asked("Again.", "g"), result("g", "dry"))
+    assert again == f"{first}<assistant>(g)<tool>dry"
+    later = rendered(ALTERNATING, *TURN, asked("Now g.", "g", reasoning_content="hm"))
+    assert later == (
+        "<user>?<assistant>(f)<tool>warm<assistant>I look.\n\nWarm.<user>So?"
+        "<assistant>Now g.<assistant>(g)"
+    )
+
+
+def test_an_answer_right_before_calls_is_what_was_said_beside_them() -> None:
+    """Clients of the Responses API send them apart; joined, the text was left out."""
+    apart = [USER, {"role": "assistant", "content": "I look."}, asked(None, "f")]
+    loop = [*apart, result("f", "warm")]
+    assert rendered(ALTERNATING, *loop) == "<user>?<assistant>I look.<assistant>(f)<tool>warm"
+    assert rendered(ALTERNATING, *loop, ANSWER) == (
+        "<user>?<assistant>(f)<tool>warm<assistant>I look.\n\nWarm."
+    )
