@@ -125,6 +125,14 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     if class_name:
         roles = {**_class_roles(class_name, config, backend), **roles}
     _add_ends(backend, config, roles)
+    for role in ("bos_token", "eos_token"):
+        if role in roles and backend.token_to_id(roles[role]) is None:
+            _log.warning(
+                "%s: %s is %.80r, which is none of the tokenizer's tokens; it is left out",
+                folder,
+                role,
+                roles[role],
+            )
     return TokenizerFiles(
         backend, roles, _chat_template(folder, config), class_name, _max_length(config)
     )

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from engine_worker.core.decoding.speculation import SpeculationMode
 from engine_worker.core.metrics import EngineMetrics
 from engine_worker.errors import KvMemoryError, ModelConfigError, TokenizerLoadError
 from engine_worker.loading.cache_shape import choose_max_model_len
-from engine_worker.loading.decoder import create_runner, load_model
+from engine_worker.loading.decoder import _load_text_side, create_runner, load_model
 from protocol.errors import ConfigurationError
 from tests.fakes.tiny_checkpoint import TINY_LLAMA, write_checkpoint
 from tests.fakes.tiny_decoder import tiny_spec, tiny_weights
@@ -61,6 +62,19 @@ def test_a_folder_without_a_model_is_refused_before_anything_else(tmp_path: Path
     with pytest.raises(ModelConfigError):
         load_model(settings, lambda phase, fraction, detail: phases.append(phase))
     assert phases == ["loading"]
+
+
+@pytest.mark.parametrize("has_end", [True, False])
+def test_a_tokenizer_without_an_end_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, has_end: bool
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(byte_level_tokenizer().serialized())
+    config = {"eos_token": "<|im_end|>"} if has_end else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    settings = dataclasses.replace(SETTINGS, path=tmp_path)
+    tokenizer, _ = _load_text_side(settings, 2000)
+    assert bool(tokenizer.eos_token_ids) is has_end
+    assert ("nothing names a token that ends an output" in caplog.text) is not has_end
 
 
 def test_without_a_tokenizer_nothing_is_compiled(tmp_path: Path) -> None:
