@@ -5,7 +5,7 @@ The engine asks again, by each of its weights, before it loads them; this is tol
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from penstock.errors import ModelError
 from penstock.gguf_source import STORED_BYTES
@@ -29,10 +29,16 @@ QUANT_METHODS = {
     "bitsandbytes": 4,
     "auto-round": 4,
     "modelopt": 8,
+    "mlx": 4,
 }
 """Those that the engine reads, and the bits of most of their weights where the config is silent."""
+OLD_METHODS = {"intel/auto-round": "auto-round"}
+"""What old files call some of them."""
 _KEPT_METHODS = ("awq", "gptq", "compressed-tensors", "mxfp4", "auto-round", "modelopt")
 """Those whose weights may stay as they are."""
+_MLX: Final = "quantization"
+_MOST_BITS_OF_MLX: Final = 4
+"""Of weights that may stay as they are."""
 _KV_BITS = {"float32": 32, "bfloat16": 16, "int8": 9}
 """Of a number in the KV cache; of int8 with scales as for heads 32 wide."""
 _BITS_BY_WEIGHT = {"int8": 8, "int4": 5}
@@ -138,7 +144,7 @@ def estimate_memory(
     bits = _quantised_bits(text) or stored_bits
     weights_bytes = checkpoint_bytes * _BITS_BY_WEIGHT.get(dtype, stored_bits * widening)
     stored_bytes = text.get(STORED_BYTES)
-    if stored_bytes is None and _method(text) in _KEPT_METHODS:
+    if stored_bytes is None and _is_kept(text, bits):
         stored_bytes = checkpoint_bytes
     if keeps_stored and stored_bytes is not None:
         weights_bytes = min(weights_bytes, int(stored_bytes) * bits)
@@ -248,15 +254,28 @@ def _values_of_a_token(config: Mapping[str, Any], index: int, kind: str) -> int:
     return 2 * num_keys * head_dim
 
 
-def _method(config: Mapping[str, Any]) -> str:
-    quantization = config.get("quantization_config")
-    return str(quantization.get("quant_method")) if isinstance(quantization, dict) else ""
+def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a quantiser said, with the name of its method; empty where none did."""
+    found, of_mlx = config.get("quantization_config"), config.get(_MLX)
+    if isinstance(found, dict) and found.get("quant_method") is not None:
+        method = str(found["quant_method"])
+        return {**found, "quant_method": OLD_METHODS.get(method, method)}
+    # MLX writes both, and its name into neither.
+    return {**of_mlx, "quant_method": "mlx"} if isinstance(of_mlx, dict) else {}
+
+
+def _is_kept(config: Mapping[str, Any], bits: int) -> bool:
+    """Whether the engine may keep most weights as they are."""
+    method = _quantization(config).get("quant_method")
+    if method == "mlx":
+        return bits <= _MOST_BITS_OF_MLX
+    return method in _KEPT_METHODS
 
 
 def _quantised_bits(config: Mapping[str, Any]) -> int | None:
     """Bits that a weight takes in the files of a quantised checkpoint, scales left out."""
-    quantization = config.get("quantization_config")
-    if not isinstance(quantization, dict) or quantization.get("quant_method") is None:
+    quantization = _quantization(config)
+    if not quantization:
         return None
     bits = quantization.get("bits")
     for group in (quantization.get("config_groups") or {}).values():

@@ -21,7 +21,7 @@ from penstock.gguf_source import (
     hub_name,
     local_file,
 )
-from penstock.memory_estimate import QUANT_METHODS, estimate_memory, require_memory
+from penstock.memory_estimate import OLD_METHODS, QUANT_METHODS, estimate_memory, require_memory
 from penstock.recurrent_states import CacheChoice
 from protocol.runtime.container_limits import free_memory_bytes
 
@@ -45,7 +45,7 @@ def refuse_foreign_formats(name: str, config: Mapping[str, Any], files: Iterable
     files = list(files)
     quantization = config.get("quantization_config")
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method and str(method) not in QUANT_METHODS:
+    if method and OLD_METHODS.get(str(method), str(method)) not in QUANT_METHODS:
         raise ModelError(
             f"{name} is quantised by {str(method)!r:.80}, which is not read; "
             f"{', '.join(QUANT_METHODS)} are. Use the original checkpoint of the model, or one "

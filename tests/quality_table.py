@@ -37,6 +37,7 @@ from tests.fakes.tiny_checkpoint import Tensors
 
 GROUP: Final = 64
 _FP8_MOST: Final = 448.0
+_HALF_AN_OCTET: Final = 4
 _GGUF: Final = (
     *("Q8_0", "Q6_K", "Q5_K", "Q5_1", "Q5_0", "Q4_K", "Q4_1", "Q4_0"),
     *("IQ4_NL", "IQ4_XS", "MXFP4", "Q3_K", "Q2_K"),
@@ -75,7 +76,8 @@ def write_folder(
         {name: values.astype(np.float32) for name, values in tensors.items()}
     )
     config = json.loads((original / "config.json").read_text(encoding="utf-8"))
-    text = json.dumps({**config, "quantization_config": stated})
+    key = "quantization_config" if "quant_method" in stated else "quantization"
+    text = json.dumps({**config, key: stated})
     (folder / "config.json").write_text(text, encoding="utf-8")
     save_file(
         {name: _tensor(values) for name, values in written.items()}, folder / "model.safetensors"
@@ -108,6 +110,26 @@ def _fp8(size: int, tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
     return stated | ({"weight_block_size": [size, size]} if size else {}), found
 
 
+def _mlx(bits: int, tensors: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """Linear layers and the embedding in MLX's groups: steps from the least number to the most."""
+    found: Tensors = {}
+    for name, values in tensors.items():
+        if not name.endswith(("_proj.weight", "embed_tokens.weight")):
+            found[name] = values
+            continue
+        groups = values.reshape(len(values), -1, GROUP)
+        biases = groups.min(2).astype(np.float16)
+        scales = (np.ptp(groups, axis=2) / (2**bits - 1)).astype(np.float16)
+        steps = (groups - biases[..., None]) / scales[..., None].astype(np.float32)
+        octets = np.rint(steps).clip(0, 2**bits - 1).astype(np.uint8).reshape(values.shape)
+        if bits == _HALF_AN_OCTET:
+            octets = octets[:, ::2] | octets[:, 1::2] << _HALF_AN_OCTET
+        module = name.removesuffix(".weight")
+        found[name] = np.ascontiguousarray(octets).view(np.uint32)
+        found |= {f"{module}.scales": scales, f"{module}.biases": biases}
+    return {"bits": bits, "group_size": GROUP}, found
+
+
 FORMATS: Final[dict[str, Callable[[Path], Path]]] = {
     **{kind: partial(write_file, kind=kind) for kind in _GGUF},
     **{
@@ -120,6 +142,8 @@ FORMATS: Final[dict[str, Callable[[Path], Path]]] = {
     },
     "fp8, one scale a matrix": partial(write_folder, quantise=partial(_fp8, 0)),
     "fp8, blocks of 128 x 128": partial(write_folder, quantise=partial(_fp8, 128)),
+    "MLX, 4 bits": partial(write_folder, quantise=partial(_mlx, 4)),
+    "MLX, 8 bits": partial(write_folder, quantise=partial(_mlx, 8)),
 }
 """By name what writes the bundled model to a folder."""
 

@@ -145,6 +145,11 @@ class ConfigFields:
             raise self.error(name, "must be an object", value)
         return value
 
+    def inner(self, name: str) -> "ConfigFields | None":
+        """The fields of a JSON object in it; None where there is another value or none."""
+        value = self._values.get(name)
+        return ConfigFields(value, f"{self._where}: {name}") if isinstance(value, dict) else None
+
     def error(self, name: str, what: str, value: object) -> ModelConfigError:
         """The error of one field: where, name, what it must be, and (shortened) what it is."""
         return ModelConfigError(f"{self._where}: {name} {what}, not {value!r:.80}")

@@ -21,11 +21,16 @@ class QuantMethod(StrEnum):
     BITSANDBYTES = "bitsandbytes"
     AUTO_ROUND = "auto-round"
     MODELOPT = "modelopt"
+    MLX = "mlx"
 
 
+OLD_METHODS: Final = {"intel/auto-round": QuantMethod.AUTO_ROUND}
+"""What old files call some of them."""
 WAY_OUT: Final = "download it again, or use the original model"
 _KEYS: Final = ("quantization_config", "compression_config")
 """The second is what compressed-tensors wrote in its first versions."""
+_MLX_KEY: Final = "quantization"
+"""MLX's own, in front of `quantization_config`, which it writes without a name of the method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,11 @@ def read_quantization(config: Mapping[str, Any]) -> Quantization | None:
         ModelConfigError: An entry of the wrong type.
     """
     fields = ConfigFields(config)
+    of_mlx = fields.inner(_MLX_KEY)
+    if of_mlx is not None and not fields.present(_KEYS[1]):
+        named = fields.inner(_KEYS[0])
+        if named is None or not named.present("quant_method"):
+            return Quantization(QuantMethod.MLX, of_mlx)
     for key in _KEYS:
         found = fields.mapping(key)
         if found is not None:
@@ -76,7 +86,7 @@ def quantization_of(
     unnamed = method or (QuantMethod.BITSANDBYTES if is_oldest else "an unnamed method")
     name = fields.text("quant_method", unnamed)
     try:
-        return Quantization(QuantMethod(name), fields)
+        return Quantization(OLD_METHODS.get(name) or QuantMethod(name), fields)
     except ValueError:
         raise UnsupportedFormatError(
             f"{where}: the weights are quantised by {name!r:.80}, which is not read; "

@@ -2,14 +2,17 @@
 
 import pytest
 
+from engine_worker.compute.models.quantization import OLD_METHODS as METHODS_OF_THE_ENGINE
 from engine_worker.compute.models.quantization import QuantMethod
 from penstock.errors import ModelError
 from penstock.memory_estimate import (
+    OLD_METHODS,
     QUANT_METHODS,
     MemoryEstimate,
     estimate_memory,
     require_memory,
 )
+from penstock.model_source import refuse_foreign_formats
 from penstock.recurrent_states import CacheChoice
 
 CONFIG = {
@@ -116,8 +119,23 @@ def test_quantised_checkpoints_take_what_their_weights_become(
     assert kept.weights_bytes == (1600 if stays else 1600 * widening)
 
 
+@pytest.mark.parametrize(("bits", "stays"), [(4, True), (8, False)])
+def test_mlx_writes_no_name_of_its_method(bits: int, stays: bool) -> None:
+    said = {"bits": bits, "group_size": 64}
+    config = CONFIG | {"dtype": "bfloat16", "quantization": said, "quantization_config": said}
+    refuse_foreign_formats("m", config, ["model.safetensors"])
+    estimate = estimate_memory(config, 1600, dtype="auto", max_model_len=10)
+    assert estimate.weights_bytes == 1600 * 16 // bits
+    kept = estimate_memory(config, 1600, dtype="auto", max_model_len=10, keeps_stored=True)
+    assert kept.weights_bytes == (1600 if stays else 1600 * 16 // bits)
+
+
 def test_the_methods_let_through_are_those_that_the_engine_reads() -> None:
     assert set(QUANT_METHODS) == set(QuantMethod)
+    assert OLD_METHODS == METHODS_OF_THE_ENGINE
+    for name in OLD_METHODS:
+        config = CONFIG | {"quantization_config": {"quant_method": name, "bits": 4}}
+        refuse_foreign_formats("m", config, ["model.safetensors"])
 
 
 def test_a_model_too_large_is_refused_with_both_numbers_and_a_way_out() -> None:

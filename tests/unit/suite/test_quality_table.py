@@ -25,6 +25,8 @@ LOSSES = {
     "MXFP4 of a folder": 0.14,
     "fp8, one scale a matrix": 0.04,
     "fp8, blocks of 128 x 128": 0.04,
+    "MLX, 4 bits": 0.1,
+    "MLX, 8 bits": 0.01,
 }
 """The most that a matrix differs, of its length."""
 

@@ -40,24 +40,34 @@ from engine_worker.compute.weights.tensor_info import STORED_DTYPES, ReadTensor,
 from engine_worker.errors import UnsupportedFormatError
 
 _BITS: Final = (2, 3, 4, 8)
-_FIRST, _SECOND = "gptq", "gptq_v2"
+FIRST: Final = "gptq"
+"""The version of the format that a config which doesn't say is of: zeros are stored less one."""
+SECOND: Final = "gptq_v2"
+"""Zeros stand as they are."""
 _ONES: Final = {2: 0x55555555, 4: 0x11111111, 8: 0x01010101}
 """A one in each integer of a word."""
 
 
-def read_gptq(stored: StoredTensors, fields: ConfigFields) -> Iterator[DerivedTensor]:
+def read_gptq(
+    stored: StoredTensors, fields: ConfigFields, version: str = FIRST
+) -> Iterator[DerivedTensor]:
     """`qweight` [in*bits/32, out], `qzeros` [G, out*bits/32], `scales` [G, out], `g_idx` [in].
+
+    Args:
+        stored: What the files hold.
+        fields: What the quantiser says.
+        version: Where it doesn't say which one it is.
 
     Raises:
         UnsupportedFormatError: Another number of bits, or packed for a kernel.
         CheckpointError: A part is missing, or the shapes disagree.
     """
     bits = fields.size("bits", 4)
-    form = fields.text("checkpoint_format", fields.text("format", _FIRST)).lower()
-    if bits not in _BITS or form not in (_FIRST, _SECOND) or fields.flag("is_marlin_format", False):
+    form = fields.text("checkpoint_format", fields.text("format", version)).lower()
+    if bits not in _BITS or form not in (FIRST, SECOND) or fields.flag("is_marlin_format", False):
         raise UnsupportedFormatError(
             f"GPTQ with {bits} bits in the format {form!r:.40} is not read, only that with "
-            f"{', '.join(map(str, _BITS))} bits in the formats '{_FIRST}' and '{_SECOND}'; use "
+            f"{', '.join(map(str, _BITS))} bits in the formats '{FIRST}' and '{SECOND}'; use "
             "such a checkpoint or the original model"
         )
     if fields.text("pack_dtype", "int32") != "int32":
@@ -73,7 +83,7 @@ def read_gptq(stored: StoredTensors, fields: ConfigFields) -> Iterator[DerivedTe
             _BITS if differ else (bits,),
             group_size,
             sizes_differ=differ,
-            is_first=form == _FIRST,
+            is_first=form == FIRST,
             is_ordered=fields.flag("desc_act", False),
         )
 

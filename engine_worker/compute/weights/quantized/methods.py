@@ -28,6 +28,7 @@ from engine_worker.compute.weights.quantized.derived import (
 )
 from engine_worker.compute.weights.quantized.fp8 import read_fp8
 from engine_worker.compute.weights.quantized.gptq import read_gptq
+from engine_worker.compute.weights.quantized.mlx import read_mlx
 from engine_worker.compute.weights.quantized.modelopt import read_modelopt
 from engine_worker.compute.weights.quantized.mxfp4 import read_mxfp4
 from engine_worker.compute.weights.safetensors_files import SafetensorsCheckpoint
@@ -45,6 +46,7 @@ METHODS: Final[dict[QuantMethod, ReadMethod]] = {
     QuantMethod.BITSANDBYTES: read_bitsandbytes,
     QuantMethod.AUTO_ROUND: read_auto_round,
     QuantMethod.MODELOPT: read_modelopt,
+    QuantMethod.MLX: read_mlx,
 }
 _OLD_FILES: Final = {
     "quantize_config.json": QuantMethod.GPTQ,

@@ -34,6 +34,23 @@ def test_auto_round_reads_what_gptq_packs(tmp_path: Path, form: dict[str, str]) 
     np.testing.assert_array_equal(read(tmp_path), expected)
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"packing_format": "auto_round"},
+        {"packing_format": "auto_round:exllamav2"},
+        {"quant_method": "intel/auto-round", "backend": "auto_round:exllamav2"},
+    ],
+)
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_zeros_of_auto_rounds_own_packing_stand_as_they_are(
+    tmp_path: Path, form: dict[str, str], bits: int
+) -> None:
+    parts, expected = gptq_parts(bits, first=False)
+    write(tmp_path, parts, AUTO_ROUND | {"bits": bits, "sym": False} | form)
+    np.testing.assert_array_equal(read(tmp_path), expected)
+
+
 def test_auto_round_reads_what_awq_packs(tmp_path: Path) -> None:
     parts, expected = awq_parts()
     write(tmp_path, parts, AUTO_ROUND | {"packing_format": "auto_round:auto_awq"})
