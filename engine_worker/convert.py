@@ -67,7 +67,7 @@ def _check(done: Converted) -> int:
         with open_weights(
             checkpoint,
             graph.parameters,
-            weight_sources(graph, checkpoint.tensors.keys()),
+            weight_sources(graph, checkpoint.tensors),
             architecture=spec.architecture,
             is_ignorable=lambda name: is_ignorable(name, spec),
         ):

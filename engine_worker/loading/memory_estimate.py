@@ -82,7 +82,7 @@ def estimate_memory(
     parameters = backend.graph.parameters
     sources: Sequence[tuple[Source, ...]] = [()] * len(parameters)
     if checkpoint is not None:
-        sources = weight_sources(backend.graph, checkpoint.tensors.keys())
+        sources = weight_sources(backend.graph, checkpoint.tensors)
     loading = max(
         _loading_bytes(weight, parameters, sources, checkpoint)
         for weight in backend.packing.weights

@@ -169,7 +169,7 @@ def _load_decoder(
         leaves = load_leaves(
             checkpoint,
             graph.parameters,
-            weight_sources(graph, checkpoint.tensors.keys()),
+            weight_sources(graph, checkpoint.tensors),
             architecture=spec.architecture,
             is_ignorable=lambda name: name == _HEAD or is_decoder_ignorable(name, spec),
             progress=progress,

@@ -194,7 +194,7 @@ class _Load:
         verb = "packed" if backend.packing.layout else "loaded"
         begun, done_bytes = Fingerprint(self.folder, self.deciding, self.lora), 0
         with FileHashes(checkpoint.files, self.cache_dir) as hashes:
-            sources = weight_sources(graph, checkpoint.tensors.keys())
+            sources = weight_sources(graph, checkpoint.tensors)
             with open_weights(
                 checkpoint,
                 graph.parameters,

@@ -38,7 +38,7 @@ def _experts() -> dict[str, FamilyCase]:
                 "head_dim": 16,
                 "num_experts": 7,
                 "num_experts_per_tok": 3,
-                "moe_intermediate_size": 24,
+                "moe_intermediate_size": 20,
                 "rope_parameters": {
                     "rope_type": "default",
                     "rope_theta": 500.0,

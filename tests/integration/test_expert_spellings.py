@@ -46,6 +46,24 @@ def test_both_spellings_of_a_checkpoint_give_the_same_weights(name: str, tmp_pat
         np.testing.assert_array_equal(one, other)
 
 
+def test_experts_of_qwen_3_vl_may_lie_transposed(tmp_path: Path) -> None:
+    """As published; transformers 5 saves them the other way round."""
+    case = CASES["qwen3_vl_moe_beside_its_tower"]
+    config: Any = getattr(transformers, case.config)(**case.values)
+    model = random_model(config, case, torch.Generator().manual_seed(1))
+    for name in ("saved", "published"):
+        model.save_pretrained(tmp_path / name)
+    path = tmp_path / "published" / "model.safetensors"
+    tensors = {
+        name: values.swapaxes(1, 2).contiguous() if ".experts." in name else values
+        for name, values in safetensors_torch.load_file(path).items()
+    }
+    safetensors_torch.save_file(tensors, path)
+    ours, theirs = (load(tmp_path / name, jnp.float32).leaves for name in ("saved", "published"))
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_gpt_oss_experts_are_turned_and_their_halves_parted(tmp_path: Path) -> None:
     case = CASES["gpt_oss_with_sinks_and_windows"]
     config: Any = getattr(transformers, case.config)(**case.values)

@@ -22,6 +22,7 @@ class Source:
             after `is_transposed`.
         period: The tensor's rows come in groups of so many, and `rows` are those of each group.
         is_transposed: The checkpoint holds [.., in, out].
+        may_be_transposed: It may; the shape of its tensor tells.
         has_halves_in_turn: Its last axis, as the checkpoint holds it, has the numbers of two halves
             in turn (gate 0, up 0, gate 1, ...), of which the weight has one behind the other.
         pairs: So many rows at the beginning of each group of `period` are pairs of neighbours, of
@@ -33,6 +34,7 @@ class Source:
     rows: tuple[int, int] | None = None
     period: int | None = None
     is_transposed: bool = False
+    may_be_transposed: bool = False
     has_halves_in_turn: bool = False
     pairs: int = 0
 

@@ -86,7 +86,7 @@ def load_weights(
     leaves = load_leaves(
         checkpoint,
         graph.parameters,
-        weight_sources(graph, checkpoint.tensors.keys()),
+        weight_sources(graph, checkpoint.tensors),
         architecture=spec.architecture,
         is_ignorable=lambda name: is_ignorable(name, spec),
         device=device,
@@ -186,7 +186,7 @@ def stored_formats(graph: DecoderGraph, checkpoint: Checkpoint) -> dict[str, Blo
     if not kept:
         return {}
     transposed = checkpoint.transposed_blocks
-    sources = weight_sources(graph, checkpoint.tensors.keys())
+    sources = weight_sources(graph, checkpoint.tensors)
     found = {}
     for parameter, parts in zip(graph.parameters, sources, strict=True):
         is_in_rows = all(_is_in_rows(part, is_kept_so=part.name in transposed) for part in parts)

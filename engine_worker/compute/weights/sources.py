@@ -1,7 +1,7 @@
 """Which tensors of a checkpoint make up each weight of the decoder that is declared for it."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Final
 
@@ -9,6 +9,7 @@ from engine_worker.compute.models.decoder import DecoderGraph
 from engine_worker.compute.models.families.registry import family_of
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.compute.models.tensors import EMBEDDING, HEAD, Source
+from engine_worker.compute.weights.tensor_info import TensorInfo
 
 IGNORED_SUFFIXES = (
     ".rotary_emb.inv_freq",
@@ -25,19 +26,22 @@ _KEYS_AND_VALUES: Final = re.compile(
 
 
 def weight_sources(
-    graph: DecoderGraph, names: Collection[str] = ()
+    graph: DecoderGraph, names: Collection[str] | Mapping[str, TensorInfo] = ()
 ) -> tuple[tuple[Source, ...], ...]:
     """For each leaf the tensors that, joined along their rows, fill it.
 
     Args:
         graph: The declared decoder.
-        names: Of all tensors of the checkpoint, where a family's are spelled in several ways.
+        names: Of all tensors of the checkpoint, where a family's are spelled in several ways; with
+            the tensors, where their shapes tell how some of them lie.
 
     Returns:
         Aligned with `graph.parameters`.
     """
     by_path = family_of(graph.spec).tensors(graph.spec, names)
     found = tuple(by_path[parameter.path] for parameter in graph.parameters)
+    if isinstance(names, Mapping):
+        found = tuple(tuple(_as_it_lies(source, names) for source in parts) for parts in found)
     if EMBEDDING in names or EMBEDDING.removeprefix(_BASE) not in names:
         return found
     # As saved from the base model, which is how models that make embeddings are shared.
@@ -45,6 +49,18 @@ def weight_sources(
         tuple(replace(source, name=source.name.removeprefix(_BASE)) for source in parts)
         for parts in found
     )
+
+
+def _as_it_lies(source: Source, tensors: Mapping[str, TensorInfo]) -> Source:
+    """A source that may be transposed, as the checkpoint holds it.
+
+    Of a square nothing tells; as by transformers, it is taken for one that isn't.
+    """
+    stored = tensors.get(source.name)
+    if not source.may_be_transposed or stored is None or stored.shape == source.shape:
+        return source
+    turned = (*source.shape[:-2], source.shape[-1], source.shape[-2])
+    return replace(source, shape=turned, is_transposed=True) if stored.shape == turned else source
 
 
 def is_ignorable(name: str, spec: DecoderSpec) -> bool:

@@ -19,7 +19,7 @@ class ExpertNames:
         gate, up, down: Of an expert, in `experts.0.`; none where all are always in one tensor.
         stacked: Gate and up, and down, of all experts [E, 2I, H] and [E, H, I]; several spellings,
             the usual one first.
-        is_transposed: These are [E, H, 2I] and [E, I, H] instead.
+        may_be_transposed: These may be [E, H, 2I] and [E, I, H] instead.
         router: The first that the checkpoint has.
         correction: As `router`.
         shared: With a dot at the end.
@@ -31,7 +31,7 @@ class ExpertNames:
     up: str = "up_proj"
     down: str = "down_proj"
     stacked: tuple[tuple[str, str], ...] = (("experts.gate_up_proj", "experts.down_proj"),)
-    is_transposed: bool = False
+    may_be_transposed: bool = False
     router: tuple[str, ...] = ("gate.weight",)
     correction: tuple[str, ...] = ("gate.e_score_correction_bias",)
     correction_shape: Callable[[int], tuple[int, ...]] = lambda num_experts: (num_experts,)
@@ -111,11 +111,12 @@ def expert_tensors(
         # Where none is there, the usual one is what is missing.
         stacked = spelling.stacked[0]
     if stacked is not None:
+        gate_up, down = stacked
+        turned = spelling.may_be_transposed
+        wide, narrow = (num_experts, 2 * inner, hidden), (num_experts, hidden, inner)
         return sources | {
-            f"{ours}{name}.weight": (_stack(f"{block}{one}", num_experts, *shape, spelling),)
-            for name, one, shape in zip(
-                ("gate_up", "down"), stacked, ((2 * inner, hidden), (hidden, inner)), strict=True
-            )
+            f"{ours}gate_up.weight": (Source(f"{block}{gate_up}", wide, may_be_transposed=turned),),
+            f"{ours}down.weight": (Source(f"{block}{down}", narrow, may_be_transposed=turned),),
         }
     experts = [f"{block}experts.{expert}." for expert in range(num_experts)]
     return sources | {
@@ -128,12 +129,6 @@ def expert_tensors(
             Source(f"{expert}{spelling.down}.weight", (hidden, inner)) for expert in experts
         ),
     }
-
-
-def _stack(name: str, num_experts: int, outputs: int, inputs: int, spelling: ExpertNames) -> Source:
-    if spelling.is_transposed:
-        return Source(name, (num_experts, inputs, outputs), is_transposed=True)
-    return Source(name, (num_experts, outputs, inputs))
 
 
 def _present(block: str, spellings: tuple[str, ...], names: Collection[str]) -> str:

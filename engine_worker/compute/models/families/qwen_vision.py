@@ -68,6 +68,6 @@ FAMILIES = (
         "Qwen3VLMoeForConditionalGeneration",
         "qwen3_vl_moe",
         _EXPERTS,
-        text_model_of_others(tensors_with_experts(ExpertNames(is_transposed=True))),
+        text_model_of_others(tensors_with_experts(ExpertNames(may_be_transposed=True))),
     ),
 )
