@@ -5,7 +5,7 @@ written. In GPTQ's zeros are stored less one, as in the first version of that fo
 own, which is named by the kernel that it was made for, they stand as they are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final
 
@@ -16,7 +16,7 @@ from engine_worker.compute.weights.quantized.gptq import SECOND, read_gptq
 from engine_worker.errors import UnsupportedFormatError
 
 _GPTQ, _AWQ = "auto_gptq", "auto_awq"
-_READ: Final = {
+_READ: Final[dict[str, Callable[[StoredTensors, ConfigFields], Iterator[DerivedTensor]]]] = {
     **dict.fromkeys((_GPTQ, "gptq"), read_gptq),
     **dict.fromkeys((_AWQ, "awq"), read_awq),
     **dict.fromkeys(

@@ -328,7 +328,8 @@ def assert_pairs_are_joined_alike(folder: Path, found: GgufTokenizer, original: 
 def test_a_vocabulary_of_roberta_joins_pairs_as_it_does(tmp_path: Path) -> None:
     """Nothing stood between and around the texts of a pair."""
     original = byte_level("gpt-2")
-    ends = [(text, original.token_to_id(text)) for text in ("<|im_start|>", "<|im_end|>")]
+    ids = original.get_vocab(with_added_tokens=True)
+    ends = [(text, ids[text]) for text in ("<|im_start|>", "<|im_end|>")]
     original.post_processor = processors.RobertaProcessing(ends[1], ends[0])
 
     def more(writer: GGUFWriter) -> None:
