@@ -16,10 +16,8 @@ from gateway.request.jobs.job import question_fingerprint
 from gateway.request.jobs.model_limits import find_offer
 from gateway.request.leases.work_bound import Admitted, Bound
 from gateway.request.lifecycle.work import SimpleWork
-from gateway.request.lifecycle.work_trace import REQUEST_MODEL
 from gateway.request.preparation.engine_asker import EngineAsker
 from gateway.telemetry.metrics import Metrics
-from protocol.runtime.tracing import Attributes
 from protocol.version import ProtocolVersion
 from protocol.wire.messages import (
     Classified,
@@ -100,7 +98,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
     ) -> None:
         self.endpoint = question.endpoint
         self.model = question.model
-        self._asked_model = asked_model
+        self.asked_model = asked_model
         self.offer: EngineOffer | None = None
         self._question: Question[QuestionT, AnswerT] = question
         self._pool = pool
@@ -215,10 +213,6 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         num_tokens = self.usage().prompt_tokens
         if num_tokens and self.offer is not None:
             self._metrics.tokens.add(num_tokens, self.model, "prompt")
-
-    def trace_attributes(self) -> Attributes:
-        """What the client calls its model."""
-        return {REQUEST_MODEL: self._asked_model}
 
     async def _ask(self, slot: Slot) -> AnswerT:
         request_id = self.owner.request_id
