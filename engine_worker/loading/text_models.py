@@ -27,7 +27,12 @@ from engine_worker.config import ModelSettings
 from engine_worker.core.choice.batch import ProgressCallback
 from engine_worker.embedding.classifier import DecoderHead, EncoderHead, Head
 from engine_worker.embedding.encoder import EncoderGraph, is_ignorable
-from engine_worker.embedding.families.registry import encoder_spec, family_of, is_encoder
+from engine_worker.embedding.families.registry import (
+    encoder_spec,
+    family_of,
+    is_encoder,
+    refuse_other_heads,
+)
 from engine_worker.embedding.labels import has_classifier, read_labels
 from engine_worker.embedding.models import (
     BidirectionalModel,
@@ -107,6 +112,7 @@ def load_text_model(settings: ModelSettings, progress: ProgressCallback) -> Text
         ConfigurationError: The type doesn't go with such models.
     """
     config = read_config(settings.path)
+    refuse_other_heads(config)
     # Vectors are compared by small differences, and encoders are small: float32 unless asked.
     if settings.dtype in QUANTIZED:
         raise ConfigurationError(

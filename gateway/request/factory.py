@@ -125,6 +125,7 @@ class RequestFactory:
             model = self.model_of(job)
         work = GenerationWork(
             job if model == job.model else job.changed(model=model),
+            asked_model=job.model,
             pool=self._pool,
             parsers=self._parsers,
             metrics=self._metrics,
@@ -166,9 +167,11 @@ class RequestFactory:
             request_id: Made by the gateway.
             is_continued: Whether it belongs to what has begun, which a drain lets finish.
         """
-        question = replace(question, model=self._names.served(question.model))
+        asked = question.model
+        question = replace(question, model=self._names.served(asked))
         work = QuestionWork(
             question,
+            asked_model=asked,
             pool=self._pool,
             metrics=self._metrics,
             configured_models=self._rules.models,

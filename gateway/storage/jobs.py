@@ -17,8 +17,10 @@ from gateway.storage.records import (
 )
 from protocol.errors import ErrorCode
 
-AT_ONCE_MS: Final = 0
+_AT_ONCE_MS: Final = 0
 """When a job is due that nobody has put off, whatever clocks say."""
+_LONGEST_WAIT_MS: Final = 60_000
+"""So long a job may be put off; then whoever takes it looks again."""
 _BACK_OFF_S: Final = 5.0
 _DEAD_OWNERS_MS: Final = 86_400_000
 
@@ -74,7 +76,7 @@ def enqueue(
     responses.insert(connection, tenant, response, now_ms)
     connection.execute(
         "INSERT INTO jobs VALUES (?, ?, NULL, ?, ?, 0, '', ?)",
-        (response.id, tenant, response.created_ms, AT_ONCE_MS, request),
+        (response.id, tenant, response.created_ms, _AT_ONCE_MS, request),
     )
     connection.execute("INSERT INTO event_logs VALUES (?, 0, '')", (response.id,))
     _insert_events(connection, tenant, response.id, events)
@@ -106,10 +108,13 @@ def claim(connection: Connection, owner: str, now_ms: int) -> Job | None:
     """The next job, now of this gateway: of the tenant with the fewest running, the oldest.
 
     One that it has already is none, however long the store has not heard of it: `beat` names it.
+    One that is due later than anybody may put it off was put off by a clock that was ahead.
     """
+    farthest_ms = now_ms + _LONGEST_WAIT_MS + OWNER_DEAD_MS
     rows = connection.execute(
         "UPDATE jobs SET owner = ?, takes = takes + 1 WHERE response_id = ("
-        " SELECT response_id FROM jobs AS waiting WHERE due_ms <= ? AND (owner IS NULL OR"
+        " SELECT response_id FROM jobs AS waiting WHERE (due_ms <= ? OR due_ms > ?)"
+        " AND (owner IS NULL OR"
         "  owner <> ? AND NOT EXISTS"
         "  (SELECT 1 FROM owners WHERE owners.id = waiting.owner AND alive_ms >= ?))"
         " ORDER BY (SELECT COUNT(*) FROM jobs AS running WHERE running.tenant = waiting.tenant AND"
@@ -117,7 +122,7 @@ def claim(connection: Connection, owner: str, now_ms: int) -> Job | None:
         " AND (owner IS NULL OR"
         "  NOT EXISTS (SELECT 1 FROM owners WHERE owners.id = jobs.owner AND alive_ms >= ?))"
         " RETURNING response_id, tenant, request, takes, leases, created_ms",
-        (owner, now_ms, owner, now_ms - OWNER_DEAD_MS, now_ms - OWNER_DEAD_MS),
+        (owner, now_ms, farthest_ms, owner, now_ms - OWNER_DEAD_MS, now_ms - OWNER_DEAD_MS),
     )
     if not rows:
         return None
@@ -138,6 +143,11 @@ def claim(connection: Connection, owner: str, now_ms: int) -> Job | None:
         is_read=bool(is_read),
         model=model,
     )
+
+
+def due_at(now_ms: int, wait_s: float) -> int:
+    """When a job is due that is put off for so many seconds now."""
+    return now_ms + min(int(wait_s * 1000), _LONGEST_WAIT_MS) if wait_s else _AT_ONCE_MS
 
 
 def release(

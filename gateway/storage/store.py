@@ -402,10 +402,10 @@ class JobStore:
 
         Args:
             response_id: Of the job.
-            wait_s: Before anybody takes it.
+            wait_s: Before anybody takes it; a minute at most.
             leases: Of the takes that something was computed in; None leaves them as they were.
         """
-        due_ms = self._now_ms() + int(wait_s * 1000) if wait_s else jobs.AT_ONCE_MS
+        due_ms = jobs.due_at(self._now_ms(), wait_s)
         await self._database.run(
             lambda connection: jobs.release(connection, self._owner, response_id, due_ms, leases)
         )

@@ -96,7 +96,8 @@ def test_a_pair_that_is_too_long_is_refused_where_it_is_not_to_be_cut(library: L
     body: dict[str, Any] = {"model": "ranker", "text_1": QUERY, "text_2": DOCUMENTS}
     refused = library.raw("/v1/score", **body)
     assert refused.status_code == 400
-    assert refused.json()["error"]["code"] == "context_length_exceeded"
+    error = refused.json()["error"]
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "text_2")
     told = library.post("/v1/score", **body, truncate_prompt_tokens=-1)["data"]
     assert [one.get("truncated", False) for one in told] == [False, True, False, False]
 

@@ -229,6 +229,32 @@ def test_score_keeps_the_order_and_a_pair_has_one_score(harness: Harness) -> Non
     assert both[1] == together[1]
 
 
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (
+            "/v1/systemone",
+            {"state": "x " * 5000, "questions": {"a": {"type": "noul", "instructions": "b"}}},
+            "state",
+        ),
+        (
+            "/v1/rerank",
+            {"query": "a", "documents": DOCUMENTS, "truncation": False},
+            "documents",
+        ),
+        ("/v1/score", {"queries": "a", "items": DOCUMENTS}, "items"),
+    ],
+)
+def test_what_is_too_long_is_named_as_its_client_named_it(
+    harness: Harness, path: str, fields: dict[str, Any], param: str
+) -> None:
+    body = {"model": MODEL, **fields}
+    answer = httpx.post(f"{harness.url}{path}", json=body, timeout=120, trust_env=False)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "context_length_exceeded")
+    assert error["param"] == param
+
+
 def test_a_key_without_the_scope_decides_nothing_and_reranks_nothing(harness: Harness) -> None:
     """The shared deployment asks for no keys; the table of scopes is held by the auth worker's
     tests."""

@@ -88,6 +88,9 @@ def test_claude_code_runs_a_tool_and_goes_on(harness: Harness) -> None:
     env = claude_code()
     base = env["ANTHROPIC_BASE_URL"].replace("http://127.0.0.1:8000", harness.url)
     url, model = f"{base}/v1/messages?beta=true", env["ANTHROPIC_MODEL"]
+    # Titles and its own agents ask for a class of model by the names of these.
+    classes = {f"ANTHROPIC_DEFAULT_{name}_MODEL" for name in ("OPUS", "SONNET", "HAIKU")}
+    assert {env[name] for name in classes} == {model}
     # The bundled model is too small to want a tool by itself.
     forced = {"type": "tool", "name": "Bash"}
     fields: dict[str, Any] = {"tool_choice": forced, "thinking": {"type": "disabled"}}

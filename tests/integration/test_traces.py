@@ -61,12 +61,12 @@ async def told(collector: Collector, *names: str) -> list[ToldSpan]:
 async def test_a_request_is_told_with_its_steps_and_what_it_used(
     socket_dir: Path, collector: Collector
 ) -> None:
-    async with running_gateway(socket_dir) as gateway:
+    async with running_gateway(socket_dir, model_aliases=("gpt-4o=demo",)) as gateway:
         auth, parser, engine = await all_parts(gateway)
         answer = await gateway.client.post(
             "/v1/chat/completions",
             json={
-                "model": "demo",
+                "model": "gpt-4o",
                 "messages": [{"role": "user", "content": "a secret prompt"}],
                 "tools": [TOOL],
                 "temperature": 0.5,
@@ -85,7 +85,7 @@ async def test_a_request_is_told_with_its_steps_and_what_it_used(
         assert http.seconds >= work.seconds > 0
         expected = {
             "gen_ai.operation.name": "chat",
-            "gen_ai.request.model": "demo",
+            "gen_ai.request.model": "gpt-4o",
             "gen_ai.response.model": "demo",
             "gen_ai.request.temperature": 0.5,
             "gen_ai.request.max_tokens": 9,
@@ -104,6 +104,10 @@ async def test_a_request_is_told_with_its_steps_and_what_it_used(
             (parser, OpenParse),
         ):
             assert worker.of(kind)[-1].traceparent == here
+        await gateway.client.post("/tokenize", json={"model": "gpt-4o", "prompt": "hi"})
+        (question,) = await told(collector, "/tokenize demo")
+        assert question.attributes["gen_ai.request.model"] == "gpt-4o"
+        assert question.attributes["gen_ai.response.model"] == "demo"
     assert {span.service for span in collector.spans} == {"penstock-gateway"}
     for text in (b"a secret prompt", b"Hello", SECRET.encode()):
         assert text not in collector.raw

@@ -34,6 +34,7 @@ class CallStates(MachineCore):
     def _begin_block(self, literal: str, start: int, stop: int) -> Answer:
         self._at = "block"
         self._in_block = True
+        self._is_list = False
         self._list_state = ""
         self._num_calls_in_block = 0
         self._held_start = self._base + start
@@ -71,6 +72,7 @@ class CallStates(MachineCore):
         if literal in self._tools.wrapper_ends:
             return self._end_block(stop)
         self._list_state = literal
+        self._is_list = self._is_list or literal == LIST_START
         if literal == LIST_END and not self._tools.wrapper_ends:
             return self._end_block(stop)
         return MOVED, stop
@@ -81,14 +83,16 @@ class CallStates(MachineCore):
         if not self._list_state:
             opening = (LIST_START,) if tools.listed != "never" else ()
             if self._num_calls_in_block:
-                opening = ()
+                # A list that lacks its brackets.
+                opening = (COMMA,) if tools.listed == "may" else ()
             # The opening marker may be doubled, or begin a block where the last one's end lacks.
             again = tools.wrapper_starts
             return (*opening, *self._tables.block_bodies, *tools.wrapper_ends, *again)
         if self._list_state == LIST_END:
             return tools.wrapper_ends
         if self._list_state == COMMA or not self._num_calls_in_block:
-            return (*self._tables.block_bodies, LIST_END)
+            list_end = (LIST_END,) if self._is_list else ()
+            return (*self._tables.block_bodies, *list_end)
         return (COMMA, LIST_END)
 
     def _begin_bare(self, text: str, position: int) -> Answer:

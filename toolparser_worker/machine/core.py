@@ -85,6 +85,7 @@ class MachineCore:
         self._is_second = False
         self._in_block = False
         self._list_state = ""
+        self._is_list = False
         self._body: CallBody = self._tools.body
         self._ends: tuple[str, ...] = ()
         self._reader: CallReader[Any] = new_reader(self._tools.body, self, tools)
@@ -163,8 +164,7 @@ class MachineCore:
             dropped = self._tools.text_after_calls == "drop"
             self._enter(Channel.DROPPED if dropped else Channel.CONTENT)
         self._num_calls_in_block += 1
-        if self._list_state:
-            self._list_state = LIST_START
+        self._list_state = LIST_START if self._is_list else ""
         is_dropped = self._body.unknown_names == "dropped" and not self._schemas.has(name)
         self.num_malformed += is_dropped
         self._is_second = False

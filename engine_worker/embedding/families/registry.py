@@ -44,6 +44,12 @@ _REFUSED: Final = {
 }
 """Encoders that people ask for, so that they aren't taken for decoders."""
 _LATE_INTERACTION: Final = "colbert"
+_OTHER_HEADS: Final = {
+    "ForTokenClassification": "it labels each token of a text",
+    "ForQuestionAnswering": "it finds an answer's place in a text",
+    "ForMultipleChoice": "it scores each choice by a head of its own",
+}
+"""What architectures end in whose answer is that of a head which is not computed here."""
 _ROPES: Final = frozenset({RopeKind.DEFAULT, RopeKind.LINEAR, RopeKind.LLAMA3, RopeKind.YARN})
 
 
@@ -71,11 +77,11 @@ def family_of(config: Mapping[str, Any]) -> EncoderFamily:
     return family
 
 
-def refuse_token_vectors(config: Mapping[str, Any]) -> None:
-    """Refuse a model of late interaction, whose vectors of tokens are compared one by one.
+def refuse_other_heads(config: Mapping[str, Any]) -> None:
+    """Refuse a model whose answer is neither a vector of a text nor its labels.
 
     Raises:
-        UnsupportedFeatureError: Its architecture is ColBERT's.
+        UnsupportedFeatureError: Its architecture is ColBERT's, or has such a head.
     """
     for name in ConfigFields(config).strings("architectures") or ():
         if _LATE_INTERACTION in name.lower():
@@ -83,6 +89,14 @@ def refuse_token_vectors(config: Mapping[str, Any]) -> None:
                 f"{name} is not supported: it makes a vector of each token (late interaction), and"
                 " embeddings here are one vector of a text"
             )
+        for ending, what in _OTHER_HEADS.items():
+            if name.endswith(ending):
+                raise UnsupportedFeatureError(
+                    f"{name} is not supported: {what}, and models here label whole texts"
+                    " (…ForSequenceClassification) or make embeddings; to have embeddings of its"
+                    f' layers, name "{name.removesuffix(ending)}Model" as its architecture in'
+                    " config.json"
+                )
 
 
 def encoder_spec(config: Mapping[str, Any]) -> EncoderSpec:
@@ -94,7 +108,7 @@ def encoder_spec(config: Mapping[str, Any]) -> EncoderSpec:
         UnsupportedFeatureError: It asks for something that is not computed; it is named.
     """
     family = family_of(config)
-    refuse_token_vectors(config)
+    refuse_other_heads(config)
     named = ConfigFields(config).strings("architectures") or (str(config.get("model_type")),)
     spec = replace(family.read(config), architecture=named[0])
     for layer in spec.layers:

@@ -206,18 +206,16 @@ class CountedTokens:
     headers: dict[str, str]
 
 
-def check_model(http_request: HttpRequest, model: str | None) -> str:
-    """A model that is served, now or sooner or later.
+def check_model(http_request: HttpRequest, model: str | None) -> None:
+    """Refuse the name of a model that isn't served, now or sooner or later.
 
     Raises:
         ModelNotFoundError: It is none.
     """
     parts = parts_of(http_request)
     models = {*parts.directory.models(), *parts.settings.models}
-    served = parts.names.served(model or "")
-    if served not in models:
+    if parts.names.served(model or "") not in models:
         raise ModelNotFoundError(model or "", tuple(sorted(models)))
-    return served
 
 
 def only_model(parts: HttpParts) -> str:
@@ -252,10 +250,11 @@ async def count_tokens(
     """
     parts = parts_of(http_request)
     headers = ignored_headers(body.ignored, strict=parts.settings.strict_fields)
-    model = only_model(parts) if body.model is None else check_model(http_request, body.model)
+    if body.model is not None:
+        check_model(http_request, body.model)
     question = Question(
         endpoint=endpoint,
-        model=model,
+        model=body.model or only_model(parts),
         message=body.message,
         answer_kind=Prepared,
         check=_every_engine_counts,
@@ -264,7 +263,9 @@ async def count_tokens(
         question, caller_of(http_request), http_request.state.request_id
     )
     await run_to_end(http_request, request)
-    headers |= answer_headers(request.lease, model=model, asked=body.model, tell_limits=tell_limits)
+    headers |= answer_headers(
+        request.lease, model=work.model, asked=body.model, tell_limits=tell_limits
+    )
     return CountedTokens(len(work.answer.prompt_token_ids), headers)
 
 

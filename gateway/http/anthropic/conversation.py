@@ -219,7 +219,11 @@ def _user(message: Block, where: str, called: Set[str]) -> Iterator[Block]:
 def _result(block: Block, path: str, called: Set[str]) -> Block:
     content = block.get("content")
     text = "" if content is None else _texts(content, f"{path}.content")
-    if block.get("is_error") is True and not text.lower().startswith("error"):
+    is_error = block.get("is_error")
+    if not isinstance(is_error, bool | None):
+        param = f"{path}.is_error"
+        raise InvalidRequestError(f"Invalid `{param}`: must be a boolean.", param=param)
+    if is_error and not text.lower().startswith("error"):
         text = _ERROR + text
     named = _string(block, "tool_use_id", path)
     call_id = our_call_id(named)

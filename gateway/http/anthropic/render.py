@@ -124,10 +124,12 @@ def stop_of(event: ChoiceFinished, head: MessageHead, *, has_calls: bool) -> dic
         is_full = 0 < head.max_model_len <= usage.prompt_tokens + usage.completion_tokens
         has_all = head.max_tokens is not None and usage.completion_tokens >= head.max_tokens
         reason = "model_context_window_exceeded" if is_full and not has_all else "max_tokens"
-    elif isinstance(event.stop_reason, str) and event.finish_reason != "tool_calls":
-        # A call that it cut is no call.
+    elif isinstance(event.stop_reason, str) and (
+        event.finish_reason != "tool_calls" or event.is_call_cut
+    ):
         reason, sequence = "stop_sequence", event.stop_reason
-    elif has_calls:
+    elif has_calls and not event.is_call_cut:
+        # The input of a call that was cut isn't known: nothing is run of an answer with one.
         reason = "tool_use"
     return {"stop_reason": reason, "stop_sequence": sequence}
 

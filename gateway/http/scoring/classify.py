@@ -99,6 +99,7 @@ class ClassifyBody:
         is_raw: Logits are told, not probabilities.
         num_bytes: Upper bound of the tokens that are computed.
         ignored: Fields that no schema knows.
+        material: The field with what is classified.
         end_user: For whom it is; empty when the body doesn't say.
     """
 
@@ -107,6 +108,7 @@ class ClassifyBody:
     is_raw: bool
     num_bytes: int
     ignored: list[str]
+    material: str
     end_user: str
 
 
@@ -132,6 +134,7 @@ def classify_body(body: bytes) -> ClassifyBody:
         is_raw=request.use_activation is False,
         num_bytes=most_tokens(message),
         ignored=unknown_fields(request, value),
+        material="input",
         end_user=named_end_user(request.user),
     )
 

@@ -66,6 +66,7 @@ class DecisionBody:
     Attributes:
         num_bytes: Upper bound of the tokens that are computed.
         ignored: Fields that no schema knows.
+        material: The field with what is judged.
         end_user: For whom it is; empty when the body doesn't say.
     """
 
@@ -74,6 +75,7 @@ class DecisionBody:
     asked: tuple[Asked, ...]
     num_bytes: int
     ignored: list[str]
+    material: str
     end_user: str = ""
 
 
@@ -94,13 +96,14 @@ class _Questions:
         state: str,
         asked: Iterable[Asked],
         ignored: list[str],
+        material: str,
         end_user: str = "",
     ) -> DecisionBody:
         messages = [
             {"role": "system", "content": wording.DECISION_SYSTEM},
             {"role": "user", "content": wording.material(state)},
         ]
-        messages_json = dump_json(messages, "input")
+        messages_json = dump_json(messages, material)
         return DecisionBody(
             model=model,
             message=bridge.score_question(
@@ -111,6 +114,7 @@ class _Questions:
                 messages_json, (beginning + text for beginning, text, _ in self.texts)
             ),
             ignored=ignored,
+            material=material,
             end_user=end_user,
         )
 
@@ -140,6 +144,7 @@ def decision_body(body: bytes) -> DecisionBody:
         _transcript(request.input),
         asked,
         ignored,
+        "input",
         named_end_user(request.safety_identifier),
     )
 
@@ -159,7 +164,7 @@ def systemone_body(body: bytes) -> DecisionBody:
         asked.append(Asked(kind, name, values))
     state = request.state if isinstance(request.state, str) else check_json(request.state)
     ignored = unknown_fields(request, value)
-    return questions.body(request.model, state, asked, ignored)
+    return questions.body(request.model, state, asked, ignored, "state")
 
 
 def _worded(one: Question) -> tuple[str, tuple[str, ...], tuple[str | bool, ...]]:

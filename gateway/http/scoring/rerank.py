@@ -177,6 +177,11 @@ class ScoreRequest(RequestModel):
         """The documents."""
         return self._texts(_SECONDS)
 
+    @property
+    def second_name(self) -> str:
+        """The field with the documents."""
+        return self._given(_SECONDS)[0]
+
     def _given(self, names: tuple[str, ...]) -> list[str]:
         return [name for name in names if getattr(self, name) is not None]
 
@@ -197,6 +202,7 @@ class RerankBody:
         num_wanted: That are told.
         num_bytes: Upper bound of the tokens that are computed.
         ignored: Fields that no schema knows.
+        material: The field with the texts that are scored.
         end_user: For whom it is; empty when the body doesn't say.
     """
 
@@ -208,6 +214,7 @@ class RerankBody:
     num_wanted: int
     num_bytes: int
     ignored: list[str]
+    material: str
     end_user: str
 
 
@@ -263,6 +270,7 @@ def rerank_body(body: bytes, offer_of: OfferOf = nobody) -> RerankBody:
         num_wanted=request.num_wanted,
         num_bytes=num_bytes,
         ignored=unknown_fields(request, value),
+        material="documents",
         end_user=named_end_user(request.user),
     )
 
@@ -304,6 +312,7 @@ def score_body(body: bytes, offer_of: OfferOf = nobody) -> RerankBody:
         num_wanted=len(seconds),
         num_bytes=num_bytes,
         ignored=unknown_fields(request, value),
+        material=request.second_name,
         end_user=named_end_user(request.user),
     )
 

@@ -270,8 +270,9 @@ class Answer:
         if self._tells_of_prompts and choice.is_first:
             # An engine that told less than it was asked for must not hold the others up.
             self._pipeline.on_prompt_logprobs(index, choice.prompt_logprobs)
-        usage, reason = choice.usage, choice.finish_reason
+        usage, reason, is_call_cut = choice.usage, choice.finish_reason, False
         if self._parse is not None:
+            is_call_cut = self._parse.is_call_cut(index)
             usage = bridge.with_reasoning(usage, self._parse.num_reasoning_tokens(index))
             if (
                 reason == "stop"
@@ -284,7 +285,7 @@ class Answer:
         self._finals[index] = usage
         choice.release()
         self.finish_reasons.append(reason)
-        self._pipeline.put(ChoiceFinished(index, reason, usage, choice.stop_reason))
+        self._pipeline.put(ChoiceFinished(index, reason, usage, choice.stop_reason, is_call_cut))
         self._num_open -= 1
         if self._num_open == 0:
             self._owner.end("finished")

@@ -66,16 +66,21 @@ class ToolCallArguments(Struct):
 
 
 class ChoiceFinished(Struct):
-    """The end of a choice; `finish_reason` in OpenAI's words."""
+    """The end of a choice; `finish_reason` in OpenAI's words.
+
+    Attributes:
+        is_call_cut: The last call of a tool has no end; others before it may be whole.
+    """
 
     choice: int
     finish_reason: str
     usage: Usage
     stop_reason: str | int | None = None
+    is_call_cut: bool = False
 
     def as_length(self) -> "ChoiceFinished":
         """The same end, because there was no room for more."""
-        return ChoiceFinished(self.choice, "length", self.usage, self.stop_reason)
+        return ChoiceFinished(self.choice, "length", self.usage, self.stop_reason, self.is_call_cut)
 
 
 class UsageTold(Struct):

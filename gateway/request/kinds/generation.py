@@ -55,6 +55,7 @@ class GenerationWork:
 
     Args:
         job: What is asked for.
+        asked_model: What the client calls its model.
         pool: The engines.
         parsers: The parser workers.
         metrics: Where it is counted.
@@ -76,6 +77,7 @@ class GenerationWork:
         self,
         job: GenerationJob,
         *,
+        asked_model: str,
         pool: EnginePool,
         parsers: ParserLink,
         metrics: Metrics,
@@ -89,6 +91,7 @@ class GenerationWork:
         self.job = job
         self.endpoint = job.endpoint
         self.model = job.model
+        self._asked_model = asked_model
         self.is_served = False
         self.offer: EngineOffer | None = None
         self._first_offer: EngineOffer | None = None
@@ -274,7 +277,7 @@ class GenerationWork:
 
     def trace_attributes(self) -> Attributes:
         """What was asked for, and how its choices ended."""
-        return generation_attributes(self.job, self._answer.finish_reasons)
+        return generation_attributes(self.job, self._asked_model, self._answer.finish_reasons)
 
     @property
     def has_begun(self) -> bool:

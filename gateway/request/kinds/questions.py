@@ -78,6 +78,7 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
 
     Args:
         question: What is asked.
+        asked_model: What the client calls its model.
         pool: The engines.
         metrics: Where it is counted.
         configured_models: Names that are served sooner or later.
@@ -90,12 +91,14 @@ class QuestionWork(SimpleWork, Generic[QuestionT, AnswerT]):
         self,
         question: Question[QuestionT, AnswerT],
         *,
+        asked_model: str,
         pool: EnginePool,
         metrics: Metrics,
         configured_models: tuple[str, ...],
     ) -> None:
         self.endpoint = question.endpoint
         self.model = question.model
+        self.asked_model = asked_model
         self.offer: EngineOffer | None = None
         self._question: Question[QuestionT, AnswerT] = question
         self._pool = pool

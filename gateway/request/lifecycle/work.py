@@ -8,6 +8,7 @@ from gateway.errors import GatewayError
 from gateway.request.leases.lease import RequestLease
 from gateway.request.leases.work_bound import Admitted, Bound
 from gateway.request.lifecycle.background import Background
+from gateway.request.lifecycle.work_trace import REQUEST_MODEL
 from protocol.runtime.tracing import Attributes
 from protocol.wire.messages import StreamUsage, Usage
 
@@ -169,9 +170,13 @@ class SimpleWork:
     """A base for work that is done when `run` returns, and that charges nothing by itself.
 
     Subclasses have `endpoint` and `model`, and override what is different for them.
+
+    Attributes:
+        asked_model: What the client calls the model; empty for work without one.
     """
 
     owner: Owner
+    asked_model = ""
     is_served = False
 
     def attach(self, owner: Owner) -> None:
@@ -222,5 +227,5 @@ class SimpleWork:
         """The HTTP metrics count it."""
 
     def trace_attributes(self) -> Attributes:
-        """Nothing more."""
-        return {}
+        """What the client calls its model."""
+        return {REQUEST_MODEL: self.asked_model} if self.asked_model else {}

@@ -13,6 +13,8 @@ from protocol.runtime.tracing import Attributes, Span, TraceContext, Value
 from protocol.wire.messages import Usage
 
 PROVIDER: Final = "penstock"
+REQUEST_MODEL: Final = "gen_ai.request.model"
+"""What the client calls the model: maybe an alias, or one that another one stands in for."""
 _OPERATIONS: Final = {
     "/v1/chat/completions": "chat",
     "/v1/messages": "chat",
@@ -88,7 +90,7 @@ class WorkTrace:
             error: Why it failed, as a code; empty otherwise.
         """
         operation = _OPERATIONS.get(work.endpoint, work.endpoint)
-        attributes = {
+        attributes: dict[str, Value] = {
             "gen_ai.operation.name": operation,
             "gen_ai.provider.name": PROVIDER,
             "gen_ai.usage.input_tokens": usage.prompt_tokens,
@@ -98,7 +100,8 @@ class WorkTrace:
             **work.trace_attributes(),
         }
         if work.model:
-            attributes["gen_ai.request.model"] = attributes["gen_ai.response.model"] = work.model
+            attributes.setdefault(REQUEST_MODEL, work.model)
+            attributes["gen_ai.response.model"] = work.model
         if first_output_s is not None:
             attributes["gen_ai.response.time_to_first_chunk"] = first_output_s
         if error:
@@ -110,10 +113,13 @@ class WorkTrace:
         )
 
 
-def generation_attributes(job: GenerationJob, finish_reasons: Sequence[str]) -> Attributes:
-    """What of a chat or completion was asked for, and how its choices ended."""
+def generation_attributes(
+    job: GenerationJob, asked_model: str, finish_reasons: Sequence[str]
+) -> Attributes:
+    """What of a chat or completion was asked for, of which model, and how its choices ended."""
     sampling = job.sampling
     attributes: dict[str, Value] = {
+        REQUEST_MODEL: asked_model,
         "gen_ai.request.stream": job.options.is_streaming,
         "gen_ai.request.temperature": sampling.temperature,
         "gen_ai.request.top_p": sampling.top_p,

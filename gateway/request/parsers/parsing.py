@@ -91,6 +91,7 @@ class _Choice:
         self.num_characters = 0
         self.spans = TokenSpans()
         self.is_final = False
+        self.num_started_calls = 0
         self.num_completed_calls = 0
         self.num_reasoning_tokens = 0
         self.num_malformed = 0
@@ -188,6 +189,11 @@ class ParseSession:
         """Tool calls of a choice that are whole."""
         return self._choices[choice].num_completed_calls
 
+    def is_call_cut(self, choice: int) -> bool:
+        """Whether a tool call of a choice has no end."""
+        state = self._choices[choice]
+        return state.num_started_calls > state.num_completed_calls
+
     def num_reasoning_tokens(self, choice: int) -> int:
         """Tokens of reasoning of a choice so far."""
         return self._choices[choice].num_reasoning_tokens
@@ -246,6 +252,7 @@ class ParseSession:
             return
         if event.kind == "tool_call_start":
             if state.fresh(event.kind, event.index, "^"):
+                state.num_started_calls += 1
                 self._emit(ToolCallStarted(choice, event.index, event.id, event.name))
             return
         text = state.fresh(event.kind, event.index, event.text)

@@ -214,6 +214,9 @@ def test_no_two_formats_have_the_same_name() -> None:
         '<|tool_call|>{"name": "f", "arguments": {"x": 1}}<|/tool_call|>'
         '<|tool_call|>{"name": "g", "arguments": {}}<|/tool_call|>',
         '<|tool_call|>[{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}]',
+        '<|tool_call|>{"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}'
+        "<|/tool_call|>",
+        '<|tool_call|>{"name": "f", "arguments": {"x": 1}},\n{"name": "g", "arguments": {}}',
     ],
 )
 def test_what_phi_4_mini_writes_with_its_own_template_is_calls(written: str) -> None:
@@ -221,6 +224,17 @@ def test_what_phi_4_mini_writes_with_its_own_template_is_calls(written: str) -> 
     found = parse(f"One moment.\n{written}", TOOL_FORMATS["phi4"], None)
     assert [(call.name, call.arguments) for call in found.calls] == [("f", '{"x": 1}'), ("g", "{}")]
     assert (found.content.strip(), found.num_malformed) == ("One moment.", 0)
+
+
+@pytest.mark.parametrize("rest", [",", ", ]", ", and", "]"])
+def test_what_follows_a_call_of_a_list_without_brackets_is_told_of(rest: str) -> None:
+    found = parse(
+        f'<|tool_call|>{{"name": "f", "arguments": {{}}}}{rest}<|/tool_call|>',
+        TOOL_FORMATS["phi4"],
+        None,
+    )
+    assert [(call.name, call.arguments) for call in found.calls] == [("f", "{}")]
+    assert (found.content, found.num_malformed) == ("", 1)
 
 
 @pytest.mark.parametrize("start", ["", "Here are my reasoning steps:\n"])

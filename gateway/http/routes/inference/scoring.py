@@ -8,7 +8,12 @@ from typing import Any, Protocol, TypeVar
 from fastapi import APIRouter, Response
 from fastapi import Request as HttpRequest
 
-from gateway.errors import ClientDisconnectedError, InvalidRequestError, UnsupportedFieldError
+from gateway.errors import (
+    ClientDisconnectedError,
+    InvalidRequestError,
+    RemoteFailureError,
+    UnsupportedFieldError,
+)
 from gateway.http.access.guard import GuardedRoute, caller_of, parsed_body
 from gateway.http.answers.answer_headers import answer_headers, ignored_headers
 from gateway.http.answers.responses import run_to_end
@@ -39,6 +44,8 @@ from protocol.wire.messages import Classified, Classify, EngineOffer, Score, Sco
 
 _MANY_LABELS = 1000
 """Answers with more are written beside the loop."""
+_ENGINES_WORD = "input"
+"""What an error of an engine calls whatever it was to read."""
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -64,6 +71,11 @@ class ScoringBody(Protocol):
     @property
     def ignored(self) -> list[str]:
         """Fields that no schema knows."""
+        ...
+
+    @property
+    def material(self) -> str:
+        """The field with what is judged."""
         ...
 
     @property
@@ -195,6 +207,10 @@ async def _run(
         await run_to_end(http_request, request)
     except ClientDisconnectedError:
         return Response(status_code=499)
+    except RemoteFailureError as error:
+        if error.param == _ENGINES_WORD:
+            error.param = body.material
+        raise
     headers |= answer_headers(request.lease, model=work.model, asked=body.model)
     headers |= more_headers(work.answer)
     told = (work.answer, replace(body, model=work.model), request.usage())

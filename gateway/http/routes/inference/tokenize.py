@@ -142,5 +142,8 @@ async def tokenizer_info(http_request: HttpRequest) -> Response:
 
 
 def _model(parts: HttpParts, name: str | None) -> str:
-    """The model that is meant: the only one, when the request names none."""
-    return only_model(parts) if name is None else parts.names.offered(name).model
+    """The name of the model that is meant: of the only one, when the request names none."""
+    if name is None:
+        return only_model(parts)
+    parts.names.offered(name)  # nobody's is not found
+    return name

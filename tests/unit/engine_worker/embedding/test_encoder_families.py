@@ -194,6 +194,10 @@ def test_a_classifier_has_as_many_labels_as_its_config_names() -> None:
         (of("neobert", hidden_act="gelu"), "SwiGLU"),
         (of("neobert", architectures=["NeoBERTForSequenceClassification"]), "classifier"),
         (of("bert", architectures=["HF_ColBERT"]), "late interaction"),
+        (of("bert", architectures=["BertForTokenClassification"]),
+            'labels each token of a text.*name "BertModel" as its architecture'),
+        (of("roberta", architectures=["RobertaForQuestionAnswering"]), "answer's place"),
+        (of("deberta-v2", architectures=["DebertaV2ForMultipleChoice"]), "each choice"),
     ],
 )  # fmt: skip
 def test_what_is_not_computed_is_refused_by_name(config: dict[str, Any], named: str) -> None:

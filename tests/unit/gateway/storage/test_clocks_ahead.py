@@ -51,3 +51,25 @@ def test_what_was_queued_then_is_due_at_once(engine: Engine) -> None:
         assert await store.jobs.claim() is not None
 
     play(engine, story)
+
+
+def test_what_was_put_off_then_waits_no_longer_than_anything_else(engine: Engine) -> None:
+    async def story(shelf: Shelf) -> None:
+        store = shelf.store()
+        await store.jobs.beat()
+        await store.jobs.enqueue("t", response("r", status="queued"), b"x", FIRST)
+        assert await store.jobs.claim() is not None
+        shelf.clock.now_s += DAY_S
+        await store.jobs.release("r", 2.0)
+        shelf.clock.now_s -= DAY_S
+        assert await store.jobs.claim() is not None
+        await store.jobs.release("r", 2.0)
+        assert await store.jobs.claim() is None  # by a clock that is right it is put off
+        shelf.clock.now_s += 2
+        assert await store.jobs.claim() is not None
+        await store.jobs.release("r", DAY_S)
+        assert await store.jobs.claim() is None
+        shelf.clock.now_s += 60  # who has no room for a day is asked every minute
+        assert await store.jobs.claim() is not None
+
+    play(engine, story)

@@ -364,6 +364,10 @@ def block(**fields: Any) -> dict[str, Any]:
             "messages[0].content[0].title",
         ),
         (block(type="tool_result"), "messages[0].content[0].tool_use_id"),
+        (
+            block(type="tool_result", tool_use_id="toolu_1", is_error="true"),
+            "messages[0].content[0].is_error",
+        ),
         # Nothing was called.
         (
             block(type="tool_result", tool_use_id="toolu_1", content="x"),

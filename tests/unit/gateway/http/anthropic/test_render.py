@@ -149,6 +149,26 @@ def test_a_call_that_a_stop_sequence_cut_is_nothing_to_run(
 @pytest.mark.parametrize(
     ("end", "stop"),
     [
+        (ChoiceFinished(0, "tool_calls", USAGE, "END", is_call_cut=True), ("stop_sequence", "END")),
+        (ChoiceFinished(0, "tool_calls", USAGE, "END"), ("tool_use", None)),
+        (ChoiceFinished(0, "tool_calls", USAGE, 7, is_call_cut=True), ("end_turn", None)),
+        (ChoiceFinished(0, "stop", USAGE, is_call_cut=True), ("end_turn", None)),
+        (ChoiceFinished(0, "length", USAGE, is_call_cut=True), ("max_tokens", None)),
+    ],
+)
+def test_nothing_is_run_of_an_answer_whose_last_call_was_cut(
+    end: ChoiceFinished, stop: tuple[str, str | None]
+) -> None:
+    cut = [*CALL, ToolCallStarted(0, 1, "call_2", "g"), ToolCallArguments(0, 1, '{"y": ')]
+    answer = whole(*cut, end)
+    assert (answer["stop_reason"], answer["stop_sequence"]) == stop
+    told = {"stop_reason": stop[0], "stop_sequence": stop[1]}
+    assert streamed(*cut, end)[-2]["delta"] == told
+
+
+@pytest.mark.parametrize(
+    ("end", "stop"),
+    [
         (ChoiceFinished(0, "stop", USAGE), ("end_turn", None)),
         (ChoiceFinished(0, "stop", USAGE, "END"), ("stop_sequence", "END")),
         (ChoiceFinished(0, "stop", USAGE, 7), ("end_turn", None)),

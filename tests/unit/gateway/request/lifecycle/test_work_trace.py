@@ -141,8 +141,9 @@ def test_what_was_asked_for_is_told_by_its_numbers() -> None:
     )
     options = AnswerOptions(is_streaming=True, num_choices=2)
     job = generation_job("a secret prompt", max_tokens=9, sampling=sampling, options=options)
-    attributes = generation_attributes(job, ["stop", "length"])
+    attributes = generation_attributes(job, "gpt-4o", ["stop", "length"])
     assert attributes == {
+        "gen_ai.request.model": "gpt-4o",
         "gen_ai.request.stream": True,
         "gen_ai.request.temperature": 0.5,
         "gen_ai.request.top_p": 0.25,
@@ -156,7 +157,7 @@ def test_what_was_asked_for_is_told_by_its_numbers() -> None:
 
 
 def test_what_is_as_always_is_left_out() -> None:
-    attributes = generation_attributes(generation_job(max_tokens=None), [])
+    attributes = generation_attributes(generation_job(max_tokens=None), "m", [])
     assert not attributes.keys() & {
         "gen_ai.request.choice.count",
         "gen_ai.request.max_tokens",

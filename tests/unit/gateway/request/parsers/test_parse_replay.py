@@ -12,6 +12,7 @@ from gateway.errors import (
     WorkerUnavailableError,
 )
 from gateway.request.delivery.events import (
+    ChoiceFinished,
     ContentText,
     ReasoningText,
     ToolCallArguments,
@@ -78,6 +79,9 @@ async def test_a_lost_parser_s_text_is_replayed_and_nothing_is_told_twice() -> N
     assert session.num_replayed == 1
     await parts.finish(case.engine)
     await case.parsed(second, final=True, attempt=2)
+    (end,) = await started.events()
+    assert isinstance(end, ChoiceFinished)
+    assert (end.finish_reason, end.is_call_cut) == ("tool_calls", True)
     assert started.request.outcome == "finished"
     assert 'resumptions_total{model="m",role="toolparser"} 1.0' in parts.metrics.render().decode()
 
