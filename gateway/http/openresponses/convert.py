@@ -455,7 +455,7 @@ def base_chat(
     if plan is not None and plan.servers and progress is None:
         choice = None  # it may name tools that nobody has listed yet
     else:
-        is_first = progress is None or not progress.num_answers
+        is_first = progress is None or progress.may_be_forced
         choice = chat_tool_choice(request.tool_choice, hosted, is_first=is_first)
     if tools.chat:
         chat["tools"] = tools.chat

@@ -135,6 +135,11 @@ class Progress:
     may_call: bool = True
     compacts: bool = False
 
+    @property
+    def may_be_forced(self) -> bool:
+        """Whether a `tool_choice` still forces a call: none was made that was approved."""
+        return not (self.num_answers or any(item.get("approval_request_id") for item in self.made))
+
     def leave_out(self, wrong: HostedTool) -> str:
         """Offer a tool no more of which its server says what is no JSON schema; how it is told."""
         tools = self.lists[wrong.label]

@@ -3,14 +3,17 @@
 import re
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.errors import InvalidRequestError
+from gateway.http.bodies.parsers import CONTINUED_RESPONSES, ParseContext
 from gateway.http.openresponses.conversation import Tools, chat_messages, chat_tool_choice
 from gateway.http.openresponses.convert import add_hosted
 from gateway.http.openresponses.hosted import (
     MAX_SERVERS,
     HostedTool,
+    Progress,
     approved_calls,
     hosted_server,
     hosted_tools,
@@ -20,6 +23,7 @@ from gateway.http.openresponses.hosted import (
 )
 from gateway.http.openresponses.hosted_items import earlier_turns
 from gateway.http.openresponses.hosted_names import plain_name
+from gateway.http.openresponses.stored_items import framed
 
 ADD = {"name": "add", "input_schema": {"type": "object"}, "annotations": {"readOnlyHint": True}}
 DROP = {"name": "drop", "input_schema": {"type": "object"}, "annotations": None}
@@ -151,6 +155,19 @@ def test_a_choice_without_a_server_is_of_the_tools_of_all() -> None:
             chat_tool_choice(choice, hosted)
     with pytest.raises(InvalidRequestError, match="no server lists"):
         chat_tool_choice({"type": "mcp"}, {})
+
+
+def test_a_choice_forces_no_call_behind_one_that_was_approved() -> None:
+    """Clients send the same choice with the approval, and would be asked for ever more of them."""
+    asked = {"model": "m", "input": "x", "tools": [tool()], "tool_choice": {"type": "mcp"}}
+    call = {"type": "mcp_call", "id": "mcp_1", "server_label": "s", "name": "add", "output": "5"}
+    for own, choice in ((None, "required"), ("mcpr_1", "auto")):
+        made = [{**call, "arguments": "{}", "approval_request_id": own}]
+        progress = Progress(lists={"s": [ADD]}, made=made).as_json()
+        frame = framed(orjson.dumps(asked), b"[]", {}, None, progress)
+        body = CONTINUED_RESPONSES.parse(frame, ParseContext({})).body
+        assert body is not None
+        assert body.job.tool_choice == choice
 
 
 def test_labels_are_given_once_and_servers_are_bounded() -> None:

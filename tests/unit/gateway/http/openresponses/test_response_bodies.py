@@ -196,7 +196,10 @@ def test_a_schema_holds_the_text() -> None:
     wanted = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
     made = body(text={"format": wanted})
     assert made.job.response_grammar is not None
-    assert echo(text={"format": wanted})["text"] == {"format": wanted}
+    assert echo(text={"format": wanted})["text"] == {"format": {**wanted, "description": None}}
+    del wanted["strict"]
+    shown = echo(text={"format": wanted})["text"]["format"]
+    assert shown == {**wanted, "description": None, "strict": False}
 
 
 def test_an_effort_demands_nothing_of_the_model() -> None:
