@@ -89,4 +89,5 @@ async def test_the_server_calls_the_tools_of_an_mcp_server(agent: Agent[Any], ch
     assert (listed.type, call.type, said.type) == (
         *("mcp_list_tools_item", "tool_call_item", "message_output_item"),
     )
-    assert "sunny" in call.raw_item.output
+    raw: Any = call.raw_item
+    assert "sunny" in raw.output
