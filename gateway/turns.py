@@ -2,8 +2,6 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Final
 
 from gateway.errors import DeniedError
@@ -58,19 +56,6 @@ class Turns:
             else:
                 self._leave(caller, turn)
             raise
-
-    @asynccontextmanager
-    async def turn(self, caller: bytes) -> AsyncIterator[None]:
-        """Have a place for the length of a block.
-
-        Raises:
-            DeniedError: The caller has too many waiting already.
-        """
-        await self.take(caller)
-        try:
-            yield
-        finally:
-            self.give(caller)
 
     def give(self, caller: bytes) -> None:
         """Give a place back."""

@@ -11,8 +11,7 @@ import orjson
 from gateway.config import OWN_TOOLS_LABEL, GatewaySettings
 from gateway.errors import InvalidRequestError, ToolNotFoundError
 from gateway.json_numbers import loads
-from gateway.tools.toolbox import MAX_WAITING, ToolBox, ToolResult
-from gateway.turns import Turns
+from gateway.tools.toolbox import CallTurns, ToolBox, ToolResult
 from protocol.runtime.child_environment import child_environment
 
 _MCP_COMMAND: Final = (sys.executable, "-m", "gateway.tools.mcp_process")
@@ -184,7 +183,7 @@ class _McpRunner:
     def __init__(self, box: ToolBox, max_output_bytes: int, max_calls: int) -> None:
         self._box = box
         self._max_output_bytes = max_output_bytes
-        self._turns = Turns(max_calls, max_calls, MAX_WAITING)
+        self._turns = CallTurns(max_calls, max_calls)
 
     async def execute(self, name: str, arguments_json: str, caller: bytes = b"") -> ToolResult:
         """List tools or call one.

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -29,7 +29,7 @@ MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _MAX_ON_LOOP_BYTES = 64 * 1024
 """Longer answers are read beside the event loop."""
 MAX_WAITING = 64
-"""Calls of one caller that wait for a process; more are refused."""
+"""Calls that wait for a process, half of them of one caller; more are refused."""
 
 PLUGIN_GROUP = "penstock.tools"
 """The group of entry points by which packages add tools."""
@@ -160,6 +160,39 @@ def _message(line: bytes, loads: Callable[[bytes], Any]) -> dict[str, Any]:
     return message
 
 
+class CallTurns:
+    """Places for calls, which callers have in turn.
+
+    Args:
+        num_places: In all.
+        num_per_caller: Of one caller.
+    """
+
+    def __init__(self, num_places: int, num_per_caller: int) -> None:
+        self._turns = Turns(num_places, num_per_caller, MAX_WAITING // 2)
+        self._num_waiting = 0
+
+    @contextlib.asynccontextmanager
+    async def turn(self, caller: bytes) -> AsyncIterator[None]:
+        """Have a place for the length of a block.
+
+        Raises:
+            OverloadedError: Too many calls wait.
+            DeniedError: Too many of this caller do.
+        """
+        if self._num_waiting >= MAX_WAITING:
+            raise OverloadedError("Too many tool calls wait on this server; please try again.")
+        self._num_waiting += 1
+        try:
+            await self._turns.take(caller)
+        finally:
+            self._num_waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.give(caller)
+
+
 class ToolBox:
     """The registered tools and the processes that run them, started when they are needed.
 
@@ -187,7 +220,7 @@ class ToolBox:
         self._timeout_s = timeout_s
         self._command = command
         self._environment = dict(environment)
-        self._turns = Turns(max_processes, max(1, max_processes - 1), MAX_WAITING)
+        self._turns = CallTurns(max_processes, max(1, max_processes - 1))
         self._idle: list[_ToolProcess] = []
         self._busy: set[_ToolProcess] = set()
         self._tools: tuple[ToolCard, ...] | None = None

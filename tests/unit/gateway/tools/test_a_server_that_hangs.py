@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.errors import DeniedError
-from gateway.tools import tool_servers
+from gateway.tools import toolbox
 from gateway.tools.tool_servers import LIST_TOOLS, NamedServer, ToolServers
 from gateway.tools.toolbox import ToolBox, ToolResult
 
@@ -46,7 +46,7 @@ async def ask(found: ToolServers, label: str, caller: bytes = b"a") -> Any:
 async def test_others_are_asked_while_one_hangs_whoever_asks_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tool_servers, "MAX_WAITING", 3)
+    monkeypatch.setattr(toolbox, "MAX_WAITING", 6)
     box = Box(2)
     found = servers(box, 2)
     async with asyncio.TaskGroup() as group:
