@@ -403,7 +403,10 @@ class GatewaySettings(EdgeSettings):
             4,
             minimum=1,
             maximum=256,
-            meaning="tools of this server that run at a time, each in a process of its own",
+            meaning=(
+                "tools of this server that run at a time, each in a process of its own; one caller"
+                " leaves a place"
+            ),
         )
     )
     tool_env: tuple[str, ...] = setting(
@@ -433,7 +436,7 @@ class GatewaySettings(EdgeSettings):
             maximum=256,
             meaning=(
                 "calls to MCP servers under way at a time, each in a process of its own; each is "
-                "bounded by `PENSTOCK_TOOL_TIMEOUT_S`"
+                "bounded by `PENSTOCK_TOOL_TIMEOUT_S`; one caller, and one server, leave a place"
             ),
         )
     )

@@ -32,6 +32,7 @@ PenstockError
 """
 
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.messages import Denied, Failure, LimitRefusal, LimitState, Usage
@@ -157,6 +158,13 @@ class ModelUnnamedError(InvalidRequestError):
         return ModelUnnamedError(tuple(filter(may_see, self.known)))
 
 
+_HINTS: Final = {
+    "response": " A response that its client waits for is there once it has ended; one that is made"
+    " in the background from the beginning."
+}
+"""Why something that a client knows isn't there."""
+
+
 class StoredNotFoundError(GatewayError):
     """Nothing of this id is stored, or it is another tenant's; the same words for both.
 
@@ -169,7 +177,9 @@ class StoredNotFoundError(GatewayError):
     code = ErrorCode.NOT_FOUND
 
     def __init__(self, kind: str, stored_id: str, *, param: str | None = None) -> None:
-        super().__init__(f"{kind.capitalize()} with id '{stored_id[:200]}' not found.", param=param)
+        hint = _HINTS.get(kind, "")
+        message = f"{kind.capitalize()} with id '{stored_id[:200]}' not found.{hint}"
+        super().__init__(message, param=param)
 
 
 class ConversationLockedError(GatewayError):

@@ -197,7 +197,7 @@ class RequestFactory:
         is_continued: bool = False,
     ) -> tuple[Request, ToolWork]:
         """A call of one of this server's tools."""
-        work = ToolWork(endpoint, toolbox, name, arguments_json)
+        work = ToolWork(endpoint, toolbox, name, arguments_json, caller.name)
         return self._request(work, caller, request_id, is_continued=is_continued), work
 
     def _request(

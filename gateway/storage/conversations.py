@@ -122,7 +122,8 @@ def append(
         items: To be added.
         bounds: Of the store.
         now_ms: Unix milliseconds.
-        writer: The response that may write while it holds the conversation.
+        writer: The response that may write while it holds the conversation. What it has come to was
+            computed and paid for: it is kept, whatever there is already.
 
     Returns:
         The items as they are kept, also those that were there.
@@ -130,7 +131,7 @@ def append(
     Raises:
         StoredNotFoundError: There is no such conversation.
         ConversationLockedError: A response is being made in it.
-        InvalidRequestError: It would have too many items.
+        InvalidRequestError: It would have too many items, or be too large.
     """
     rows = connection.execute(
         "UPDATE conversations SET used_ms = ? WHERE id = ? AND tenant = ? AND"  # noqa: S608
@@ -152,28 +153,34 @@ def append(
         "UPDATE conversations SET next_position = ? WHERE id = ?", (position, conversation_id)
     )
     total = _grow(connection, tenant, conversation_id, num_bytes, now_ms)
-    if items and total > bounds.max_context_bytes:
-        raise InvalidRequestError(
-            f"The conversation `{conversation_id}` would have {total} bytes, and"
-            f" {bounds.max_context_bytes} are kept (PENSTOCK_STORE_MAX_CONTEXT_BYTES); delete items"
-            " or begin another one.",
-            param="conversation",
-        )
-    num_items = connection.execute(
-        "SELECT COUNT(*) FROM items WHERE conversation_id = ?", (conversation_id,)
-    )[0][0]
-    if num_items > MAX_ITEMS:
-        raise _too_many(conversation_id, num_items)
+    if not writer:
+        num_items = connection.execute(
+            "SELECT COUNT(*) FROM items WHERE conversation_id = ?", (conversation_id,)
+        )[0][0]
+        check_room(conversation_id, num_items, total if items else 0, bounds)
     make_room(connection, tenant, bounds, keep=conversation_id)
     return kept
 
 
-def _too_many(conversation_id: str, num_items: int) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"The conversation `{conversation_id}` would have {num_items} items, and {MAX_ITEMS} are"
-        " kept; delete some or begin another one.",
-        param="conversation",
-    )
+def check_room(conversation_id: str, num_items: int, num_bytes: int, bounds: Bounds) -> None:
+    """Refuse what would make a conversation have so many items and bytes.
+
+    Raises:
+        InvalidRequestError: It is too much.
+    """
+    if num_bytes > bounds.max_context_bytes:
+        raise InvalidRequestError(
+            f"The conversation `{conversation_id}` would have {num_bytes} bytes, and"
+            f" {bounds.max_context_bytes} are kept (PENSTOCK_STORE_MAX_CONTEXT_BYTES); delete items"
+            " or begin another one.",
+            param="conversation",
+        )
+    if num_items > MAX_ITEMS:
+        raise InvalidRequestError(
+            f"The conversation `{conversation_id}` would have {num_items} items, and {MAX_ITEMS}"
+            " are kept; delete some or begin another one.",
+            param="conversation",
+        )
 
 
 def _keep(
@@ -235,8 +242,8 @@ def begin_turn(
         existing(connection, tenant, conversation_id)
         raise ConversationLockedError(conversation_id)
     items = read(connection, tenant, conversation_id, bounds)
-    if len(items) >= MAX_ITEMS:  # the answer would be made and paid for, and then refused
-        raise _too_many(conversation_id, len(items) + 1)
+    # An answer is at least one item more.
+    check_room(conversation_id, len(items) + 1, 0, bounds)
     return items
 
 
@@ -286,7 +293,6 @@ def close_turn(
     Raises:
         StoredNotFoundError: The conversation was deleted meanwhile.
         ConversationLockedError: It isn't this response's to write any more.
-        InvalidRequestError: It would have too many items.
     """
     if response.conversation_id is None:
         return

@@ -10,6 +10,8 @@ from gateway.storage.sweeping import MAX_DROPPED
 MAX_TURNS: Final = 10_000
 _TOUCH_AFTER_MS: Final = 3_600_000
 """What is used again within the hour isn't written again for it."""
+_SCRIPT: Final = -1
+"""Its number among the events of a response: before all of them, so that it is none."""
 _COLUMNS: Final = "id, status, previous_id, conversation_id, created_ms, body, input, output"
 _CHAIN: Final = """WITH RECURSIVE chain (id, previous_id, num_bytes, depth) AS (
     SELECT id, previous_id, num_bytes, 1 FROM responses WHERE id = ? AND tenant = ?
@@ -50,6 +52,24 @@ def insert(connection: Connection, tenant: str, response: StoredResponse, now_ms
         ),
     )
     count(connection, tenant, 1, response.num_bytes)
+
+
+def insert_script(connection: Connection, tenant: str, response_id: str, script: bytes) -> None:
+    """Keep how the stream of a response has told it; it goes where the response goes."""
+    connection.execute(
+        "INSERT INTO events VALUES (?, ?, ?, ?)", (response_id, _SCRIPT, _SCRIPT, script)
+    )
+    count(connection, tenant, 0, len(script))
+
+
+def script(connection: Connection, tenant: str, response_id: str) -> bytes:
+    """How the stream of a response has told it; empty where there is none, or no such response."""
+    rows = connection.execute(
+        "SELECT body FROM events WHERE response_id = ? AND first = ?"
+        " AND EXISTS (SELECT 1 FROM responses WHERE id = ? AND tenant = ?)",
+        (response_id, _SCRIPT, response_id, tenant),
+    )
+    return rows[0][0] if rows else b""
 
 
 def update(connection: Connection, tenant: str, response: StoredResponse, now_ms: int) -> bool:

@@ -11,7 +11,7 @@ import orjson
 from gateway.config import OWN_TOOLS_LABEL, GatewaySettings
 from gateway.errors import InvalidRequestError, ToolNotFoundError
 from gateway.json_numbers import loads
-from gateway.tools.toolbox import ToolBox, ToolResult
+from gateway.tools.toolbox import CallTurns, ToolBox, ToolResult
 from protocol.runtime.child_environment import child_environment
 
 _MCP_COMMAND: Final = (sys.executable, "-m", "gateway.tools.mcp_process")
@@ -23,12 +23,13 @@ CALL_TOOL: Final = "call_tool"
 class ToolRunner(Protocol):
     """Runs a tool; what goes wrong within it is a result."""
 
-    async def execute(self, name: str, arguments_json: str) -> ToolResult:
+    async def execute(self, name: str, arguments_json: str, caller: bytes = b"") -> ToolResult:
         """Run a tool.
 
         Args:
             name: Of the tool.
             arguments_json: A JSON object without line breaks.
+            caller: Whose turn it is.
 
         Raises:
             GatewayError: It was not begun.
@@ -114,6 +115,7 @@ class ToolServers:
         mcp: Asks them; None where none is listed.
         own: The tools that packages register; None where there are none.
         max_output_bytes: Of one answer.
+        max_calls: Questions to MCP servers under way at a time.
     """
 
     def __init__(
@@ -124,11 +126,16 @@ class ToolServers:
         mcp: ToolBox | None,
         own: ToolBox | None,
         max_output_bytes: int,
+        max_calls: int,
     ) -> None:
         self._urls = dict(urls)
         self._networks = networks
         self._box = mcp
-        self._mcp = None if mcp is None else _McpRunner(mcp, max_output_bytes)
+        # One that hangs leaves a place to the others.
+        most = max(1, max_calls - 1) if len(set(urls.values())) > 1 else max_calls
+        self._mcp = {
+            url: _McpRunner(mcp, max_output_bytes, most) for url in urls.values() if mcp is not None
+        }
         self._own = None if own is None else _OwnRunner(own, max_output_bytes)
 
     def find(self, named: NamedServer, param: str) -> ServerTools:
@@ -140,7 +147,7 @@ class ToolServers:
         if named.label == OWN_TOOLS_LABEL and not named.url and self._own is not None:
             return ServerTools(self._own, named, {})
         url = named.url or self._urls.get(named.label, "")
-        if self._mcp is None or url not in self._urls.values():
+        if url not in self._mcp:
             labels = [*self._urls, *([] if self._own is None else [OWN_TOOLS_LABEL])]
             known = f"known are {', '.join(labels)}" if labels else "it lists none"
             field = "server_url" if named.url else "server_label"
@@ -155,7 +162,7 @@ class ToolServers:
             "listed": list(self._urls.values()),
             "networks": list(self._networks),
         }
-        return ServerTools(self._mcp, named, server)
+        return ServerTools(self._mcp[url], named, server)
 
     async def close(self) -> None:
         """End all processes that ask servers; those of registered tools are another's."""
@@ -164,17 +171,30 @@ class ToolServers:
 
 
 class _McpRunner:
-    """Asks an MCP server in a process of its own."""
+    """Asks one MCP server, each question in a process of its own.
 
-    def __init__(self, box: ToolBox, max_output_bytes: int) -> None:
+    Args:
+        box: The processes, for the questions to all servers.
+        max_output_bytes: Of one answer.
+        max_calls: Questions to this server under way at a time; others wait apart from those to
+            other servers.
+    """
+
+    def __init__(self, box: ToolBox, max_output_bytes: int, max_calls: int) -> None:
         self._box = box
         self._max_output_bytes = max_output_bytes
+        self._turns = CallTurns(max_calls, max_calls)
 
-    async def execute(self, name: str, arguments_json: str) -> ToolResult:
-        """List tools or call one."""
+    async def execute(self, name: str, arguments_json: str, caller: bytes = b"") -> ToolResult:
+        """List tools or call one.
+
+        Raises:
+            GatewayError: Too many questions wait, or no process can be started.
+        """
         if name == CALL_TOOL:
             arguments_json = f'{arguments_json[:-1]},"max_bytes":{self._max_output_bytes}}}'
-        result = await self._box.execute(name, arguments_json)
+        async with self._turns.turn(caller):
+            result = await self._box.execute(name, arguments_json, caller)
         if result.error is None:
             return result
         is_late = result.error["type"] == "timeout"
@@ -194,14 +214,14 @@ class _OwnRunner:
         self._box = box
         self._max_output_bytes = max_output_bytes
 
-    async def execute(self, name: str, arguments_json: str) -> ToolResult:
+    async def execute(self, name: str, arguments_json: str, caller: bytes = b"") -> ToolResult:
         """List tools or call one."""
         asked = loads(arguments_json)
         if name == LIST_TOOLS:
             return ToolResult({"tools": await self._listed(asked)})
         try:
             result = await self._box.execute(
-                asked["name"], orjson.dumps(asked["arguments"]).decode()
+                asked["name"], orjson.dumps(asked["arguments"]).decode(), caller
             )
         except (ToolNotFoundError, InvalidRequestError) as error:
             wrong = {"type": "mcp_protocol_error", "code": -32602, "message": error.message}
@@ -255,6 +275,7 @@ def tool_servers(
         mcp=mcp,
         own=own,
         max_output_bytes=settings.max_tool_output_bytes,
+        max_calls=settings.max_mcp_processes,
     )
 
 

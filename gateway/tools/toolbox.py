@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -19,6 +19,7 @@ from gateway.errors import (
     ToolNotFoundError,
     ToolPluginsError,
 )
+from gateway.turns import Turns
 from protocol.runtime.child_environment import child_environment
 from protocol.runtime.child_process import ChildProcess, StartChild, start_child
 
@@ -28,7 +29,7 @@ MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _MAX_ON_LOOP_BYTES = 64 * 1024
 """Longer answers are read beside the event loop."""
 MAX_WAITING = 64
-"""Calls that wait for a process; more are refused."""
+"""Calls that wait for a process, half of them of one caller; more are refused."""
 
 PLUGIN_GROUP = "penstock.tools"
 """The group of entry points by which packages add tools."""
@@ -159,11 +160,44 @@ def _message(line: bytes, loads: Callable[[bytes], Any]) -> dict[str, Any]:
     return message
 
 
+class CallTurns:
+    """Places for calls, which callers have in turn.
+
+    Args:
+        num_places: In all.
+        num_per_caller: Of one caller.
+    """
+
+    def __init__(self, num_places: int, num_per_caller: int) -> None:
+        self._turns = Turns(num_places, num_per_caller, MAX_WAITING // 2)
+        self._num_waiting = 0
+
+    @contextlib.asynccontextmanager
+    async def turn(self, caller: bytes) -> AsyncIterator[None]:
+        """Have a place for the length of a block.
+
+        Raises:
+            OverloadedError: Too many calls wait.
+            DeniedError: Too many of this caller do.
+        """
+        if self._num_waiting >= MAX_WAITING:
+            raise OverloadedError("Too many tool calls wait on this server; please try again.")
+        self._num_waiting += 1
+        try:
+            await self._turns.take(caller)
+        finally:
+            self._num_waiting -= 1
+        try:
+            yield
+        finally:
+            self._turns.give(caller)
+
+
 class ToolBox:
     """The registered tools and the processes that run them, started when they are needed.
 
     Args:
-        max_processes: Calls that run at a time.
+        max_processes: Calls that run at a time; of one caller one fewer, where there are several.
         timeout_s: How long a call may run.
         environment: Of the processes.
         command: Starts one.
@@ -186,8 +220,7 @@ class ToolBox:
         self._timeout_s = timeout_s
         self._command = command
         self._environment = dict(environment)
-        self._slots = asyncio.Semaphore(max_processes)
-        self._num_waiting = 0
+        self._turns = CallTurns(max_processes, max(1, max_processes - 1))
         self._idle: list[_ToolProcess] = []
         self._busy: set[_ToolProcess] = set()
         self._tools: tuple[ToolCard, ...] | None = None
@@ -199,17 +232,19 @@ class ToolBox:
             GatewayError: They can't be loaded, or too many calls wait.
         """
         if self._tools is None:
-            process = await self._acquire()
-            self._release(process)
+            async with self._turns.turn(b""):
+                process = await self._acquire()
+                self._release(process)
             self._tools = process.tools
         return self._tools
 
-    async def execute(self, name: str, arguments_json: str) -> ToolResult:
+    async def execute(self, name: str, arguments_json: str, caller: bytes = b"") -> ToolResult:
         """Run a tool. What it raises, its death and its delay are results.
 
         Args:
             name: Of the tool.
             arguments_json: A JSON object without line breaks.
+            caller: Whose turn it is.
 
         Raises:
             ToolNotFoundError: No tool is called so.
@@ -220,6 +255,16 @@ class ToolBox:
         if name not in known:
             raise ToolNotFoundError(name, tuple(known))
         call = b'{"name":%b,"arguments":%b}\n' % (orjson.dumps(name), arguments_json.encode())
+        async with self._turns.turn(caller):
+            answer = await self._answer(name, call)
+        if isinstance(answer, ToolResult):
+            return answer
+        if "invalid" in answer:
+            raise InvalidRequestError(answer["invalid"], param="arguments")
+        return ToolResult(answer.get("result"), answer.get("error"))
+
+    async def _answer(self, name: str, call: bytes) -> dict[str, Any] | ToolResult:
+        """What a process answers to a call, or why none has."""
         process = await self._acquire()
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -238,12 +283,10 @@ class ToolBox:
             if answer is None:
                 return _failure("process_died", "The tool's process died.")
             self._release(process)
+            return answer
         finally:
             if process in self._busy:  # it was not released: nobody knows what it does now
                 await self._discard(process)
-        if "invalid" in answer:
-            raise InvalidRequestError(answer["invalid"], param="arguments")
-        return ToolResult(answer.get("result"), answer.get("error"))
 
     async def close(self) -> None:
         """End all processes."""
@@ -252,18 +295,7 @@ class ToolBox:
         self._idle.clear()
 
     async def _acquire(self) -> _ToolProcess:
-        if self._num_waiting >= MAX_WAITING:
-            raise OverloadedError("Too many tool calls wait on this server; please try again.")
-        self._num_waiting += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._num_waiting -= 1
-        try:
-            process = await self._find()
-        except BaseException:
-            self._slots.release()
-            raise
+        process = await self._find()
         self._busy.add(process)
         return process
 
@@ -274,24 +306,15 @@ class ToolBox:
 
     async def _exchange(self, dead: _ToolProcess) -> _ToolProcess:
         """Another process in the place of one that is dead."""
-        self._busy.discard(dead)
-        try:
-            await dead.kill()
-            process = await self._find()
-        except BaseException:
-            self._slots.release()
-            raise
-        self._busy.add(process)
-        return process
+        await self._discard(dead)
+        return await self._acquire()
 
     def _release(self, process: _ToolProcess) -> None:
         self._busy.discard(process)
         self._idle.append(process)
-        self._slots.release()
 
     async def _discard(self, process: _ToolProcess) -> None:
         self._busy.discard(process)
-        self._slots.release()
         await process.kill()
 
 

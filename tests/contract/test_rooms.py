@@ -31,6 +31,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "gateway.config",
         "gateway.bridge",
         "gateway.housekeeping",
+        "gateway.turns",
         "gateway.telemetry",
         "gateway.tools",
         "gateway.hooks",

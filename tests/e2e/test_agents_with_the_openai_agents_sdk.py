@@ -7,12 +7,14 @@ import openai
 import pytest
 from agents import (
     Agent,
+    HostedMCPTool,
     ModelSettings,
     OpenAIResponsesModel,
     RunConfig,
     Runner,
     function_tool,
 )
+from agents.model_settings import MCPToolChoice
 
 from tests.e2e.harness import Harness
 
@@ -74,3 +76,18 @@ async def test_the_server_remembers_by_response_and_by_conversation(
     assert [item.type for item in items] == [
         *("message", "function_call", "function_call_output", "message"),
     ]
+
+
+@pytest.mark.parametrize("choice", [MCPToolChoice("weather", "get_weather"), "mcp"])
+async def test_the_server_calls_the_tools_of_an_mcp_server(agent: Agent[Any], choice: Any) -> None:
+    hosted = HostedMCPTool({"type": "mcp", "server_label": "weather", "require_approval": "never"})
+    asks = agent.clone(
+        tools=[hosted], model_settings=ModelSettings(temperature=0, tool_choice=choice)
+    )
+    result = await Runner.run(asks, "What is the weather in Paris?", run_config=QUIET)
+    listed, call, *_, said = result.new_items
+    assert (listed.type, call.type, said.type) == (
+        *("mcp_list_tools_item", "tool_call_item", "message_output_item"),
+    )
+    raw: Any = call.raw_item
+    assert "sunny" in raw.output

@@ -3,6 +3,9 @@
 import json
 from typing import Any
 
+import pytest
+from openai.lib.responses_tool_runner import ResponsesToolRunner
+
 MODEL = "penstock-demo"
 QUESTION = "What is the weather in Paris?"
 CHOICE: Any = {"type": "mcp", "server_label": "weather", "name": "get_weather"}
@@ -13,7 +16,7 @@ def tool(**fields: Any) -> Any:
 
 
 def wanted(*tools: Any) -> dict[str, Any]:
-    return {"model": MODEL, "tools": tools, "tool_choice": CHOICE, "temperature": 0}
+    return {"model": MODEL, "tools": list(tools), "tool_choice": CHOICE, "temperature": 0}
 
 
 def test_the_client_sees_the_list_the_call_and_the_answer(client: Any, mcp_url: str) -> None:
@@ -76,6 +79,22 @@ def test_a_call_is_approved_by_the_client(client: Any) -> None:
     assert (call.type, call.approval_request_id) == ("mcp_call", request.id)
     assert "sunny" in call.output
     assert second.output[-1].type == "message"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_clients_own_runner_of_tools_approves_a_call(client: Any, stream: bool) -> None:
+    """It sends its choice with the approval, too, and holds each item to what was asked for."""
+    asked: list[str] = []
+
+    def approve(request: Any) -> bool:
+        asked.append(request.name)
+        return True
+
+    params: Any = {"input": QUESTION, **wanted(tool(require_approval="always"))}
+    runner = ResponsesToolRunner()
+    found = runner.run(client, params, stream=stream, approve_mcp=approve, max_steps=3)
+    assert asked == ["get_weather"]
+    assert [item.type for item in found.output] == ["mcp_call", "message"]
 
 
 def test_it_runs_in_the_background(client: Any) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import openai
 import pytest
+from openai.lib.responses_tool_runner import RegisteredFunction, ResponsesToolRunner
 from pydantic import BaseModel
 
 from tests.fakes.client_requests import APPLY_PATCH_LARK
@@ -36,11 +37,14 @@ def test_an_answer_its_stream_and_its_count_agree(client: Any) -> None:
     assert (whole.status, whole.store) == ("completed", False)
     assert "5" in whole.output_text
     with client.responses.stream(model=MODEL, input=SUM, temperature=0) as stream:
-        kinds = [event.type for event in stream]
+        events = list(stream)
         final = stream.get_final_response()
     assert final.output_text == whole.output_text
-    assert kinds[0] == "response.created"
-    assert kinds[-1] == "response.completed"
+    assert events[0].type == "response.created"
+    assert events[-1].type == "response.completed"
+    # The client asks for all events again, and passes on those behind a number.
+    with client.responses.stream(response_id=final.id, starting_after=3) as stream:
+        assert list(stream) == events[4:]
     counted = client.responses.input_tokens.count(model=MODEL, input=SUM)
     assert counted.input_tokens == whole.usage.input_tokens
 
@@ -58,6 +62,22 @@ def test_a_function_makes_the_round_trip(client: Any) -> None:
     result = '{"temperature": 18, "condition": "sunny"}'
     items.append({"type": "function_call_output", "call_id": call.call_id, "output": result})
     assert "18" in client.responses.create(input=items, **wanted).output_text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_clients_own_runner_of_tools_takes_each_item(client: Any, stream: bool) -> None:
+    """It compares the items of a stream with those of its end, and replays them as they are."""
+    asked: list[Any] = []
+
+    def weather(arguments: dict[str, object]) -> str:
+        asked.append(arguments)
+        return '{"temperature": 18, "condition": "sunny"}'
+
+    runner = ResponsesToolRunner(functions=[RegisteredFunction(WEATHER, weather)])
+    wanted: Any = {"model": MODEL, "input": "What is the weather in Paris?", "temperature": 0}
+    found = runner.run(client, wanted, stream=stream, eager=stream)
+    assert asked == [{"city": "Paris"}]
+    assert "18" in found.output_text
 
 
 def test_a_schema_holds_the_text(client: Any) -> None:

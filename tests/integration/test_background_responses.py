@@ -335,7 +335,9 @@ async def test_limits_that_no_wait_helps_are_an_end(harness: Harness) -> None:
     await harness.auth.until(lambda: len(harness.auth.of(Authorize)) >= 3)
     harness.auth.denial = None
     ended = await harness.ended(made["id"])
-    assert (ended["status"], ended["error"]["code"]) == ("failed", "server_error")
+    assert (ended["status"], ended["error"]["code"]) == ("failed", "rate_limit_exceeded")
+    events = await harness.events(made["id"])
+    assert [event.get("code") for event in events[-2:]] == ["insufficient_quota", None]
 
 
 async def test_what_is_wrong_fails_and_says_why(harness: Harness) -> None:

@@ -422,7 +422,15 @@ async def test_a_failure_after_a_call_is_told_with_the_call(harness: Harness) ->
     harness.engine.fails_after_script = ErrorCode.INTERNAL_ERROR
     found = await harness.post()
     assert (found["status"], kinds(found)) == ("failed", ["mcp_list_tools", "mcp_call"])
-    assert found["output"][1]["output"] == "5"
+    assert (found["output"][1]["status"], found["output"][1]["output"]) == ("completed", "5")
+    # What was spent is told as it is booked.
+    await harness.gateway.until(lambda: len(harness.auth.settled()) == 2)
+    booked = harness.auth.settled()
+    assert (found["usage"]["input_tokens"], found["usage"]["output_tokens"]) == (
+        sum(one.prompt_tokens for one in booked),
+        sum(one.completion_tokens for one in booked),
+    )
+    assert found["usage"]["output_tokens"] == 3
     stored = (await harness.gateway.client.get(f"/v1/responses/{found['id']}")).json()
     assert stored == found
 

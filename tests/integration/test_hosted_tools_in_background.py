@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
+from protocol.errors import ErrorCode
 from protocol.wire.messages import Generate
 from tests.fakes.hosted_harness import CALL, Harness, kinds, opened
 from tests.fakes.mcp_server import FakeMcpServer, mcp_server
@@ -66,6 +67,14 @@ async def test_it_runs_in_the_background_too(harness: Harness) -> None:
     assert [event["type"] for event in events].count("response.output_item.done") == 3
     await harness.gateway.until(lambda: len(harness.auth.settled()) == 2)
     assert not [one for one in harness.auth.settled() if one.is_unused]
+
+
+async def test_one_that_fails_says_what_was_spent_until_then(harness: Harness) -> None:
+    harness.engine.script = [CALL]
+    harness.engine.fails_after_script = ErrorCode.INTERNAL_ERROR
+    found, _ = await ended(harness, await in_background(harness))
+    assert (found["status"], found["usage"]["output_tokens"]) == ("failed", 3)
+    assert found["output"][1]["status"] == "completed"
 
 
 async def test_a_call_that_was_interrupted_is_not_made_again(

@@ -230,6 +230,25 @@ async def test_the_events_of_a_response_are_told_again_from_any_number(
     assert (end, done) == ({**whole[-2], "sequence_number": 51}, "[DONE]")
 
 
+async def test_what_was_streamed_is_told_again_by_the_numbers_that_its_client_has(
+    gateway: RunningGateway,
+) -> None:
+    """OpenAI's client asks for all events and passes on those behind `starting_after`."""
+    engine_of(gateway).text = ("one ", "two ", "three")
+    body = {"model": "demo", "input": "x", "stream": True}
+    seen = named_events_of((await gateway.client.post("/v1/responses", json=body)).text)
+    path = f"/v1/responses/{seen[0]['response']['id']}"
+    again = named_events_of((await gateway.client.get(path, params={"stream": "true"})).text)
+    assert again == seen
+    params = {"stream": "true", "starting_after": "4"}
+    rest = named_events_of((await gateway.client.get(path, params=params)).text)
+    assert rest == seen[5:]
+    assert (await gateway.client.delete(path)).status_code == 200
+    store = gateway.application.store
+    assert store is not None
+    assert await store.responses.script("", seen[0]["response"]["id"]) == b""
+
+
 async def test_without_a_store_what_needs_one_is_refused_by_name(socket_dir: Path) -> None:
     async with running_gateway(socket_dir, store_url="none") as gateway:
         await gateway.auth()
@@ -311,11 +330,14 @@ async def test_a_client_that_leaves_stores_nothing(gateway: RunningGateway) -> N
 
     task = asyncio.get_running_loop().create_task(ask())
     await engine.until(lambda: bool(engine.of(Generate)))
+    path = f"/v1/responses/resp_{engine.of(Generate)[0].request_id}"
+    early = (await gateway.client.get(path)).json()["error"]
+    assert early["code"] == "not_found"
+    assert "once it has ended" in early["message"]
     task.cancel()
     auth = auth_of(gateway)
     await auth.until(lambda: bool(auth.settled()))
-    name = f"resp_{engine.of(Generate)[0].request_id}"
-    assert (await refusal(gateway, "GET", f"/v1/responses/{name}"))[0] == 404
+    assert (await refusal(gateway, "GET", path))[0] == 404
 
 
 async def test_a_compacted_context_is_continued(gateway: RunningGateway) -> None:

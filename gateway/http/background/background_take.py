@@ -41,6 +41,7 @@ from gateway.request.leases.takes import Takes
 from gateway.request.lifecycle.request import Request
 from gateway.storage.records import EventPiece, Job
 from protocol.errors import DecodeError, ErrorCode
+from protocol.wire.messages import Usage
 
 _END_PAUSES_S: Final = (0.5, 1.0, 2.0, 4.0)
 MAX_TAKES: Final = 5
@@ -313,11 +314,17 @@ class Take:
         head = response_head(
             self._job.response_id, created, body, self._parts.wall_clock, number, told
         )
+        head = replace(head, spent=self._spent)
         tools = EMPTY if self._turns is None else self._turns.tools
         maker = item_maker(base_of(self._job.response_id), body, tools, len(earlier.items))
         events = ResponseEvents(head, maker)
         events.restore(restored_items(earlier, maker))
         return events
+
+    def _spent(self) -> Usage:
+        """What this attempt has used so far."""
+        running = self._request if self._turns is None else self._turns
+        return Usage() if running is None else running.usage()
 
     async def _note_lease(self, lease_id: str) -> None:
         leases = (*self._leases, lease_id)

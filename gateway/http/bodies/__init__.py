@@ -6,5 +6,5 @@ that knows body and wire; `multipart.py` and `uploads.py` read files.
 Others use `Bodies`, the kinds of `parsers.py` and the classes of `parsed_bodies.py`.
 May import `gateway.http.schemas`, `gateway.http.anthropic`, `gateway.http.openresponses`,
 `gateway.http.scoring`, `gateway.http.mcp`, `gateway.http.connections`, `gateway.request`,
-`gateway.batches`, `gateway.bridge` and `gateway.errors`.
+`gateway.batches`, `gateway.bridge`, `gateway.turns` and `gateway.errors`.
 """

@@ -10,7 +10,7 @@ from gateway.errors import GatewayError, OverloadedError
 from gateway.http.bodies.body_process import FAILURE, LENGTH_BYTES, RESULT, ParseTask
 from gateway.http.bodies.parsed_bodies import Refusal
 from gateway.http.bodies.parsers import KINDS, BodyKind, ParseContext
-from gateway.http.bodies.turns import Turns
+from gateway.turns import Turns
 from protocol.runtime import give_way
 from protocol.runtime.child_process import ChildProcess, StartChild, start_child
 from protocol.wire import codec

@@ -16,12 +16,12 @@ from gateway.errors import (
 )
 from gateway.http.bodies.body_pool import BodyPool
 from gateway.http.bodies.parsers import BodyKind, ParseContext
-from gateway.http.bodies.turns import Turns
 from gateway.http.connections.arrived_body import arrived_body
 from gateway.http.connections.caller_memory import CallerMemory
 from gateway.http.connections.socket_buffers import SocketBuffers
 from gateway.http.schemas.base.beside_loop import BesideLoopError, read_on_loop
 from gateway.json_numbers import has_long_numbers
+from gateway.turns import Turns
 from protocol.errors import ErrorCode
 
 SMALL_BYTES = 64 * 1024

@@ -14,8 +14,8 @@ from gateway.http.openresponses.hosted import (
     call_text,
     check_list,
     hosted_server,
-    seen_name,
 )
+from gateway.http.openresponses.hosted_names import plain_name
 from gateway.http.openresponses.sealing import summary_of, unsealed
 from gateway.http.openresponses.stored_items import kind_of
 from gateway.http.schemas.base.ranges import MAX_CONTENT_PARTS
@@ -80,6 +80,7 @@ class Tools:
         servers: MCP servers whose tools are run.
         left_out: Paths of those that this server can't run, and of items that tell of such.
         spaces: By the name that the model sees: namespace and own name, where a tool is in one.
+        hosted_names: By label and own name of a server's tool: the name that the model sees.
 
     Raises:
         InvalidRequestError: A tool is none.
@@ -92,6 +93,8 @@ class Tools:
         self._runs_hosted = runs_hosted
         self.left_out: list[str] = []
         self.spaces: dict[str, tuple[str, str]] = {}
+        self.hosted_names: dict[tuple[str, str], str] = {}
+        self._seen: dict[str, tuple[tuple[str, str], str]] = {}
         for index, tool in enumerate(tools or ()):
             self._add(tool, f"tools[{index}]", "")
 
@@ -111,6 +114,12 @@ class Tools:
         elif kind in ("function", "custom"):
             own = text_of(tool, "name", path)
             name = f"{space}{_JOINT}{own}" if space else own
+            other, where = self._seen.setdefault(name, ((space, own), path))
+            if other != (space, own):
+                # Nobody could tell the client which of them a call is of.
+                raise _wrong(
+                    path, f"the model would see it as `{name[:128]}`, as it does `{where}`."
+                )
             if space:
                 self.spaces[name] = (space, own)
             kept = ("description", "parameters", "strict", "format")
@@ -201,14 +210,19 @@ def _named_tools(one: Any, path: str, hosted: Mapping[str, HostedTool]) -> list[
         return [{"type": kind, kind: {"name": one.get("name")}}]
     if kind != "mcp":
         raise _wrong(path, "functions, custom tools and `mcp` are expected.")
-    label, name = text_of(one, "server_label", path), one.get("name")
+    # OpenAI's Agents SDK names no server where any may be called.
+    label = None if one.get("server_label") is None else text_of(one, "server_label", path)
+    name = one.get("name")
     found = [
         {"type": "function", "function": {"name": seen}}
         for seen, tool in hosted.items()
-        if tool.label == label and name in (None, tool.name)
+        if label in (None, tool.label) and name in (None, tool.name)
     ]
     if not found:
-        raise _wrong(path, f"the server `{label[:100]}` lists no such tool.")
+        missing = "no server lists such a tool."
+        if label is not None:
+            missing = f"the server `{label[:100]}` lists no such tool."
+        raise _wrong(path, missing)
     return found
 
 
@@ -275,12 +289,12 @@ def chat_messages(
             content = _content(item.get("output"), f"{path}.output")
             found.append({"role": "tool", "tool_call_id": call_id, "content": content})
         elif kind == "mcp_call":
-            found += _hosted_call(found, item, path, call_text(item))
+            found += _hosted_call(found, item, path, call_text(item), tools)
         elif kind == "mcp_approval_request":
             for name in ("id", "server_label", "name", "arguments"):
                 text_of(item, name, path)
             if item["id"] not in approved:
-                found += _hosted_call(found, item, path, NOT_APPROVED)
+                found += _hosted_call(found, item, path, NOT_APPROVED, tools)
         elif kind == "mcp_approval_response":
             text_of(item, "approval_request_id", path)
             if not isinstance(item.get("approve"), bool):
@@ -352,9 +366,10 @@ def _call(item: Item, path: str, tools: Tools) -> Item:
     return {"id": call_id, "type": "function", "function": function}
 
 
-def _hosted_call(found: list[Item], item: Item, path: str, result: str) -> list[Item]:
+def _hosted_call(found: list[Item], item: Item, path: str, result: str, tools: Tools) -> list[Item]:
     """A call that this server made, or didn't: it joins its turn, and its result comes next."""
-    name = seen_name(text_of(item, "server_label", path), text_of(item, "name", path))
+    tool = text_of(item, "server_label", path), text_of(item, "name", path)
+    name = tools.hosted_names.get(tool) or plain_name(*tool)
     call_id = text_of(item, "id", path)
     function = {"name": name, "arguments": text_of(item, "arguments", path)}
     call = {"id": call_id, "type": "function", "function": function}

@@ -107,6 +107,7 @@ class AskedResponse:
         input_json: Its own items, whole, a JSON array.
         num_item_bytes: Of all items that are read.
         num_left_out: Items that were left out.
+        num_input_items: In `input_json`.
     """
 
     model: str
@@ -119,6 +120,7 @@ class AskedResponse:
     input_json: str
     num_item_bytes: int = 0
     num_left_out: int = 0
+    num_input_items: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +196,7 @@ def asked_response(
         input_json=dump_json(whole, "input"),
         num_item_bytes=found.num_bytes,
         num_left_out=found.num_left_out,
+        num_input_items=len(whole),
     )
 
 
@@ -335,6 +338,7 @@ def add_hosted(
     """Tools that servers have listed, by the names that the model sees; they join the chat's."""
     taken = {tool[tool["type"]]["name"] for tool in tools.chat}
     hosted, chat = hosted_tools(tools.servers, lists, taken)
+    tools.hosted_names = {(tool.label, tool.name): name for name, tool in hosted.items()}
     if may_call:
         tools.chat += chat
         paths = {server.named.label: server.path for server in tools.servers}
@@ -451,7 +455,7 @@ def base_chat(
     if plan is not None and plan.servers and progress is None:
         choice = None  # it may name tools that nobody has listed yet
     else:
-        is_first = progress is None or not progress.num_answers
+        is_first = progress is None or progress.may_be_forced
         choice = chat_tool_choice(request.tool_choice, hosted, is_first=is_first)
     if tools.chat:
         chat["tools"] = tools.chat

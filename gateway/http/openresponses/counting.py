@@ -71,13 +71,7 @@ def _choose(
     if isinstance(choice, dict):
         is_list = choice.get("type") == "allowed_tools" and isinstance(choice.get("tools"), list)
         named = choice["tools"] if is_list else [choice]
-        listed = [
-            one
-            for one in named
-            if not isinstance(one, dict)
-            or one.get("type") != "mcp"
-            or one.get("server_label") not in absent
-        ]
+        listed = [one for one in named if not _is_absent(one, hosted, absent)]
         if len(listed) < len(named) and (is_list or choice.get("name") is not None):
             choice = {**choice, "tools": listed} if is_list else None
         if not listed and choice is not None:
@@ -86,3 +80,11 @@ def _choose(
     chosen = chat_tool_choice(choice, hosted)
     if chosen is not None and "tools" in chat:
         chat["tool_choice"] = chosen
+
+
+def _is_absent(one: Any, hosted: Mapping[str, HostedTool], absent: list[str]) -> bool:
+    """Whether a part of a choice is of a server whose tools aren't listed."""
+    if not isinstance(one, dict) or one.get("type") != "mcp":
+        return False
+    label = one.get("server_label")
+    return not hosted if label is None else label in absent

@@ -19,7 +19,7 @@ def echo(request: ResponsesRequest, job: GenerationJob, *, is_stored: bool) -> d
     reasoning = request.reasoning
     text: dict[str, Any] = {"format": {"type": "text"}}
     if request.text is not None and request.text.format is not None:
-        text["format"] = request.text.format
+        text["format"] = _shown_format(request.text.format)
     if request.text is not None and request.text.verbosity is not None:
         text["verbosity"] = request.text.verbosity
     return {
@@ -55,6 +55,13 @@ def echo(request: ResponsesRequest, job: GenerationJob, *, is_stored: bool) -> d
             else {"conversation": {"id": request.conversation_id}}
         ),
     }
+
+
+def _shown_format(wanted: dict[str, Any]) -> dict[str, Any]:
+    """What the text must be, with all that Open Responses asks for."""
+    if wanted.get("type") != "json_schema":
+        return wanted
+    return {"description": None, **wanted, "strict": wanted.get("strict") is True}
 
 
 def _shown_tool(tool: dict[str, Any]) -> dict[str, Any]:

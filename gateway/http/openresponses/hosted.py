@@ -6,15 +6,15 @@ called so far (`Progress`, a part of the frame).
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import orjson
 
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
+from gateway.http.openresponses.hosted_names import seen_names
 from gateway.http.schemas.base.body import dump_json
-from gateway.http.schemas.base.ranges import MAX_TOOL_NAME_CHARACTERS
 from gateway.tools.tool_servers import ALL_TOOLS, NamedServer
 
 Item = dict[str, Any]
@@ -134,6 +134,11 @@ class Progress:
     num_output_tokens: int = 0
     may_call: bool = True
     compacts: bool = False
+
+    @property
+    def may_be_forced(self) -> bool:
+        """Whether a `tool_choice` still forces a call: none was made that was approved."""
+        return not (self.num_answers or any(item.get("approval_request_id") for item in self.made))
 
     def leave_out(self, wrong: HostedTool) -> str:
         """Offer a tool no more of which its server says what is no JSON schema; how it is told."""
@@ -315,11 +320,6 @@ def shown_server(tool: Item) -> Item:
     }
 
 
-def seen_name(label: str, name: str) -> str:
-    """The name that the model sees of a tool of this server's."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{label}__{name}")[:MAX_TOOL_NAME_CHARACTERS]
-
-
 def known_list(item: Item) -> Item:
     """What an item `mcp_list_tools` says: `tools`, `mark` of the server whose they are, `limits`.
 
@@ -423,7 +423,7 @@ def approved_calls(
 
 
 def hosted_tools(
-    servers: Sequence[HostedServer], lists: Mapping[str, list[Item]], taken: set[str]
+    servers: Sequence[HostedServer], lists: Mapping[str, list[Item]], taken: Set[str]
 ) -> tuple[dict[str, HostedTool], list[Item]]:
     """The tools of servers by the names that the model sees, and as a chat has them.
 
@@ -432,26 +432,28 @@ def hosted_tools(
         lists: Their tools.
         taken: Names of the request's other tools.
     """
+    offered = [
+        (server, tool)
+        for server in servers
+        for tool in lists.get(server.named.label, ())
+        # The list may have been made for a request that allowed more.
+        if server.named.names is None or tool["name"] in server.named.names
+        if not server.named.only_reading or _only_reads(tool)
+    ]
+    names = seen_names([(server.named.label, tool["name"]) for server, tool in offered], taken)
     found: dict[str, HostedTool] = {}
     chat: list[Item] = []
-    for server in servers:
-        named = server.named
-        for tool in lists.get(named.label, ()):
-            if named.names is not None and tool["name"] not in named.names:
-                continue
-            if named.only_reading and not _only_reads(tool):
-                continue  # the list may have been made for a request that allowed more
-            name = seen_name(named.label, tool["name"])
-            if name in taken:
-                continue  # two names that differ in what no model may see
-            taken.add(name)
-            schema_json = dump_json(tool["input_schema"], "input")
-            needs_approval = server.needs_approval(tool)
-            found[name] = HostedTool(named.label, tool["name"], schema_json, needs_approval)
-            function = {"name": name, "parameters": tool["input_schema"]}
-            if isinstance(tool.get("description"), str) and tool["description"]:
-                function["description"] = tool["description"]
-            chat.append({"type": "function", "function": function})
+    for server, tool in offered:
+        label, own = server.named.label, tool["name"]
+        name = names[label, own]
+        if name in found:
+            continue  # a client's list has the tool twice
+        schema_json = dump_json(tool["input_schema"], "input")
+        found[name] = HostedTool(label, own, schema_json, server.needs_approval(tool))
+        function = {"name": name, "parameters": tool["input_schema"]}
+        if isinstance(tool.get("description"), str) and tool["description"]:
+            function["description"] = tool["description"]
+        chat.append({"type": "function", "function": function})
     return found, chat
 
 

@@ -22,6 +22,7 @@ class Item(ABC):
     Attributes:
         place: In the output.
         is_open: Whether something of it comes when the model has said all of it.
+        is_over: Whether it is whole, whatever becomes of its response.
     """
 
     prefix: ClassVar[str]
@@ -31,6 +32,7 @@ class Item(ABC):
         self.pieces: list[str] = []
         self.place = 0
         self.is_open = False
+        self.is_over = False
 
     @property
     def text(self) -> str:

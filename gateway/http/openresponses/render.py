@@ -19,6 +19,7 @@ from gateway.http.openresponses.events import (
 from gateway.http.openresponses.hosted_items import ListItem
 from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.items import Item
+from gateway.http.openresponses.stream_script import StreamScript
 from gateway.request.delivery.events import ChoiceFinished
 from protocol.errors import PenstockError
 from protocol.wire.messages import Usage
@@ -27,7 +28,8 @@ PING: Final = b": ping\n\n"
 DONE: Final = b"data: [DONE]\n\n"
 _SILENCES: Final = 4
 """Silences, of 15 s each if nobody has set another time, from one word of them to the next."""
-_ERROR_CODES: Final = {"rate_limit_exceeded": "rate_limit_exceeded"}
+_OVER_A_LIMIT: Final = (402, 429)
+"""Statuses of a caller's limits, quotas and budgets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,7 @@ class ResponseHead:
         clock: Unix seconds, for the end.
         first_number: Of its first event here; what came before was told elsewhere.
         told: What an earlier attempt has told already; None where there was none.
+        spent: What was used so far, for a response that fails.
     """
 
     id: str
@@ -50,6 +53,7 @@ class ResponseHead:
     clock: Callable[[], float]
     first_number: int = 0
     told: AlreadyTold | None = None
+    spent: Callable[[], Usage] = Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +106,9 @@ class _Response:
         return "incomplete" if self.is_cut else "completed"
 
     def item_status(self, item: Item) -> str:
-        """Of an item that is over: the last one of a response that was cut was cut, too."""
-        return self.status if item is self.items[-1] else "completed"
+        """At the end: the last one of a response that was cut was cut, too, unless it was over."""
+        was_cut = item is self.items[-1] and not item.is_over
+        return self.status if was_cut else "completed"
 
     def final(
         self, status: str, usage: Usage | None = None, error: PenstockError | None = None
@@ -113,6 +118,12 @@ class _Response:
         output = orjson.dumps(items)
         body = self.body(status, usage, error, orjson.Fragment(output))
         return FinalResponse(status, body, output)
+
+    def failed(self, error: PenstockError) -> FinalResponse:
+        """What it came to when it failed, with what was spent on it until then."""
+        self.is_cut = True
+        spent = self._head.spent()
+        return self.final("failed", spent if spent.prompt_tokens else None, error)
 
     def body(
         self,
@@ -145,7 +156,10 @@ class ResponseCollector:
 
     Attributes:
         final: What it came to; None before `body`.
+        script: Of a stream; there is none.
     """
+
+    script = b""
 
     def __init__(self, head: ResponseHead, maker: ItemMaker) -> None:
         self.final: FinalResponse | None = None
@@ -163,17 +177,28 @@ class ResponseCollector:
                     list(item.closing())  # takes what was held back
                 continue
             if isinstance(event, HostedCallEnded):
-                self._maker.call(event.id).ended(event.output, event.error)
+                call = self._maker.call(event.id)
+                call.ended(event.output, event.error)
+                call.is_over = True
             elif isinstance(event, ToolsListed) and isinstance(self._item, ListItem):
                 self._item.listed(event.tools, event.error)
+                self._leave_item()
             elif isinstance(event, TurnOver):
-                self._item = None
+                self._leave_item()
             begun = self._maker.next_item(event, self._item)
             if begun is not None:
+                self._leave_item()
                 self._item = response.add(begun)
             piece = self._maker.piece(event)
             if piece is not None and self._item is not None:
                 self._item.delta(*piece)
+            if isinstance(event, CompactionEnded):
+                self._leave_item()
+
+    def _leave_item(self) -> None:
+        item, self._item = self._item, None
+        if item is not None:
+            item.is_over = not item.is_open
 
     def restore(self, items: Iterable[Item]) -> None:
         """Go on behind items that an earlier attempt has made."""
@@ -187,8 +212,7 @@ class ResponseCollector:
 
     def fail(self, error: PenstockError) -> bytes:
         """What it came to when it failed after something was done that can't be undone."""
-        self._response.is_cut = True
-        self.final = self._response.final("failed", error=error)
+        self.final = self._response.failed(error)
         return self.final.body
 
     def body(self, usage: Usage) -> bytes:
@@ -236,12 +260,18 @@ class ResponseEvents:
         self._told = head.told
         self._item: Item | None = None
         self._begin_of_end: int | None = None
-        self._last: tuple[int, list[ToldEvent]] | None = None
+        self._script = StreamScript()
+        self._last: tuple[int, list[ToldEvent], tuple[int, int]] | None = None
 
     @property
     def first_of_end(self) -> int:
         """The number of the first event of `finish`; what comes from there on may be told again."""
         return self._number if self._begin_of_end is None else self._begin_of_end
+
+    @property
+    def script(self) -> bytes:
+        """How it was told, for who tells it again (`StreamScript`)."""
+        return self._script.as_json()
 
     def answered_by(self, model: str) -> None:
         """Who answers from now on, whatever was asked for."""
@@ -323,7 +353,7 @@ class ResponseEvents:
         for item in self._response.items:
             if item.is_open:  # the answer was cut before it could be called
                 self._tell_item(told, item, "done", "incomplete")
-        self._last = (self._number, list(told))
+        self._last = (self._number, list(told), self._script.mark())
         self._end(told, self._response.final(self._response.status, usage))
         return told
 
@@ -331,13 +361,13 @@ class ResponseEvents:
         """The end of a stream that had begun when it failed, be it after `finish`."""
         told: list[ToldEvent] = []
         if self._last is not None:
-            self._number, told = self._last  # nobody has seen that end
+            self._number, told, mark = self._last  # nobody has seen that end
+            self._script.rewind(mark)
         self._begin(told)
         row = ERROR_TABLE[error.code]
         flat = {"code": row.code, "message": error.message, "param": error.param}
         self._tell(told, {"type": "error", **flat})
-        self._response.is_cut = True
-        self._end(told, self._response.final("failed", error=error))
+        self._end(told, self._response.failed(error))
         return told
 
     def _begin(self, told: list[ToldEvent]) -> None:
@@ -375,12 +405,14 @@ class ResponseEvents:
             self._tell_item(told, item, "done", status)
 
     def _tell_item(self, told: list[ToldEvent], item: Item, name: str, status: str) -> None:
+        item.is_over = (name, status) == ("done", "completed")
         shown = {"output_index": item.place, "item": item.as_object(status)}
         self._tell(told, {"type": f"response.output_item.{name}", **shown})
 
     def _tell(self, told: list[ToldEvent], event: dict[str, Any]) -> None:
         if self._told is not None and not self._told.passes(event):
             return
+        self._script.note(event)
         event["sequence_number"] = self._number
         told.append(ToldEvent(event["type"], self._number, orjson.dumps(event)))
         self._number += 1
@@ -401,6 +433,11 @@ class ResponseStreamRenderer:
         """What the response came to; None before `finish` and `fail`."""
         return self._events.final
 
+    @property
+    def script(self) -> bytes:
+        """How it was told, for who tells it again."""
+        return self._events.script
+
     def render(self, events: Sequence[ResponseEvent]) -> bytes:
         """The events of one wake-up as one piece of bytes, in order."""
         return b"".join(event.as_sse() for event in self._events.render(events))
@@ -419,8 +456,13 @@ def _placed(event: dict[str, Any], item: Item) -> dict[str, Any]:
 
 
 def _error(error: PenstockError) -> dict[str, str]:
-    """Of a response that failed."""
-    row = ERROR_TABLE[error.code]
-    is_request = row.status == 400
-    code = _ERROR_CODES.get(row.code, "invalid_prompt" if is_request else "server_error")
+    """Of a response that failed, in the words that OpenAI's clients know.
+
+    There is one for all limits of a caller, and one for all else that no second try mends.
+    """
+    status = ERROR_TABLE[error.code].status
+    if status in _OVER_A_LIMIT:
+        code = "rate_limit_exceeded"
+    else:
+        code = "invalid_prompt" if status < 500 else "server_error"
     return {"code": code, "message": error.message}

@@ -5,23 +5,28 @@ from typing import Any
 
 import orjson
 
+from gateway.http.openresponses.already_told import BEGINNINGS
 from gateway.http.openresponses.render import ToldEvent
+from gateway.http.openresponses.stream_script import cut_again
 from gateway.json_numbers import loads
 
 Event = dict[str, Any]
 
 
-def replayed(body: bytes, after: int = -1) -> list[ToldEvent]:
-    """Numbered events of a whole response; the text of each item comes in one piece.
+def replayed(body: bytes, after: int = -1, script: bytes = b"") -> list[ToldEvent]:
+    """Numbered events of a whole response.
 
-    So there are fewer than its stream had, and their numbers are their own. Who names the number
-    of an event of that stream gets the end, which says all, however few came before it.
+    With the script of its stream they are those of the stream. Without one, which is of a response
+    that wasn't streamed, the text of each item comes in one piece. Who names the number of an event
+    that isn't there gets the end, which says all.
 
     Args:
         body: The response object, JSON.
         after: The number of the last event that isn't wanted; -1 for all events.
+        script: Of `StreamScript`, JSON; empty for none.
     """
-    *events, end = _events(loads(body))
+    response = loads(body)
+    *events, end = _as_told(response, loads(script)) if script else _events(response)
     numbered = [*enumerate(events), (max(len(events), after + 1), end)]
     return [
         ToldEvent(event["type"], number, orjson.dumps({**event, "sequence_number": number}))
@@ -31,7 +36,37 @@ def replayed(body: bytes, after: int = -1) -> list[ToldEvent]:
 
 
 def _events(response: Event) -> Iterator[Event]:
-    begun = {
+    begun = _at_its_begin(response)
+    for name in ("created", "in_progress"):
+        yield {"type": f"response.{name}", "response": begun}
+    for place, item in enumerate(response["output"]):
+        yield from _of_item(place, item)
+    yield {"type": f"response.{response['status']}", "response": response}
+
+
+def _as_told(response: Event, script: list[list[Any]]) -> Iterator[Event]:
+    """The events of a stream, by its script."""
+    begun = _at_its_begin(response)
+    items = [
+        {event["type"]: event for event in _of_item(place, item)}
+        for place, item in enumerate(response["output"])
+    ]
+    told = [[0, 0] for _ in items]
+    for kind, *rest in script:
+        if kind == "error":
+            yield {"type": kind, **rest[1]}
+        elif not rest:
+            yield {"type": kind, "response": begun if kind in BEGINNINGS else response}
+        else:
+            place = rest[0]
+            # Of a call that never ended the whole response doesn't say that it began.
+            of_item = {"item_id": response["output"][place]["id"], "output_index": place}
+            event = items[place].get(kind, {"type": kind, **of_item})
+            yield from [event] if len(rest) == 1 else cut_again(event, rest[1], told[place])
+
+
+def _at_its_begin(response: Event) -> Event:
+    return {
         **response,
         "status": "in_progress",
         "output": [],
@@ -40,24 +75,23 @@ def _events(response: Event) -> Iterator[Event]:
         "incomplete_details": None,
         "completed_at": None,
     }
-    for name in ("created", "in_progress"):
-        yield {"type": f"response.{name}", "response": begun}
-    for place, item in enumerate(response["output"]):
-        yield {
-            "type": "response.output_item.added",
-            "output_index": place,
-            "item": _begun(item),
-        }
-        for event in _within(item):
-            yield {**event, "item_id": item["id"], "output_index": place}
-        yield {"type": "response.output_item.done", "output_index": place, "item": item}
-    yield {"type": f"response.{response['status']}", "response": response}
+
+
+def _of_item(place: int, item: Event) -> Iterator[Event]:
+    yield {"type": "response.output_item.added", "output_index": place, "item": _begun(item)}
+    for event in _within(item):
+        yield {**event, "item_id": item["id"], "output_index": place}
+    yield {"type": "response.output_item.done", "output_index": place, "item": item}
 
 
 def _begun(item: Event) -> Event:
     """An item as it was before anything of it was there."""
+    kind = item["type"]
     status = {"status": "in_progress"} if "status" in item else {}
-    return {**item, **status, **_EMPTY.get(item["type"], {})}
+    begun = {**item, **status, **_EMPTY.get(kind, {})}
+    if kind == "reasoning":
+        begun.pop("encrypted_content", None)
+    return begun
 
 
 _EMPTY: dict[str, Event] = {

@@ -82,9 +82,10 @@ class ResponseShape:
         Raises:
             GatewayError: It can't be.
         """
-        final, identity = self.final, request.identity
+        final, identity, teller = self.final, request.identity, self._teller
         if final is not None and identity is not None:
-            await self._turn.keep(identity.tenant, self._created, final, self._asked)
+            script = b"" if teller is None or not self._asked.is_stored else teller.script
+            await self._turn.keep(identity.tenant, self._created, final, self._asked, script)
 
     def close(self) -> None:
         """Release what is held."""
@@ -92,7 +93,8 @@ class ResponseShape:
 
     def _head(self, request: Answering) -> ResponseHead:
         head = response_head(self._turn.response_id, self._created, self._body, self._clock)
-        return replace(head, model=request.model)  # who answers, whatever was asked for
+        # Who answers, whatever was asked for.
+        return replace(head, model=request.model, spent=request.usage)
 
     def _maker(self) -> ItemMaker:
         # A fallback's request has an id of its own; items are found by that of their response.

@@ -122,6 +122,7 @@ class StoredTurn:
         self.tenant = tenant
         self.local = local
         self._held: str | None = None
+        self._num_held, self._num_held_bytes = 0, 0
 
     async def read(self, body: bytes, refs: Refs, *, holds: bool = True) -> ReadContext:
         """Read what a request goes on from.
@@ -144,16 +145,39 @@ class StoredTurn:
     def check(self, asked: AskedResponse) -> None:
         """See that an answer can be stored before it is made, and paid for.
 
+        What it adds to a conversation beside the request's own items is kept in any case.
+
         Raises:
             StoreUnavailableError: It is to be stored, and can't be at the moment.
+            InvalidRequestError: Its conversation has no room for the request's items.
         """
-        if asked.is_stored:
-            self._stored.check()
+        if not asked.is_stored:
+            return
+        self._stored.check()
+        if self._held is None:
+            return
+        self._stored.conversations.check_room(
+            self._held,
+            self._num_held + asked.num_input_items + 1,
+            self._num_held_bytes + len(asked.input_json.encode()),
+        )
 
     async def keep(
-        self, tenant: str, created: int, final: FinalResponse, asked: AskedResponse
+        self,
+        tenant: str,
+        created: int,
+        final: FinalResponse,
+        asked: AskedResponse,
+        script: bytes = b"",
     ) -> None:
         """Store a response that has ended.
+
+        Args:
+            tenant: Whose it is.
+            created: Unix seconds.
+            final: What it came to.
+            asked: What was asked for.
+            script: How its stream has told it; empty where there was none.
 
         Raises:
             GatewayError: It can't be stored.
@@ -172,9 +196,9 @@ class StoredTurn:
             whole = joined((local.items, response.input))
             response = replace(response, previous_id=None, input=whole)
         if final.status == "failed":  # its conversation stays as it was, and `close` releases it
-            await self._stored.responses.save(tenant, response, [])
+            await self._stored.responses.save(tenant, response, [], script)
             return
-        await self._stored.responses.save(tenant, response, await added_items(response))
+        await self._stored.responses.save(tenant, response, await added_items(response), script)
         self._held = None
 
     def close(self) -> None:
@@ -216,6 +240,7 @@ class StoredTurn:
                 # A store that answers too late may hold it anyway; `close` releases it.
                 self._held = conversation_id
                 items = await store.begin_turn(self._owner, conversation_id, self.response_id)
+                self._num_held, self._num_held_bytes = len(items), sum(map(len, items))
             else:
                 items = await store.read(self._owner, conversation_id)
         except StoredNotFoundError:
@@ -307,9 +332,10 @@ async def added_items(response: StoredResponse) -> list[ConversationItem]:
     return await off_loop(response.num_bytes, lambda: _added_items(response))
 
 
-async def told_again(response: StoredResponse, after: int) -> list[ToldEvent]:
-    """The events of a response that is over, behind a number."""
-    return await off_loop(response.num_bytes, lambda: replayed(response.body, after))
+async def told_again(response: StoredResponse, after: int, script: bytes) -> list[ToldEvent]:
+    """The events of a response that is over, behind a number, by the script of its stream."""
+    num_bytes = response.num_bytes + len(script)
+    return await off_loop(num_bytes, lambda: replayed(response.body, after, script))
 
 
 async def shown_input(response: StoredResponse) -> list[dict[str, Any]]:

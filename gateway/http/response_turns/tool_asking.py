@@ -34,7 +34,7 @@ class _Refusal:
     def __init__(self, error: GatewayError) -> None:
         self._error = error
 
-    async def execute(self, name: str, arguments_json: str) -> ToolResult:
+    async def execute(self, name: str, arguments_json: str, caller: bytes = b"") -> ToolResult:
         """Raise the error."""
         raise self._error
 

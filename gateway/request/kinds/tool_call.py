@@ -15,18 +15,22 @@ class ToolWork(SimpleWork):
         toolbox: Runs it.
         name: Of the tool.
         arguments_json: By name, as a JSON object.
+        caller: Whose turn it is.
 
     Attributes:
         result: What the call yielded.
     """
 
-    def __init__(self, endpoint: str, toolbox: ToolRunner, name: str, arguments_json: str) -> None:
+    def __init__(
+        self, endpoint: str, toolbox: ToolRunner, name: str, arguments_json: str, caller: bytes
+    ) -> None:
         self.endpoint = endpoint
         self.model = ""
         self.result = ToolResult()
         self._toolbox = toolbox
         self._name = name
         self._arguments_json = arguments_json
+        self._caller = caller
         self._was_begun = False
 
     def bound(self) -> Bound:
@@ -41,7 +45,9 @@ class ToolWork(SimpleWork):
         """
         self._was_begun = True
         try:
-            self.result = await self._toolbox.execute(self._name, self._arguments_json)
+            self.result = await self._toolbox.execute(
+                self._name, self._arguments_json, self._caller
+            )
         except GatewayError:
             self._was_begun = False  # it was refused; what a tool raises is a result
             raise

@@ -294,7 +294,8 @@ async def retrieve_response(request: HttpRequest, response_id: str) -> Response:
             ping_interval_s=parts_of(request).settings.ping_interval_s,
             headers={},
         )
-    told = b"".join(event.as_sse() for event in await told_again(response, after))
+    script = await store.responses.script(tenant, response_id)
+    told = b"".join(event.as_sse() for event in await told_again(response, after, script))
     return Response(told + DONE, headers=STREAM_HEADERS, media_type="text/event-stream")
 
 

@@ -12,7 +12,7 @@ class Box:
     def __init__(self) -> None:
         self.given: list[tuple[str, str]] = []
 
-    async def execute(self, name: str, arguments_json: str) -> ToolResult:
+    async def execute(self, name: str, arguments_json: str, caller: bytes = b"") -> ToolResult:
         self.given.append((name, arguments_json))
         return ToolResult("done")
 

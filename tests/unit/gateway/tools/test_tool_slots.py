@@ -55,6 +55,45 @@ async def test_the_place_of_a_dead_process_whose_successor_does_not_start_is_fre
         await box.execute("t", "{}")
 
 
+class _Slow(_Process):
+    """One whose calls end when they may."""
+
+    def __init__(self, may_end: asyncio.Event, begun: list[bytes]) -> None:
+        super().__init__(lives=True)
+        self._may_end = may_end
+        self._begun = begun
+
+    async def begin(self, call: object) -> bool:
+        assert isinstance(call, bytes)
+        self._begun.append(call)
+        return True
+
+    async def result(self, _loads: object) -> dict[str, int]:
+        await self._may_end.wait()
+        return {"result": 1}
+
+
+async def test_one_caller_leaves_a_place_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end, begun = asyncio.Event(), list[bytes]()
+
+    async def slow(*_: object) -> _Process:
+        return _Slow(may_end, begun)
+
+    monkeypatch.setattr(toolbox._ToolProcess, "start", staticmethod(slow))
+    box = ToolBox(max_processes=2, timeout_s=60.0, environment={})
+    await box.tools()
+    async with asyncio.TaskGroup() as group:
+        for number in range(3):
+            group.create_task(box.execute("t", f"{number}", b"a"))
+        await asyncio.sleep(0)
+        group.create_task(box.execute("t", "3", b"b"))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert [call[-3:-2] for call in begun] == [b"0", b"3"]
+        may_end.set()
+    assert len(begun) == 4
+
+
 async def test_a_client_that_leaves_while_its_process_starts_gives_its_place_back() -> None:
     has_begun = asyncio.Event()
 

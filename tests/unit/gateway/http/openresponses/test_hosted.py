@@ -1,23 +1,29 @@
 """Tools that the server runs: what a request says of them, and what an earlier attempt has done."""
 
+import re
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.errors import InvalidRequestError
-from gateway.http.openresponses.conversation import Tools, chat_messages
+from gateway.http.bodies.parsers import CONTINUED_RESPONSES, ParseContext
+from gateway.http.openresponses.conversation import Tools, chat_messages, chat_tool_choice
+from gateway.http.openresponses.convert import add_hosted
 from gateway.http.openresponses.hosted import (
     MAX_SERVERS,
     HostedTool,
+    Progress,
     approved_calls,
     hosted_server,
     hosted_tools,
     known_lists,
     lists_enough,
-    seen_name,
     shown_server,
 )
 from gateway.http.openresponses.hosted_items import earlier_turns
+from gateway.http.openresponses.hosted_names import plain_name
+from gateway.http.openresponses.stored_items import framed
 
 ADD = {"name": "add", "input_schema": {"type": "object"}, "annotations": {"readOnlyHint": True}}
 DROP = {"name": "drop", "input_schema": {"type": "object"}, "annotations": None}
@@ -67,14 +73,37 @@ def test_what_is_secret_is_neither_shown_nor_told_in_a_repr() -> None:
 
 
 def test_names_are_what_a_chat_takes_and_never_mean_two_tools() -> None:
-    assert seen_name("s", "a.b/c d") == "s__a.b_c_d"
-    assert len(seen_name("s" * 64, "x" * 128)) == 128
-    alike = [{**ADD, "name": "a b"}, {**ADD, "name": "a_b"}]
+    assert plain_name("s", "a.b/c d") == "s__a.b_c_d"
+    assert len(plain_name("s" * 64, "x" * 128)) == 128
+    alike = [{**ADD, "name": name} for name in ("a b", "a_b", "c", "x" * 128, f"{'x' * 127}y")]
     server = hosted_server(tool(), "tools[0]")
     found, chat = hosted_tools([server], {"s": alike}, set())
-    assert [one.name for one in found.values()] == ["a b"]
-    assert len(chat) == 1
-    assert hosted_tools([server], {"s": [ADD]}, {"s__add"}) == ({}, [])
+    assert [one.name for one in found.values()] == [one["name"] for one in alike]
+    assert [one["function"]["name"] for one in chat] == list(found)
+    first, second, third, *long = found
+    assert third == "s__c"
+    assert first != second
+    assert all(re.fullmatch(r"s__a_b_[0-9a-f]{8}", name) for name in (first, second))
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]{128}", name) for name in long)
+    # Neither the order nor the other tools of a server make a difference, and history has the name.
+    again, _ = hosted_tools([server], {"s": alike[1::-1]}, set())
+    assert list(again) == [second, first]
+    # A name of the client's own is the client's, also one that looks like a digest's.
+    ((own, mine),) = hosted_tools([server], {"s": [ADD]}, {"s__add"})[0].items()
+    assert own.startswith("s__add_")
+    assert mine.name == "add"
+    ((other, _),) = hosted_tools([server], {"s": [ADD]}, {"s__add", own})[0].items()
+    assert other not in ("s__add", own)
+
+
+def test_history_has_the_names_that_tools_have_now() -> None:
+    tools = Tools([tool(), {"type": "function", "name": "s__add"}], runs_hosted=True)
+    (seen,) = add_hosted(tools, {"s": [ADD]})
+    call = {"type": "mcp_call", "id": "mcp_1", "server_label": "s", "arguments": "{}"}
+    items = [{**call, "name": name, "output": "5"} for name in ("add", "drop")]
+    asked = [one["tool_calls"] for one in chat_messages(None, items, tools)[::2]]
+    assert [calls[0]["function"]["name"] for calls in asked] == [seen, "s__drop"]
+    assert [one["function"]["name"] for one in tools.chat] == ["s__add", seen]
 
 
 def test_a_known_list_shows_only_what_reads_where_that_is_asked() -> None:
@@ -113,6 +142,32 @@ def test_a_list_of_before_is_enough_where_it_has_all_that_may_be_used() -> None:
     for number in (3, 4, 5):
         assert [place for place, one in enumerate(enough[number]) if one] == [number]
     assert not lists_enough({"limits": ""}, named[0])  # an earlier release said nothing of it
+
+
+def test_a_choice_without_a_server_is_of_the_tools_of_all() -> None:
+    hosted = {"s__add": HostedTool("s", "add"), "t__add": HostedTool("t", "add")}
+    chosen = chat_tool_choice({"type": "mcp"}, hosted)["allowed_tools"]
+    assert chosen["mode"] == "required"
+    assert [one["function"]["name"] for one in chosen["tools"]] == list(hosted)
+    assert chat_tool_choice({"type": "mcp"}, hosted, is_first=False) == "auto"
+    for choice in ({"type": "mcp", "server_label": 7}, {"type": "mcp", "name": "drop"}):
+        with pytest.raises(InvalidRequestError):
+            chat_tool_choice(choice, hosted)
+    with pytest.raises(InvalidRequestError, match="no server lists"):
+        chat_tool_choice({"type": "mcp"}, {})
+
+
+def test_a_choice_forces_no_call_behind_one_that_was_approved() -> None:
+    """Clients send the same choice with the approval, and would be asked for ever more of them."""
+    asked = {"model": "m", "input": "x", "tools": [tool()], "tool_choice": {"type": "mcp"}}
+    call = {"type": "mcp_call", "id": "mcp_1", "server_label": "s", "name": "add", "output": "5"}
+    for own, choice in ((None, "required"), ("mcpr_1", "auto")):
+        made = [{**call, "arguments": "{}", "approval_request_id": own}]
+        progress = Progress(lists={"s": [ADD]}, made=made).as_json()
+        frame = framed(orjson.dumps(asked), b"[]", {}, None, progress)
+        body = CONTINUED_RESPONSES.parse(frame, ParseContext({})).body
+        assert body is not None
+        assert body.job.tool_choice == choice
 
 
 def test_labels_are_given_once_and_servers_are_bounded() -> None:

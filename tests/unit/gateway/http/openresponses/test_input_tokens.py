@@ -97,6 +97,7 @@ def test_what_would_be_refused_is_not_counted(fields: dict[str, Any]) -> None:
         (None, ["f"]),
         ("required", ["f"]),
         (WEATHER, []),
+        ({"type": "mcp"}, []),
         ({**WEATHER, "name": "now"}, ["f"]),
         ({"type": "allowed_tools", "mode": "auto", "tools": [WEATHER, F]}, ["f"]),
         ({"type": "allowed_tools", "mode": "auto", "tools": [WEATHER]}, []),
@@ -120,6 +121,7 @@ def test_a_choice_that_only_servers_can_fulfil_is_counted() -> None:
     [
         (None, ["f", "weather__now", "weather__then"]),
         (WEATHER, ["weather__now", "weather__then"]),
+        ({"type": "mcp"}, ["weather__now", "weather__then"]),
         (
             {"type": "allowed_tools", "mode": "auto", "tools": [{**WEATHER, "name": "then"}, F]},
             ["f", "weather__then"],

@@ -1,6 +1,7 @@
 """Events that are told again, and events that are told on from where an earlier attempt stopped."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -10,6 +11,16 @@ from hypothesis import strategies as st
 
 from gateway.errors import AnotherTextError, GatewayError
 from gateway.http.openresponses.already_told import AlreadyTold
+from gateway.http.openresponses.events import (
+    HostedCallEnded,
+    HostedCallRunning,
+    ResponseEvent,
+    ToolsListed,
+    ToolsListing,
+    TurnOver,
+)
+from gateway.http.openresponses.hosted import HostedTool
+from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.render import (
     ResponseEvents,
     ResponseHead,
@@ -21,9 +32,17 @@ from gateway.request.delivery.events import (
     GenerationEvent,
     ReasoningText,
     ToolCallArguments,
+    ToolCallStarted,
 )
-from protocol.wire.messages import Usage
-from tests.unit.gateway.http.openresponses.test_response_render import EVENTS, HEAD, maker, whole
+from gateway.request.jobs.answer_options import AnswerOptions
+from protocol.wire.messages import TokenLogprob, TokenLogprobs, Usage
+from tests.unit.gateway.http.openresponses.test_response_render import (
+    EVENTS,
+    HEAD,
+    OPTIONS,
+    maker,
+    whole,
+)
 
 TEXTS = (ContentText, ReasoningText, ToolCallArguments)
 
@@ -64,6 +83,65 @@ def test_a_replay_ends_with_the_end_whatever_number_it_goes_on_behind() -> None:
     for after in (len(told) - 1, len(told) + 100):
         (end,) = loaded(replayed(body, after))
         assert end == {**loaded(told)[-1], "sequence_number": after + 1}
+
+
+HOSTED: list[ResponseEvent] = [
+    ToolsListing("s", "mark"),
+    ToolsListed("s", [{"name": "add", "input_schema": {}}]),
+    ToolCallStarted(0, 0, "c0", "s__add"),
+    ToolCallArguments(0, 0, "{}"),
+    ToolCallStarted(0, 1, "c1", "s__add"),
+    ToolCallArguments(0, 1, "{"),
+    ToolCallArguments(0, 1, "}"),
+    ToolCallStarted(0, 2, "c2", "s__ask"),
+    ToolCallArguments(0, 2, "{}"),
+    TurnOver(),
+    HostedCallRunning("c0"),
+    HostedCallEnded("c0", "5"),
+    HostedCallEnded("c1", error={"type": "mcp_protocol_error", "code": 1, "message": "no"}),
+    ContentText(0, "It "),
+    ContentText(0, "is 5."),
+]
+
+
+def hosting(options: AnswerOptions = OPTIONS) -> ItemMaker:
+    hosted = {
+        "s__add": HostedTool("s", "add", needs_approval=False),
+        "s__ask": HostedTool("s", "ask"),
+    }
+    return ItemMaker("r", options, {}, seals_reasoning=True, hosted=hosted)
+
+
+@pytest.mark.parametrize("events", [EVENTS, HOSTED, HOSTED[:11], [], [ContentText(0, "x")]])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_streamed_is_told_again_event_by_event(
+    events: Sequence[ResponseEvent], fails: bool
+) -> None:
+    teller = ResponseEvents(replace(HEAD, spent=lambda: Usage(prompt_tokens=1)), hosting())
+    told = [one for event in events for one in (*teller.render([event]), *teller.silence())]
+    assert any(event.type == "response.in_progress" for event in told[2:]) == (len(events) > 3)
+    last = teller.finish(Usage())
+    if fails:
+        last = teller.fail(GatewayError("The store is away."))  # the end above was told to nobody
+    told += last
+    assert teller.final is not None
+    again = replayed(teller.final.body, -1, teller.script)
+    assert loaded(again) == loaded(told)
+    for after in range(len(told)):
+        assert replayed(teller.final.body, after, teller.script)[:-1] == again[after + 1 : -1]
+    assert [event.number for event in again] == list(range(len(told)))
+
+
+def test_log_probabilities_are_told_again_with_their_deltas() -> None:
+    chosen = [TokenLogprob(token_id=1, logprob=-0.5, text=one, data=one.encode()) for one in "abc"]
+    tokens = [TokenLogprobs(chosen=one) for one in chosen]
+    options = AnswerOptions(num_top_logprobs=0)
+    teller = ResponseEvents(HEAD, hosting(options))
+    told = teller.render([ContentText(0, "ab", tuple(tokens[:2])), ContentText(0, "-")])
+    told += teller.render([ContentText(0, "c", tuple(tokens[2:]))])
+    told += teller.finish(Usage())
+    assert teller.final is not None
+    assert loaded(replayed(teller.final.body, -1, teller.script)) == loaded(told)
 
 
 def recut(events: Sequence[GenerationEvent], cuts: Sequence[int]) -> list[GenerationEvent]:

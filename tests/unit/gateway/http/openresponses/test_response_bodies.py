@@ -155,6 +155,11 @@ def test_a_history_of_another_server_is_continued_without_the_traces_of_its_own_
     assert made.ignored == ["input[1]"]
 
 
+SPACE: dict[str, Any] = {"type": "namespace", "name": "n", "tools": [FUNCTION]}
+SPACED: dict[str, Any] = {**SPACE, "tools": [{**FUNCTION, "name": "n__f"}]}
+"""Its tool is seen by the name of one of another namespace."""
+
+
 def test_tools_of_a_namespace_carry_its_name_there_and_back() -> None:
     space = {"type": "namespace", "name": "files", "description": "d", "tools": [FUNCTION]}
     call = {**CALL, "namespace": "files"}
@@ -191,7 +196,10 @@ def test_a_schema_holds_the_text() -> None:
     wanted = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
     made = body(text={"format": wanted})
     assert made.job.response_grammar is not None
-    assert echo(text={"format": wanted})["text"] == {"format": wanted}
+    assert echo(text={"format": wanted})["text"] == {"format": {**wanted, "description": None}}
+    del wanted["strict"]
+    shown = echo(text={"format": wanted})["text"]["format"]
+    assert shown == {**wanted, "description": None, "strict": False}
 
 
 def test_an_effort_demands_nothing_of_the_model() -> None:
@@ -260,6 +268,8 @@ def test_counting_reads_the_same_prompt() -> None:
         ({"tools": [{**FUNCTION, "parameters": 1}]}, "tools[0].parameters"),
         ({"tools": [{"type": "namespace", "name": "n"}]}, "tools[0].tools"),
         ({"tools": [{"type": "namespace", "name": "", "tools": []}]}, "tools[0].name"),
+        ({"tools": [{**FUNCTION, "name": "n__f"}, SPACE]}, "tools[1].tools[0]"),
+        ({"tools": [{**SPACE, "name": "n__n"}, SPACED]}, "tools[1].tools[0]"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [FUNCTION], "tool_choice": {"type": "function"}}, "tool_choice.name"),
         ({"tools": [FUNCTION], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.tools"),

@@ -1,14 +1,14 @@
 """Events to responses and their streams."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import orjson
-import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from gateway.errors import InvalidRequestError, WorkerLostError
+from gateway.errors import WorkerLostError
 from gateway.http.bodies.parsers import RESPONSES, ParseContext
 from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.render import (
@@ -25,6 +25,7 @@ from gateway.request.delivery.events import (
     ToolCallStarted,
 )
 from gateway.request.jobs.answer_options import AnswerOptions
+from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.messages import TokenLogprob, TokenLogprobs, Usage
 
 BODY = RESPONSES.parse(b'{"model": "m", "input": "x"}', ParseContext({})).body
@@ -162,15 +163,36 @@ def test_log_probabilities_stand_beside_their_text() -> None:
     assert deltas[0]["logprobs"] == shown
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [(WorkerLostError("gone"), "server_error"), (InvalidRequestError("bad"), "invalid_prompt")],
-)
-def test_a_late_failure_fails_the_response(error: Exception, code: str) -> None:
+def test_a_late_failure_fails_the_response() -> None:
     renderer = ResponseStreamRenderer(HEAD, maker())
-    sent = renderer.render([ContentText(0, "x")]) + renderer.fail(error)  # type: ignore[arg-type]
-    *_, told, failed = parsed(sent)
-    assert (told["type"], told["message"]) == ("error", str(error))
+    error = WorkerLostError("gone")
+    *_, told, failed = parsed(renderer.render([ContentText(0, "x")]) + renderer.fail(error))
+    assert (told["type"], told["message"]) == ("error", "gone")
     assert failed["type"] == "response.failed"
-    assert failed["response"]["error"]["code"] == code
+    assert failed["response"]["error"] == {"code": "server_error", "message": "gone"}
     assert failed["response"]["status"] == "failed"
+    assert failed["response"]["usage"] is None
+
+
+def test_a_failure_says_in_openais_words_whose_it_was() -> None:
+    codes: dict[str, set[ErrorCode]] = {}
+    for code in ErrorCode:
+        collector = ResponseCollector(HEAD, maker())
+        failed = Response.model_validate_json(collector.fail(PenstockError("no", code=code)))
+        assert failed.error is not None
+        codes.setdefault(failed.error.code, set()).add(code)
+    assert codes.keys() == {"rate_limit_exceeded", "invalid_prompt", "server_error"}
+    limits = ("rate_limit_exceeded", "insufficient_quota", "budget_exceeded", "too_many_wrong_keys")
+    assert codes["rate_limit_exceeded"] == {ErrorCode(limit) for limit in limits}
+    assert {ErrorCode.CONTEXT_LENGTH_EXCEEDED, ErrorCode.PERMISSION_DENIED} < codes[
+        "invalid_prompt"
+    ]
+    assert {ErrorCode.OVERLOADED, ErrorCode.DEADLINE_EXCEEDED} < codes["server_error"]
+
+
+def test_a_failure_says_what_was_spent_until_then() -> None:
+    head = replace(HEAD, spent=lambda: USAGE)
+    told = parsed(ResponseStreamRenderer(head, maker()).fail(WorkerLostError("gone")))
+    assert told[-1]["response"]["usage"] == whole(END)["usage"]
+    collected = orjson.loads(ResponseCollector(head, maker()).fail(WorkerLostError("gone")))
+    assert collected["usage"] == whole(END)["usage"]

@@ -311,7 +311,7 @@ class ScriptedToolBox(ToolBox):
         self.outcome = outcome
         self.calls: list[tuple[str, str]] = []
 
-    async def execute(self, name: str, arguments_json: str) -> ToolResult:
+    async def execute(self, name: str, arguments_json: str, caller: bytes = b"") -> ToolResult:
         self.calls.append((name, arguments_json))
         return await self.outcome
 

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import OrderedDict, deque
+from typing import Final
 
 from gateway.errors import DeniedError
 from protocol.errors import ErrorCode
 
-_MAX_WAITING_PER_CALLER = 1024
+_MAX_WAITING_PER_CALLER: Final = 1024
 
 
 class Turns:
@@ -15,9 +16,13 @@ class Turns:
     Args:
         num_places: In all.
         num_per_caller: Of one caller.
+        max_waiting: How many of one caller may wait.
     """
 
-    def __init__(self, num_places: int, num_per_caller: int) -> None:
+    def __init__(
+        self, num_places: int, num_per_caller: int, max_waiting: int = _MAX_WAITING_PER_CALLER
+    ) -> None:
+        self._max_waiting = max_waiting
         self._num_free = num_places
         self._num_per_caller = num_per_caller
         self._held: dict[bytes, int] = {}
@@ -33,9 +38,9 @@ class Turns:
             self._hold(caller)
             return
         line = self._waiting.setdefault(caller, deque())
-        if len(line) >= _MAX_WAITING_PER_CALLER:
+        if len(line) >= self._max_waiting:
             raise DeniedError(
-                f"{len(line)} large requests of this caller are already waiting; "
+                f"{len(line)} requests of this caller are already waiting for their turn; "
                 "please try again later.",
                 code=ErrorCode.RATE_LIMIT_EXCEEDED,
                 retry_after_s=1.0,

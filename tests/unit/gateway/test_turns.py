@@ -2,7 +2,7 @@
 
 import asyncio
 
-from gateway.http.bodies.turns import Turns
+from gateway.turns import Turns
 
 
 async def test_a_place_freed_while_the_first_waiter_is_cancelled_goes_to_the_next() -> None:
