@@ -195,7 +195,7 @@ class Reports:
         projection = project(
             used,
             meter.amount,
-            began_s=max(begins_s or 0.0, limit.created_at),
+            began_s=max(begins_s or 0.0, limit.counts_since),
             ends_s=ends_s,
             now_s=wall_s,
             span_s=span_s,

@@ -94,7 +94,7 @@ def test_everything_reads_back_as_it_was_said(store: SqlStore) -> None:
     snapshot = store.load(recent_since_ms=0)
     assert [one.user_id for one in snapshot.users] == ["user_1", "user_2"]
     assert snapshot.teams[0].members == {"user_1": "owner"}
-    assert (snapshot.limits[0].amount, snapshot.limits[0].created_at) == (2**53 - 1, NOW)
+    assert (snapshot.limits[0].amount, snapshot.limits[0].counts_since) == (2**53 - 1, NOW)
     assert (snapshot.prices[0].cached_prompt, snapshot.prices[0].valid_from_ms) == (1, NOW * 1000)
 
 
