@@ -484,6 +484,7 @@ class KeyCounts:
     total_prompt_tokens: int
     total_completion_tokens: int
     num_audit_entries: int
+    num_closed: int
 
 
 @dataclass(frozen=True, slots=True)
