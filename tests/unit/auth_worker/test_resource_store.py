@@ -198,7 +198,7 @@ def test_active_keys_that_their_user_or_team_closes_are_counted(store: SqlStore)
     add(store, "user", "user_2", USER)
     add(store, "team", "team_1", TEAM)
     store.apply([PutMember("team_1", "user_1", "member", NOW, AUDIT)])
-    of_whom = {
+    of_whom: dict[str, dict[str, Any]] = {
         "nobody": {},
         "user": {"user_id": "user_1"},
         "team": {"team_id": "team_1"},
