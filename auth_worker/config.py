@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from auth_worker.decisions.authority import Rules
-from auth_worker.principals.keys import weakness_of
+from auth_worker.principals.given_keys import weakness_of
 from auth_worker.storage.audit_key import KEY_NAME
 from auth_worker.storage.database_url import DatabaseUrl
 from auth_worker.storage.retention import Retention

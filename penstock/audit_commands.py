@@ -100,7 +100,8 @@ def verify(
     """Check that no entry was changed, taken out or moved, on the machine of the auth database.
 
     The server may run meanwhile. Exit code 0 when the log holds, 1 when it does not, 2 when it
-    can't be read.
+    can't be read, 3 when it holds and nothing tells of the entry of --holds, because entries from
+    before its beginning were let go.
     """
     command = [sys.executable, "-m", "auth_worker.auditing.verify_audit"]
     if file is not None:

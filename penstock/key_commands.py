@@ -244,6 +244,8 @@ def count_keys(
                 for bucket, number in buckets.items()
                 if number
             ]
+            if counted.get("num_closed"):
+                rows.append(("closed by a user or team", "", counted["num_closed"]))
             rows.append(("all", "", counted["num_keys"]))
     print_table(("by", "", "keys"), rows)
 
@@ -256,8 +258,11 @@ def _row(key: Mapping[str, Any]) -> tuple[Any, ...]:
     used = key["total_prompt_tokens"] + key["total_completion_tokens"]
     names = ("id", "name", "role", "owner", "hint", "total_requests")
     # A server of before 1.3 knows neither owners nor what a key's status is.
-    known = {"owner": "", "status": "", **key}
-    return (*(known[name] for name in names), used, known["status"])
+    known = {"owner": "", "status": "", "closed_by": "", **key}
+    status, closed_by = known["status"], known["closed_by"]
+    if closed_by and status == "active":
+        status = f"active, closed by its {closed_by}"
+    return (*(known[name] for name in names), used, status)
 
 
 def _print_secret(record: Mapping[str, Any], as_json: bool) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from auth_worker.errors import ActorNotAllowedError, InvalidCommandError
 from auth_worker.principals.key_index import Alike
 from auth_worker.principals.keys import ANONYMOUS_KEY_ID, KeyDirectory, StoredKey
-from auth_worker.principals.roles import OF_ADMINS_ALONE, ROLE_SCOPES
+from auth_worker.principals.roles import ROLE_SCOPES, administers, powers_of
 from auth_worker.principals.tokens import TOKEN_ID_PREFIX
 from auth_worker.records.operations import AuditAction, AuditEntry
 from protocol.wire.messages import Actor, PrincipalRole, Scope
@@ -15,6 +15,8 @@ MAX_PAGE = 1000
 
 def acting_key(keys: KeyDirectory, actor: Actor, scope: Scope, wall_s: float) -> StoredKey:
     """The key of whoever asks; the gateway asked before, but it may have been revoked in between.
+
+    Whoever comes with the old secret of a rotated key has a key that expires with that.
 
     Raises:
         ActorNotAllowedError: It may not do this, or not any more.
@@ -35,12 +37,13 @@ def check_reach(actor: StoredKey, key: StoredKey) -> None:
     Raises:
         ActorNotAllowedError: The key may do more.
     """
-    beyond = sorted(scope for scope in key.scopes - actor.scopes if scope.startswith("admin."))
+    beyond = sorted(powers_of(key.scopes - actor.scopes, is_of_admin=key.is_of_admin))
     if beyond:
+        whose = "one" if beyond[0].startswith("admin.") else "an administrator's key"
         raise ActorNotAllowedError(
-            f"A key without the scope {beyond[0]} can't make or change one that has it."
+            f"A key without the scope {beyond[0]} can't make or change {whose} that has it."
         )
-    if key.scopes.isdisjoint(OF_ADMINS_ALONE):
+    if not administers(key.scopes, is_of_admin=key.is_of_admin):
         return
     for bound, covers in (
         ("allowed_endpoints", actor.rules.covers_endpoints),
@@ -62,7 +65,7 @@ def check_lasts(actor: StoredKey, key: StoredKey) -> None:
     Raises:
         ActorNotAllowedError: The key would last longer.
     """
-    if actor.expires_at is None or key.scopes.isdisjoint(OF_ADMINS_ALONE):
+    if actor.expires_at is None or not administers(key.scopes, is_of_admin=key.is_of_admin):
         return
     if any(one.key_id.startswith(TOKEN_ID_PREFIX) for one in (actor, key)):
         return
@@ -84,9 +87,7 @@ def check_role(actor: StoredKey, role: PrincipalRole, does: str) -> None:
     Raises:
         ActorNotAllowedError: The role may do more to this server.
     """
-    beyond = sorted(
-        scope for scope in ROLE_SCOPES[role] - actor.scopes if scope.startswith("admin.")
-    )
+    beyond = sorted(powers_of(ROLE_SCOPES[role] - actor.scopes, is_of_admin=role == "admin"))
     if beyond:
         raise ActorNotAllowedError(f"A key without the scope {beyond[0]} can't {does}.")
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from msgspec import structs
+
 from auth_worker.administration import old_commands
 from auth_worker.administration.actors import check_page
 from auth_worker.administration.kept_answers import claim_row, keep_row
@@ -42,6 +44,7 @@ from protocol.wire.messages import (
     FindKeys,
     FindResources,
     KeepAnswer,
+    KeyDetails,
     Keys,
     KeysCounted,
     KeysFound,
@@ -238,12 +241,29 @@ class AdminCommands:
             age_s=result.age_ms / 1000 if result.state == "running" else None,
         )
 
+    def _keys(self, command: AdminCommand, page: KeyPage) -> Message:
+        if isinstance(command, OldCommand):
+            return Keys(
+                request_id=command.request_id,
+                records=tuple(map(old_commands.key_record, page.records)),
+                has_more=page.has_more,
+            )
+        records = tuple(map(self._with_closure, page.records))
+        return KeysFound(request_id=command.request_id, keys=records, has_more=page.has_more)
+
+    def _with_closure(self, record: KeyDetails) -> KeyDetails:
+        """With what its user or team, as they are now, keep the key from."""
+        key = self._authority.keys.get(record.key_id)
+        if key is None or not key.closed_by:
+            return record
+        return structs.replace(record, closed_by=key.closed_by)
+
     def _answering(self, command: AdminCommand, answer: Answer) -> OnDone:
         request_id = command.request_id
 
         def on_done(result: Result) -> None:
             if isinstance(result, KeyPage):
-                answer(_keys(command, result))
+                answer(self._keys(command, result))
             elif isinstance(result, KeyCounts):
                 fields: dict[str, Any] = {
                     name: getattr(result, name) for name in KeyCounts.__dataclass_fields__
@@ -304,16 +324,6 @@ def _closes(command: AdminCommand) -> bool:
     if isinstance(command, ChangeResource):
         return command.action == "suspend"
     return isinstance(command, RevokeKey)
-
-
-def _keys(command: AdminCommand, page: KeyPage) -> Message:
-    if isinstance(command, OldCommand):
-        return Keys(
-            request_id=command.request_id,
-            records=tuple(map(old_commands.key_record, page.records)),
-            has_more=page.has_more,
-        )
-    return KeysFound(request_id=command.request_id, keys=page.records, has_more=page.has_more)
 
 
 def _stuck(request_id: str) -> Failure:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable
 from typing import Final
 
+from msgspec import structs
+
 from auth_worker.administration.actors import check_page
 from auth_worker.clock import Clock
 from auth_worker.decisions.authority import Authority
@@ -23,6 +25,7 @@ from auth_worker.principals.projections import project
 from auth_worker.records.operations import Flush, KeyPage, ReadKeys, ReadUsageRows, Result
 from protocol.wire.messages import (
     Actor,
+    KeyDetails,
     LimitStanding,
     ReadStanding,
     ReadUsage,
@@ -130,10 +133,13 @@ class Reports:
         if command.user_id or command.team_id:
             return Standing(request_id=command.request_id, limits=limits)
         key = self._key(command, reader)
+        record: KeyDetails | None = None
+        if isinstance(result, KeyPage):
+            record = structs.replace(result.records[0], closed_by=key.closed_by)
         return Standing(
             request_id=command.request_id,
             limits=limits,
-            key=result.records[0] if isinstance(result, KeyPage) else None,
+            key=record,
             scopes=tuple(sorted(key.scopes)),
             team_allowed_models=None if key.team is None else key.team.allowed_models,
         )
@@ -195,7 +201,7 @@ class Reports:
         projection = project(
             used,
             meter.amount,
-            began_s=max(begins_s or 0.0, limit.created_at),
+            began_s=max(begins_s or 0.0, limit.counts_since),
             ends_s=ends_s,
             now_s=wall_s,
             span_s=span_s,

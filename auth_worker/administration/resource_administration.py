@@ -37,7 +37,7 @@ from auth_worker.principals.keys import KeyDirectory, StoredKey
 from auth_worker.principals.limit_directory import LimitDirectory
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.people import StoredTeam, StoredUser
-from auth_worker.principals.prices import PriceTable
+from auth_worker.principals.prices import PriceTable, begin_of
 from auth_worker.principals.webhooks import StoredWebhook
 from auth_worker.records.operations import (
     AddResource,
@@ -144,6 +144,13 @@ class ResourceAdministration:
         """
         kind = "team" if isinstance(command, SetMember) else command.kind
         actor = acting_key(self._keys, command.actor, SCOPE_OF[kind], self._clock.wall_s())
+        operation = self._prepared(actor, command)
+        begins_ms = _begin_of_version(operation)
+        if begins_ms is not None:
+            self._prices.expect(begins_ms)
+        return operation
+
+    def _prepared(self, actor: StoredKey, command: Command) -> ResourceOperation:
         match command:
             case MakeResource():
                 return self._make(actor, command)
@@ -158,6 +165,9 @@ class ResourceAdministration:
 
     def done(self, operation: ResourceOperation, result: Result) -> None:
         """An operation is durable: what was to wait for that holds from here on."""
+        begins_ms = _begin_of_version(operation)
+        if begins_ms is not None:
+            self._prices.expect_no_more(begins_ms)
         if isinstance(operation, AddResource):
             self._commanded_models.pop(operation.resource.resource_id, None)
         elif isinstance(operation, ChangeResourceRow):
@@ -175,22 +185,27 @@ class ResourceAdministration:
             case LimitSettings() if isinstance(operation, DropResource):
                 self._limits.remove(newest.resource_id)
             case LimitSettings():
-                limit = limit_of(newest.resource_id, newest.settings, newest.created_at)
-                self._limits.put(limit)
-            case PriceSettings(valid_from=valid_from):
-                now_ms = int(self._clock.wall_s() * 1000)
+                since = self._counts_since(operation, newest)
+                self._limits.put(limit_of(newest.resource_id, newest.settings, since))
+            case PriceSettings() if begins_ms is not None:
                 self._prices.put(
                     price_of(
                         newest.resource_id,
                         newest.version,
                         newest.settings,
-                        # What was granted until now was granted at the price of before.
-                        valid_from_ms=max((valid_from or newest.created_at) * 1000, now_ms),
+                        valid_from_ms=begins_ms,
                         is_ended=newest.is_ended,
                     )
                 )
             case _:
                 pass  # of a user or a team, what changed holds already
+
+    def _counts_since(self, operation: ResourceOperation, newest: Resource) -> int:
+        """Since when a limit counts that an operation has made or changed."""
+        known = self._limits.get(newest.resource_id)
+        if isinstance(operation, ChangeResourceRow) and known is not None:
+            return cast(int, operation.values.get("counts_since", known.counts_since))
+        return newest.created_at
 
     def forget_holder(self, holder: Literal["key", "user", "team"], holder_id: str) -> None:
         """A key, user or team is gone, and with it go its limits and those of its end users."""
@@ -240,6 +255,7 @@ class ResourceAdministration:
             wall_s=self._clock.wall_s(),
             fields=fields,
         )
+        values = {name: getattr(settings, name) for name in fields}
         match settings:
             case UserSettings():
                 self._change_user(actor, self._user(resource_id), settings, fields)
@@ -247,7 +263,11 @@ class ResourceAdministration:
                 _set(self._team(resource_id), settings, fields)
             case LimitSettings():
                 before = self._limit(kind, resource_id)
-                self._commanded.put(limit_of(resource_id, settings, before.created_at))
+                limit = limit_of(resource_id, settings, before.counts_since)
+                if limit.window != before.window:  # another count begins
+                    values["counts_since"] = int(self._clock.wall_s())
+                    limit = replace(limit, counts_since=values["counts_since"])
+                self._commanded.put(limit)
             case WebhookSettings():
                 _check_reads_audit(actor)
                 hook = self._webhook(resource_id)
@@ -260,7 +280,6 @@ class ResourceAdministration:
                 self._commanded_models[resource_id] = settings.models
             case PriceSettings():
                 pass
-        values = {name: getattr(settings, name) for name in fields}
         is_raise = kind == "budget" and set(fields) <= {"raised_by", "raised_until"}
         action = _action(kind, "raised" if is_raise else "updated")
         entry = self._entry(command, action, resource_id)
@@ -509,6 +528,20 @@ class ResourceAdministration:
 
 def _action(kind: ResourceKind, what_was_done: str) -> AuditAction:
     return cast(AuditAction, f"{kind}_{what_was_done}")
+
+
+def _begin_of_version(operation: ResourceOperation) -> int | None:
+    """When the version of a price begins that an operation makes; None when it makes none."""
+    match operation:
+        case AddResource(kind="price", resource=made):
+            assert isinstance(made.settings, PriceSettings)  # noqa: S101 - its kind says so
+            return begin_of(made.settings.valid_from or 0, operation.audit.at_ms)
+        case ChangeResourceRow(kind="price", values=values):
+            return begin_of(values.get("valid_from") or 0, operation.audit.at_ms)
+        case DropResource(kind="price"):
+            return operation.audit.at_ms
+        case _:
+            return None
 
 
 def _check_reads_audit(actor: StoredKey) -> None:

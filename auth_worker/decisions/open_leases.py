@@ -144,7 +144,7 @@ class OpenLeases:
             command.request_id,
             key.key_id,
             command.model,
-            int(wall_s * 1000),
+            self._prices.moment(int(wall_s * 1000)),
             prompt_tokens,
             completion_tokens,
             now_s + self._leases.duration_s,

@@ -64,6 +64,7 @@ PERSONAL_FIELDS: Final = frozenset({"name", "email", "tags", "metadata"})
 FIXED_FIELDS: Final = frozenset({"holder", "holder_id", "measure"})
 """Of a limit: what was counted so far would mean something else."""
 
+_RAISING: Final = frozenset({"raised_by", "raised_until"})
 _CALENDAR: Final[frozenset[LimitWindow]] = frozenset(
     {"calendar_day", "calendar_week", "calendar_month", "calendar_year"}
 )
@@ -185,7 +186,7 @@ def team_of(resource: Resource) -> StoredTeam:
     )
 
 
-def limit_of(limit_id: str, settings: LimitSettings, created_at: int) -> Limit:
+def limit_of(limit_id: str, settings: LimitSettings, counts_since: int) -> Limit:
     """A limit as the authority knows it."""
     window = Window(
         kind=settings.window,
@@ -198,7 +199,7 @@ def limit_of(limit_id: str, settings: LimitSettings, created_at: int) -> Limit:
         for name in LimitSettings.__struct_fields__
         if name not in ("window", "time_zone", "starts_at", "length_s")
     }
-    return Limit(limit_id=limit_id, window=window, created_at=created_at, **same)
+    return Limit(limit_id=limit_id, window=window, counts_since=counts_since, **same)
 
 
 def limit_settings(limit: Limit) -> LimitSettings:
@@ -277,7 +278,8 @@ def _check_limit(
         "raised_until",
         "needs a 'raised_by'",
     )
-    if "raised_until" in new and settings.raised_until is not None:
+    if settings.raised_until is not None and not new.isdisjoint(_RAISING):
+        # One that stays from an earlier raise would end the next one at once.
         require(settings.raised_until > wall_s, "raised_until", "must be a time in the future")
 
 

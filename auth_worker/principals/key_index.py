@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from auth_worker.principals.key_rules import Network
-from auth_worker.principals.roles import OF_ADMINS_ALONE, scopes_of
+from auth_worker.principals.roles import powers_of, scopes_of
 from protocol.wire.messages import PrincipalRole
 
 if TYPE_CHECKING:
@@ -128,8 +128,7 @@ def _holders(key: "StoredKey") -> list[_Holder]:
 
 @lru_cache(maxsize=4096)
 def _administers(role: PrincipalRole, narrowed_to: frozenset[str] | None) -> bool:
-    scopes = scopes_of(role, narrowed_to)
-    return any(scope.startswith(_ADMINISTERING) or scope in OF_ADMINS_ALONE for scope in scopes)
+    return bool(powers_of(scopes_of(role, narrowed_to), is_of_admin=role == "admin"))
 
 
 def _reach(key: "StoredKey") -> Reach:
@@ -162,6 +161,3 @@ def _end(
         if other_id:
             _add(others, other_id, holder_id, -num)
     return sum(ended.values())
-
-
-_ADMINISTERING: Final = "admin."

@@ -2,8 +2,6 @@
 
 import hashlib
 import hmac
-import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -15,14 +13,18 @@ from auth_worker.principals.key_rules import NO_RULES, KeyRules
 from auth_worker.principals.people import StoredTeam, StoredUser
 from auth_worker.principals.roles import scopes_of
 from auth_worker.principals.tokens import TokenTable
-from protocol.wire.messages import Authorize, KeyStatus, MemberRole, PrincipalRole, Scope
+from protocol.wire.messages import (
+    Authorize,
+    KeyClosure,
+    KeyStatus,
+    MemberRole,
+    PrincipalRole,
+    Scope,
+)
 
 KEY_PREFIX = "psk-"
 NUM_RANDOM_BYTES = 32  # 43 characters of URL-safe base64
 DIGEST_BYTES = 32
-MIN_GIVEN_KEY_CHARS = 24
-MAX_GIVEN_KEY_CHARS = 512
-MIN_GIVEN_KEY_BITS = 64.0
 
 ADMINISTERING: Final[Scope] = "admin.keys"
 ADMINISTERING_ENDPOINTS: Final = ("/v1/admin/keys", "/v1/admin/keys/{key_id}")
@@ -34,23 +36,6 @@ ANONYMOUS_TENANT = "local"
 DEFAULT_TENANT = "default"
 """What is stored of a key that names no tenant. It names none either: such a key is a tenant by
 itself, and so are the keys of databases from before that was so."""
-
-# Cut out before the rest is judged; longest first, so that "password" goes before "pass".
-_WEAK_WORDS = sorted(
-    (
-        *("penstock", "admin", "administrator", "root", "master", "password", "passwort", "passwd"),
-        *("pass", "secret", "changeme", "change", "replace", "insert", "example", "sample"),
-        *("default", "letmein", "welcome", "qwerty", "qwertz", "azerty", "asdf"),
-        *("zxcv", "token", "apikey", "api", "key", "user", "test", "testing", "demo", "local"),
-        *("dev", "development", "prod", "production", "staging", "super", "your", "this", "here"),
-        *("very", "long", "strong", "secure", "private", "dummy", "placeholder", "correct"),
-        *("horse", "battery", "staple", "foobar", "foo", "bar", "baz", "hunter2", "iloveyou"),
-        *("monkey", "dragon", "psk", "sk", "llm", "openai", "server", "the", "and", "my", "me"),
-    ),
-    key=len,
-    reverse=True,
-)
-_WEAK_PATTERN = re.compile("|".join(map(re.escape, _WEAK_WORDS)), re.IGNORECASE)
 
 
 def digest_of(key: str) -> bytes:
@@ -73,40 +58,6 @@ def make_key(random_text: Callable[[int], str]) -> str:
         random_text: Makes URL-safe text of so many random bytes, `secrets.token_urlsafe`.
     """
     return KEY_PREFIX + random_text(NUM_RANDOM_BYTES)
-
-
-def weakness_of(key: str) -> str | None:
-    """Why a key that a person chose is too weak to be the admin key; None when it is not.
-
-    The message never repeats the key. Known words and runs are cut out first; what is left must be
-    worth 64 bits when each character is counted by how many different ones there are.
-    """
-    if not all("!" <= char <= "~" for char in key):
-        return "it holds a space or a character outside printable ASCII"
-    if len(key) < MIN_GIVEN_KEY_CHARS:
-        return f"it has {len(key)} characters, at least {MIN_GIVEN_KEY_CHARS} are needed"
-    if len(key) > MAX_GIVEN_KEY_CHARS:
-        return f"it has {len(key)} characters, at most {MAX_GIVEN_KEY_CHARS} are allowed"
-    rest = _without_runs(_WEAK_PATTERN.sub("", key))
-    num_distinct = len(set(rest))
-    bits = len(rest) * math.log2(num_distinct) if num_distinct > 1 else 0.0
-    if bits < MIN_GIVEN_KEY_BITS:
-        return "it is easy to guess (known words, repetition or too few different characters)"
-    return None
-
-
-def _without_runs(text: str) -> str:
-    """Drop what repeats or continues its predecessor (`aaaa`, `1234`) and all but one period."""
-    kept = [
-        char
-        for index, char in enumerate(text)
-        if index == 0 or ord(char) - ord(text[index - 1]) not in (-1, 0, 1)
-    ]
-    for period in range(1, len(kept) // 2 + 1):
-        if kept[period:] == kept[:-period]:
-            kept = kept[:period]
-            break
-    return "".join(kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +147,7 @@ class StoredKey:
             self.revoked_at is None
             and self.suspended_at is None
             and (self.expires_at is None or wall_s < self.expires_at)
-            and (not (self.user_id or self.team_id) or self._closed_with() is None)
+            and not ((self.user_id or self.team_id) and self.closed_by)
         )
 
     def refusal(self, command: Authorize) -> str | None:
@@ -208,21 +159,28 @@ class StoredKey:
     def ending(self, wall_s: float) -> str:
         """Why it opens nothing and what to do: a sentence of which the key is the subject."""
         status = self.status(wall_s)
-        with_others = self._closed_with() if status == "active" else None
-        if with_others is not None:
-            return f"{with_others}; an administrator can change that"
-        return _ENDINGS[status]
+        match self.closed_by if status == "active" else "":
+            case "user":
+                what = "a user who " + ("is suspended" if self.user else "no longer exists")
+            case "team":
+                what = "a team that " + ("is suspended" if self.team else "no longer exists")
+            case "membership":
+                what = "a user who is no longer a member of its team"
+            case _:
+                return _ENDINGS[status]
+        return f"belongs to {what}; an administrator can change that"
 
-    def _closed_with(self) -> str | None:
-        """What about its user or team keeps it from opening anything; None = nothing."""
+    @property
+    def closed_by(self) -> KeyClosure:
+        """What about its user or team keeps it from opening anything; empty = nothing."""
         user, team = self.user, self.team
         if self.user_id and (user is None or user.suspended_at is not None):
-            return "belongs to a user who " + ("is suspended" if user else "no longer exists")
+            return "user"
         if self.team_id and (team is None or team.suspended_at is not None):
-            return "belongs to a team that " + ("is suspended" if team else "no longer exists")
+            return "team"
         if team is not None and self.user_id and self.user_id not in team.members:
-            return "belongs to a user who is no longer a member of its team"
-        return None
+            return "membership"
+        return ""
 
     def status(self, wall_s: float) -> KeyStatus:
         """What it is at this moment; what can't be undone is said first."""
@@ -231,6 +189,13 @@ class StoredKey:
     def has_expired(self, wall_s: float) -> bool:
         """Whether its expiry has come."""
         return self.expires_at is not None and wall_s >= self.expires_at
+
+    def as_shown(self, digest: bytes) -> "StoredKey":
+        """The key for whoever showed this secret of it: the one before ends before it does."""
+        until, ends = self.previous_until, self.expires_at
+        if until is None or hmac.compare_digest(self.digest, digest):
+            return self
+        return replace(self, expires_at=until if ends is None else min(until, ends))
 
     def takes(self, digest: bytes, wall_s: float) -> bool:
         """Whether this digest is of its secret, or of the one before, whose time isn't over."""
@@ -427,12 +392,13 @@ class KeyDirectory:
     def acting(self, key_id: str, digest: bytes | None) -> StoredKey | None:
         """Who acts under an id by what was presented; by any of its tokens where that isn't said.
 
-        None when the two don't belong together, or not any more.
+        Whoever presents the old secret of a rotated key has one that expires when that ends. None
+        when the two don't belong together, or not any more.
         """
         if digest is None:
             return self.principal(key_id)
         key = self.find(digest)
-        return key if key is not None and key.key_id == key_id else None
+        return key.as_shown(digest) if key is not None and key.key_id == key_id else None
 
     def put_token(self, principal: StoredKey, wall_s: float = 0.0) -> TokenRefusedError | None:
         """Add the principal of a token that was verified at Unix seconds.

@@ -71,7 +71,7 @@ class Limit:
         auto_renews: Whether a new window begins when one ends; otherwise the limit has no room
             after its first one.
         raised_by: Added to the amount until `raised_until`, Unix seconds; None = without end.
-        created_at: Unix seconds.
+        counts_since: When its count began, Unix seconds: it was made or given another window then.
     """
 
     limit_id: str
@@ -89,7 +89,7 @@ class Limit:
     auto_renews: bool = True
     raised_by: int = 0
     raised_until: int | None = None
-    created_at: int = 0
+    counts_since: int = 0
 
     def amount_at(self, wall_s: float) -> int:
         """What may be used in one window at that Unix second, with a raise as long as it lasts."""

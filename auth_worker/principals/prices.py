@@ -58,6 +58,7 @@ class PriceTable:
         self._of_model: dict[str, tuple[tuple[Price, ...], ...]] = {}
         # By model what was found last, and the Unix milliseconds from and to which it is so.
         self._found: dict[str, tuple[Price | None, float, float]] = {}
+        self._expected: list[int] = []  # when versions begin that aren't durable yet
         for price in prices:
             self.put(price)
 
@@ -80,6 +81,23 @@ class PriceTable:
             self._lengths = sorted([*self._lengths, len(beginning)])
         self._of_model.clear()
         self._found.clear()
+
+    def expect(self, begins_ms: int) -> None:
+        """A version that begins then is on its way to the disk; see `moment`."""
+        self._expected.append(begins_ms)
+
+    def expect_no_more(self, begins_ms: int) -> None:
+        """It is there, and was put in, or it was refused."""
+        self._expected.remove(begins_ms)
+
+    def moment(self, now_ms: int) -> int:
+        """By which Unix millisecond a request is priced that is let in now.
+
+        It is before every version that isn't durable yet. So the price of that moment is the one of
+        now, also for a process that finds the version after a kill.
+        """
+        expected = self._expected
+        return min(now_ms, min(expected) - 1) if expected else now_ms
 
     def versions(self, price_id: str) -> tuple[Price, ...]:
         """All versions of a price, the newest first; the newest may begin later."""
@@ -136,6 +154,16 @@ class PriceTable:
             if best is None or _closeness(price) > _closeness(best):
                 best = price
         return best, since_ms, until_ms
+
+
+def begin_of(valid_from: int, said_at_ms: int) -> int:
+    """When a version begins, in Unix milliseconds: not before it was said.
+
+    Args:
+        valid_from: Unix seconds; 0 = at once.
+        said_at_ms: When it was said.
+    """
+    return max(valid_from * 1000, said_at_ms)
 
 
 def cost(

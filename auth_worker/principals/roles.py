@@ -40,8 +40,28 @@ OF_ADMINS_ALONE: Final = ROLE_SCOPES["admin"].difference(
 )
 """What no other role may do."""
 
+OF_EVERYBODY: Final[frozenset[str]] = frozenset({"usage.read", "budget.read"})
+"""By which an administrator reads about everybody, and all others about themselves."""
+
 OF_OLD_GATEWAYS: Final[frozenset[PrincipalRole]] = frozenset({"user", "admin"})
 """Roles that a gateway may use which doesn't say what its route needs: it knows no others."""
+
+
+def powers_of(scopes: frozenset[str], *, is_of_admin: bool) -> frozenset[str]:
+    """What of some scopes reaches beyond whose they are.
+
+    Args:
+        scopes: Of a key, a token or a role.
+        is_of_admin: Whether it is an administrator's.
+    """
+    reading = OF_EVERYBODY if is_of_admin else frozenset()
+    return frozenset(scope for scope in scopes if scope.startswith("admin.") or scope in reading)
+
+
+def administers(scopes: frozenset[str], *, is_of_admin: bool) -> bool:
+    """Whether some scopes hold what nobody but administrators may do; arguments as before."""
+    powers = powers_of(scopes, is_of_admin=is_of_admin)
+    return not powers.isdisjoint(OF_ADMINS_ALONE | OF_EVERYBODY)
 
 
 @lru_cache(maxsize=4096)

@@ -238,7 +238,8 @@ class ChangeResourceRow:
     """Change the row of a resource; one that is so already is left, and nothing is recorded.
 
     Attributes:
-        values: By name of a setting, as they are said.
+        values: By name of a setting, as they are said; and since when a limit counts by another
+            window, as `counts_since`.
     """
 
     kind: ResourceKind
@@ -483,6 +484,7 @@ class KeyCounts:
     total_prompt_tokens: int
     total_completion_tokens: int
     num_audit_entries: int
+    num_closed: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,6 +134,11 @@ def place_of_deleted(connection: Connection, action: str, subject: str) -> int |
     return place if isinstance(place, int) else None
 
 
+def first_seq(connection: Connection) -> int | None:
+    """The number of the first entry that is left; None without any."""
+    return connection.execute(select(func.min(_columns.seq))).scalar()
+
+
 def read_chain(connection: Connection, after_seq: int, limit: int) -> list[ChainedEntry]:
     """The next entries after one, as they are stored, in order."""
     statement = (

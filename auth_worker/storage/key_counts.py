@@ -3,7 +3,17 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Column, ColumnElement, Connection, case, func, literal, select
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    and_,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+)
 
 from auth_worker.records.operations import KeyCounts
 from auth_worker.storage import schema
@@ -56,7 +66,27 @@ def count_keys(connection: Connection, wall_s: float) -> KeyCounts:
         total_prompt_tokens=int(sums[2]),
         total_completion_tokens=int(sums[3]),
         num_audit_entries=num_entries or 0,
+        num_closed=_num_closed(connection, is_of["active"]),
     )
+
+
+def _num_closed(connection: Connection, is_active: ColumnElement[bool]) -> int:
+    """Keys that are active, but for their user or team; see `StoredKey.closed_by`."""
+    users, teams, members = schema.users.c, schema.teams.c, schema.team_members.c
+    has_user, has_team = _columns.user_id != "", _columns.team_id != ""
+    is_theirs = and_(members.team_id == _columns.team_id, members.user_id == _columns.user_id)
+    keys_of_people = (
+        schema.keys.outerjoin(schema.users, users.user_id == _columns.user_id)
+        .outerjoin(schema.teams, teams.team_id == _columns.team_id)
+        .outerjoin(schema.team_members, is_theirs)
+    )
+    is_closed = or_(
+        and_(has_user, or_(users.user_id.is_(None), users.suspended_at.is_not(None))),
+        and_(has_team, or_(teams.team_id.is_(None), teams.suspended_at.is_not(None))),
+        and_(has_user, has_team, members.user_id.is_(None)),
+    )
+    counted = select(func.count()).select_from(keys_of_people).where(is_active, is_closed)
+    return connection.execute(counted).scalar_one()
 
 
 def _by_time(

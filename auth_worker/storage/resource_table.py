@@ -24,7 +24,7 @@ from auth_worker.principals.checks import LAST_SECOND
 from auth_worker.principals.definitions import limit_of, price_of, team_of, user_of
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.principals.people import StoredTeam, StoredUser
-from auth_worker.principals.prices import Price
+from auth_worker.principals.prices import Price, begin_of
 from auth_worker.principals.webhooks import StoredWebhook
 from auth_worker.records.operations import (
     AddResource,
@@ -111,8 +111,8 @@ class ResourceTable:
             values |= {
                 "version": resource.version,
                 "is_ended": resource.is_ended,
-                "valid_from_ms": _begins_ms(
-                    resource.settings.valid_from or resource.created_at, operation.audit
+                "valid_from_ms": begin_of(
+                    resource.settings.valid_from or resource.created_at, operation.audit.at_ms
                 ),
             }
         if operation.kind == "webhook":
@@ -222,7 +222,8 @@ class ResourceTable:
 
     def all_users(self) -> tuple[StoredUser, ...]:
         """Every user as the authority knows it; likewise the next three."""
-        return tuple(map(user_of, self._all("user")))
+        rows = self._connection.execute(select(schema.users).order_by(schema.users.c.seq))
+        return tuple(user_of(_resource("user", row)) for row in rows)
 
     def all_teams(self) -> tuple[StoredTeam, ...]:
         """With their members."""
@@ -236,10 +237,14 @@ class ResourceTable:
 
     def all_limits(self) -> tuple[Limit, ...]:
         """Budgets among them."""
+        rows = self._connection.execute(select(schema.limits).order_by(schema.limits.c.seq))
         return tuple(
-            limit_of(resource.resource_id, resource.settings, resource.created_at)
-            for resource in self._all("limit")
-            if isinstance(resource.settings, LimitSettings)
+            limit_of(
+                row.limit_id,
+                LimitSettings(**_read(_LIMITS, row)),
+                row.counts_since or row.created_at,
+            )
+            for row in rows
         )
 
     def all_webhooks(self) -> tuple[StoredWebhook, ...]:
@@ -282,7 +287,7 @@ class ResourceTable:
             entry: When it is said, and by whom.
         """
         at = entry.at_ms // 1000
-        begins_ms = _begins_ms(values.get("valid_from") or at, entry)
+        begins_ms = begin_of(values.get("valid_from") or 0, entry.at_ms)
         new = {name: value for name, value in values.items() if name != "valid_from"}
         before = self._version_at(row, begins_ms)
         if row.valid_from_ms > begins_ms and not new.get("is_ended"):
@@ -317,11 +322,6 @@ class ResourceTable:
         )
         found = self._connection.execute(of_moment).one_or_none()
         return row if found is None or found.is_ended else found
-
-    def _all(self, kind: ResourceKind) -> Iterable[Resource]:
-        table = _SPECS[kind].table
-        rows = self._connection.execute(select(table).order_by(table.c.seq))
-        return (_resource(kind, row) for row in rows)
 
     def _drop_with_it(self, kind: ResourceKind, resource_id: str, at: int) -> None:
         owner = schema.keys.c.user_id if kind == "user" else schema.keys.c.team_id
@@ -477,11 +477,6 @@ def _json(value: Any) -> str:
 
 def _member(row: Row[Any]) -> Member:
     return Member(user_id=row.user_id, role=row.role, added_at=row.added_at)
-
-
-def _begins_ms(valid_from: int, entry: AuditEntry) -> int:
-    """When a version begins, in Unix milliseconds: not before it was said."""
-    return max(valid_from * 1000, entry.at_ms)
 
 
 def _before_announced(row: Row[Any], lost: Sequence[str]) -> InvalidCommandError:

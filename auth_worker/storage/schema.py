@@ -172,6 +172,8 @@ limits = Table(
     Column("raised_until", BigInteger),
     Column("created_at", BigInteger, nullable=False),
     Column("created_by", String, nullable=False),
+    # Unix seconds; 0: since it was made. Another window begins another count.
+    Column("counts_since", BigInteger, nullable=False, server_default="0"),
     Index("limits_by_holder", "holder", "holder_id"),
     sqlite_autoincrement=True,
 )

@@ -259,7 +259,9 @@ class Parts:
             role="user",
             priority=priority,
         )
-        self.identities.note_granted(DIGEST, granted, "chat.completions")
+        self.identities.note_granted(
+            DIGEST, granted, "chat.completions", COMPLETION_ENDPOINT, CALLER.address
+        )
 
     async def generation(
         self, job: GenerationJob | None = None, request_id: str = "r"

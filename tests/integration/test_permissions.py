@@ -132,6 +132,19 @@ async def test_every_route_is_open_to_just_the_roles_and_scopes_of_the_table(
         assert walked == {path for path, rule in ROUTE_RULES.items() if rule.scope is not None}
 
 
+async def test_a_key_that_was_good_on_one_route_is_asked_about_again_on_another(
+    socket_dir: Path,
+) -> None:
+    """Both have one scope, and the second reserves nothing: only the auth worker knows bounds."""
+    async with running_gateway(socket_dir, require_keys=True) as gateway:
+        bound = key_of("psk-bound", role="service", allowed_endpoints=("/v1/tools",))
+        await real_auth(gateway, bound)
+        headers = {"X-API-Key": "psk-bound"}
+        assert (await call(gateway.client, "GET", "/v1/tools", headers)).status_code == 200
+        response = await call(gateway.client, "POST", "/mcp", headers)
+        assert (response.status_code, "may not use /mcp" in response.text) == (403, True)
+
+
 async def test_where_no_key_is_needed_callers_may_do_what_role_service_may(
     socket_dir: Path,
 ) -> None:

@@ -23,6 +23,7 @@ from gateway.http.access.guarded_request import GuardedRequest, head_of
 from gateway.http.access.hooking import SHOWN, shown_to_hooks
 from gateway.http.access.kept_answers import DurableClaim
 from gateway.http.access.kind_of_body import METHODS_WITH_BODY, check_kind_of_body, takes_body
+from gateway.http.access.presented import is_token, presented_key
 from gateway.http.access.replaying import (
     HEADER,
     Claim,
@@ -45,6 +46,7 @@ from gateway.http.connections.disconnect import watch
 from gateway.http.parts import parts_of
 from gateway.http.schemas.base.beside_loop import BesideLoopError
 from gateway.request.callers.caller import Caller, end_user_of
+from gateway.request.callers.identity import Identity
 from gateway.request.idempotency.replays import Asked, KeptAnswer
 from protocol.errors import NO_API_KEY, ErrorCode
 from protocol.wire.endpoints import is_loopback
@@ -148,7 +150,7 @@ async def _guard_metered(request: Request, path: str) -> None:
     has_body = request.method in METHODS_WITH_BODY and _has_small_body(request)
     # Code of other packages runs for nobody who is not known.
     is_reserved_first = path in RESERVED_FIRST and has_body and not parts.hooks
-    if not is_reserved_first and parts.identities.find(caller.key_digest, scope_of(path)) is None:
+    if not is_reserved_first and _known_caller(request, path) is None:
         await _identify(request, path)
 
 
@@ -296,8 +298,17 @@ async def _identify(
             parts.identities.note_denied(caller.key_digest, error, caller.address)
         raise
     request.state.log.key_id = granted.key_id
-    parts.identities.note_granted(caller.key_digest, granted, scope_of(endpoint))
+    parts.identities.note_granted(
+        caller.key_digest, granted, scope_of(endpoint), endpoint, caller.address
+    )
     return granted
+
+
+def _known_caller(request: Request, path: str) -> Identity | None:
+    """Who a caller is that was let in a moment ago, on this route and from where it is."""
+    caller = caller_of(request)
+    identities = parts_of(request).identities
+    return identities.find(caller.key_digest, scope_of(path), path, caller.address)
 
 
 def _again(refusal: DeniedError) -> DeniedError:
@@ -332,37 +343,6 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-def is_token(presented: str) -> bool:
-    """Whether what was presented has the form of a JSON Web Token.
-
-    That is three parts, of which the first is a JSON object in base64url.
-    """
-    return presented.startswith("eyJ") and presented.count(".") == 2
-
-
-def presented_key(request: Request) -> str | None:
-    """The key of `Authorization: Bearer` or of `X-API-Key`; None when neither was sent.
-
-    Raises:
-        DeniedError: Several were sent that differ: which one counts must be nobody's guess.
-    """
-    keys = {_bearer(value) for value in request.headers.getlist("authorization")}
-    keys.update(request.headers.getlist("x-api-key"))
-    keys.discard("")
-    if len(keys) > 1:
-        raise DeniedError(
-            "Several API keys that differ were sent in `Authorization` and `X-API-Key`; send one.",
-            code=ErrorCode.INVALID_API_KEY,
-        )
-    return keys.pop() if keys else None
-
-
-def _bearer(authorization: str) -> str:
-    scheme, _, credentials = authorization.partition(" ")
-    # Another scheme is no key of ours; taken whole, it is unknown to the auth worker.
-    return credentials.strip() if scheme.lower() == "bearer" else authorization
-
-
 async def tenant_of(request: Request, path: str) -> str:
     """Whose things a request may see; asked of the auth worker unless it was a moment ago.
 
@@ -377,7 +357,7 @@ async def tenant_of(request: Request, path: str) -> str:
     granted: Granted | None = getattr(request.state, "granted", None)
     if granted is not None:
         return granted.tenant
-    known = parts_of(request).identities.find(caller_of(request).key_digest, scope_of(path))
+    known = _known_caller(request, path)
     return (await _identify(request, path)).tenant if known is None else known.tenant
 
 
@@ -398,7 +378,7 @@ async def key_id_of(request: Request, path: str) -> str:
     parts, digest = parts_of(request), caller_of(request).key_digest
     if not parts.settings.require_keys:
         return parts.identities.key_id(digest)
-    known = parts.identities.find(digest, scope_of(path))
+    known = _known_caller(request, path)
     return (await _identify(request, path)).key_id if known is None else known.key_id
 
 

@@ -143,6 +143,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
         api_key_id=absent_or(TEXT),
         api_key_name=absent_or(TEXT),
         status=absent_or(_KEY_DETAILS["status"]),
+        closed_by=absent_or(_KEY_DETAILS["closed_by"]),
         **{name: absent_or(_KEY[name]) for name in _OF_KEY},
         tenant=absent_or(TEXT),
         created_at=absent_or(WHOLE),

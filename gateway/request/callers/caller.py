@@ -81,13 +81,24 @@ def end_user_of(getlist: Callable[[str], list[str]], names: Iterable[str]) -> st
             guess.
     """
     for name in names:
-        values = {value.strip() for value in getlist(name)}
+        values = {_text_of(value).strip() for value in getlist(name)}
         values.discard("")
         if len(values) > 1:
             raise InvalidRequestError(f"The header {name} names several end users; name one.")
         if values:
             return bounded_name(values.pop())
     return ""
+
+
+def _text_of(value: str) -> str:
+    """The text of a header, whose bytes came as ISO 8859-1: nearly everybody sends UTF-8.
+
+    So whoever is named here and in a body, which is UTF-8, is one end user.
+    """
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return value
 
 
 def named_end_user(*fields: Any) -> str:

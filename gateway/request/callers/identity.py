@@ -3,8 +3,9 @@
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Final
 
 from gateway.errors import DeniedError
 from gateway.request.callers.guesses import GuessGuard
@@ -20,6 +21,11 @@ LIMITED_S = 5.0
 """After a refusal by its limits nothing is begun for a caller before its reservation is granted."""
 MAX_GOOD = 65_536
 MAX_BAD = 16_384
+MAX_WAYS: Final = 256
+"""Ways that are known of one key: it may be used from any number of addresses."""
+
+Way = tuple[Scope, str, str]
+"""For what somebody was let in: a scope, a route and from which address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +36,12 @@ class Identity:
         tenant: Salts prompt caches, and shares the queue.
         priority: Lower goes first.
         key_id: For the access log.
-        scopes: What its key turned out to be good for.
         allowed_models, team_allowed_models: Globs of the models that it may see; None means all.
     """
 
     tenant: str
     priority: int
     key_id: str
-    scopes: frozenset[str] = field(default=frozenset(), compare=False)
     allowed_models: tuple[str, ...] | None = None
     team_allowed_models: tuple[str, ...] | None = None
 
@@ -59,6 +63,15 @@ class Identity:
         )
 
 
+@dataclass(slots=True)
+class _Known:
+    """A key that was good a moment ago, and until when that counts: at all, and for each way."""
+
+    identity: Identity
+    until_s: float = 0.0
+    ways: dict[Way, float] = field(default_factory=dict)  # the one that was used last is the last
+
+
 class IdentityTable:
     """Digests of keys that were good or bad a moment ago; bounded, the oldest goes first.
 
@@ -75,20 +88,28 @@ class IdentityTable:
     ) -> None:
         self._clock = clock
         self.guesses = GuessGuard(max_wrong_keys, clock)
-        self._good: OrderedDict[bytes | None, tuple[float, Identity]] = OrderedDict()
+        self._good: OrderedDict[bytes | None, _Known] = OrderedDict()
         self._bad: OrderedDict[bytes | None, tuple[float, DeniedError]] = OrderedDict()
         self._limited: OrderedDict[bytes | None, float] = OrderedDict()
 
-    def find(self, key_digest: bytes | None, scope: Scope) -> Identity | None:
-        """Who a caller was a moment ago that might do this; None when nobody knows."""
-        until, identity = self._good.get(key_digest, (0.0, None))
-        if identity is None or until <= self._clock() or scope not in identity.scopes:
-            return None
-        return identity
+    def find(
+        self, key_digest: bytes | None, scope: Scope, endpoint: str, address: str
+    ) -> Identity | None:
+        """Who a caller was a moment ago that might do this, there and from there.
 
-    def may_begin(self, key_digest: bytes | None, scope: Scope) -> Identity | None:
+        None when nobody knows.
+        """
+        known = self._good.get(key_digest)
+        if known is None:
+            return None
+        until_s = known.ways.get(_way(key_digest, scope, endpoint, address), 0.0)
+        return None if until_s <= self._clock() else known.identity
+
+    def may_begin(
+        self, key_digest: bytes | None, scope: Scope, endpoint: str, address: str
+    ) -> Identity | None:
         """Who a caller was, if work may begin before its reservation is granted."""
-        identity = self.find(key_digest, scope)
+        identity = self.find(key_digest, scope, endpoint, address)
         if identity is None or self._limited.get(key_digest, 0.0) > self._clock():
             return None
         return identity
@@ -110,30 +131,41 @@ class IdentityTable:
 
     def known(self, key_digest: bytes | None) -> Identity | None:
         """Who a caller was a moment ago, whatever it might do; None where nobody knows."""
-        until, identity = self._good.get(key_digest, (0.0, None))
-        return None if until <= self._clock() else identity
+        known = self._good.get(key_digest)
+        return None if known is None or known.until_s <= self._clock() else known.identity
 
-    def note_granted(self, key_digest: bytes | None, granted: Granted, scope: Scope) -> Identity:
-        """A caller was let in, to do this."""
+    def note_granted(
+        self,
+        key_digest: bytes | None,
+        granted: Granted,
+        scope: Scope,
+        endpoint: str,
+        address: str,
+    ) -> Identity:
+        """A caller was let in, to do this, there and from there."""
         self.guesses.note_good(key_digest)
         self._bad.pop(key_digest, None)
         self._limited.pop(key_digest, None)
-        _, identity = self._good.pop(key_digest, (0.0, None))
-        if identity is None or not identity.is_of(granted):
+        known = self._good.pop(key_digest, None)
+        if known is None or not known.identity.is_of(granted):
             identity = Identity(
                 granted.tenant,
                 granted.priority,
                 granted.key_id,
-                frozenset((scope,)),
                 granted.allowed_models,
                 granted.team_allowed_models,
             )
-        elif scope not in identity.scopes:
-            identity = replace(identity, scopes=identity.scopes | {scope})
-        self._good[key_digest] = (self._clock() + GOOD_S, identity)
+            known = _Known(identity)
+        known.until_s = self._clock() + GOOD_S
+        way = _way(key_digest, scope, endpoint, address)
+        known.ways.pop(way, None)
+        if len(known.ways) >= MAX_WAYS:
+            del known.ways[next(iter(known.ways))]
+        known.ways[way] = known.until_s
+        self._good[key_digest] = known
         if len(self._good) > MAX_GOOD:
             self._good.popitem(last=False)
-        return identity
+        return known.identity
 
     def note_denied(self, key_digest: bytes | None, error: DeniedError, address: str = "") -> None:
         """A caller was refused: as a stranger, or by its limits."""
@@ -156,3 +188,8 @@ class IdentityTable:
         """Keys were created or revoked here: nothing that was known counts any more."""
         self._good.clear()
         self._bad.clear()
+
+
+def _way(key_digest: bytes | None, scope: Scope, endpoint: str, address: str) -> Way:
+    # Whoever needs no key may come from anywhere.
+    return scope, endpoint, "" if key_digest is None else address

@@ -422,7 +422,9 @@ class Request:
         answer = self._auth.ask(question, self.caller.token)
         granted: Granted | None = None
         try:
-            known = self._identities.may_begin(digest, self._scope)
+            known = self._identities.may_begin(
+                digest, self._scope, self.work.endpoint, self.caller.address
+            )
             if known is not None:
                 self.work.begin(Admitted(known.tenant, self._priority(known.priority)))
             with self.step("authorize"):
@@ -434,7 +436,9 @@ class Request:
             self._auth.close(self.request_id)
             if granted is None:
                 self._auth.give_back(answer)
-        self.identity = self._identities.note_granted(digest, granted, self._scope)
+        self.identity = self._identities.note_granted(
+            digest, granted, self._scope, self.work.endpoint, self.caller.address
+        )
         self.lease.on_granted(granted, bound, question)
         if self.caller.asked is not None:
             self.caller.asked.append(question)

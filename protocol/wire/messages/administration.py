@@ -11,6 +11,7 @@ from protocol.wire.messages.base import Message, Part
 
 PrincipalRole = Literal["admin", "service", "user", "readonly"]
 KeyStatus = Literal["active", "suspended", "expired", "revoked"]
+KeyClosure = Literal["", "user", "team", "membership"]
 KeyAction = Literal["suspend", "reactivate", "revoke", "delete"]
 PriorityClass = Literal["high", "normal", "low"]
 AuditOutcome = Literal["done", "refused"]
@@ -78,6 +79,8 @@ class KeyDetails(Part, frozen=True):
         created_by: The id of the key that made it; empty when the server did.
         previous_until: Until when the secret of before the last rotation still works.
         total_cost_micros: By the prices of their time (since 1.4).
+        closed_by: What keeps it from opening anything, whatever its own status (since 1.5): its
+            user or team is suspended, or the user is no member any more.
     """
 
     key_id: str
@@ -97,6 +100,7 @@ class KeyDetails(Part, frozen=True):
     total_prompt_tokens: int = 0
     total_completion_tokens: int = 0
     total_cost_micros: int = 0
+    closed_by: KeyClosure = ""
 
 
 class Actor(Part, frozen=True):
@@ -207,6 +211,8 @@ class KeysCounted(Message, frozen=True, tag="keys_counted"):
         by_status: The same of each status.
         histograms: Of last use, age, expiry, requests and tokens: bucket → number of keys.
         num_audit_entries: Lines of the audit log.
+        num_closed: Of the active keys, those that open nothing because of their user or team (since
+            1.5).
     """
 
     request_id: str
@@ -218,6 +224,7 @@ class KeysCounted(Message, frozen=True, tag="keys_counted"):
     total_prompt_tokens: int
     total_completion_tokens: int
     num_audit_entries: int
+    num_closed: int = 0
 
 
 class AuditRecord(Part, frozen=True):

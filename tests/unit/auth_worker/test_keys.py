@@ -7,6 +7,7 @@ import pytest
 
 from auth_worker.administration.old_commands import make_key as as_now
 from auth_worker.errors import InvalidCommandError
+from auth_worker.principals.given_keys import weakness_of
 from auth_worker.principals.key_definition import check_digest, checked, stored
 from auth_worker.principals.keys import (
     KeyDirectory,
@@ -14,7 +15,6 @@ from auth_worker.principals.keys import (
     digest_of,
     hint_of,
     make_key,
-    weakness_of,
 )
 from protocol.wire.messages import CreateKey
 from tests.fakes.auth_parts import START_S, USER_SECRET, stored_key

@@ -23,6 +23,7 @@ from auth_worker.records.operations import (
 from auth_worker.storage.sql_store import SqlStore
 from protocol.wire.messages import (
     Actor,
+    Failure,
     Granted,
     LeaseReport,
     MakeResource,
@@ -155,6 +156,73 @@ def test_a_price_holds_from_the_moment_that_it_is_said(tmp_path: Path) -> None:
     moments = rows(bench.store, "SELECT valid_from_ms FROM prices ORDER BY version")
     start_ms = int(START_S * 1000)
     assert moments == [(start_ms,), (start_ms + 750,)]
+    bench.store.close()
+
+
+@pytest.mark.parametrize("is_remembered", [True, False])
+def test_a_request_let_in_while_a_price_is_written_costs_the_one_of_before_after_a_kill(
+    tmp_path: Path, is_remembered: bool
+) -> None:
+    bench = AuthHandlerBench(tmp_path)
+    actor = Actor(key_id="key_admin")
+    first = PriceSettings(models="*", prompt=0, completion=1_000_000)
+    bench.ask(MakeResource(request_id="r", actor=actor, kind="price", settings=first))
+    (made,) = bench.write()
+    assert isinstance(made, ResourcesFound)
+    bench.clock.advance(1)
+    dearer = UpdateResource(
+        request_id="r",
+        actor=actor,
+        kind="price",
+        resource_id=made.resources[0].resource_id,
+        settings=structs.replace(first, completion=9_000_000),
+        fields=("completion",),
+    )
+    assert bench.ask(dearer) is None
+    bench.clock.advance(0.02)  # the disk takes its time
+    granted = bench.ask(authorize())
+    assert isinstance(granted, Granted)
+    bench.write()
+    snapshot = bench.store.load(recent_since_ms=0)
+    assert [price.version for price in snapshot.prices] == [1, 2]
+    if not is_remembered:
+        snapshot = replace(snapshot, leases=())
+    second = authority_bench(snapshot=snapshot, epoch=bench.store.epoch + 1, clock=bench.clock)
+    for authority in (bench.authority, second.authority):
+        late = authority.settle(settle_of(granted.lease_id))
+        assert isinstance(late, BookUsage)
+        assert (late.price_version, late.cost_micros) == (1, 90)
+    after = bench.ask(authorize())
+    assert isinstance(after, Granted)
+    booking_of_new = bench.authority.settle(settle_of(after.lease_id))
+    assert isinstance(booking_of_new, BookUsage)
+    assert (booking_of_new.price_version, booking_of_new.cost_micros) == (2, 810)
+    bench.store.close()
+
+
+def test_a_version_that_is_refused_holds_the_moment_of_no_request_back(tmp_path: Path) -> None:
+    bench = AuthHandlerBench(tmp_path)
+    actor = Actor(key_id="key_admin")
+    first = PriceSettings(models="*", prompt=1, completion=1)
+    bench.ask(MakeResource(request_id="r", actor=actor, kind="price", settings=first))
+    (made,) = bench.write()
+    assert isinstance(made, ResourcesFound)
+    change = UpdateResource(
+        request_id="r",
+        actor=actor,
+        kind="price",
+        resource_id=made.resources[0].resource_id,
+        settings=structs.replace(first, prompt=2, completion=2, valid_from=int(START_S) + 60),
+        fields=("prompt", "completion", "valid_from"),
+    )
+    bench.ask(change)
+    bench.write()
+    bench.ask(structs.replace(change, fields=("prompt",)))  # before what is announced
+    now_ms = int(START_S * 1000)
+    assert bench.authority.prices.moment(now_ms) == now_ms - 1
+    (refused,) = bench.write()
+    assert isinstance(refused, Failure)
+    assert bench.authority.prices.moment(now_ms) == now_ms
     bench.store.close()
 
 

@@ -10,8 +10,10 @@ from auth_worker.records.operations import (
     AddResource,
     AuditEntry,
     ChangeResourceRow,
+    CountKeyRows,
     DropKey,
     DropResource,
+    KeyCounts,
     KeyPage,
     PutMember,
     ReadKeys,
@@ -94,7 +96,7 @@ def test_everything_reads_back_as_it_was_said(store: SqlStore) -> None:
     snapshot = store.load(recent_since_ms=0)
     assert [one.user_id for one in snapshot.users] == ["user_1", "user_2"]
     assert snapshot.teams[0].members == {"user_1": "owner"}
-    assert (snapshot.limits[0].amount, snapshot.limits[0].created_at) == (2**53 - 1, NOW)
+    assert (snapshot.limits[0].amount, snapshot.limits[0].counts_since) == (2**53 - 1, NOW)
     assert (snapshot.prices[0].cached_prompt, snapshot.prices[0].valid_from_ms) == (1, NOW * 1000)
 
 
@@ -189,3 +191,32 @@ def test_a_change_before_an_announced_one_takes_over_nothing_of_it(store: SqlSto
         (3, 1, 3),
         (4, 1, 4),
     ]
+
+
+def test_active_keys_that_their_user_or_team_closes_are_counted(store: SqlStore) -> None:
+    add(store, "user", "user_1", USER)
+    add(store, "user", "user_2", USER)
+    add(store, "team", "team_1", TEAM)
+    store.apply([PutMember("team_1", "user_1", "member", NOW, AUDIT)])
+    of_whom: dict[str, dict[str, Any]] = {
+        "nobody": {},
+        "user": {"user_id": "user_1"},
+        "team": {"team_id": "team_1"},
+        "member": {"user_id": "user_1", "team_id": "team_1"},
+        "no member": {"user_id": "user_2", "team_id": "team_1"},
+        "revoked": {"user_id": "user_2", "team_id": "team_1", "revoked_at": NOW},
+    }
+    for name, fields in of_whom.items():
+        store.apply([AddKey(stored_key(name, f"psk-{name}", **fields), AUDIT)])
+
+    def num_closed() -> int:
+        (counts,) = store.apply([CountKeyRows()])
+        assert isinstance(counts, KeyCounts)
+        assert (counts.num_keys, counts.by_status["active"]) == (6, 5)
+        return counts.num_closed
+
+    assert num_closed() == 1
+    store.apply([ChangeResourceRow("user", "user_1", {"suspended_at": NOW}, AUDIT)])
+    assert num_closed() == 3
+    store.apply([ChangeResourceRow("team", "team_1", {"suspended_at": NOW}, AUDIT)])
+    assert num_closed() == 4

@@ -230,7 +230,7 @@ def test_a_budget_holds_once_it_is_durable_and_ends_so(bench: AuthHandlerBench) 
         rolls_over=True,
         raised_by=5,
         raised_until=NOW + 100,
-        created_at=NOW,
+        counts_since=NOW,
     )
     found(update(bench, "budget", made.resource_id, amount=7, models=None))
     (limit,) = bench.authority.limits
@@ -350,6 +350,8 @@ def test_whose_a_limit_is_and_what_it_counts_stays(bench: AuthHandlerBench) -> N
 def test_a_raise_is_an_action_of_its_own_on_record(bench: AuthHandlerBench) -> None:
     harness(bench)
     budget = found(make(bench, "budget", BUDGET)).resource_id
+    bench.clock.advance(100)  # the raise that it was made with is over
+    assert refused(update(bench, "budget", budget, raised_by=9))[1] == "raised_until"
     found(update(bench, "budget", budget, raised_by=9, raised_until=None))
     assert actions(bench)[-1] == (
         "budget_raised",

@@ -13,9 +13,11 @@ from protocol.wire.messages import (
     Actor,
     ChangeKeyStatus,
     ChangeResource,
+    CountKeys,
     Denied,
     FindKeys,
     Granted,
+    KeysCounted,
     KeySettings,
     KeysFound,
     LimitHolder,
@@ -87,6 +89,37 @@ def test_a_removed_member_loses_the_teams_keys_at_once(bench: AuthHandlerBench) 
     one = found(find(bench, "team", resource_id=team))
     assert one.members == (Member(user_id=user, role="owner", added_at=NOW),)
     assert found(find(bench, "user", resource_id=user)).team_ids == (team,)
+
+
+def test_a_key_says_by_whom_it_is_closed_whatever_its_own_status(bench: AuthHandlerBench) -> None:
+    user, team = harness(bench)
+    key_belongs(bench, user_id=user, team_id=team)
+
+    def told() -> tuple[str, str, int]:
+        """Of the key by itself, of it in a list, and how many there are of the kind."""
+        one = asked(bench, FindKeys(request_id="r", actor=ADMIN, key_id="key_user"))
+        all_of_team = asked(bench, FindKeys(request_id="r", actor=ADMIN, team_id=team))
+        counted = asked(bench, CountKeys(request_id="r", actor=ADMIN))
+        assert isinstance(one, KeysFound)
+        assert isinstance(all_of_team, KeysFound)
+        assert isinstance(counted, KeysCounted)
+        assert one.keys == all_of_team.keys
+        assert counted.by_status["active"] + counted.by_status["suspended"] == 2
+        return one.keys[0].status, one.keys[0].closed_by, counted.num_closed
+
+    assert told() == ("active", "", 0)
+    kinds: tuple[tuple[ResourceKind, str], ...] = (("user", user), ("team", team))
+    for kind, resource_id in kinds:
+        found(change(bench, kind, resource_id, "suspend"))
+        assert told() == ("active", kind, 1)
+        found(change(bench, kind, resource_id, "reactivate"))
+    found(member(bench, team, user, ""))
+    assert told() == ("active", "membership", 1)
+    suspended = ChangeKeyStatus(request_id="r", actor=ADMIN, key_id="key_user", action="suspend")
+    answer = asked(bench, suspended)
+    assert isinstance(answer, KeysFound)
+    assert answer.keys[0].closed_by == "membership"
+    assert told() == ("suspended", "membership", 0)
 
 
 def test_a_key_belongs_only_to_whom_there_is(bench: AuthHandlerBench) -> None:

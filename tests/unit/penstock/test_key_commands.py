@@ -155,6 +155,9 @@ def test_keys_are_listed_by_what_was_asked(run: Callable[..., tuple[Result, Aske
     assert asked[0][1] == "/v1/admin/keys?limit=100&user_id=user_1&team_id=team_1"
     result, _ = run("keys", "list", "--json", answer=page)
     assert json.loads(result.stdout) == [RECORD]
+    closed = RECORD | {"status": "active", "closed_by": "team"}
+    result, _ = run("keys", "list", answer={"data": [closed], "has_more": False})
+    assert "closed by its team" in " ".join(result.stdout.split())
 
 
 def test_a_record_is_a_table_or_json(run: Callable[..., tuple[Result, Asked]]) -> None:
@@ -180,7 +183,10 @@ def test_counts_are_shown(run: Callable[..., tuple[Result, Asked]]) -> None:
         "by_status": {"active": 3},
         "histograms": {"last_used": {"never": 3, "day": 0}},
     }
+    result, _ = run("keys", "stats", answer=counted | {"num_closed": 1})
+    assert "closed by a user or team" in result.stdout
     result, asked = run("keys", "stats", answer=counted)
+    assert "closed by" not in result.stdout
     assert asked[0][1] == "/v1/admin/keys/stats"
     assert "last_used" in result.stdout
     assert "day" not in result.stdout

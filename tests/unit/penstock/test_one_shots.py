@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from auth_worker.principals.keys import weakness_of
+from auth_worker.principals.given_keys import weakness_of
 from penstock.admin_key import make_admin_key
 from penstock.cli import app
 from penstock.errors import CommandError, ModelError

@@ -171,6 +171,7 @@ def _record(standing: Standing) -> dict[str, Any]:
         "api_key_id": key.key_id,
         "api_key_name": settings.name,
         "status": key.status,
+        "closed_by": key.closed_by,
         **{name: getattr(settings, name) for name in names},
         "tenant": key.tenant_id,
         "created_at": key.created_at,

@@ -59,3 +59,11 @@ def test_a_name_is_kept_up_to_its_bound_and_told_by_its_digest_beyond() -> None:
 
 def test_a_long_name_of_half_a_surrogate_pair_has_a_digest_as_well() -> None:
     assert bounded_name("\ud800" * (MAX_CHARS + 1)).startswith("sha256:")
+
+
+def test_a_name_beyond_ascii_is_the_same_end_user_in_a_header_and_in_a_body() -> None:
+    """Headers are bytes, which the server reads as ISO 8859-1 whatever a client meant."""
+    for name in ("Ünal", "王芳", "😀"):
+        as_read = name.encode().decode("latin-1")
+        assert end_user_of(headers(user=[as_read]), ["user"]) == named_end_user(name) == name
+    assert end_user_of(headers(user=["Ünal"]), ["user"]) == "Ünal"  # of a client that means it so

@@ -121,7 +121,7 @@ def test_the_table_of_callers_says_so_before_anybody_is_asked() -> None:
     table = IdentityTable(clock, max_wrong_keys=2)
     stranger = DeniedError("unknown", code=ErrorCode.INVALID_API_KEY)
     granted = Granted(request_id="r", lease_id="", tenant="t", key_id="k", role="user")
-    table.note_granted(b"good", granted, "models.list")
+    table.note_granted(b"good", granted, "models.list", "/v1/models", "")
     for key in (b"a", b"b"):
         assert table.refusal(key, "192.0.2.1") is None
         table.note_denied(key, stranger, "192.0.2.1")

@@ -73,7 +73,7 @@ async def test_a_refusal_takes_back_what_went_ahead() -> None:
     assert isinstance(await started.error(), DeniedError)
     assert [cancel.request_id for cancel in parts.engine_wire.of(Cancel)] == ["r"]
     assert parts.num_slots == 0
-    assert parts.identities.find(DIGEST, "chat.completions") is None
+    assert parts.identities.known(DIGEST) is None
     assert parts.identities.refusal(DIGEST) is not None
 
 
