@@ -12,6 +12,7 @@ from uvicorn.server import ServerState
 from gateway.http.connections.limits import ConnectionLimits
 from gateway.telemetry.refusals import Refusals
 from protocol.errors import ErrorCode
+from protocol.runtime.addresses import plain_address
 
 ARRIVAL_TIMEOUT_S: Final = 60.0
 """For the first byte of a request."""
@@ -111,7 +112,7 @@ class Arrival(asyncio.Protocol):
         """A client has come."""
         self._transport = transport
         peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
+        self.address = plain_address(str(peer[0])) if isinstance(peer, tuple) else ""
         context = self._arrivals.context
         self._is_admitted = self._arrivals.limits.admit(self)
         if self._is_admitted:

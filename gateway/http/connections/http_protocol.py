@@ -20,6 +20,7 @@ from gateway.http.connections.websocket import CloseCode, WebSocket, accept_key
 from gateway.http.errors.error_table import ERROR_TABLE, HEAD_TOO_LARGE, ErrorRow, error_body
 from gateway.telemetry.refusals import UNKNOWN, Refusals
 from protocol.errors import ErrorCode
+from protocol.runtime.addresses import plain_address
 
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers; what one read brings beyond it is let through."""
@@ -98,6 +99,9 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         if transport.get_extra_info("socket").family == socket.AF_UNIX:
             # Somebody on this machine, perhaps a proxy that is trusted.
             self.client = (_THIS_MACHINE, 0)
+        elif self.client is not None:
+            # Networks of proxies and of keys are written as IPv4, also where a socket takes both.
+            self.client = (plain_address(self.client[0]), self.client[1])
         # What an answer is written to; its end may have to wait for the client.
         self._answer_transport = LingeringTransport(transport, self)
         self.address = self.client[0] if self.client else ""
