@@ -70,7 +70,7 @@ class OrphanTracker:
                 _ChoiceUsage(
                     command.lease_id,
                     command.attempt,
-                    len(command.prompt_token_ids) if command.choice == 0 else 0,
+                    len(command.prompt_token_ids),
                     len(command.output_token_ids),
                 )
             )
@@ -103,13 +103,10 @@ class OrphanTracker:
         lost += [(key, choice) for _, owner, key, choice in self._ended if owner == gateway_id]
         self._ended = deque(one for one in self._ended if one[1] != gateway_id)
         for (request_id, index), choice in lost:
+            # A prompt is charged once, with its first choice: whether or not that one ran here.
+            self._note(choice.lease_id, f"{request_id}/0", prompt_tokens=choice.prompt_tokens)
             name = f"{request_id}/{index}"
-            self._pending[choice.lease_id, name] = StreamUsage(
-                lease_id=choice.lease_id,
-                stream=name,
-                prompt_tokens=choice.prompt_tokens,
-                completion_tokens=choice.completion_tokens,
-            )
+            self._note(choice.lease_id, name, completion_tokens=choice.completion_tokens)
         num_dropped = len(self._pending) - MAX_USAGES
         if num_dropped > 0:
             _log.error("the usage of %d choices of lost gateways is dropped", num_dropped)
@@ -145,6 +142,18 @@ class OrphanTracker:
             )
         self._due_at = self._clock() + RESEND_AFTER_S
         return self._sent
+
+    def _note(
+        self, lease_id: str, name: str, *, prompt_tokens: int = 0, completion_tokens: int = 0
+    ) -> None:
+        """A choice has used at least this."""
+        known = self._pending.get((lease_id, name), StreamUsage())
+        self._pending[lease_id, name] = StreamUsage(
+            lease_id=lease_id,
+            stream=name,
+            prompt_tokens=max(prompt_tokens, known.prompt_tokens),
+            completion_tokens=max(completion_tokens, known.completion_tokens),
+        )
 
     def _forget_old(self) -> None:
         oldest = self._clock() - KEEP_ENDED_S

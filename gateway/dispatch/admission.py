@@ -259,7 +259,7 @@ class Admission:
         if used_tokens is not None:
             self._costs.learn(share.tenant, share.bound, used_tokens)
         if share.cost:
-            line.charge(share.tenant, share.priority, (used_tokens or 0) - share.cost)
+            line.charge(share, (used_tokens or 0) - share.cost)
 
     def pump(self, model: str) -> None:
         """Admit who waits, as far as credits go; called when something may have become free."""
@@ -323,8 +323,7 @@ def _admit_next(line: WaitingLine, free: list[EngineHandle], kind: SlotKind) -> 
         fitting = [engine for engine in free if waiter.accepts(engine)]
         engine = least_loaded(fitting, waiter.tokens, next(line.turn), kind)
         if engine is not None:
-            line.take(waiter)
-            share = Share(waiter.tenant, waiter.priority, waiter.tokens, waiter.cost)
+            share = line.take(waiter)
             waiter.future.set_result(_slot(engine, waiter.tokens, kind, share))
             return True
         for engine in fitting:

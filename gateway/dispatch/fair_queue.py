@@ -12,6 +12,8 @@ AGING_S = 10.0
 MAX_TENANTS = 10_000
 _MAX_STALE = 64
 _LEARNING_RATE = 0.2
+_NO_DEBT = 1e-6
+"""Tokens: what rounding may leave of a debt that is paid."""
 
 ItemT = TypeVar("ItemT")
 
@@ -41,12 +43,13 @@ class _PriorityClass(Generic[ItemT]):
 
     Attributes:
         num_tenants: Those that have requests here.
-        finish: Virtual time of all classes up to which this one has been served.
+        debt: Tokens that more important classes are to get before this one goes ahead of them
+            again.
     """
 
     def __init__(self) -> None:
         self.num_tenants = 0
-        self.finish = 0.0
+        self.debt = 0.0
         self._flows: dict[str, _Flow[ItemT]] = {}
         self._tenants: OrderedDict[ItemT, tuple[str, float]] = OrderedDict()
         self._heap: list[tuple[float, int, int, str]] = []
@@ -149,14 +152,15 @@ class FairQueue(Generic[ItemT]):
     Among requests of one priority each tenant gets the same share of tokens, however many requests
     it has waiting. A more important priority goes first, but a request that waits ages: every
     `AGING_S` seconds make up for one level, so that nobody waits forever. Who has aged goes before
-    more important ones as far as that is the fair share of its tenants, and no further: those with
-    many requests must not gain by saying that they aren't important.
+    more important ones as far as that is the fair share of its tenants beside theirs, and no
+    further: those with many requests must not gain by saying that they aren't important. So a
+    priority that went first owes the others' part of what that cost, and gets its own part of what
+    more important ones are served meanwhile.
     """
 
     def __init__(self) -> None:
         self._classes: dict[int, _PriorityClass[ItemT]] = {}
         self._priorities: dict[ItemT, int] = {}
-        self._virtual_time = 0.0
 
     def __len__(self) -> int:
         return len(self._priorities)
@@ -192,43 +196,57 @@ class FairQueue(Generic[ItemT]):
             key=lambda one: (one[0] - (now - one[1].oldest_arrival) / AGING_S, one[0]),
         )
         while left:
-            chosen = left[0]
-            for other in left[1:]:
-                is_more_important = other[0] < chosen[0]
-                if is_more_important and self._start(other[1]) < self._start(chosen[1]):
-                    chosen = other
+            most_important = min(priority for priority, _ in left)
+            chosen = next(one for one in left if one[0] == most_important or one[1].debt < _NO_DEBT)
             left.remove(chosen)
             yield from chosen[1].in_order()
 
-    def take(self, item: ItemT) -> None:
-        """A request is served: it leaves, and its tenant is charged its cost."""
-        self._leave(item, is_served=True)
+    def take(self, item: ItemT) -> float:
+        """A request is served: it leaves, and its tenant is charged its cost.
+
+        Returns:
+            What part of that its priority owes to more important ones, for `charge`.
+        """
+        priority = self._priorities.pop(item)
+        owed = {one: self._owed_part(one) for one in self._classes if one >= priority}
+        found = self._classes[priority]
+        cost = found.take(item)
+        found.debt += cost * owed[priority]
+        for less_important in owed.keys() - {priority}:
+            other = self._classes[less_important]
+            other.debt = max(0.0, other.debt - cost * (1 - owed[less_important]))
+        self._forget_if_empty(priority)
+        return owed[priority]
 
     def discard(self, item: ItemT) -> None:
         """A request gave up; its tenant is charged nothing."""
-        self._leave(item, is_served=False)
+        priority = self._priorities.pop(item)
+        self._classes[priority].discard(item)
+        self._forget_if_empty(priority)
 
-    def charge(self, *, tenant: str, priority: int, tokens: int) -> None:
-        """A served request of a tenant needed more tokens than its cost; fewer if negative."""
+    def charge(self, *, tenant: str, priority: int, tokens: int, owed_part: float) -> None:
+        """A served request of a tenant needed more tokens than its cost; fewer if negative.
+
+        Args:
+            tenant: Whose it was.
+            priority: Its own.
+            tokens: The difference.
+            owed_part: What `take` said.
+        """
         found = self._classes.get(priority)
         if found is not None and tokens:
             found.charge(tenant, tokens)
-            found.finish += tokens / found.num_tenants
+            found.debt = max(0.0, found.debt + tokens * owed_part)
 
-    def _start(self, found: _PriorityClass[ItemT]) -> float:
-        """Virtual time at which a class is due."""
-        return max(self._virtual_time, found.finish)
+    def _owed_part(self, priority: int) -> float:
+        """The part of more important tenants among those that wait with at least this priority."""
+        num_tenants = sum(
+            found.num_tenants for one, found in self._classes.items() if one <= priority
+        )
+        return 1 - self._classes[priority].num_tenants / num_tenants
 
-    def _leave(self, item: ItemT, *, is_served: bool) -> None:
-        priority = self._priorities.pop(item)
-        found = self._classes[priority]
-        if is_served:
-            start, num_tenants = self._start(found), found.num_tenants
-            self._virtual_time = start
-            found.finish = start + found.take(item) / num_tenants
-        else:
-            found.discard(item)
-        if not found:
+    def _forget_if_empty(self, priority: int) -> None:
+        if not self._classes[priority]:
             del self._classes[priority]
 
 
@@ -247,8 +265,10 @@ class CostEstimate:
         return max(1, round(bound * self._shares.get(tenant, 1.0)))
 
     def learn(self, tenant: str, bound: int, used: int) -> None:
-        """A request has ended."""
-        share = min(1.0, used / max(1, bound))
+        """A request has ended; one that could use nothing tells nothing."""
+        if bound <= 0:
+            return
+        share = min(1.0, used / bound)
         known = self._shares.pop(tenant, share)
         self._shares[tenant] = known + _LEARNING_RATE * (share - known)
         if len(self._shares) > MAX_TENANTS:

@@ -112,12 +112,14 @@ class Share(Struct, frozen=True):
     Attributes:
         bound: Upper bound of the tokens when the slot was asked for.
         cost: What the tenant was charged in the queue; 0 when nobody waited.
+        owed_part: What part of it the priority owes to more important ones.
     """
 
     tenant: str
     priority: int
     bound: int
     cost: int
+    owed_part: float = 0.0
 
 
 class Slot(Struct, eq=False):

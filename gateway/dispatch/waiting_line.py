@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from gateway.dispatch.fair_queue import FairQueue
-from gateway.dispatch.slots import Accepts, Slot
+from gateway.dispatch.slots import Accepts, Share, Slot
 from gateway.errors import OverloadedError
 
 MIN_TENANT_PLACES = 16
@@ -114,11 +114,12 @@ class WaitingLine:
             self._queue.discard(waiter)
             self._count(waiter, -1)
 
-    def take(self, waiter: Waiter) -> None:
-        """It is admitted."""
-        self._queue.take(waiter)
+    def take(self, waiter: Waiter) -> Share:
+        """It is admitted; what its slot takes of its tenant's share."""
+        owed_part = self._queue.take(waiter)
         self._count(waiter, -1)
         self.note_departure(waiter.tenant, is_extra=waiter.is_extra)
+        return Share(waiter.tenant, waiter.priority, waiter.tokens, waiter.cost, owed_part)
 
     def note_departure(self, tenant: str, *, is_extra: bool) -> None:
         """A request of a tenant was admitted, from the line or without waiting."""
@@ -129,9 +130,14 @@ class WaitingLine:
         """Everybody in the order of service; the line may not change meanwhile."""
         return self._queue.in_order(self._clock())
 
-    def charge(self, tenant: str, priority: int, tokens: int) -> None:
-        """A admitted request of a tenant needed more tokens than its cost; fewer if negative."""
-        self._queue.charge(tenant=tenant, priority=priority, tokens=tokens)
+    def charge(self, share: Share, tokens: int) -> None:
+        """An admitted request needed more tokens than its cost; fewer if negative."""
+        self._queue.charge(
+            tenant=share.tenant,
+            priority=share.priority,
+            tokens=tokens,
+            owed_part=share.owed_part,
+        )
 
     def retry_after_s(self, tenant: str | None = None) -> float:
         """When those who wait now will have been admitted, at the rate measured last.

@@ -1,4 +1,4 @@
-"""Which addresses are those of the public Internet, for processes that connect where others say."""
+"""Addresses: which are those of the public Internet, and which count as those of one client."""
 
 import ipaddress
 from typing import Final
@@ -16,6 +16,9 @@ _INTERNAL: Final = (
     ipaddress.IPv6Network("64:ff9b:1::/48"),
     ipaddress.IPv6Network("::ffff:0:0:0/96"),
 )
+_IPV6_PREFIX: Final = 64
+"""One customer has at least so many IPv6 addresses to himself (RFC 6177)."""
+_MAPPED: Final = "::ffff:"
 _6TO4: Final = ipaddress.IPv6Network("2002::/16")
 _TEREDO: Final = ipaddress.IPv6Network("2001::/32")
 
@@ -43,3 +46,22 @@ def unwrapped(address: Address) -> Address:
     if address in _TEREDO and address.teredo is not None:
         return address.teredo[1]
     return address
+
+
+def network_of(address: str) -> str:
+    """What counts as one address: IPv4 as it is, of IPv6 the first 64 bits."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, _IPV6_PREFIX), strict=False))
+
+
+def plain_address(address: str) -> str:
+    """A client's address without the IPv6 around its IPv4 that a socket for both puts there."""
+    inner = address.removeprefix(_MAPPED)
+    return inner if "." in inner and ":" not in inner else address

@@ -39,3 +39,16 @@ async def test_a_proxy_on_a_unix_socket_is_one_of_this_machine(socket_dir: Path)
         gateway.client.headers["X-Forwarded-For"] = "203.0.113.7"
         assert (await gateway.chat()).status_code == 200
         assert [one.address for one in auth.of(Authorize)] == ["127.0.0.1", "203.0.113.7"]
+
+
+@pytest.mark.skipif(not Path("/proc/net/if_inet6").exists(), reason="this machine has no IPv6")
+async def test_an_ipv4_proxy_of_a_socket_for_both_is_known_by_its_address(socket_dir: Path) -> None:
+    changes = {"host": "::", "trusted_proxies": ("127.0.0.0/8",)}
+    async with running_gateway(socket_dir, **changes) as gateway:
+        auth = await gateway.auth()
+        await gateway.engine()
+        gateway.client.headers["Authorization"] = "Bearer a-key"
+        assert (await gateway.chat()).status_code == 200
+        gateway.client.headers["X-Forwarded-For"] = "203.0.113.7"
+        assert (await gateway.chat()).status_code == 200
+        assert [one.address for one in auth.of(Authorize)] == ["127.0.0.1", "203.0.113.7"]

@@ -1,6 +1,7 @@
 """A connection until its client says something: counted, but with nothing of HTTP made for it."""
 
 import asyncio
+import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,11 +13,25 @@ from uvicorn.server import ServerState
 from gateway.http.connections.limits import ConnectionLimits
 from gateway.telemetry.refusals import Refusals
 from protocol.errors import ErrorCode
+from protocol.runtime.addresses import plain_address
 
 ARRIVAL_TIMEOUT_S: Final = 60.0
 """For the first byte of a request."""
 HANDSHAKE_TIMEOUT_S: Final = 10.0
+_THIS_MACHINE: Final = "127.0.0.1"
 _LOOK_S: Final = 1.0
+
+
+def client_of(transport: asyncio.BaseTransport) -> tuple[str, int] | None:
+    """A client's address and port; None if it has left already.
+
+    Networks of proxies and of keys are written as IPv4, also where a socket takes IPv6 as well. On
+    a Unix socket it is somebody on this machine, perhaps a proxy that is trusted.
+    """
+    sock, peer = transport.get_extra_info("socket"), transport.get_extra_info("peername")
+    if sock is not None and sock.family == socket.AF_UNIX:
+        return _THIS_MACHINE, 0
+    return (plain_address(str(peer[0])), int(peer[1])) if isinstance(peer, tuple) else None
 
 
 class Arrivals:
@@ -110,8 +125,8 @@ class Arrival(asyncio.Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
         self._transport = transport
-        peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
+        client = client_of(transport)
+        self.address = client[0] if client else ""
         context = self._arrivals.context
         self._is_admitted = self._arrivals.limits.admit(self)
         if self._is_admitted:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import select
-import socket
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -12,6 +11,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.http.connections.answer_cycle import AnswerCycle, LingeringTransport
+from gateway.http.connections.arrival import client_of
 from gateway.http.connections.disconnect import EXTENSION, Disconnects
 from gateway.http.connections.limits import ConnectionLimits
 from gateway.http.connections.socket_buffers import SocketBuffer
@@ -24,7 +24,6 @@ from protocol.errors import ErrorCode
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers; what one read brings beyond it is let through."""
 HEAD_TIMEOUT_S = 60.0
-_THIS_MACHINE = "127.0.0.1"
 _LINGER_S = 1.0
 _UNREAD_S = 0.1
 _LINGER_BYTES = 1024 * 1024
@@ -95,9 +94,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has come."""
         super().connection_made(transport)
-        if transport.get_extra_info("socket").family == socket.AF_UNIX:
-            # Somebody on this machine, perhaps a proxy that is trusted.
-            self.client = (_THIS_MACHINE, 0)
+        self.client = client_of(transport)
         # What an answer is written to; its end may have to wait for the client.
         self._answer_transport = LingeringTransport(transport, self)
         self.address = self.client[0] if self.client else ""

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 from typing import Protocol
 
+from protocol.runtime.addresses import network_of
+
 RESERVED_DESCRIPTORS = 256
 """For the outbox, the workers' sockets, logs and tools, whatever clients do."""
 MAX_CONNECTIONS = 200_000
@@ -26,7 +28,8 @@ class ConnectionLimits:
 
     A connection without a request under way is closed when a newcomer needs its place: the oldest
     one of the same address where that address has too many, the oldest of all otherwise. Where
-    every connection is busy, the newcomer is refused.
+    every connection is busy, the newcomer is refused. Of IPv6 one client has many addresses, so
+    `network_of` says what counts as one.
 
     Args:
         max_connections: In all.
@@ -40,7 +43,8 @@ class ConnectionLimits:
         self._max_connections = max_connections
         self._max_per_address = max_per_address
         self._proxies = tuple(map(ip_network, proxies))
-        self._idle: OrderedDict[Connection, None] = OrderedDict()
+        # Each with what counts as its address.
+        self._idle: OrderedDict[Connection, str] = OrderedDict()
         self._by_address: dict[str, int] = {}
         self._num_open = 0
 
@@ -49,16 +53,16 @@ class ConnectionLimits:
 
     def admit(self, connection: Connection) -> bool:
         """A client has come; whether there is a place, made by closing an idle one if need be."""
-        address = connection.address
+        address = network_of(connection.address)
         bound = self._max_per_address
         has_enough = bound and self._by_address.get(address, 0) >= bound
-        if has_enough and not self._is_proxy(address) and not self._evict(address):
+        if has_enough and not self._is_proxy(connection.address) and not self._evict(address):
             return False
         if self._num_open >= self._max_connections and not self._evict():
             return False
         self._num_open += 1
         self._by_address[address] = self._by_address.get(address, 0) + 1
-        self._idle[connection] = None
+        self._idle[connection] = address
         return True
 
     def on_busy(self, connection: Connection) -> None:
@@ -67,17 +71,18 @@ class ConnectionLimits:
 
     def on_idle(self, connection: Connection) -> None:
         """Its last request was answered."""
-        self._idle[connection] = None
+        self._idle[connection] = network_of(connection.address)
 
     def leave(self, connection: Connection) -> None:
         """An admitted connection is gone."""
         self._idle.pop(connection, None)
         self._num_open -= 1
-        left = self._by_address[connection.address] - 1
+        address = network_of(connection.address)
+        left = self._by_address[address] - 1
         if left:
-            self._by_address[connection.address] = left
+            self._by_address[address] = left
         else:
-            del self._by_address[connection.address]
+            del self._by_address[address]
 
     def _is_proxy(self, address: str) -> bool:
         try:
@@ -87,8 +92,8 @@ class ConnectionLimits:
         return any(parsed in network for network in self._proxies)
 
     def _evict(self, address: str | None = None) -> bool:
-        for connection in self._idle:
-            if address is None or connection.address == address:
+        for connection, theirs in self._idle.items():
+            if address is None or theirs == address:
                 connection.close_idle()  # which leaves at once
                 return True
         return False

@@ -1,6 +1,5 @@
 """Addresses that try one wrong key after another: slowed down; good keys there are not."""
 
-import ipaddress
 import math
 import time
 from collections import OrderedDict
@@ -9,13 +8,12 @@ from dataclasses import dataclass
 
 from gateway.errors import DeniedError
 from protocol.errors import ErrorCode
+from protocol.runtime.addresses import network_of
 
 REFILL_S = 6.0
 """Of each address another wrong key is looked up every six seconds, ten a minute."""
 MAX_ADDRESSES = 16_384
 MAX_DIGESTS = 65_536
-_IPV6_PREFIX = 64
-"""One customer has at least so many IPv6 addresses to himself (RFC 6177)."""
 
 
 @dataclass(slots=True)
@@ -99,19 +97,6 @@ class GuessGuard:
         self._buckets.move_to_end(network)
         bucket.refill(now_s, self._burst)
         bucket.left = max(0.0, bucket.left - 1.0)
-
-
-def network_of(address: str) -> str:
-    """What counts as one address: IPv4 as it is, of IPv6 the first 64 bits."""
-    if ":" not in address:
-        return address
-    try:
-        parsed = ipaddress.IPv6Address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((parsed, _IPV6_PREFIX), strict=False))
 
 
 def _remember(digests: OrderedDict[bytes, None], digest: bytes) -> None:

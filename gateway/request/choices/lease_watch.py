@@ -30,6 +30,8 @@ class LeaseWatch:
 
     def look_at(self, choice: EngineChoice) -> None:
         """Extend a choice's part before its engine runs dry; called after each output."""
+        if choice.num_output_tokens > choice.plan.max_output_tokens:
+            choice.is_lease_final = True  # its engine doesn't stop where it has to
         if choice.is_lease_final:
             if choice.is_at_lease_end:
                 choice.cut()

@@ -230,7 +230,7 @@ class StreamUsage(Part, frozen=True):
     Attributes:
         lease_id: What it is charged to; may be left out where that is clear.
         stream: The choice: `request_id` and `choice` of its `Generate` with a slash between.
-        prompt_tokens: Only of a prompt's first choice, so that each prompt is counted once.
+        prompt_tokens: Only under the name of its first choice, so that a prompt is counted once.
     """
 
     lease_id: str = ""

@@ -80,6 +80,35 @@ def test_running_streams_are_reported_with_what_their_gateway_was_told() -> None
     assert bench.reported() == {"r/0": ("lease-r", 3, 5), "r/1": ("lease-r", 0, 2)}
 
 
+def refusal(request_id: str, choice: int) -> Failure:
+    code = ErrorCode.CREDIT_EXCEEDED
+    return Failure(request_id=request_id, choice=choice, attempt=1, code=code, message="full")
+
+
+def test_a_prompt_is_charged_once_though_its_first_choice_was_refused_or_runs_elsewhere() -> None:
+    bench = Bench()
+    for choice in range(3):
+        bench.begin("r", choice=choice)
+    bench.tracker.on_output("g", [], [refusal("r", 0)])
+    bench.tell("r", 2, choice=1)
+    bench.begin("elsewhere", choice=1)
+    assert bench.reported() == {
+        "r/0": ("lease-r", 3, 0),
+        "r/1": ("lease-r", 0, 2),
+        "r/2": ("lease-r", 0, 0),
+        "elsewhere/0": ("lease-elsewhere", 3, 0),
+        "elsewhere/1": ("lease-elsewhere", 0, 0),
+    }
+
+
+def test_a_prompt_whose_choices_were_all_refused_is_charged_to_nobody() -> None:
+    bench = Bench()
+    for choice in range(2):
+        bench.begin("r", choice=choice)
+    bench.tracker.on_output("g", [], [refusal("r", 0), refusal("r", 1)])
+    assert bench.reported() == {}
+
+
 def test_a_stream_that_ended_a_moment_ago_is_reported_too_but_not_later() -> None:
     bench = Bench()
     bench.begin("old")
@@ -96,10 +125,7 @@ def test_a_stream_without_a_lease_and_one_that_was_refused_charge_nobody() -> No
     bench.begin("free", lease_id="")
     bench.tell("free", 3)
     bench.begin("refused")
-    failure = Failure(
-        request_id="refused", choice=0, attempt=1, code=ErrorCode.CREDIT_EXCEEDED, message="full"
-    )
-    bench.tracker.on_output("g", [], [failure])
+    bench.tracker.on_output("g", [], [refusal("refused", 0)])
     assert bench.reported() == {}
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from gateway.dispatch import fair_queue
 from gateway.dispatch.fair_queue import CostEstimate, FairQueue
+from gateway.dispatch.slots import Share
 from gateway.dispatch.waiting_line import WaitingLine
 from tests.fakes.engine_handles import Desk, engine
 
@@ -33,6 +34,14 @@ def test_nobody_is_expected_to_use_nothing_or_more_than_it_may() -> None:
     assert costs.of("none", 100) == 100
 
 
+def test_a_request_that_can_use_nothing_tells_nothing() -> None:
+    costs = CostEstimate()
+    costs.learn("t", 100, 50)
+    for _ in range(20):  # it tokenises
+        costs.learn("t", 0, 0)
+    assert costs.of("t", 100) == 50
+
+
 def test_the_tenants_that_ended_a_request_last_are_remembered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -50,8 +59,8 @@ async def test_a_share_pays_for_what_was_used_and_for_nothing_that_was_not_begun
 ) -> None:
     charged: list[tuple[str, int, int]] = []
 
-    def spy(_line: WaitingLine, tenant: str, priority: int, tokens: int) -> None:
-        charged.append((tenant, priority, tokens))
+    def spy(_line: WaitingLine, share: Share, tokens: int) -> None:
+        charged.append((share.tenant, share.priority, tokens))
 
     monkeypatch.setattr(WaitingLine, "charge", spy)
     desk = Desk(engine())
@@ -76,7 +85,7 @@ def test_a_debt_and_its_return_put_a_tenant_where_it_was() -> None:
     for number in range(4):
         queue.push(f"a{number}", tenant="a", priority=0, cost=10, now=0.0)
         queue.push(f"b{number}", tenant="b", priority=0, cost=10, now=0.0)
-    queue.charge(tenant="a", priority=0, tokens=15)
+    queue.charge(tenant="a", priority=0, tokens=15, owed_part=0.0)
     served = []
     for _ in range(3):
         item = queue.first(0.0)
@@ -84,9 +93,9 @@ def test_a_debt_and_its_return_put_a_tenant_where_it_was() -> None:
         served.append(item)
         queue.take(item)
     assert served == ["b0", "b1", "a0"]
-    queue.charge(tenant="a", priority=0, tokens=-15)
-    queue.charge(tenant="a", priority=9, tokens=500)
-    queue.charge(tenant="unknown", priority=0, tokens=500)
+    queue.charge(tenant="a", priority=0, tokens=-15, owed_part=0.0)
+    queue.charge(tenant="a", priority=9, tokens=500, owed_part=0.0)
+    queue.charge(tenant="unknown", priority=0, tokens=500, owed_part=0.0)
     assert queue.first(0.0) == "a1"
 
 

@@ -69,7 +69,7 @@ def test_who_used_less_than_its_cost_is_served_sooner() -> None:
         item = serve(queue)
         served.append(item.tenant)
         if item.tenant == "guesses high":
-            queue.charge(tenant=item.tenant, priority=0, tokens=10 - 100)
+            queue.charge(tenant=item.tenant, priority=0, tokens=10 - 100, owed_part=0.0)
     assert served.count("guesses high") == 10
 
 
@@ -120,6 +120,55 @@ def test_who_has_waited_as_long_as_others_keeps_the_place_of_its_priority() -> N
     assert {serve(queue, 60.0) for _ in range(10)} == important
 
 
+def test_who_has_aged_gets_its_share_though_one_more_important_request_waits_at_a_time() -> None:
+    # With each request the more important priority is empty for a moment, and comes back.
+    queue: FairQueue[Item] = FairQueue()
+    for _ in range(100):
+        push(queue, "low", priority=1, now=0.0)
+    important: Item | None = None
+    served = []
+    for step in range(100):
+        now = AGING_S + 0.1 + step
+        important = important or push(queue, "high", priority=0, now=now)
+        item = serve(queue, now)
+        served.append(item.tenant)
+        if item is important:
+            important = None
+    assert served.count("low") == 50
+
+
+def test_a_priority_in_between_gains_nothing_by_a_lower_one_that_has_aged() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    for _ in range(90):
+        push(queue, "low", priority=2, now=0.0)
+        push(queue, "between", priority=1, now=100.0)
+        push(queue, "high", priority=0, now=100.0)
+    served = [serve(queue, 105.0).tenant for _ in range(90)]
+    assert [served.count(tenant) for tenant in ("low", "between", "high")] == [30, 0, 60]
+
+
+def test_who_went_first_owes_what_it_used_and_not_what_was_expected() -> None:
+    queue: FairQueue[Item] = FairQueue()
+    for _ in range(20):
+        push(queue, "low", priority=1, cost=100, now=0.0)
+        push(queue, "high", priority=0, cost=10, now=100.0)
+    now = 105.0
+    owed_part = queue.take(first := next(queue.in_order(now)))
+    assert (first.tenant, owed_part) == ("low", 0.5)
+    # It owes 50, of which each request of the other pays 5: one more is to come.
+    assert [serve(queue, now).tenant for _ in range(9)] == ["high"] * 9
+    queue.charge(tenant="low", priority=1, tokens=-20, owed_part=owed_part)
+    assert serve(queue, now).tenant == "low"
+    # Nobody more important waited beside this one, so it owes nothing.
+    alone: FairQueue[Item] = FairQueue()
+    push(alone, "low", priority=1)
+    push(alone, "low", priority=1)
+    assert alone.take(next(alone.in_order(0.0))) == 0.0
+    alone.charge(tenant="low", priority=1, tokens=1000, owed_part=0.0)
+    push(alone, "high", priority=0, now=now)
+    assert serve(alone, now).tenant == "low"
+
+
 @settings(deadline=None, max_examples=100)
 @given(
     st.lists(
@@ -142,7 +191,7 @@ def test_whoever_comes_or_gives_up_everybody_is_served_once(
         if kind == "push":
             inside.add(push(queue, tenant, priority=priority, cost=cost, now=now))
         elif kind == "charge":
-            queue.charge(tenant=tenant, priority=priority, tokens=cost - 25)
+            queue.charge(tenant=tenant, priority=priority, tokens=cost - 25, owed_part=0.0)
         elif inside:
             item = queue.first(now)
             assert item is not None
@@ -258,6 +307,15 @@ async def test_tenants_share_a_minute_within_ten_percent_whatever_they_ask_for()
     fair = sum(served.values()) / 3
     assert sum(served.values()) > 0.95 * 60 * 400
     assert all(abs(tokens - fair) < 0.1 * fair for tokens in served.values()), served
+
+
+async def test_few_important_clients_that_never_rest_starve_nobody() -> None:
+    # One of them waits at a time: whenever a slot is free, it leaves its priority empty.
+    important = [Client("a", bound=50, used=50, priority=0) for _ in range(5)]
+    unimportant = [Client("b", bound=50, used=50, priority=1) for _ in range(50)]
+    await World([*important, *unimportant]).run(60.0)
+    waited = [wait for client in unimportant for wait in client.waits]
+    assert len(waited) > 0.4 * 4 * 2 * (60 - AGING_S)
 
 
 async def test_an_important_class_is_served_first_and_starves_nobody() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from gateway import bridge
 from gateway.errors import GatewayError, InvalidRequestError, RemoteFailureError, WorkerLostError
@@ -357,6 +358,12 @@ def test_what_an_answer_shows_and_what_engines_report_for_it() -> None:
 
 
 # What is said again, with one thing changed.
+
+
+def test_a_job_that_its_context_may_cut_demands_no_length() -> None:
+    job = generation_job("a", "b")
+    prepares = tuple(structs.replace(one, max_tokens=9) for one in job.prepares)
+    assert job.changed(prepares=prepares).cut_by_context() == job
 
 
 def test_an_end_by_length_and_another_priority_change_nothing_else() -> None:

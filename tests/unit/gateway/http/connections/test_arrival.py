@@ -21,8 +21,8 @@ LOOP = VirtualTimeLoop
 class Transport(asyncio.Transport):
     """One whose end its protocol hears at once."""
 
-    def __init__(self) -> None:
-        super().__init__({"peername": ("192.0.2.1", 1)})
+    def __init__(self, address: str = "192.0.2.1") -> None:
+        super().__init__({"peername": (address, 1)})
         self.protocol: Any = None
         self.ended_at: float | None = None
 
@@ -49,15 +49,21 @@ class House:
     """Arrivals, and the connections that have come."""
 
     def __init__(
-        self, max_connections: int = 10, *, tls: bool = False, refusals: Refusals | None = None
+        self,
+        max_connections: int = 10,
+        *,
+        max_per_address: int = 0,
+        proxies: tuple[str, ...] = (),
+        tls: bool = False,
+        refusals: Refusals | None = None,
     ) -> None:
         self.state = ServerState()
-        self.limits = ConnectionLimits(max_connections)
+        self.limits = ConnectionLimits(max_connections, max_per_address, proxies)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
         self.arrivals = Arrivals(self.limits, context, Http, refusals)
 
-    def come(self) -> Transport:
-        transport = Transport()
+    def come(self, address: str = "192.0.2.1") -> Transport:
+        transport = Transport(address)
         transport.protocol = self.arrivals(server_state=self.state, app_state={})
         transport.protocol.connection_made(transport)
         return transport
@@ -129,3 +135,22 @@ async def test_a_client_that_leaves_and_a_server_that_stops_leave_nothing_behind
     assert stopped.ended_at == 0.0
     assert len(house.limits) == 0
     assert not house.state.connections
+
+
+async def test_addresses_of_one_ipv6_network_count_as_one() -> None:
+    house = House(max_per_address=2)
+    first = house.come("2001:db8::1")
+    others = [house.come("2001:db8::2"), house.come("2001:db8::ffff:3"), house.come("2001:db9::1")]
+    assert first.ended_at is not None
+    assert [one.ended_at for one in others] == [None] * 3
+    assert len(house.limits) == 3
+    for one in others:
+        one.abort()
+    assert len(house.limits) == 0
+
+
+async def test_a_socket_for_ipv6_and_ipv4_knows_proxies_by_their_ipv4_address() -> None:
+    house = House(max_per_address=1, proxies=("192.0.2.0/24",))
+    proxied = [house.come("::ffff:192.0.2.7"), house.come("::ffff:192.0.2.7")]
+    assert [one.ended_at for one in proxied] == [None] * 2
+    assert proxied[0].protocol.address == "192.0.2.7"

@@ -4,7 +4,7 @@ import pytest
 
 from gateway.errors import DeniedError
 from gateway.request.callers import guesses
-from gateway.request.callers.guesses import REFILL_S, GuessGuard, network_of
+from gateway.request.callers.guesses import REFILL_S, GuessGuard
 from gateway.request.callers.identity import BAD_S, IdentityTable
 from protocol.errors import ErrorCode
 from protocol.wire.messages import Granted
@@ -99,21 +99,6 @@ def test_callers_without_a_key_or_an_address_and_a_guard_that_is_off() -> None:
     guard.note_wrong(b"x", "")
     assert guard.refusal(b"y", "") is None
     assert guess(GuessGuard(0, Clock()), range(100)) == 100
-
-
-@pytest.mark.parametrize(
-    ("address", "network"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8::1", "2001:db8::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("not:an:address", "not:an:address"),
-        ("", ""),
-    ],
-)
-def test_what_counts_as_one_address(address: str, network: str) -> None:
-    assert network_of(address) == network
 
 
 def test_the_table_of_callers_says_so_before_anybody_is_asked() -> None:

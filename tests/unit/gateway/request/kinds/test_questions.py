@@ -9,7 +9,7 @@ import pytest
 
 from gateway import bridge
 from gateway.dispatch.quarantine import Suspicion
-from gateway.dispatch.slots import Slot, SlotKind
+from gateway.dispatch.slots import Share, Slot, SlotKind
 from gateway.errors import (
     ClientDisconnectedError,
     DeadlineExceededError,
@@ -547,9 +547,9 @@ async def test_a_question_that_was_left_is_paid_by_its_tenants_share() -> None:
     corrected: list[int] = []
     charge = line.charge
 
-    def charged(tenant: str, priority: int, tokens: int) -> None:
+    def charged(share: Share, tokens: int) -> None:
         corrected.append(tokens)
-        charge(tenant, priority, tokens)
+        charge(share, tokens)
 
     line.charge = charged  # type: ignore[method-assign]
     first = await asked(parts)

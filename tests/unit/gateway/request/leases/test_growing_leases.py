@@ -103,6 +103,20 @@ async def test_a_limited_stream_is_paid_at_once_and_released_in_slices() -> None
     assert parts.handle(one).num_tokens == 5 + 40
 
 
+async def test_an_engine_that_does_not_stop_at_the_limit_is_stopped_beyond_it() -> None:
+    parts = Parts(slice_tokens=16)
+    one = parts.engine()
+    started = await parts.running(generation_job(max_tokens=8, options=STREAM))
+    await parts.output(one, 8)
+    assert parts.engine_wire.of(Abort) == []
+    await parts.output(one, 1)
+    assert parts.engine_wire.of(Abort) == [Abort(request_id="r", attempt=1, choice=0)]
+    usage = Usage(prompt_tokens=5, completion_tokens=9)
+    await parts.finish(one, "abort", usage=usage)
+    assert (await started.events())[-1] == ChoiceFinished(0, "length", usage)
+    assert started.request.outcome == "finished"
+
+
 async def test_an_answer_in_one_piece_gets_all_that_is_paid() -> None:
     parts = Parts(slice_tokens=16)
     parts.engine()

@@ -14,6 +14,7 @@ from gateway.errors import (
     WorkerUnavailableError,
 )
 from gateway.request.callers.identity import Identity
+from gateway.request.jobs.answer_options import AnswerOptions
 from gateway.request.lifecycle.request import ABORT_PATIENCE_S, Request, State
 from protocol.wire.messages import (
     Abort,
@@ -242,6 +243,15 @@ async def test_what_auth_is_asked() -> None:
             asked_tokens=14,
         )
     ]
+
+
+async def test_auth_hears_who_streams_who_offers_tools_and_for_whom() -> None:
+    parts = Parts()
+    parts.engine()
+    options = AnswerOptions(is_streaming=True)
+    await parts.generation(generation_job(tools_json="[]", options=options, end_user="u"))
+    asked = parts.auth_wire.of(Authorize)[-1]
+    assert (asked.is_streaming, asked.uses_tools, asked.end_user) == (True, True, "u")
 
 
 async def test_a_whole_life_goes_through_all_states_and_settles_once() -> None:
