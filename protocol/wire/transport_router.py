@@ -27,7 +27,6 @@ from protocol.wire.transport_io import (
     EdgeTriggeredReader,
     TransportLimits,
     check_size,
-    guarded,
     new_socket,
 )
 
@@ -276,7 +275,10 @@ class Router(Generic[EventT]):
                 if self._on_malformed is not None:
                     self._on_malformed(identity, message)
             else:
-                guarded(self._on_message, identity, message)
+                try:
+                    self._on_message(identity, message)
+                except Exception:  # costs the others of the frame nothing
+                    _logger.exception("a callback for incoming messages failed")
         return len(messages)
 
     def _new_queue(self, identity: bytes) -> SendQueue:
