@@ -108,8 +108,10 @@ def keep_digits(text: bytes, value: dict[str, Any], names: AbstractSet[str]) -> 
     Raises:
         InvalidRequestError: `text` nests deeper than Python's parser goes.
     """
+    if not has_long_numbers(text):
+        return
     present = names & value.keys()
-    if not present or not has_long_numbers(text):
+    if not present:
         return
     try:
         exact = _exact(text)

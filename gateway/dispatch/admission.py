@@ -41,6 +41,17 @@ class _Model:
         """Whether somebody waits for a slot of this kind, and so goes before a newcomer."""
         return self.lines[kind].num_in_line > 0 or bool(self.returning[kind].waiters)
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether somebody waits for a slot of any kind; asked several times a request."""
+        lines, returning = self.lines, self.returning
+        return bool(
+            lines["work"].num_in_line
+            or lines["question"].num_in_line
+            or returning["work"].waiters
+            or returning["question"].waiters
+        )
+
 
 class Admission:
     """Hands out slots at engines.
@@ -264,7 +275,7 @@ class Admission:
     def pump(self, model: str) -> None:
         """Admit who waits, as far as credits go; called when something may have become free."""
         queue = self._models.get(model)
-        if queue is None or not any(map(queue.has_waiters, queue.lines)):
+        if queue is None or not queue.is_awaited:
             return
         engines = self._engines(model)
         if not engines:

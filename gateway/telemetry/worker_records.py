@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from protocol.errors import ErrorCode, PenstockError
 from protocol.wire.peers import Peer
@@ -77,7 +76,9 @@ class WorkerRecord:
 
 
 class WorkerRecords:
-    """The records of all connected workers; a worker's ends with its connection.
+    """The records of all connected workers.
+
+    A worker's ends after its connection, when another worker comes.
 
     Args:
         clock: Monotonic seconds.
@@ -85,13 +86,15 @@ class WorkerRecords:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._records: WeakKeyDictionary[Peer, WorkerRecord] = WeakKeyDictionary()
+        self._records: dict[Peer, WorkerRecord] = {}
 
     def of(self, peer: Peer) -> WorkerRecord:
         """The record of a worker."""
         record = self._records.get(peer)
         if record is None:
-            record = self._records[peer] = WorkerRecord()
+            here = {one: kept for one, kept in self._records.items() if one.loss_reason is None}
+            record = here[peer] = WorkerRecord()
+            self._records = here
         return record
 
     def note(

@@ -270,8 +270,15 @@ class AuthLink:
         return found
 
     def settle(self, settle: Settle) -> bool:
-        """Send a settlement; False when no auth worker is there."""
-        return self._send(settle)
+        """Send a settlement in the loop's next turn; False when no auth worker is there.
+
+        The answer that it is for may just be on its way: to send here wakes others before that.
+        """
+        peer = self._active()
+        if peer is None:
+            return False
+        asyncio.get_running_loop().call_soon(self._wire.send, peer, settle)
+        return True
 
     def renew(self, leases: tuple[LeaseReport, ...]) -> None:
         """Report open leases."""
@@ -385,12 +392,10 @@ class AuthLink:
         question_id = f"{request_id}:{next(self._numbers)}"
         return bridge.adjust(question_id, lease_id, prompt_tokens, completion_tokens)
 
-    def _send(self, message: Adjust | Settle | Renew) -> bool:
+    def _send(self, message: Adjust | Renew) -> None:
         peer = self._active()
-        if peer is None:
-            return False
-        self._wire.send(peer, message)
-        return True
+        if peer is not None:
+            self._wire.send(peer, message)
 
     def _give_back(self, peer: Peer | None, granted: Granted) -> None:
         """A grant that came too late: its client has left or was told that nobody answers."""

@@ -14,7 +14,7 @@ from protocol.wire.keys import ServerSecurity
 from protocol.wire.messages.base import Message
 from protocol.wire.messages.control import Goodbye, Heartbeat, Phase, Refused, Role
 from protocol.wire.messages.generation import Cancel
-from protocol.wire.peers import Peer, PeerEvent, PeerLimits, PeerTable
+from protocol.wire.peers import Outcome, Peer, PeerEvent, PeerLimits, PeerTable
 from protocol.wire.rate_bound import RateBound
 from protocol.wire.transport import Router, TransportLimits
 from protocol.wire.unsendable import split, unsent
@@ -214,6 +214,12 @@ class RoleServer(Generic[EventT]):
 
     def _on_message(self, identity: bytes, message: EventT) -> None:
         outcome = self._table.on_message(identity, message, self._clock())
+        if outcome.events or outcome.replies:
+            self._act_on(identity, outcome)
+        if outcome.peer is not None:
+            self._on_event(outcome.peer, message)
+
+    def _act_on(self, identity: bytes, outcome: Outcome) -> None:
         for event in outcome.events:
             if event.kind != "joined":
                 continue
@@ -224,10 +230,7 @@ class RoleServer(Generic[EventT]):
             if isinstance(reply, Refused) and self._is_news(identity):
                 _logger.error("refused a worker on the %s socket: %s", self.role, reply.message)
             self._send(identity, reply)
-        if outcome.events:
-            self._report(outcome.events)
-        if outcome.peer is not None:
-            self._on_event(outcome.peer, message)
+        self._report(outcome.events)
 
     def _is_news(self, identity: bytes) -> bool:
         """Whether the refusal of a connection, which may repeat itself, is still to be logged."""

@@ -27,7 +27,6 @@ from protocol.wire.transport_io import (
     EdgeTriggeredReader,
     TransportLimits,
     check_size,
-    guarded,
     new_socket,
 )
 
@@ -276,7 +275,10 @@ class Router(Generic[EventT]):
                 if self._on_malformed is not None:
                     self._on_malformed(identity, message)
             else:
-                guarded(self._on_message, identity, message)
+                try:
+                    self._on_message(identity, message)
+                except Exception:  # costs the others of the frame nothing
+                    _logger.exception("a callback for incoming messages failed")
         return len(messages)
 
     def _new_queue(self, identity: bytes) -> SendQueue:
@@ -310,7 +312,7 @@ class Router(Generic[EventT]):
         return True
 
     def _send_queued(self, identity: bytes, queue: SendQueue) -> None:
-        while queue:
+        while queue.num_bytes:
             if not self._try_send(identity, queue.head(self._limits.max_batch_bytes)):
                 self._block(identity, queue)
                 return
@@ -328,10 +330,12 @@ class Router(Generic[EventT]):
             self._send_queued(identity, self._queues[identity])
 
     def _retry_blocked(self) -> None:
-        blocked, self._blocked = self._blocked, {}
-        for identity in blocked:
-            self._send_queued(identity, self._queues[identity])
-        self._flush()
+        if self._blocked:
+            blocked, self._blocked = self._blocked, {}
+            for identity in blocked:
+                self._send_queued(identity, self._queues[identity])
+        if self._pending:
+            self._flush()
 
     def _plan_retry(self) -> None:
         # The descriptor also wakes us when a peer takes messages again; this is the safety net.

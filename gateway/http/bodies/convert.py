@@ -2,8 +2,11 @@
 
 import random
 import secrets
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from msgspec import structs
 
 from gateway import bridge
 from gateway.errors import InvalidRequestError
@@ -104,7 +107,7 @@ def chat_job(
         sampling=_sampling(request, options, limit, defaults, make_seed),
         max_tokens=limit,
         prompt_bytes=_bound(
-            sum(len((text or "").encode()) for text in (messages_json, tools_json, kwargs_json)),
+            sum(map(len, map(str.encode, filter(None, (messages_json, tools_json, kwargs_json))))),
             request,
         ),
         tools_json=tools_json,
@@ -308,39 +311,61 @@ def _sampling(
     defaults: SamplingDefaults,
     make_seed: Callable[[], int],
 ) -> SamplingParams:
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
-    allowed = request.allowed_token_ids
+    """What the client said, else what the model recommends; the rest is neutral."""
+    said = {
+        name: _SAMPLED[name](value)
+        for name in request.model_fields_set & _SAMPLED_NAMES  # few of some twenty
+        if (value := getattr(request, name)) is not None
+    }
     return SamplingParams(
-        temperature=_first(request.temperature, defaults.temperature, 1.0),
-        # Other servers write -1 for "all".
-        top_k=max(0, int(_first(request.top_k, defaults.top_k, 0))),
-        top_p=_first(request.top_p, defaults.top_p, 1.0),
-        min_p=_first(request.min_p, defaults.min_p, 0.0),
-        presence_penalty=_first(request.presence_penalty, None, 0.0),
-        frequency_penalty=_first(request.frequency_penalty, None, 0.0),
-        repetition_penalty=_first(request.repetition_penalty, defaults.repetition_penalty, 1.0),
+        **{**_recommended(defaults), **said},
         seed=make_seed() if request.seed is None else request.seed & _SEED_MASK,
         max_tokens=max_tokens,
-        min_tokens=request.min_tokens or 0,
-        stop=stop,
-        stop_token_ids=tuple(request.stop_token_ids or ()),
-        ignore_eos=bool(request.ignore_eos),
-        skip_special_tokens=request.skip_special_tokens is not False,
-        include_stop_str_in_output=bool(request.include_stop_str_in_output),
-        logit_bias=tuple(
-            (int(token_id), float(bias)) for token_id, bias in (request.logit_bias or {}).items()
-        ),
-        allowed_token_ids=None if allowed is None else tuple(allowed),
-        bad_words=tuple(request.bad_words or ()),
         logprobs=options.engine_logprobs,
         prompt_logprobs=options.engine_prompt_logprobs,
-        # The same token twice would say the same twice.
-        logprob_token_ids=tuple(dict.fromkeys(request.logprob_token_ids or ())),
     )
 
 
-def _first(requested: float | None, recommended: float | None, neutral: float) -> float:
-    """What the client said, else what the model recommends, else what changes nothing."""
-    if requested is not None:
-        return float(requested)
-    return neutral if recommended is None else float(recommended)
+@lru_cache(maxsize=64)
+def _recommended(defaults: SamplingDefaults) -> Mapping[str, float]:
+    said = structs.asdict(defaults)
+    return {name: _SAMPLED[name](value) for name, value in said.items() if value is not None}
+
+
+def _top_k(value: float) -> int:
+    return max(0, int(value))  # other servers write -1 for "all"
+
+
+def _stop(value: str | list[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _biases(value: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    return tuple((int(token_id), float(bias)) for token_id, bias in value.items())
+
+
+def _each_once(value: list[int]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(value))  # the same token twice would say the same twice
+
+
+_SAMPLED: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "temperature": float,
+    "top_k": _top_k,
+    "top_p": float,
+    "min_p": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "repetition_penalty": float,
+    "min_tokens": int,
+    "stop": _stop,
+    "stop_token_ids": tuple,
+    "ignore_eos": bool,
+    "skip_special_tokens": bool,
+    "include_stop_str_in_output": bool,
+    "logit_bias": _biases,
+    "allowed_token_ids": tuple,
+    "bad_words": tuple,
+    "logprob_token_ids": _each_once,
+}
+"""The fields that say how tokens are chosen, each with what makes the wire's value of it."""
+_SAMPLED_NAMES: Final = frozenset(_SAMPLED)

@@ -74,6 +74,7 @@ UPGRADE_REQUIRED: Final = ErrorRow(426, _REQUEST, "upgrade_required")
 HEAD_TOO_LARGE: Final = ErrorRow(431, _REQUEST, "headers_too_large")
 """Likewise."""
 
+_NO_LIMITS: Final = LimitState()
 DEFAULT_RETRY_AFTER_S: Final = 2.0
 MAX_RETRY_AFTER_S: Final = 60
 """OpenAI's SDKs ignore a longer wait and come back after half a second."""
@@ -165,6 +166,8 @@ def render_error_event(error: PenstockError) -> bytes:
 def limit_headers(limits: LimitState) -> dict[str, str]:
     """OpenAI's `x-ratelimit-*` headers; what has no limit has no header."""
     headers: dict[str, str] = {}
+    if limits == _NO_LIMITS:
+        return headers
     for name, value in (
         ("limit-requests", limits.limit_requests),
         ("remaining-requests", limits.remaining_requests),

@@ -74,14 +74,15 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
     sampling = job.sampling
     if sampling.logprob_token_ids:
         check_version(version, "logprob_token_ids", since=EXTRAS_VERSION)
-    wanted = {
-        "logit_bias": sampling.logit_bias,
-        "allowed_token_ids": sampling.allowed_token_ids,
-        "bad_words": sampling.bad_words,
-        "truncate_prompt_tokens": job.prepares[0].truncate_prompt_tokens,
-        "echo": job.options.echoes,
-    }
-    check_version(version, *[name for name, value in wanted.items() if value])
+    if version < SURFACE_VERSION:
+        wanted = {
+            "logit_bias": sampling.logit_bias,
+            "allowed_token_ids": sampling.allowed_token_ids,
+            "bad_words": sampling.bad_words,
+            "truncate_prompt_tokens": job.prepares[0].truncate_prompt_tokens,
+            "echo": job.options.echoes,
+        }
+        check_version(version, *[name for name, value in wanted.items() if value])
     if job.names_token_ids:
         ids = {
             "logit_bias": [token_id for token_id, _ in sampling.logit_bias],
@@ -92,6 +93,8 @@ def check_served(job: GenerationJob, offer: EngineOffer, version: ProtocolVersio
         for name, token_ids in ids.items():
             check_token_ids(name, token_ids, offer.vocab_size)
     options = job.options
+    if not options.shows_logprobs and not options.ranks:
+        return
     in_chat = job.endpoint == CHAT_ENDPOINT and options.num_top_logprobs
     top_name = job.logprobs_param or ("top_logprobs" if in_chat else "logprobs")
     for name, number in (
@@ -113,12 +116,14 @@ def check_extras(prepare: Prepare, offer: EngineOffer, version: ProtocolVersion)
     Raises:
         UnsupportedFieldError: Naming the field.
     """
-    wanted = {
-        "chat_template": prepare.chat_template,
-        "suffix": prepare.suffix,
-        "cache_salt": prepare.cache_salt,
-    }
-    check_version(version, *[name for name, value in wanted.items() if value], since=EXTRAS_VERSION)
+    if version < EXTRAS_VERSION:
+        wanted = {
+            "chat_template": prepare.chat_template,
+            "suffix": prepare.suffix,
+            "cache_salt": prepare.cache_salt,
+        }
+        names = [name for name, value in wanted.items() if value]
+        check_version(version, *names, since=EXTRAS_VERSION)
     if prepare.suffix is not None and "fill_in_middle" not in offer.capabilities:
         raise UnsupportedFieldError(
             f"The model `{offer.model}` has no tokens for filling in the middle.", param="suffix"

@@ -41,6 +41,7 @@ Verbosity = Literal["low", "medium", "high"]
 MAX_DOCUMENTS = 1024
 
 _REFUSED = CHAT_REFUSED_FIELDS | EXTENSION_REFUSED_FIELDS
+_NAMED_ELSEWHERE = frozenset(_REFUSED) | FUNCTION_FIELDS
 
 
 class ChatRequest(GenerationRequest):
@@ -139,5 +140,5 @@ def parse_chat_body(body: bytes) -> tuple[ChatRequest, dict[str, Any], list[str]
         request = validate(ChatRequest, value)
     except InvalidRequestError as error:
         raise in_words_of_functions(error, value) from None
-    unknown = unknown_fields(request, value, _REFUSED.keys() | FUNCTION_FIELDS)
+    unknown = unknown_fields(request, value, _NAMED_ELSEWHERE)
     return request, value, places_of_functions(unknown, value)

@@ -192,7 +192,7 @@ def tool_name(tool: dict[str, Any]) -> str:
 
 def custom_names(tools: list[Tool] | None) -> frozenset[str]:
     """The names of those tools whose input is text."""
-    return frozenset(tool.name for tool in tools or () if tool.type == "custom")
+    return frozenset(tool.name for tool in tools if tool.type == "custom") if tools else frozenset()
 
 
 def refuse_message_fields(messages: Any) -> None:

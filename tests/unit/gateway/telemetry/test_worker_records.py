@@ -3,8 +3,10 @@
 import pytest
 
 from gateway.errors import GatewayError
-from gateway.telemetry.worker_records import NUM_REMEMBERED, WorkerRecord
+from gateway.telemetry.worker_records import NUM_REMEMBERED, WorkerRecord, WorkerRecords
 from protocol.errors import ErrorCode
+from protocol.version import PROTOCOL_VERSION
+from protocol.wire.peers import Peer
 
 
 def failure(code: ErrorCode = ErrorCode.INTERNAL_ERROR) -> GatewayError:
@@ -44,3 +46,18 @@ def test_the_oldest_latency_is_the_next_to_go() -> None:
     for number in range(NUM_REMEMBERED + 3):
         record.note(float(number), None, 0.0)
     assert (record.latency_s(0.0), record.latency_s(1.0)) == (3.0, NUM_REMEMBERED + 2.0)
+
+
+def peer(name: str) -> Peer:
+    return Peer(name.encode(), "engine", name, PROTOCOL_VERSION, "", 0.0, 0.0, 0.0)
+
+
+def test_a_worker_that_has_left_is_forgotten_when_another_one_comes() -> None:
+    records = WorkerRecords(lambda: 1.0)
+    first, second, third = peer("first"), peer("second"), peer("third")
+    for one in (first, second):
+        records.note(one, 0.5)
+    first.loss_reason = "disconnected"
+    records.note(third, 0.5)
+    assert records.of(second).num_answered == 1
+    assert records.of(first).num_answered == 0

@@ -11,7 +11,7 @@ from gateway.http.schemas.inference.chat import parse_chat_body
 from gateway.http.schemas.inference.completion import parse_completion_body
 from gateway.request.jobs.job import GenerationJob
 from gateway.request.parsers.parsing import parse_opening
-from protocol.wire.messages import Credits, EngineOffer, SamplingDefaults
+from protocol.wire.messages import Credits, EngineOffer, SamplingDefaults, SamplingParams
 
 OFFER = EngineOffer(
     model="m",
@@ -210,3 +210,16 @@ def test_the_models_own_defaults_stand_in_for_what_the_client_left_out() -> None
     sampling = chat_job(request, raw, defaults).sampling
     assert (sampling.temperature, sampling.top_k, sampling.top_p) == (0.0, 7, 0.5)
     assert (sampling.min_p, sampling.repetition_penalty) == (0.0, 1.1)
+
+
+def test_null_says_as_little_of_sampling_as_leaving_a_field_out() -> None:
+    nothing: dict[str, Any] = dict.fromkeys(SamplingParams.__struct_fields__)
+    assert chat(**nothing).sampling == chat().sampling
+    request, raw, _ = parse_chat_body(
+        json.dumps(
+            {"model": "m", "messages": [{"role": "user", "content": "x"}], **nothing}
+        ).encode()
+    )
+    defaults = SamplingDefaults(temperature=0.5, top_k=-1, min_p=0.1)
+    sampling = chat_job(request, raw, defaults).sampling
+    assert (sampling.temperature, sampling.top_k, sampling.min_p) == (0.5, 0, 0.1)
