@@ -207,7 +207,7 @@ def release_rows(array: jax.Array, runs: Sequence[tuple[int, int]]) -> int:
         first = -(-(start + first_row * row_bytes) // page) * page
         end = (start + end_row * row_bytes) // page * page
         # Not mapped again as in `release_pages`: each hole would be a mapping of its own.
-        if _advise(first, end - first, _MADV_DONTNEED):
+        if advise_unneeded(first, end - first):
             num_bytes += end - first
     return num_bytes
 
@@ -215,6 +215,19 @@ def release_rows(array: jax.Array, runs: Sequence[tuple[int, int]]) -> int:
 def _is_on_linux(array: jax.Array) -> bool:
     device: jax.Device = next(iter(array.devices()))
     return sys.platform == "linux" and str(device.platform) == "cpu"
+
+
+def advise_unneeded(start: int, num_bytes: int) -> bool:
+    """Drops pages: of a file they are read again where they are used, others are zeros then.
+
+    Args:
+        start: Address of a page.
+        num_bytes: Up to the end of a page.
+
+    Returns:
+        Whether they were dropped; False where the kernel refuses.
+    """
+    return _advise(start, num_bytes, _MADV_DONTNEED)
 
 
 def _advise(start: int, num_bytes: int, advice: int) -> bool:

@@ -323,11 +323,7 @@ class JaxModelRunner:
     def _run_buckets(
         self, rows: Sequence[RowWork], outcome: StepOutcome, next_rows: Sequence[int]
     ) -> None:
-        decodes = [
-            i
-            for i, row in enumerate(rows)
-            if len(row.token_ids) == 1 and row.sample and not row.scored_token_ids
-        ]
+        decodes = [i for i, row in enumerate(rows) if row.is_plain or row.is_decode]
         prefills = [] if len(decodes) == len(rows) else sorted(set(range(len(rows))) - set(decodes))
         if not self._ahead.is_empty:
             decodes = self._take_begun(rows, decodes, outcome)
@@ -471,7 +467,7 @@ class JaxModelRunner:
 
     def _count_slots(self, rows: Sequence[RowWork]) -> None:
         for row in rows:
-            if row.sample and row.sampling.uses_penalties and row.slot in self._uncounted:
+            if row.sampling.uses_penalties and row.sample and row.slot in self._uncounted:
                 self._count_slot(row.slot, *self._uncounted.pop(row.slot))
 
     def _count_slot(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from engine_worker.compute.memory.host_memory import trim_heap
+from engine_worker.compute.memory.library_code import release_library_code
 from engine_worker.compute.runner.compile_cache import watch_cache
 from engine_worker.compute.runner.compiler_threads import CompilerThreads
 from engine_worker.core.choice.batch import ProgressCallback
@@ -168,6 +169,7 @@ class ProgramStore(Generic[Key]):
         # Tracing leaves cycles, which the collector would find much later.
         gc.collect()
         trim_heap()
+        release_library_code()
         _log_ready(num_ready, started, num_cached)
 
     def _next(self, missing: Sequence[Key]) -> Key | None:

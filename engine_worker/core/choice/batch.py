@@ -123,6 +123,11 @@ class RowWork(msgspec.Struct, frozen=True):
         return self.block_ids, self.window_block_ids
 
     @property
+    def is_decode(self) -> bool:
+        """Whether one token is computed and another one sampled after it, and none is scored."""
+        return self.sample and len(self.token_ids) == 1 and not self.scored_token_ids
+
+    @property
     def needs_full_sampler(self) -> bool:
         """Whether it takes more than the step program itself can do."""
         return len(self.scored_token_ids) > 0 or (

@@ -13,7 +13,7 @@ from engine_worker.core.decoding.speculation import (
     Speculation,
     SpeculationMode,
 )
-from engine_worker.core.decoding.step_rows import row_work
+from engine_worker.core.decoding.step_rows import plain_work, row_work
 from engine_worker.core.scheduling.scheduler import ScheduledRow, Scheduler
 
 
@@ -57,17 +57,21 @@ class DecodePlanner:
 
     def batch(self, rows: Sequence[ScheduledRow]) -> StepBatch:
         """What the rows of a step compute."""
-        works = tuple(map(row_work, rows))
         choices = [row.choice for row in rows]
-        drafts = self._speculation.drafts(choices, works)
+        are_plain = all(row.is_plain for row in rows)
+        works = () if are_plain else tuple(map(row_work, rows))
+        drafts = self._speculation.drafts(choices, None if are_plain else works)
         if drafts is not None:
-            works = tuple(map(self._drafting, choices, works, drafts))
+            works = tuple(map(self._drafting, choices, works or map(row_work, rows), drafts))
+        elif are_plain:
+            num = self._lookahead.num_for_all(choices)
+            works = tuple([self._plain_work(choice, num) for choice in choices])
         elif (nums := self._lookahead.num_new_tokens(choices, works)) is not None:
             works = tuple(map(self._looking_ahead, choices, works, nums))
         self._planned = _Planned(
             num_rows=len(works),
             num_drafted=0 if drafts is None else sum(len(work.draft_token_ids) for work in works),
-            has_chunks=any(len(work.token_ids) > 1 for work in works),
+            has_chunks=not are_plain and any(len(work.token_ids) > 1 for work in works),
         )
         return StepBatch(works, self._next_rows(choices, works))
 
@@ -108,20 +112,28 @@ class DecodePlanner:
             and self._scheduler.reserve(choice, 2) > 1
         )
 
+    def _plain_work(self, choice: Choice, num_new_tokens: int) -> RowWork:
+        """A plain decode that computes several tokens, if its own limits allow it."""
+        if num_new_tokens > 1:
+            end = len(choice.output_token_ids) + num_new_tokens
+            num_stored = choice.num_computed_tokens + num_new_tokens
+            # As it mostly is, neither a limit nor its blocks end here.
+            if (
+                end > choice.plain_until
+                or end > choice.lease_tokens
+                or num_stored > len(choice.block_ids) * self._block_size
+            ):
+                num_new_tokens = self._num_possible(choice, num_new_tokens)
+        return plain_work(choice, num_new_tokens)
+
     def _looking_ahead(self, choice: Choice, work: RowWork, num_new_tokens: int) -> RowWork:
-        end = len(choice.output_token_ids) + num_new_tokens
-        if (
-            work.is_plain
-            and end <= choice.plain_until
-            and end <= choice.lease_tokens
-            and work.start + num_new_tokens <= len(work.block_ids) * self._block_size
-        ):
-            # As it mostly is: neither a limit nor its blocks end here.
-            return structs.replace(work, max_new_tokens=num_new_tokens)
+        num_possible = self._num_possible(choice, num_new_tokens)
+        return work if num_possible <= 1 else extended(choice, work, num_possible)
+
+    def _num_possible(self, choice: Choice, num_new_tokens: int) -> int:
+        """How many new tokens a row has use and blocks for, which it gets."""
         wanted = min(num_new_tokens, num_wanted(choice, self._num_droppable))
-        if wanted <= 1:
-            return work
-        return extended(choice, work, self._scheduler.reserve(choice, wanted))
+        return 1 if wanted <= 1 else self._scheduler.reserve(choice, wanted)
 
     def _drafting(self, choice: Choice, work: RowWork, draft: tuple[int, ...]) -> RowWork:
         if not draft:

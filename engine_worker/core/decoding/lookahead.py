@@ -85,9 +85,7 @@ class Lookahead:
             works: What each computes.
         """
         self._planned = None
-        if self._max_new_tokens == 1 or not all(
-            work.is_plain or _is_decode(work) for work in works
-        ):
+        if self._max_new_tokens == 1 or not all(work.is_decode for work in works):
             return None
         may = [
             work.is_plain or _may_look_ahead(choice, work)
@@ -95,10 +93,22 @@ class Lookahead:
         ]
         if not any(may):
             return None
-        self._planned = len(works).bit_length(), all(may)
-        is_read = any(choice.is_streaming for choice in choices)
-        num = self._num_within(self._planned, STREAM_TARGET_S if is_read else STEP_TARGET_S)
+        num = self._num_planned(choices, are_alike=all(may))
         return [num if each else 1 for each in may] if num > 1 else None
+
+    def num_for_all(self, choices: Sequence[Choice]) -> int:
+        """How many tokens each row of a step may get in which all are plain decodes.
+
+        Args:
+            choices: The rows of the step.
+        """
+        self._planned = None
+        return 1 if self._max_new_tokens == 1 else self._num_planned(choices, are_alike=True)
+
+    def _num_planned(self, choices: Sequence[Choice], *, are_alike: bool) -> int:
+        self._planned = len(choices).bit_length(), are_alike
+        is_read = any(choice.is_streaming for choice in choices)
+        return self._num_within(self._planned, STREAM_TARGET_S if is_read else STEP_TARGET_S)
 
     def measure(self, num_turns: int, duration_s: float) -> None:
         """Learn from the step that was planned last, if it was one of decodes.
@@ -153,10 +163,6 @@ def num_wanted(choice: Choice, num_droppable: int = 0) -> int:
     if choice.num_free_tokens is None:
         return wanted
     return min(wanted, choice.num_free_tokens + (num_droppable if choice.drops_rest else 0))
-
-
-def _is_decode(work: RowWork) -> bool:
-    return work.sample and len(work.token_ids) == 1 and not work.scored_token_ids
 
 
 def _may_look_ahead(choice: Choice, work: RowWork) -> bool:

@@ -280,19 +280,19 @@ class Speculation:
         self.times.measure(num_rows + num_drafted, duration_s, has_drafts=True)
 
     def drafts(
-        self, choices: Sequence[Choice], works: Sequence[RowWork]
+        self, choices: Sequence[Choice], works: Sequence[RowWork] | None
     ) -> list[tuple[int, ...]] | None:
         """What each row drafts; None when no row is to.
 
         Args:
             choices: The rows of the step.
-            works: What each computes.
+            works: What each computes; None where all are plain.
         """
-        num_rows, largest = len(works), self.times.sizes[-1]
+        num_rows, largest = len(choices), self.times.sizes[-1]
         if (
             self._mode is SpeculationMode.OFF
             or num_rows >= largest
-            or not all(map(_is_decode, works))
+            or (works is not None and not all(work.is_decode for work in works))
         ):
             return None
         self._read(choices, works)
@@ -325,12 +325,12 @@ class Speculation:
             return [1.0 / (1 + index) for index in range(len(drafts.draft(num_tokens)))]
         return drafts.chances(num_tokens)
 
-    def _read(self, choices: Sequence[Choice], works: Sequence[RowWork]) -> None:
+    def _read(self, choices: Sequence[Choice], works: Sequence[RowWork] | None) -> None:
         """Look at new tokens; the end of a long prompt takes several steps, none of which waits."""
         num_left = _MAX_READ_TOKENS
-        for choice, work in zip(choices, works, strict=True):
+        for index, choice in enumerate(choices):
             if choice.drafts is None:
-                if not _may_draft(choice, work):
+                if not _may_draft(choice, None if works is None else works[index]):
                     continue
                 choice.drafts = ChoiceDrafts(max(0, choice.num_tokens - 2 * WINDOW_TOKENS))
             start = choice.drafts.num_read
@@ -339,14 +339,15 @@ class Speculation:
             num_left -= len(token_ids)
 
 
-def _is_decode(work: RowWork) -> bool:
-    return work.sample and len(work.token_ids) == 1 and not work.scored_token_ids
+def _may_draft(choice: Choice, work: RowWork | None) -> bool:
+    """Whether the draw at each position depends on nothing but the logits there.
 
-
-def _may_draft(choice: Choice, work: RowWork) -> bool:
-    """Whether the draw at each position depends on nothing but the logits there."""
+    Args:
+        choice: Whose row it is.
+        work: What it computes; None where it is plain.
+    """
     return (
         choice.allowed_tokens is None
-        and not work.needs_full_sampler
-        and not work.sampling.uses_penalties
+        and not choice.sampling.uses_penalties
+        and (work is None or not work.needs_full_sampler)
     )
