@@ -145,10 +145,11 @@ class AttentionProblem:
         hidden, heads, kv_heads = problem.hidden_size, config.num_heads, config.num_kv_heads
         dim = config.head_dim
         q_size, kv_size = heads * dim, kv_heads * dim
-        width = q_size + kv_size * (1 if config.is_value_of_key else 2)
+        has_keys = not config.is_reader
+        width = q_size + kv_size * has_keys * (1 if config.is_value_of_key else 2)
         width += q_size if config.has_output_gate else 0
-        is_full = config.qk_norm is QkNorm.FULL_WIDTH
-        has_qk = is_full or config.qk_norm is QkNorm.PER_HEAD
+        is_wide = config.qk_norm in {QkNorm.FULL_WIDTH, QkNorm.EACH_HEAD}
+        has_qk = is_wide or config.qk_norm is QkNorm.PER_HEAD
         normal = problem.normal
 
         def vector(is_there: bool, size: int, mean: float = 0.0) -> Array | None:
@@ -158,8 +159,8 @@ class AttentionProblem:
             "norm": vector(config.norm != "none", hidden, 1.0),
             "norm_bias": vector(config.has_norm_bias, hidden),
             "qkv_bias": vector(config.has_qkv_bias, width),
-            "q_norm": vector(has_qk, q_size if is_full else dim, 1.0),
-            "k_norm": vector(has_qk, kv_size if is_full else dim, 1.0),
+            "q_norm": vector(has_qk, q_size if is_wide else dim, 1.0),
+            "k_norm": vector(has_qk and has_keys, kv_size if is_wide else dim, 1.0),
             "o_bias": vector(config.has_o_bias, hidden),
             "post_norm": vector(config.has_post_norm, hidden, 1.0),
             "sinks": vector(config.has_sinks, heads),
@@ -178,7 +179,8 @@ class AttentionProblem:
         shape = (problem.num_blocks, kv_heads, problem.shape.block_size, dim)
         self.keys, self.values = (np.full(shape, np.nan, np.float32) for _ in range(2))
         for index, row in enumerate(problem.shape.rows):
-            for position in range(row.num_stored):
+            # Another block has stored those of the step, too, whose pages are only read.
+            for position in range(row.num_stored + (0 if has_keys else row.num_new)):
                 self._put(self.keys, self.values, index, position, normal(2, kv_heads, dim))
 
     def _put(self, keys: Array, values: Array, row: int, position: int, both: Array) -> None:
@@ -228,6 +230,7 @@ class AttentionProblem:
         qkv = rounded(normed, before, config.group_size) @ self.qkv_values.T
         if vectors["qkv_bias"] is not None:
             qkv = qkv + vectors["qkv_bias"]
+        kv_heads *= not config.is_reader
         ends = [heads * dim, (heads + kv_heads) * dim, (heads + 2 * kv_heads) * dim]
         if config.is_value_of_key:
             ends[2] = ends[1]
@@ -235,8 +238,11 @@ class AttentionProblem:
         v = k if config.is_value_of_key else v
         if config.qk_norm is QkNorm.FULL_WIDTH:
             q = normalized(q, "rms", config.eps, vectors["q_norm"])
-            k = normalized(k, "rms", config.eps, vectors["k_norm"])
-        q, k, v = (part.reshape(len(live), -1, dim) for part in (q, k, v))
+            k = k if config.is_reader else normalized(k, "rms", config.eps, vectors["k_norm"])
+        q, k, v = (part.reshape(len(live), part.shape[1] // dim, dim) for part in (q, k, v))
+        if config.qk_norm is QkNorm.EACH_HEAD:
+            q = normalized(q, "layer", config.eps, of_heads(vectors["q_norm"], dim))
+            k = normalized(k, "layer", config.eps, of_heads(vectors["k_norm"], dim))
         if config.qk_norm in {QkNorm.PER_HEAD, QkNorm.WEIGHTLESS}:
             q = normalized(q, "rms", config.eps, vectors["q_norm"])
             k = normalized(k, "rms", config.eps, vectors["k_norm"])
@@ -249,7 +255,7 @@ class AttentionProblem:
         cache_rounding = config.cache_type if rounds else "float64"
         # With a cache of int8 as with one of bfloat16.
         query_rounding = "bfloat16" if cache_rounding == "int8" else cache_rounding
-        for index, token in enumerate(live):
+        for index, token in enumerate(live[:0] if config.is_reader else live):
             both = rounded(np.stack([k[index], v[index]]), cache_rounding, 0)
             self._put(keys, values, problem.rows[token], problem.positions[token], both)
         seen_keys = rounded(keys, cache_rounding, 0)
@@ -308,6 +314,11 @@ class AttentionProblem:
         weights /= weights.sum(axis=1, keepdims=True)
         attended: Array = np.einsum("hs,shd->hd", weights[:, : len(values)], values)
         return attended.reshape(-1)
+
+
+def of_heads(weights: Array | None, head_dim: int) -> Array | None:
+    """Weights of all heads, by head; None for none."""
+    return None if weights is None else weights.reshape(-1, head_dim)
 
 
 def scales_of_queries(scale: QueryScale, positions: Array) -> Array:
@@ -395,15 +406,24 @@ class MlpProblem:
             jnp.asarray(self.down),
         )
 
-    def oracle(self, x: Array, *, rounds: bool = True) -> Array:
-        """x after the block in float64; see `AttentionProblem.oracle`."""
+    def oracle(self, x: Array, *, rounds: bool = True, reads: Array | None = None) -> Array:
+        """x after the block in float64; see `AttentionProblem.oracle`.
+
+        Args:
+            x: [T, hidden].
+            rounds: See there.
+            reads: [T, hidden], what a parallel block reads.
+        """
         config, vectors = self.config, self.vectors
         before, behind = (
             rounding_of(config.weight_type, blocks, rounds=rounds)
             for blocks in (config.gate_up_blocks, config.down_blocks)
         )
         live = np.flatnonzero(self.problem.positions >= 0)
-        normed = normalized(x[live], config.norm, config.eps, vectors["norm"], vectors["norm_bias"])
+        read = x if reads is None else reads
+        normed = normalized(
+            read[live], config.norm, config.eps, vectors["norm"], vectors["norm_bias"]
+        )
         inner = rounded(normed, before, config.group_size) @ self.gate_up_values.T
         if vectors["gate_up_bias"] is not None:
             inner = inner + vectors["gate_up_bias"]
@@ -511,6 +531,7 @@ def gated(inner: Array, config: MlpConfig) -> Array:
     if not config.is_gated:
         return activated(inner, config.activation)
     gate, up = np.split(inner, 2, axis=1)
+    gate = gate * config.gate_multiplier
     if config.clamp:
         gate, up = np.minimum(gate, config.clamp), np.clip(up, -config.clamp, config.clamp)
     return activated(gate, config.activation) * (up + config.up_offset)

@@ -138,6 +138,41 @@ def _gemma3(sizes: tuple[int, int, int]) -> dict[str, Any]:
     )
 
 
+def _gemma4(
+    sizes: tuple[int, int, int], heads: tuple[int, int], context: int, **more: Any
+) -> dict[str, Any]:
+    """The text model of a Gemma 4; every sixth layer sees all tokens."""
+    return _config(
+        "Gemma4ForCausalLM",
+        sizes,
+        heads,
+        262144,
+        context,
+        **{
+            "head_dim": 256,
+            "global_head_dim": 512,
+            "sliding_window": 1024,
+            "final_logit_softcapping": 30.0,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": True,
+            **_TIED,
+            **more,
+        },
+    )
+
+
+def _gemma4_small(num_shared: int, **more: Any) -> dict[str, Any]:
+    """What those with vectors of the tokens for each layer have otherwise."""
+    return {
+        "sliding_window": 512,
+        "hidden_size_per_layer_input": 256,
+        "vocab_size_per_layer_input": 262144,
+        "attention_k_eq_v": False,
+        "num_kv_shared_layers": num_shared,
+        **more,
+    }
+
+
 _GEMMA3_4B: Final[dict[str, Any]] = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -312,6 +347,44 @@ PUBLISHED: Final = (
             laurel_rank=64,
             altup_num_inputs=4,
             **_TIED,
+        ),
+    ),
+    # As with Gemma 3n, files of the first two hold 19 and 55 million more (llama.cpp counts 4.65
+    # and 7.52 billion). Those of the others hold 575,743,536 and 572,794,416 more, of what sees.
+    PublishedModel(
+        "Gemma 4 E2B, text",
+        4_628_569_379,
+        _gemma4(
+            (1536, 6144, 35),
+            (8, 1),
+            131072,
+            **_gemma4_small(
+                20, layer_types=_four_windows_and_a_full_layer(35), use_double_wide_mlp=True
+            ),
+        ),
+    ),
+    PublishedModel(
+        "Gemma 4 E4B, text",
+        7_463_013_418,
+        _gemma4((2560, 10240, 42), (8, 2), 131072, **_gemma4_small(18)),
+    ),
+    PublishedModel(
+        "Gemma 4 31B, text",
+        30_697_345_340,
+        _gemma4((5376, 21504, 60), (32, 16), 262144, num_global_key_value_heads=4),
+    ),
+    PublishedModel(
+        "Gemma 4 26B-A4B, text",
+        25_233_141_790,
+        _gemma4(
+            (2816, 2112, 30),
+            (16, 8),
+            262144,
+            num_global_key_value_heads=2,
+            enable_moe_block=True,
+            num_experts=128,
+            top_k_experts=8,
+            moe_intermediate_size=704,
         ),
     ),
     PublishedModel(

@@ -58,6 +58,11 @@ class Recurrent {
     if (kind_ == 0) return Array(XLA_FFI_DataType_F32, {kRows, kChannels});
     return Array(XLA_FFI_DataType_F32, {kRows, kHeads, kHeadDim});
   }
+  // As tokens each of which goes on from a state, and two of which leave none.
+  void end_chunks() {
+    for (int i : {5, 6}) arrays_[1].at<int32_t>()[i] = 1;
+    arrays_[2].at<int32_t>()[6] = -2;
+  }
   // Of the states as they are by now.
   Call call(Array& y) {
     Call call;
@@ -73,6 +78,16 @@ class Recurrent {
   const int64_t kind_;
   std::deque<Array> arrays_;
 };
+
+inline void test_a_state_that_is_kept_nowhere() {
+  for (int64_t kind : {1, 2}) {
+    Recurrent problem(kind);
+    problem.end_chunks();
+    Array y = problem.result();
+    const std::string error = problem.call(y).run(penstock_recurrent);
+    expect(error.empty(), error);
+  }
+}
 
 inline void test_recurrent() {
   for (int64_t kind = 0; kind < 3; kind++) {

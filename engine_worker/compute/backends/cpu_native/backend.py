@@ -171,11 +171,8 @@ class CpuNativeBackend:
 
     @property
     def min_rows(self) -> int:
-        # XLA's part of a recurrent layer is float32, and one row is slow in other types only, and
-        # only where XLA multiplies by a matrix.
-        missing = {kind for (kind, _), reason in self._reasons.items() if reason is not None}
-        is_float32 = missing <= {BlockKind.RECURRENT} or self._weight_type == "float32"
-        return 1 if is_float32 or not self._has_xla_products else 2
+        # One row is slow in other types only, and only where XLA multiplies by a matrix.
+        return 1 if self._weight_type == "float32" or not self._has_xla_products else 2
 
     @property
     def skips_padding(self) -> bool:
@@ -185,7 +182,8 @@ class CpuNativeBackend:
     @property
     def is_batch_invariant(self) -> bool:
         # The kernels add in one order for any number of rows; XLA does within one program.
-        return self.skips_padding or self._weight_type == "float32"
+        is_native = self.skips_padding and not self._has_xla_products
+        return is_native or self._weight_type == "float32"
 
     @property
     def custom_calls(self) -> Sequence[str]:
@@ -216,6 +214,17 @@ class CpuNativeBackend:
         }
 
     @property
+    def shared_norms(self) -> Mapping[str, str]:
+        """Norms of attention blocks that modules read beside them: where their vectors begin so."""
+        if self.spec.alt_up is None:
+            return {}
+        return {
+            f"layers.{layer}.attention.norm.weight": f"layers.{layer}.attention.vectors"
+            for layer in range(self.spec.num_layers)
+            if self.is_one_call(layer)
+        }
+
+    @property
     def layer_groups(self) -> LayerGroups:
         return layer_groups(self.spec)
 
@@ -239,6 +248,8 @@ class CpuNativeBackend:
         if not self.is_native(BlockKind.ATTENTION, layer):
             return xla_layer_shapes(self.spec.layers[layer], block_size, self.cache_dtype)
         attention, cache_type = self.spec.layers[layer].attention, self._cache_type
+        if attention.shared_from is not None:
+            return None
         if attention.latent is None:
             (keys, dtype), (values, _) = calls.page_shapes(
                 1, attention.num_kv_heads, attention.head_dim, block_size, cache_type
@@ -488,7 +499,11 @@ class CpuNativeBlocks:
         # Modules get the weights of blocks that have no kernel, and nothing else.
         heads = {_HEADS.format(layer): latent for layer, latent in backend.latents.items()}
 
+        norms = backend.shared_norms
+
         def weight(parameter: Parameter) -> Any:
+            if parameter.path in norms:
+                return self._weights[norms[parameter.path]][: backend.spec.hidden_size]
             if parameter.path in backend.product_paths:
                 return self._products.matrix(parameter)
             if parameter.path in heads:
@@ -521,36 +536,66 @@ class CpuNativeBlocks:
         self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
     ) -> tuple[jax.Array, KvCache]:
         self._products.is_token = step.is_token.reshape(-1)
-        if self._backend.spec.alt_up is not None:
-            # No block is native beside several residuals.
-            return self._xla.layers(x, cache, step, ropes)
         token_inputs = self._xla.inputs_by_layer(x, step)
-        run = _Run(self._backend, self._weights, x, list(cache), step, ropes)
-        beside = None
+        run = _Run(self._backend, self._weights, self._xla.begin(x), list(cache), step, ropes)
+        beside: jax.Array | None = None
+        begun: Begun | None = None
         for layer in range(self._backend.spec.num_layers):
-            # What parallel layers read, and mixers side by side, neither of which is native.
-            before = run.x
-            if self._backend.is_one_call(layer):
-                run.add_attention(layer)
-            else:
+            block = self._xla.layer(layer)
+            if block.has_parts_between:
                 run.finish()
-                before = run.x
-                run.x = self._xla.mixer(
-                    layer, run.x, beside, run.cache, step, places_by_group(step), ropes
-                )
+                begun = block.begin(run.x)
+                run.x = begun.x
+            # What parts between its blocks read, and a mixer that stands beside this layer's.
+            before = self._add_mixer(run, layer, beside, step, ropes)
+            if block.alt_up is not None:
+                run.finish()
+                run.x = block.between(before, run.x)
             moe = self._moe_products(layer, step)
             if moe is None and self._backend.is_native(BlockKind.MLP, layer):
                 run.add_mlp(layer)
             else:
                 run.finish()
                 run.x = self._xla.mlp(layer, before, run.x, step, moe)
-            block = self._xla.layer(layer)
-            if block.has_parts_between:
+            if begun is not None:
                 run.finish()
-                run.x = block.end(Begun(before), run.x, token_inputs[layer])
+                run.x = block.end(begun, run.x, token_inputs[layer])
             beside = before
         run.finish()
-        return run.x, tuple(run.cache)
+        return self._xla.end(run.x), tuple(run.cache)
+
+    def _add_mixer(
+        self,
+        run: "_Run",
+        layer: int,
+        beside: jax.Array | None,
+        step: StepTokens,
+        ropes: RopeTables,
+    ) -> jax.Array:
+        """Adds a layer's mixer to a run; returns the residual before it, if XLA reads that.
+
+        Args:
+            run: Where it goes.
+            layer: Which one.
+            beside: As in `XlaBlocks.mixer`.
+            step: The tokens.
+            ropes: Of the decoder.
+        """
+        layers = self._backend.spec.layers
+        is_read = layer + 1 < len(layers) and layers[layer + 1].is_beside
+        if is_read or not self._backend.is_one_call(layer):
+            run.finish()
+        before = run.x
+        if not self._backend.is_one_call(layer):
+            run.x = self._xla.mixer(
+                layer, run.x, beside, run.cache, step, places_by_group(step), ropes
+            )
+        elif layers[layer].is_beside:
+            assert beside is not None, "the first layer has none before it"
+            run.add_attention_beside(layer, beside)
+        else:
+            run.add_attention(layer)
+        return before
 
     def _attend_latents(
         self,
@@ -663,7 +708,7 @@ class _Run:
         self._weights = weights
         self._ropes = ropes
         self._blocks: list[calls.Attention | calls.Mlp] = []
-        self._layers: list[int] = []
+        self._layers: list[int] = []  # Whose pages the blocks read, in order.
         self._step = calls.Step(
             live_positions(step),
             token_rows(step),
@@ -675,6 +720,10 @@ class _Run:
     def add_attention(self, layer: int) -> None:
         """The attention block of a layer comes next."""
         spec, prefix = self._backend.spec, f"layers.{layer}.attention."
+        shared_from = spec.layers[layer].attention.shared_from
+        owner = layer if shared_from is None else shared_from
+        if owner in self._layers:
+            self.finish()  # A call has the pages of a layer once.
         config = calls.AttentionConfig.of(
             spec,
             spec.layers[layer],
@@ -688,9 +737,9 @@ class _Run:
             qkv_blocks=stored.get(f"{prefix}qkv.weight"),
             o_blocks=stored.get(f"{prefix}o.weight"),
         )
-        pages = self.cache[layer]
+        pages = self.cache[owner]
         assert isinstance(pages, LayerPages), "a layer that attends"
-        self._layers.append(layer)
+        self._layers.append(owner)
         self._blocks.append(
             calls.Attention(
                 config,
@@ -703,6 +752,14 @@ class _Run:
                 self._groups[layer],
             )
         )
+
+    def add_attention_beside(self, layer: int, beside: jax.Array) -> None:
+        """What the attention block of a layer adds to another residual is added to this one."""
+        self.finish()
+        x, self.x = self.x, beside
+        self.add_attention(layer)
+        self.finish()
+        self.x = x + (self.x - beside)
 
     def add_mlp(self, layer: int) -> None:
         """The MLP block of a layer comes next."""

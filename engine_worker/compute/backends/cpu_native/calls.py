@@ -49,9 +49,16 @@ MAX_TAPS: Final = 16
 """Of a convolution: `kMaxTaps` of `calls.h`."""
 GOES_ON: Final = -2
 """Instead of a state: that of the token before, or none that is kept; `kGoesOn` of `calls.h`."""
-_CONFIG_VERSION: Final = 5
+_CONFIG_VERSION: Final = 6
 _NORMS: Final = ("none", "rms", "layer")
-QK_NORMS: Final = (QkNorm.NONE, QkNorm.PER_HEAD, QkNorm.FULL_WIDTH, QkNorm.WEIGHTLESS)
+QK_NORMS: Final = (
+    QkNorm.NONE,
+    QkNorm.PER_HEAD,
+    QkNorm.FULL_WIDTH,
+    QkNorm.WEIGHTLESS,
+    QkNorm.EACH_HEAD,
+)
+"""In the order of `QkNorm` in `calls.h`; of these the last is a LayerNorm, and the others RMS."""
 _ACTIVATIONS: Final = (
     Activation.SILU,
     Activation.GELU_TANH,
@@ -62,7 +69,7 @@ _ACTIVATIONS: Final = (
 )
 """In the order of `Activation` in `calls.h`."""
 _FORMAT_FIELDS: Final = 6
-_BLOCK_FIELDS: Final = 22 + 2 * _FORMAT_FIELDS
+_BLOCK_FIELDS: Final = 23 + 2 * _FORMAT_FIELDS
 _BLOCK_SCALARS: Final = 5
 _NO_SCALE: Final = QueryScale(0.0, 1)
 
@@ -102,6 +109,8 @@ class AttentionConfig:
         o_blocks: Likewise.
         has_post_norm: An RMS norm stands between the output projection and the residual.
         is_interleaved: Of the rope: pairs are neighbours.
+        is_reader: The pages are another layer's, which stored the step's tokens there: `qkv` and
+            the vectors have neither keys nor values.
     """
 
     num_heads: int
@@ -122,6 +131,7 @@ class AttentionConfig:
     is_interleaved: bool = False
     is_value_of_key: bool = False
     has_value_norm: bool = False
+    is_reader: bool = False
     qk_norm: QkNorm = QkNorm.NONE
     has_norm_bias: bool = False
     has_qkv_bias: bool = False
@@ -159,6 +169,7 @@ class AttentionConfig:
             is_interleaved=attention.rope is not None and attention.rope.interleaved,
             is_value_of_key=attention.is_value_of_key,
             has_value_norm=attention.value_norm,
+            is_reader=attention.shared_from is not None,
             softcap=attention.softcap or 0.0,
             multiplier=spec.residual_multiplier * layer.mixer_multiplier,
             norm=_norm_of(spec, layer),
@@ -177,6 +188,9 @@ class MlpConfig:
 
     Attributes:
         clamp: 0 is none.
+        gate_multiplier: Of the gate, before it is clamped; 1 where there is none.
+        is_parallel: It reads what the norm of the attention block before it, in the same call,
+            gave, and has none of its own.
     """
 
     intermediate_size: int
@@ -195,6 +209,8 @@ class MlpConfig:
     down_blocks: BlockFormat | None = None
     clamp: float = 0.0
     up_offset: float = 0.0
+    gate_multiplier: float = 1.0
+    is_parallel: bool = False
 
     @classmethod
     def of(
@@ -202,13 +218,15 @@ class MlpConfig:
     ) -> "MlpConfig":
         """The MLP block of a layer that `uncovered` has nothing against."""
         assert isinstance(layer.mlp, MlpSpec), "experts are `of_experts`"
+        is_parallel = spec.placement_in(layer) is NormPlacement.PARALLEL
         return replace(
             cls.of_experts(layer.mlp, weight_type=weight_type, group_size=group_size),
             eps=spec.norm_eps,
             multiplier=spec.residual_multiplier * layer.mlp_multiplier,
-            norm=_norm_of(spec, layer),
-            has_norm_bias=spec.norm_bias,
+            norm="none" if is_parallel else _norm_of(spec, layer),
+            has_norm_bias=spec.norm_bias and not is_parallel,
             has_post_norm=_has_post_norm(spec, layer),
+            is_parallel=is_parallel,
         )
 
     @classmethod
@@ -226,6 +244,7 @@ class MlpConfig:
             has_down_bias=mlp.bias,
             clamp=mlp.clamp or 0.0,
             up_offset=mlp.up_offset,
+            gate_multiplier=mlp.gate_multiplier,
         )
 
 
@@ -413,7 +432,13 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
     """A block's attributes in the order in which `handlers.cc` reads them."""
     if isinstance(block, Mlp):
         mlp = block.config
-        flags = (mlp.has_norm_bias, mlp.has_gate_up_bias, mlp.has_down_bias, mlp.has_post_norm)
+        flags = (
+            mlp.has_norm_bias,
+            mlp.has_gate_up_bias,
+            mlp.has_down_bias,
+            mlp.has_post_norm,
+            mlp.is_parallel,
+        )
         return [
             1,
             *_format_fields(mlp.weight_type, mlp.group_size, mlp.gate_up_blocks),
@@ -423,7 +448,7 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
             int(mlp.is_gated),
             _NORMS.index(mlp.norm),
             *map(int, flags),
-        ], [mlp.eps, mlp.multiplier, mlp.clamp, mlp.up_offset]
+        ], [mlp.eps, mlp.multiplier, mlp.clamp, mlp.up_offset, mlp.gate_multiplier]
     attention = block.config
     query_scale = attention.query_scale or _NO_SCALE
     bits = (
@@ -454,6 +479,7 @@ def _fields_of(block: Attention | Mlp) -> tuple[list[int], list[float]]:
         int(attention.is_interleaved),
         int(attention.is_value_of_key),
         int(attention.has_value_norm),
+        int(attention.is_reader),
     ], [
         attention.eps,
         attention.scale,

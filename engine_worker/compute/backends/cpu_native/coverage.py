@@ -1,5 +1,7 @@
 """Which blocks the kernels compute, and why they leave the others to XLA."""
 
+from typing import Final
+
 from engine_worker.compute.backends.cpu_native.calls import (
     CACHE_TYPES,
     MAX_EXPERTS,
@@ -7,7 +9,6 @@ from engine_worker.compute.backends.cpu_native.calls import (
     MAX_KEY_DIM,
     MAX_LATENT_HEADS,
     MAX_TAPS,
-    QK_NORMS,
 )
 from engine_worker.compute.backends.cpu_native.packing import WEIGHT_TYPES
 from engine_worker.compute.models.spec import (
@@ -21,6 +22,9 @@ from engine_worker.compute.models.spec import (
     NormPlacement,
     QkNorm,
 )
+
+MAX_INT8_INPUTS: Final = 65536
+_TOO_WIDE: Final = f"int8 products have at most {MAX_INT8_INPUTS} inputs"
 
 
 def uncovered(
@@ -43,36 +47,57 @@ def uncovered(
     """
     if weight_type not in WEIGHT_TYPES:
         return f"no kernel multiplies {weight_type} weights"
-    if weight_type == "int8" and _widest(spec, layer) > 65536:
-        return "int8 products have at most 65536 inputs"
+    if weight_type == "int8" and _widest(spec, layer) > MAX_INT8_INPUTS:
+        return _TOO_WIDE
     if block in {"embedding", "head"}:
         return None
     if block == "recurrent":
         # Norms, gates and what is added to the residual are left to XLA.
         covered = are_recurrent_layers_covered(spec)
         return None if covered else f"the kernels convolve at most {MAX_TAPS} tokens"
-    if spec.alt_up is not None:
-        return "no kernel computes several residuals side by side"
     if block == "mlp" and isinstance(layer.mlp, MoeSpec):
         # Norms, routing and what is added to the residual are left to XLA.
         return _uncovered_experts(layer.mlp)
-    placement = spec.placement_in(layer)
-    if placement is NormPlacement.PARALLEL:
-        return "attention and MLP read the same norm side by side"
-    if spec.norm_kind is NormKind.LAYER and placement is not NormPlacement.PRE:
-        return "LayerNorm stands behind the block"
-    if block == "attention":
-        if any(other.is_beside for other in spec.layers):
-            return "mixers stand side by side"
-        if any(
-            other.is_attention and other.attention.shared_from is not None for other in spec.layers
-        ):
-            return "layers share keys and values"
-        if spec.norm_kind is NormKind.LAYER and layer.attention.qk_norm is not QkNorm.NONE:
-            return "queries and keys have a LayerNorm"
-        return _uncovered_attention(layer, cache_type, block_size)
+    if block == "attention" or spec.placement_in(layer) is NormPlacement.PARALLEL:
+        reasons = (
+            _uncovered_attention_block(spec, other, weight_type, cache_type, block_size)
+            for other in _sharing_pages(spec, layer)
+        )
+        return next((reason for reason in reasons if reason is not None), None)
     assert isinstance(layer.mlp, MlpSpec), "a layer with an MLP"
-    return _uncovered_mlp(layer.mlp)
+    return _uncovered_norm(spec, layer) or _uncovered_mlp(layer.mlp)
+
+
+def _sharing_pages(spec: DecoderSpec, layer: LayerSpec) -> list[LayerSpec]:
+    """Layers whose attention is native together: all, where some read the pages of another one."""
+    attending = [other for other in spec.layers if other.is_attention]
+    does_share = any(other.attention.shared_from is not None for other in attending)
+    return attending if does_share else [layer]
+
+
+def _uncovered_attention_block(
+    spec: DecoderSpec, layer: LayerSpec, weight_type: str, cache_type: str, block_size: int
+) -> str | None:
+    """Of an attention block, and of the MLP that reads the same norm, if one does."""
+    if weight_type == "int8" and _widest(spec, layer) > MAX_INT8_INPUTS:
+        return _TOO_WIDE
+    if spec.alt_up is not None and spec.norm_kind is not NormKind.RMS:
+        return "another norm than RMS is read beside attention"
+    if spec.placement_in(layer) is NormPlacement.PARALLEL and layer.mlp is not None:
+        if not isinstance(layer.mlp, MlpSpec):
+            return "experts read the same norm as attention"
+        reason = _uncovered_mlp(layer.mlp)
+        if reason is not None:
+            return reason
+    return _uncovered_norm(spec, layer) or _uncovered_attention(
+        spec, layer.attention, cache_type, block_size
+    )
+
+
+def _uncovered_norm(spec: DecoderSpec, layer: LayerSpec) -> str | None:
+    is_before = spec.placement_in(layer) in {NormPlacement.PRE, NormPlacement.PARALLEL}
+    is_behind = spec.norm_kind is NormKind.LAYER and not is_before
+    return "LayerNorm stands behind the block" if is_behind else None
 
 
 def are_recurrent_layers_covered(spec: DecoderSpec) -> bool:
@@ -88,8 +113,8 @@ def _uncovered_mlp(mlp: MlpSpec) -> str | None:
         return "without a gate there is no up projection to add to"
     if mlp.gate_cutoff is not None:
         return "no kernel cuts the gate by its deviation"
-    if mlp.gate_multiplier != 1.0:
-        return "no kernel multiplies the gate"
+    if mlp.gate_multiplier != 1.0 and not mlp.gated:
+        return "without a gate there is nothing to multiply"
     return None
 
 
@@ -122,8 +147,9 @@ def _uncovered_latents(attention: AttentionSpec, latent: LatentSpec, cache_type:
     return None
 
 
-def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> str | None:
-    attention = layer.attention
+def _uncovered_attention(
+    spec: DecoderSpec, attention: AttentionSpec, cache_type: str, block_size: int
+) -> str | None:
     if cache_type not in CACHE_TYPES:
         return f"no kernel reads a cache of {cache_type}"
     if block_size > 65536 or block_size % 2:
@@ -134,8 +160,12 @@ def _uncovered_attention(layer: LayerSpec, cache_type: str, block_size: int) -> 
         return f"heads are even and at most {MAX_HEAD_DIM} wide, not {attention.head_dim}"
     if attention.num_heads > 256 * attention.num_kv_heads:
         return "more than 256 heads share a key head"
-    if attention.qk_norm not in QK_NORMS:
-        return f"no kernel normalises queries and keys {attention.qk_norm}"
+    has_qk_layer_norm = spec.norm_kind is NormKind.LAYER and attention.qk_norm is not QkNorm.NONE
+    is_of_each = attention.qk_norm is QkNorm.EACH_HEAD
+    if has_qk_layer_norm and (spec.norm_bias or not is_of_each):
+        return "queries and keys have a LayerNorm with a bias, or one that all heads share"
+    if is_of_each and not has_qk_layer_norm:
+        return "queries and keys have an RMS norm with weights of each head"
     if attention.is_value_of_key and attention.qk_norm is QkNorm.FULL_WIDTH:
         return "values are made of keys that have one norm for all heads"
     return None

@@ -21,7 +21,7 @@ from engine_worker.compute.models.dtype import read_cpu_flags
 from engine_worker.errors import NativeUnavailableError
 from protocol.runtime.container_limits import num_usable_cores
 
-INTERFACE_VERSION: Final = 11
+INTERFACE_VERSION: Final = 12
 """Of the library's calls, attributes and packed layouts: `kInterfaceVersion` of `library.cc`."""
 LIBRARY_PATH: Final = Path(__file__).with_name("libpenstock_kernels.so")
 TARGETS: Final = (

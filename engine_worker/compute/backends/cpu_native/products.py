@@ -7,12 +7,13 @@ the modules; a `Linear` in such a block asks its matrix for the product.
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import jax
 
 from engine_worker.compute.backends.base import BlockKind
 from engine_worker.compute.backends.cpu_native import calls, packing
+from engine_worker.compute.backends.cpu_native.coverage import MAX_INT8_INPUTS
 from engine_worker.compute.backends.cpu_native.experts import full_width
 from engine_worker.compute.models.decoder import DecoderGraph, Parameter
 from engine_worker.compute.models.integer_blocks import BlockFormat
@@ -20,7 +21,6 @@ from engine_worker.compute.models.latent_attention import PackedHeads
 from engine_worker.compute.models.layers import PackedMatrix
 from engine_worker.compute.models.spec import AttentionSpec, LatentSpec, MlpSpec
 
-MAX_INT8_INPUTS: Final = 65536
 _MATRIX = re.compile(r"layers\.(\d+)\.(attention|recurrent|mlp)\.\w+\.weight")
 
 

@@ -270,7 +270,7 @@ class XlaBlocks:
     ) -> tuple[jax.Array, KvCache]:
         layers, places = list(cache), places_by_group(step)
         token_inputs = self.inputs_by_layer(x, step)
-        x, beside = self._decoder.begin(x), None
+        x, beside = self.begin(x), None
         # Unrolled on purpose: a scan over stacked layers makes XLA:CPU copy each slice.
         for layer in range(len(layers)):
             block = self.layer(layer)
@@ -279,7 +279,15 @@ class XlaBlocks:
             x = block.between(begun.x, x)
             x = self.mlp(layer, begun.x, x, step)
             x, beside = block.end(begun, x, token_inputs[layer]), before
-        return self._decoder.end(x), tuple(layers)
+        return self.end(x), tuple(layers)
+
+    def begin(self, x: jax.Array) -> jax.Array:
+        """What the first layer takes of embeddings [T * Q, hidden]: these, or all residuals."""
+        return self._decoder.begin(x)
+
+    def end(self, x: jax.Array) -> jax.Array:
+        """What the last norm takes of what the last layer gives."""
+        return self._decoder.end(x)
 
     def layer(self, layer: int) -> DecoderLayer:
         """The modules of one layer."""

@@ -7,6 +7,7 @@ struct Scratch {
   Memory projected;               // [M, widest] q|k|v, or an output before its norm
   Memory inner;                   // [M, q] after attention, or [M, intermediate]
   Memory normed;                  // one row a thread
+  Memory beside;                  // [M, hidden], what an MLP reads beside the attention before it
   Memory spans;                   // softmax states of spans that threads share
   Memory likeliest;               // of each row what each thread found
   AttentionScratch attention[ThreadPool::kMaxThreads];
@@ -99,7 +100,8 @@ class BlockRunner {
   }
 
   void run_attention(const AttentionBlock& block) {
-    const Activations normed = pack_normed(block.norm, block.qkv);
+    float* beside = block.is_parallel ? scratch_.beside.at<float>() : nullptr;
+    const Activations normed = pack_normed(block.norm, block.qkv, beside);
     const int64_t width = block.qkv.outputs;
     float* qkv = scratch_.projected.at<float>();
     multiply(team_, num_threads_, normed, block.qkv,
@@ -190,28 +192,31 @@ class BlockRunner {
     });
   }
 
-  // Norms and rotation of one token's q and k, in place; k and v go to their page.
+  // Norms and rotation of one token's q and k, in place; k and v, if there are any, go to their page.
   void prepare_token(const AttentionBlock& block, int64_t row, float* qkv) {
     const int64_t dim = block.head_dim;
     float *q = qkv, *k = qkv + block.q_size(), *v = k + block.kv_size();
     const float eps = block.norm.eps;
     if (block.qk_norm == QkNorm::kFullWidth) {
       normalize_rms(block.q_norm, eps, q, block.q_size());
-      normalize_rms(block.k_norm, eps, k, block.kv_size());
+      if (!block.is_reader) normalize_rms(block.k_norm, eps, k, block.kv_size());
     }
     const int32_t token = token_of(row);
     const int64_t position = call_.positions[token];
-    const auto prepare = [&](float* head, const float* weight) {
+    const auto prepare = [&](float* head, const float* weights, int64_t h) {
       if (block.qk_norm == QkNorm::kPerHead || block.qk_norm == QkNorm::kWeightless) {
-        normalize_rms(weight, eps, head, dim);
+        normalize_rms(weights, eps, head, dim);
+      } else if (block.qk_norm == QkNorm::kEachHead) {
+        normalize({NormKind::kLayer, eps, weights + h * dim, nullptr}, head, dim, head);
       }
       rotate(block, token, head);
     };
     const float factor = query_factor(block.query_scale, position);
     for (int64_t h = 0; h < block.num_heads; h++) {
-      prepare(q + h * dim, block.q_norm);
+      prepare(q + h * dim, block.q_norm, h);
       for (int64_t i = 0; i < dim && factor != 1.0f; i++) q[h * dim + i] *= factor;
     }
+    if (block.is_reader) return;
     const int64_t page =
         block.tables[call_.rows[token] * call_.table_width + position / call_.block_size];
     const int64_t size = page_bytes(block.cache_type, call_.block_size, dim);
@@ -220,7 +225,7 @@ class BlockRunner {
       float *key = k + h * dim, *value = block.is_value_of_key ? of_key : v + h * dim;
       if (block.is_value_of_key) std::memcpy(of_key, key, static_cast<size_t>(dim) * 4);
       if (block.is_value_normed) normalize_rms(nullptr, eps, value, dim);
-      prepare(key, block.k_norm);
+      prepare(key, block.k_norm, h);
       const int64_t offset = (page * block.num_kv_heads + h) * size;
       store_token(block.cache_type, call_.block_size, dim, static_cast<char*>(block.keys) + offset,
                   static_cast<char*>(block.values) + offset, position % call_.block_size, key,
@@ -263,7 +268,10 @@ class BlockRunner {
   // ---- MLP block --------------------------------------------------------------------------------------
 
   void run_mlp(const MlpBlock& block) {
-    const Activations normed = pack_normed(block.norm, block.gate_up);
+    const float* beside = scratch_.beside.at<float>();
+    const Activations normed = block.is_parallel
+                                   ? pack_rows(beside, block.gate_up, scratch_.narrow)
+                                   : pack_normed(block.norm, block.gate_up);
     const Activations packed(scratch_.wide, num_live_, block.down);
     float* inner = scratch_.inner.at<float>();
     multiply(team_, num_threads_, normed, block.gate_up, GateUp(block, packed, inner));
@@ -274,10 +282,11 @@ class BlockRunner {
 
   // ---- what both do -----------------------------------------------------------------------------------
 
-  Activations pack_normed(const Norm& norm, const Matrix& matrix) {
+  // `beside`, unless it is null, gets what is packed: [M, hidden].
+  Activations pack_normed(const Norm& norm, const Matrix& matrix, float* beside = nullptr) {
     const Activations to(scratch_.narrow, num_live_, matrix);
     team_.each_row(num_live_, [&](int64_t row) {
-      float* normed = thread_row();
+      float* normed = beside ? beside + row * call_.hidden_size : thread_row();
       normalize(norm, x_of(row), call_.hidden_size, normed);
       to.put_row(row, normed);
     });
@@ -351,7 +360,9 @@ inline bool reserve(Scratch& kept, const BlocksCall& call,
       const QueryTiles& tiles = tiles_by_group[static_cast<size_t>(attention.group)];
       projected = std::max(projected, attention.qkv.outputs);
       inner = attention.q_size();
-      is_enough = is_enough && kept.narrow.reserve(num_rows, attention.qkv) &&
+      const int64_t beside = attention.is_parallel ? num_rows * call.hidden_size * 4 : 0;
+      is_enough = is_enough && kept.beside.reserve(beside) &&
+                  kept.narrow.reserve(num_rows, attention.qkv) &&
                   kept.narrow.reserve(num_rows, attention.o) &&
                   reserve_attention(kept, attention, tiles, call.block_size, num_threads);
     } else {

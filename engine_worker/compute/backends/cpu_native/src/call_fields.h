@@ -11,10 +11,10 @@
 namespace penstock {
 
 constexpr uintptr_t kWide = 64, kFloat = 4;  // alignments
-constexpr int64_t kConfigVersion = 5;
+constexpr int64_t kConfigVersion = 6;
 constexpr int64_t kHeaderFields = 4, kFormatFields = 6;
-constexpr int64_t kBlockScalars = 5, kMlpScalars = 4;
-constexpr int64_t kBlockFields = 22 + 2 * kFormatFields, kMlpFields = 8 + 2 * kFormatFields;
+constexpr int64_t kBlockScalars = 5, kMlpScalars = 5;
+constexpr int64_t kBlockFields = 23 + 2 * kFormatFields, kMlpFields = 9 + 2 * kFormatFields;
 constexpr int64_t kMaxExperts = 65536, kMaxGroups = 2;  // groups of layers
 constexpr int64_t kMaxBlockInputs = 65536;  // As of int8; with scales of groups far fewer.
 constexpr int64_t kMaxScaledInputs = 256;
@@ -143,13 +143,16 @@ struct MlpFields {
     has_gate_up_bias = fields.flag("gate_up bias");
     has_down_bias = fields.flag("down bias");
     has_post_norm = fields.flag("post norm");
+    mlp.is_parallel = fields.flag("parallel");
     mlp.norm.eps = fields.scalar("eps");
     mlp.multiplier = fields.scalar("multiplier");
     mlp.clamp = fields.scalar("clamp");
     mlp.up_offset = fields.scalar("up_offset");
+    mlp.gate_multiplier = fields.scalar("gate_multiplier");
     require(mlp.clamp >= 0.0f, "clamp is negative");
-    require(mlp.is_gated || (mlp.clamp == 0.0f && mlp.up_offset == 0.0f),
-            "clamp or up_offset of an MLP without a gate");
+    require(mlp.is_gated ||
+                (mlp.clamp == 0.0f && mlp.up_offset == 0.0f && mlp.gate_multiplier == 1.0f),
+            "clamp, up_offset or gate_multiplier of an MLP without a gate");
   }
   // A panel of a gated matrix holds 16 outputs of each half.
   int64_t gate_up_outputs() const {

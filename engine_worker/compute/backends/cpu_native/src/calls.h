@@ -38,7 +38,14 @@ enum class ScaleType : int64_t { kFloat16 = 0, kBfloat16 = 1, kFloat32 = 2, kE8m
 // kInt8: with a float32 scale for each token and key head, see cache_pages.h.
 enum class CacheType : int64_t { kFloat32 = 0, kBfloat16 = 1, kInt8 = 2 };
 enum class NormKind : int64_t { kNone = 0, kRms = 1, kLayer = 2 };
-enum class QkNorm : int64_t { kNone = 0, kPerHead = 1, kFullWidth = 2, kWeightless = 3 };
+// kEachHead: a LayerNorm with weights of its own for each head.
+enum class QkNorm : int64_t {
+  kNone = 0,
+  kPerHead = 1,
+  kFullWidth = 2,
+  kWeightless = 3,
+  kEachHead = 4
+};
 enum class Activation : int64_t {
   kSilu = 0,
   kGeluTanh = 1,
@@ -197,6 +204,8 @@ struct AttentionBlock {
   bool is_interleaved;   // The rope turns neighbouring numbers.
   bool is_value_of_key;  // Values are keys before their norm and rotation; qkv has none.
   bool is_value_normed;  // Each head of them, without weights.
+  bool is_reader;        // Of another block's pages; qkv has neither keys nor values.
+  bool is_parallel;      // The MLP behind it reads what its norm gives, too.
   float scale, softcap, multiplier;
   const float *cosine, *sine;  // [T, rotary_pairs]
   int64_t rotary_pairs;
@@ -209,7 +218,9 @@ struct AttentionBlock {
   int64_t value_dim() const { return is_latent() ? latent_dim : head_dim; }
   int64_t q_size() const { return num_heads * head_dim; }
   int64_t kv_size() const { return num_kv_heads * head_dim; }
-  int64_t gate_offset() const { return q_size() + kv_size() * (is_value_of_key ? 1 : 2); }
+  int64_t gate_offset() const {
+    return q_size() + kv_size() * (is_reader ? 0 : is_value_of_key ? 1 : 2);
+  }
   int64_t projected_size() const { return gate_offset() + (has_gate ? q_size() : 0); }
   int64_t heads_per_kv_head() const { return num_heads / num_kv_heads; }
 };
@@ -221,9 +232,11 @@ struct MlpBlock {
   int64_t intermediate_size;
   Activation activation;
   bool is_gated;
+  bool is_parallel;  // It reads what the norm of the attention block before it gave.
   float multiplier;
-  float clamp;      // Of the gate from above and of up on both sides; 0 is none.
-  float up_offset;  // Added to up.
+  float clamp;            // Of the gate from above and of up on both sides; 0 is none.
+  float up_offset;        // Added to up.
+  float gate_multiplier;  // Of the gate, before it is clamped.
 
   int64_t gate_up_width() const { return is_gated ? 2 * intermediate_size : intermediate_size; }
   // One of several that lie one behind the other, of which this is the first.

@@ -101,7 +101,7 @@ class BlocksReader {
     attention.window = fields.integer(0, kMaxSize, "window");
     const int64_t rope = fields.integer(-1, static_cast<int64_t>(ropes_.size()) - 1, "rope");
     const auto norm = static_cast<NormKind>(fields.integer(0, 2, "norm"));
-    attention.qk_norm = static_cast<QkNorm>(fields.integer(0, 3, "qk_norm"));
+    attention.qk_norm = static_cast<QkNorm>(fields.integer(0, 4, "qk_norm"));
     attention.cache_type = static_cast<CacheType>(fields.integer(0, 2, "cache type"));
     const bool has_norm_bias = fields.flag("norm bias");
     const bool has_qkv_bias = fields.flag("qkv bias"), has_o_bias = fields.flag("o bias");
@@ -115,6 +115,7 @@ class BlocksReader {
     attention.is_interleaved = fields.flag("interleaved rope");
     attention.is_value_of_key = fields.flag("values of keys");
     attention.is_value_normed = fields.flag("norm of values");
+    attention.is_reader = fields.flag("pages of another block");
     attention.norm.eps = fields.scalar("eps");
     attention.scale = fields.scalar("scale");
     attention.softcap = fields.scalar("softcap");
@@ -130,15 +131,18 @@ class BlocksReader {
     const int64_t hidden = call_.hidden_size;
     const int64_t width = attention.projected_size();
     const bool is_full = attention.qk_norm == QkNorm::kFullWidth;
-    const bool has_qk_norm = is_full || attention.qk_norm == QkNorm::kPerHead;
+    const bool is_wide = is_full || attention.qk_norm == QkNorm::kEachHead;
+    const bool has_qk_norm = is_wide || attention.qk_norm == QkNorm::kPerHead;
     require(!(is_full && attention.is_value_of_key),
             "values are made of keys that have one norm for all heads");
+    require(!(attention.is_reader && (attention.is_value_of_key || attention.is_value_normed)),
+            "values of another block are made or normalised");
     Vectors vectors(next_vectors());
     attention.norm = read_norm(vectors, norm, attention.norm.eps, has_norm_bias);
     attention.qkv_bias = vectors.take(has_qkv_bias, width);
-    attention.q_norm = vectors.take(has_qk_norm, is_full ? attention.q_size() : attention.head_dim);
-    attention.k_norm =
-        vectors.take(has_qk_norm, is_full ? attention.kv_size() : attention.head_dim);
+    attention.q_norm = vectors.take(has_qk_norm, is_wide ? attention.q_size() : attention.head_dim);
+    attention.k_norm = vectors.take(has_qk_norm && !attention.is_reader,
+                                    is_wide ? attention.kv_size() : attention.head_dim);
     attention.o_bias = vectors.take(has_o_bias, hidden);
     attention.post_norm = vectors.take(has_post_norm, hidden);
     attention.sinks = vectors.take(has_sinks, attention.num_heads);
@@ -188,6 +192,12 @@ class BlocksReader {
     Block block{};
     MlpBlock& mlp = block.mlp = read.mlp;
     const int64_t hidden = call_.hidden_size;
+    if (mlp.is_parallel) {
+      require(mlp.norm.kind == NormKind::kNone && !read.has_norm_bias && !call_.blocks.empty() &&
+                  call_.blocks.back().is_attention,
+              "an MLP reads the norm of an attention block that is not before it, or has its own");
+      call_.blocks.back().attention.is_parallel = true;
+    }
     Vectors vectors(next_vectors());
     mlp.norm = read_norm(vectors, mlp.norm.kind, mlp.norm.eps, read.has_norm_bias);
     mlp.gate_up_bias = vectors.take(read.has_gate_up_bias, mlp.gate_up_width());
@@ -242,7 +252,7 @@ bool run_experts(const CallFrame& frame) {
   Fields fields(config + 1, scalars);
   const MlpFields read(fields);
   require(read.mlp.norm.kind == NormKind::kNone && !read.has_norm_bias && !read.has_post_norm &&
-              read.mlp.multiplier == 1.0f,
+              !read.mlp.is_parallel && read.mlp.multiplier == 1.0f,
           "experts have neither norms nor a multiplier");
   frame.expect_arguments(6);
   ExpertsCall call{};

@@ -15,7 +15,7 @@ namespace penstock {
 namespace {
 
 // Raised with every change of a call, an attribute or a packed layout; library.py asks for it.
-constexpr int32_t kInterfaceVersion = 11;
+constexpr int32_t kInterfaceVersion = 12;
 
 enum class PackStatus : int32_t { kOk = 0, kNotFinite = 1, kBadShape = 2 };
 

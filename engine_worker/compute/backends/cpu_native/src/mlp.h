@@ -45,7 +45,8 @@ class GateUp {
 
   void operator()(int64_t first_row, int64_t num_rows, int64_t panel, const float* out) const {
     if (!block_.is_gated) return take_plain(first_row, num_rows, panel, out);
-    if (block_.activation == Activation::kSilu && !block_.gate_up_bias && block_.clamp <= 0.0f) {
+    if (block_.activation == Activation::kSilu && !block_.gate_up_bias && block_.clamp <= 0.0f &&
+        block_.gate_multiplier == 1.0f) {
       return take_gated<true>(first_row, num_rows, panel, out);
     }
     take_gated<false>(first_row, num_rows, panel, out);
@@ -64,7 +65,7 @@ class GateUp {
     }
   }
 
-  // A panel holds 16 gates and the same 16 of up. kIsUsual: SiLU without bias and clamp.
+  // A panel holds 16 gates and the same 16 of up. kIsUsual: SiLU without bias, multiplier and clamp.
   template <bool kIsUsual>
   void take_gated(int64_t first_row, int64_t num_rows, int64_t panel, const float* out) const {
     const int64_t width = block_.intermediate_size, first = panel * 16;
@@ -107,6 +108,7 @@ class GateUp {
       gates += load_part(bias, left);
       ups += load_part(bias + block_.intermediate_size, left);
     }
+    gates *= block_.gate_multiplier;
     if (block_.clamp > 0.0f) {  // NaN stays NaN.
       const Vector limit = splat(block_.clamp);
       gates = minimum(limit, gates);

@@ -80,8 +80,11 @@ class RecurrentRunner {
 
   static bool is_delta_net(const RecurrentCall& call) { return call.kind == MixerKind::kDeltaNet; }
   static bool has_chunks(const RecurrentCall& call) {
-    const int32_t* end = call.before + call.num_rows;
-    return call.num_heads > 0 && std::find(call.before, end, kGoesOn) != end;
+    const auto go_on = [&](const int32_t* states) {
+      const int32_t* end = states + call.num_rows;
+      return std::find(states, end, kGoesOn) != end;
+    };
+    return call.num_heads > 0 && (go_on(call.before) || go_on(call.after));
   }
   // Of a head, how many columns of a delta net's memory or rows of a state space's a thread takes:
   // none of these has to do with the others.

@@ -2,13 +2,16 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from engine_worker.compute.models.decoder import DecoderWeights, declare
+from engine_worker.compute.models.recurrent.specs import MambaSpec
 from engine_worker.compute.models.spec import (
     Activation,
+    AltUpSpec,
     AttentionSpec,
     DecoderSpec,
     LatentSpec,
@@ -22,6 +25,7 @@ from engine_worker.compute.models.spec import (
     RopeKind,
     RopeSpec,
     RouterScore,
+    TokenInputSpec,
 )
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.embedding.embedder import Embedder
@@ -29,7 +33,7 @@ from engine_worker.embedding.models import BLOCK_SIZE as EMBEDDING_BLOCK_SIZE
 from engine_worker.embedding.models import DecoderModel
 from engine_worker.embedding.pooling import PoolingSpec
 from tests.fakes.packed_decoder import needs_native, packed
-from tests.fakes.runner_requests import RunnerRequest, generate
+from tests.fakes.runner_requests import RunnerRequest, begin, generate, step
 from tests.fakes.tiny_decoder import VOCAB_SIZE, GreedyReference, tiny_attention, tiny_spec
 
 pytestmark = needs_native
@@ -172,13 +176,59 @@ EXPERTS = {
     ),
 }
 NATIVE |= EXPERTS
-PARTLY_NATIVE = {
-    "cohere": spec_of(
-        replace(tiny_attention(), rope=replace(PARTIAL, interleaved=True)),
-        MlpSpec(48),
-        norm_kind=NormKind.LAYER,
-        norm_placement=NormPlacement.PARALLEL,
+COHERE = {"norm_kind": NormKind.LAYER, "norm_placement": NormPlacement.PARALLEL}
+TURNED = replace(tiny_attention(), rope=replace(PARTIAL, interleaved=True))
+OWN = replace(tiny_attention(), qk_norm=QkNorm.PER_HEAD)
+NATIVE |= {
+    "cohere": spec_of(TURNED, MlpSpec(48), **COHERE),
+    "command r plus": spec_of(replace(TURNED, qk_norm=QkNorm.EACH_HEAD), MlpSpec(48), **COHERE),
+    "gemma4 with shared keys": replace(
+        tiny_spec(),
+        layers=(
+            LayerSpec(replace(OWN, window=7, value_norm=True), MlpSpec(48)),
+            LayerSpec(replace(OWN, head_dim=16, value_norm=True), MlpSpec(48)),
+            LayerSpec(replace(OWN, window=7, shared_from=0), MlpSpec(96)),
+            LayerSpec(replace(OWN, head_dim=16, shared_from=1), MlpSpec(96)),
+        ),
+        norm_placement=NormPlacement.SANDWICH,
+        token_inputs=TokenInputSpec(8, VOCAB_SIZE - 10, Activation.GELU_TANH),
+        layer_scales=True,
     ),
+    "gemma3n with several residuals": replace(
+        tiny_spec(),
+        layers=(
+            LayerSpec(replace(OWN, window=7, value_norm=True), MlpSpec(48)),
+            LayerSpec(replace(OWN, value_norm=True), MlpSpec(48)),
+            LayerSpec(replace(OWN, window=7, shared_from=0), MlpSpec(48)),
+        ),
+        norm_placement=NormPlacement.SANDWICH,
+        token_inputs=TokenInputSpec(8, VOCAB_SIZE, Activation.GELU_TANH),
+        alt_up=AltUpSpec(3, 1, has_output_scale=True, laurel_rank=5),
+    ),
+    "falcon h1": replace(
+        tiny_spec(),
+        layers=(
+            LayerSpec(MambaSpec(4, 6, 2, 8, 3), None, mixer_multiplier=0.6),
+            LayerSpec(
+                tiny_attention(),
+                MlpSpec(48, gate_multiplier=0.7),
+                is_beside=True,
+                mixer_multiplier=1.4,
+                mlp_multiplier=0.8,
+            ),
+        )
+        * 2,
+    ),
+    "neighbours that share keys": replace(
+        tiny_spec(),
+        layers=(
+            LayerSpec(tiny_attention(), MlpSpec(48)),
+            *[LayerSpec(replace(tiny_attention(), shared_from=0), MlpSpec(48))] * 2,
+        ),
+    ),
+}
+PARTLY_NATIVE = {
+    "a gate that is cut behind one norm": spec_of(TURNED, MlpSpec(48, gate_cutoff=0.2), **COHERE),
 }
 
 EVERYDAY = ("gemma", "gpt-oss", "qwen with a gate", "deepseek attention")
@@ -223,6 +273,35 @@ def test_the_kernels_compute_what_the_reference_does_or_leave_it_to_xla(name: st
     output = generate(runner, RunnerRequest(0, prompt, list(range(8))), 30)
     assert output == GreedyReference(weights, MAX_MODEL_LEN).continue_greedily(prompt, 30)
     assert len(set(output)) > 3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "name", ["gemma", "deepseek attention", "falcon h1", "neighbours that share keys"]
+)
+def test_what_follows_a_cached_beginning_has_the_bits_that_it_has_without(name: str) -> None:
+    """Of layers behind a window, of latents, of states, and of those that share their pages."""
+    runner = JaxModelRunner.create(
+        packed(strong_weights(NATIVE[name]), "cpu_native", "bfloat16"),
+        num_blocks=12,
+        max_model_len=MAX_MODEL_LEN,
+        block_size=8,
+        max_num_seqs=2,
+        max_num_batched_tokens=16,
+    )
+    prompt = [int(token_id) for token_id in np.random.default_rng(1).integers(0, VOCAB_SIZE, 29)]
+    own, others = [3, 0, 4, 1, 2], [3, 0, 9, 7, 8]
+    expected = list(generate(runner, RunnerRequest(0, prompt, own), 8))
+    hit = RunnerRequest(1, prompt, others)
+    begin(runner, hit)
+    hit.num_computed = 16
+    while len(hit.output) < 8:
+        step(runner, [hit], max_tokens=5)
+    assert hit.output == expected
+    for array in map(np.asarray, jax.tree.leaves(runner.state.cache)):
+        assert array[own[2:4]].any()
+        np.testing.assert_array_equal(array[others[2:4]], array[own[2:4]])
+    runner.close()
 
 
 @pytest.mark.parametrize(

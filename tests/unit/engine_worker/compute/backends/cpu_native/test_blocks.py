@@ -25,6 +25,7 @@ from tests.fakes.block_oracle import (
     Row,
     StepShape,
     distance,
+    normalized,
     page_numbers,
     rounded,
 )
@@ -50,6 +51,7 @@ def attention_configs(draw: st.DrawFn) -> tuple[AttentionConfig, int | None]:
     dim = 2 * draw(st.sampled_from([1, 3, 8, 16, 20, 32, 40, 64]))
     norm = draw(st.sampled_from(["none", "rms", "layer"]))
     flags = [draw(st.booleans()) for _ in range(9)]
+    is_reader = draw(st.sampled_from([False, False, True]))
     qk_norm = draw(st.sampled_from(calls.QK_NORMS))
     pairs = draw(st.one_of(st.none(), st.integers(1, dim // 2)))
     return AttentionConfig(
@@ -75,8 +77,9 @@ def attention_configs(draw: st.DrawFn) -> tuple[AttentionConfig, int | None]:
         has_sinks=flags[4],
         has_output_gate=flags[5],
         is_interleaved=flags[6],
-        is_value_of_key=flags[7] and qk_norm is not QkNorm.FULL_WIDTH,
-        has_value_norm=flags[8],
+        is_value_of_key=flags[7] and qk_norm is not QkNorm.FULL_WIDTH and not is_reader,
+        has_value_norm=flags[8] and not is_reader,
+        is_reader=is_reader,
     ), pairs
 
 
@@ -93,6 +96,7 @@ def mlp_configs(draw: st.DrawFn) -> MlpConfig:
         is_gated=is_gated,
         clamp=draw(st.sampled_from([0.0, 0.4])) if is_gated else 0.0,
         up_offset=draw(st.sampled_from([0.0, 1.0])) if is_gated else 0.0,
+        gate_multiplier=draw(st.sampled_from([1.0, 1.0, 0.3])) if is_gated else 1.0,
         norm=draw(st.sampled_from(["none", "rms", "layer"])),
         has_gate_up_bias=draw(st.booleans()),
         has_down_bias=draw(st.booleans()),
@@ -173,6 +177,35 @@ def check_mlp(step: StepShape, config: MlpConfig, hidden: int, seed: int) -> Non
 
 def test_an_mlp_block_is_the_oracles(level: str) -> None:
     check_mlp()
+
+
+@at_levels("weight_type", packing.WEIGHT_TYPES)
+def test_an_mlp_reads_the_norm_of_the_attention_block_before_it(
+    level: str, weight_type: str
+) -> None:
+    """Behind one LayerNorm, whatever stands in the residual by then; as one call, and by token."""
+    problem = Problem(SOME_ROWS, 70)
+    config = AttentionConfig(
+        6, 2, 20, 0.3, 1e-5, weight_type, norm="layer", qk_norm=QkNorm.EACH_HEAD
+    )
+    attention = problem.attention(config, 8)
+    mlp = problem.mlp(MlpConfig(50, 1e-5, weight_type, norm="none", is_parallel=True))
+    behind = problem.mlp(MlpConfig(30, 1e-5, weight_type))
+    x, step = jnp.asarray(problem.x), problem.step
+    blocks = [attention.block(0), mlp.block(), behind.block()]
+    found, _ = calls.run_blocks(x, step, attention.ropes, blocks[:2])
+    middle, _, _ = attention.oracle(problem.x)
+    reads = normalized(problem.x, "layer", config.eps, attention.vectors["norm"])
+    expected = mlp.oracle(middle, reads=reads)
+    assert distance(found - x, expected - problem.x) < tolerance(config)
+    # A block behind them reads the residual again.
+    together, _ = calls.run_blocks(x, step, attention.ropes, blocks)
+    apart, _ = calls.run_blocks(found, step, [], blocks[2:])
+    assert np.array_equal(together, apart)
+    last = np.flatnonzero(problem.positions >= 0)[-1]
+    only = jnp.where(jnp.arange(len(problem.positions)) >= last - 29, step.positions, -1)
+    alone, _ = calls.run_blocks(x, replace(step, positions=only), attention.ropes, blocks[:2])
+    assert np.array_equal(alone[last], found[last])
 
 
 @settings(max_examples=7 * EFFORT)

@@ -157,6 +157,32 @@ def test_an_mlp_that_does_not_fit_is_refused(kernels: Library) -> None:
             ].block_until_ready()
 
 
+def test_an_mlp_that_reads_another_blocks_norm_stands_behind_attention(
+    block: AttentionProblem,
+) -> None:
+    problem = block.problem
+    mlp = problem.mlp(MlpConfig(48, 1e-5, norm="none", is_parallel=True)).block()
+    usual = problem.mlp(MlpConfig(48, 1e-5))
+    normed = replace(usual.block(), config=replace(usual.config, is_parallel=True))
+    for blocks in ([mlp], [block.block(0), usual.block(), mlp], [block.block(0), normed]):
+        with pytest.raises(jax.errors.JaxRuntimeError, match="an MLP reads the norm of"):
+            calls.run_blocks(jnp.asarray(problem.x), problem.step, block.ropes, blocks)[
+                0
+            ].block_until_ready()
+
+
+def test_a_block_that_reads_anothers_pages_has_no_keys_and_values(
+    block: AttentionProblem,
+) -> None:
+    reader = replace(block.config, is_reader=True)
+    refused(block, "qkv is", config=reader)
+    for wrong in ({"has_value_norm": True}, {"is_value_of_key": True}):
+        match = "values of another block are made or normalised"
+        refused(block, match, config=replace(reader, **wrong))  # type: ignore[arg-type]
+    own = block.problem.attention(replace(reader, qk_norm=QkNorm.PER_HEAD), 8)
+    refused(own, "vectors is longer", vectors=jnp.zeros(64 + 16 + 16))
+
+
 def test_a_head_or_table_that_does_not_fit_is_refused(kernels: Library) -> None:
     table = jnp.zeros((2, 4 * 128), jnp.uint8)  # 64 outputs of 8 bfloat16 inputs
     hidden, ids = jnp.zeros((3, 8)), jnp.zeros(3, jnp.int32)

@@ -70,7 +70,7 @@ def test_what_is_not_covered_is_named() -> None:
     assert "65536 inputs" in reason(layer=wide, block="mlp", weight_type="int8")
     assert not reason(layer=wide, block="mlp", weight_type="int4")
     for mlp, named in (
-        (MlpSpec(512, gate_multiplier=0.5), "multiplies the gate"),
+        (MlpSpec(512, gated=False, gate_multiplier=0.5), "nothing to multiply"),
         (MlpSpec(512, gate_cutoff=1.0), "cuts the gate by its deviation"),
         (MlpSpec(512, clamp=0.0), "clamped at more than zero"),
         (MlpSpec(512, gated=False, up_offset=1.0), "no up projection"),
@@ -124,11 +124,58 @@ def test_experts_are_covered_with_all_that_stands_round_them() -> None:
 
 
 def test_placements_of_norms_that_no_kernel_has_are_named() -> None:
-    parallel = replace(SPEC, norm_placement=NormPlacement.PARALLEL)
-    assert "side by side" in reason(parallel)
     behind = replace(SPEC, norm_placement=NormPlacement.POST, norm_kind=NormKind.LAYER)
     assert "LayerNorm stands behind" in reason(behind, block="mlp")
-    assert not reason(parallel, block="head")
+    assert not reason(behind, block="head")
+
+
+@pytest.mark.parametrize("kind", NormKind)
+def test_attention_and_mlp_behind_one_norm_are_covered_together(kind: NormKind) -> None:
+    spec = replace(SPEC, norm_placement=NormPlacement.PARALLEL, norm_kind=kind)
+    assert not reason(spec)
+    assert not reason(spec, block="mlp")
+    for layer, named in (
+        (LayerSpec(replace(ATTENTION, head_dim=33), MLP), "not 33"),
+        (LayerSpec(ATTENTION, MlpSpec(512, gate_cutoff=1.0)), "cuts the gate"),
+    ):
+        for block in ("attention", "mlp"):
+            assert named in reason(spec, layer, block)
+    experts = LayerSpec(ATTENTION, MoeSpec(8, 2, MLP))
+    assert "experts read the same norm" in reason(spec, experts)
+    assert not reason(spec, experts, "mlp")
+    config = MlpConfig.of(spec, LAYER, weight_type="int8")
+    assert (config.norm, config.is_parallel, config.has_norm_bias) == ("none", True, False)
+    assert not MlpConfig.of(SPEC, LAYER, weight_type="int8").is_parallel
+
+
+def test_norms_of_each_head_are_covered_where_they_are_layer_norms() -> None:
+    layer = LayerSpec(replace(ATTENTION, qk_norm=QkNorm.EACH_HEAD), MLP)
+    spec = replace(SPEC, norm_kind=NormKind.LAYER)
+    assert not reason(spec, layer)
+    assert "with a bias" in reason(replace(spec, norm_bias=True), layer)
+    assert not reason(replace(spec, norm_bias=True))
+    assert "an RMS norm with weights of each head" in reason(layer=layer)
+
+
+def test_layers_that_share_pages_are_covered_together() -> None:
+    """Their pages lie as those who compute them all have them."""
+    reads = LayerSpec(replace(ATTENTION, shared_from=0), MLP)
+    spec = replace(SPEC, layers=(LAYER, reads))
+    for layer in spec.layers:
+        for block in ("attention", "mlp"):
+            assert not reason(spec, layer, block)
+    for wrong, named, weight_type in (
+        (replace(reads, mixer=replace(reads.attention, num_heads=600)), "256 heads", "bfloat16"),
+        (replace(reads, mlp=MlpSpec(70_000)), "65536 inputs", "int8"),
+    ):
+        spec = replace(SPEC, layers=(LAYER, wrong))
+        for layer in spec.layers:
+            assert named in reason(spec, layer, weight_type=weight_type)
+        assert not reason(spec, LAYER, "mlp", weight_type=weight_type)
+    config = AttentionConfig.of(spec, reads, weight_type="int8", cache_type="float32")
+    assert config.is_reader
+    of_owner = AttentionConfig.of(spec, LAYER, weight_type="int8", cache_type="float32")
+    assert not of_owner.is_reader
 
 
 def test_a_decoders_description_reaches_the_kernels() -> None:
@@ -146,7 +193,9 @@ def test_a_decoders_description_reaches_the_kernels() -> None:
         qk_norm=QkNorm.PER_HEAD,
         sinks=True,
     )
-    mlp = MlpSpec(300, Activation.QUICK_GELU, bias=True, clamp=7.0, up_offset=1.0)
+    mlp = MlpSpec(
+        300, Activation.QUICK_GELU, bias=True, clamp=7.0, up_offset=1.0, gate_multiplier=0.5
+    )
     layer = LayerSpec(attention, mlp)
     spec = replace(SPEC, norm_placement=NormPlacement.SANDWICH, residual_multiplier=0.5)
     assert AttentionConfig.of(spec, layer, weight_type="int8", cache_type="float32") == (
@@ -185,6 +234,7 @@ def test_a_decoders_description_reaches_the_kernels() -> None:
         has_post_norm=True,
         clamp=7.0,
         up_offset=1.0,
+        gate_multiplier=0.5,
     )
     plain = LayerSpec(ATTENTION, MlpSpec(300, gated=False))
     assert not MlpConfig.of(spec, plain, weight_type="int8").is_gated

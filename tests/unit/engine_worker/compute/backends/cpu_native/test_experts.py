@@ -173,7 +173,7 @@ def test_calls_that_do_not_fit_are_refused(
     refused(problem, "clamp is negative", config=replace(config, clamp=-1.0))
     refused(problem, "clamp is no finite number", config=replace(config, clamp=float("inf")))
     no_gate = replace(config, is_gated=False, up_offset=1.0)
-    refused(problem, "clamp or up_offset of an MLP without a gate", config=no_gate)
+    refused(problem, "clamp, up_offset or gate_multiplier of an MLP without a gate", config=no_gate)
     monkeypatch.setattr(calls, "_CONFIG_VERSION", 2)
     refused(problem, "the call was built for another version")
 

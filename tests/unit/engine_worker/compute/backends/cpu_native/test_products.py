@@ -87,7 +87,8 @@ def test_int8_leaves_products_to_xla_that_are_wider_than_its_sums(
 
 
 def test_latent_attention_and_parallel_layers_have_them_too() -> None:
-    spec = replace(tiny_spec(), norm_placement=NormPlacement.PARALLEL)
+    cut = replace(tiny_spec().layers[0], mlp=MlpSpec(48, gate_cutoff=1.0))
+    spec = replace(tiny_spec(), norm_placement=NormPlacement.PARALLEL, layers=(cut,))
     parallel = backend_of(declare(spec, "float32"))
     assert {path.split(".")[2] for path in parallel.product_paths} == {"attention", "mlp"}
     latent = LatentSpec(q_rank=16, kv_rank=24, plain_dim=12, value_dim=10)
