@@ -42,6 +42,10 @@ from engine_worker.core.decoding.speculation import SpeculationMode
 from protocol.runtime.child_environment import without_settings
 
 NUM_PROMPT_TOKENS = NUM_NEW_TOKENS = 128
+NUM_REQUEST_TOKENS = NUM_PROMPT_TOKENS + NUM_NEW_TOKENS + 32
+"""Of a request, and some to spare."""
+NUM_LONGEST_TOKENS = 1152
+"""Of a prompt of 1,024 tokens and its answer, and some to spare."""
 _START_TIMEOUT_S = 600.0
 
 
@@ -87,9 +91,25 @@ def write_checkpoint(folder: Path, shape: str) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
+def kv_memory(shape: str, num_requests: int) -> str:
+    """The setting that a number of requests at once need, or a long prompt; peers get as much.
+
+    Args:
+        shape: Of `SHAPES`.
+        num_requests: Of `NUM_REQUEST_TOKENS` each, with keys and values in bfloat16.
+    """
+    config = SHAPES[shape]
+    head_dim = config.get("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    num_heads = config["num_hidden_layers"] * config["num_key_value_heads"]
+    num_tokens = max(NUM_REQUEST_TOKENS * num_requests, NUM_LONGEST_TOKENS)
+    return f"{-(-2 * num_heads * head_dim * 2 * num_tokens // 2**20)}MiB"
+
+
 @contextmanager
-def served(folder: Path, cache_dir: Path, side: Side) -> Iterator[psutil.Process]:
-    """A running `penstock serve` that is ready."""
+def served(
+    folder: Path, cache_dir: Path, side: Side, num_requests: int
+) -> Iterator[psutil.Process]:
+    """A running `penstock serve` that is ready, for so many requests at once."""
     port = side.url.rpartition(":")[2]
     command = [sys.executable, "-m", "penstock", "serve", str(folder), "--no-auth"]
     options = {
@@ -98,7 +118,7 @@ def served(folder: Path, cache_dir: Path, side: Side) -> Iterator[psutil.Process
         "--dtype": side.dtype,
         "--cache-dir": str(cache_dir),
         "--data-dir": str(cache_dir / f"data-{port}"),
-        "--kv-memory": "1GiB",
+        "--kv-memory": kv_memory(folder.name, num_requests),
     }
     environment = without_settings(os.environ) | {"PENSTOCK_SPECULATION": side.speculation}
     started = time.perf_counter()
@@ -175,16 +195,17 @@ def measure(args: argparse.Namespace) -> list[Side]:
         Side(name, dtype, f"http://127.0.0.1:{free_port()}", args.speculation)
         for name, dtype in named
     ]
+    most = max(args.concurrency)
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-bench-")))
         write_checkpoint(home / args.shape, args.shape)
         for side in sides:  # fills the caches
-            with served(home / args.shape, home / "cache", side) as process:
-                tokens_per_s(side.url, args.shape, max(args.concurrency), 0)
+            with served(home / args.shape, home / "cache", side, most) as process:
+                tokens_per_s(side.url, args.shape, most, 0)
                 wait_until_idle(process)
         processes = []
         for side in sides:
-            process = stack.enter_context(served(home / args.shape, home / "cache", side))
+            process = stack.enter_context(served(home / args.shape, home / "cache", side, most))
             processes.append(process)
             wait_until_idle(process)
         for number in range(args.rounds + 1):

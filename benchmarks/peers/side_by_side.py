@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks.backends import NUM_NEW_TOKENS, NUM_PROMPT_TOKENS, write_checkpoint
+from benchmarks.backends import NUM_NEW_TOKENS, NUM_REQUEST_TOKENS, write_checkpoint
 from benchmarks.peers.installed import NotInstalledError, Peers, machine
 from benchmarks.peers.sides import (
     AloneSide,
@@ -52,7 +52,7 @@ def make_sides(args: argparse.Namespace, home: Path) -> list[Side]:
     folder = home / str(args.shape)
     write_checkpoint(folder, args.shape)
     peers = Peers(args.environments, args.jobs, without_amx=args.llama_cpp_without_amx)
-    slots, context = max(args.concurrency), NUM_PROMPT_TOKENS + NUM_NEW_TOKENS + 32
+    slots, context = max(args.concurrency), NUM_REQUEST_TOKENS
 
     def vllm() -> list[Side]:
         python = peers.python("vllm")

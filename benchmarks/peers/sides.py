@@ -193,7 +193,7 @@ class PenstockSide(ServerSide):
         for is_counted in (False, True):
             self._url = f"http://127.0.0.1:{free_port()}"
             side = backends.Side("auto", self.weights, self._url, self._speculation)
-            server = served(self._folder, self._cache, side)
+            server = served(self._folder, self._cache, side, self._concurrency)
             if not is_counted:
                 with server as process:
                     self.tokens_per_s(self._concurrency, 0, 8)
