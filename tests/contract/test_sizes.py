@@ -72,6 +72,7 @@ REASONS = {
     "engine_worker/grammar/json_schema/reader.py SchemaReader": "a method a keyword",
     "engine_worker/text/tokenizer.py Tokenizer": "a question each, of a few lines",
     "gateway/config.py": "every setting of the gateway, declared once",
+    "tests/fakes/published_models.py": "one table: the config of each published model",
     "tests/fakes/block_oracle.py": "blocks of every kind, computed again in float64",
     "tests/fakes/fake_workers.py": "a scripted worker a role, and what they share",
     "tests/fakes/gguf_newer_families.py": "a config of each family, and what converting does to it",
