@@ -77,7 +77,6 @@ def test_a_tool_makes_the_round_trip(claude: Any) -> None:
 def test_their_runner_of_tools_runs_what_the_model_calls(claude: Any) -> None:
     ran: list[str] = []
 
-    @anthropic.beta_tool
     def get_weather(city: str) -> str:
         """Get the weather of a city.
 
@@ -90,7 +89,7 @@ def test_their_runner_of_tools_runs_what_the_model_calls(claude: Any) -> None:
     runner = claude.beta.messages.tool_runner(
         model=MODEL,
         max_tokens=100,
-        tools=[get_weather],
+        tools=[anthropic.beta_tool(get_weather)],
         messages=[{"role": "user", "content": "What is the weather in Paris?"}],
         max_iterations=2,
     )
