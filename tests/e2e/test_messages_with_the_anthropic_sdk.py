@@ -74,6 +74,29 @@ def test_a_tool_makes_the_round_trip(claude: Any) -> None:
     assert "18" in getattr(second.content[0], "text", "")
 
 
+def test_their_runner_of_tools_runs_what_the_model_calls(claude: Any) -> None:
+    ran: list[str] = []
+
+    def get_weather(city: str) -> str:
+        """Get the weather of a city.
+
+        Args:
+            city: Its name.
+        """
+        ran.append(city)
+        return '{"temperature": 18, "condition": "sunny"}'
+
+    runner = claude.beta.messages.tool_runner(
+        model=MODEL,
+        max_tokens=100,
+        tools=[anthropic.beta_tool(get_weather)],
+        messages=[{"role": "user", "content": "What is the weather in Paris?"}],
+        max_iterations=2,
+    )
+    reasons = [message.stop_reason for message in runner]
+    assert (reasons[0], len(reasons), ran) == ("tool_use", 2, ["Paris"])
+
+
 def test_a_schema_holds_the_text(claude: Any) -> None:
     schema = {
         "type": "object",

@@ -109,7 +109,12 @@ class Blocks(Protocol):
         """The residual [T * Q, hidden] float32 before the first layer."""
 
     def layers(
-        self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
+        self,
+        x: jax.Array,
+        cache: KvCache,
+        step: StepTokens,
+        ropes: RopeTables,
+        is_wanted: jax.Array | None = None,
     ) -> tuple[jax.Array, KvCache]:
         """All layers' attention, recurrent and MLP blocks.
 
@@ -122,6 +127,8 @@ class Blocks(Protocol):
             cache: Updated in place when the caller's program donates it.
             step: The tokens.
             ropes: Cosine and sine for every distinct rope of the decoder.
+            is_wanted: [T * Q] bool, tokens whose residual is looked at; None is all. What the
+                others get is not said.
 
         Returns:
             The residual after the last layer, and the cache with the step's tokens.
@@ -238,7 +245,11 @@ class PackedDecoder:
 
 
 def forward(
-    blocks: Blocks, spec: DecoderSpec, cache: KvCache, step: StepTokens
+    blocks: Blocks,
+    spec: DecoderSpec,
+    cache: KvCache,
+    step: StepTokens,
+    is_wanted: jax.Array | None = None,
 ) -> tuple[jax.Array, KvCache]:
     """Computes hidden states of a step's tokens and stores their keys and values.
 
@@ -247,13 +258,14 @@ def forward(
         spec: The decoder.
         cache: As in `Blocks.layers`.
         step: The tokens.
+        is_wanted: As in `Blocks.layers`.
 
     Returns:
         [T * Q, hidden] float32 after the last norm, and the cache.
     """
     x = blocks.embedding(step)
     ropes = rope_tables(spec, step.positions.reshape(-1))
-    x, cache = blocks.layers(x, cache, step, ropes)
+    x, cache = blocks.layers(x, cache, step, ropes, is_wanted)
     return blocks.norm(x), cache
 
 

@@ -198,9 +198,11 @@ class ScoreProgram:
             layout=layout,
         )
         blocks = self._backend.bind(leaves)
-        hidden, cache = forward(blocks, self._backend.spec, cache, step)
         places, pair_rows = _distinct(inputs.pair_places, self._num_answers)
-        logits = blocks.head(hidden[places])
+        is_place = jnp.arange(self._num_answers) <= jnp.max(pair_rows)
+        is_wanted = jnp.zeros(inputs.token_ids.size, bool).at[places].max(is_place)
+        hidden, cache = forward(blocks, self._backend.spec, cache, step, is_wanted)
+        logits = blocks.head(hidden[places], is_place)
         log_sums = jax.nn.logsumexp(logits, axis=1)
         # One place too many would have no row: no number, rather than another place's.
         found = logits.at[pair_rows, inputs.pair_token_ids].get(mode="fill", fill_value=jnp.nan)
@@ -238,6 +240,9 @@ def _with_copies(layer: LayerCache, first_blocks: jax.Array, copied_block: jax.A
 
 
 def _distinct(places: jax.Array, most: int) -> tuple[jax.Array, jax.Array]:
-    """The different places among some, [most] int32, and for each of them which one it is."""
+    """The different places among some, [most] int32, and for each of them which one it is.
+
+    Behind the different places are zeros.
+    """
     distinct, index = jnp.unique(places, return_inverse=True, size=most, fill_value=0)
     return distinct, index.reshape(-1)

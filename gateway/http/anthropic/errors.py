@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -35,24 +36,48 @@ def status_of(row: ErrorRow) -> int:
     return _OVERLOADED if row.status == 503 else row.status
 
 
+_THREAD: Final = "thread"
+_NO_THREADS: Final = {"error_code": "thread_unsupported_request", "unsupported": [_THREAD]}
+"""By these details their client knows that it has to send the whole conversation itself."""
+
+
 def error_object(
-    message: str, row: ErrorRow, request_id: str, limit: LimitRefusal | None = None
+    message: str,
+    row: ErrorRow,
+    request_id: str,
+    limit: LimitRefusal | None = None,
+    details: Mapping[str, Any] = MappingProxyType({}),
 ) -> bytes:
-    """Anthropic's error as JSON; `details` has the code of the error table, and the limit."""
+    """Anthropic's error as JSON; its details are the code of the error table, the limit and more.
+
+    Args:
+        message: For people.
+        row: Of the error table.
+        request_id: As the answer's header has it.
+        limit: That the error is about.
+        details: More of them, which take the place of the others.
+    """
     if row.code == _TOO_LONG:
         message = f"prompt is too long: {message}"
     kind = _TYPES.get(row.status, "api_error" if row.status >= 500 else "invalid_request_error")
     error: dict[str, Any] = {
         "type": kind,
         "message": message,
-        "details": {"error_code": row.code} | ({} if limit is None else limit_fields(limit)),
+        "details": {
+            "error_code": row.code,
+            **({} if limit is None else limit_fields(limit)),
+            **details,
+        },
     }
     return orjson.dumps({"type": "error", "error": error, "request_id": request_id})
 
 
 def render_error_object(error: PenstockError, request_id: str) -> bytes:
     """The same of an error that was raised."""
-    return error_object(error.message, ERROR_TABLE[error.code], request_id, limit_of(error))
+    row, details = ERROR_TABLE[error.code], dict[str, Any]()
+    if error.code is ErrorCode.UNSUPPORTED_PARAMETER and error.param == _THREAD:
+        details = _NO_THREADS
+    return error_object(error.message, row, request_id, limit_of(error), details)
 
 
 def limit_headers(limits: LimitState, now: float) -> dict[str, str]:

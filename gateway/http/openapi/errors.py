@@ -11,6 +11,7 @@ from gateway.http.openapi.shapes import (
     absent_or,
     either,
     is_exactly,
+    list_of,
     one_of,
     or_null,
     record,
@@ -40,7 +41,11 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "AnthropicError": record(
         type=is_exactly("error"),
-        error=record(type=TEXT, message=TEXT, details=record(error_code=TEXT, **_OF_LIMIT)),
+        error=record(
+            type=TEXT,
+            message=TEXT,
+            details=record(error_code=TEXT, unsupported=absent_or(list_of(TEXT)), **_OF_LIMIT),
+        ),
         request_id=TEXT,
     ),
     "McpError": record(

@@ -533,14 +533,23 @@ class CpuNativeBlocks:
         return self._xla.with_positions(x, step)
 
     def layers(
-        self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
+        self,
+        x: jax.Array,
+        cache: KvCache,
+        step: StepTokens,
+        ropes: RopeTables,
+        is_wanted: jax.Array | None = None,
     ) -> tuple[jax.Array, KvCache]:
         self._products.is_token = step.is_token.reshape(-1)
         token_inputs = self._xla.inputs_by_layer(x, step)
         run = _Run(self._backend, self._weights, self._xla.begin(x), list(cache), step, ropes)
         beside: jax.Array | None = None
         begun: Begun | None = None
-        for layer in range(self._backend.spec.num_layers):
+        last = self._backend.spec.num_layers - 1
+        for layer in range(last + 1):
+            if layer == last and is_wanted is not None and self._is_all_native(layer, step):
+                run.add_last(layer, is_wanted)
+                break
             block = self._xla.layer(layer)
             if block.has_parts_between:
                 run.finish()
@@ -596,6 +605,18 @@ class CpuNativeBlocks:
         else:
             run.add_attention(layer)
         return before
+
+    def _is_all_native(self, layer: int, step: StepTokens) -> bool:
+        """Whether a layer is an attention and an MLP block that are parts of calls, no more."""
+        backend, spec = self._backend, self._backend.spec.layers[layer]
+        if spec.is_beside or spec.attention.shared_from is not None:
+            return False
+        has_blocks = backend.is_one_call(layer) and backend.is_native(BlockKind.MLP, layer)
+        return (
+            has_blocks
+            and self._moe_products(layer, step) is None
+            and not self._xla.layer(layer).has_parts_between
+        )
 
     def _attend_latents(
         self,
@@ -717,8 +738,23 @@ class _Run:
         )
         self._groups = step.layout.groups.of_layer
 
-    def add_attention(self, layer: int) -> None:
-        """The attention block of a layer comes next."""
+    def add_last(self, layer: int, is_wanted: jax.Array) -> None:
+        """The last layer, of which only some tokens' residual is looked at.
+
+        All keys and values are stored first, by a block in which a token sees nothing but itself,
+        which costs little, and whose residual is left out.
+        """
+        self.finish()
+        before = self.x
+        self.add_attention(layer, window=1)
+        self.finish()
+        self.x = before
+        self._step = replace(self._step, positions=jnp.where(is_wanted, self._step.positions, -1))
+        self.add_attention(layer)
+        self.add_mlp(layer)
+
+    def add_attention(self, layer: int, window: int | None = None) -> None:
+        """The attention block of a layer comes next, with its own window unless another is said."""
         spec, prefix = self._backend.spec, f"layers.{layer}.attention."
         shared_from = spec.layers[layer].attention.shared_from
         owner = layer if shared_from is None else shared_from
@@ -736,6 +772,7 @@ class _Run:
             config,
             qkv_blocks=stored.get(f"{prefix}qkv.weight"),
             o_blocks=stored.get(f"{prefix}o.weight"),
+            window=config.window if window is None else window,
         )
         pages = self.cache[owner]
         assert isinstance(pages, LayerPages), "a layer that attends"

@@ -266,7 +266,12 @@ class XlaBlocks:
         return self._decoder.with_positions(x, step.positions.reshape(-1))
 
     def layers(
-        self, x: jax.Array, cache: KvCache, step: StepTokens, ropes: RopeTables
+        self,
+        x: jax.Array,
+        cache: KvCache,
+        step: StepTokens,
+        ropes: RopeTables,
+        is_wanted: jax.Array | None = None,
     ) -> tuple[jax.Array, KvCache]:
         layers, places = list(cache), places_by_group(step)
         token_inputs = self.inputs_by_layer(x, step)

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine_worker.compute.backends.base import PackedDecoder
-from engine_worker.compute.models.decoder import DecoderWeights
+from engine_worker.compute.backends.base import PackedDecoder, StepTokens, forward
+from engine_worker.compute.backends.kv_layout import KvCache
+from engine_worker.compute.models.decoder import DecoderWeights, Leaves
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
 from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
 from engine_worker.core.choice.score_pack import ScoredTexts, packs_of
@@ -141,6 +143,37 @@ def test_the_native_kernels_score_as_their_own_prompts(weight_type: str, toleran
     runner = make_runner(packed(tiny_weights(), "cpu_native", weight_type))
     prefill(runner, PROMPT)
     assert scores(runner, QUESTIONS) == pytest.approx(prompt_scores(runner), abs=tolerance)
+
+
+@needs_native
+def test_tokens_that_nobody_looks_at_change_no_bits_of_the_others_nor_of_the_cache() -> None:
+    decoder, num_tokens = packed(tiny_weights(), "cpu_native", "float32"), 12
+    backend = decoder.backend
+    layout = backend.kv_layout(num_blocks=2, block_size=8)
+    positions = jnp.arange(num_tokens, dtype=jnp.int32)[None]
+    step = StepTokens(
+        token_ids=positions,
+        positions=positions,
+        is_token=positions >= 0,
+        num_stored=jnp.full(1, num_tokens, jnp.int32),
+        block_tables=(jnp.arange(2, dtype=jnp.int32)[None],) * len(layout.num_blocks),
+        slots=jnp.zeros(1, jnp.int32),
+        new_slots=jnp.zeros(1, jnp.int32),
+        layout=layout,
+    )
+
+    @jax.jit
+    def computed(leaves: Leaves, is_wanted: jax.Array | None) -> tuple[jax.Array, KvCache]:
+        cache = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), layout.abstract())
+        return forward(backend.bind(leaves), backend.spec, cache, step, is_wanted)
+
+    is_wanted = np.isin(np.arange(num_tokens), (4, num_tokens - 1))
+    whole, cache = computed(decoder.leaves, None)
+    some, other_cache = computed(decoder.leaves, jnp.asarray(is_wanted))
+    is_same = np.all(np.asarray(some) == np.asarray(whole), axis=1)
+    assert is_same.tolist() == is_wanted.tolist()  # the last layer wasn't computed of the rest
+    same = jax.tree.map(lambda one, other: bool(jnp.all(one == other)), cache, other_cache)
+    assert jax.tree.all(same)
 
 
 @pytest.mark.parametrize("which", [0, pytest.param(1, marks=pytest.mark.long)])

@@ -7,7 +7,7 @@ import orjson
 import pytest
 from pydantic import TypeAdapter
 
-from gateway.errors import InvalidRequestError, WorkerLostError
+from gateway.errors import InvalidRequestError, UnsupportedFieldError, WorkerLostError
 from gateway.http.anthropic.errors import limit_headers
 from gateway.http.anthropic.render import (
     MessageCollector,
@@ -254,6 +254,16 @@ def test_a_prompt_that_is_too_long_is_told_in_words_that_agents_look_for() -> No
     assert (status, told["type"]) == (400, "invalid_request_error")
     assert told["message"] == "prompt is too long: It has 9 tokens."
     assert told["details"]["error_code"] == "context_length_exceeded"
+
+
+def test_a_thread_is_refused_in_words_on_which_their_runner_of_tools_goes_on() -> None:
+    error = UnsupportedFieldError("No threads.", param="thread")
+    status, body, _ = raised_answer(scope("/v1/messages"), error)
+    details = json.loads(body)["error"]["details"]
+    assert (status, details["error_code"]) == (400, "thread_unsupported_request")
+    assert details["unsupported"] == ["thread"]
+    other = raised_answer(scope("/v1/messages"), UnsupportedFieldError("No.", param="container"))
+    assert json.loads(other[1])["error"]["details"] == {"error_code": "unsupported_parameter"}
 
 
 def test_which_paths_are_anthropics() -> None:
