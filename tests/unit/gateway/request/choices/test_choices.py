@@ -369,3 +369,15 @@ async def test_what_an_engine_leaves_to_the_model_is_known_before_the_first_even
     await parts.finish(one)
     assert await started.events() == [ContentText(0, "a"), finished()]
     assert started.work.unenforced == ("/uniqueItems",)
+
+
+async def test_output_that_comes_with_what_an_engine_leaves_to_the_model_is_output() -> None:
+    for text, num_tokens in (("a", 0), ("", 1)):
+        parts = Parts()
+        one = parts.engine()
+        started = await parts.running(generation_job(response_grammar=SECRET))
+        await parts.output(one, num_tokens, text, unenforced=("/uniqueItems",))
+        assert started.work.first_output_at is not None
+        await parts.finish(one)
+        shown = [ContentText(0, text)] if text else []
+        assert await started.events() == [*shown, finished()]

@@ -16,7 +16,13 @@ from gateway.http.bodies.convert import completion_job
 from gateway.http.schemas.inference.completion import parse_completion_body
 from gateway.request.jobs.answer_options import AnswerOptions
 from gateway.request.jobs.job import CHAT_ENDPOINT
-from gateway.request.jobs.model_limits import check_served, check_version, find_offer, unread_fields
+from gateway.request.jobs.model_limits import (
+    check_served,
+    check_template,
+    check_version,
+    find_offer,
+    unread_fields,
+)
 from protocol.version import (
     EXTRAS_VERSION,
     OLDEST_VERSION,
@@ -201,3 +207,12 @@ def test_engines_before_the_extras_score_no_named_tokens() -> None:
     with pytest.raises(UnsupportedFieldError) as raised:
         check_served(job, engine_offer(), SURFACE_VERSION)
     assert raised.value.param == "logprob_token_ids"
+
+
+def test_a_template_of_a_client_is_refused_by_its_field_unless_it_is_allowed() -> None:
+    prepare = structs.replace(generation_job().prepares[0], chat_template="{{ messages }}")
+    check_template(prepare, is_allowed=True)
+    check_template(generation_job().prepares[0], is_allowed=False)
+    with pytest.raises(UnsupportedFieldError) as raised:
+        check_template(prepare, is_allowed=False)
+    assert raised.value.param == "chat_template"
