@@ -84,3 +84,18 @@ def test_lines_below_the_level_are_dropped() -> None:
     logs.setup("gateway", "warning", stream)
     logging.getLogger("penstock.test").info("nobody reads this")
     assert stream.getvalue() == ""
+
+
+def test_what_is_no_unicode_costs_no_line() -> None:
+    stream = io.StringIO()
+    logs.setup("gateway", "info", stream, "json")
+    logger = logging.getLogger("penstock.test")
+    logger.info("cannot read %s", "half-\ud800", extra={"fields": {"size": 2**70, "ratio": 0.5}})
+    line = json.loads(stream.getvalue())
+    assert line["message"] == "cannot read half-\ud800"
+    assert (line["size"], line["ratio"]) == (2**70, 0.5)
+
+
+@pytest.mark.parametrize("word", ["Bearer", "bearer", "BEARER", "authorization:BeArEr"])
+def test_a_token_is_blacked_out_however_its_scheme_is_written(word: str) -> None:
+    assert logs.redact(f"{word} SECRETsecret.1234") == f"{word} ***"
