@@ -31,7 +31,7 @@ class SendQueue:
         merge: Says which neighbours become one; None keeps all apart.
 
     Attributes:
-        num_bytes: Of all messages, encoded.
+        num_bytes: Of all messages, encoded; 0 when there is none.
         takes_batches: Whether the peer reads several messages in a frame.
         is_blocked: Whether the peer took nothing when it was last tried; for the owner to set.
     """
@@ -84,6 +84,10 @@ class SendQueue:
         """
         if self._head is None:
             entries = self._entries.values()
+            if len(entries) == 1:
+                (alone,) = entries
+                self._head = (alone[0], 1)
+                return alone[0]
             max_messages = codec.MAX_BATCH_MESSAGES if self.takes_batches else 1
             if len(entries) <= max_messages and self.num_bytes <= max_batch_bytes:
                 frames = [frame for frame, _ in entries]

@@ -124,7 +124,7 @@ class Dealer(Generic[CommandT]):
         frame = codec.encode(message)
         check_size(frame, self._limits)
         queue = self._queue
-        if not queue and not queue.takes_batches:
+        if not queue.num_bytes and not queue.takes_batches:
             if self._try_send(frame):
                 return
             queue.is_blocked = True
@@ -270,7 +270,7 @@ class Dealer(Generic[CommandT]):
 
     def _retry(self) -> None:
         queue = self._queue
-        while queue and self.is_connected:
+        while queue.num_bytes and self.is_connected:
             if not self._try_send(queue.head(self._limits.max_batch_bytes)):
                 queue.is_blocked = True
                 return

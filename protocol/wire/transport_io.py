@@ -59,10 +59,6 @@ class TransportLimits:
     max_redial_s: float = 2.0
 
 
-def _nothing() -> None:
-    pass
-
-
 def check_size(frame: bytes, limits: TransportLimits) -> None:
     """Checks a message before it is sent.
 
@@ -125,8 +121,8 @@ class EdgeTriggeredReader:
             find that no other one is there takes a process that slept as long as to send.
         on_drained: Called whenever nothing is left to read.
         max_messages: Read about so many in a row before other tasks of the loop run.
-        min_frames: Of each ZeroMQ message; to ask whether there is a further one takes as long as
-            to read it.
+        min_frames: Of each ZeroMQ message, 1 or 2; to ask whether there is a further one takes as
+            long as to read it.
         read_second: Reads the second frame, given the first; None where nothing is to be known of
             a message but its bytes.
     """
@@ -136,10 +132,10 @@ class EdgeTriggeredReader:
         socket: "zmq.Socket[bytes]",
         on_frames: Callable[[list[bytes]], int],
         *,
-        retry: Callable[[], None] = _nothing,
-        flush: Callable[[], None] = _nothing,
-        on_first: Callable[[], None] = _nothing,
-        on_drained: Callable[[], None] = _nothing,
+        retry: Callable[[], None] | None = None,
+        flush: Callable[[], None] | None = None,
+        on_first: Callable[[], None] | None = None,
+        on_drained: Callable[[], None] | None = None,
         max_messages: int = 256,
         min_frames: int = 1,
         read_second: Callable[[bytes], bytes] | None = None,
@@ -206,11 +202,11 @@ class EdgeTriggeredReader:
             return None
         receive = self._socket.recv
         try:
-            if self._read_second is None:
-                frames = [receive(NOBLOCK) for _ in range(self._min_frames)]
-            else:
-                first = receive(NOBLOCK)
-                frames = [first, self._read_second(first)]
+            frames = [receive(NOBLOCK)]
+            if self._read_second is not None:
+                frames.append(self._read_second(frames[0]))
+            elif self._min_frames > 1:
+                frames.append(receive(NOBLOCK))
         except zmq.Again:
             return None
         while self._socket.getsockopt(_RCVMORE):
@@ -220,24 +216,26 @@ class EdgeTriggeredReader:
     def _read(self) -> bool:
         """Send and read until nothing is left to do; False when it was enough for one turn."""
         num_read = num_frames = 0
-        if self._loop is not None:
+        if self._loop is not None and self._retry is not None:
             self._retry()
         while self._loop is not None:  # a callback may stop us
             self._looks_again = False
             frames = self._next(num_frames)
             if frames is None:
-                self._on_drained()
-                self._flush()
+                if self._on_drained is not None:
+                    self._on_drained()
+                if self._flush is not None:
+                    self._flush()
                 if self._looks_again and self._loop and self._has_input():
                     continue
                 break
             is_first = not num_frames
             num_frames += 1
             num_read += self._on_frames(frames)
-            if is_first and self._loop is not None:
+            if is_first and self._on_first is not None and self._loop is not None:
                 self._on_first()
             if num_read >= self._max_messages:
-                if self._loop is not None:
+                if self._flush is not None and self._loop is not None:
                     self._flush()
                 return False
         return True

@@ -312,7 +312,7 @@ class Router(Generic[EventT]):
         return True
 
     def _send_queued(self, identity: bytes, queue: SendQueue) -> None:
-        while queue:
+        while queue.num_bytes:
             if not self._try_send(identity, queue.head(self._limits.max_batch_bytes)):
                 self._block(identity, queue)
                 return
@@ -330,10 +330,12 @@ class Router(Generic[EventT]):
             self._send_queued(identity, self._queues[identity])
 
     def _retry_blocked(self) -> None:
-        blocked, self._blocked = self._blocked, {}
-        for identity in blocked:
-            self._send_queued(identity, self._queues[identity])
-        self._flush()
+        if self._blocked:
+            blocked, self._blocked = self._blocked, {}
+            for identity in blocked:
+                self._send_queued(identity, self._queues[identity])
+        if self._pending:
+            self._flush()
 
     def _plan_retry(self) -> None:
         # The descriptor also wakes us when a peer takes messages again; this is the safety net.

@@ -136,12 +136,12 @@ class Answer:
     @property
     def num_resumed(self) -> int:
         """How often choices went on at another engine."""
-        return sum(max(0, choice.attempt - 1) for choice in self._choices)
+        return sum([max(0, choice.attempt - 1) for choice in self._choices])
 
     @property
     def longest_choice(self) -> int:
         """Output tokens of the choice that has most."""
-        return max((choice.num_output_tokens for choice in self._choices), default=0)
+        return max([choice.num_output_tokens for choice in self._choices], default=0)
 
     def usage(self) -> Usage:
         """What was used so far; final after the last event."""

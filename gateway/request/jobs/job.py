@@ -109,7 +109,7 @@ class GenerationJob(Struct, frozen=True):
             or sampling.stop_token_ids
             or sampling.allowed_token_ids
             or sampling.logprob_token_ids
-            or any(prepare.prompt_token_ids for prepare in self.prepares)
+            or [1 for prepare in self.prepares if prepare.prompt_token_ids]
         )
 
     @property
