@@ -67,7 +67,7 @@ class EngineDirectory:
 
     def is_serving(self, model: str) -> bool:
         """Whether an engine takes new requests for a model."""
-        # Asked for each request: for the one or two engines a generator would take twice as long.
+        # Asked for each request, of one or two engines: a generator takes longer.
         for engine in self.engines(model):  # noqa: SIM110
             if engine.peer.takes_work:
                 return True

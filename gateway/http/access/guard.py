@@ -1,6 +1,8 @@
 """Who may use a route: authorised by default, open only by name, and before a body is read."""
 
 import asyncio
+import contextlib
+import hashlib
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from functools import partial
@@ -21,7 +23,7 @@ from gateway.http.access.guarded_request import GuardedRequest, head_of
 from gateway.http.access.hooking import SHOWN, shown_to_hooks
 from gateway.http.access.kept_answers import DurableClaim
 from gateway.http.access.kind_of_body import METHODS_WITH_BODY, check_kind_of_body, takes_body
-from gateway.http.access.presented import presented, presented_key
+from gateway.http.access.presented import is_token, presented_key
 from gateway.http.access.replaying import (
     HEADER,
     Claim,
@@ -164,14 +166,14 @@ async def _answer_once(
     if access is Access.ADMIN:
         # Never another administrator's: the answer may hold the secret of a new key.
         owner = f"key {request.state.granted.key_id}"
-        caller, key_itself = caller_of(request), presented_key(request)
-        if key_itself is not None:
+        caller, presented = caller_of(request), presented_key(request)
+        if presented is not None:
             actor = Actor(
                 key_id=request.state.granted.key_id,
                 address=caller.address,
                 key_digest=caller.key_digest,
             )
-            durable = DurableClaim(request, actor, f"{owner}\0{where}\0{key}", key_itself)
+            durable = DurableClaim(request, actor, f"{owner}\0{where}\0{key}", presented)
     else:
         owner = await tenant_of(request, path)
         if parts.store is not None:
@@ -329,12 +331,12 @@ def caller_of(request: Request) -> Caller:
     state: dict[str, Any] = request.scope["state"]
     caller: Caller | None = state.get("caller")
     if caller is None:
-        (digest, token), client = presented(request), request.scope.get("client")
+        key, client = presented_key(request), request.scope.get("client")
         caller = state["caller"] = Caller(
-            digest,
+            None if key is None else hashlib.sha256(key.encode()).digest(),
             "" if client is None else client[0],
             state["trace_id"],
-            token,
+            key if key is not None and is_token(key) else "",
             end_user_of(request.headers.getlist, parts_of(request).settings.end_user_headers),
             trace=None if (trace := state.get("trace")) is None else trace.context,
         )
@@ -430,10 +432,8 @@ async def _parsed(
     request: Request, bodies: Bodies, caller: bytes, body: bytes, kind: BodyKind[ResultT]
 ) -> ResultT:
     if not bodies.takes_long(body):
-        try:
+        with contextlib.suppress(BesideLoopError):
             return bodies.parse_small(body, kind)
-        except BesideLoopError:  # `suppress` would cost each request three calls
-            pass
     if getattr(request.state, "granted", None) is None:
         # The reservation, which would tell a stranger, comes after the work.
         await key_id_of(request, request.scope["route"].path)

@@ -1,51 +1,17 @@
-"""What a request presents as its key: found once for a connection that repeats it."""
-
-import hashlib
-from typing import Any, Final, NamedTuple
+"""The key or token that a request came with."""
 
 from fastapi import Request
 
 from gateway.errors import DeniedError
-from gateway.http.connections.http_protocol import OF_CONNECTION
 from protocol.errors import ErrorCode
 
-_HEADERS: Final = frozenset({b"authorization", b"x-api-key"})
-_MEMO: Final = "presented"
 
+def is_token(presented: str) -> bool:
+    """Whether what was presented has the form of a JSON Web Token.
 
-class Presented(NamedTuple):
-    """A key as others are told of it.
-
-    Attributes:
-        digest: SHA-256; None where no key was sent.
-        token: The key itself, if it is a bearer token (JWT); empty otherwise.
+    That is three parts, of which the first is a JSON object in base64url.
     """
-
-    digest: bytes | None
-    token: str
-
-
-def presented(request: Request) -> Presented:
-    """The digest of a request's key; most requests have the key of the one before.
-
-    What a connection remembers is what its last head held, which is there as long anyway.
-
-    Raises:
-        DeniedError: Several keys were sent that differ.
-    """
-    scope = request.scope
-    given = [pair for pair in scope["headers"] if pair[0] in _HEADERS]
-    memo: dict[str, Any] = scope["state"].get(OF_CONNECTION, {})
-    known: tuple[list[tuple[bytes, bytes]], Presented] | None = memo.get(_MEMO)
-    if known is not None and known[0] == given:
-        return known[1]
-    key = presented_key(request)
-    found = Presented(
-        None if key is None else hashlib.sha256(key.encode()).digest(),
-        key if key is not None and _is_token(key) else "",
-    )
-    memo[_MEMO] = given, found
-    return found
+    return presented.startswith("eyJ") and presented.count(".") == 2
 
 
 def presented_key(request: Request) -> str | None:
@@ -63,14 +29,6 @@ def presented_key(request: Request) -> str | None:
             code=ErrorCode.INVALID_API_KEY,
         )
     return keys.pop() if keys else None
-
-
-def _is_token(key: str) -> bool:
-    """Whether what was presented has the form of a JSON Web Token.
-
-    That is three parts, of which the first is a JSON object in base64url.
-    """
-    return key.startswith("eyJ") and key.count(".") == 2
 
 
 def _bearer(authorization: str) -> str:

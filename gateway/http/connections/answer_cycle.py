@@ -1,6 +1,7 @@
 """How an answer is written: its head leaves with its first bytes, and its end may linger."""
 
 import asyncio
+import re
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Final, Protocol
@@ -9,8 +10,8 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 
 from gateway.http.connections.disconnect import Disconnects
 
-_BAD_IN_NAMES: Final = bytes(range(0x21)) + b'\x7f()<>@,;:\\[]={}"'
-_BAD_IN_VALUES: Final = bytes({*range(0x20), 0x7F} - {0x09})
+_BAD_NAME: Final = re.compile(rb'[\x00-\x20\x7f()<>@,;:\\[\]={}"]')
+_BAD_VALUE: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _LARGE_BYTES: Final = 64 * 1024
 """From here on a body is written by itself: to copy it would take longer than to write twice."""
 _WITHOUT_BODY: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
@@ -59,9 +60,9 @@ class AnswerCycle(RequestResponseCycle):
         """
         headers = [*self.default_headers, *given]
         names, values = zip(*headers, strict=True) if headers else ((), ())
-        if _has_one_of(_BAD_IN_NAMES, b"".join(names)):
+        if _BAD_NAME.search(b"".join(names)):
             raise RuntimeError("The name of a header of the answer is invalid.")
-        if _has_one_of(_BAD_IN_VALUES, b"".join(values)):
+        if _BAD_VALUE.search(b"".join(values)):
             raise RuntimeError("The value of a header of the answer is invalid.")
         lines = [STATUS_LINE[status][:-2], *map(b": ".join, headers)]
         known = dict(headers)
@@ -107,30 +108,6 @@ class AnswerCycle(RequestResponseCycle):
             if not self.keep_alive:
                 self.transport.close()
             self.on_response()
-
-
-def _has_one_of(characters: bytes, text: bytes) -> bool:
-    """Whether a text has one of some bytes; a regular expression takes ten times as long."""
-    return len(text.translate(None, characters)) < len(text)
-
-
-def last_answer(status: int, body: bytes, request_id: str) -> bytes:
-    """What is written of an error that no application answers, before its connection closes.
-
-    Args:
-        status: Of HTTP.
-        body: JSON.
-        request_id: Of the refusal in the access log; empty where it has none.
-    """
-    more = "retry-after: 1\r\n" if status == HTTPStatus.SERVICE_UNAVAILABLE else ""
-    if request_id:
-        more += f"x-request-id: {request_id}\r\nx-penstock-request-id: {request_id}\r\n"
-    head = (
-        f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
-        f"connection: close\r\n{more}\r\n"
-    )
-    return head.encode("ascii") + body
 
 
 class AnsweringProtocol(Protocol):

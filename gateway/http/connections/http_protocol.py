@@ -1,17 +1,18 @@
 """HTTP/1.1 on one connection: uvicorn's protocol, with bounds on a head's size and time."""
 
 import asyncio
+import contextlib
 import select
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from gateway.http.connections.answer_cycle import AnswerCycle, LingeringTransport, last_answer
+from gateway.http.connections.answer_cycle import AnswerCycle, LingeringTransport
 from gateway.http.connections.arrival import client_of
 from gateway.http.connections.disconnect import EXTENSION, Disconnects
-from gateway.http.connections.idle_timer import IdleTimer
 from gateway.http.connections.limits import ConnectionLimits
 from gateway.http.connections.socket_buffers import SocketBuffer
 from gateway.http.connections.websocket import EXTENSION as WEBSOCKET
@@ -23,7 +24,6 @@ from protocol.errors import ErrorCode
 MAX_HEAD_BYTES = 64 * 1024
 """Request line and headers; what one read brings beyond it is let through."""
 HEAD_TIMEOUT_S = 60.0
-OF_CONNECTION = "of_connection"  # in the state of each request: what is remembered for the next
 _LINGER_S = 1.0
 _UNREAD_S = 0.1
 _LINGER_BYTES = 1024 * 1024
@@ -71,7 +71,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.app_state = {OF_CONNECTION: {}}
         self.address = ""
         self._limits = limits
         self._refusals = refusals
@@ -84,7 +83,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._num_head_bytes = 0
         self._num_body_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
-        self.idle = IdleTimer(self.loop, self.timeout_keep_alive, self.timeout_keep_alive_handler)
         self._unread_timer: asyncio.TimerHandle | None = None
         self._cycles: list[AnswerCycle] = []
         self._upgrade: WebSocketUpgrade | None = None
@@ -110,7 +108,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client disconnected."""
         self._stop_head_timer()
-        self.idle.stop()
         if self._unread_timer is not None:
             self._unread_timer.cancel()
         if self._is_admitted and self._limits is not None:
@@ -140,7 +137,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if self._num_lingering_bytes > _LINGER_BYTES:
                 self.transport.close()
             return
-        self.idle.end()
+        self._unset_keepalive_if_required()
         self._unparsed += data
         if not self.pipeline:
             self._parse()
@@ -200,10 +197,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header, or a trailer."""
         if self._is_in_head:
-            name = name.lower()
-            if name == b"expect" and value.lower() == b"100-continue":
-                self.expect_100_continue = True
-            self.headers.append((name, value))
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is there: the request starts."""
@@ -254,13 +248,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
                 cycle.body = bytearray()  # what nobody read
             else:
                 self._cycles.append(cycle)
-        self.server_state.total_requests += 1
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
-            if self.pipeline:
-                self._start_asgi_task(*self.pipeline.pop())
-            else:
-                self.idle.begin()
+        super().on_response_complete()
         if self._unparsed:
             self.flow.pause_reading()
             self.loop.call_soon(self._parse_on)
@@ -271,7 +259,7 @@ class BoundedHttpProtocol(HttpToolsProtocol):
 
     def _parse_on(self) -> None:
         if not self.pipeline:
-            self.idle.end()
+            self._unset_keepalive_if_required()
             self._parse()
             if not self.pipeline and not self.transport.is_closing():
                 self.flow.resume_reading()
@@ -318,8 +306,17 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
             self._has_told = True  # it has become a request, which has a line of its own
-        body, request_id = error_body(message, row), self._tell(row.status, row.code)
-        self.transport.write(last_answer(row.status, body, request_id))
+        body = error_body(message, row)
+        request_id = self._tell(row.status, row.code)
+        more = "retry-after: 1\r\n" if row.status == HTTPStatus.SERVICE_UNAVAILABLE else ""
+        if request_id:
+            more += f"x-request-id: {request_id}\r\nx-penstock-request-id: {request_id}\r\n"
+        head = (
+            f"HTTP/1.1 {row.status} {HTTPStatus(row.status).phrase}\r\n"
+            f"content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"connection: close\r\n{more}\r\n"
+        )
+        self.transport.write(head.encode("ascii") + body)
         self.linger()
 
     def _tell(self, status: int, error_code: str) -> str:
@@ -365,7 +362,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             if name not in _NOT_FORWARDED:
                 head += (name, b": ", value, b"\r\n")
         self.parser = httptools.HttpRequestParser(self)
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        with contextlib.suppress(AttributeError):  # httptools before 0.6.3
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.data_received(b"".join(head) + b"\r\n" + rest)
 
     def _watch_unread(self) -> None:

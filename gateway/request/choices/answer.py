@@ -119,7 +119,7 @@ class Answer:
     @property
     def has_begun(self) -> bool:
         """Whether a choice was started."""
-        # Mostly one, for which a generator would take three times as long.
+        # Mostly one, and this is asked for several times a request: a generator takes longer.
         for choice in self._choices:  # noqa: SIM110
             if choice.was_started:
                 return True
