@@ -20,7 +20,9 @@ from setuptools.errors import CompileError
 
 _FOLDER = "engine_worker/compute/backends/cpu_native"
 _SOURCES = Path(_FOLDER, "src")
-_COMMON = ("levels.cc", "library.cc", "handlers.cc", "thread_pool.cc")
+_COMMON = ("library.cc", "handlers.cc", "thread_pool.cc")
+_LIST = str(_SOURCES / "levels.cc")
+"""Names the levels that could be compiled, so it comes last."""
 _FLAGS = [
     "-g0",
     "-std=c++17",
@@ -76,8 +78,9 @@ class BuildKernels(build_ext):
                 name: threads.submit(self._compile_level, name, options, temp / name)
                 for name, options in (*levels.items(), ("generic", []))
             }
+            common = threads.submit(self._compile_common, ext.sources, temp)
             self._tell(compiling.values())
-        objects, names = [], []
+        objects, names = common.result(), []
         for name, compiled in compiling.items():
             error = compiled.exception()
             if error is not None and name == "generic":
@@ -88,12 +91,7 @@ class BuildKernels(build_ext):
             objects += compiled.result()
             names.append(name)
         listed = " ".join(f"LEVEL({name})" for name in names)
-        objects += self.compiler.compile(
-            ext.sources,
-            output_dir=str(temp),
-            macros=[("PENSTOCK_LEVELS", listed)],
-            extra_postargs=_FLAGS,
-        )
+        objects += self._compile_common([_LIST], temp, macros=[("PENSTOCK_LEVELS", listed)])
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(
@@ -114,6 +112,11 @@ class BuildKernels(build_ext):
             output_dir=str(folder),
             macros=[("PENSTOCK_LEVEL", name)],
             extra_postargs=[*_FLAGS, *options],
+        )
+
+    def _compile_common(self, sources, folder, macros=()):
+        return self.compiler.compile(
+            sources, output_dir=str(folder), macros=list(macros), extra_postargs=_FLAGS
         )
 
     def get_ext_filename(self, fullname):

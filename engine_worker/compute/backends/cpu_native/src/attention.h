@@ -53,6 +53,73 @@ struct AttentionScratch {
   }
 };
 
+// Some numbers of the keys of 2 * kLanes positions: groups that stand `stride` bytes apart.
+struct KeyPart {
+  const char* keys;
+  int64_t stride, num_groups;
+  const char* ahead;  // Is asked for.
+};
+
+// Scores of kRows queries and 2 * kLanes positions; where a key is in two places, of both parts.
+template <class Product, int kRows, bool kHasTwoParts>
+void score_rows(const typename Product::Input* queries, KeyPart first, KeyPart second,
+                float* scores, int64_t score_stride) {
+  typename Product::Sum sums[kRows][2] = {};
+  multiply_groups<Product, kRows, 2>(queries, 1, kRows, first.keys, first.stride, first.num_groups,
+                                     nullptr, first.ahead, sums);
+  if constexpr (kHasTwoParts) {
+    multiply_groups<Product, kRows, 2>(queries + first.num_groups * kRows, 1, kRows, second.keys,
+                                       second.stride, second.num_groups, nullptr, second.ahead,
+                                       sums);
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; row++) {
+    store(scores + row * score_stride, bits_as<Vector>(sums[row][0]));
+    store(scores + row * score_stride + kLanes, bits_as<Vector>(sums[row][1]));
+  }
+}
+
+// Adds the values of some groups of positions, `stride` bytes apart, to kVectors vectors of kRows
+// rows of `width` floats. The values of the last group are at `last`, unless that is null. kIsPart:
+// the last lanes of a row only. Where this is inlined, GCC 12 keeps the sums in memory.
+template <class Product, int kRows, int kVectors, bool kIsPart>
+__attribute__((noinline)) void add_groups(const typename Product::Input* weights,
+                                          int64_t weight_stride, const char* values,
+                                          int64_t stride, int64_t num_groups, const char* last,
+                                          float* weighted, int64_t width) {
+  typename Product::Sum sums[kRows][kVectors] = {};
+  multiply_groups<Product, kRows, kVectors>(weights, weight_stride, 1, values, stride, num_groups,
+                                            last, values, sums);
+  const int64_t left = kIsPart ? width % kLanes : kLanes;
+  const auto add = [&](float* at, typename Product::Sum sum) {
+    store_part(at, load_part(at, left) + bits_as<Vector>(sum), left);
+  };
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; r++) {
+    float* at = weighted + r * width;
+    add(at, sums[r][0]);
+    if constexpr (kVectors > 1) add(at + kLanes, sums[r][1]);
+  }
+}
+
+// By number of rows.
+template <class Product>
+using ScoreFunction = void (*)(const typename Product::Input*, KeyPart, KeyPart, float*, int64_t);
+template <class Product>
+using ValueFunction = void (*)(const typename Product::Input*, int64_t, const char*, int64_t,
+                               int64_t, const char*, float*, int64_t);
+
+template <class Product, bool kHasTwoParts, int... kRows>
+constexpr std::array<ScoreFunction<Product>, sizeof...(kRows) + 1> score_functions(
+    std::integer_sequence<int, kRows...>) {
+  return {nullptr, score_rows<Product, kRows + 1, kHasTwoParts>...};
+}
+template <class Product, int kVectors, bool kIsPart, int... kRows>
+constexpr std::array<ValueFunction<Product>, sizeof...(kRows) + 1> value_functions(
+    std::integer_sequence<int, kRows...>) {
+  return {nullptr, add_groups<Product, kRows + 1, kVectors, kIsPart>...};
+}
+
 // kIsLatent: the values are latents and lie as keys do. A token's key is its latent and, behind that,
 // what is in `keys`.
 template <CacheType kType, bool kIsLatent = false>
@@ -451,39 +518,8 @@ class Attention {
   }
 #endif
 
-  // Some numbers of the keys of kScoreStep positions: groups that stand `stride` bytes apart.
-  struct KeyPart {
-    const char* keys;
-    int64_t stride, num_groups;
-    const char* ahead;  // Is asked for.
-  };
-  using ScoreFunction = void (*)(const Input*, KeyPart, KeyPart, float*, int64_t);
-
-  template <int kRows>
-  static void score_rows(const Input* queries, KeyPart first, KeyPart second, float* scores,
-                         int64_t score_stride) {
-    typename Product::Sum sums[kRows][2] = {};
-    multiply_groups<Product, kRows, 2>(queries, 1, kRows, first.keys, first.stride,
-                                       first.num_groups, nullptr, first.ahead, sums);
-    if constexpr (kIsLatent) {
-      multiply_groups<Product, kRows, 2>(queries + first.num_groups * kRows, 1, kRows, second.keys,
-                                         second.stride, second.num_groups, nullptr, second.ahead,
-                                         sums);
-    }
-#pragma GCC unroll 16
-    for (int row = 0; row < kRows; row++) {
-      store(scores + row * score_stride, bits_as<Vector>(sums[row][0]));
-      store(scores + row * score_stride + kLanes, bits_as<Vector>(sums[row][1]));
-    }
-  }
-
-  template <int... kRows>
-  static constexpr std::array<ScoreFunction, kScoreRows + 1> score_functions(
-      std::integer_sequence<int, kRows...>) {
-    return {nullptr, score_rows<kRows + 1>...};
-  }
-  static inline const std::array<ScoreFunction, kScoreRows + 1> kScoreFunctions =
-      score_functions(std::make_integer_sequence<int, kScoreRows>());
+  static inline const std::array<ScoreFunction<Product>, kScoreRows + 1> kScoreFunctions =
+      score_functions<Product, kIsLatent>(std::make_integer_sequence<int, kScoreRows>());
 
   // Turns the rows' scores of a chunk into weights of the softmax so far.
   void absorb(const Part& part, int64_t chunk, int64_t from, int64_t to,
@@ -589,17 +625,16 @@ class Attention {
           add_by_amx(part, piece, first, chunk, from, to, weighted, sums);
         }
       }
-      return;
-    }
-    for (int64_t row = part.row; row < part.row + part.num_rows; row += kValueRows) {
-      const int64_t num_rows = std::min<int64_t>(kValueRows, part.row + part.num_rows - row);
-      const auto& functions = kValueFunctions[static_cast<size_t>(num_rows)];
-      for (int64_t first = 0; first < value_dim_;) {
-        const int64_t left = value_dim_ - first;
-        const int form = left >= kValueVectors * kLanes ? 0 : left >= kLanes ? 1 : 2;
-        (this->*functions[static_cast<size_t>(form)])(part, row, first, chunk, from, to,
-                                                      weighted + row * value_dim_ + first);
-        first += form == 0 ? kValueVectors * kLanes : kLanes;
+    } else {
+      for (int64_t row = part.row; row < part.row + part.num_rows; row += kValueRows) {
+        int64_t first = 0;
+        for (; value_dim_ - first >= kValueVectors * kLanes; first += kValueVectors * kLanes) {
+          add_rows<kValueVectors, false>(part, row, first, chunk, from, to, weighted);
+        }
+        for (; value_dim_ - first >= kLanes; first += kLanes) {
+          add_rows<1, false>(part, row, first, chunk, from, to, weighted);
+        }
+        if (first < value_dim_) add_rows<1, true>(part, row, first, chunk, from, to, weighted);
       }
     }
   }
@@ -660,14 +695,18 @@ class Attention {
   }
 #endif
 
-  using ValueFunction = void (Attention::*)(const Part&, int64_t, int64_t, int64_t, int64_t,
-                                            int64_t, float*);
-
-  // kVectors whole vectors of the head's width from `first` on; kIsPart: its last lanes only.
-  template <int kRows, int kVectors, bool kIsPart>
+  // At most kValueRows rows and kVectors whole vectors of the head's width from `first` on; kIsPart:
+  // its last lanes only.
+  template <int kVectors, bool kIsPart>
   void add_rows(const Part& part, int64_t row, int64_t first, int64_t chunk, int64_t from,
                 int64_t to, float* weighted) {
+    static constexpr std::array<ValueFunction<Product>, kValueRows + 1> kFunctions =
+        value_functions<Product, kVectors, kIsPart>(std::make_integer_sequence<int, kValueRows>());
+    const int64_t num_rows = std::min<int64_t>(kValueRows, part.row + part.num_rows - row);
+    const auto add = kFunctions[static_cast<size_t>(num_rows)];
+    const int64_t weight_stride = weights_of(1) - weights_of(0);
     const int64_t stride = value_dim_ * kLaneBytes;
+    weighted += row * value_dim_ + first;
     for (int64_t page = from / page_size_ * page_size_; page < to; page += page_size_) {
       const int64_t begin = (std::max(from, page) - page) / Product::kInputs;
       const int64_t length = std::min(to - page, page_size_);
@@ -687,48 +726,16 @@ class Attention {
       BitVector lanes[kVectors] = {};
       if (!kIsPart) {
         const char* last = end * Product::kInputs < length ? copy(end, lanes) : nullptr;
-        add_groups<kRows, kVectors, kIsPart>(weights + begin, values + begin * stride, stride,
-                                             end - begin + (last != nullptr), last, weighted);
+        add(weights + begin, weight_stride, values + begin * stride, stride,
+            end - begin + (last != nullptr), last, weighted, value_dim_);
         continue;
       }
       for (int64_t group = begin; group * Product::kInputs < length; group++) {
         const char* copied = copy(group, lanes);
-        add_groups<kRows, kVectors, kIsPart>(weights + group, copied, 0, 1, copied, weighted);
+        add(weights + group, weight_stride, copied, 0, 1, copied, weighted, value_dim_);
       }
     }
   }
-
-  // Adds some groups of positions; the values of the last one are at `last`, unless that is null.
-  // Where this is inlined, GCC 12 keeps the sums in memory.
-  template <int kRows, int kVectors, bool kIsPart>
-  __attribute__((noinline)) void add_groups(const Input* weights, const char* values, int64_t stride, int64_t num_groups,
-                  const char* last, float* weighted) {
-    const int64_t row_stride = weights_of(1) - weights_of(0);
-    typename Product::Sum sums[kRows][kVectors] = {};
-    multiply_groups<Product, kRows, kVectors>(weights, row_stride, 1, values, stride, num_groups,
-                                              last, values, sums);
-    const int64_t left = kIsPart ? value_dim_ % kLanes : kLanes;
-    const auto add = [&](float* at, typename Product::Sum sum) {
-      store_part(at, load_part(at, left) + bits_as<Vector>(sum), left);
-    };
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; r++) {
-      float* at = weighted + r * value_dim_;
-      add(at, sums[r][0]);
-      if constexpr (kVectors > 1) add(at + kLanes, sums[r][1]);
-    }
-  }
-
-  using ValueForms = std::array<ValueFunction, 3>;
-  template <int... kRows>
-  static constexpr std::array<ValueForms, kValueRows + 1> value_functions(
-      std::integer_sequence<int, kRows...>) {
-    return {ValueForms{}, ValueForms{&Attention::add_rows<kRows + 1, kValueVectors, false>,
-                                     &Attention::add_rows<kRows + 1, 1, false>,
-                                     &Attention::add_rows<kRows + 1, 1, true>}...};
-  }
-  static inline const std::array<ValueForms, kValueRows + 1> kValueFunctions =
-      value_functions(std::make_integer_sequence<int, kValueRows>());
 
   const BlocksCall& call_;
   const AttentionBlock& block_;

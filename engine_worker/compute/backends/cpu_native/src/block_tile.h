@@ -95,22 +95,23 @@ inline Vector load_scales(const char* from, ScaleType type, int64_t first) {
 }
 
 // All sums of a block are whole numbers: it is scaled once, at its end.
-template <int kRows, WeightType kType, bool kHasScales, bool kHasMinima>
+template <int kRows, WeightType kType, bool kHasScales>
 void block_tile(const TileInput& in, float* out) {
   constexpr bool kIsFp4 = kType == WeightType::kBlocksFp4;
   constexpr bool kIsEight = kType == WeightType::kBlocks8, kIsSix = kType == WeightType::kBlocks6;
   using Product = IntegerProduct<!kIsEight && kType != WeightType::kBlocksIq4>;
+  constexpr bool kIsCoded = kIsFp4 || kType == WeightType::kBlocksIq4;
   constexpr int kStep = 2 * kLanes;
-  constexpr int32_t kZero =
-      BlockLayout{0, ScaleType::kFloat16, kHasScales, kHasMinima}.zero(kType);
   const BlockLayout& layout = in.blocks;
+  const int32_t zero = layout.zero(kType);
+  const bool has_minima = !kIsCoded && layout.has_minima;
   const int64_t num_groups = layout.block_size / in.group_size;
   const int64_t num_words = in.group_size / (kIsEight ? 4 : 8);
   const int64_t num_blocks = in.inputs / layout.block_size, row_groups = num_blocks * num_groups;
   const int64_t block_bytes = layout.num_bytes(kType, in.group_size);
   const int64_t scales_at = layout.words_bytes(kType);
   const int64_t minima_at = scales_at + kHasScales * num_groups * kPanelOutputs;
-  const int64_t floats_at = minima_at + kHasMinima * num_groups * kPanelOutputs;
+  const int64_t floats_at = minima_at + has_minima * num_groups * kPanelOutputs;
   for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
     const auto* x = static_cast<const uint32_t*>(in.x);
     Vector totals[kRows][2] = {};
@@ -124,7 +125,7 @@ void block_tile(const TileInput& in, float* out) {
         IntVector sums[kRows][2];
 #pragma GCC unroll 16
         for (int row = 0; row < kRows; row++) {
-          sums[row][0] = sums[row][1] = IntVector{} - row_sums[row * row_groups + group] * kZero;
+          sums[row][0] = sums[row][1] = IntVector{} - row_sums[row * row_groups + group] * zero;
         }
         if (!kIsEight) {
           for (int64_t word = 0; word < num_words; word++, words += kRowBytes) {
@@ -197,7 +198,7 @@ void block_tile(const TileInput& in, float* out) {
         for (int row = 0; row < kRows; row++) {
           totals[row][v] += __builtin_convertvector(whole[row][v], Vector) * scale;
         }
-        if (!kHasMinima) continue;
+        if (!has_minima) continue;
         IntVector low[kRows] = {};
         for (int64_t group = 0; group < num_groups; group++) {
           const IntVector minimum = load_bytes(start + minima_at + group * kPanelOutputs + at);

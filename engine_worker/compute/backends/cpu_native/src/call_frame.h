@@ -22,8 +22,6 @@ class CallFrame {
  public:
   explicit CallFrame(const XLA_FFI_CallFrame& frame) : frame_(frame) {}
 
-  int64_t num_arguments() const { return frame_.args.size; }
-
   // An argument by its place, with its type, shape (kAny: whatever it has) and alignment.
   const XLA_FFI_Buffer& argument(int64_t index, const char* name, XLA_FFI_DataType type,
                                  std::initializer_list<int64_t> shape, uintptr_t alignment) const {

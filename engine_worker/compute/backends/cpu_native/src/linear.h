@@ -79,20 +79,20 @@ struct TileTable {
 // Blocks keep twice as many sums.
 constexpr int kMaxBlockTileRows = (IntegerProduct<true>::kMaxRows + 1) / 2;
 
-template <WeightType kType, bool kHasScales, bool kHasMinima, int... kRows>
+template <WeightType kType, bool kHasScales, int... kRows>
 constexpr TileTable block_tiles(std::integer_sequence<int, kRows...>) {
-  return {kMaxBlockTileRows, {nullptr, block_tile<kRows + 1, kType, kHasScales, kHasMinima>...}};
+  return {kMaxBlockTileRows, {nullptr, block_tile<kRows + 1, kType, kHasScales>...}};
 }
-using BlockRows = std::make_integer_sequence<int, kMaxBlockTileRows>;
 
 template <WeightType kType>
 const TileTable& block_tile_table(const BlockLayout& blocks) {
-  static constexpr TileTable kPlain = block_tiles<kType, false, false>(BlockRows());
-  static constexpr TileTable kMinima = block_tiles<kType, false, true>(BlockRows());
-  static constexpr TileTable kScales = block_tiles<kType, true, false>(BlockRows());
-  static constexpr TileTable kBoth = block_tiles<kType, true, true>(BlockRows());
-  if (blocks.has_scales) return blocks.has_minima ? kBoth : kScales;
-  return blocks.has_minima ? kMinima : kPlain;
+  using Rows = std::make_integer_sequence<int, kMaxBlockTileRows>;
+  static constexpr TileTable kPlain = block_tiles<kType, false>(Rows());
+  if constexpr (kType != WeightType::kBlocksFp4) {
+    static constexpr TileTable kScales = block_tiles<kType, true>(Rows());
+    if (blocks.has_scales) return kScales;
+  }
+  return kPlain;
 }
 
 inline const TileTable& tile_table(const Matrix& matrix) {
@@ -105,10 +105,6 @@ inline const TileTable& tile_table(const Matrix& matrix) {
   static constexpr TileTable kInt8{
       IntegerProduct<false>::kMaxRows,
       int8_tiles(std::make_integer_sequence<int, IntegerProduct<false>::kMaxRows>())};
-  static constexpr TileTable kFp4 = block_tiles<WeightType::kBlocksFp4, false, false>(BlockRows());
-  static constexpr TileTable kIq4 = block_tiles<WeightType::kBlocksIq4, false, false>(BlockRows());
-  static constexpr TileTable kIq4Scales =
-      block_tiles<WeightType::kBlocksIq4, true, false>(BlockRows());
   switch (matrix.type) {
     case WeightType::kFloat32: return kFloat32;
     case WeightType::kBfloat16: return kBfloat16;
@@ -116,8 +112,8 @@ inline const TileTable& tile_table(const Matrix& matrix) {
     case WeightType::kBlocks8: return block_tile_table<WeightType::kBlocks8>(matrix.blocks);
     case WeightType::kBlocks4: return block_tile_table<WeightType::kBlocks4>(matrix.blocks);
     case WeightType::kBlocks6: return block_tile_table<WeightType::kBlocks6>(matrix.blocks);
-    case WeightType::kBlocksIq4: return matrix.blocks.has_scales ? kIq4Scales : kIq4;
-    default: return kFp4;
+    case WeightType::kBlocksIq4: return block_tile_table<WeightType::kBlocksIq4>(matrix.blocks);
+    default: return block_tile_table<WeightType::kBlocksFp4>(matrix.blocks);
   }
 }
 

@@ -126,12 +126,6 @@ inline Vector from_bfloat16(HalfVector bits) { return bits_as<Vector>(widened(bi
 inline Vector load_bfloat16(const uint16_t* from) {
   return from_bfloat16(load_as<HalfVector>(from));
 }
-inline Vector load_bfloat16_part(const uint16_t* from, int64_t count) {
-  if (count >= kLanes) return load_bfloat16(from);
-  HalfVector bits{};
-  std::memcpy(&bits, from, 2 * static_cast<size_t>(count));
-  return from_bfloat16(bits);
-}
 
 // To the nearest, ties to even; NaN stays NaN.
 inline HalfVector to_bfloat16(Vector x) {
