@@ -60,9 +60,11 @@ def _config(
 _TIED: Final[dict[str, Any]] = {"tie_word_embeddings": True}
 
 
-def _four_windows_and_a_full_layer(num_layers: int) -> list[str]:
+def _windows_and_a_full_layer(num_layers: int, period: int) -> list[str]:
+    """Every `period`-th layer sees all tokens."""
     return [
-        "full_attention" if index % 5 == 4 else "sliding_attention" for index in range(num_layers)
+        "sliding_attention" if (index + 1) % period else "full_attention"
+        for index in range(num_layers)
     ]
 
 
@@ -141,7 +143,7 @@ def _gemma3(sizes: tuple[int, int, int]) -> dict[str, Any]:
 def _gemma4(
     sizes: tuple[int, int, int], heads: tuple[int, int], context: int, **more: Any
 ) -> dict[str, Any]:
-    """The text model of a Gemma 4; every sixth layer sees all tokens."""
+    """The text model of a Gemma 4."""
     return _config(
         "Gemma4ForCausalLM",
         sizes,
@@ -155,6 +157,7 @@ def _gemma4(
             "final_logit_softcapping": 30.0,
             "hidden_size_per_layer_input": 0,
             "attention_k_eq_v": True,
+            "layer_types": _windows_and_a_full_layer(sizes[2], 6),
             **_TIED,
             **more,
         },
@@ -340,7 +343,7 @@ PUBLISHED: Final = (
             32768,
             head_dim=256,
             sliding_window=512,
-            layer_types=_four_windows_and_a_full_layer(35),
+            layer_types=_windows_and_a_full_layer(35, 5),
             num_kv_shared_layers=15,
             vocab_size_per_layer_input=262144,
             hidden_size_per_layer_input=256,
@@ -359,7 +362,7 @@ PUBLISHED: Final = (
             (8, 1),
             131072,
             **_gemma4_small(
-                20, layer_types=_four_windows_and_a_full_layer(35), use_double_wide_mlp=True
+                20, layer_types=_windows_and_a_full_layer(35, 5), use_double_wide_mlp=True
             ),
         ),
     ),
