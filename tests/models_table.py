@@ -42,6 +42,7 @@ _AS_ANOTHER: Final = {
     "Qwen2VLForConditionalGeneration": ("qwen2vl",),
     "Qwen2_5_VLForConditionalGeneration": ("qwen2vl",),
     "Qwen3VLForConditionalGeneration": ("qwen3vl",),
+    "Qwen3VLMoeForConditionalGeneration": ("qwen3vlmoe",),
 }
 """Whose files llama.cpp's converter writes under the name of another family."""
 _MEMORY_HEAD: Final = "| model |"

@@ -228,6 +228,20 @@ def _qwen_vision() -> dict[str, FamilyCase]:
             {"vision_config": wide | deepstack},
             "Qwen3VLForConditionalGeneration",
         ),
+        "qwen3_vl_moe_beside_its_tower": FamilyCase(
+            "Qwen3VLMoeConfig",
+            {
+                **qwen3,
+                "num_hidden_layers": 3,
+                "num_experts": 7,
+                "num_experts_per_tok": 3,
+                "moe_intermediate_size": 24,
+                "mlp_only_layers": [1],
+            },
+            {"vision_config": wide | deepstack},
+            "Qwen3VLMoeForConditionalGeneration",
+            turns_experts=True,
+        ),
     }
 
 

@@ -40,6 +40,8 @@ class FamilyCase:
         wrapped_as: The architecture of a larger model whose text model this is: the files are
             rewritten as its own, where transformers needs other packages or much time to build it.
         text_model: Prefix of the text model's tensors in the larger one.
+        turns_experts: The files on the hub have stacked experts [E, in, out], which transformers
+            turns when it reads them, but not when it saves a model that it made.
         why_logits_only: Why transformers generates otherwise than it computes a whole prompt; the
             case is held to the logits of the prompt only then.
         in_make_test: Whether `make test` runs it; `make parity` runs all.
@@ -53,6 +55,7 @@ class FamilyCase:
     embedding_scale: float = 0.2
     wrapped_as: str = ""
     text_model: str = "model.language_model."
+    turns_experts: bool = False
     why_logits_only: str = ""
     in_make_test: bool = False
 

@@ -51,6 +51,15 @@ _GPT_OSS = config_of(
         "truncate": False,
     },
 )
+_QWEN3_MOE = config_of(
+    "Qwen3MoeForCausalLM",
+    "qwen3_moe",
+    num_experts=6,
+    num_experts_per_tok=3,
+    moe_intermediate_size=12,
+    norm_topk_prob=True,
+    head_dim=8,
+)
 _QWEN3 = config_of("Qwen3ForCausalLM", "qwen3", head_dim=8, tie_word_embeddings=False)
 _LFM2 = config_of(
     "Lfm2ForCausalLM",
@@ -470,19 +479,8 @@ GGUF_FAMILIES = (
         ),
         moe_tensors,
     ),
-    GgufCase(
-        "qwen3moe",
-        config_of(
-            "Qwen3MoeForCausalLM",
-            "qwen3_moe",
-            num_experts=6,
-            num_experts_per_tok=3,
-            moe_intermediate_size=12,
-            norm_topk_prob=True,
-            head_dim=8,
-        ),
-        moe_tensors,
-    ),
+    GgufCase("qwen3moe", _QWEN3_MOE, moe_tensors),
+    GgufCase("qwen3vlmoe", _QWEN3_MOE, moe_tensors, _sections_more),
     GgufCase("qwen2", config_of("Qwen2ForCausalLM", "qwen2"), plain_tensors),
     GgufCase("qwen2vl", config_of("Qwen2ForCausalLM", "qwen2"), plain_tensors, _sections_more),
     GgufCase("qwen3", _QWEN3, plain_tensors),

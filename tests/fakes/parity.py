@@ -76,6 +76,13 @@ def computed_model(case: FamilyCase, num_tokens: int) -> tuple[Any, Any, Logits]
 def save_model(folder: Path, case: FamilyCase, model: Any) -> None:
     """Saves a model of a case to a folder."""
     model.save_pretrained(folder)
+    if case.turns_experts:
+        path = folder / "model.safetensors"
+        tensors = {
+            name: np.ascontiguousarray(one.swapaxes(1, 2)) if ".experts." in name else one
+            for name, one in load_file(path).items()
+        }
+        save_file(tensors, path)
     if case.wrapped_as:
         wrap_text_model(folder, case)
 

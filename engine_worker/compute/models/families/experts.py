@@ -19,6 +19,7 @@ class ExpertNames:
         gate, up, down: Of an expert, in `experts.0.`; none where all are always in one tensor.
         stacked: Gate and up, and down, of all experts [E, 2I, H] and [E, H, I]; several spellings,
             the usual one first.
+        is_stacked_transposed: These are [E, H, 2I] and [E, I, H].
         router: The first that the checkpoint has.
         correction: As `router`.
         shared: With a dot at the end.
@@ -30,6 +31,7 @@ class ExpertNames:
     up: str = "up_proj"
     down: str = "down_proj"
     stacked: tuple[tuple[str, str], ...] = (("experts.gate_up_proj", "experts.down_proj"),)
+    is_stacked_transposed: bool = False
     router: tuple[str, ...] = ("gate.weight",)
     correction: tuple[str, ...] = ("gate.e_score_correction_bias",)
     correction_shape: Callable[[int], tuple[int, ...]] = lambda num_experts: (num_experts,)
@@ -109,12 +111,19 @@ def expert_tensors(
         # Where none is there, the usual one is what is missing.
         stacked = spelling.stacked[0]
     if stacked is not None:
-        gate_up, down = stacked
+        parts = zip(
+            ("gate_up", "down"), stacked, ((2 * inner, hidden), (hidden, inner)), strict=True
+        )
+        is_turned = spelling.is_stacked_transposed
         return sources | {
-            f"{ours}gate_up.weight": (
-                Source(f"{block}{gate_up}", (num_experts, 2 * inner, hidden)),
-            ),
-            f"{ours}down.weight": (Source(f"{block}{down}", (num_experts, hidden, inner)),),
+            f"{ours}{name}.weight": (
+                Source(
+                    f"{block}{tensor}",
+                    (num_experts, *(shape[::-1] if is_turned else shape)),
+                    is_transposed=is_turned,
+                ),
+            )
+            for name, tensor, shape in parts
         }
     experts = [f"{block}experts.{expert}." for expert in range(num_experts)]
     return sources | {

@@ -46,7 +46,7 @@ def _qwen_moe(metadata: GgufMetadata) -> Config:
         "num_experts": metadata.whole("expert_count"),
         "moe_intermediate_size": metadata.whole("expert_feed_forward_length"),
         # llama.cpp has it in its program.
-        "norm_topk_prob": metadata.architecture == "qwen3moe",
+        "norm_topk_prob": metadata.architecture in ("qwen3moe", "qwen3vlmoe"),
     }
     if metadata.has("expert_shared_feed_forward_length"):
         width = metadata.whole("expert_shared_feed_forward_length")
@@ -117,15 +117,18 @@ _ALL: tuple[tuple[str, GgufFamily], ...] = (
     ),
     ("qwen3", GgufFamily("Qwen3ForCausalLM", "qwen3")),
     ("qwen3vl", GgufFamily("Qwen3ForCausalLM", "qwen3")),
-    (
-        "qwen3moe",
-        GgufFamily(
-            "Qwen3MoeForCausalLM",
-            "qwen3_moe",
-            _qwen_moe,
-            {"ffn_gate_inp": "mlp.gate"},
-            _QWEN_EXPERTS,
-        ),
+    *(
+        (
+            name,
+            GgufFamily(
+                "Qwen3MoeForCausalLM",
+                "qwen3_moe",
+                _qwen_moe,
+                {"ffn_gate_inp": "mlp.gate"},
+                _QWEN_EXPERTS,
+            ),
+        )
+        for name in ("qwen3moe", "qwen3vlmoe")
     ),
     (
         "olmoe",

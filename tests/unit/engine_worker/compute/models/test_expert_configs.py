@@ -278,3 +278,30 @@ def test_without_names_of_tensors_the_usual_spelling_is_wanted(architecture: str
     for parameter, parts in zip(graph.parameters, sources, strict=True):
         sizes = [int(np.prod(source.shape)) for source in parts]
         assert sum(sizes) == parameter.num_elements, parameter.path
+
+
+def test_qwen3_vl_of_experts_is_qwen3s_whose_experts_stand_transposed() -> None:
+    text = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    text |= {"num_attention_heads": 16, "vocab_size": 128, "max_position_embeddings": 512}
+    config = {"architectures": ["Qwen3VLMoeForConditionalGeneration"], "text_config": text}
+    spec = decoder_spec(config)
+    expert = MlpSpec(1408)
+    assert spec.layers[0].mlp == MoeSpec(60, 4, expert)
+    attention = spec.layers[0].attention
+    assert (attention.num_kv_heads, attention.qk_norm) == (16, QkNorm.PER_HEAD)
+    assert not spec.tied_head
+    prefix = "model.language_model."
+    stacked = f"{prefix}layers.0.mlp.experts.gate_up_proj"
+    graph = declare(spec, jnp.float32)
+    for names, expected in (
+        ({f"{prefix}embed_tokens.weight", stacked}, [(stacked, (60, 64, 2816), True)]),
+        ({f"{prefix}embed_tokens.weight"}, [(f"{prefix}layers.0.mlp.experts.0.gate_proj.weight",)]),
+    ):
+        sources = dict(
+            zip((one.path for one in graph.parameters), weight_sources(graph, names), strict=True)
+        )
+        found = [
+            (one.name, one.shape, one.is_transposed)
+            for one in sources["layers.0.mlp.gate_up.weight"]
+        ]
+        assert [one[: len(expected[0])] for one in found[:1]] == expected
