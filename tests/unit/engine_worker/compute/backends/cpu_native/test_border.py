@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from engine_worker.compute.backends.cpu_native import calls
-from engine_worker.compute.backends.cpu_native.calls import Attention, AttentionConfig, MlpConfig
+from engine_worker.compute.backends.cpu_native.calls import (
+    Attention,
+    AttentionConfig,
+    Mlp,
+    MlpConfig,
+)
 from engine_worker.compute.backends.cpu_native.library import Library
 from engine_worker.compute.models.spec import QkNorm, QueryScale
 from tests.fakes.block_oracle import AttentionProblem, Problem, Row, StepShape
@@ -164,7 +169,12 @@ def test_an_mlp_that_reads_another_blocks_norm_stands_behind_attention(
     mlp = problem.mlp(MlpConfig(48, 1e-5, norm="none", is_parallel=True)).block()
     usual = problem.mlp(MlpConfig(48, 1e-5))
     normed = replace(usual.block(), config=replace(usual.config, is_parallel=True))
-    for blocks in ([mlp], [block.block(0), usual.block(), mlp], [block.block(0), normed]):
+    rows: list[list[Attention | Mlp]] = [
+        [mlp],
+        [block.block(0), usual.block(), mlp],
+        [block.block(0), normed],
+    ]
+    for blocks in rows:
         with pytest.raises(jax.errors.JaxRuntimeError, match="an MLP reads the norm of"):
             calls.run_blocks(jnp.asarray(problem.x), problem.step, block.ropes, blocks)[
                 0
