@@ -51,6 +51,8 @@ which are given, not chosen.
   0.33 and 2.9 (routers multiplied in float32 changed nothing); `granite_moe_with_multipliers` 0.055
   and 0.63, here 0.049 and 1.9; without experts, `gemma4_with_shared_keys`, 0.21 and 1.2, here 0.15
   and 0.62 (2026-11-29).
+- What XLA computed of a model of int4 was int8. So of those whose attention or MLP went to the
+  kernels (Cohere, Falcon-H1, Gemma 3n and 4, latents), int4 of 2026-11-30 is lower than it was.
 - XLA compiles these programs without its costlier optimisations; `make parity` has it as served.
 """
 
