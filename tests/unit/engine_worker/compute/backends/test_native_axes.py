@@ -1,6 +1,7 @@
 """Every axis of a decoder on the native backend, held to the reference in plain XLA."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +177,7 @@ EXPERTS = {
     ),
 }
 NATIVE |= EXPERTS
-COHERE = {"norm_kind": NormKind.LAYER, "norm_placement": NormPlacement.PARALLEL}
+COHERE: dict[str, Any] = {"norm_kind": NormKind.LAYER, "norm_placement": NormPlacement.PARALLEL}
 TURNED = replace(tiny_attention(), rope=replace(PARTIAL, interleaved=True))
 OWN = replace(tiny_attention(), qk_norm=QkNorm.PER_HEAD)
 NATIVE |= {

@@ -192,7 +192,11 @@ def test_an_mlp_reads_the_norm_of_the_attention_block_before_it(
     mlp = problem.mlp(MlpConfig(50, 1e-5, weight_type, norm="none", is_parallel=True))
     behind = problem.mlp(MlpConfig(30, 1e-5, weight_type))
     x, step = jnp.asarray(problem.x), problem.step
-    blocks = [attention.block(0), mlp.block(), behind.block()]
+    blocks: list[calls.Attention | calls.Mlp] = [
+        attention.block(0),
+        mlp.block(),
+        behind.block(),
+    ]
     found, _ = calls.run_blocks(x, step, attention.ropes, blocks[:2])
     middle, _, _ = attention.oracle(problem.x)
     reads = normalized(problem.x, "layer", config.eps, attention.vectors["norm"])
