@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from engine_worker.compute.memory.host_memory import trim_heap
-from engine_worker.compute.memory.library_code import release_library_code
+from engine_worker.compute.memory.mapped_code import release_library_code
 from engine_worker.compute.runner.compile_cache import watch_cache
 from engine_worker.compute.runner.compiler_threads import CompilerThreads
 from engine_worker.core.choice.batch import ProgressCallback

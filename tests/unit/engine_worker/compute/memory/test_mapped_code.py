@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from engine_worker.compute.memory.library_code import large_code, release_library_code
+from engine_worker.compute.memory.mapped_code import large_code, release_library_code
 
 
 def mapping(begin: int, access: str, path: str, *, rss_kb: int, anonymous_kb: int = 0) -> str:
