@@ -304,7 +304,7 @@ class Bookings:
                 plan.settle(now_s, lease.held, used)
             if is_late or outcome == "expired":
                 plan.open_slots(now_s)
-            charges = plan.charges_at(now_s, lease.counted_s)
+            charges = plan.charges_at(now_s, now_s if is_late else lease.counted_s)
         booking = self._booking(
             lease,
             prompt_tokens,

@@ -95,7 +95,10 @@ class OpenLeases:
         restoring = Restoring(keys, meters, clock)
         restoring.count_recent(snapshot)
         for row in snapshot.leases:
-            lease = self._reopen(row, restoring.on_monotonic(row.granted_at_ms))
+            if row.prompt_tokens or row.completion_tokens:
+                lease = self._reopen(row, restoring.on_monotonic(row.granted_at_ms))
+            else:  # nothing is granted without a bound: an engine's report opened it
+                lease = self._reopen(row, may_be_booked=True)
             lease.may_have_ended = True
         self._unknown_until_s = clock.monotonic_s() + duration_s
         meters.hold_unknown(self._unknown_until_s)
@@ -250,9 +253,9 @@ class OpenLeases:
         return self._leases.get(lease_id) or self._find_forgotten(lease_id, request_id)
 
     def _find_forgotten(
-        self, lease_id: str, request_id: str, *, of_this_epoch: bool = False
+        self, lease_id: str, request_id: str, *, by_engine: bool = False
     ) -> Lease | None:
-        name = self._forgotten_name(lease_id, of_this_epoch=of_this_epoch)
+        name = self._forgotten_name(lease_id, of_this_epoch=by_engine)
         if name is None:
             return None
         row = LeaseRow(
@@ -266,7 +269,7 @@ class OpenLeases:
             reported_prompt_tokens=0,
             reported_completion_tokens=0,
         )
-        lease = self._reopen(row)
+        lease = self._reopen(row, may_be_booked=by_engine)
         # One of this epoch has only expired: what it counted in is counted here already.
         lease.is_forgotten = name.epoch < self._epoch
         return lease
@@ -350,7 +353,9 @@ class OpenLeases:
 
     def renew(self, report: LeaseReport) -> None:
         """Begin a new term and note what was used so far; reports never run backwards."""
-        lease = self._leases.get(report.lease_id) or self._find_reported(report)
+        lease = self._leases.get(report.lease_id)
+        if lease is None or lease.may_be_booked:
+            lease = self._find_reported(report, lease) or lease
         if lease is None:
             return
         self._leases.renew(lease, self._clock.monotonic_s())
@@ -390,10 +395,13 @@ class OpenLeases:
         if self._clock.monotonic_s() < self._unknown_until_s:
             plan.keep_unknown(difference(before, after), self._unknown_until_s)
 
-    def _find_reported(self, report: LeaseReport) -> Lease | None:
-        """A lease that a kill forgot; what it holds is said by its gateway, if that knows to."""
+    def _find_reported(self, report: LeaseReport, by_engine: Lease | None) -> Lease | None:
+        """A lease that a kill forgot; what it holds is said by its gateway, if that knows to.
+
+        An engine that lost sight of the gateway may have opened it before, as one that ended.
+        """
         if not report.endpoint:
-            return self._find_forgotten(report.lease_id, "")
+            return by_engine or self._find_forgotten(report.lease_id, "")
         name = self._forgotten_name(report.lease_id)
         if name is None:
             return None
@@ -413,6 +421,9 @@ class OpenLeases:
             end_user=report.end_user if is_trusted else "",
         )
         lease = self._reopen(row)
+        if by_engine is not None:
+            lease.note_totals(by_engine.reported_prompt_tokens, by_engine.reported_completion_tokens)
+            lease.streams = by_engine.streams
         if lease.plan is not None:
             # It was among what the killed process may have granted, and holds its part itself now.
             lease.plan.take_unknown(NOTHING, lease.held)
@@ -423,8 +434,9 @@ class OpenLeases:
         """Engines say what they did for a gateway that is gone; what is to be remembered of it.
 
         The leases expire soon and are charged then, unless a gateway renews or settles them first.
-        What was settled is settled; a lease that has expired meanwhile is opened once more, so that
-        the ledger gets the greater count.
+        What was settled is settled; a lease that has expired meanwhile, or that a restart forgot,
+        is opened once more, so that the ledger gets the greater count. It may have been settled
+        long ago, and its engine has ended it, so it takes no place of those that run.
         """
         by_lease: dict[str, list[StreamUsage]] = {}
         for usage in usages:
@@ -436,9 +448,7 @@ class OpenLeases:
             request_id = streams[0].stream.partition("/")[0]
             lease = self._leases.get(lease_id)
             if lease is None:
-                lease = self._find_forgotten(lease_id, request_id, of_this_epoch=True)
-                if lease is not None:
-                    lease.may_be_booked = True
+                lease = self._find_forgotten(lease_id, request_id, by_engine=True)
             if lease is not None:
                 lease.note_streams(streams)
                 self._leases.orphan(lease, self._clock.monotonic_s())
@@ -493,7 +503,9 @@ class OpenLeases:
         self._num_granted += 1
         return lease_id_of(self._epoch, self._num_granted, granted_at_ms, key.key_id, model)
 
-    def _reopen(self, row: LeaseRow, counted_s: float | None = None) -> Lease:
+    def _reopen(
+        self, row: LeaseRow, counted_s: float | None = None, *, may_be_booked: bool = False
+    ) -> Lease:
         """Open a lease of an earlier epoch for a full new term, without asking for room."""
         key = principal_of(self._keys, row)
         plan = self._meters.plan_for(
@@ -516,26 +528,30 @@ class OpenLeases:
             end_user=row.end_user,
             user_id=key.user_id,
             team_id=key.team_id,
+            may_be_booked=may_be_booked,
         )
         if plan is not None:
             if plan.has_money:
                 lease.price = self._prices.price_of(row.model, row.granted_at_ms)
-            lease.held = self._needs(lease, row.prompt_tokens, row.completion_tokens)
-            if plan.readmit(self._clock.monotonic_s(), lease.held) and counted_s is not None:
-                lease.counted_s = self._clock.monotonic_s()
+            if not may_be_booked:
+                lease.held = self._needs(lease, row.prompt_tokens, row.completion_tokens)
+                if plan.readmit(self._clock.monotonic_s(), lease.held) and counted_s is not None:
+                    lease.counted_s = self._clock.monotonic_s()
         self._open(lease)
         return lease
 
     def _open(self, lease: Lease) -> None:
-        self._num_open[lease.key_id] = self._num_open.get(lease.key_id, 0) + 1
+        if not lease.may_be_booked:
+            self._num_open[lease.key_id] = self._num_open.get(lease.key_id, 0) + 1
         if lease.end_user:
             self._num_open_for[lease.end_user] = self._num_open_for.get(lease.end_user, 0) + 1
         self._leases.open(lease)
 
     def _count_closed(self, lease: Lease) -> None:
-        num_open = self._num_open.pop(lease.key_id) - 1
-        if num_open:
-            self._num_open[lease.key_id] = num_open
+        if not lease.may_be_booked:
+            num_open = self._num_open.pop(lease.key_id) - 1
+            if num_open:
+                self._num_open[lease.key_id] = num_open
         if lease.end_user:
             num_open = self._num_open_for.pop(lease.end_user) - 1
             if num_open:

@@ -4,10 +4,13 @@ A killed process forgets a settlement that was not committed, together with what
 room that this had freed.
 """
 
+from typing import Any
+
 import pytest
 
 from auth_worker.decisions.authority import Authority, Rules
 from auth_worker.decisions.slices import Postponed
+from auth_worker.principals.key_rules import KeyRules
 from auth_worker.principals.limit_rules import Limit
 from auth_worker.records.operations import BookUsage, Snapshot
 from protocol.wire.messages import (
@@ -38,12 +41,16 @@ LIMITS = [
 class Machine:
     """A database, and the auth worker on it, which is killed now and then."""
 
-    def __init__(self, one: Limit) -> None:
+    def __init__(self, one: Limit, **of_key: Any) -> None:
         self.clock = FakeClock()
         self.limit = one
         self.store = MemoryStore(
             Snapshot(
-                keys=(stored_key(),), leases=(), recent=(), limits=(one,), prices=(HOUSE_PRICE,)
+                keys=(stored_key(**of_key),),
+                leases=(),
+                recent=(),
+                limits=(one,),
+                prices=(HOUSE_PRICE,),
             )
         )
         self.epoch = 0
@@ -257,3 +264,73 @@ def test_a_limit_that_came_after_the_kill_gives_back_what_it_kept(machine: Machi
     meter = machine.authority.meter_of(new)
     assert meter.total + meter.free == meter.amount
     machine.grant(600)
+
+
+def orphans_of(machine: Machine, *lease_ids: str) -> None:
+    """An engine tells of all that its lost gateway had lately, and it is made durable."""
+    usages = tuple(
+        StreamUsage(stream=f"{lease_id}/0", lease_id=lease_id, prompt_tokens=100)
+        for lease_id in lease_ids
+    )
+    report = OrphanUsage(report_id="1", engine_id="e", streams=usages)
+    for operation in machine.authority.note_orphans(report):
+        machine.store.submit(operation, lambda _: None)
+    machine.store.commit()
+
+
+@pytest.mark.parametrize("num_kills", [1, 2])
+@pytest.mark.parametrize(
+    ("one", "most_parallel", "num_left"),
+    [
+        (limit("parallel", 2, "total"), None, 2),
+        (limit("requests", 7, "hour"), None, 5),
+        (limit("tokens", 100_000, "total"), 2, 2),
+    ],
+)
+def test_what_was_settled_before_a_kill_takes_no_room_when_an_engine_tells_of_it(
+    one: Limit, most_parallel: int | None, num_left: int, num_kills: int
+) -> None:
+    machine = Machine(one, rules=KeyRules(max_parallel_requests=most_parallel))
+    ended = [machine.grant(900) for _ in range(2)]
+    for lease_id in ended:
+        machine.settle(lease_id)
+    machine.store.commit()
+    machine.kill()
+    orphans_of(machine, *ended)
+    for _ in range(num_kills - 1):
+        machine.kill()
+    assert machine.authority.num_leases == 2
+    granted = [machine.grant(100) for _ in range(num_left)]
+    assert isinstance(machine.ask(100), Denied)
+    for lease_id in granted:
+        machine.settle(lease_id)
+    machine.later(LEASE_S)  # they are booked once more, and the ledger knows them
+    assert machine.authority.num_leases == 0
+    assert machine.authority.meter_of(one).held == 0
+    assert len(machine.store.ledger) == 2 + num_left
+
+
+@pytest.mark.parametrize("one", [limit("parallel", 1, "total"), limit("tokens", 1000, "total")])
+def test_a_gateway_that_an_engine_lost_sight_of_says_that_its_request_runs(one: Limit) -> None:
+    machine = Machine(one)
+    running = machine.grant(900)
+    machine.kill()
+    orphans_of(machine, running)
+    machine.renew(running, 900)
+    assert machine.is_refused(700)
+    machine.settle(running)
+    machine.store.commit()
+    assert machine.authority.meter_of(one).held == 0
+    assert len(machine.store.ledger) == 1
+
+
+def test_a_request_that_a_kill_forgot_counts_once_when_only_an_engine_tells_of_it() -> None:
+    machine = Machine(limit("requests", 2, "hour"))
+    forgotten = machine.grant(900)
+    machine.kill()
+    orphans_of(machine, forgotten)
+    machine.later(31)
+    machine.store.commit()
+    assert machine.authority.meter_of(machine.limit).total == 1
+    machine.grant(100)
+    assert isinstance(machine.ask(100), Denied)
