@@ -55,9 +55,11 @@ int round_to(float value, int low, int high) {
 
 // What the value furthest from zero becomes with each candidate for a scale: about the end of the
 // range that reaches further, -8, or a whole number. With these, numbers that were multiples of one
-// scale before (a checkpoint in four bits) are found again.
-constexpr float kInt4Ends[] = {-7.4f, -7.5f, -7.6f, -7.7f, -7.8f, -7.9f, -8.0f, -8.1f, -8.2f,
-                               7.0f,  6.0f,  5.0f,  4.0f};
+// scale before (a checkpoint in four bits) are found again. A candidate stands in each lane.
+constexpr int kNumCandidates = 13;
+constexpr float kInt4Ends[kNumCandidates] = {-7.4f, -7.5f, -7.6f, -7.7f, -7.8f, -7.9f, -8.0f,
+                                             -8.1f, -8.2f, 7.0f,  6.0f,  5.0f,  4.0f};
+typedef float Candidates __attribute__((vector_size(16)));
 
 // The scale of a group of int4 with the least squared error of the candidates.
 float int4_scale(const float* values, int64_t count) {
@@ -66,18 +68,29 @@ float int4_scale(const float* values, int64_t count) {
     if (std::fabs(values[i]) > std::fabs(extreme)) extreme = values[i];
   }
   if (extreme == 0.0f) return 0.0f;
-  float best = 0.0f, least = INFINITY;
-  for (const float end : kInt4Ends) {
-    const float scale = from_bfloat16(to_bfloat16(extreme / end));
-    if (scale == 0.0f) continue;
-    float error = 0.0f;
-    for (int64_t i = 0; i < count; i++) {
-      const float miss = static_cast<float>(round_to(values[i] / scale, -8, 7)) * scale - values[i];
-      error += miss * miss;
+  float scales[16] = {}, errors[16];
+  for (int k = 0; k < kNumCandidates; k++) {
+    scales[k] = from_bfloat16(to_bfloat16(extreme / kInt4Ends[k]));
+  }
+  Candidates scale_vectors[4], error_vectors[4] = {};
+  std::memcpy(scale_vectors, scales, sizeof scales);
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to whole numbers
+  const Candidates low = Candidates{} - 8.0f, high = Candidates{} + 7.0f;
+  for (int64_t i = 0; i < count; i++) {
+    for (int v = 0; v < 4; v++) {
+      Candidates whole = values[i] / scale_vectors[v];
+      whole = whole < low ? low : whole;
+      whole = whole > high ? high : whole;
+      const Candidates miss = ((whole + magic) - magic) * scale_vectors[v] - values[i];
+      error_vectors[v] += miss * miss;
     }
-    if (error < least) {
-      least = error;
-      best = scale;
+  }
+  std::memcpy(errors, error_vectors, sizeof errors);
+  float best = 0.0f, least = INFINITY;
+  for (int k = 0; k < kNumCandidates; k++) {
+    if (scales[k] != 0.0f && errors[k] < least) {
+      least = errors[k];
+      best = scales[k];
     }
   }
   return best;
