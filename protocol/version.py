@@ -56,6 +56,9 @@ AUDIT_LISTS_VERSION = ProtocolVersion(1, 5)
 """Since when auth workers take filters of the audit log with several values; an older one would
 ignore them."""
 
+KEY_ACTION_VERSION = ProtocolVersion(1, 5)
+"""Since when auth workers take `action` of `UpdateKey`; an older one would ignore it."""
+
 SCORE_VERSION = ProtocolVersion(1, 4)
 """Since when engines take `Score`; those that do say `scores` among their capabilities."""
 

@@ -76,6 +76,25 @@ def check_lasts(actor: StoredKey, key: StoredKey) -> None:
         )
 
 
+def check_stays(actor: StoredKey) -> None:
+    """A key that expires makes, changes and wakes nothing that tells of the audit log after it.
+
+    Webhooks are the server's, and go on whatever becomes of the key that made them. Tokens are
+    their issuer's to end, as `check_lasts` says.
+
+    Raises:
+        ActorNotAllowedError: The key expires, or may not read the log itself.
+    """
+    if "admin.audit" not in actor.scopes:
+        raise ActorNotAllowedError(
+            "A webhook is sent entries of the audit log: this needs the scope admin.audit, too."
+        )
+    if actor.expires_at is not None and not actor.key_id.startswith(TOKEN_ID_PREFIX):
+        raise ActorNotAllowedError(
+            "A key that expires can't make, change or wake a webhook, which would go on after it."
+        )
+
+
 def check_role(actor: StoredKey, role: PrincipalRole, does: str) -> None:
     """A narrowed admin makes nobody one, and touches nobody, who may do more than itself.
 

@@ -117,7 +117,7 @@ class Administration:
             self._keys.put(replace(key, key_id=key_id))
 
     def update(self, command: UpdateKey) -> ChangeKey:
-        """Other settings for a key, which keeps its secret.
+        """Other settings for a key, which keeps its secret, and another status, if that is asked.
 
         Raises:
             ActorNotAllowedError: Who asks may not administer keys, or not such a one.
@@ -133,13 +133,20 @@ class Administration:
         if not {"user_id", "team_id"}.isdisjoint(command.fields):
             self._check_people(after.user_id, after.team_id)
             after = self._keys.attached(after)
-        self._put(actor, key, after, at=command.fields)
         values = {
             name: value
             for name, value in setting_values(settings).items()
             if name in command.fields
         }
-        entry = self._entry(command, "key_updated", key.key_id)
+        action: AuditAction = "key_updated"
+        if command.action:
+            times = self._times_of(key, command.action)
+            values |= times
+            after = replace(after, **times)
+            if any(getattr(key, name) != value for name, value in times.items()):
+                action = _ACTIONS[command.action]
+        self._put(actor, key, after, at=() if command.action else command.fields)
+        entry = self._entry(command, action, key.key_id)
         return ChangeKey(
             key.key_id, values, replace(entry, detail=audited(settings, set(command.fields)))
         )
@@ -193,7 +200,6 @@ class Administration:
         actor = self._actor(command.actor, ADMINISTERING)
         key = self._get(command.key_id)
         entry = self._entry(command, _ACTIONS[command.action], key.key_id)
-        now = int(self._clock.wall_s())
         if command.action == "delete":
             self._check_not_of_environment(key)
             if is_closed_by_admin(key):
@@ -206,20 +212,11 @@ class Administration:
             self._check_not_last(key, None, "delete")
             self._keys.remove(key.key_id)
             return DropKey(key.key_id, entry)
-        # What is so already keeps its time, and is written anyway: while the disk was stuck
-        # it may have come into memory alone. The store puts on record only what changes a row.
-        values: dict[str, Any]
-        if command.action == "revoke":
-            values = {"revoked_at": now if key.ended_at is None else key.ended_at}
-            if key.key_id == ENVIRONMENT_KEY_ID:
-                # The next start tells by it that it wasn't just taken out of the environment.
-                values["suspended_at"] = now if key.suspended_at is None else key.suspended_at
-        else:
+        if command.action != "revoke":
             key = self._changeable(command.key_id)
-            since = now if key.suspended_at is None else key.suspended_at
-            values = {"suspended_at": since if command.action == "suspend" else None}
-        self._put(actor, key, replace(key, **values), verb=command.action)
-        return ChangeKey(key.key_id, values, entry)
+        times = self._times_of(key, command.action)
+        self._put(actor, key, replace(key, **times), verb=command.action)
+        return ChangeKey(key.key_id, times, entry)
 
     def find(self, command: FindKeys) -> ReadKeys:
         """A page of keys.
@@ -294,6 +291,22 @@ class Administration:
                 "This key is revoked, which is for good; make another one.", param="key_id"
             )
         return key
+
+    def _times_of(self, key: StoredKey, action: KeyAction) -> dict[str, Any]:
+        """What says in the key's row that it is suspended, works again or is revoked.
+
+        What is so already keeps its time, and is written anyway: while the disk was stuck it may
+        have come into memory alone. The store puts on record only what changes a row.
+        """
+        now = int(self._clock.wall_s())
+        since = now if key.suspended_at is None else key.suspended_at
+        if action != "revoke":
+            return {"suspended_at": since if action == "suspend" else None}
+        times: dict[str, Any] = {"revoked_at": now if key.ended_at is None else key.ended_at}
+        if key.key_id == ENVIRONMENT_KEY_ID:
+            # The next start tells by it that it wasn't just taken out of the environment.
+            times["suspended_at"] = since
+        return times
 
     def _check_people(self, user_id: str, team_id: str) -> None:
         """Refuse a key of somebody who isn't there, or of a team that its user isn't in."""

@@ -11,6 +11,7 @@ from auth_worker.administration.actors import (
     check_holder_reach,
     check_page,
     check_role,
+    check_stays,
     entry_of,
 )
 from auth_worker.clock import Clock
@@ -230,7 +231,7 @@ class ResourceAdministration:
                 self._commanded_models[resource_id] = settings.models
                 settings = structs.replace(settings, valid_from=settings.valid_from or now)
             case WebhookSettings():
-                _check_reads_audit(actor)
+                check_stays(actor)
                 self._check_target(settings.url)
                 self._check_webhooks()
             case TeamSettings():
@@ -269,7 +270,7 @@ class ResourceAdministration:
                     limit = replace(limit, counts_since=values["counts_since"])
                 self._commanded.put(limit)
             case WebhookSettings():
-                _check_reads_audit(actor)
+                check_stays(actor)
                 hook = self._webhook(resource_id)
                 if "url" in fields:
                     self._check_target(settings.url)
@@ -322,6 +323,8 @@ class ResourceAdministration:
             self._team(resource_id)
             theirs = self._keys.administering(team_id=resource_id)
             check_holder_reach(actor, theirs, opens=opens)
+        elif kind == "webhook" and opens:
+            check_stays(actor)
         now = int(self._clock.wall_s())
         entry = self._entry(command, _action(kind, _VERBS[command.action]), resource_id)
         if command.action == "delete":
@@ -523,7 +526,11 @@ class ResourceAdministration:
         return versions[0].models
 
     def _entry(self, command: Command, action: AuditAction, subject: str) -> AuditEntry:
-        return entry_of(command.request_id, command.actor, action, subject, self._clock.wall_s())
+        wall_s = self._clock.wall_s()
+        entry = entry_of(command.request_id, command.actor, action, subject, wall_s)
+        if isinstance(command, SetMember) or command.kind != "price":
+            return entry
+        return replace(entry, at_ms=self._prices.beginning(entry.at_ms))  # of the version
 
 
 def _action(kind: ResourceKind, what_was_done: str) -> AuditAction:
@@ -542,18 +549,6 @@ def _begin_of_version(operation: ResourceOperation) -> int | None:
             return operation.audit.at_ms
         case _:
             return None
-
-
-def _check_reads_audit(actor: StoredKey) -> None:
-    """A webhook is sent what the audit log takes up.
-
-    Raises:
-        ActorNotAllowedError: The actor may not read it.
-    """
-    if "admin.audit" not in actor.scopes:
-        raise ActorNotAllowedError(
-            "A webhook is sent entries of the audit log: this needs the scope admin.audit, too."
-        )
 
 
 def _set(

@@ -11,6 +11,7 @@ TOKENS_PER_PRICE: Final = 1_000_000
 """Prices of tokens are for so many of them."""
 _MAX_CACHED_MODELS: Final = 4096
 _WILDCARDS: Final = frozenset("*?[")
+_MS_A_SECOND: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class PriceTable:
         # By model what was found last, and the Unix milliseconds from and to which it is so.
         self._found: dict[str, tuple[Price | None, float, float]] = {}
         self._expected: list[int] = []  # when versions begin that aren't durable yet
+        self._last_moment = 0  # by which a request was priced
         for price in prices:
             self.put(price)
 
@@ -97,7 +99,18 @@ class PriceTable:
         now, also for a process that finds the version after a kill.
         """
         expected = self._expected
-        return min(now_ms, min(expected) - 1) if expected else now_ms
+        moment = min(now_ms, min(expected) - 1) if expected else now_ms
+        self._last_moment = moment
+        return moment
+
+    def beginning(self, now_ms: int) -> int:
+        """The Unix millisecond in which a version may begin at the earliest that is said now.
+
+        The next one, where a request of this one is priced by the version before. (So it is where
+        the clock has been set back by less than a second.)
+        """
+        after_last = self._last_moment + 1
+        return after_last if now_ms < after_last < now_ms + _MS_A_SECOND else now_ms
 
     def versions(self, price_id: str) -> tuple[Price, ...]:
         """All versions of a price, the newest first; the newest may begin later."""

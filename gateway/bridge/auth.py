@@ -42,6 +42,8 @@ from protocol.wire.messages import (
 
 Outcome = Literal["finished", "aborted", "failed"]
 """How a request ended."""
+KeyStep = Literal["", "suspend", "reactivate", "revoke"]
+"""What becomes of the status of a key whose settings change."""
 
 
 def authorize(
@@ -195,11 +197,21 @@ def make_key(
 
 
 def update_key(
-    request_id: str, actor: Actor, key_id: str, fields: tuple[str, ...], settings: KeySettings
+    request_id: str,
+    actor: Actor,
+    key_id: str,
+    fields: tuple[str, ...],
+    settings: KeySettings,
+    action: KeyStep = "",
 ) -> UpdateKey:
-    """Change the named settings of a key."""
+    """Change the named settings of a key, and its status with them."""
     return UpdateKey(
-        request_id=request_id, actor=actor, key_id=key_id, fields=fields, settings=settings
+        request_id=request_id,
+        actor=actor,
+        key_id=key_id,
+        fields=fields,
+        settings=settings,
+        action=action,
     )
 
 

@@ -15,6 +15,7 @@ from gateway.workers.wire import Wire
 from protocol.errors import ErrorCode
 from protocol.version import (
     AUDIT_LISTS_VERSION,
+    KEY_ACTION_VERSION,
     MINUTES_VERSION,
     ORPHAN_USAGE_VERSION,
     PEOPLE_VERSION,
@@ -422,6 +423,8 @@ def _needed_version(question: AdminQuestion) -> ProtocolVersion:
         return PEOPLE_VERSION
     if isinstance(question, FindKeys) and (question.user_id or question.team_id):
         return PEOPLE_VERSION
+    if isinstance(question, UpdateKey) and question.action:
+        return KEY_ACTION_VERSION
     if isinstance(question, MakeKey | UpdateKey):
         settings = question.settings
         if settings.user_id or settings.team_id or settings.may_name_end_users:

@@ -132,6 +132,7 @@ class UpdateKey(Message, frozen=True, tag="update_key"):
     Attributes:
         fields: Names of `KeySettings` that change; a name at its default clears.
         settings: Their new values; what isn't named in `fields` is not looked at.
+        action: What becomes of the key in the same step (since 1.5): both is done, or nothing.
     """
 
     request_id: str
@@ -139,6 +140,7 @@ class UpdateKey(Message, frozen=True, tag="update_key"):
     key_id: str
     fields: tuple[str, ...]
     settings: KeySettings
+    action: Literal["", "suspend", "reactivate", "revoke"] = ""
 
 
 class RotateKey(Message, frozen=True, tag="rotate_key"):

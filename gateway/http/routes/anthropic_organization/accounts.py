@@ -78,14 +78,17 @@ async def change_account(request: Request, account_id: str) -> Response:
     """Say something else about a service account; null takes the description away."""
     body = await body_of(request, ChangeWorkspaceAccountRequest)
     account = await _the_account(request, account_id)
+    fields: list[str] = []
+    metadata: dict[str, str] = {}
     if _DESCRIPTION in body.model_fields_set:
         assert isinstance(account.settings, UserSettings)
         metadata = _described(account.settings.metadata, body.description)
-        settings = UserSettings(name="", metadata=metadata)
-        account = await change(request, "user", account_id, ("metadata",), settings)
+        fields.append("metadata")
     if body.organization_role is not None:
-        settings = UserSettings(name="", role="user")
-        account = await change(request, "user", account_id, ("role",), settings)
+        fields.append("role")
+    if fields:
+        settings = UserSettings(name="", role="user", metadata=metadata)
+        account = await change(request, "user", account_id, tuple(fields), settings)
     return admin_json(_account(account))
 
 

@@ -14,7 +14,7 @@ from gateway.http.parts import parts_of
 from gateway.http.query import check_query, query_flag, query_number, query_text
 from gateway.http.routes.administration.keys import actor_of, admin_json, body_of
 from gateway.http.routes.anthropic_organization.workspaces import BASE, WORKSPACE
-from gateway.http.routes.organization.limits import rate_resources, set_rate_limit
+from gateway.http.routes.organization.limits import Rate, rate_resources, set_rate_limits
 from gateway.http.routes.organization.parts import find, limit_of_page, not_found, one
 from gateway.http.schemas.administration.organization import WorkspaceRateLimitRequest
 from gateway.http.schemas.base.body import body_schema
@@ -80,13 +80,8 @@ async def change_workspace_rate_limit(
     if len({wanted.type for wanted in body.limits}) < len(body.limits):
         raise InvalidRequestError("`limits` takes each type once.", param="limits")
     model = parts_of(request).names.served(shapes.model_of_rate_limit(rate_limit_id))
-    known = await rate_resources(request, workspace_id)
-    for wanted in body.limits:
-        measure, window = _TYPES[wanted.type]
-        name = f"{wanted.type} of {model}"
-        await set_rate_limit(
-            request, workspace_id, known, name, model, measure, window, wanted.value
-        )
+    wanted = [Rate(one.type, *_TYPES[one.type], one.value) for one in body.limits]
+    await set_rate_limits(request, workspace_id, model, wanted)
     own = [settings for _, settings in await rate_resources(request, workspace_id)]
     of_house = await _of_house(request)
     return admin_json(_workspace_entry(workspace_id, model, own, of_house, inherits=False))

@@ -1,7 +1,7 @@
 """Anthropic's organization API: workspaces, keys and users, as its own client reads them."""
 
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
 
@@ -34,6 +34,7 @@ from gateway.http.schemas.administration.organization import (
 )
 from gateway.http.schemas.administration.settings import LAST_SECOND
 from gateway.http.schemas.base.body import body_schema
+from gateway.workers.auth import AdminQuestion
 from protocol.wire.messages import (
     KeyDetails,
     KeySettings,
@@ -69,6 +70,13 @@ _STATUS_THERE: Final[dict[KeyStatus, str]] = {
     "revoked": "archived",
 }
 _STATUS_HERE: Final = {there: here for here, there in _STATUS_THERE.items()}
+_ACTIONS: Final[dict[str, Literal["suspend", "reactivate", "revoke"]]] = {
+    "active": "reactivate",
+    "inactive": "suspend",
+    "archived": "revoke",
+}
+_LOOKED_THROUGH: Final = 1000
+"""Keys at a time, where few of them may be inactive."""
 
 
 @router.get(f"{BASE}/me")
@@ -127,16 +135,26 @@ async def list_keys(request: Request) -> Response:
     """A page of keys, newest first."""
     check_query(request, "after_id", "limit", "status", "workspace_id")
     status = query_text(request, "status", one_of=tuple(_STATUS_HERE))
-    found = await find_keys(
-        request,
-        status=_STATUS_HERE[status] if status else "",
-        team_id=query_text(request, "workspace_id"),
-        limit=limit_of_page(request),
-        after_key_id=query_text(request, "after_id"),
-    )
-    owners = await owners_of(request, found.keys)
-    data = [_api_key(key, owner) for key, owner in zip(found.keys, owners, strict=True)]
-    return admin_json(page_of(data, has_more=found.has_more))
+    limit, after = limit_of_page(request), query_text(request, "after_id")
+    # Here a key is active that its user or team keeps closed.
+    looks_at_all = status == "inactive"
+    keys: list[KeyDetails] = []
+    while len(keys) <= limit:
+        found = await find_keys(
+            request,
+            status=_STATUS_HERE[status] if status and not looks_at_all else "",
+            team_id=query_text(request, "workspace_id"),
+            limit=_LOOKED_THROUGH if looks_at_all else limit + 1,
+            after_key_id=after,
+        )
+        keys += [key for key in found.keys if not status or _status(key) == status]
+        if not found.has_more:
+            break
+        after = found.keys[-1].key_id
+    shown = keys[:limit]
+    owners = await owners_of(request, shown)
+    data = [_api_key(key, owner) for key, owner in zip(shown, owners, strict=True)]
+    return admin_json(page_of(data, has_more=len(keys) > limit))
 
 
 @router.get(_KEY)
@@ -150,27 +168,17 @@ async def get_key(request: Request, key_id: str) -> Response:
 async def change_key(request: Request, key_id: str) -> Response:
     """Rename a key, suspend it (`inactive`), let it work again, or end it (`archived`)."""
     body = await body_of(request, WorkspaceKeyRequest)
-    if body.name is None and body.status is None:
-        raise InvalidRequestError("The body names nothing to change.")
+    request_id, actor = request.state.request_id, actor_of(request)
+    question: AdminQuestion
     if body.name is not None:
-        renamed = bridge.update_key(
-            request.state.request_id,
-            actor_of(request),
-            key_id,
-            ("name",),
-            KeySettings(name=body.name),
-        )
-        key = (await administer_keys(request, renamed)).keys[0]
-    if body.status is not None:
-        actions: dict[str, Any] = {
-            "active": "reactivate",
-            "inactive": "suspend",
-            "archived": "revoke",
-        }
-        question = bridge.change_key_status(
-            request.state.request_id, actor_of(request), key_id, actions[body.status]
-        )
-        key = (await administer_keys(request, question)).keys[0]
+        action = _ACTIONS[body.status] if body.status else ""
+        settings = KeySettings(name=body.name)
+        question = bridge.update_key(request_id, actor, key_id, ("name",), settings, action)
+    elif body.status is not None:
+        question = bridge.change_key_status(request_id, actor, key_id, _ACTIONS[body.status])
+    else:
+        raise InvalidRequestError("The body names nothing to change.")
+    key = (await administer_keys(request, question)).keys[0]
     return admin_json(_api_key(key, await owner_of(request, key)))
 
 
@@ -220,6 +228,12 @@ def _workspace(team: Resource) -> dict[str, Any]:
     }
 
 
+def _status(key: KeyDetails) -> str:
+    """`inactive` also where its user or team keeps it from opening anything."""
+    is_closed = key.status == "active" and key.closed_by
+    return _STATUS_THERE["suspended" if is_closed else key.status]
+
+
 def _api_key(key: KeyDetails, owner: Resource | None) -> dict[str, Any]:
     settings = key.settings
     in_team = {"type": "workspace", "workspace_id": settings.team_id}
@@ -228,7 +242,7 @@ def _api_key(key: KeyDetails, owner: Resource | None) -> dict[str, Any]:
         "id": key.key_id,
         "name": settings.name,
         "partial_key_hint": key.hint,
-        "status": _STATUS_THERE[key.status],
+        "status": _status(key),
         "created_at": time_text(key.created_at),
         "created_by": {"type": "user", "id": key.created_by} if key.created_by else None,
         "expires_at": time_text(settings.expires_at),

@@ -4,7 +4,6 @@ This server sends no mail and lets nobody sign up, so an invitation makes the us
 accepted when it is made. Users that came so have the tag `invited`.
 """
 
-import asyncio
 from collections.abc import Mapping
 from typing import Final
 
@@ -24,6 +23,7 @@ from gateway.http.routes.organization.parts import (
     not_found,
     one,
     set_member,
+    to_its_end,
 )
 from gateway.http.schemas.administration.organization import InviteRequest
 from gateway.http.schemas.base.body import body_schema
@@ -49,14 +49,7 @@ async def invite(
     request: Request, email: str, role: PrincipalRole, projects: Mapping[str, MemberRole]
 ) -> Resource:
     """Make a user and its memberships; it is done, or taken back, whoever stops waiting for it."""
-    making = asyncio.get_running_loop().create_task(_make(request, email, role, projects))
-    _MAKING.add(making)
-    making.add_done_callback(_MAKING.discard)
-    return await asyncio.shield(making)
-
-
-_MAKING: Final[set["asyncio.Task[Resource]"]] = set()
-"""Nothing else refers to them."""
+    return await to_its_end(_make(request, email, role, projects))
 
 
 async def _make(

@@ -1,8 +1,8 @@
 """OpenAI's organization API: rate limits and models of projects, spend limits and alerts."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import Signature, signature
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 from fastapi import APIRouter, Request, Response
 
@@ -22,6 +22,7 @@ from gateway.http.routes.organization.parts import (
     limit_of_page,
     make,
     one,
+    to_its_end,
 )
 from gateway.http.schemas.administration.organization import (
     ModelPermissionsRequest,
@@ -61,13 +62,13 @@ async def change_rate_limit(request: Request, project_id: str, rate_limit_id: st
     """Set limits of a project for one model; each is a limit of the team."""
     body = await body_of(request, RateLimitRequest)
     model = parts_of(request).names.served(shapes.model_of_rate_limit(rate_limit_id))
-    known = await rate_resources(request, project_id)
+    wanted = []
     for field in sorted(body.model_fields_set):
-        measure, window = shapes.RATE_FIELDS[field]
-        name, amount = f"{field} of {model}", getattr(body, field)
+        amount = getattr(body, field)
         if amount == shapes.NO_LIMIT:
             amount = None  # as it was told
-        await set_rate_limit(request, project_id, known, name, model, measure, window, amount)
+        wanted.append(Rate(field, *shapes.RATE_FIELDS[field], amount))
+    await set_rate_limits(request, project_id, model, wanted)
     return admin_json(shapes.rate_limit(model, await _rates(request, project_id)))
 
 
@@ -113,66 +114,91 @@ def _permissions(team: Resource) -> dict[str, Any]:
     }
 
 
-async def set_rate_limit(
-    request: Request,
-    team_id: str,
-    known: Sequence[tuple[Resource, LimitSettings]],
-    name: str,
-    model: str,
-    measure: str,
-    window: str,
-    amount: int | None,
-) -> None:
-    """Set a limit of a team for one model alone, or take it away.
+class Rate(NamedTuple):
+    """A limit that a team is to have for a model.
 
-    Of several, as administrators may make elsewhere, one is left: the others would hold beside it.
-
-    Args:
-        request: Of an administrator.
-        team_id: Whose it is.
-        known: All limits of the team, from `rate_resources`.
-        name: Of a new one.
-        model: Its name.
+    Attributes:
+        name: Of its kind, as the caller's API spells it.
         measure: Of what, as `LimitSettings` spell it.
         window: In what time, likewise.
         amount: None takes it away.
     """
-    same = [
-        resource for resource, limit in known if shapes.is_rate_limit(limit, measure, window, model)
+
+    name: str
+    measure: str
+    window: str
+    amount: int | None
+
+
+async def set_rate_limits(
+    request: Request, team_id: str, model: str, wanted: Sequence[Rate]
+) -> None:
+    """Set limits of a team for one model alone, or take them away: all of that, or nothing.
+
+    Of several that are alike, as administrators may make elsewhere, one is left: the others would
+    hold beside it. What may be refused, since a team has so many limits at most, comes first, and
+    is taken back then. All of it is done even if the caller leaves.
+    """
+    known = await rate_resources(request, team_id)
+    await to_its_end(_set_rate_limits(request, team_id, model, wanted, known))
+
+
+async def _set_rate_limits(
+    request: Request,
+    team_id: str,
+    model: str,
+    wanted: Sequence[Rate],
+    known: Sequence[tuple[Resource, LimitSettings]],
+) -> None:
+    made: list[str] = []
+    try:
+        for rate in wanted:
+            if rate.amount is not None and not _alike(known, rate, model):
+                settings = _limit_of(team_id, model, rate, rate.amount)
+                made.append((await make(request, "limit", settings)).resource_id)
+    except BaseException:
+        await _delete_all(request, "limit", made)
+        raise
+    now = await rate_resources(request, team_id) if made else known
+    for rate in wanted:
+        same = _alike(known, rate, model)
+        if rate.amount is None:
+            await _delete_all(request, "limit", same)
+            continue
+        if same:
+            settings = _limit_of(team_id, model, rate, rate.amount)
+            await change(request, "limit", same[0], ("amount",), settings)
+        # Of two that were made at once each of those who made them leaves the newest, and so the
+        # same one.
+        await _delete_all(request, "limit", (same or _alike(now, rate, model))[1:])
+
+
+def _alike(known: Iterable[tuple[Resource, LimitSettings]], rate: Rate, model: str) -> list[str]:
+    """The ids of the limits that say the same of a model, the newest first."""
+    return [
+        resource.resource_id
+        for resource, limit in known
+        if shapes.is_rate_limit(limit, rate.measure, rate.window, model)
     ]
-    if amount is None:
-        for resource in same:
-            await delete(request, "limit", resource.resource_id)
-        return
-    settings = LimitSettings(
-        name=name[:200],
+
+
+def _limit_of(team_id: str, model: str, rate: Rate, amount: int) -> LimitSettings:
+    return LimitSettings(
+        name=f"{rate.name} of {model}"[:200],
         holder="team",
         holder_id=team_id,
-        measure=measure,  # type: ignore[arg-type]  # of a table
+        measure=rate.measure,  # type: ignore[arg-type]  # of a table
         amount=amount,
-        window=window,  # type: ignore[arg-type]
+        window=rate.window,  # type: ignore[arg-type]
         models=(model,),
     )
-    if same:
-        await change(request, "limit", same[0].resource_id, ("amount",), settings)
-    else:
-        await make(request, "limit", settings)
-        same = [
-            resource
-            for resource, limit in await rate_resources(request, team_id)
-            if shapes.is_rate_limit(limit, measure, window, model)
-        ]
-    await _delete_older(request, "limit", same)
 
 
-async def _delete_older(request: Request, kind: ResourceKind, same: Sequence[Resource]) -> None:
-    """Leave the newest of several that are to be one, as two that were made at once are.
-
-    Each of those who made them looks afterwards, and leaves the same one.
-    """
-    for resource in same[1:]:
+async def _delete_all(request: Request, kind: ResourceKind, ids: Iterable[str]) -> None:
+    """Delete what somebody else may delete at the same time."""
+    for resource_id in ids:
         try:
-            await delete(request, kind, resource.resource_id)
+            await delete(request, kind, resource_id)
         except RemoteFailureError as error:
             if error.code is not ErrorCode.NOT_FOUND:
                 raise
@@ -258,7 +284,8 @@ async def set_spend_limit(request: Request, project_id: str = "") -> Response:
         made = await make(request, "budget", settings)
         known = await _budgets(request, project_id, LIMIT_NAME) or [made]
         budget = known[0]
-    await _delete_older(request, "budget", known)  # they would hold beside it
+    # They would hold beside it; of two that were made at once both leave the newest.
+    await _delete_all(request, "budget", [one.resource_id for one in known[1:]])
     return admin_json(shapes.spend_limit(budget, _kind(project_id)))
 
 

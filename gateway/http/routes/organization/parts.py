@@ -1,7 +1,8 @@
 """What the routes of OpenAI's organization API are made of."""
 
-from collections.abc import Iterable
-from typing import Any, Final
+import asyncio
+from collections.abc import Coroutine, Iterable
+from typing import Any, Final, TypeVar
 
 from fastapi import Request
 
@@ -24,6 +25,8 @@ from protocol.wire.messages import (
     UserKind,
     UserSettings,
 )
+
+AnswerT = TypeVar("AnswerT")
 
 BASE: Final = "/v1/organization"
 PROJECTS: Final = f"{BASE}/projects"
@@ -197,6 +200,18 @@ async def make_key(request: Request, settings: KeySettings) -> tuple[KeyDetails,
         settings=settings,
     )
     return (await administer_keys(request, question)).keys[0], secret
+
+
+async def to_its_end(steps: Coroutine[Any, Any, AnswerT]) -> AnswerT:
+    """Do all of several steps, or take them back, also when the caller stops waiting for it."""
+    task = asyncio.get_running_loop().create_task(steps)
+    _GOING_ON.add(task)
+    task.add_done_callback(_GOING_ON.discard)
+    return await asyncio.shield(task)
+
+
+_GOING_ON: Final[set["asyncio.Task[Any]"]] = set()
+"""Nothing else refers to them."""
 
 
 def expiry(request: Request, in_seconds: int | None) -> int | None:

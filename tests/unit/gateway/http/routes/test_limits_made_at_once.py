@@ -79,11 +79,48 @@ async def test_of_two_first_spend_limits_the_newest_is_left(
 async def test_of_two_first_rates_of_a_model_the_newest_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    team = Limits(monkeypatch)
-    for amount in (10, 20):  # each had looked before the other made one
-        await limits.set_rate_limit(
-            REQUEST, "team_1", (), f"of {amount}", "demo", "requests", "minute", amount
+    team = Limits(monkeypatch, num_first=2)  # each looks before the other has made one
+    await asyncio.gather(
+        *(
+            limits.set_rate_limits(
+                REQUEST, "team_1", "demo", [limits.Rate("r", "requests", "minute", amount)]
+            )
+            for amount in (10, 20)
         )
+    )
     (left,) = team.kept
-    assert isinstance(left.settings, LimitSettings)
-    assert left.settings.amount == 20
+    assert left.resource_id == "bud_2"
+
+
+async def test_limits_of_a_model_are_set_together_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A team has so many limits at most: the second new one is refused."""
+    team = Limits(monkeypatch)
+    await limits.set_rate_limits(
+        REQUEST, "team_1", "demo", [limits.Rate("old", "requests", "minute", 10)]
+    )
+    make = team.make
+
+    async def make_one_more(*args: Any) -> Resource:
+        if len(team.kept) == 2:
+            raise RemoteFailureError("There may be no more.", code=ErrorCode.INVALID_REQUEST)
+        return await make(*args)
+
+    monkeypatch.setattr(limits, "make", make_one_more)
+    wanted = [
+        limits.Rate("old", "requests", "minute", 99),
+        limits.Rate("new", "tokens", "minute", 5),
+        limits.Rate("newer", "requests", "day", 6),
+    ]
+    with pytest.raises(RemoteFailureError, match="no more"):
+        await limits.set_rate_limits(REQUEST, "team_1", "demo", wanted)
+    assert amounts(team) == [10]
+    gone = limits.Rate("old", "requests", "minute", None)
+    await limits.set_rate_limits(REQUEST, "team_1", "demo", [wanted[1], gone])
+    assert amounts(team) == [5]
+
+
+def amounts(limits: Limits) -> list[int]:
+    kept = [one.settings for one in limits.kept]
+    return [one.amount for one in kept if isinstance(one, LimitSettings)]
