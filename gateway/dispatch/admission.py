@@ -176,6 +176,7 @@ class Admission:
         is_alone: bool = False,
         may_come: Callable[[], bool] = lambda: True,
         kind: SlotKind = "work",
+        share: Share | None = None,
     ) -> Slot:
         """A slot for work that lost its engine: before everybody who waits for a first one.
 
@@ -190,13 +191,14 @@ class Admission:
             may_come: Whether a fitting engine may still come; asked while only others are there,
                 whenever something changes.
             kind: Of the slot.
+            share: Of the slot that was lost, which pays for the next one as well.
 
         Raises:
             WorkerLostError: Only engines that can't go on with it are there, and none may come.
         """
         returning = self._model(model).returning[kind]
         future: asyncio.Future[Slot] = asyncio.get_running_loop().create_future()
-        waiter = ReturningWaiter(tokens, accepts, is_alone, may_come, future, kind)
+        waiter = ReturningWaiter(tokens, accepts, is_alone, may_come, future, kind, share)
         returning.add(waiter)
         self.pump(model)
         return await self._wait(model, future, lambda: returning.discard(waiter))
@@ -282,7 +284,7 @@ class Admission:
             _fail_newcomers(queue, model)
             return
         for kind, line in queue.lines.items():
-            free = queue.returning[kind].place(engines, line.turn)
+            free = queue.returning[kind].place(engines, line)
             _admit_in_order(line, free, kind)
 
     def has_engine(self, model: str, accepts: Accepts) -> bool:

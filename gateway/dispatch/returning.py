@@ -1,10 +1,11 @@
 """Work that lost its engine and needs another one: served before all that wait for a first."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gateway.dispatch.slots import Accepts, EngineHandle, Slot, SlotKind, least_loaded
+from gateway.dispatch.slots import Accepts, EngineHandle, Share, Slot, SlotKind, least_loaded
+from gateway.dispatch.waiting_line import WaitingLine
 from gateway.errors import WeightsReplacedError
 
 
@@ -19,6 +20,7 @@ class ReturningWaiter:
         may_come: Whether a fitting engine may still come, asked while only others are there.
         future: Gets the slot.
         kind: Of the slot.
+        share: Pays for the slot, as it did for the one that was lost.
         reserved: The engine that is being emptied for it.
     """
 
@@ -28,6 +30,7 @@ class ReturningWaiter:
     may_come: Callable[[], bool]
     future: "asyncio.Future[Slot]"
     kind: SlotKind = "work"
+    share: Share | None = None
     reserved: EngineHandle | None = None
 
 
@@ -50,7 +53,7 @@ class ReturningWork:
         self.waiters.pop(waiter, None)
         _unreserve(waiter)
 
-    def place(self, engines: Sequence[EngineHandle], turn: Iterator[int]) -> list[EngineHandle]:
+    def place(self, engines: Sequence[EngineHandle], line: WaitingLine) -> list[EngineHandle]:
         """Admit those for whom there is an engine now.
 
         Who only lacks credit keeps the engines that can go on with its work free of everybody
@@ -58,7 +61,7 @@ class ReturningWork:
 
         Args:
             engines: The live engines of the model, at least one.
-            turn: Breaks ties.
+            line: Who waits for a first slot of the model and kind; it charges shares.
 
         Returns:
             The engines that nobody here waits for.
@@ -73,20 +76,25 @@ class ReturningWork:
                 self.discard(waiter)
                 waiter.future.set_exception(WeightsReplacedError())
             elif waiter.is_alone:
-                self._admit(waiter, _emptied(waiter, fitting))
+                self._admit(waiter, _emptied(waiter, fitting), line)
             elif free:
                 fitting = [engine for engine in free if engine in fitting]
-                found = least_loaded(fitting, waiter.tokens, next(turn), waiter.kind)
-                if not self._admit(waiter, found):
+                found = least_loaded(fitting, waiter.tokens, next(line.turn), waiter.kind)
+                if not self._admit(waiter, found, line):
                     free = [engine for engine in free if engine not in fitting]
         return free
 
-    def _admit(self, waiter: ReturningWaiter, engine: EngineHandle | None) -> bool:
+    def _admit(
+        self, waiter: ReturningWaiter, engine: EngineHandle | None, line: WaitingLine
+    ) -> bool:
         if engine is None:
             return False
         del self.waiters[waiter]
-        slot = Slot(engine, waiter.tokens, is_alone=waiter.is_alone, kind=waiter.kind)
+        share = waiter.share
+        slot = Slot(engine, waiter.tokens, is_alone=waiter.is_alone, share=share, kind=waiter.kind)
         slot.occupy()
+        if share is not None and share.cost:
+            line.charge(share, share.cost)  # what was given back when the other slot was lost
         waiter.future.set_result(slot)
         return True
 

@@ -128,7 +128,7 @@ class Slot(Struct, eq=False):
     Attributes:
         tokens: Upper bound of prompt and output, which the engine's credit is reduced by.
         is_alone: Nothing else may run at that engine meanwhile.
-        share: Of the queue, that pays for it; None for work that lost its engine.
+        share: Of the queue, that pays for it, at each engine in turn.
         kind: Of the slot.
     """
 

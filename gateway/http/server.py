@@ -6,7 +6,6 @@ import errno
 import os
 import select
 import socket
-import ssl
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,6 +17,7 @@ import uvicorn
 from gateway.config import GatewaySettings
 from gateway.http.app import build_app
 from gateway.http.connections.arrival import Arrivals
+from gateway.http.connections.certificate import ServerCertificate
 from gateway.http.connections.http_protocol import BoundedHttpProtocol
 from gateway.http.connections.limits import (
     ConnectionLimits,
@@ -141,13 +141,12 @@ def _limits(settings: GatewaySettings) -> ConnectionLimits:
 
 def _protocol(settings: GatewaySettings, refusals: Refusals) -> Callable[..., asyncio.Protocol]:
     """Makes the protocol of a new connection; without uvicorn's TLS, which has no bounds."""
-    context = None
-    if settings.tls_cert_file is not None:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(settings.tls_cert_file, settings.tls_key_file)
+    tls = None
+    if settings.tls_cert_file is not None and settings.tls_key_file is not None:
+        tls = ServerCertificate(settings.tls_cert_file, settings.tls_key_file).context
     limits = _limits(settings)
     http = partial(BoundedHttpProtocol, limits=limits, refusals=refusals)
-    return Arrivals(limits, context, http, refusals)
+    return Arrivals(limits, tls, http, refusals)
 
 
 class HttpServer(uvicorn.Server):

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from gateway.dispatch.admission import Admission
-from gateway.dispatch.slots import EngineHandle, Slot
+from gateway.dispatch.slots import EngineHandle, Share, Slot
 from protocol.version import PROTOCOL_VERSION
 from protocol.wire.messages import Credits, EngineOffer, Load
 from protocol.wire.peers import Peer
@@ -77,6 +77,7 @@ class Desk:
         tokens: int = 10,
         is_alone: bool = False,
         is_patient: bool = True,
+        share: Share | None = None,
     ) -> "asyncio.Task[Slot]":
         """Work that lost its engine asks for another one."""
         task = asyncio.create_task(
@@ -86,6 +87,7 @@ class Desk:
                 accepts=lambda one: accepts is None or one in accepts,
                 is_alone=is_alone,
                 may_come=lambda: is_patient,
+                share=share,
             )
         )
         await asyncio.sleep(0)

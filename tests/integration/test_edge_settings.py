@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,12 @@ def test_a_port_of_metrics_that_is_taken_is_named() -> None:
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
     """A certificate that its own key signed, and the key."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    certify(cert, key)
+    return cert, key
+
+
+def certify(cert: Path, key: Path) -> None:
+    """Make another key, and a certificate of it."""
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
@@ -209,7 +216,6 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     pkcs8, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     key.write_bytes(private.private_bytes(serialization.Encoding.PEM, pkcs8, plain))
-    return cert, key
 
 
 async def test_https_is_served_with_a_certificate(
@@ -230,6 +236,32 @@ async def test_https_is_served_with_a_certificate(
         async with httpx.AsyncClient(trust_env=False) as client:
             with pytest.raises(httpx.TransportError):
                 await client.get(plain)
+
+
+async def test_a_renewed_certificate_is_shown_to_the_next_connection(
+    socket_dir: Path, certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    cert, key = certificate
+    fresh_cert, fresh_key = tmp_path / "cert.new", tmp_path / "key.new"
+    certify(fresh_cert, fresh_key)
+    former, fresh = cert.read_text(), fresh_cert.read_text()
+    options: dict[str, Any] = {"tls_cert_file": cert, "tls_key_file": key}
+    async with running_gateway(socket_dir, **options) as gateway:
+        address = ("127.0.0.1", gateway.client.base_url.port)
+
+        async def shown() -> str:
+            return await asyncio.to_thread(ssl.get_server_certificate, address)
+
+        assert await shown() == former
+        before = (await gateway.client.get("/live")).status_code
+        fresh_cert.replace(cert)
+        # Until the key is there as well they don't fit each other.
+        assert await shown() == former
+        fresh_key.replace(key)
+        assert await shown() == fresh
+        cert.unlink()
+        assert await shown() == fresh
+        assert (before, (await gateway.client.get("/live")).status_code) == (200, 200)
 
 
 async def test_connections_that_never_shake_hands_are_bounded_like_all_others(

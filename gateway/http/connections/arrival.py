@@ -39,7 +39,7 @@ class Arrivals:
 
     Args:
         limits: The bounds of connections.
-        context: For TLS, with the server's certificate; None serves plain HTTP.
+        tls: The context for a new connection's TLS; None serves plain HTTP.
         http: Makes the protocol that takes over, of what uvicorn calls this with.
         refusals: Is told of those that get no place and no answer.
     """
@@ -47,13 +47,13 @@ class Arrivals:
     def __init__(
         self,
         limits: ConnectionLimits,
-        context: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext] | None,
         http: Callable[..., asyncio.Protocol],
         refusals: Refusals | None = None,
     ) -> None:
         self.limits = limits
         self.refusals = refusals
-        self.context = context
+        self.tls = tls
         self._http = http
         # The same for each connection, and made once.
         self.make_http: Callable[[], asyncio.Protocol] | None = None
@@ -127,16 +127,16 @@ class Arrival(asyncio.Protocol):
         self._transport = transport
         client = client_of(transport)
         self.address = client[0] if client else ""
-        context = self._arrivals.context
+        tls = self._arrivals.tls
         self._is_admitted = self._arrivals.limits.admit(self)
         if self._is_admitted:
             self._state.connections.add(self)  # type: ignore[arg-type]
             self._arrivals.wait_for(self)
-            if context is not None:
+            if tls is not None:
                 self._early = b""
                 loop = asyncio.get_running_loop()
-                self._task = loop.create_task(self._shake_hands(context))
-        elif context is None:
+                self._task = loop.create_task(self._shake_hands(tls()))
+        elif tls is None:
             self._hand_over()  # which tells the client why it has to go
         else:
             if self._arrivals.refusals is not None:

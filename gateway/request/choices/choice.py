@@ -7,7 +7,7 @@ from msgspec import Struct
 from gateway import bridge
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Suspicion
-from gateway.dispatch.slots import EngineHandle, Slot
+from gateway.dispatch.slots import EngineHandle, Share, Slot
 from gateway.errors import GatewayError, WorkerLostError
 from gateway.request.jobs.thoughts import ThoughtLimit
 from gateway.workers.engines import EngineLink
@@ -106,6 +106,7 @@ class EngineChoice:
         is_first: Whether it is its prompt's first choice, whose engine tells of the prompt.
         num_output_tokens: Tokens that arrived, from all engines together.
         was_started: Whether an engine computed anything for it.
+        share: Of the queue, which pays for each of its slots; None before the first.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class EngineChoice:
         self.index = index
         self.is_first = number == 0
         self.slot: Slot | None = None
+        self.share: Share | None = None
         self.num_output_tokens = 0
         self.attempt = 0
         self.resume_version = 0
@@ -149,6 +151,7 @@ class EngineChoice:
         self._num_fruitless = 0
         self._is_aborted = False
         self._usage: Usage | None = None
+        self._num_paid_tokens = 0
 
     @property
     def has_output(self) -> bool:
@@ -218,7 +221,7 @@ class EngineChoice:
         """
         plan = self.plan
         self._was_started_before = self.was_started
-        self.slot = slot
+        self.slot, self.share = slot, slot.share
         self._usage = None
         self._num_cached_tokens = 0
         self._num_fruitless += 1
@@ -353,10 +356,15 @@ class EngineChoice:
         self._engines.abort(engine, bridge.abort(self.plan.request_id, self._number, self.attempt))
 
     def _free_slot(self) -> None:
+        """Give the slot back; the share pays for what was computed, whatever was lost, once."""
         slot, self.slot = self.slot, None
-        if slot is not None:
-            num_prompt_tokens = len(self.plan.prepared.prompt_token_ids)
-            self._admission.release(slot, num_prompt_tokens + self.num_output_tokens)
+        if slot is None:
+            return
+        num_tokens = 0
+        if self.was_started:
+            num_tokens = len(self.plan.prepared.prompt_token_ids) + self.num_output_tokens
+        self._admission.release(slot, num_tokens - self._num_paid_tokens or None)
+        self._num_paid_tokens = num_tokens
 
 
 class _Nobody:

@@ -9,7 +9,7 @@ from gateway import bridge
 from gateway.dispatch.admission import Admission
 from gateway.dispatch.quarantine import Quarantine, Suspicion
 from gateway.dispatch.routing import PrefixRouter
-from gateway.dispatch.slots import EngineHandle, Slot
+from gateway.dispatch.slots import EngineHandle, Share, Slot
 from gateway.errors import GatewayError, WorkerLostError
 from gateway.request.choices.choice import EngineChoice
 from gateway.request.jobs.job import GenerationJob, JobFingerprint
@@ -183,7 +183,7 @@ class Launcher:
             self.start(choice, slot)
         else:
             self._pool.admission.release(slot)
-            await self._start_again(choice)
+            await self._start_again(choice, slot.share)
 
     def start(self, choice: EngineChoice, slot: Slot) -> None:
         """Start a choice at the engine that has most of its prompt computed already.
@@ -208,7 +208,7 @@ class Launcher:
         _logger.info("request %s goes to another engine: %s", self._owner.request_id, error.code)
         if choice.pause_s:
             await asyncio.sleep(choice.pause_s)
-        await self._start_again(choice)
+        await self._start_again(choice, choice.share)
 
     def _route(self, choice: EngineChoice, slot: Slot) -> None:
         block_hashes = choice.plan.prepared.block_hashes
@@ -227,7 +227,7 @@ class Launcher:
         router.expect(route.engine, block_hashes)
         self._pool.on_routed(model, route.outcome)
 
-    async def _start_again(self, choice: EngineChoice) -> None:
+    async def _start_again(self, choice: EngineChoice, share: Share | None) -> None:
         model = self._job.model
 
         def accepts(engine: EngineHandle) -> bool:
@@ -239,6 +239,7 @@ class Launcher:
             accepts=accepts,
             is_alone=choice.suspicion.needs_isolation,
             may_come=lambda: self._pool.directory.may_return(model, accepts),
+            share=share,
         )
         # Its lease may have grown while it waited.
         self._pool.admission.resize(slot, choice.bound_tokens)

@@ -91,6 +91,7 @@ class EngineAsker:
                     is_alone=self._suspicion.needs_isolation,
                     may_come=lambda: is_retryable(found),  # noqa: B023 - asked meanwhile only
                     kind=slot.kind,
+                    share=slot.share,
                 )
             except WeightsReplacedError:  # the one that holds more has left
                 raise found from None

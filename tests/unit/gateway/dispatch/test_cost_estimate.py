@@ -1,5 +1,7 @@
 """What a tenant's requests are expected to cost, and what its share pays in the end."""
 
+import asyncio
+
 import pytest
 
 from gateway.dispatch import fair_queue
@@ -78,6 +80,28 @@ async def test_a_share_pays_for_what_was_used_and_for_nothing_that_was_not_begun
     desk.admission.release(slot)
     # By then it was known to use three of ten.
     assert charged[1:] == [("t", 1, -12)]
+
+
+async def test_a_slot_that_is_taken_again_costs_its_tenant_as_much_as_the_lost_one() -> None:
+    desk = Desk(engine())
+    busy = await desk.slot("x")
+    waiting = [
+        await desk.queued(tenant, tokens=tokens)
+        for tenant, tokens in (("a", 15), ("a", 10), ("b", 10), ("b", 10))
+    ]
+    desk.admission.release(busy)
+    lost = await waiting[0]
+    returning = await desk.again(tokens=15, share=lost.share)
+    desk.admission.release(lost)  # an engine refused it
+    slot = await returning
+    desk.admission.release(slot, slot.tokens)
+    # One tenant has had 15 tokens now, so the other one's ten and ten are next.
+    left_in = set(waiting[1:])
+    while left_in:
+        admitted, left_in = await asyncio.wait(left_in, return_when=asyncio.FIRST_COMPLETED)
+        for one in admitted:
+            desk.admission.release(one.result(), one.result().tokens)
+    assert desk.order == ["x", "a", "b", "b", "a"]
 
 
 def test_a_debt_and_its_return_put_a_tenant_where_it_was() -> None:

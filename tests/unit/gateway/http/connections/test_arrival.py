@@ -59,8 +59,8 @@ class House:
     ) -> None:
         self.state = ServerState()
         self.limits = ConnectionLimits(max_connections, max_per_address, proxies)
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if tls else None
-        self.arrivals = Arrivals(self.limits, context, Http, refusals)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.arrivals = Arrivals(self.limits, (lambda: context) if tls else None, Http, refusals)
 
     def come(self, address: str = "192.0.2.1") -> Transport:
         transport = Transport(address)

@@ -7,7 +7,7 @@ from gateway.errors import ModelNotFoundError
 from gateway.request.jobs.model_names import ModelNames
 from gateway.workers.engine_directory import EngineDirectory
 from protocol.wire.peers import Peer
-from tests.fakes.request_parts import engine_offer, peer
+from tests.fakes.request_parts import Parts, engine_offer, peer
 
 
 class Engines:
@@ -175,3 +175,12 @@ def test_globs_of_a_caller_name_models_for_their_aliases_and_each_once() -> None
     names = Engines().names({"gpt": "m", "other": "m"})
     assert names.served_globs(["gpt", "x*", "m", "other", "n"]) == ("m", "x*", "n")
     assert names.served_globs([]) == ()
+
+
+async def test_requests_find_the_longer_model_behind_the_one_that_was_tried() -> None:
+    parts = Parts(aliases={"alias": "m"}, fallbacks={"m": ("middle", "long"), "long": ("m",)})
+    for number, model in enumerate(("m", "middle", "long"), 1):
+        parts.engine(model, model=model, max_model_len=1000 * number)
+    longer = parts.factory.longer_model
+    assert [longer("alias", tried) for tried in ("m", "middle", "long")] == ["middle", "long", None]
+    assert longer("long", "m") is None  # its own stand-in is no longer than what was tried
