@@ -289,7 +289,13 @@ def test_which_paths_are_anthropics() -> None:
     assert is_anthropic(scope("/v1/messages/count_tokens"))
     assert not is_anthropic(scope("/v1/messagesx"))
     assert not is_anthropic(scope("/v1/models"))
-    assert is_anthropic(scope("/v1/models", version))
+    for path in ("/v1/models", "/v1/files", "/v1/files/x/content"):
+        assert not is_anthropic(scope(path))
+        assert is_anthropic(scope(path, version) | {"route": "some"})
+    # Where there is no route, whoever asks says whose words it reads.
+    assert is_anthropic(scope("/v1/skills", version))
+    assert not is_anthropic(scope("/v1/skills"))
+    assert not is_anthropic(scope("/v1/responses", version) | {"route": "some"})
 
 
 def test_limits_are_told_in_their_headers() -> None:
