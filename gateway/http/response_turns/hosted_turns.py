@@ -436,7 +436,8 @@ class HostedTurns:
         Raises:
             GatewayError: It can't be.
         """
-        if await self._compactor.is_due(self._body.hosted, self._body.job):
+        job = self._body.job
+        if await self._compactor.is_due(self._body.hosted, job, self._turns.model_of(job)):
             self._progress.compacts = True
             await self._parse()
         await self._begin_turn()
