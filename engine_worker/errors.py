@@ -29,7 +29,12 @@ PenstockError
         └── AbandonedError             whoever asked has left meanwhile; nobody reads the message
 """
 
+from typing import Final
+
 from protocol.errors import ErrorCode, PenstockError
+
+BEFORE: Final = "before"
+"""The `param` of an error about the text that stands before all questions, or first in pairs."""
 
 
 class EngineError(PenstockError):

@@ -6,6 +6,7 @@ PenstockError
 │   │   ├── UnsupportedFieldError    400: a documented field that is not served here
 │   │   └── PreviousResponseNotFoundError    400: there is no such response to go on from
 │   ├── NotOnThisPortError       404: the port has metrics and probes only
+│   ├── NotOfferedError          404: a part of an API that this server doesn't have
 │   ├── ForbiddenOriginError     403: Host or Origin is not on the allow-list
 │   ├── ModelNotFoundError       404: lists the models there are
 │   ├── StoredNotFoundError      404: no such response, conversation or item of this tenant
@@ -214,6 +215,12 @@ class NotOnThisPortError(GatewayError):
 
     def __init__(self, served: Iterable[str]) -> None:
         super().__init__(f"This port (PENSTOCK_METRICS_PORT) serves only {', '.join(served)}.")
+
+
+class NotOfferedError(GatewayError):
+    """A client asks for a part of its API that this server doesn't have."""
+
+    code = ErrorCode.NOT_FOUND
 
 
 class WorkerNotFoundError(GatewayError):

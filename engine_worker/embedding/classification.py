@@ -8,7 +8,7 @@ import numpy as np
 from engine_worker.embedding.classifier import Classifier
 from engine_worker.embedding.inputs import InputReader, Row
 from engine_worker.embedding.row_programs import Vectors
-from engine_worker.errors import InvalidRequestError
+from engine_worker.errors import BEFORE, InvalidRequestError
 from engine_worker.text.tokenizer import Tokenizer
 from protocol.wire.messages import Classified, Classify
 
@@ -63,11 +63,12 @@ class Classifications:
             return [self._reader.token_ids(ids[index], index, limit) for index in places]
         if not num_seconds:
             return [self._reader.text(command.texts[index], index, limit) for index in places]
-        shared = self._reader.part(command.texts[0], first, limit) if num_texts == 1 else None
+        part = self._reader.part
+        shared = part(command.texts[0], first, limit, BEFORE) if num_texts == 1 else None
         rows = [
             self._reader.pair(
-                shared or self._reader.part(command.texts[index], index, limit),
-                self._reader.part(command.second_texts[index], index, limit),
+                shared or part(command.texts[index], index, limit, BEFORE),
+                part(command.second_texts[index], index, limit),
                 index,
                 limit,
                 command.max_second_tokens,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from engine_worker.errors import ContextLengthError, InvalidRequestError
+from engine_worker.errors import BEFORE, ContextLengthError, InvalidRequestError
 from engine_worker.text.tokenizer import EncodedText, Tokenizer
 
 _MAX_CHARACTERS_PER_TOKEN: Final = 64
@@ -87,9 +87,14 @@ class InputReader:
             )
         return self._fitted(list(token_ids), index, limit)
 
-    def part(self, text: str, index: int, limit: int | None) -> tuple[EncodedText, bool]:
-        """A text of a pair, and whether it was cut; arguments and errors as of `text`."""
-        text, was_cut = self._bounded(text, index, limit)
+    def part(
+        self, text: str, index: int, limit: int | None, param: str = "input"
+    ) -> tuple[EncodedText, bool]:
+        """A text of a pair, and whether it was cut; `param` says in errors which one it is.
+
+        Other arguments and errors are as of `text`.
+        """
+        text, was_cut = self._bounded(text, index, limit, param)
         return self.tokenizer.encode_part(text), was_cut
 
     def pair(
@@ -121,7 +126,9 @@ class InputReader:
         most = self._max_tokens if limit is None else limit
         if num_one + num_other + num_added > most:
             if limit is None:
-                raise self._too_long(index, str(num_one + num_other + num_added))
+                # Where not even an empty text would fit beside it, the first one is too long.
+                param = BEFORE if num_one + num_added >= most else "input"
+                raise self._too_long(index, str(num_one + num_other + num_added), param)
             num_one, num_other = longest_first(num_one, num_other, max(0, most - num_added))
         is_cut = one_was_cut or other_was_cut or (num_one, num_other) != (len(one), len(other))
         token_ids, type_ids = self.tokenizer.join_pair(one.cut(num_one), other.cut(num_other))
@@ -130,7 +137,9 @@ class InputReader:
             token_ids, type_ids = token_ids[:most], type_ids[:most]
         return Row(token_ids, type_ids, is_cut)
 
-    def _bounded(self, text: str, index: int, limit: int | None) -> tuple[str, bool]:
+    def _bounded(
+        self, text: str, index: int, limit: int | None, param: str = "input"
+    ) -> tuple[str, bool]:
         """A text worth tokenising, and whether it was cut for that."""
         per_token = self.tokenizer.max_token_bytes
         if limit is not None:
@@ -138,7 +147,7 @@ class InputReader:
             return text[:most], len(text) > most
         if per_token and len(text) > self._max_tokens * per_token:
             # A hopeless text is refused by its length, before seconds are spent on its tokens.
-            raise self._too_long(index, f"at least {-(-len(text) // per_token)}")
+            raise self._too_long(index, f"at least {-(-len(text) // per_token)}", param)
         return text, False
 
     def _fitted(
@@ -161,11 +170,11 @@ class InputReader:
         )
         return Row(kept, is_cut=True)
 
-    def _too_long(self, index: int, num_tokens: str) -> ContextLengthError:
+    def _too_long(self, index: int, num_tokens: str, param: str = "input") -> ContextLengthError:
         return ContextLengthError(
             f"This model's maximum context length is {self._max_tokens} tokens, but input"
             f" {index} has {num_tokens}. Shorten it, or set 'truncate_prompt_tokens' to -1.",
-            param="input",
+            param=param,
         )
 
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from engine_worker.core.choice.score_pack import ScoredTexts
 from engine_worker.errors import (
+    BEFORE,
     ChatTemplateError,
     ContextLengthError,
     InvalidRequestError,
@@ -103,7 +104,10 @@ class ScorePreparer:
             if command.max_question_tokens is not None:
                 kept = kept[: max(0, min(command.max_question_tokens, most - _longest(labels)))]
             if len(kept) + _longest(labels) > most:
-                raise self._too_long(len(head), len(beginning) + len(kept) + len(end), index)
+                # Where not even an empty question fits, what stands first is too long.
+                param = BEFORE if _longest(labels) > most else "input"
+                num_question = len(beginning) + len(kept) + len(end)
+                raise self._too_long(len(head), num_question, index, param)
             questions.append(ScoredTexts((*kept, *end), labels, first, beginning))
             first += len(labels)
         if not head or not all(texts.token_ids for texts in questions):
@@ -184,14 +188,16 @@ class ScorePreparer:
         """Refuse what is too long by its length, before minutes are spent on its tokens."""
         per_token = self._tokenizer.max_token_characters * _MAX_NORMALISATION_FACTOR
         if len(text) > per_token * self._max_len:
-            raise self._too_long(-(-len(text) // per_token), 1, None)
+            raise self._too_long(-(-len(text) // per_token), 1, None, BEFORE)
 
-    def _too_long(self, num_head: int, num_question: int, index: int | None) -> ContextLengthError:
+    def _too_long(
+        self, num_head: int, num_question: int, index: int | None, param: str
+    ) -> ContextLengthError:
         which = "a question" if index is None else f"question {index}"
         return ContextLengthError(
             f"This model scores at most {self._max_len} tokens at a time, but the input has"
             f" {num_head} tokens, {which} {num_question}, and the answer needs room as well.",
-            param="input",
+            param=param,
         )
 
     def _checked(self, token_ids: list[int]) -> list[int]:

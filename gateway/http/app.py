@@ -18,6 +18,7 @@ from gateway.errors import (
     ModelUnnamedError,
 )
 from gateway.http.access.guard import GuardedRoute, caller_of, leaves_body_unread
+from gateway.http.anthropic.errors import OFFERED
 from gateway.http.bodies.multipart import MAX_FIELD_BYTES
 from gateway.http.entry.dispatcher import Dispatcher, ErrorHandler
 from gateway.http.entry.edge import CorsMiddleware, MetricsPortMiddleware, RootPathMiddleware
@@ -26,7 +27,7 @@ from gateway.http.entry.middleware import (
     HostGuardMiddleware,
     RequestScopeMiddleware,
 )
-from gateway.http.errors.error_shape import error_answer, raised_answer
+from gateway.http.errors.error_shape import error_answer, is_anthropic, raised_answer
 from gateway.http.errors.error_table import ERROR_TABLE, METHOD_NOT_ALLOWED, ErrorRow
 from gateway.http.openapi.document import describe
 from gateway.http.parts import Api, HttpParts, parts_of
@@ -134,6 +135,8 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         row = ERROR_TABLE[ErrorCode.NOT_FOUND]
         message = f"Invalid URL ({where})"
+        if is_anthropic(request.scope):
+            message += f": {OFFERED}"
     elif error.status_code == 405:
         headers["Allow"] = ", ".join(sorted(_methods_of(request, full_path)))
         row = METHOD_NOT_ALLOWED

@@ -163,6 +163,19 @@ class JobStore:
             lambda connection: jobs.cancel(connection, tenant, response_id, make, now_ms)
         )
 
+    async def note_spent(self, tenant: str, response_id: str, make: CancelMaker) -> None:
+        """Say what was spent on a cancelled response, unless it says so; others stay as they are.
+
+        Args:
+            tenant: Whose it is.
+            response_id: Of the response.
+            make: Makes it of the response and of the number of the event that says its end.
+        """
+        now_ms = self._now_ms()
+        await self._database.run(
+            lambda connection: jobs.note_spent(connection, tenant, response_id, make, now_ms)
+        )
+
     async def events_after(
         self, tenant: str, response_id: str, number: int
     ) -> tuple[list[EventPiece], str]:

@@ -1,6 +1,7 @@
 """Background responses in SQL: queued, taken by one gateway at a time, ended once."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from gateway.errors import DeniedError, InvalidRequestError, StoredNotFoundError
@@ -316,6 +317,36 @@ def cancel(
     responses.update(connection, tenant, cancelled, now_ms)
     _insert_events(connection, tenant, response_id, EventPiece(number, number, made.event))
     return cancelled
+
+
+def note_spent(
+    connection: Connection, tenant: str, response_id: str, make: CancelMaker, now_ms: int
+) -> None:
+    """Say what was spent on a cancelled response; others stay as they are.
+
+    Args:
+        connection: In a transaction.
+        tenant: Whose it is.
+        response_id: Of the response.
+        make: Makes it of the response and of the number of the event that says its end.
+        now_ms: Unix milliseconds.
+    """
+    response = responses.find(connection, tenant, response_id)
+    if response is None or response.status != "cancelled":
+        return
+    number = _num_events(connection, response_id) - 1
+    made = make(response, number)
+    responses.update(connection, tenant, replace(response, body=made.body), now_ms)
+    before = connection.execute(
+        "SELECT LENGTH(body) FROM events WHERE response_id = ? AND first = ?",
+        (response_id, number),
+    )
+    connection.execute(
+        "UPDATE events SET body = ? WHERE response_id = ? AND first = ?",
+        (made.event, response_id, number),
+    )
+    if before:
+        responses.count(connection, tenant, 0, len(made.event) - before[0][0])
 
 
 def events_after(

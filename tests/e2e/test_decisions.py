@@ -242,6 +242,7 @@ def test_score_keeps_the_order_and_a_pair_has_one_score(harness: Harness) -> Non
             {"query": "a", "documents": DOCUMENTS, "truncation": False},
             "documents",
         ),
+        ("/v1/rerank", {"query": "x " * 5000, "documents": ["a"]}, "query"),
         ("/v1/score", {"queries": "a", "items": DOCUMENTS}, "items"),
     ],
 )

@@ -295,11 +295,18 @@ async def test_cancelling_ends_it_once_and_books_what_was_used(harness: Harness)
     cancelled = (await harness.gateway.client.post(path, json={})).json()
     assert cancelled["status"] == "cancelled"
     await harness.auth.until(lambda: len(harness.booked()) == 1)
+    (booked,) = harness.booked()
+    used = cancelled["usage"]
+    assert (used["input_tokens"], used["output_tokens"]) == (
+        booked.prompt_tokens,
+        booked.completion_tokens,
+    )
+    assert used["output_tokens"] > 0
     assert await harness.get(made["id"]) == cancelled
     again = (await harness.gateway.client.post(path, json={})).json()
     assert again == cancelled
     events = await harness.events(made["id"])
-    assert events[-1]["response"]["status"] == "cancelled"
+    assert events[-1]["response"] == cancelled
     body = {"model": "demo", "input": "x", "previous_response_id": made["id"]}
     answer = await harness.gateway.client.post("/v1/responses", json=body)
     assert answer.status_code == 400

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.client import connect
 
-from protocol.wire.messages import Generate
+from protocol.wire.messages import Generate, Prepare
 from tests.fakes.fake_workers import FakeEngine
 from tests.fakes.hosted_harness import CALL, SUM, Harness, kinds, listing
 from tests.fakes.mcp_server import FakeMcpServer, mcp_server
@@ -91,6 +91,25 @@ async def test_a_loop_of_calls_that_grows_too_long_goes_on_with_a_longer_model(
         assert found["output"][-1]["content"][0]["text"] == "".join(SUM)
         assert models.num_made == (1, 1)
         await models.until_booked(5)
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_whether_a_context_is_long_is_said_by_the_model_that_answers(
+    socket_dir: Path, server: FakeMcpServer, background: bool
+) -> None:
+    async with opened(socket_dir, server, context=4) as models:
+        models.long.script = [CALL]
+        found = await models.post(
+            input="2 + 3? " + "so " * 45,  # much of the context of `demo`, and little of `long`'s
+            context_management=[{"type": "compaction"}],
+            background=background,
+        )
+        if background:
+            found = await ended(models, found["id"])
+        assert (found["status"], found["model"]) == ("completed", "long")
+        assert kinds(found) == ["mcp_list_tools", "mcp_call", "message"]
+        counted = [one for one in models.long.of(Prepare) if one.kind == "count"]
+        assert len(counted) == 1
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -349,5 +349,10 @@ def _whole(message: Block) -> Block:
 
 
 def tool_input(arguments: str) -> dict[str, Any]:
-    """A call's arguments as the object that clients read; one that was cut is empty."""
-    return arguments_object(arguments) or {}
+    """A call's arguments as the object that clients read.
+
+    What is no object, as it broke or was cut, stands in one: an empty one would be a call without
+    arguments. The member is named as Anthropic's documentation of fine-grained streaming does.
+    """
+    found = arguments_object(arguments)
+    return {"INVALID_JSON": arguments} if found is None else found

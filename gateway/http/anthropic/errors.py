@@ -36,6 +36,11 @@ def status_of(row: ErrorRow) -> int:
     return _OVERLOADED if row.status == 503 else row.status
 
 
+OFFERED: Final = (
+    "of Anthropic's API there are /v1/messages, /v1/messages/count_tokens, /v1/models and"
+    " /v1/organizations"
+)
+"""What their clients are told who ask for anything else."""
 _THREAD: Final = "thread"
 _NO_THREADS: Final = {"error_code": "thread_unsupported_request", "unsupported": [_THREAD]}
 """By these details their client knows that it has to send the whole conversation itself."""

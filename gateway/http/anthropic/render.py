@@ -1,7 +1,7 @@
 """Whole Messages answers and their event streams: blocks, one after the other."""
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final, Literal
@@ -10,6 +10,7 @@ import orjson
 
 from gateway.http.anthropic.conversation import their_call_id, tool_input
 from gateway.http.anthropic.errors import render_error_object
+from gateway.http.render.call_arguments import arguments_object
 from gateway.request.delivery.events import (
     ChoiceFinished,
     ContentText,
@@ -77,6 +78,11 @@ class _Block:
     def text(self) -> str:
         return "".join(self.pieces)
 
+    @property
+    def is_call(self) -> bool:
+        """Whether there is something to run: the call of a tool whose input can be read."""
+        return self.kind == "tool_use" and arguments_object(self.text) is not None
+
     def opening(self) -> dict[str, Any]:
         """As it stands in `content_block_start`."""
         if self.call is not None:
@@ -108,7 +114,7 @@ _DELTAS: Final[dict[BlockKind, tuple[bytes, bytes]]] = {
 }
 
 
-def stop_of(event: ChoiceFinished, head: MessageHead, *, has_calls: bool) -> dict[str, Any]:
+def stop_of(event: ChoiceFinished, head: MessageHead, calls: Iterable[bool]) -> dict[str, Any]:
     """`stop_reason` and `stop_sequence`.
 
     An answer that filled the context was ended by it, unless it had all tokens that it might have.
@@ -116,9 +122,9 @@ def stop_of(event: ChoiceFinished, head: MessageHead, *, has_calls: bool) -> dic
     Args:
         event: The end of the answer.
         head: Of the answer.
-        has_calls: Whether it calls tools.
+        calls: Of each call of a tool, whether its input can be read.
     """
-    reason, sequence = "end_turn", None
+    reason, sequence, told = "end_turn", None, list(calls)
     if event.finish_reason == "length":
         usage = event.usage
         is_full = 0 < head.max_model_len <= usage.prompt_tokens + usage.completion_tokens
@@ -128,8 +134,9 @@ def stop_of(event: ChoiceFinished, head: MessageHead, *, has_calls: bool) -> dic
         event.finish_reason != "tool_calls" or event.is_call_cut
     ):
         reason, sequence = "stop_sequence", event.stop_reason
-    elif has_calls and not event.is_call_cut:
-        # The input of a call that was cut isn't known: nothing is run of an answer with one.
+    elif told and all(told) and not event.is_call_cut:
+        # The input of a call that broke or was cut isn't known: nothing is run of an answer with
+        # one.
         reason = "tool_use"
     return {"stop_reason": reason, "stop_sequence": sequence}
 
@@ -158,8 +165,8 @@ class MessageCollector:
         """Take the events of one wake-up."""
         for event in events:
             if isinstance(event, ChoiceFinished):
-                has_calls = any(block.kind == "tool_use" for block in self._blocks)
-                self._stop = stop_of(event, self._head, has_calls=has_calls)
+                calls = (block.is_call for block in self._blocks if block.kind == "tool_use")
+                self._stop = stop_of(event, self._head, calls)
             elif isinstance(event, ToolCallStarted):
                 self._blocks.append(_Block("tool_use", event))
             elif (piece := _piece(event, self._head)) is not None:
@@ -182,7 +189,7 @@ class MessageStreamRenderer:
         self._usage = Usage(prompt_tokens=0, completion_tokens=0)
         self._stop: dict[str, Any] | None = None
         self._has_begun = False
-        self._has_calls = False
+        self._calls: list[bool] = []
         self._block: _Block | None = None
         self._index = -1
 
@@ -195,9 +202,9 @@ class MessageStreamRenderer:
                 continue
             self._begin(parts)
             if isinstance(event, ChoiceFinished):
-                self._stop = stop_of(event, self._head, has_calls=self._has_calls)
+                self._note_call()
+                self._stop = stop_of(event, self._head, self._calls)
             elif isinstance(event, ToolCallStarted):
-                self._has_calls = True
                 self._open(parts, _Block("tool_use", event))
             elif (piece := _piece(event, self._head)) is not None:
                 self._grow(parts, *piece)
@@ -235,11 +242,17 @@ class MessageStreamRenderer:
         block = self._block
         if block is None or block.kind != kind:
             block = self._open(parts, _Block(kind))
-        if kind == "thinking":
-            block.pieces.append(text)  # for its signature
+        if kind != "text":
+            block.pieces.append(text)  # for its signature, or to see whether it can be read
         parts.append(self._delta(block.delta(text)))
 
+    def _note_call(self) -> None:
+        """A block is over."""
+        if self._block is not None and self._block.kind == "tool_use":
+            self._calls.append(self._block.is_call)
+
     def _open(self, parts: list[bytes], block: _Block) -> _Block:
+        self._note_call()
         self._close(parts)
         self._block = block
         self._index += 1

@@ -92,9 +92,17 @@ class BackgroundResponses:
     def drop(self, response_id: str) -> None:
         """A response was cancelled or deleted: who makes it here stops at once."""
         take = self._takes.get(response_id)
-        if take is not None:
-            take.stop(None)
-        self.tell(response_id)
+        if take is None:
+            self.tell(response_id)
+        else:
+            take.stop(None)  # what it came to is told when it has ended
+
+    async def until_left(self, response_id: str) -> bool:
+        """Wait a little for the end of what was dropped; whether it was being made here."""
+        is_made = response_id in self._takes
+        if is_made:
+            await self.wait(response_id, STOP_S)
+        return is_made
 
     def tell(self, response_id: str) -> None:
         """There are more events of a response, or its end."""

@@ -6,18 +6,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-import orjson
-
-from gateway.errors import (
-    AnotherTextError,
-    DeniedError,
-    GatewayError,
-    ShuttingDownError,
-)
+from gateway.errors import AnotherTextError, DeniedError, GatewayError, ShuttingDownError
 from gateway.http.background.background_task import (
     BackgroundTask,
+    cancelled,
     decoded,
     encoded,
+    given_up,
     piece_of,
     told_events,
 )
@@ -32,14 +27,13 @@ from gateway.http.openresponses.render import ResponseEvents, ToldEvent
 from gateway.http.openresponses.stored_items import base_of
 from gateway.http.response_turns.hosted_turns import HostedTurns
 from gateway.http.response_turns.response_shape import body_of, item_maker, response_head
-from gateway.http.response_turns.stored_turns import added_items, as_stored, off_loop, shortened
+from gateway.http.response_turns.stored_turns import added_items, as_stored, shortened
 from gateway.http.response_turns.turn_makers import BackgroundTurns, LongerModels, turn_id
-from gateway.json_numbers import loads
 from gateway.request.jobs.job import COMPACT_ENDPOINT, GenerationJob
 from gateway.request.kinds.generation import GenerationWork
 from gateway.request.leases.takes import Takes
 from gateway.request.lifecycle.request import Request
-from gateway.storage.records import EventPiece, Job
+from gateway.storage.records import Job
 from protocol.errors import DecodeError, ErrorCode
 from protocol.wire.messages import Usage
 
@@ -138,6 +132,7 @@ class Take:
                 await self._make(asked, task, events, may_begin_anew=may_begin_anew)
             except GatewayError as error:
                 if self._is_lost:
+                    await self._tell_spent()
                     return
                 if isinstance(error, AnotherTextError) and not self._is_taken_back:
                     # The output that it ends with is not the one that was told.
@@ -160,24 +155,25 @@ class Take:
                     return
                 traced_task.fail(error)
                 self._unwritten += events.fail(error)
-            await self._finish(asked, task.created, events)
+            if self._is_lost:  # it was stopped, and has ended without an error
+                await self._tell_spent()
+            else:
+                await self._finish(asked, task.created, events)
             return
 
     async def give_up(self) -> None:
         """End the job as failed, whatever was wrong with it."""
         response = await self._parts.store.responses.find(self._job.tenant, self._job.response_id)
-        failed = {
-            **await off_loop(len(response.body), lambda: loads(response.body)),
-            "status": "failed",
-            "error": {
-                "code": "server_error",
-                "message": "The response could not be made; please ask for it again.",
-            },
-        }
-        event = {"type": "response.failed", "response": failed, "sequence_number": self._number}
-        piece = EventPiece(self._number, self._number, orjson.dumps([event]))
-        ended = replace(response, status="failed", body=orjson.dumps(failed))
-        await self._jobs.finish(ended, piece)
+        await self._jobs.finish(*await given_up(response, self._number))
+
+    async def _tell_spent(self) -> None:
+        """Say what was spent on a response that was cancelled; one that is gone says nothing."""
+        if self._request is not None:
+            await self._request.until_known()
+        spent = self._spent()
+        if spent.prompt_tokens:
+            told = partial(cancelled, spent=spent)
+            await self._jobs.note_spent(self._job.tenant, self._job.response_id, told)
 
     async def _make(
         self,
@@ -250,10 +246,14 @@ class Take:
             Takes(
                 self._leases, self._note_lease, partial(self._is_turn_put_off, asked, job.endpoint)
             ),
-            model=self._models.chosen or self._kept_model,
+            model=self._model_of(job),
         )
         self._request = request
         return request, work
+
+    def _model_of(self, job: GenerationJob) -> str:
+        """Who answers a turn that begins now."""
+        return self._models.chosen or self._kept_model or self._parts.requests.model_of(job)
 
     def _hosted_turns(
         self, asked: AskedResponse, task: BackgroundTask, earlier: Earlier
@@ -272,6 +272,7 @@ class Take:
             turns=BackgroundTurns(
                 self._models,
                 lambda job, number: self._generation(asked, job, task, number),
+                self._model_of,
                 self._forget_lease,
                 partial(self._note_blank, task),
             ),

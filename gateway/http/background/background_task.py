@@ -1,19 +1,28 @@
 """What a background response is made from, as the store keeps it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+import orjson
+
 from gateway.http.openresponses.convert import AskedResponse
-from gateway.http.openresponses.render import FinalResponse, ResponseEvents, ToldEvent
+from gateway.http.openresponses.render import (
+    FinalResponse,
+    ResponseEvents,
+    ToldEvent,
+    usage_object,
+)
 from gateway.http.openresponses.stored_items import base_of
 from gateway.http.response_turns.response_shape import body_of, item_maker, response_head
 from gateway.http.response_turns.stored_turns import ReadContext, off_loop
 from gateway.json_numbers import loads
 from gateway.request.callers.caller import Caller
-from gateway.storage.records import EventPiece
+from gateway.storage.jobs import Cancellation
+from gateway.storage.records import EventPiece, StoredResponse
 from protocol.runtime.tracing import context_of
 from protocol.wire import codec
+from protocol.wire.messages import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +87,36 @@ def begun(
         item_maker(base_of(response_id), body_of(asked)),
     )
     return events.running("queued"), piece_of(events.queued())
+
+
+def cancelled(response: StoredResponse, number: int, spent: Usage | None = None) -> Cancellation:
+    """What a response is that was cancelled, and the event that says so.
+
+    Args:
+        response: As it was.
+        number: Of the event.
+        spent: On it until then; None as long as nobody has said so.
+    """
+    told = {**loads(response.body), "status": "cancelled"}
+    if spent is not None and told.get("usage") is None:
+        told["usage"] = usage_object(spent)
+    event = {"type": "response.incomplete", "response": told, "sequence_number": number}
+    return Cancellation(orjson.dumps(told), orjson.dumps([event]))
+
+
+async def given_up(response: StoredResponse, number: int) -> tuple[StoredResponse, EventPiece]:
+    """What a response is that can't be made, and the event of that number that says so."""
+    failed = {
+        **await off_loop(len(response.body), lambda: loads(response.body)),
+        "status": "failed",
+        "error": {
+            "code": "server_error",
+            "message": "The response could not be made; please ask for it again.",
+        },
+    }
+    event = {"type": "response.failed", "response": failed, "sequence_number": number}
+    piece = EventPiece(number, number, orjson.dumps([event]))
+    return replace(response, status="failed", body=orjson.dumps(failed)), piece
 
 
 async def told_events(piece: EventPiece) -> list[dict[str, Any]]:

@@ -13,18 +13,22 @@ from gateway.http.mcp.messages import INTERNAL_ERROR, MCP_PATH, REFUSED, error_m
 from gateway.request.jobs.job import MESSAGES_ENDPOINT
 from protocol.errors import PenstockError
 
-MODELS_PATH = "/v1/models"
+SHARED_PATHS = ("/v1/models", "/v1/files")
 """Whoever asks there with a version of Anthropic's gets errors in their words."""
 _ORGANIZATIONS = "/v1/organizations/"
 _VERSION = VERSION_HEADER.encode("ascii")
 
 
 def is_anthropic(scope: Scope) -> bool:
-    """Whether a request is for Anthropic's API: by its path, or at the list of models by header."""
+    """Whether a request is for Anthropic's API: by its path, or by its header.
+
+    The header counts where both APIs have the path, and where there is no route.
+    """
     path: str = scope["path"]
-    return is_anthropic_path(path) or (
-        path.startswith(MODELS_PATH) and any(name == _VERSION for name, _ in scope["headers"])
-    )
+    if is_anthropic_path(path):
+        return True
+    may_be = path.startswith(SHARED_PATHS) or scope.get("route") is None
+    return may_be and any(name == _VERSION for name, _ in scope["headers"])
 
 
 def is_anthropic_path(path: str) -> bool:

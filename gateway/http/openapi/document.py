@@ -9,7 +9,7 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.http.access.route_rules import ROUTE_RULES, Access
 from gateway.http.anthropic.schemas import CountTokensRequest, MessagesRequest
-from gateway.http.errors.error_shape import MODELS_PATH, is_anthropic_path
+from gateway.http.errors.error_shape import SHARED_PATHS, is_anthropic_path
 from gateway.http.mcp.messages import MCP_PATH, McpRequest
 from gateway.http.openapi import answers, errors
 from gateway.http.openapi.queries import QUERIES
@@ -349,12 +349,12 @@ _SOMETHING: Final = {"minProperties": 1}
 
 
 def _error(path: str) -> dict[str, Any]:
-    """An error in the words of its path; of the list of models, in those of whoever asks."""
+    """An error in the words of its path; of paths of both APIs, in those of whoever asks."""
     if path == MCP_PATH:
         schema = ref("McpError")
     elif is_anthropic_path(path):
         schema = ref("AnthropicError")
-    elif path.startswith(MODELS_PATH):
+    elif path.startswith(SHARED_PATHS):
         schema = either(ref("Error"), ref("AnthropicError"))
     else:
         schema = ref("Error")

@@ -11,6 +11,7 @@ from typing import Any, Final
 from gateway import bridge
 from gateway.errors import InvalidRequestError, UnsupportedFieldError
 from gateway.http.bodies.convert import chat_job
+from gateway.http.openresponses.called_names import CalledNames, called_names
 from gateway.http.openresponses.carried import with_carried
 from gateway.http.openresponses.compaction import SYSTEM, to_carry, to_sum_up
 from gateway.http.openresponses.conversation import (
@@ -63,6 +64,7 @@ class ResponsesBody:
         spaces: By the name that the model sees: namespace and own name of a tool.
         seals_reasoning: Whether reasoning is also told as an opaque text.
         hosted: Tools that this server runs.
+        names: By which calls are told apart.
     """
 
     job: GenerationJob
@@ -71,6 +73,7 @@ class ResponsesBody:
     spaces: dict[str, tuple[str, str]] = field(default_factory=dict)
     seals_reasoning: bool = False
     hosted: HostedPlan = field(default_factory=HostedPlan)
+    names: CalledNames = field(default_factory=CalledNames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +277,9 @@ def responses_body(
         spaces=tools.spaces,
         seals_reasoning="reasoning.encrypted_content" in (request.include or ()),
         hosted=plan,
+        names=called_names(
+            (tool[tool["type"]]["name"] for tool in tools.chat), tools.spaces, plan.tools
+        ),
     )
 
 

@@ -53,12 +53,14 @@ class HostedTool:
         name: Of the tool, as the server calls it.
         schema_json: Of its arguments.
         needs_approval: Whether somebody has to allow each call.
+        is_listed: Whether its server has it; a model may call what nobody offers.
     """
 
     label: str
     name: str
     schema_json: str = "{}"
     needs_approval: bool = True
+    is_listed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,16 +479,3 @@ def call_text(item: Item) -> str:
 
 def _wrong(param: str, rule: str) -> InvalidRequestError:
     return InvalidRequestError(f"Invalid `{param}`: {rule}", param=param)
-
-
-def protocol_error(message: str, code: int = -32603) -> dict[str, Any]:
-    """Why a call has no result, as its item shows it."""
-    return {"type": "mcp_protocol_error", "code": code, "message": message}
-
-
-def not_offered(call: ApprovedCall) -> dict[str, Any]:
-    """Why a call that was approved isn't made."""
-    return protocol_error(
-        f"The server {call.label} lists no tool {call.name} any more, or the label means another"
-        " server by now."
-    )

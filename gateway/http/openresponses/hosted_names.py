@@ -9,6 +9,8 @@ from typing import Final
 
 from gateway.http.schemas.base.ranges import MAX_TOOL_NAME_CHARACTERS
 
+JOINT: Final = "__"
+"""Between the label of a server and the name of its tool."""
 _DIGEST_CHARACTERS: Final = 8
 
 
@@ -19,7 +21,7 @@ def plain_name(label: str, name: str) -> str:
         label: Of its server.
         name: Of the tool, as the server calls it.
     """
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{label}__{name}")[:MAX_TOOL_NAME_CHARACTERS]
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{label}{JOINT}{name}")[:MAX_TOOL_NAME_CHARACTERS]
 
 
 def seen_names(tools: Iterable[tuple[str, str]], taken: Set[str]) -> dict[tuple[str, str], str]:

@@ -1,8 +1,9 @@
 """What of a response's events belongs to which item, and the items that they begin."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
+from gateway.http.openresponses.called_names import CalledNames
 from gateway.http.openresponses.events import (
     ApprovedCallBegun,
     CompactionBegun,
@@ -35,6 +36,8 @@ from gateway.request.delivery.events import (
 from gateway.request.jobs.answer_options import AnswerOptions
 from protocol.wire.messages import TokenLogprobs
 
+NO_NAMES: Final = CalledNames()
+
 
 class ItemMaker:
     """Makes the items of one response, and finds the text of an event.
@@ -46,6 +49,7 @@ class ItemMaker:
         seals_reasoning: Likewise.
         hosted: Tools that this server runs, by the names that the model sees; those of servers that
             are listed later are added by whoever lists them.
+        names: Tells which tool of the client's a call means.
         num_made: Items that an earlier attempt has made.
     """
 
@@ -57,6 +61,7 @@ class ItemMaker:
         *,
         seals_reasoning: bool,
         hosted: Mapping[str, HostedTool],
+        names: CalledNames = NO_NAMES,
         num_made: int = 0,
     ) -> None:
         self._request_id = request_id
@@ -64,6 +69,7 @@ class ItemMaker:
         self._spaces = spaces
         self._seals_reasoning = seals_reasoning
         self._hosted = hosted
+        self._names = names
         self._num_made = num_made
         self._calls: dict[str, HostedCallItem] = {}
 
@@ -84,8 +90,9 @@ class ItemMaker:
                 return ApprovalItem(self._new_id(), tool)
             return self.know(event.id, HostedCallItem(self._new_id(), tool))
         if isinstance(event, ToolCallStarted):
-            kind = CustomCallItem if event.name in self._options.custom_tools else CallItem
-            return kind(self._new_id(), event, self._spaces.get(event.name))
+            name = self._names.meant(event.name)
+            kind = CustomCallItem if name in self._options.custom_tools else CallItem
+            return kind(self._new_id(), event, self._spaces.get(name))
         if isinstance(event, ContentText) and (event.text or event.logprobs):
             return None if isinstance(last, MessageItem) else MessageItem(self._new_id())
         if isinstance(event, ReasoningText) and event.text:

@@ -48,12 +48,13 @@ class Compactor:
         self._request_id = request_id
         self._num_asked = 0
 
-    async def is_due(self, plan: HostedPlan, job: GenerationJob) -> bool:
+    async def is_due(self, plan: HostedPlan, job: GenerationJob, model: str) -> bool:
         """Whether a turn's prompt has so many tokens that its beginning is summed up.
 
         Args:
             plan: Of the turn.
             job: Likewise.
+            model: Who answers it, whose tokens and context count.
 
         Raises:
             GatewayError: They can't be counted.
@@ -64,7 +65,7 @@ class Compactor:
         question = Question(
             # Whoever may have the response made may have it counted.
             endpoint=RESPONSES_ENDPOINT,
-            model=self._requests.model_of(job),
+            model=model,
             message=bridge.counted(job.prepares[0]),
             answer_kind=Prepared,
             check=_every_engine_counts,

@@ -11,6 +11,13 @@ from typing import Any, TypeVar
 from gateway.bridge import Outcome
 from gateway.errors import ClientDisconnectedError, GatewayError
 from gateway.http.errors.error_table import ERROR_TABLE
+from gateway.http.openresponses.call_failures import (
+    interrupted_call,
+    not_offered,
+    too_many_calls,
+    wrong_call,
+)
+from gateway.http.openresponses.called_names import meant_event
 from gateway.http.openresponses.convert import AskedResponse, ResponsesBody
 from gateway.http.openresponses.events import (
     ApprovedCallBegun,
@@ -21,14 +28,7 @@ from gateway.http.openresponses.events import (
     ResponseEvent,
     TurnOver,
 )
-from gateway.http.openresponses.hosted import (
-    ApprovedCall,
-    HostedTool,
-    Progress,
-    known_list,
-    not_offered,
-    protocol_error,
-)
+from gateway.http.openresponses.hosted import ApprovedCall, HostedTool, Progress, known_list
 from gateway.http.openresponses.hosted_items import Earlier, restored_items
 from gateway.http.openresponses.render import ResponseCollector
 from gateway.http.openresponses.stored_items import base_of
@@ -309,11 +309,11 @@ class HostedTurns:
 
     async def _events(self) -> AsyncIterator[list[ResponseEvent]]:
         for call_id in self._earlier.interrupted:
-            wrong = protocol_error("This server ended before the call did; it is not made again.")
-            yield [HostedCallEnded(call_id, error=wrong)]
+            yield [HostedCallEnded(call_id, error=interrupted_call())]
         for call in self._body.hosted.approved:
             async for events in self._approved(call):
                 yield events
+        labels = [named.label for _, named in self._wanted.servers]
         while True:
             if not self._is_running:
                 await self._parse()
@@ -329,10 +329,11 @@ class HostedTurns:
             assert work is not None, "a turn was begun"
             while (found := await work.next_events(None)) is not None:
                 told: list[ResponseEvent] = []
-                for event in found:
-                    if isinstance(event, ChoiceFinished):
-                        finished = event
+                for one in found:
+                    if isinstance(one, ChoiceFinished):
+                        finished = one
                         continue
+                    event = meant_event(one, self._body.names, self.tools, labels)
                     told.append(event)
                     if isinstance(event, ToolCallStarted):
                         tool = self.tools.get(event.name)
@@ -396,14 +397,12 @@ class HostedTurns:
     ) -> AsyncIterator[list[ResponseEvent]]:
         """One call; whatever goes wrong with it is its result."""
         if self._num_calls >= self._max_calls:
-            message = f"It was not run: {self._max_calls} calls of tools are made for a response."
-            yield [HostedCallEnded(call_id, error=protocol_error(message))]
+            yield [HostedCallEnded(call_id, error=too_many_calls(self._max_calls))]
             return
         self._num_calls += 1  # wrong arguments are bounded, too: each costs a turn of the model
         given = arguments_object(arguments)
-        if given is None:
-            wrong = protocol_error("The arguments are no JSON object.", -32602)
-            yield [HostedCallEnded(call_id, error=wrong)]
+        if given is None or not tool.is_listed:
+            yield [HostedCallEnded(call_id, error=wrong_call(tool))]
             return
         self.keeps_failure = True
         yield [HostedCallRunning(call_id)]
@@ -437,7 +436,8 @@ class HostedTurns:
         Raises:
             GatewayError: It can't be.
         """
-        if await self._compactor.is_due(self._body.hosted, self._body.job):
+        job = self._body.job
+        if await self._compactor.is_due(self._body.hosted, job, self._turns.model_of(job)):
             self._progress.compacts = True
             await self._parse()
         await self._begin_turn()

@@ -134,5 +134,6 @@ def item_maker(
         body.spaces,
         seals_reasoning=body.seals_reasoning,
         hosted=hosted,
+        names=body.names,
         num_made=num_made,
     )

@@ -77,6 +77,10 @@ class TurnMaker(Protocol):
         """Who answers where the first model's context is too short."""
         ...
 
+    def model_of(self, job: GenerationJob) -> str:
+        """Who would answer a turn that begins now."""
+        ...
+
     def begin(self, job: GenerationJob, number: int) -> tuple[Request, GenerationWork]:
         """The request of a turn, the first one being 0; it is not started."""
         ...
@@ -121,10 +125,13 @@ class PlainTurns:
     def begin(self, job: GenerationJob, number: int) -> tuple[Request, GenerationWork]:
         """The request of a turn."""
         request_id = turn_id(self._request_id, number)
-        model = self.models.chosen or self._model
         return self._requests.generation(
-            job, self._caller, request_id, model=model, is_continued=number > 0
+            job, self._caller, request_id, model=self.model_of(job), is_continued=number > 0
         )
+
+    def model_of(self, job: GenerationJob) -> str:
+        """The longer model that was chosen, the given one, or whom the names choose."""
+        return self.models.chosen or self._model or self._requests.model_of(job)
 
     async def forget(self, request: Request) -> None:
         """It was settled as unused when it failed."""
@@ -150,18 +157,24 @@ class BackgroundTurns:
     Attributes:
         models: Who answers where the first model's context is too short; `make` goes by it.
         make: Makes the request of a turn.
+        answers: Says who would answer one that begins now.
         forget_lease: Takes back that of the turn under way.
         note_blank: Sees to it that the turn is made and booked once.
     """
 
     models: LongerModels
     make: Callable[[GenerationJob, int], tuple[Request, GenerationWork]]
+    answers: Callable[[GenerationJob], str]
     forget_lease: Callable[[], Awaitable[None]]
     note_blank: Callable[[], Awaitable[None]]
 
     def begin(self, job: GenerationJob, number: int) -> tuple[Request, GenerationWork]:
         """The request of a turn."""
         return self.make(job, number)
+
+    def model_of(self, job: GenerationJob) -> str:
+        """Who would answer."""
+        return self.answers(job)
 
     async def forget(self, request: Request) -> None:
         """Take its lease back."""

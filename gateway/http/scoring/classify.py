@@ -111,6 +111,11 @@ class ClassifyBody:
     material: str
     end_user: str
 
+    @property
+    def before(self) -> str:
+        """The field with the text that stands first."""
+        return self.material
+
 
 def classify_body(body: bytes) -> ClassifyBody:
     """Of /v1/classify.

@@ -78,6 +78,11 @@ class DecisionBody:
     material: str
     end_user: str = ""
 
+    @property
+    def before(self) -> str:
+        """The field with the text that stands first."""
+        return self.material
+
 
 class _Questions:
     """Texts of questions, and the sets of labels that they share."""

@@ -178,6 +178,11 @@ class ScoreRequest(RequestModel):
         return self._texts(_SECONDS)
 
     @property
+    def first_name(self) -> str:
+        """The field with the queries."""
+        return self._given(_FIRSTS)[0]
+
+    @property
     def second_name(self) -> str:
         """The field with the documents."""
         return self._given(_SECONDS)[0]
@@ -203,6 +208,7 @@ class RerankBody:
         num_bytes: Upper bound of the tokens that are computed.
         ignored: Fields that no schema knows.
         material: The field with the texts that are scored.
+        before: The field with what they are scored by.
         end_user: For whom it is; empty when the body doesn't say.
     """
 
@@ -215,6 +221,7 @@ class RerankBody:
     num_bytes: int
     ignored: list[str]
     material: str
+    before: str
     end_user: str
 
 
@@ -271,6 +278,7 @@ def rerank_body(body: bytes, offer_of: OfferOf = nobody) -> RerankBody:
         num_bytes=num_bytes,
         ignored=unknown_fields(request, value),
         material="documents",
+        before="query",
         end_user=named_end_user(request.user),
     )
 
@@ -313,6 +321,7 @@ def score_body(body: bytes, offer_of: OfferOf = nobody) -> RerankBody:
         num_bytes=num_bytes,
         ignored=unknown_fields(request, value),
         material=request.second_name,
+        before=request.first_name,
         end_user=named_end_user(request.user),
     )
 

@@ -171,6 +171,7 @@ class Request:
         self._is_put_off = False
         self._settle: Callable[[], None] | None = None
         self._usage: Usage | None = None
+        self._known: asyncio.Event | None = None
         self._is_released = False
         work.attach(self)
 
@@ -305,6 +306,8 @@ class Request:
             self._timer.cancel()
         self._sessions.discard(self)
         usage = self._usage = self.work.usage()
+        if self._known is not None:
+            self._known.set()
         has_begun = self.work.has_begun
         is_unused = self.outcome != "finished" and not has_begun and self._is_ours
         if not self._is_put_off:
@@ -349,6 +352,12 @@ class Request:
         settle, self._settle = self._settle, None
         if settle is not None and not is_made_again:
             settle()
+
+    async def until_known(self) -> None:
+        """Wait until `usage` is final; an engine may tell last tokens behind the end."""
+        if self.state is not State.SETTLED:
+            self._known = self._known or asyncio.Event()
+            await self._known.wait()
 
     def take_back(self) -> None:
         """Nothing was computed of a request that was put off, so it uses no lease."""

@@ -31,7 +31,7 @@ from gateway.http.answers.hosted_answering import answer_hosted
 from gateway.http.answers.response_socket import SocketAnswer
 from gateway.http.answers.responses import json_answer
 from gateway.http.background.background_responses import BackgroundResponses
-from gateway.http.background.background_task import BackgroundTask, begun, encoded
+from gateway.http.background.background_task import BackgroundTask, begun, cancelled, encoded
 from gateway.http.background.event_log import STREAM_HEADERS, EventLogResponse
 from gateway.http.bodies.parsers import (
     COMPACT,
@@ -65,11 +65,9 @@ from gateway.http.response_turns.stored_turns import (
 )
 from gateway.http.response_turns.tool_asking import EXECUTE_ENDPOINT
 from gateway.http.schemas.base.body import body_schema
-from gateway.json_numbers import loads
 from gateway.request.jobs.job import COMPACT_ENDPOINT, RESPONSES_ENDPOINT, GenerationJob
 from gateway.request.kinds.generation import GenerationWork
 from gateway.request.lifecycle.request import Request
-from gateway.storage.jobs import Cancellation
 from gateway.storage.records import StoredResponse
 from gateway.storage.store import Store
 
@@ -312,8 +310,11 @@ async def delete_response(request: HttpRequest, response_id: str) -> Response:
 async def cancel_response(request: HttpRequest, response_id: str) -> Response:
     """End a response that is made in the background."""
     tenant, store = await _stored(request)
-    response = await store.jobs.cancel(tenant, id_of_path("response", response_id), _cancelled)
-    _background_of(request).drop(response_id)
+    background = _background_of(request)
+    response = await store.jobs.cancel(tenant, id_of_path("response", response_id), cancelled)
+    background.drop(response_id)
+    if await background.until_left(response_id):  # by then it says what was spent
+        response = await store.responses.find(tenant, response_id)
     return Response(response.body, media_type="application/json")
 
 
@@ -351,12 +352,6 @@ def page_object(items: Sequence[Any], ids: Sequence[str], *, has_more: bool) -> 
         "last_id": ids[-1] if ids else None,
         "has_more": has_more,
     }
-
-
-def _cancelled(response: StoredResponse, number: int) -> Cancellation:
-    told = {**loads(response.body), "status": "cancelled"}
-    event = {"type": "response.incomplete", "response": told, "sequence_number": number}
-    return Cancellation(orjson.dumps(told), orjson.dumps([event]))
 
 
 async def _stored(request: HttpRequest) -> tuple[str, Store]:

@@ -46,6 +46,8 @@ _MANY_LABELS = 1000
 """Answers with more are written beside the loop."""
 _ENGINES_WORD = "input"
 """What an error of an engine calls whatever it was to read."""
+_BEFORE = "before"
+"""What it calls the text that stands before those, or with each of them."""
 
 router = APIRouter(route_class=GuardedRoute)
 
@@ -76,6 +78,11 @@ class ScoringBody(Protocol):
     @property
     def material(self) -> str:
         """The field with what is judged."""
+        ...
+
+    @property
+    def before(self) -> str:
+        """The field with what it is judged by, where that is another one."""
         ...
 
     @property
@@ -208,8 +215,8 @@ async def _run(
     except ClientDisconnectedError:
         return Response(status_code=499)
     except RemoteFailureError as error:
-        if error.param == _ENGINES_WORD:
-            error.param = body.material
+        if error.param in (_ENGINES_WORD, _BEFORE):
+            error.param = body.before if error.param == _BEFORE else body.material
         raise
     headers |= answer_headers(request.lease, model=work.model, asked=body.model)
     headers |= more_headers(work.answer)

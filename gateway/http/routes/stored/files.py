@@ -17,9 +17,15 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gateway.batches.files import PURPOSES, FileStore, disk_error
-from gateway.errors import DeniedError, InvalidRequestError, UnsupportedFieldError
+from gateway.errors import (
+    DeniedError,
+    InvalidRequestError,
+    NotOfferedError,
+    UnsupportedFieldError,
+)
 from gateway.http.access.guard import GuardedRoute, caller_of
 from gateway.http.access.replaying import replay_of
+from gateway.http.anthropic.models import VERSION_HEADER
 from gateway.http.bodies.uploads import receive_form
 from gateway.http.parts import parts_of
 from gateway.http.query import query_number, query_text
@@ -60,7 +66,7 @@ _uploads: dict[bytes, int] = {}
 )
 async def upload(request: Request) -> Response:
     """Keep a file: a form with `file` and `purpose`."""
-    files, tenant = files_of(request), tenant_of(request)
+    files, tenant = _files_of(request), tenant_of(request)
     caller = caller_of(request).name
     if _uploads.get(caller, 0) >= MAX_UPLOADS:
         raise DeniedError(
@@ -135,7 +141,7 @@ def _checked(fields: dict[str, str]) -> tuple[str, float | None]:
 @router.get("/v1/files")
 async def list_files(request: Request) -> Response:
     """A page of files, newest first."""
-    files, tenant = files_of(request), tenant_of(request)
+    files, tenant = _files_of(request), tenant_of(request)
     limit = query_number(request, "limit")
     if limit is not None and not 1 <= limit <= MAX_PAGE:
         raise InvalidRequestError(f"`limit` must be from 1 to {MAX_PAGE}.", param="limit")
@@ -149,21 +155,21 @@ async def list_files(request: Request) -> Response:
 @router.get("/v1/files/{file_id}")
 async def retrieve(request: Request, file_id: str) -> Response:
     """What is known of a file."""
-    stored = await on_disk(files_of(request).find, tenant_of(request), file_id)
+    stored = await on_disk(_files_of(request).find, tenant_of(request), file_id)
     return as_json(stored.as_object())
 
 
 @router.delete("/v1/files/{file_id}")
 async def delete(request: Request, file_id: str) -> Response:
     """Forget a file."""
-    await on_disk(files_of(request).remove, tenant_of(request), file_id)
+    await on_disk(_files_of(request).remove, tenant_of(request), file_id)
     return as_json({"id": file_id, "object": "file", "deleted": True})
 
 
 @router.get("/v1/files/{file_id}/content")
 async def content(request: Request, file_id: str) -> Response:
     """The bytes of a file."""
-    path = await on_disk(files_of(request).content_path, tenant_of(request), file_id)
+    path = await on_disk(_files_of(request).content_path, tenant_of(request), file_id)
     return FileResponse(await on_disk(lambda: path.open("rb", 0)))
 
 
@@ -214,6 +220,20 @@ async def on_disk(work: Callable[..., ResultT], *arguments: Any) -> ResultT:
         return await asyncio.to_thread(work, *arguments)
     except OSError as error:
         raise disk_error(error) from error
+
+
+def _files_of(request: Request) -> FileStore:
+    """The files of this server, for a client of the API that has them.
+
+    Raises:
+        GatewayError: It is Anthropic's, or files are switched off.
+    """
+    if VERSION_HEADER in request.headers:
+        raise NotOfferedError(
+            "Anthropic's Files API is not offered: no message could name a file. Send texts as"
+            " blocks of the message; without the header `anthropic-version` /v1/files is OpenAI's."
+        )
+    return files_of(request)
 
 
 def files_of(request: Request) -> FileStore:

@@ -9,7 +9,7 @@ from tokenizers import models, pre_tokenizers
 from tokenizers.processors import BertProcessing, RobertaProcessing, TemplateProcessing
 
 from engine_worker.embedding.inputs import InputReader, longest_first
-from engine_worker.errors import ContextLengthError
+from engine_worker.errors import BEFORE, ContextLengthError
 from engine_worker.text.tokenizer import Tokenizer
 from engine_worker.text.tokenizer_files import TokenizerFiles
 from tests.fakes.late import transformers
@@ -84,6 +84,25 @@ def test_a_pair_that_is_not_to_be_cut_is_refused_with_its_length() -> None:
     parts = reader.part("w1 w2", 0, None), reader.part("w3 w4", 0, None)
     with pytest.raises(ContextLengthError, match="6 tokens, but input 3 has 7"):
         reader.pair(*parts, 3, None, None)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "param"),
+    [
+        ("w1 w2 w3", "w4", BEFORE),  # with nothing beside it, it would fill the context
+        ("w1 w2", "w3 w4", "input"),
+        ("w1 " * 10_000, "w4", BEFORE),
+        ("w1", "w4 " * 10_000, "input"),
+    ],
+)
+def test_of_a_pair_that_is_too_long_it_is_said_which_text_is(
+    first: str, second: str, param: str
+) -> None:
+    reader = reader_of("bert", 6)
+    with pytest.raises(ContextLengthError) as refused:
+        part = reader.part(first, 0, None, BEFORE)
+        reader.pair(part, reader.part(second, 0, None), 0, None, None)
+    assert refused.value.param == param
 
 
 def test_a_limit_below_what_joins_a_pair_still_gives_a_row() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from engine_worker.errors import (
+    BEFORE,
     ChatTemplateError,
     ContextLengthError,
     InvalidRequestError,
@@ -140,10 +141,28 @@ def test_what_is_longer_than_the_context_is_refused_or_cut_to_what_was_allowed()
     assert text_of(cut.questions[1].token_ids) == "xxxxx" + END
     most = prepare(["x" * 1000], max_question_tokens=10_000)
     assert len(most.head) + len(most.questions[0].token_ids) + 1 == 400
-    with pytest.raises(ContextLengthError):
-        prepare(["?"], state="x" * 500)
-    with pytest.raises(ContextLengthError):
-        prepare(["?"], state="x" * 1_000_000)
+    for length in (500, 1_000_000):
+        with pytest.raises(ContextLengthError) as refused:
+            prepare(["?"], state="x" * length)
+        assert refused.value.param == BEFORE
+
+
+@pytest.mark.parametrize("max_question_tokens", [None, 1000])
+def test_of_what_is_too_long_it_is_said_whether_it_stands_before_all_questions(
+    max_question_tokens: int | None,
+) -> None:
+    most = prepare(["x" * 1000], max_question_tokens=10_000)
+    num_free = len(most.questions[0].token_ids) - len(prepare([""]).questions[0].token_ids)
+    for num_before, param in ((num_free + 2, BEFORE), (num_free - 2, "input")):
+        if (param, max_question_tokens) == ("input", 1000):
+            continue  # the question is cut
+        with pytest.raises(ContextLengthError) as refused:
+            prepare(
+                ["x" * 20],
+                state="The sky is blue." + "y" * num_before,
+                max_question_tokens=max_question_tokens,
+            )
+        assert refused.value.param == param
 
 
 @pytest.mark.parametrize(

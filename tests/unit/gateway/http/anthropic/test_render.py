@@ -139,7 +139,7 @@ def test_reasoning_that_nobody_asked_for_is_not_told() -> None:
 def test_a_call_that_a_stop_sequence_cut_is_nothing_to_run(
     end: ChoiceFinished, stop: tuple[str, str | None]
 ) -> None:
-    cut = CALL[:2]
+    cut = CALL if stop[0] == "tool_use" else CALL[:2]
     answer = whole(*cut, end)
     assert (answer["stop_reason"], answer["stop_sequence"]) == stop
     told = {"stop_reason": stop[0], "stop_sequence": stop[1]}
@@ -159,7 +159,8 @@ def test_a_call_that_a_stop_sequence_cut_is_nothing_to_run(
 def test_nothing_is_run_of_an_answer_whose_last_call_was_cut(
     end: ChoiceFinished, stop: tuple[str, str | None]
 ) -> None:
-    cut = [*CALL, ToolCallStarted(0, 1, "call_2", "g"), ToolCallArguments(0, 1, '{"y": ')]
+    rest = '{"y": 2}' if stop[0] == "tool_use" else '{"y": '
+    cut = [*CALL, ToolCallStarted(0, 1, "call_2", "g"), ToolCallArguments(0, 1, rest)]
     answer = whole(*cut, end)
     assert (answer["stop_reason"], answer["stop_sequence"]) == stop
     told = {"stop_reason": stop[0], "stop_sequence": stop[1]}
@@ -212,8 +213,24 @@ def test_a_named_tool_ends_with_tool_use() -> None:
 
 def test_arguments_that_were_cut_are_no_input() -> None:
     answer = whole(*CALL[:2], ChoiceFinished(0, "length", USAGE))
-    assert answer["content"][0]["input"] == {}
+    assert answer["content"][0]["input"] == {"INVALID_JSON": '{"x": '}
     assert answer["stop_reason"] == "max_tokens"
+
+
+@pytest.mark.parametrize("arguments", ['{"x": "a" "y": 1}', "[1]", "7"])
+@pytest.mark.parametrize("is_last", [True, False])
+def test_a_call_that_broke_is_neither_one_without_arguments_nor_anything_to_run(
+    arguments: str, is_last: bool
+) -> None:
+    broken = [ToolCallStarted(0, 0, "call_1", "f"), ToolCallArguments(0, 0, arguments)]
+    good = [ToolCallStarted(0, 1, "call_2", "g"), ToolCallArguments(0, 1, '{"y": 2}')]
+    calls: list[GenerationEvent] = [*good, *broken] if is_last else [*broken, *good]
+    answer = whole(*calls, ChoiceFinished(0, "tool_calls", USAGE))
+    inputs = {block["name"]: block["input"] for block in answer["content"]}
+    assert inputs == {"f": {"INVALID_JSON": arguments}, "g": {"y": 2}}
+    assert answer["stop_reason"] == "end_turn"
+    events = streamed(*calls, ChoiceFinished(0, "tool_calls", USAGE))
+    assert events[-2]["delta"] == {"stop_reason": "end_turn", "stop_sequence": None}
 
 
 def test_an_answer_without_output_is_whole() -> None:
@@ -272,7 +289,13 @@ def test_which_paths_are_anthropics() -> None:
     assert is_anthropic(scope("/v1/messages/count_tokens"))
     assert not is_anthropic(scope("/v1/messagesx"))
     assert not is_anthropic(scope("/v1/models"))
-    assert is_anthropic(scope("/v1/models", version))
+    for path in ("/v1/models", "/v1/files", "/v1/files/x/content"):
+        assert not is_anthropic(scope(path))
+        assert is_anthropic(scope(path, version) | {"route": "some"})
+    # Where there is no route, whoever asks says whose words it reads.
+    assert is_anthropic(scope("/v1/skills", version))
+    assert not is_anthropic(scope("/v1/skills"))
+    assert not is_anthropic(scope("/v1/responses", version) | {"route": "some"})
 
 
 def test_limits_are_told_in_their_headers() -> None:

@@ -5,11 +5,13 @@ from dataclasses import replace
 from typing import Any
 
 import orjson
+import pytest
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from gateway.errors import WorkerLostError
 from gateway.http.bodies.parsers import RESPONSES, ParseContext
+from gateway.http.openresponses.called_names import called_names
 from gateway.http.openresponses.item_maker import ItemMaker
 from gateway.http.openresponses.render import (
     ResponseCollector,
@@ -51,7 +53,9 @@ EVENTS: list[GenerationEvent] = [
 
 
 def maker(options: AnswerOptions = OPTIONS, *, seals: bool = False) -> ItemMaker:
-    return ItemMaker("r", options, {"files__f": ("files", "f")}, seals_reasoning=seals, hosted={})
+    spaces = {"files__f": ("files", "f"), "a__twice": ("a", "twice"), "b__twice": ("b", "twice")}
+    names = called_names((*spaces, "run"), spaces, {})
+    return ItemMaker("r", options, spaces, seals_reasoning=seals, hosted={}, names=names)
 
 
 def whole(*events: GenerationEvent, **options: Any) -> dict[str, Any]:
@@ -196,3 +200,21 @@ def test_a_failure_says_what_was_spent_until_then() -> None:
     assert told[-1]["response"]["usage"] == whole(END)["usage"]
     collected = orjson.loads(ResponseCollector(head, maker()).fail(WorkerLostError("gone")))
     assert collected["usage"] == whole(END)["usage"]
+
+
+@pytest.mark.parametrize(
+    ("called", "name", "namespace"),
+    [
+        ("files__f", "f", "files"),
+        ("f", "f", "files"),
+        # Nobody knows which is meant; the client answers, as it does for a name that is made up.
+        ("twice", "twice", None),
+        ("other", "other", None),
+    ],
+)
+def test_a_tool_is_meant_by_its_own_name_where_no_other_one_is_called_so(
+    called: str, name: str, namespace: str | None
+) -> None:
+    item = whole(ToolCallStarted(0, 0, "call_1", called), END)["output"][0]
+    assert (item["type"], item["name"]) == ("function_call", name)
+    assert item.get("namespace") == namespace
