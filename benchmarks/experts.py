@@ -39,7 +39,7 @@ from engine_worker.compute.models.spec import (
     RopeSpec,
 )
 from engine_worker.compute.runner.jax_runner import JaxModelRunner
-from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch
+from engine_worker.core.choice.batch import RowSampling, RowWork, StepBatch, StepResult
 
 NUM_LAYERS, HIDDEN, INNER, NUM_EXPERTS, NUM_CHOSEN = 6, 1024, 704, 16, 4
 BLOCK_SIZE, CONTEXT = 32, 64
@@ -127,7 +127,7 @@ def decoders(weight_type: str, formats: list[str]) -> dict[str, PackedDecoder]:
     return found
 
 
-def step_of(decoder: PackedDecoder, num_rows: int) -> Callable[[], object]:
+def step_of(decoder: PackedDecoder, num_rows: int) -> Callable[[], StepResult]:
     """A step that decodes so many rows."""
     num_row_blocks = CONTEXT // BLOCK_SIZE + 1
     runner = JaxModelRunner.create(
@@ -154,7 +154,7 @@ def step_of(decoder: PackedDecoder, num_rows: int) -> Callable[[], object]:
     return lambda: runner.run(batch)
 
 
-def measure(steps: dict[str, Callable[[], object]], num_rounds: int) -> dict[str, float]:
+def measure(steps: dict[str, Callable[[], StepResult]], num_rounds: int) -> dict[str, float]:
     """Median seconds of each step."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for index in range(num_rounds + 2):
@@ -181,12 +181,15 @@ def main() -> None:
     for name, model in models.items():
         print(f"{name:20} {model.size_bytes / 1e6:6.0f} MB")
     for num_rows in options.rows:
-        found = measure(
-            {name: step_of(model, num_rows) for name, model in models.items()}, options.rounds
-        )
+        steps = {name: step_of(model, num_rows) for name, model in models.items()}
+        found = measure(steps, options.rounds)
         for name, seconds in found.items():
-            ratio = seconds / found["dense"]
-            print(f"{num_rows:3} rows  {name:20} {seconds * 1e3:8.2f} ms  {ratio:.2f}", flush=True)
+            ratio, read = seconds / found["dense"], steps[name]().expert_bytes / 1e6
+            print(
+                f"{num_rows:3} rows  {name:20} {seconds * 1e3:8.2f} ms  {ratio:.2f}"
+                f"  {read:7.1f} MB of experts",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from penstock.recurrent_states import (
     CONVOLUTION,
     LINEAR,
     MAMBA,
+    OLMO_HYBRID,
     UNTOLD,
     CacheChoice,
     has_delta_nets,
@@ -55,23 +56,99 @@ _KIND_OF_LETTER = {"M": MAMBA, "-": _MLP, "E": _EXPERTS}
 """In `hybrid_override_pattern`, which has a letter for each layer; others see everything."""
 _MAMBA_UNLESS_SAID = ("bamba", "granitemoehybrid")
 """Model types of whose layers only those attend that a config names."""
-_UNSAID = {
+_WINDOW = "sliding_window"
+_QWEN = {"use_sliding_window": False, _WINDOW: 4096, "max_window_layers": 28}
+_QWEN3, _QWEN3_MOE = _QWEN | {"head_dim": 128}, _QWEN | {"num_key_value_heads": 4}
+_QWEN_HYBRID = {"num_key_value_heads": 2, "head_dim": 256}
+_GLM = {"num_key_value_heads": 2, "head_dim": 128}
+_UNSAID: dict[str, dict[str, Any]] = {
+    "gemma": {"num_key_value_heads": 16, "head_dim": 256},
+    "gemma2": {
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        _WINDOW: 4096,
+        "sliding_window_pattern": 2,
+    },
     "gemma3_text": {
         "num_attention_heads": 8,
         "num_key_value_heads": 4,
         "head_dim": 256,
         "num_hidden_layers": 26,
         "max_position_embeddings": 131_072,
-        "sliding_window": 4096,
+        _WINDOW: 4096,
         "sliding_window_pattern": 6,
     },
-    "gemma2": {"head_dim": 256, "sliding_window": 4096, "sliding_window_pattern": 2},
-    "cohere2": {"sliding_window_pattern": 4},
-    "gpt_oss": {"sliding_window_pattern": 2},
-    "olmo3": {"sliding_window_pattern": 4},
-    "llama4_text": {"attention_chunk_size": 8192},
+    "gemma3n_text": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 256,
+        "num_hidden_layers": 35,
+        "num_kv_shared_layers": 15,
+        "max_position_embeddings": 32_768,
+        _WINDOW: 512,
+        "sliding_window_pattern": 5,
+    },
+    "gemma4_text": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "global_head_dim": 512,
+        "num_hidden_layers": 30,
+        "max_position_embeddings": 131_072,
+        _WINDOW: 512,
+        "sliding_window_pattern": 6,
+    },
+    "mistral": {"num_key_value_heads": 8, _WINDOW: 4096},
+    "mistral3": {
+        "hidden_size": 5120,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "num_hidden_layers": 40,
+        "max_position_embeddings": 131_072,
+    },
+    "ministral": {"num_key_value_heads": 8, _WINDOW: 4096},
+    "ministral3": {"num_key_value_heads": 8, "head_dim": 128},
+    "mixtral": {"num_key_value_heads": 8},
+    "qwen2": _QWEN,
+    "qwen2_vl": _QWEN,
+    "qwen2_vl_text": _QWEN,
+    "qwen2_5_vl": _QWEN,
+    "qwen2_5_vl_text": _QWEN,
+    "qwen2_moe": _QWEN | {"num_key_value_heads": 16},
+    "qwen3": _QWEN3,
+    "qwen3_vl_text": _QWEN3,
+    "qwen3_moe": _QWEN3_MOE,
+    "qwen3_vl_moe_text": _QWEN3_MOE,
+    "smollm3": {"num_key_value_heads": 4, "use_sliding_window": False},
+    "cohere2": {_WINDOW: 4096, "sliding_window_pattern": 4},
+    "gpt_oss": {
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        _WINDOW: 128,
+        "sliding_window_pattern": 2,
+    },
+    "olmo3": {_WINDOW: 4096, "sliding_window_pattern": 4},
+    "starcoder2": {"num_key_value_heads": 2},
+    "glm4_moe": {"num_key_value_heads": 8},
+    "ernie4_5_moe": {"num_key_value_heads": 4},
+    "lfm2": {"num_key_value_heads": 8},
+    "lfm2_moe": {"num_key_value_heads": 8},
+    "llama4_text": {"num_key_value_heads": 8, "head_dim": 128, "attention_chunk_size": 8192},
+    "glm": _GLM,
+    "glm4": _GLM,
+    "ernie4_5": _GLM,
+    "seed_oss": {"num_key_value_heads": 8, "head_dim": 128},
+    "nemotron_h": {"head_dim": 128},
+    "qwen3_next": _QWEN_HYBRID,
+    "qwen3_5_text": _QWEN_HYBRID | {"num_key_value_heads": 4},
+    "qwen3_5_moe_text": _QWEN_HYBRID,
 }
-"""By model type: sizes that published configs leave out, because transformers' own are so."""
+"""By model type: sizes that configs leave out, because transformers' own are so.
+
+As the engine takes them; of a window null says that there is none.
+"""
+_GEMMA4 = "gemma4_text"
 _GPT2_NAMES = {
     "n_embd": "hidden_size",
     "n_layer": "num_hidden_layers",
@@ -166,10 +243,16 @@ def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """What is said of the text model, which may be part of one that also sees or hears."""
     text = config.get("text_config")
     inner = text if isinstance(text, dict) else {}
-    said = {name: value for name, value in inner.items() if value is not None}
+    said = {name: value for name, value in inner.items() if value is not None or name == _WINDOW}
     whole = {**config, **said}
     whole |= {usual: whole[name] for name, usual in _GPT2_NAMES.items() if name in whole}
-    return {**_UNSAID.get(str(whole.get("model_type")), {}), **whole}
+    model_type = str(whole.get("model_type"))
+    if inner and model_type == "mistral":
+        model_type = "mistral3"
+    for name, value in _UNSAID.get(model_type, {}).items():
+        if whole.get(name) is None and not (name == _WINDOW and _WINDOW in whole):
+            whole[name] = value
+    return whole
 
 
 def _tower_values(config: Mapping[str, Any]) -> int:
@@ -193,7 +276,8 @@ def _cached_values(config: Mapping[str, Any], kinds: Sequence[str], length: int)
     """Numbers that all layers together keep of the tokens of one sequence."""
     # The last layers may read the keys of those before them.
     kinds = kinds[: len(kinds) - int(config.get("num_kv_shared_layers") or 0)]
-    window = min(length, max(1, int(config.get("sliding_window") or length)))
+    width = config.get(_WINDOW) if config.get("use_sliding_window", True) else None
+    window = min(length, max(1, int(width or length)))
     chunk = min(length, max(1, int(config.get("attention_chunk_size") or length)))
     tokens = {_SLIDING: window, _CHUNKED: chunk, **dict.fromkeys(_WITHOUT_TOKENS, 0)}
     return sum(
@@ -207,6 +291,13 @@ def _kinds_of_layers(config: Mapping[str, Any]) -> list[str]:
     num_layers = int(config.get("num_hidden_layers") or 0)
     if num_layers > _MAX_LAYERS:
         raise ValueError(f"{num_layers} layers are more than {_MAX_LAYERS}")
+    kinds, model_type = _listed_kinds(config, num_layers), config.get("model_type")
+    # Whatever is said of Gemma 4's last one, and of OLMo's where no other one attends.
+    is_full = model_type == _GEMMA4 or (model_type == OLMO_HYBRID and _FULL not in kinds)
+    return [*kinds[:-1], _FULL] if is_full and kinds else kinds
+
+
+def _listed_kinds(config: Mapping[str, Any], num_layers: int) -> list[str]:
     pattern = config.get("hybrid_override_pattern")
     if isinstance(pattern, str):
         return [_KIND_OF_LETTER.get(letter, _FULL) for letter in pattern]
@@ -224,17 +315,40 @@ def _kinds_of_layers(config: Mapping[str, Any]) -> list[str]:
     turns = config.get("no_rope_layers")
     if config.get("attention_chunk_size") and isinstance(turns, list) and turns:
         return [_CHUNKED if turn else _FULL for turn in turns[:num_layers]]
-    between, period = _FULL, 0
     if has_delta_nets(config):
-        between, period = LINEAR, int(config.get("full_attention_interval") or 4)
-    elif config.get("attention_chunk_size"):
-        between, period = _CHUNKED, int(config.get("no_rope_layer_interval") or 4)
-    elif config.get("sliding_window") and config.get("use_sliding_window", True):
-        # Without a period no layer sees everything.
-        between, period = _SLIDING, int(config.get("sliding_window_pattern") or num_layers + 1)
-    if not period:
-        return [_FULL] * num_layers
-    return [between if (index + 1) % period else _FULL for index in range(num_layers)]
+        return _between(LINEAR, config.get("full_attention_interval") or 4, num_layers)
+    if config.get("attention_chunk_size"):
+        return _between(_CHUNKED, config.get("no_rope_layer_interval") or 4, num_layers)
+    if config.get(_WINDOW) and config.get("use_sliding_window", True):
+        return _windowed(config, num_layers)
+    return [_FULL] * num_layers
+
+
+def _between(kind: str, period: Any, num_layers: int) -> list[str]:
+    """Every `period`-th layer sees everything, the others are of a kind."""
+    return [kind if (index + 1) % int(period) else _FULL for index in range(num_layers)]
+
+
+def _windowed(config: Mapping[str, Any], num_layers: int) -> list[str]:
+    """Which layers have a window, where the config only says that some have."""
+    first, turns = int(config.get("max_window_layers") or 0), config.get("no_rope_layers")
+    match config.get("model_type"):
+        case "qwen2_moe":
+            kinds = [index < first and index % 2 == 0 for index in range(num_layers)]
+        case "smollm3" if isinstance(turns, list):
+            kinds = [not turn for turn in turns[:num_layers]]
+        case "smollm3":
+            interval = int(config.get("no_rope_layer_interval") or 4)
+            kinds = [(index + 1) % interval == 0 for index in range(num_layers)]
+        case "qwen3_moe" | "qwen3_vl_moe_text":
+            kinds = [True] * num_layers
+        case _ if "max_window_layers" in config:
+            kinds = [index >= first for index in range(num_layers)]
+        case _:
+            # Without a period no layer sees everything.
+            period = config.get("sliding_window_pattern") or num_layers + 1
+            return _between(_SLIDING, period, num_layers)
+    return [_SLIDING if is_sliding else _FULL for is_sliding in kinds]
 
 
 def _values_of_a_token(config: Mapping[str, Any], index: int, kind: str) -> int:
@@ -244,11 +358,12 @@ def _values_of_a_token(config: Mapping[str, Any], index: int, kind: str) -> int:
     num_heads = int(config.get("num_attention_heads") or 1)
     head_dim = int(config.get("head_dim") or int(config.get("hidden_size") or 0) // num_heads)
     num_keys = int(config.get("num_key_value_heads") or num_heads)
-    if kind == _FULL and config.get("global_head_dim"):
+    by_layer = config.get("per_layer_config")
+    if kind == _FULL and config.get("global_head_dim") and by_layer is None:
         head_dim = int(config["global_head_dim"])
         if config.get("attention_k_eq_v"):
             num_keys = int(config.get("num_global_key_value_heads") or num_keys)
-    own = (config.get("per_layer_config") or {}).get(str(index)) or {}
+    own = (by_layer or {}).get(str(index)) or {}
     num_keys = int(own.get("num_key_value_heads") or num_keys)
     head_dim = int(own.get("head_dim") or head_dim)
     return 2 * num_keys * head_dim

@@ -25,7 +25,7 @@ _SIDE_BY_SIDE: Final = ("falcon_h1",)
 """Model types whose every layer has both attention and a state, whatever it is called."""
 _DELTA_NETS: Final = ("qwen3_next", "qwen3_5", "olmo_hybrid")
 """What their model types begin with."""
-_OLMO: Final = "olmo_hybrid"
+OLMO_HYBRID: Final = "olmo_hybrid"
 _DEFAULT_INNER: Final = {"falcon_h1": 1024}
 """Width of the values by model type, where nothing is said of it."""
 
@@ -96,7 +96,7 @@ def _values_of_layer(config: Mapping[str, Any], kind: str) -> int:
     if kind == CONVOLUTION:
         return (_size(config, "conv_L_cache", 3) - 1) * _size(config, "hidden_size", 0)
     if has_delta_nets(config):
-        return _delta_net_values(config, is_olmo=config.get("model_type") == _OLMO)
+        return _delta_net_values(config, is_olmo=config.get("model_type") == OLMO_HYBRID)
     return _mamba_values(config)
 
 

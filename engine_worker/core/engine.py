@@ -358,6 +358,7 @@ class Engine:
                 duration_s = self._clock() - started
                 self._decodes.measure(result, duration_s)
                 self._rate.measure(num_sampled, duration_s)
+                self._metrics.on_experts(result.expert_bytes)
             self._count_step(schedule, result, started, scheduled, computed)
         has_scored = self._scoring.step()
         if not (schedule.rows or has_scored):

@@ -77,6 +77,10 @@ class EngineMetrics:
             "Tokens of outputs that prompt lookup drafted, and those of them that were right.",
             ("kind",),
         )
+        self._expert_bytes = counter(
+            "penstock_engine_expert_bytes",
+            "Bytes of experts' matrices that decodes read: of those that a token chose.",
+        )
         self._preemptions = counter(
             "penstock_engine_preemptions", "How often a choice gave up its KV blocks."
         )
@@ -212,6 +216,10 @@ class EngineMetrics:
         self._requests.add(1, end.finish_reason if isinstance(end, Finished) else "failed")
         if choice.traceparent:
             _tell_steps(choice, times, end, now)
+
+    def on_experts(self, num_bytes: int) -> None:
+        """A step's decodes read so many bytes of matrices of experts."""
+        self._expert_bytes.add(num_bytes)
 
     def on_drafts(self, num_drafted: int, num_accepted: int) -> None:
         """A step computed draft tokens, of which some were right."""

@@ -210,12 +210,7 @@ def choose_program_folder(cache_dir: Path | None, spec: DecoderSpec) -> Path | N
 def _load_text_side(settings: ModelSettings, vocab_size: int) -> tuple[Tokenizer, ChatTemplate]:
     folder = settings.tokenizer_path or settings.path
     tokenizer = Tokenizer.load(folder, settings.path, vocab_size)
-    if not tokenizer.eos_token_ids:
-        _log.warning(
-            "%s: nothing names a token that ends an output, so that answers go on until max_tokens"
-            " or a stop sequence; name the model's own tokenizer by --tokenizer",
-            folder,
-        )
+    tokenizer.require_end(folder)
     template = ChatTemplate(
         tokenizer, settings.name, special_tokens_in_text=settings.special_tokens_in_text
     )

@@ -78,6 +78,45 @@ _BAILING = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]"
     r"|\s+(?!\S)|\s+"
 )
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
+_HANGUL, _BOPOMOFO, _HAN_AND_KANA = "AC00-D7A3 3131-318E", "3105-312F", "4E00-9FA5 3040-30FF"
+_WIDE_PUNCTUATION = "FF01 2026 201C 201D 2018 2019 2014 FF1A FF1B FF0C 3001-303F FE30-FE4F"
+_EAST_ASIAN = (
+    "4E00-9FFF 3400-4DBF F900-FAFF 3040-30FF FF65-FF9F 2F00-2FDF 0E40-0E7F 0E80-0EFF 1780-17FF "
+    "1000-109F AA60-AA7F A9E0-A9FF AC00-D7AF 1100-11FF"
+)
+_YOUTU = (
+    "|".join(
+        f"[{_ranges(one)}]+" for one in (_HANGUL, _WIDE_PUNCTUATION, _BOPOMOFO, _HAN_AND_KANA)
+    ),
+    _GPT_4O.replace(r"\p{N}{1,3}", r"\p{N}"),
+)
+_HUNDREDS_OF_SPACES = "|".join(rf"\s{{{2**power}}}(?!\S)" for power in range(9, 1, -1))
+_JAIS2 = _LLAMA3.replace(r"\s+(?!\S)|\s+", rf"{_HUNDREDS_OF_SPACES}|\s{{1,2}}(?!\S)|\s")
+_AFMOE = (
+    # Threes from the right, as in written numbers.
+    r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))",
+    rf"[{_ranges(_EAST_ASIAN)}]+",
+    _DEEPSEEK_V3[-1],
+)
+_EXAONE_MOE = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?(?:\p{L}\p{M}*(?: \p{L}\p{M}*)*)+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+_SPARK = (
+    *_DEEPSEEK_V3[:2],
+    _DEEPSEEK_V3[2].replace(r"[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+", r"[\p{P}\p{S}]+|[\r\n]"),
+    r"\p{N}",
+)
+_CHAMELEON = (
+    r"<sentinel:[0-9]+>",
+    r"IMGIMG[A-I]{1,4}Z",
+    r"[\t\n]|    |  ",
+    r"\p{N}",
+    r"[\p{P}!-/:-@\[-`{-~]",
+    _GPT2,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +172,29 @@ _MEANINGS: Final = (
     ),
     (("dbrx", "smaug-bpe", "glm4", "chatglm-bpe"), PreTokenizer((_LLAMA3,))),
     (("qwen2", "deepseek-r1-qwen", "megrez", "f2llmv2"), PreTokenizer((_QWEN2,), is_nfc=True)),
-    (("hunyuan", "grok-2", "solar-open"), PreTokenizer((_QWEN2,))),
+    (
+        ("hunyuan", "grok-2", "solar-open", "stablelm2", "kormo"),
+        PreTokenizer((_QWEN2,)),
+    ),
+    (("ufakzeka",), PreTokenizer((_QWEN2.removeprefix(f"{_CONTRACTIONS}|"),))),
+    (("laguna",), PreTokenizer((r"[^\n]+|\n+", _QWEN2))),
     (("qwen35",), PreTokenizer((_QWEN35,), is_nfc=True)),
     (("tekken",), PreTokenizer((_TEKKEN,), whole_words=True, adds_bos=True)),
-    (("gpt-4o", "llama4", "kanana2", "minimax-m2"), PreTokenizer((_GPT_4O,))),
+    (("gpt-4o", "llama4", "kanana2", "minimax-m2", "talkie"), PreTokenizer((_GPT_4O,))),
+    (("youtu",), PreTokenizer(_YOUTU, whole_words=True)),
+    (("jais-2",), PreTokenizer((_JAIS2,))),
+    (("exaone-moe",), PreTokenizer((_EXAONE_MOE,))),
+    (("bloom", "gpt3-finnish", "poro-chat"), PreTokenizer((_BLOOM,))),
+    (("viking",), PreTokenizer((_BLOOM, r"\p{N}"))),
+    (("superbpe",), PreTokenizer((r"\p{N}+", r"(?=(?:\d{3})+(?!\d))"))),
+    (("afmoe",), PreTokenizer(_AFMOE)),
+    (("chameleon",), PreTokenizer(_CHAMELEON, adds_bos=True)),
+    (("spark2_5",), PreTokenizer(_SPARK)),
     (("tiny_aya", "cohere2moe"), PreTokenizer(_TINY_AYA)),
     (("minicpm5",), PreTokenizer(_MINICPM5, whole_words=True)),
     (("granite-embed-multi-97m",), PreTokenizer((_GPT_4O,), whole_words=True)),
     (("kimi-k2",), PreTokenizer((_MOONSHOT,), whole_words=True)),
-    (("deepseek-v3", "hunyuan-dense", "joyai-llm"), PreTokenizer(_DEEPSEEK_V3)),
+    (("deepseek-v3", "hunyuan-dense", "joyai-llm", "hy_v4"), PreTokenizer(_DEEPSEEK_V3)),
     (("deepseek-llm",), PreTokenizer(_DEEPSEEK_LLM)),
     (
         ("deepseek-coder",),
@@ -158,7 +211,7 @@ _MEANINGS: Final = (
         (
             *("gpt-2", "roberta-bpe", "phi-2", "mpt", "exaone4", "mellum", "gigachat", "a.x-4.0"),
             *("jina-es", "jina-de", "jina-v1-en", "jina-v2-es", "jina-v2-de", "jina-v2-code"),
-            *("trillion", "granite-docling"),
+            *("trillion", "granite-docling", "jais"),
         ),
         PreTokenizer(),
     ),

@@ -1,5 +1,6 @@
 """Turns text into a model's token ids and back."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ _NUM_CHECKED_TOKENS = 512
 _MAX_TOKENS_UNDER_GIL = 1024
 # Of a chat template; it travels with what the engine announces.
 _MAX_TOLD_CHARACTERS = 2**18
+_log = logging.getLogger("penstock.engine")
 
 
 class EncodedText:
@@ -50,6 +52,7 @@ class Tokenizer:
     Args:
         files: What its files say; the backend belongs to this object from now on.
         eos_token_ids: Ids that end an output.
+        missing_ends: What its folder names as an end, where it has none of these tokens.
 
     Attributes:
         num_tokens: Ids of the vocabulary, gaps included.
@@ -58,8 +61,14 @@ class Tokenizer:
         max_length: The longest text that the tokenizer was made for; None says nothing.
     """
 
-    def __init__(self, files: TokenizerFiles, eos_token_ids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        files: TokenizerFiles,
+        eos_token_ids: frozenset[int],
+        missing_ends: tuple[str, ...] = (),
+    ) -> None:
         self._files = files
+        self._missing_ends = missing_ends
         self._backend = files.backend
         # Set once: switching them per call is what makes fast tokenizers unsafe among threads.
         self._backend.no_truncation()
@@ -103,11 +112,44 @@ class Tokenizer:
                 f"The tokenizer in {folder} has {num_words} words, but the model has {vocab_size}"
                 " ids: it is another model's. Use the tokenizer of this one (--tokenizer FOLDER)."
             )
-        found = eos_token_ids(model_folder or folder, vocab_size)
-        stated = files.backend.token_to_id(files.special_tokens.get("eos_token", ""))
+        ends = eos_token_ids(model_folder or folder, vocab_size)
+        unknown = {end for end in ends.ids if files.backend.id_to_token(end) is None}
+        if unknown:
+            _log.warning(
+                "%s: eos_token_id names %s, which the tokenizer doesn't have", folder, unknown
+            )
+        missing = [*ends.wrong, *(f"eos_token_id {end}" for end in sorted(unknown))]
+        text = files.special_tokens.get("eos_token", "")
+        stated = files.backend.token_to_id(text)
         if stated is not None and (vocab_size is None or stated < vocab_size):
-            found.add(stated)
-        return cls(files, frozenset(found))
+            ends.ids.add(stated)
+        elif text:
+            missing.append(f"eos_token {text!r:.80}")
+        is_known = not ends.ids <= unknown
+        return cls(files, frozenset(ends.ids), () if is_known else tuple(missing))
+
+    def require_end(self, folder: Path) -> None:
+        """Says in the log that nothing names a token that ends an output, where that is so.
+
+        Args:
+            folder: Of the tokenizer.
+
+        Raises:
+            TokenizerLoadError: Some are named, and the tokenizer has none of them: it is another
+                model's, or the names are wrong.
+        """
+        if self._missing_ends:
+            raise TokenizerLoadError(
+                f"The tokenizer in {folder} has none of the tokens that are to end an output:"
+                f" {', '.join(self._missing_ends)}. Use the model's own tokenizer (--tokenizer"
+                " FOLDER), or correct what names them."
+            )
+        if not self.eos_token_ids:
+            _log.warning(
+                "%s: nothing names a token that ends an output, so that answers go on until"
+                " max_tokens or a stop sequence; name the model's own tokenizer by --tokenizer",
+                folder,
+            )
 
     def encode(
         self, text: str, *, add_special_tokens: bool, is_wanted: Callable[[], bool] | None = None

@@ -26,7 +26,7 @@ from tokenizers.processors import TemplateProcessing
 
 from engine_worker.errors import TokenizerLoadError
 from engine_worker.text.bounded_file import MAX_TOKENIZER_BYTES, check_size, read_bounded
-from engine_worker.text.generation_config import read_generation_config
+from engine_worker.text.generation_config import GENERATION_CONFIG, read_generation_config
 from engine_worker.text.sentencepiece_model import is_sentencepiece, read_sentencepiece
 from engine_worker.text.tiktoken_file import WAY_OUT, find_tiktoken, read_tiktoken
 
@@ -35,6 +35,7 @@ TOKENIZER_MODEL: Final = "tokenizer.model"
 TEKKEN_JSON: Final = "tekken.json"
 MAX_IDS: Final = 2**24
 _CONFIG: Final = "tokenizer_config.json"
+_MODEL_CONFIG: Final = "config.json"
 _PROCESSOR_TEMPLATE: Final = "chat_template.json"
 _CONVERTED: Final = ("*vocab*", "merges.txt", "*.model", "*.spm", TEKKEN_JSON)
 """Names of files that a tokenizer may be made of."""
@@ -138,22 +139,39 @@ def read_tokenizer(folder: Path) -> TokenizerFiles:
     )
 
 
-def eos_token_ids(folder: Path, vocab_size: int | None = None) -> set[int]:
-    """End-of-sequence ids of `generation_config.json`, else of `config.json`; empty without any.
+@dataclass(frozen=True, slots=True)
+class NamedEnds:
+    """What a model's folder says of the ids that end an output.
+
+    Attributes:
+        ids: Those that the model has.
+        wrong: What is no id of the model, each with the file that names it.
+    """
+
+    ids: set[int]
+    wrong: list[str]
+
+
+def eos_token_ids(folder: Path, vocab_size: int | None = None) -> NamedEnds:
+    """End-of-sequence ids of `generation_config.json`, else of `config.json`; none without any.
 
     What is no id of a model with `vocab_size` of them is told and left out: no token ends there.
     """
-    limit = sys.maxsize if vocab_size is None else vocab_size
-    for config in (read_generation_config(folder), _read_object(folder / "config.json")):
+    limit, wrong = sys.maxsize if vocab_size is None else vocab_size, list[str]()
+    for name, config in (
+        (GENERATION_CONFIG, read_generation_config(folder)),
+        (_MODEL_CONFIG, _read_object(folder / _MODEL_CONFIG)),
+    ):
         value = config.get("eos_token_id")
         values = value if isinstance(value, list) else [value]
         found = {item for item in values if isinstance(item, int) and not isinstance(item, bool)}
         known = {item for item in found if 0 <= item < limit}
         if known != found or (not found and value not in (None, [])):
             _log.warning("%s: eos_token_id is %.80r, no token id; it is left out", folder, value)
+            wrong.append(f"eos_token_id {value!r:.80} ({name})")
         if known:
-            return known
-    return set()
+            return NamedEnds(known, wrong)
+    return NamedEnds(set(), wrong)
 
 
 def guarded(place: Path, load: Any) -> Any:

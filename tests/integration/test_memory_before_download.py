@@ -1,5 +1,6 @@
 """What is told of a model's cache before a download is what its engine then makes."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from engine_worker.compute.models.families.registry import FAMILIES
 from engine_worker.compute.models.hf_config import decoder_spec
 from engine_worker.compute.models.spec import DecoderSpec
 from engine_worker.config import ModelSettings
+from engine_worker.errors import ModelConfigError
 from engine_worker.loading.cache_shape import cache_shape_of
 from penstock.gguf_source import config_of
 from penstock.memory_estimate import estimate_memory
@@ -87,6 +89,37 @@ def test_the_cache_is_what_the_engine_makes_of_the_same_config(name: str) -> Non
         states = cached_states(spec, num_tokens, choice) if spec.state_bytes else 0
         assert estimate.states_bytes == states
         assert estimate.total_bytes == estimate.weights_bytes + estimate.kv_bytes + states
+
+
+LEFT_OUT = (
+    *("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"),
+    *("sliding_window_pattern", "num_key_value_heads", "head_dim", "global_head_dim"),
+    *("num_kv_shared_layers", "no_rope_layers", "attention_chunk_size"),
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_a_config_leaves_out_is_taken_as_the_engine_takes_it(name: str) -> None:
+    """Gemma 4 without `layer_types` counted every layer in full, Qwen 2 a window in each."""
+    whole = config_of_case(name)
+    num_compared = 0
+    for left_out in [(field,) for field in LEFT_OUT] + [("layer_types", f) for f in LEFT_OUT[1:]]:
+        config = copy.deepcopy(whole)
+        text = config.get("text_config") or config
+        if not text.keys() >= set(left_out):
+            continue
+        for field in left_out:
+            del text[field]
+        try:
+            spec = decoder_spec(config)
+        except ModelConfigError:
+            # The engine asks for it.
+            continue
+        if any(layer.is_attention for layer in spec.layers):
+            estimate = estimate_memory(config, 1000, dtype="auto", max_model_len=100)
+            assert estimate.kv_bytes == 2 * cached_values(spec, 100), left_out
+            num_compared += 1
+    assert num_compared or "layer_types" not in (whole.get("text_config") or whole)
 
 
 RECURRENT_GGUF = [case for case in GGUF_FAMILIES if decoder_spec(dict(case.config)).state_bytes]

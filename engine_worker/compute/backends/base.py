@@ -29,7 +29,7 @@ from engine_worker.compute.backends.packing_plan import PackingPlan
 from engine_worker.compute.models.decoder import DecoderGraph, Leaves
 from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.rope import RopeTables, rope_tables
-from engine_worker.compute.models.spec import DecoderSpec
+from engine_worker.compute.models.spec import DecoderSpec, MoeSpec
 
 
 class BlockKind(StrEnum):
@@ -132,6 +132,13 @@ class Blocks(Protocol):
 
         Returns:
             The residual after the last layer, and the cache with the step's tokens.
+        """
+
+    @property
+    def experts_read(self) -> jax.Array | None:
+        """How many experts `layers` read, each once: int32 for each layer that has some.
+
+        None where no layer has any, and before `layers`.
         """
 
     def norm(self, x: jax.Array) -> jax.Array:
@@ -242,6 +249,17 @@ class PackedDecoder:
     def size_bytes(self) -> int:
         """Bytes of the packed weights."""
         return sum(leaf.nbytes for leaf in self.leaves)
+
+    @property
+    def expert_bytes(self) -> tuple[int, ...]:
+        """Bytes of the matrices of one expert, for each layer that has some."""
+        packed = {weight.name: weight.size_bytes for weight in self.backend.packing.weights}
+        return tuple(
+            sum(packed[f"layers.{layer}.mlp.{name}.weight"] for name in ("gate_up", "down"))
+            // spec.mlp.num_experts
+            for layer, spec in enumerate(self.backend.spec.layers)
+            if isinstance(spec.mlp, MoeSpec)
+        )
 
 
 def forward(

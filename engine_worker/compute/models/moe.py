@@ -160,6 +160,10 @@ class MoeProducts(Protocol):
         """[T, hidden] float32 of the expert that sees every token, x being [T, hidden] float32."""
 
 
+TellChoice = Callable[["ExpertChoice"], None]
+"""Called while a program is traced, with the experts that its rows read; E is none."""
+
+
 class MoeBlock(ResidualBlock):
     """Norm, router, the chosen experts of each token and the one that all share."""
 
@@ -191,6 +195,7 @@ class MoeBlock(ResidualBlock):
         x: jax.Array,
         is_token: jax.Array | None = None,
         products: MoeProducts | None = None,
+        tell: TellChoice | None = None,
     ) -> jax.Array:
         """What the experts add to the residual.
 
@@ -199,20 +204,24 @@ class MoeBlock(ResidualBlock):
             is_token: [T] bool, rows whose experts are computed; None is all. What the others get
                 is not said.
             products: Computes the products; None is XLA with the block's own weights.
+            tell: Told which experts are read.
 
         Returns:
             [T, hidden] float32.
         """
         spec, normed = self.spec, self.normed(x)
         products = products or _XlaProducts(self)
+        tell = tell or (lambda _: None)
         if self.beside is not None:
-            return self._beside_dense(self.beside, x, normed, is_token, products)
+            return self._beside_dense(self.beside, x, normed, is_token, products, tell)
         correction = None if self.correction_bias is None else self.correction_bias[...]
         choice = choose_experts(spec, self._product(products, "router", normed), correction)
+        choice = self._of_tokens(choice, is_token)
+        tell(choice)
         read = normed
         if self.to_latent is not None:
             read = self._product(products, "to_latent", normed)
-        y = products.experts(read, self._of_tokens(choice, is_token))
+        y = products.experts(read, choice)
         if self.from_latent is not None:
             y = self._product(products, "from_latent", y)
         if self.shared is not None:
@@ -229,11 +238,13 @@ class MoeBlock(ResidualBlock):
         normed: jax.Array,
         is_token: jax.Array | None,
         products: MoeProducts,
+        tell: TellChoice,
     ) -> jax.Array:
         assert self.shared is not None, "declared with it"
         dense = beside.dense_post_norm(products.shared(normed))
         logits = self._product(products, "router", beside.router_input(x))
         choice = self._of_tokens(beside.weighed(choose_experts(self.spec, logits)), is_token)
+        tell(choice)
         routed = products.experts(beside.experts_norm(x), choice)
         return self.added(dense + beside.experts_post_norm(routed))
 
@@ -354,6 +365,17 @@ def _in_best_groups(spec: MoeSpec, ranked: jax.Array) -> jax.Array:
     _, chosen = lax.top_k(jnp.sum(best, axis=-1), spec.num_groups_per_token)
     is_chosen = jnp.any(chosen[..., None] == jnp.arange(spec.num_groups), axis=1)
     return jnp.where(is_chosen[..., None], groups, -jnp.inf).reshape(ranked.shape)
+
+
+def num_read(choice: ExpertChoice, num_experts: int) -> jax.Array:
+    """How many experts some tokens read, each of which is read once: int32 scalar.
+
+    Args:
+        choice: Of experts; E is none.
+        num_experts: E.
+    """
+    each = choice.experts.reshape(-1, 1) == jnp.arange(num_experts)
+    return jnp.sum(jnp.any(each, axis=0), dtype=jnp.int32)
 
 
 class ExpertTiles(NamedTuple):

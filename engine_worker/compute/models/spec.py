@@ -383,6 +383,11 @@ class DecoderSpec:
         """Decoder layers."""
         return len(self.layers)
 
+    @property
+    def num_layers_with_experts(self) -> int:
+        """Layers whose MLP is a choice of experts."""
+        return sum(isinstance(layer.mlp, MoeSpec) for layer in self.layers)
+
     def placement_in(self, layer: LayerSpec) -> NormPlacement:
         """Where the norms of one layer stand."""
         return layer.norm_placement or self.norm_placement

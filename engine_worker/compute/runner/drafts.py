@@ -63,6 +63,7 @@ def join_drafts(rows: Sequence[RowWork], result: StepResult) -> StepResult:
         logprobs={index_of[piece]: scores for piece, scores in result.logprobs.items()},
         prompt_logprobs={index_of[piece]: each for piece, each in result.prompt_logprobs.items()},
         more_token_ids=more,
+        expert_bytes=result.expert_bytes,
     )
 
 

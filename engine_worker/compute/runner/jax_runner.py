@@ -253,7 +253,7 @@ class JaxModelRunner:
             for row in rows:
                 self._row_limits.check(row)
             next_rows = ()
-        outcome = StepOutcome(len(rows))
+        outcome = StepOutcome(len(rows), self._programs.expert_bytes)
         self._count_slots(rows)
         if self._limits.deterministic:
             self._run_tiles(rows, outcome)
@@ -345,7 +345,7 @@ class JaxModelRunner:
         taken = self._ahead.take(decodes, [rows[i] for i in decodes])
         if taken is None:
             return decodes
-        outcome.put_tokens(taken.indices, taken.output.tokens, taken.columns)
+        outcome.put_output(taken.indices, taken.output, taken.columns)
         self._sample_apart(taken.apart, [rows[i] for i in taken.apart], outcome)
         return sorted(set(decodes).difference(taken.indices))
 
@@ -387,7 +387,7 @@ class JaxModelRunner:
     ) -> ProgramOutput:
         """Runs some rows of a step in one program, and samples those apart that it doesn't."""
         output = self._step(bucket, rows, apart)
-        outcome.put_tokens(indices, output.tokens)
+        outcome.put_output(indices, output)
         self._sample_apart([indices[i] for i in apart], [rows[i] for i in apart], outcome)
         return output
 
@@ -412,7 +412,7 @@ class JaxModelRunner:
             tile = pieces[first : first + bucket.num_rows]
             indices, works = [index for index, _ in tile], [work for _, work in tile]
             places = range(len(works))
-            self._step(bucket, works, places)
+            outcome.put_experts(self._step(bucket, works, places))
             targets = [next(iter(work.scored_token_ids), None) for work in works]
             self._sample_fully(indices, works, places, targets, outcome)
 

@@ -37,6 +37,7 @@ class ProgramSet:
         samplers: What packs and reads for the full samplers.
         table_width: Block ids of a row.
         num_hidden: Places of hidden states that a full sampler takes.
+        expert_bytes: Of one expert, for each layer that has some.
         store: The compiled programs.
     """
 
@@ -44,6 +45,7 @@ class ProgramSet:
         self, decoder: PackedDecoder, kv_layout: KvLayout, buckets: Buckets, limits: RunnerLimits
     ) -> None:
         self._decoder = decoder
+        self.expert_bytes = decoder.expert_bytes
         self._kv_layout = kv_layout
         self._buckets = buckets
         self._num_slots = limits.max_num_seqs
@@ -157,7 +159,10 @@ class ProgramSet:
         )
         kind = "prefill" if key.is_prefill else "decode"
         has_hidden = key.is_prefill and not key.is_group
-        output = ProgramOutput(0, 0 if has_hidden else None)  # type: ignore[arg-type]
+        has_counts = not key.is_prefill and backend.spec.num_layers_with_experts > 0
+        output: Any = ProgramOutput(
+            *(0, 0 if has_hidden else None, 0 if has_counts else None)  # type: ignore[arg-type]
+        )
         args = (leaves, state, layout.pack(()))
         name = f"{kind}{'s' * key.is_group}_{key.num_rows}_{key.num_queries}"
         return lower(name, step, args, (output, state), donated=(1,)).compile()

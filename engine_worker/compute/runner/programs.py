@@ -53,10 +53,13 @@ class ProgramOutput(NamedTuple):
             that sample several; N is 1 for a prefill and `MAX_NEW_TOKENS` in decode.
         hidden: [Q, hidden] float32, of each token of a prefill of one prompt; None of others and in
             decode.
+        experts_read: [L] int32, how many experts were read by all turns of a decode in each layer
+            that has some, each once a turn; None of others and of prefills.
     """
 
     tokens: jax.Array
     hidden: jax.Array | None
+    experts_read: jax.Array | None = None
 
 
 class _DecodeLoop(NamedTuple):
@@ -68,6 +71,7 @@ class _DecodeLoop(NamedTuple):
         token_ids: [R] int32, the token of each live row.
         tokens: [`MAX_NEW_TOKENS`, R] int32, what was sampled.
         hidden: [R, hidden] float32, of each row's last turn.
+        experts_read: As in `ProgramOutput`.
         state: The arrays between steps.
     """
 
@@ -76,6 +80,7 @@ class _DecodeLoop(NamedTuple):
     token_ids: jax.Array
     tokens: jax.Array
     hidden: jax.Array
+    experts_read: jax.Array | None
     state: DeviceState
 
 
@@ -154,6 +159,7 @@ class StepProgram:
     ) -> tuple[ProgramOutput, DeviceState]:
         num_rows = inputs.num_stored.shape[0]
         hidden_size = self._backend.spec.hidden_size
+        num_with_experts = self._backend.spec.num_layers_with_experts
         known_ids = inputs.token_ids[:, 0]
         last_ids = state.last_tokens.at[inputs.slots].get(mode="clip")
         first_ids = jnp.where(known_ids == LAST_TOKEN, last_ids, known_ids)
@@ -182,6 +188,7 @@ class StepProgram:
                     loop.tokens, tokens[None], (loop.turn, jnp.int32(0))
                 ),
                 hidden=jnp.where(loop.is_live[:, None], hidden, loop.hidden),
+                experts_read=jax.tree.map(jnp.add, loop.experts_read, blocks.experts_read),
                 state=loop.state._replace(cache=cache, counts=counts),
             )
 
@@ -194,11 +201,12 @@ class StepProgram:
                 token_ids=first_ids,
                 tokens=jnp.full((MAX_NEW_TOKENS, num_rows), NOT_SAMPLED, jnp.int32),
                 hidden=jnp.zeros((num_rows, hidden_size), jnp.float32),
+                experts_read=jnp.zeros(num_with_experts, jnp.int32) if num_with_experts else None,
                 state=state,
             ),
         )
         new_state = self._remember(loop.state, inputs.slots, loop.token_ids, loop.hidden)
-        return ProgramOutput(loop.tokens, None), new_state
+        return ProgramOutput(loop.tokens, None, loop.experts_read), new_state
 
     def _remember(
         self, state: DeviceState, slots: jax.Array, tokens: jax.Array, hidden: jax.Array

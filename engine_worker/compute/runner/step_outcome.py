@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine_worker.compute.runner.full_sampler import FullSample, FullSampler
+from engine_worker.compute.runner.programs import ProgramOutput
 from engine_worker.compute.sampling.sampler import NAN_LOGITS, NOT_SAMPLED, WITHOUT_CHOICE
 from engine_worker.core.choice.batch import RowWork, StepResult, TokenScores
 
@@ -17,26 +18,35 @@ class StepOutcome:
 
     Args:
         num_rows: Of the step.
+        expert_bytes: Of one expert, for each layer that has some.
     """
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, expert_bytes: Sequence[int] = ()) -> None:
+        self._bytes_of_experts = np.asarray(expert_bytes, np.int64)
+        self._expert_bytes = 0
         self._tokens = np.full(num_rows, NOT_SAMPLED, np.int32)
         self._logprobs: dict[int, TokenScores] = {}
         self._prompt_logprobs: dict[int, list[TokenScores]] = {}
         self._more: dict[int, list[int]] = {}
         self._unread: list[Callable[[], None]] = []
 
-    def put_tokens(
-        self, indices: Sequence[int], tokens: jax.Array, columns: Sequence[int] | None = None
+    def put_output(
+        self, indices: Sequence[int], output: ProgramOutput, columns: Sequence[int] | None = None
     ) -> None:
-        """What a step program samples for some rows.
+        """What a step program samples for some rows, and which experts it read.
 
         Args:
             indices: Of the rows.
-            tokens: [N, R], a row's tokens one below the other; padding may follow those of each.
+            output: Of the program; padding may follow the tokens of each row.
             columns: Where each row's stand; the first ones when None.
         """
-        self._unread.append(partial(self._read_tokens, indices, tokens, columns))
+        self._unread.append(partial(self._read_tokens, indices, output.tokens, columns))
+        self.put_experts(output)
+
+    def put_experts(self, output: ProgramOutput) -> None:
+        """Which experts a step program read, if it says so."""
+        if output.experts_read is not None:
+            self._unread.append(partial(self._read_experts, output.experts_read))
 
     def put_samples(
         self,
@@ -48,7 +58,7 @@ class StepOutcome:
     ) -> None:
         """What a full sampler says of some rows, or of tokens of their prompts.
 
-        The tokens of a prompt come in their order, and a row comes here after `put_tokens`.
+        The tokens of a prompt come in their order, and a row comes here after `put_output`.
 
         Args:
             indices: Of the rows.
@@ -84,6 +94,9 @@ class StepOutcome:
             if num_more:
                 self._more[index] = more[:num_more].tolist()
 
+    def _read_experts(self, experts_read: jax.Array) -> None:
+        self._expert_bytes += int(np.asarray(experts_read) @ self._bytes_of_experts)
+
     def _read_samples(
         self,
         indices: Sequence[int],
@@ -117,4 +130,5 @@ class StepOutcome:
             logprobs=self._logprobs,
             prompt_logprobs=self._prompt_logprobs,
             more_token_ids=self._more,
+            expert_bytes=self._expert_bytes,
         )

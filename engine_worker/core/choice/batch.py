@@ -188,6 +188,7 @@ class StepResult:
         more_token_ids: What a row with `max_new_tokens` or `draft_token_ids` sampled after its
             first token, by index of the row; it ends early at a stop id, after a wrong draft token,
             and before a position that gave no number.
+        expert_bytes: Of matrices of experts that decodes read, those of each expert once a turn.
     """
 
     token_ids: npt.NDArray[np.int32]
@@ -196,6 +197,7 @@ class StepResult:
     logprobs: Mapping[int, TokenScores] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, Sequence[TokenScores]] = field(default_factory=dict)
     more_token_ids: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    expert_bytes: int = 0
 
 
 class ModelRunner(Protocol):

@@ -146,6 +146,7 @@ def test_a_model_too_large_is_refused_with_both_numbers_and_a_way_out() -> None:
 
 
 HYBRID = CONFIG | {
+    "head_dim": 16,
     "model_type": "qwen3_next",
     "layer_types": ["linear_attention", "full_attention", "linear_attention"],
     "linear_num_key_heads": 4,

@@ -656,6 +656,10 @@ class CpuNativeBlocks:
             stored=self._backend.stored_formats,
         )
 
+    @property
+    def experts_read(self) -> jax.Array | None:
+        return self._xla.experts_read
+
     def norm(self, x: jax.Array) -> jax.Array:
         return self._xla.norm(x)
 

@@ -40,7 +40,7 @@ from engine_worker.compute.models.decoder import Decoder, DecoderGraph, Leaves, 
 from engine_worker.compute.models.decoder_layer import DecoderLayer
 from engine_worker.compute.models.integer_blocks import BlockFormat
 from engine_worker.compute.models.layers import Matrix
-from engine_worker.compute.models.moe import MoeBlock, MoeProducts
+from engine_worker.compute.models.moe import MoeBlock, MoeProducts, num_read
 from engine_worker.compute.models.quantized import QuantizedMatrix, quantize
 from engine_worker.compute.models.recurrent.blocks import RecurrentBlock
 from engine_worker.compute.models.recurrent.state import Advance, Inputs
@@ -257,6 +257,7 @@ class XlaBlocks:
         self._decoder = decoder
         self._recur = recur
         self._attend = attend
+        self._experts_read: list[jax.Array] = []
 
     def embedding(self, step: StepTokens) -> jax.Array:
         return self.with_positions(self._decoder.embedding(step.token_ids.reshape(-1)), step)
@@ -420,9 +421,19 @@ class XlaBlocks:
         if block.mlp is None:
             return x
         read = block.mlp_input(before, x)
-        if isinstance(block.mlp, MoeBlock):
-            return x + block.mlp(read, step.is_token.reshape(-1), products)
-        return x + block.mlp(read)
+        if not isinstance(block.mlp, MoeBlock):
+            return x + block.mlp(read)
+        num_experts = block.mlp.spec.num_experts
+        return x + block.mlp(
+            read,
+            step.is_token.reshape(-1),
+            products,
+            lambda choice: self._experts_read.append(num_read(choice, num_experts)),
+        )
+
+    @property
+    def experts_read(self) -> jax.Array | None:
+        return jnp.stack(self._experts_read) if self._experts_read else None
 
     def norm(self, x: jax.Array) -> jax.Array:
         return self._decoder.norm(x)

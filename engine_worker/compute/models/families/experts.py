@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from engine_worker.compute.models.spec import DecoderSpec, MlpSpec, MoeSpec
 from engine_worker.compute.models.tensors import Source, TensorNames, Tensors, decoder_tensors
 
+_FIRST_OF_MLX = "switch_mlp.gate_proj.0.weight"
+"""One of a layer's experts as MLX's quantiser names them for every family, behind the block."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExpertNames:
@@ -107,7 +110,8 @@ def expert_tensors(
             f"{ours}shared.", f"{block}{spelling.shared}", moe.shared, hidden
         )
     stacked = next((pair for pair in spelling.stacked if f"{block}{pair[0]}" in names), None)
-    if stacked is None and not spelling.gate:
+    is_of_mlx = f"{block}{_FIRST_OF_MLX}" in names
+    if stacked is None and not spelling.gate and not is_of_mlx:
         # Where none is there, the usual one is what is missing.
         stacked = spelling.stacked[0]
     if stacked is not None:
@@ -118,15 +122,20 @@ def expert_tensors(
             f"{ours}gate_up.weight": (Source(f"{block}{gate_up}", wide, may_be_transposed=turned),),
             f"{ours}down.weight": (Source(f"{block}{down}", narrow, may_be_transposed=turned),),
         }
-    experts = [f"{block}experts.{expert}." for expert in range(num_experts)]
+    name = f"{block}experts.{{expert}}.{{name}}.weight"
+    gate, up, down = spelling.gate, spelling.up, spelling.down
+    if is_of_mlx:
+        name = f"{block}switch_mlp.{{name}}.{{expert}}.weight"
+        gate, up, down = "gate_proj", "up_proj", "down_proj"
     return sources | {
         f"{ours}gate_up.weight": tuple(
-            Source(f"{expert}{name}.weight", (inner, hidden))
-            for expert in experts
-            for name in (spelling.gate, spelling.up)
+            Source(name.format(expert=expert, name=part), (inner, hidden))
+            for expert in range(num_experts)
+            for part in (gate, up)
         ),
         f"{ours}down.weight": tuple(
-            Source(f"{expert}{spelling.down}.weight", (hidden, inner)) for expert in experts
+            Source(name.format(expert=expert, name=down), (hidden, inner))
+            for expert in range(num_experts)
         ),
     }
 

@@ -51,11 +51,13 @@ class DerivedTensor:
         info: Its name, shape and type; `made_of` names what it takes the place of.
         compute: Reads these and makes it; raises `CheckpointError` naming the tensor.
         blocks: The same without loss as integers; None where there are none.
+        entry: It is made of this one entry of each stored tensor's outermost axis; None is all.
     """
 
     info: TensorInfo
     compute: Callable[[ReadTensor], npt.NDArray[Any]]
     blocks: StoredBlocks | None = None
+    entry: int | None = None
 
 
 class DerivedCheckpoint:
@@ -124,7 +126,8 @@ class DerivedCheckpoint:
                 tensor = self._derived[name]
                 assert tensor.blocks is not None, name
                 assert rows is None, name
-                read_part = read_stored if expert is None else self._entry_reader(expert)
+                entry = tensor.entry if expert is None else expert
+                read_part = read_stored if entry is None else self._entry_reader(entry)
                 matrix = tensor.blocks.read(read_part)
                 if not matrix.is_finite():
                     raise broken(tensor.info, "holds a scale that is not a finite number")
@@ -137,10 +140,7 @@ class DerivedCheckpoint:
 
         def read(name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[Any]:
             assert rows is None, name
-            stored = self._base.tensors[name]
-            size = (stored.end - stored.start) // stored.shape[0]
-            start = stored.start + index * size
-            one = replace(stored, shape=stored.shape[1:], start=start, end=start + size)
+            one = entry_of(self._base.tensors[name], index)
             return read_bytes(one).reshape(-1).view(STORED_DTYPES[one.dtype]).reshape(one.shape)
 
         return read
@@ -151,7 +151,10 @@ class DerivedCheckpoint:
 
             def read(name: str, rows: tuple[int, int] | None = None) -> npt.NDArray[Any]:
                 tensor = self._derived.get(name)
-                return read_stored(name, rows) if tensor is None else tensor.compute(read_stored)
+                if tensor is None:
+                    return read_stored(name, rows)
+                entry = tensor.entry
+                return tensor.compute(read_stored if entry is None else self._entry_reader(entry))
 
             yield read
 
@@ -242,6 +245,13 @@ def matrix(tensor: TensorInfo) -> tuple[int, int]:
 def broken(tensor: TensorInfo, what: str) -> CheckpointError:
     """The error of a stored tensor: its file, its name, what is wrong and the way out."""
     return CheckpointError(f"{tensor.file}: tensor {tensor.name!r} {what}; {WAY_OUT}")
+
+
+def entry_of(tensor: TensorInfo, index: int) -> TensorInfo:
+    """One entry of the outermost axis of a stored tensor."""
+    size = (tensor.end - tensor.start) // tensor.shape[0]
+    start = tensor.start + index * size
+    return replace(tensor, shape=tensor.shape[1:], start=start, end=start + size)
 
 
 def block_format(

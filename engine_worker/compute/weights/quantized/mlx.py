@@ -1,10 +1,12 @@
 """MLX's affine groups: integers of a few bits in words, a scale and a bias for each group.
 
 Source: mlx, `mx.quantize`; mlx-lm, `utils.quantize_model`: `config.json` has it as `quantization`,
-modules of other bits or groups by their names in it. Embeddings are quantised, too.
+modules of other bits or groups by their names in it. Embeddings are quantised, too, and the experts
+of a layer are one stack for each of their projections (`switch_layers.QuantizedSwitchLinear`).
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -20,6 +22,7 @@ from engine_worker.compute.weights.quantized.derived import (
     block_format,
     broken,
     derived_info,
+    entry_of,
     matrix,
     of_shape,
     of_type,
@@ -32,14 +35,18 @@ _AFFINE: Final = "affine"
 _BITS: Final = (2, 3, 4, 5, 6, 8)
 _MOST_KEPT_BITS: Final = 4
 """Wider integers are kept from the middle of their range, where a bias would be rounded."""
-_STACK: Final = ".switch_mlp."
+_STACK_AXES: Final = 3
+_MAX_EXPERTS: Final = 4096
 
 
 def read_mlx(stored: StoredTensors, fields: ConfigFields) -> Iterator[DerivedTensor]:
     """`weight` [out, in*bits/32] of words, `scales` and `biases` [out, G].
 
+    All have one axis more in a stack of experts, whose matrices get names of their own: that of the
+    stack's module with the number of the expert behind it.
+
     Raises:
-        UnsupportedFormatError: Another mode, or stacks of experts, whose names are MLX's own.
+        UnsupportedFormatError: Another mode.
         CheckpointError: A part is missing, or the shapes disagree.
     """
     _refuse_other_modes(fields)
@@ -47,14 +54,30 @@ def read_mlx(stored: StoredTensors, fields: ConfigFields) -> Iterator[DerivedTen
         weight = stored.get(f"{module}.weight")
         if weight is None or weight.dtype != "U32":
             continue
-        if _STACK in module:
-            raise UnsupportedFormatError(
-                f"{weight.file}: tensor {weight.name!r} holds all experts of a layer as MLX names"
-                " and orders them, which is not read; use the original model or a GGUF file of it"
-            )
         # What is said of a module may also be true or false.
         chosen = fields.inner(module) or fields
-        yield _module(module, weight, of_type(scales, *SCALE_TYPES), stored, chosen)
+        scales = of_type(scales, *SCALE_TYPES)
+        biases = stored.need(f"{module}.biases", weight, scales.dtype)
+        if len(weight.shape) == _STACK_AXES:
+            yield from _experts(module, weight, scales, biases, chosen)
+        else:
+            yield _module(module, weight, scales, biases, chosen)
+
+
+def _experts(
+    module: str, weight: TensorInfo, scales: TensorInfo, biases: TensorInfo, fields: ConfigFields
+) -> Iterator[DerivedTensor]:
+    num_experts = weight.shape[0]
+    if not 0 < num_experts <= _MAX_EXPERTS:
+        raise broken(weight, f"holds {num_experts} experts, of which 1 to {_MAX_EXPERTS} are read")
+    for part in (scales, biases):
+        if len(part.shape) != _STACK_AXES or part.shape[0] != num_experts:
+            raise broken(
+                part, f"has shape {list(part.shape)}, and {num_experts} experts ask for it"
+            )
+    for expert in range(num_experts):
+        parts = (entry_of(part, expert) for part in (weight, scales, biases))
+        yield replace(_module(f"{module}.{expert}", *parts, fields), entry=expert)
 
 
 def _refuse_other_modes(fields: ConfigFields) -> None:
@@ -70,7 +93,7 @@ def _module(
     module: str,
     weight: TensorInfo,
     scales: TensorInfo,
-    stored: StoredTensors,
+    biases: TensorInfo,
     fields: ConfigFields,
 ) -> DerivedTensor:
     _refuse_other_modes(fields)
@@ -84,7 +107,7 @@ def _module(
             f"has shape {list(weight.shape)}, which is not {inputs} integers of {bits} bits a row",
         )
     of_shape(scales, (outputs, groups))
-    biases = of_shape(stored.need(f"{module}.biases", weight, scales.dtype), scales.shape)
+    of_shape(biases, scales.shape)
 
     def compute(read: ReadTensor) -> npt.NDArray[np.float32]:
         integers = unpack(read(weight.name), bits, inputs)

@@ -107,7 +107,28 @@ def test_other_forms_are_refused_by_name(
     refused(tmp_path, error, named)
 
 
-def test_stacks_of_experts_are_refused_with_the_way_out(tmp_path: Path) -> None:
+STACK = "model.layers.0.mlp.switch_mlp.up_proj"
+
+
+def test_the_experts_of_a_stack_are_matrices_of_their_own(tmp_path: Path) -> None:
+    """They were refused, though MLX's files of such models have nothing else."""
+    experts = [parts_of(4, 32) for _ in range(3)]
+    stacks = {name: np.stack([parts[name] for parts, _ in experts]) for name in experts[0][0]}
+    write(tmp_path, stacks, MLX | {STACK: {"bits": 4, "group_size": 32}}, module=STACK)
+    checkpoint = open_checkpoint(tmp_path)
+    names = [f"{STACK}.{index}.weight" for index in range(3)]
+    assert list(checkpoint.tensors) == names
+    assert set(checkpoint.block_formats) == set(names)
+    with checkpoint.reading() as reading, checkpoint.reading_blocks() as reading_blocks:
+        for name, (_, expected) in zip(names, experts, strict=True):
+            np.testing.assert_allclose(reading(name), expected, rtol=1e-6, atol=1e-6)
+            kept = reading_blocks(name).numbers()
+            np.testing.assert_allclose(kept, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["weight", "scales", "biases"])
+def test_a_stack_whose_parts_disagree_is_refused_by_name(tmp_path: Path, part: str) -> None:
     stacks = {name: np.stack([one, one]) for name, one in parts_of(4)[0].items()}
-    write(tmp_path, stacks, MLX, module="model.layers.0.mlp.switch_mlp.up_proj")
-    refused(tmp_path, UnsupportedFormatError, "switch_mlp.up_proj", "GGUF")
+    for index, wrong in enumerate((stacks[part][:1], stacks[part][0], stacks[part][:0])):
+        write(tmp_path / str(index), stacks | {part: wrong}, MLX, module=STACK)
+        refused(tmp_path / str(index), CheckpointError, "switch_mlp.up_proj", "original model")
