@@ -17,7 +17,7 @@ from tests.soak.chaos import ALL_FAULTS, Chaos, FaultKind
 from tests.soak.processes import SoakHarness, free_port
 from tests.soak.report import Calm, Findings, render
 from tests.soak.traffic import Client, Crowd, kinds, learn, short_requests
-from tests.soak.warm_up import Served, served, warm_up
+from tests.soak.warm_up import Look, read, warm_up
 
 _START_TIMEOUT_S = 240.0
 _END_TIMEOUT_S = 240.0
@@ -137,11 +137,11 @@ async def _stay_calm(
     async def ask(number: int) -> int:
         return await short_requests(clients[:_CALM_CLIENTS], number, options.say)
 
-    async def look() -> Served:
-        return served(await _metrics(harness))
+    async def look() -> Look:
+        return read(await _metrics(harness))
 
     processes = {"engine": options.num_engines, "toolparser": options.num_parsers}
-    warm = await warm_up(ask, look, processes, at_least=options.num_calm_requests // 10)
+    warm = await warm_up(ask, look, processes, options.num_calm_requests // 10)
     before = harness.memory_bytes()
     options.say(f"calm: {options.num_calm_requests} requests after {warm.num_requests} to warm up")
     num_failed = await ask(options.num_calm_requests)

@@ -6,9 +6,8 @@ from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-LEAST_OF_EACH: Final = 1_000
-"""Answers that a process gives before its memory is measured: what it needs for a request of this
-sort it has by then, however shortly before it was started."""
+_LEAST_OF_EACH: Final = 1_000
+"""Requests that a process serves before its memory is measured, unless it needs more."""
 ROUND: Final = 200
 """Requests between two looks at who has served how many."""
 _MOST_TIMES: Final = 10
@@ -19,8 +18,25 @@ _COUNTERS: Final = {
 }
 """Role → what its workers count. Of gateway and auth there is one: it serves every request."""
 
-Served = Mapping[tuple[str, str], float]
-"""Role and instance of a worker → requests that it has served since it was started."""
+_KV_BLOCKS: Final = "penstock_engine_kv_blocks"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the gateway's `/metrics` say.
+
+    Attributes:
+        served: Role and instance of a worker → requests that it has served since it was started.
+        kv_blocks: Of the engine that has most. A block is touched when a request first uses it, and
+            the one that was used longest ago is used next: so many requests have touched them all.
+    """
+
+    served: Mapping[tuple[str, str], float]
+    kv_blocks: int = 0
+
+    def needs(self, role: str) -> int:
+        """Requests after which the memory of a process is what it needs for any number of them."""
+        return max(_LEAST_OF_EACH, self.kv_blocks) if role == "engine" else _LEAST_OF_EACH
 
 
 @dataclass(frozen=True)
@@ -38,27 +54,28 @@ class WarmUp:
     cold: Mapping[str, int]
 
 
-def served(metrics: str) -> dict[tuple[str, str], float]:
-    """Who has served how many, by the text of the gateway's `/metrics`."""
-    found: dict[tuple[str, str], float] = {}
+def read(metrics: str) -> Look:
+    """Who has served how many, by the text of `/metrics`."""
+    served: dict[tuple[str, str], float] = {}
+    kv_blocks = 0
     for family in text_string_to_metric_families(metrics):
         for sample in family.samples:
             role = sample.labels.get("role", "")
             if sample.name == _COUNTERS.get(role):
                 worker = (role, sample.labels["instance"])
-                found[worker] = found.get(worker, 0.0) + sample.value
-    return found
+                served[worker] = served.get(worker, 0.0) + sample.value
+            elif sample.name == _KV_BLOCKS:
+                kv_blocks = max(kv_blocks, int(sample.value))
+    return Look(served, kv_blocks)
 
 
 async def warm_up(
     ask: Callable[[int], Awaitable[int]],
-    look: Callable[[], Awaitable[Served]],
+    look: Callable[[], Awaitable[Look]],
     processes: Mapping[str, int],
-    *,
     at_least: int,
-    of_each: int = LEAST_OF_EACH,
 ) -> WarmUp:
-    """Ask until each process has served so many of these requests, and all of them so many.
+    """Ask until each process has served as many of these requests as it needs.
 
     Reports of workers are some seconds old, so a little more is asked than it takes.
 
@@ -67,25 +84,26 @@ async def warm_up(
         look: Who has served how many.
         processes: Role → how many processes of it there are.
         at_least: Requests in all.
-        of_each: Requests of each process.
     """
     before = await look()
-    most = at_least + _MOST_TIMES * of_each * sum(processes.values())
+    most = at_least + _MOST_TIMES * sum(
+        number * before.needs(role) for role, number in processes.items()
+    )
     num_requests = num_failed = 0
     while True:
         num_failed += await ask(ROUND)
         num_requests += ROUND
-        cold = _cold(before, await look(), processes, of_each)
+        cold = _cold(before.served, await look(), processes)
         if (num_requests >= at_least and not cold) or num_requests >= most:
             return WarmUp(num_requests, num_failed, cold)
 
 
 def _cold(
-    before: Served, now: Served, processes: Mapping[str, int], of_each: int
+    before: Mapping[tuple[str, str], float], now: Look, processes: Mapping[str, int]
 ) -> dict[str, int]:
-    """Role → how many of its processes have not served so many since."""
+    """Role → how many of its processes have not served as many since as they need."""
     missing = dict(processes)
-    for (role, instance), count in now.items():
-        if count - before.get((role, instance), 0.0) >= of_each and role in missing:
+    for (role, instance), count in now.served.items():
+        if role in missing and count - before.get((role, instance), 0.0) >= now.needs(role):
             missing[role] -= 1
     return {role: number for role, number in missing.items() if number > 0}

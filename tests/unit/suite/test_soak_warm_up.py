@@ -8,11 +8,11 @@ from engine_worker.core.metrics import EngineMetrics
 from gateway.telemetry.worker_metrics import WorkerMetricsCollector
 from protocol.runtime.metrics import Counter, MetricRegistry
 from protocol.version import PROTOCOL_VERSION
-from protocol.wire.messages import Role
+from protocol.wire.messages import Load, Role
 from protocol.wire.peers import Peer
 from tests.soak.report import Calm, Findings, render
 from tests.soak.traffic import Ledger
-from tests.soak.warm_up import ROUND, Served, WarmUp, served, warm_up
+from tests.soak.warm_up import ROUND, Look, WarmUp, read, warm_up
 from toolparser_worker.metrics import ParserMetrics
 
 
@@ -31,7 +31,8 @@ def peer(role: Role, name: str, registry: MetricRegistry) -> Peer:
 
 
 def test_the_gateway_s_metrics_say_who_has_served_how_many() -> None:
-    engine, parsers = EngineMetrics().registry, ParserMetrics(lambda: 0)
+    engine = EngineMetrics(lambda: Load(num_blocks=2_000)).registry
+    parsers = ParserMetrics(lambda: 0)
     (requests,) = (one for one in engine.metrics() if one.name == "penstock_engine_requests")
     assert isinstance(requests, Counter)
     requests.add(3, "length")
@@ -42,7 +43,9 @@ def test_the_gateway_s_metrics_say_who_has_served_how_many() -> None:
     registry = CollectorRegistry()
     registry.register(WorkerMetricsCollector(lambda: peers))
     text = generate_latest(registry).decode()
-    assert served(text) == {("engine", "e1"): 5, ("toolparser", "p1"): 4}
+    look = read(text)
+    assert look == Look({("engine", "e1"): 5, ("toolparser", "p1"): 4}, kv_blocks=2_000)
+    assert (look.needs("engine"), look.needs("toolparser")) == (2_000, 1_000)
 
 
 class Deployment:
@@ -57,6 +60,7 @@ class Deployment:
         # What chaos had them serve does not count.
         self.counts = dict.fromkeys(shares, 5_000.0)
         self.asked: list[int] = []
+        self.kv_blocks = 0
         self.on_ask: Callable[[], None] = lambda: None
 
     async def ask(self, number: int) -> int:
@@ -66,12 +70,11 @@ class Deployment:
         self.on_ask()
         return 1
 
-    async def look(self) -> Served:
-        return dict(self.counts)
+    async def look(self) -> Look:
+        return Look(dict(self.counts), self.kv_blocks)
 
-    async def warm_up(self, at_least: int, of_each: int = 1_000) -> WarmUp:
-        processes = {"engine": 2}
-        return await warm_up(self.ask, self.look, processes, at_least=at_least, of_each=of_each)
+    async def warm_up(self, at_least: int) -> WarmUp:
+        return await warm_up(self.ask, self.look, {"engine": 2}, at_least)
 
 
 async def test_all_requests_of_the_warm_up_are_asked() -> None:
@@ -84,6 +87,12 @@ async def test_the_process_that_gets_least_has_served_its_own() -> None:
     deployment = Deployment({("engine", "a"): 9, ("engine", "b"): 1})
     assert (await deployment.warm_up(200)).num_requests == 10_000
     assert deployment.counts["engine", "b"] == 6_000
+
+
+async def test_an_engine_has_touched_all_of_its_cache() -> None:
+    deployment = Deployment({("engine", "a"): 5, ("engine", "b"): 5})
+    deployment.kv_blocks = 3_000
+    assert (await deployment.warm_up(200)).num_requests == 6_000
 
 
 async def test_a_process_that_was_started_meanwhile_begins_with_nothing() -> None:
