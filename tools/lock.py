@@ -58,7 +58,7 @@ LOCKS = (
         "The image penstock-engine-gpu",
         ("engine-cuda", "otlp"),
         python="3.12",
-        alone=("jax", "jaxlib"),
+        alone=("flax", "jax", "jaxlib"),
     ),
 )
 """The first one's versions bind the others."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from tests.contract.test_dependency_groups import expand, pyproject
 from tools.lock import FOLDER, LOCKS, Lock, pins
@@ -50,6 +51,14 @@ def test_the_locks_agree_on_the_version_of_a_package() -> None:
         for name, version in pins(FOLDER / f"{lock.name}.txt").items():
             if name not in lock.alone:
                 assert first.get(name, version) == version
+
+
+def test_flax_knows_the_jax_beside_it() -> None:
+    for lock in LOCKS:
+        pinned = pins(FOLDER / f"{lock.name}.txt")
+        # 0.12.9 is the last that uses a name which jax 0.11.2 has no longer, when it is imported.
+        if "jax" in pinned and Version(pinned["jax"]) >= Version("0.11.2"):
+            assert Version(pinned["flax"]) >= Version("0.12.10"), lock.name
 
 
 def test_there_is_no_other_lock() -> None:

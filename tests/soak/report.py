@@ -7,6 +7,30 @@ from dataclasses import dataclass, field
 from tests.soak.accounts import UNKNOWN, Account, render_accounts
 from tests.soak.chaos import Fault
 from tests.soak.traffic import Ledger
+from tests.soak.warm_up import WarmUp
+
+
+@dataclass(frozen=True)
+class Calm:
+    """Many short requests after the chaos.
+
+    Attributes:
+        num_failed: How many did not end well, without those of the warm-up.
+        growth: Process → memory after them over memory before them.
+        warm_up: The requests before them.
+        deaths: Processes that died meanwhile.
+    """
+
+    num_requests: int
+    num_failed: int
+    growth: Mapping[str, float]
+    warm_up: WarmUp
+    deaths: Sequence[str] = ()
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no request failed and no process died."""
+        return not (self.num_failed or self.warm_up.num_failed or self.deaths)
 
 
 @dataclass
@@ -17,9 +41,7 @@ class Findings:
         settled_completion_tokens: What auth has booked for the clients' key.
         accounts: Cause → what was settled and what arrived, of the clients' keys.
         open_leases: Leases that nobody settled, after everything ended.
-        growth: Process → memory after the calm phase over memory before it.
-        num_calm_requests: Requests of that phase.
-        num_calm_failures: Of these, how many did not end well.
+        calm: What came after it; None when it was left out.
     """
 
     duration_s: float
@@ -29,9 +51,7 @@ class Findings:
     settled_completion_tokens: int = 0
     accounts: Mapping[str, Account] = field(default_factory=dict)
     open_leases: int = 0
-    growth: Mapping[str, float] = field(default_factory=dict)
-    num_calm_requests: int = 0
-    num_calm_failures: int = 0
+    calm: Calm | None = None
 
     @property
     def num_streams(self) -> int:
@@ -49,7 +69,8 @@ class Findings:
         """Whether no stream failed, lied, lacked its one end or a client, and no lease is left."""
         ledger = self.ledger
         has_faults = ledger.failures or ledger.wrong or ledger.without_one_end
-        return not (has_faults or self.open_leases or self.num_unexplained)
+        is_calm_clean = self.calm is None or self.calm.is_clean
+        return is_calm_clean and not (has_faults or self.open_leases or self.num_unexplained)
 
 
 def render(findings: Findings) -> str:
@@ -90,14 +111,8 @@ def render(findings: Findings) -> str:
         ("requests whose usage no client saw (left, lost)", f"{ledger.num_unknown_usage}"),
         ("charged, and no client lost so many before a head", f"{findings.num_unexplained}"),
     ]
-    if findings.growth:
-        rows.append(
-            (
-                f"memory growth over {findings.num_calm_requests} calm requests "
-                f"({findings.num_calm_failures} failed)",
-                ", ".join(f"{name} {100 * (g - 1):+.1f} %" for name, g in findings.growth.items()),
-            )
-        )
+    if findings.calm is not None:
+        rows += _calm_rows(findings.calm)
     lines = ["| counted | figure |", "|---|---|"]
     lines += [f"| {name} | {figure} |" for name, figure in rows]
     lines += ["", *render_accounts(findings.accounts)]
@@ -110,6 +125,27 @@ def render(findings: Findings) -> str:
         if entries:
             lines += ["", f"{title}:", "", *(f"- {entry[:400]}" for entry in entries[:20])]
     return "\n".join(lines) + "\n"
+
+
+def _calm_rows(calm: Calm) -> list[tuple[str, str]]:
+    warm = calm.warm_up
+    rows = [
+        ("calm requests, of these failed", f"{calm.num_requests}, {calm.num_failed}"),
+        (
+            "requests before them to warm up, of these failed",
+            f"{warm.num_requests}, {warm.num_failed}",
+        ),
+        (
+            "memory growth over the calm requests",
+            ", ".join(f"{name} {100 * (g - 1):+.1f} %" for name, g in calm.growth.items()),
+        ),
+    ]
+    if warm.cold:
+        cold = ", ".join(f"{number} of role {role}" for role, number in warm.cold.items())
+        rows.append(("processes that served too little before, whose growth says nothing", cold))
+    if calm.deaths:
+        rows.append(("**processes that died in the calm**", ", ".join(calm.deaths)))
+    return rows
 
 
 def _fault_table(faults: Sequence[Fault]) -> list[str]:

@@ -15,8 +15,9 @@ import httpx
 from tests.soak.accounts import accounts, rows_of_keys
 from tests.soak.chaos import ALL_FAULTS, Chaos, FaultKind
 from tests.soak.processes import SoakHarness, free_port
-from tests.soak.report import Findings, render
+from tests.soak.report import Calm, Findings, render
 from tests.soak.traffic import Client, Crowd, kinds, learn, short_requests
+from tests.soak.warm_up import Look, read, warm_up
 
 _START_TIMEOUT_S = 240.0
 _END_TIMEOUT_S = 240.0
@@ -117,7 +118,7 @@ async def _run(options: SoakOptions, harness: SoakHarness) -> Findings:
         crowd.ledger.seen,
     )
     if options.num_calm_requests:
-        await _stay_calm(options, harness, teacher, clients, findings)
+        await _stay_calm(options, harness, clients, findings)
     for client in (*clients, teacher):
         await client.close()
     return findings
@@ -126,20 +127,29 @@ async def _run(options: SoakOptions, harness: SoakHarness) -> Findings:
 async def _stay_calm(
     options: SoakOptions,
     harness: SoakHarness,
-    teacher: Client,
     clients: Sequence[Client],
     findings: Findings,
 ) -> None:
-    """Measure how memory grows over many short requests after some for warm-up."""
+    """Measure how memory grows over many short requests, once every process has served some."""
     await harness.wait_ready(_START_TIMEOUT_S)
-    busy = clients[:_CALM_CLIENTS]
-    await short_requests(busy, options.num_calm_requests // 10, options.say)
+    num_deaths = len(harness.deaths)
+
+    async def ask(number: int) -> int:
+        return await short_requests(clients[:_CALM_CLIENTS], number, options.say)
+
+    async def look() -> Look:
+        return read(await _metrics(harness))
+
+    processes = {"engine": options.num_engines, "toolparser": options.num_parsers}
+    warm = await warm_up(ask, look, processes, options.num_calm_requests // 10)
     before = harness.memory_bytes()
-    options.say(f"calm: {options.num_calm_requests} requests")
-    findings.num_calm_failures = await short_requests(busy, options.num_calm_requests, options.say)
+    options.say(f"calm: {options.num_calm_requests} requests after {warm.num_requests} to warm up")
+    num_failed = await ask(options.num_calm_requests)
     after = harness.memory_bytes()
-    findings.num_calm_requests = options.num_calm_requests
-    findings.growth = {name: after[name] / size for name, size in before.items()}
+    growth = {name: after[name] / size for name, size in before.items()}
+    findings.calm = Calm(
+        options.num_calm_requests, num_failed, growth, warm, harness.deaths[num_deaths:]
+    )
 
 
 class _Booked(NamedTuple):
@@ -162,15 +172,20 @@ async def _booked(harness: SoakHarness, name: str) -> _Booked:
 
 async def _await_settlements(harness: SoakHarness) -> None:
     """Until no settlement waits in the gateway's outbox and nothing is under way."""
-    async with asyncio.timeout(60), httpx.AsyncClient(trust_env=False) as client:
+    async with asyncio.timeout(60):
         while True:
-            text = (await client.get(f"{harness.url}/metrics")).text
+            text = await _metrics(harness)
             if (
                 "penstock_gateway_outbox_depth 0.0" in text
                 and "penstock_gateway_requests_in_flight 0.0" in text
             ):
                 return
             await asyncio.sleep(0.1)
+
+
+async def _metrics(harness: SoakHarness) -> str:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        return (await client.get(f"{harness.url}/metrics")).text
 
 
 async def _open_leases(data_dir: Path) -> int:

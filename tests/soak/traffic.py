@@ -404,7 +404,7 @@ async def learn(client: Client) -> dict[str, Answer]:
 
 
 async def short_requests(clients: Sequence[Client], number: int, say: Callable[[str], None]) -> int:
-    """So many one-token requests as fast as they go.
+    """So many one-token requests as fast as they go; each second one has its text parsed.
 
     Args:
         clients: Of them.
@@ -414,14 +414,16 @@ async def short_requests(clients: Sequence[Client], number: int, say: Callable[[
     Returns:
         How many did not end well.
     """
-    kind = _chat("short", "Hello!", temperature=0, max_tokens=1)
+    short = {"temperature": 0, "max_tokens": 1}
+    plain = _chat("short", "Hello!", **short)
+    parsed = _chat("short tool", "Hello!", tools=[_WEATHER_TOOL], **short)
     left = iter(range(number))
     failures = 0
 
     async def work(client: Client) -> None:
         nonlocal failures
-        for _ in left:
-            answer = await client.ask(kind)
+        for turn in left:
+            answer = await client.ask(parsed if turn % 2 else plain)
             if answer.ending != "finished":
                 failures += 1
                 say(f"a calm request {answer.ending}: {answer.error} ({answer.response_id})")
