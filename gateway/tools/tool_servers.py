@@ -218,7 +218,7 @@ class _OwnRunner:
         """List tools or call one."""
         asked = loads(arguments_json)
         if name == LIST_TOOLS:
-            return ToolResult({"tools": await self._listed(asked)})
+            return ToolResult({"tools": await self._listed(asked, caller)})
         try:
             result = await self._box.execute(
                 asked["name"], orjson.dumps(asked["arguments"]).decode(), caller
@@ -242,7 +242,7 @@ class _OwnRunner:
             return ToolResult({"error": long})
         return ToolResult({"output": output})
 
-    async def _listed(self, asked: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async def _listed(self, asked: Mapping[str, Any], caller: bytes) -> list[dict[str, Any]]:
         names = asked["names"]
         return [
             {
@@ -251,7 +251,7 @@ class _OwnRunner:
                 "input_schema": tool.parameters,
                 "annotations": None,
             }
-            for tool in await self._box.tools()
+            for tool in await self._box.tools(caller)
             if (names is None or tool.name in names) and not asked["only_reading"]
         ]
 

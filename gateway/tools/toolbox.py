@@ -225,17 +225,21 @@ class ToolBox:
         self._busy: set[_ToolProcess] = set()
         self._tools: tuple[ToolCard, ...] | None = None
 
-    async def tools(self) -> tuple[ToolCard, ...]:
+    async def tools(self, caller: bytes = b"") -> tuple[ToolCard, ...]:
         """The tools.
+
+        Args:
+            caller: Whose turn it is, should they have to be loaded first.
 
         Raises:
             GatewayError: They can't be loaded, or too many calls wait.
         """
         if self._tools is None:
-            async with self._turns.turn(b""):
-                process = await self._acquire()
-                self._release(process)
-            self._tools = process.tools
+            async with self._turns.turn(caller):
+                if self._tools is None:  # nobody has loaded them meanwhile
+                    process = await self._acquire()
+                    self._release(process)
+                    self._tools = process.tools
         return self._tools
 
     async def execute(self, name: str, arguments_json: str, caller: bytes = b"") -> ToolResult:
@@ -251,7 +255,7 @@ class ToolBox:
             InvalidRequestError: The arguments don't fit its schema.
             GatewayError: The tools can't be loaded, or too many calls wait.
         """
-        known = [tool.name for tool in await self.tools()]
+        known = [tool.name for tool in await self.tools(caller)]
         if name not in known:
             raise ToolNotFoundError(name, tuple(known))
         call = b'{"name":%b,"arguments":%b}\n' % (orjson.dumps(name), arguments_json.encode())

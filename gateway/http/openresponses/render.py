@@ -261,7 +261,7 @@ class ResponseEvents:
         self._item: Item | None = None
         self._begin_of_end: int | None = None
         self._script = StreamScript()
-        self._last: tuple[int, list[ToldEvent], tuple[int, int]] | None = None
+        self._last: tuple[int, list[ToldEvent]] | None = None
 
     @property
     def first_of_end(self) -> int:
@@ -353,7 +353,7 @@ class ResponseEvents:
         for item in self._response.items:
             if item.is_open:  # the answer was cut before it could be called
                 self._tell_item(told, item, "done", "incomplete")
-        self._last = (self._number, list(told), self._script.mark())
+        self._last = (self._number, list(told))
         self._end(told, self._response.final(self._response.status, usage))
         return told
 
@@ -361,8 +361,8 @@ class ResponseEvents:
         """The end of a stream that had begun when it failed, be it after `finish`."""
         told: list[ToldEvent] = []
         if self._last is not None:
-            self._number, told, mark = self._last  # nobody has seen that end
-            self._script.rewind(mark)
+            self._number, told = self._last  # nobody has seen that end
+            self._script.drop_end()
         self._begin(told)
         row = ERROR_TABLE[error.code]
         flat = {"code": row.code, "message": error.message, "param": error.param}

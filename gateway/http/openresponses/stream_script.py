@@ -36,17 +36,9 @@ class StreamScript:
         else:
             self._entries.append([kind] if place is None else [kind, place])
 
-    def mark(self) -> tuple[int, int]:
-        """Where it is now, for `rewind`."""
-        *_, cuts = self._entries[-1] if self._entries else [0]
-        return len(self._entries), len(cuts) if isinstance(cuts, list) else 0
-
-    def rewind(self, mark: tuple[int, int]) -> None:
-        """What came since a mark was told to nobody."""
-        num_entries, num_cuts = mark
-        del self._entries[num_entries:]
-        if num_cuts:
-            del self._entries[-1][2][num_cuts:]
+    def drop_end(self) -> None:
+        """The last event, which is no delta, was told to nobody."""
+        self._entries.pop()
 
     def as_json(self) -> bytes:
         """For the store."""

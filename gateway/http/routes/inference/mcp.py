@@ -134,7 +134,8 @@ async def _tools(request: HttpRequest) -> list[dict[str, Any]]:
     parts = parts_of(request)
     found: list[dict[str, Any]] = []
     if parts.toolbox is not None and await _may(request, EXECUTE_ENDPOINT):
-        found += [registered(card) for card in await parts.toolbox.tools()]
+        cards = await parts.toolbox.tools(caller_of(request).name)
+        found += map(registered, cards)
     models = await _models(request)
     if models and all(tool["name"] != GENERATE for tool in found):
         found.append(generate_tool(models, needs_model=_only(request, models) is None))
@@ -204,7 +205,8 @@ async def _called(request: HttpRequest, message: McpMessage, version: str) -> Re
 
 async def _call(request: HttpRequest, message: McpMessage, version: str) -> Response:
     parts, arguments = parts_of(request), orjson.loads(message.arguments_json)
-    cards = () if parts.toolbox is None else await parts.toolbox.tools()
+    name = caller_of(request).name
+    cards = () if parts.toolbox is None else await parts.toolbox.tools(name)
     card = next((one for one in cards if one.name == message.name), None)
     if card is None and message.name == GENERATE:
         return await _generated(request, message, version, arguments)

@@ -39,7 +39,7 @@ async def list_tools(request: Request) -> Response:
     """The tools of this server, the formats that are served and which model uses which."""
     parts = parts_of(request)
     toolbox = parts.toolbox
-    tools = [] if toolbox is None else await toolbox.tools()
+    tools = [] if toolbox is None else await toolbox.tools(caller_of(request).name)
     offers = visible_models(request)
     models = [
         {

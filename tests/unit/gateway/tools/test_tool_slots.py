@@ -119,3 +119,25 @@ async def test_a_client_that_leaves_while_its_process_starts_gives_its_place_bac
     async with asyncio.timeout(60):
         with pytest.raises(OverloadedError, match="can't start its tools"):
             await box.tools()
+
+
+async def test_the_first_calls_of_many_callers_wait_for_the_tools_each_in_its_own_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Tools are loaded by the first of them: none has half of all that may wait to itself."""
+    may_start = asyncio.Event()
+
+    async def starts(*_: object) -> _Process:
+        await may_start.wait()
+        return _Process(lives=True)
+
+    monkeypatch.setattr(toolbox._ToolProcess, "start", staticmethod(starts))
+    box = ToolBox(max_processes=2, timeout_s=60.0, environment={})
+    async with asyncio.TaskGroup() as group:
+        calls = [
+            group.create_task(box.execute("t", "{}", b"%d" % number))
+            for number in range(toolbox.MAX_WAITING)
+        ]
+        await asyncio.sleep(0)
+        may_start.set()
+    assert [call.result().result for call in calls] == [1] * toolbox.MAX_WAITING
