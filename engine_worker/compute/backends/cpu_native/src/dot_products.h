@@ -200,7 +200,10 @@ struct IntegerProduct {
 //
 // `ahead` is what is read next, laid out alike: it is asked for while this is computed, unless it
 // is null. To ask beyond the end of anything is no access to it.
-template <class Product, int kRows, int kVectors, bool kPrefetches = (kRows <= kRowsThatWait)>
+//
+// kRunGroups: rows stand side by side with so many groups of each, instead of so far apart.
+template <class Product, int kRows, int kVectors, bool kPrefetches = (kRows <= kRowsThatWait),
+          uint64_t kRunGroups = 0>
 inline void multiply_groups(const typename Product::Input* x, int64_t row_stride,
                             int64_t group_stride, const char* weights, int64_t stride,
                             int64_t num_groups, const char* last, const char* ahead,
@@ -208,6 +211,12 @@ inline void multiply_groups(const typename Product::Input* x, int64_t row_stride
   constexpr int64_t kVectorBytes = kLaneBytes * kLanes;
   for (int64_t group = 0; group < num_groups; group++) {
     const char* from = last && group + 1 == num_groups ? last : weights + group * stride;
+    const auto* inputs = x + group * group_stride;
+    if constexpr (kRunGroups > 0) {
+      const auto run = static_cast<uint64_t>(group) / kRunGroups;
+      inputs = x + group + run * ((kRows - 1) * kRunGroups);
+      row_stride = kRunGroups;
+    }
     typename Product::Weight w[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; v++) {
@@ -216,7 +225,7 @@ inline void multiply_groups(const typename Product::Input* x, int64_t row_stride
     }
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
-      typename Product::Broadcast b = Product::broadcast(x + group * group_stride + row * row_stride);
+      typename Product::Broadcast b = Product::broadcast(inputs + row * row_stride);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; v++) Product::multiply_add(sums[row][v], w[v], b);
     }

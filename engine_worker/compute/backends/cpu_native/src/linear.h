@@ -1,5 +1,9 @@
 // Products of packed activations and packed matrices. Include inside the level's namespace.
 
+// Packed rows stand side by side with so many bytes of each: a line of the caches is of one row, so
+// threads that pack neighbours don't take it from each other. Integers in blocks have a group instead.
+constexpr int64_t kRunBytes = 64;
+
 // What a tile of kRows rows and one panel is computed from.
 struct TileInput {
   const void* x;            // The tile's rows, packed.
@@ -15,16 +19,23 @@ struct TileInput {
 // Writes [kRows, 32] float32.
 using Tile = void (*)(const TileInput&, float* out);
 
+// Adds the products of a tile's runs and of 2 * kLanes outputs from `first` on.
+template <class Product, int kRows>
+inline void multiply_runs(const TileInput& in, int64_t first,
+                          typename Product::Sum (&sums)[kRows][2]) {
+  using Input = typename Product::Input;
+  const char* weights = in.panel + first * kLaneBytes;
+  multiply_groups<Product, kRows, 2, true, kRunBytes / sizeof(Input)>(
+      static_cast<const Input*>(in.x), 0, 0, weights, kRowBytes, in.inputs / Product::kInputs, nullptr,
+      weights + in.prefetch_bytes, sums);
+}
+
 template <class Product, int kRows>
 void float_tile(const TileInput& in, float* out) {
   constexpr int kStep = 2 * kLanes;
-  const auto* x = static_cast<const typename Product::Input*>(in.x);
   for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
     typename Product::Sum sums[kRows][2] = {};
-    const char* weights = in.panel + first * kLaneBytes;
-    multiply_groups<Product, kRows, 2, true>(x, 1, kRows, weights, kRowBytes,
-                                             in.inputs / Product::kInputs, nullptr,
-                                             weights + in.prefetch_bytes, sums);
+    multiply_runs<Product, kRows>(in, first, sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       store(out + row * kPanelOutputs + first, bits_as<Vector>(sums[row][0]));
@@ -37,14 +48,10 @@ template <int kRows>
 void int8_tile(const TileInput& in, float* out) {
   using Product = IntegerProduct<false>;
   constexpr int kStep = 2 * kLanes;
-  const auto* x = static_cast<const uint32_t*>(in.x);
-  const int64_t num_groups = in.inputs / 4;
-  const char* weight_scales = in.panel + num_groups * kRowBytes;
+  const char* weight_scales = in.panel + in.inputs / 4 * kRowBytes;
   for (int64_t first = 0; first < kPanelOutputs; first += kStep) {
     IntVector sums[kRows][2] = {};
-    const char* weights = in.panel + first * kLaneBytes;
-    multiply_groups<Product, kRows, 2, true>(x, 1, kRows, weights, kRowBytes, num_groups, nullptr,
-                                             weights + in.prefetch_bytes, sums);
+    multiply_runs<Product, kRows>(in, first, sums);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; row++) {
       for (int v = 0; v < 2; v++) {
@@ -117,10 +124,6 @@ inline const TileTable& tile_table(const Matrix& matrix) {
   }
 }
 
-// Rows of activations take a multiple of these. For AMX, the rows of a block stand side by side with
-// so many bytes of each.
-constexpr int64_t kRunBytes = 64;
-
 #if defined(__AMX_TILE__)
 #include "amx_tiles.h"
 #else
@@ -172,9 +175,9 @@ struct ActivationMemory {
 };
 
 // Rows in the type that a matrix is multiplied in. They stand in blocks of nearly equal size, at
-// most a tile; in a block the group of inputs is the outer index and the row the inner one. For AMX
-// blocks are as large as they can be, and a run of 64 bytes takes the place of a group. Each thread
-// has its own view of the one memory.
+// most a tile; in a block the run is the outer index and the row the inner one. For AMX blocks are
+// as large as they can be. Rows for integers in blocks have a group of inputs instead of a run,
+// unless they are for AMX. Each thread has its own view of the one memory.
 class Activations {
  public:
   // Behind `first` rows of others.
@@ -189,6 +192,7 @@ class Activations {
         num_groups_(matrix.num_groups()),
         row_bytes_(round_up(padded_ * input_bytes(), kRunBytes)),
         is_for_amx_(takes_amx(matrix, num_rows)),
+        has_runs_(is_for_amx_ || !is_in_blocks(matrix.type)),
         packed_(memory.packed.at<char>() + first * row_bytes_),
         scales_(memory.scales.at<float>() + first),
         sums_(memory.sums.at<int32_t>() + first * num_groups_),
@@ -209,7 +213,7 @@ class Activations {
   void put_row(int64_t row, const float* values) const {
     switch (type_) {
       case WeightType::kFloat32: return put_floats<Float32Product>(row, values, 0, num_inputs_);
-      case WeightType::kBfloat16: return put_floats<Bfloat16Product>(row, values, 0, num_inputs_);
+      case WeightType::kBfloat16: return put_part(row, values, 0, num_inputs_);
       default: return put_integers(row, values);
     }
   }
@@ -219,16 +223,12 @@ class Activations {
     put_floats<Bfloat16Product>(row, values, first, count);
   }
 
-  // For AMX: inputs of a block from a step on; each takes a run of every row.
+  // Inputs of a block from a step on; each takes a run of every row.
   const char* at_step(int64_t block, int64_t step) const {
     return packed_ + first_row(block) * row_bytes_ + step * rows_of(block) * kRunBytes;
   }
   // Where a row has the packed bytes from `byte` on.
-  char* byte_of_run(int64_t row, int64_t byte) const {
-    const int64_t block = row / kMostBlockRows, in_block = row % kMostBlockRows;
-    return packed_ + block * kMostBlockRows * row_bytes_ +
-           (byte / kRunBytes * rows_of(block) + in_block) * kRunBytes + byte % kRunBytes;
-  }
+  char* byte_of_run(int64_t row, int64_t byte) const { return runs_of(row).at(byte); }
   int64_t row_bytes() const { return row_bytes_; }
   float scale_at(int64_t row) const { return scales_[row]; }
   int32_t sum_at(int64_t row, int64_t group) const { return sums_[row * num_groups_ + group]; }
@@ -253,23 +253,31 @@ class Activations {
   }
 
  private:
-  template <class Product>
-  void put_floats(int64_t row, const float* values, int64_t first, int64_t count) const {
-    if (is_for_amx_) return put_bfloat16_run(row, values, first, count);
-    const int64_t block = row / block_rows_, stride = rows_of(block);
-    auto* to = reinterpret_cast<typename Product::Input*>(packed_ + first_row(block) * row_bytes_) +
-               first / Product::kInputs * stride + (row - first_row(block));
-    Product::put(to, stride, values, count);
+  // Of a row.
+  struct Runs {
+    char* first;
+    int64_t stride;
+
+    char* at(int64_t byte) const { return first + byte / kRunBytes * stride + byte % kRunBytes; }
+  };
+
+  Runs runs_of(int64_t row) const {
+    const int64_t block = static_cast<uint32_t>(row) / static_cast<uint32_t>(block_rows_);
+    return {packed_ + first_row(block) * row_bytes_ + (row - first_row(block)) * kRunBytes,
+            rows_of(block) * kRunBytes};
   }
 
-  // For AMX; the last values are followed by zeros up to a whole run.
-  void put_bfloat16_run(int64_t row, const float* values, int64_t first, int64_t count) const {
+  // The last values are followed by zeros up to a whole run.
+  template <class Product>
+  void put_floats(int64_t row, const float* values, int64_t first, int64_t count) const {
+    using Input = typename Product::Input;
+    constexpr int64_t kBytes = sizeof(Input) / Product::kInputs, kRunInputs = kRunBytes / kBytes;
+    const Runs to = runs_of(row);
     const int64_t end = first + count;
-    const int64_t filled = end == num_inputs_ ? round_up(end, kRunBytes / 2) - first : count;
+    const int64_t filled = end == num_inputs_ ? round_up(end, kRunInputs) - first : count;
     for (int64_t i = 0; i < filled; i += kLanes) {
       const Vector x = i < count ? load_part(values + i, count - i) : Vector{};
-      const HalfVector bits = to_bfloat16(x);
-      std::memcpy(byte_of_run(row, (first + i) * 2), &bits, sizeof bits);
+      Product::put_side_by_side(reinterpret_cast<Input*>(to.at((first + i) * kBytes)), x);
     }
   }
 
@@ -280,8 +288,9 @@ class Activations {
     const int64_t block = row / block_rows_, stride = rows_of(block);
     uint32_t* to = reinterpret_cast<uint32_t*>(packed_ + first_row(block) * row_bytes_) +
                    (row - first_row(block));
+    const Runs runs = runs_of(row);
     int32_t* sums = sums_ + row * num_groups_;
-    const int64_t whole = is_for_amx_ ? row_bytes_ : padded_;
+    const int64_t whole = has_runs_ ? row_bytes_ : padded_;
     const int64_t group_inputs = num_groups_ == 1 ? whole : group_size_;
     for (int64_t group = 0; group < num_groups_; group++) {
       IntVector sum{};
@@ -291,8 +300,8 @@ class Activations {
         IntVector rounded = scale.integers(x);
         sum += rounded;
         const ByteVector bytes = __builtin_convertvector(rounded, ByteVector);
-        if (is_for_amx_) {
-          std::memcpy(byte_of_run(row, i), &bytes, sizeof bytes);
+        if (has_runs_) {
+          std::memcpy(runs.at(i), &bytes, sizeof bytes);
           continue;
         }
         uint32_t words[kLanes / 4];
@@ -308,7 +317,7 @@ class Activations {
   int64_t num_rows_, num_inputs_, padded_, group_size_;
   BlockLayout blocks_;
   int64_t num_groups_, row_bytes_;
-  bool is_for_amx_;
+  bool is_for_amx_, has_runs_;
   char* packed_;
   float* scales_;
   int32_t* sums_;
