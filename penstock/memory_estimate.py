@@ -371,7 +371,9 @@ def _values_of_a_token(config: Mapping[str, Any], index: int, kind: str) -> int:
 
 def _quantization(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a quantiser said, with the name of its method; empty where none did."""
-    found, of_mlx = config.get("quantization_config"), config.get(_MLX)
+    found, of_mlx = (config.get(name) for name in ("quantization_config", _MLX))
+    # As compressed-tensors called it in its first versions.
+    found = config.get("compression_config") if found is None else found
     if isinstance(found, dict) and found.get("quant_method") is not None:
         method = str(found["quant_method"])
         return {**found, "quant_method": OLD_METHODS.get(method, method)}
@@ -385,6 +387,12 @@ def _is_kept(config: Mapping[str, Any], bits: int) -> bool:
     if method == "mlx":
         return bits <= _MOST_BITS_OF_MLX
     return method in _KEPT_METHODS
+
+
+def quant_method_of(config: Mapping[str, Any]) -> str | None:
+    """How a checkpoint's weights are quantised, those of its text model where only these are."""
+    method: str | None = _quantization(_text_config(config)).get("quant_method")
+    return method
 
 
 def _quantised_bits(config: Mapping[str, Any]) -> int | None:

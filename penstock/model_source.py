@@ -21,7 +21,12 @@ from penstock.gguf_source import (
     hub_name,
     local_file,
 )
-from penstock.memory_estimate import OLD_METHODS, QUANT_METHODS, estimate_memory, require_memory
+from penstock.memory_estimate import (
+    QUANT_METHODS,
+    estimate_memory,
+    quant_method_of,
+    require_memory,
+)
 from penstock.recurrent_states import CacheChoice
 from protocol.runtime.container_limits import free_memory_bytes
 
@@ -33,7 +38,10 @@ _MODULES = "modules.json"
 """Of a model whose layers behind the last one are in folders of their own."""
 _MAX_JSON_BYTES = 32 * 2**20
 """Of configs and of indices of shards, which are the longer ones; as the engine has it."""
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json"),
+    *("tekken.json", "tiktoken.model"),
+)
 
 
 def refuse_foreign_formats(name: str, config: Mapping[str, Any], files: Iterable[str]) -> None:
@@ -43,11 +51,10 @@ def refuse_foreign_formats(name: str, config: Mapping[str, Any], files: Iterable
         ModelError: Pickled weights, or quantised by a method that is not read.
     """
     files = list(files)
-    quantization = config.get("quantization_config")
-    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method and OLD_METHODS.get(str(method), str(method)) not in QUANT_METHODS:
+    method = quant_method_of(config)
+    if method and method not in QUANT_METHODS:
         raise ModelError(
-            f"{name} is quantised by {str(method)!r:.80}, which is not read; "
+            f"{name} is quantised by {method!r:.80}, which is not read; "
             f"{', '.join(QUANT_METHODS)} are. Use the original checkpoint of the model, or one "
             "quantised by these."
         )

@@ -9,6 +9,7 @@ from typing import Any, Final
 from msgspec import structs
 
 from engine_worker.compute.backends.base import PackedDecoder
+from engine_worker.compute.memory.mapped_code import release_after_compiling
 from engine_worker.compute.models.config_fields import ConfigFields, read_config
 from engine_worker.compute.runner.compile_cache import prepare_backend
 from engine_worker.config import NO_POOLING, ModelSettings
@@ -129,6 +130,7 @@ def load_encoder(settings: ModelSettings, on_phase: PhaseCallback) -> ServedEnco
     programs = embedder or classifier
     assert programs is not None, "one of both was made"
     programs.warm_up(lambda done, text: on_phase("compiling", done, text))
+    release_after_compiling()
     return ServedEncoder(embedder, classifier, tokenizer, loaded.vocab_size, credit_policy, offer)
 
 

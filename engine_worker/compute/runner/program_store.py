@@ -1,6 +1,5 @@
 """Keeps compiled programs: the first few before serving starts, the others behind it."""
 
-import gc
 import logging
 import threading
 import time
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from engine_worker.compute.memory.host_memory import trim_heap
-from engine_worker.compute.memory.mapped_code import release_library_code
+from engine_worker.compute.memory.mapped_code import release_after_compiling
 from engine_worker.compute.runner.compile_cache import watch_cache
 from engine_worker.compute.runner.compiler_threads import CompilerThreads
 from engine_worker.core.choice.batch import ProgressCallback
@@ -166,10 +165,7 @@ class ProgramStore(Generic[Key]):
             num_cached += is_cached
             # After each: while there are requests, the last program may never be compiled.
             trim_heap()
-        # Tracing leaves cycles, which the collector would find much later.
-        gc.collect()
-        trim_heap()
-        release_library_code()
+        release_after_compiling()
         _log_ready(num_ready, started, num_cached)
 
     def _next(self, missing: Sequence[Key]) -> Key | None:

@@ -84,6 +84,11 @@ class _DecodeLoop(NamedTuple):
     state: DeviceState
 
 
+def _with(experts_read: jax.Array | None, blocks: Blocks) -> jax.Array | None:
+    """The count of `ProgramOutput` with what some blocks read."""
+    return None if experts_read is None else experts_read + jnp.stack(blocks.experts_read)
+
+
 def _at_turn(inputs: StepInputs, loop: _DecodeLoop) -> StepInputs:
     """The inputs as they would be if the host had made them for this turn."""
     is_live, sampling = loop.is_live, inputs.sampling
@@ -188,7 +193,7 @@ class StepProgram:
                     loop.tokens, tokens[None], (loop.turn, jnp.int32(0))
                 ),
                 hidden=jnp.where(loop.is_live[:, None], hidden, loop.hidden),
-                experts_read=jax.tree.map(jnp.add, loop.experts_read, blocks.experts_read),
+                experts_read=_with(loop.experts_read, blocks),
                 state=loop.state._replace(cache=cache, counts=counts),
             )
 

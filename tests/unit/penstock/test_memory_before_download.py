@@ -119,6 +119,16 @@ def test_quantised_checkpoints_take_what_their_weights_become(
     assert kept.weights_bytes == (1600 if stays else 1600 * widening)
 
 
+def test_the_first_name_of_a_quantiser_s_key_counts_too() -> None:
+    said = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"g": {"weights": {"num_bits": 4}}},
+    }
+    config = CONFIG | {"dtype": "bfloat16", "compression_config": said}
+    estimate = estimate_memory(config, 1600, dtype="auto", max_model_len=10)
+    assert estimate.weights_bytes == 1600 * 4
+
+
 @pytest.mark.parametrize(("bits", "stays"), [(4, True), (8, False)])
 def test_mlx_writes_no_name_of_its_method(bits: int, stays: bool) -> None:
     said = {"bits": bits, "group_size": 64}

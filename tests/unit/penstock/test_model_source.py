@@ -40,6 +40,12 @@ def make_folder(folder: Path, *, config: dict[str, object] | None = None) -> Pat
     ("config", "files", "named"),
     [
         ({"quantization_config": {"quant_method": "aqlm"}}, ["m.safetensors"], "aqlm.*gptq"),
+        (
+            {"text_config": {"quantization_config": {"quant_method": "aqlm"}}},
+            ["m.safetensors"],
+            "aqlm.*gptq",
+        ),
+        ({"compression_config": {"quant_method": "sparse"}}, ["m.safetensors"], "sparse.*gptq"),
         ({}, ["pytorch_model.bin"], "pickled"),
         ({}, ["README.md"], "no \\*.safetensors"),
     ],
@@ -160,6 +166,14 @@ def test_a_model_that_fits_the_machine_but_not_the_container_is_refused(
     v2_container(tmp_path, limit_bytes=2 * needed, used_bytes=needed + needed // 2)
     with pytest.raises(ModelError, match="m needs about"):
         resolve_model(model, SETTINGS)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tekken.json", "tiktoken.model"])
+def test_a_snapshot_with_any_tokenizer_is_whole(tmp_path: Path, name: str) -> None:
+    """Mistral Small 3.2 has a `tekken.json` alone: offline it was not in the cache."""
+    folder = make_folder(tmp_path / "m")
+    (folder / name).touch()
+    assert is_complete(folder)
 
 
 def test_a_download_that_was_interrupted_is_not_taken_for_a_model(tmp_path: Path) -> None:

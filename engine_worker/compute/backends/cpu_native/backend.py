@@ -515,6 +515,7 @@ class CpuNativeBlocks:
             recurrent_kernel(backend.spec),
             dict.fromkeys(backend.latents, self._attend_latents),
         )
+        self.experts_read = self._xla.experts_read
 
     def embedding(self, step: StepTokens) -> jax.Array:
         if not self._backend.is_native(BlockKind.EMBEDDING):
@@ -655,10 +656,6 @@ class CpuNativeBlocks:
             group_size=GROUP_SIZE,
             stored=self._backend.stored_formats,
         )
-
-    @property
-    def experts_read(self) -> jax.Array | None:
-        return self._xla.experts_read
 
     def norm(self, x: jax.Array) -> jax.Array:
         return self._xla.norm(x)

@@ -257,7 +257,7 @@ class XlaBlocks:
         self._decoder = decoder
         self._recur = recur
         self._attend = attend
-        self._experts_read: list[jax.Array] = []
+        self.experts_read: list[jax.Array] = []
 
     def embedding(self, step: StepTokens) -> jax.Array:
         return self.with_positions(self._decoder.embedding(step.token_ids.reshape(-1)), step)
@@ -428,12 +428,8 @@ class XlaBlocks:
             read,
             step.is_token.reshape(-1),
             products,
-            lambda choice: self._experts_read.append(num_read(choice, num_experts)),
+            lambda choice: self.experts_read.append(num_read(choice, num_experts)),
         )
-
-    @property
-    def experts_read(self) -> jax.Array | None:
-        return jnp.stack(self._experts_read) if self._experts_read else None
 
     def norm(self, x: jax.Array) -> jax.Array:
         return self._decoder.norm(x)

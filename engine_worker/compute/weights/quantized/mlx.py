@@ -76,8 +76,11 @@ def _experts(
                 part, f"has shape {list(part.shape)}, and {num_experts} experts ask for it"
             )
     for expert in range(num_experts):
-        parts = (entry_of(part, expert) for part in (weight, scales, biases))
-        yield replace(_module(f"{module}.{expert}", *parts, fields), entry=expert)
+        of_weight, of_scales, of_biases = (
+            entry_of(part, expert) for part in (weight, scales, biases)
+        )
+        tensor = _module(f"{module}.{expert}", of_weight, of_scales, of_biases, fields)
+        yield replace(tensor, entry=expert)
 
 
 def _refuse_other_modes(fields: ConfigFields) -> None:

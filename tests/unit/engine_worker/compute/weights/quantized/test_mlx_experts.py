@@ -39,7 +39,7 @@ def packed(weight: Any) -> tuple[Tensors, Any]:
     return parts, (integers * steps + lowest).reshape(weight.shape).astype(np.float32)
 
 
-def experts_of(tensors: Tensors) -> dict[tuple[str, str], dict[int, str | tuple[str, slice]]]:
+def experts_of(tensors: Tensors) -> dict[tuple[str, str], dict[int, tuple[str, Any]]]:
     """Where each expert of a stack is, by its block and MLX's name of the projection."""
     found: dict[tuple[str, str], dict[int, Any]] = {}
     for name, values in tensors.items():
