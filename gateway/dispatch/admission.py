@@ -231,9 +231,7 @@ class Admission:
         if slot.is_released:
             return
         has_shrunk = tokens < slot.tokens
-        slot.vacate()
-        slot.tokens = tokens
-        slot.occupy()
+        slot.resize(tokens)
         if has_shrunk:
             self.pump(slot.engine.offer.model)
 

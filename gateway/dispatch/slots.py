@@ -147,6 +147,12 @@ class Slot(Struct, eq=False):
         """Count it no more."""
         self._count(-1)
 
+    def resize(self, tokens: int) -> None:
+        """Count so many tokens at its engine instead."""
+        if self.kind != "question":
+            self.engine.num_tokens += tokens - self.tokens
+        self.tokens = tokens
+
     def _count(self, sign: int) -> None:
         if self.kind == "question":
             self.engine.num_questions += sign

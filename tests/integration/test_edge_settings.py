@@ -247,7 +247,7 @@ async def test_a_renewed_certificate_is_shown_to_the_next_connection(
     former, fresh = cert.read_text(), fresh_cert.read_text()
     options: dict[str, Any] = {"tls_cert_file": cert, "tls_key_file": key}
     async with running_gateway(socket_dir, **options) as gateway:
-        address = ("127.0.0.1", gateway.client.base_url.port)
+        address = ("127.0.0.1", gateway.client.base_url.port or 0)
 
         async def shown() -> str:
             return await asyncio.to_thread(ssl.get_server_certificate, address)

@@ -68,3 +68,18 @@ async def test_who_waits_for_a_full_engine_may_leave() -> None:
     await asyncio.sleep(3.0)
     assert len(asked(parts)) == 1
     assert parts.num_slots == 0
+
+
+async def test_the_share_that_paid_for_the_refused_slot_pays_for_the_next_one() -> None:
+    parts = Parts()
+    one = parts.engine()
+    started = await parts.prepared_generation()
+    await parts.fail(one, "r", ErrorCode.OVERLOADED, retry_after_s=2.0)
+    await asyncio.sleep(2.1)
+    await parts.prepare_next()
+    await started.task
+    slot = started.work._answer._choices[0].slot
+    assert slot is not None
+    assert slot.share is not None
+    assert slot.share.tenant == "t"
+    started.request.end("aborted")
