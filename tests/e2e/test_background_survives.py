@@ -1,5 +1,5 @@
-"""Background responses whose gateway, engine or parser is killed -9: same text, booked once; and
-streams whose only engine is."""
+"""Background responses whose gateway, engine, parser or authority is killed -9: same text, booked
+once; and streams whose only engine is."""
 
 import json
 import os
@@ -126,6 +126,7 @@ def booked(harness: Harness, response_id: str) -> list[tuple[Any, ...]]:
         pytest.param("gateway", NUMBERS, id="gateway-numbers"),
         # That what runs goes on when its engine dies, test_when_something_dies.py shows of streams.
         pytest.param("engine_worker", NUMBERS, id="engine_worker-numbers", marks=pytest.mark.long),
+        pytest.param("auth_worker", NUMBERS, id="auth_worker-numbers"),
         # Calls are what a parser has to do.
         pytest.param("toolparser_worker", CALL, id="toolparser_worker-call"),
         pytest.param("gateway", CALL, id="gateway-call", marks=pytest.mark.long),

@@ -1,6 +1,6 @@
 """What clients of OpenAI's and of Anthropic's API are told on paths of both, and of neither."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,17 +60,18 @@ async def test_anthropics_client_is_told_what_there_is(gateway: RunningGateway) 
     base = f"http://127.0.0.1:{gateway.client.base_url.port}"
     client = anthropic.AsyncAnthropic(base_url=base, api_key="k", max_retries=0)
     file = ("a.txt", b"x", "text/plain")
+    files, other = "Files API is not offered", "there are /v1/messages, "
+    asked: list[tuple[str, Callable[[], Awaitable[Any]]]] = [
+        (files, lambda: client.beta.files.list()),
+        (files, lambda: client.beta.files.retrieve_metadata("file_x")),
+        (files, lambda: client.beta.files.upload(file=file)),
+        (other, lambda: client.beta.skills.list()),
+        (other, lambda: client.messages.batches.list()),
+    ]
     async with client:
-        for asked in (
-            lambda: client.beta.files.list(),
-            lambda: client.beta.files.retrieve_metadata("file_x"),
-            lambda: client.beta.files.upload(file=file),
-        ):
-            with pytest.raises(anthropic.NotFoundError, match="Files API is not offered"):
-                await asked()
-        for other in (lambda: client.beta.skills.list(), lambda: client.messages.batches.list()):
-            with pytest.raises(anthropic.NotFoundError, match="there are /v1/messages, "):
-                await other()
+        for told, ask in asked:
+            with pytest.raises(anthropic.NotFoundError, match=told):
+                await ask()
     async with openai.AsyncOpenAI(base_url=f"{base}/v1", api_key="k", max_retries=0) as plain:
         assert (await plain.files.create(file=file, purpose="user_data")).filename == "a.txt"
         assert len((await plain.files.list()).data) == 1

@@ -143,8 +143,8 @@ def references_in(items: str | list[Item]) -> tuple[str, ...]:
         found.append(named)
     if len(found) > MAX_REFERENCES:
         raise InvalidRequestError(
-            f"Invalid `input`: it has {len(found)} references, and {MAX_REFERENCES} are accepted;"
-            " send the items themselves.",
+            f"Invalid `input`: it has {len(found)} items `item_reference`, and {MAX_REFERENCES} are"
+            " accepted; send the items themselves.",
             param="input",
         )
     return tuple(found)

@@ -222,9 +222,15 @@ def test_arguments_that_were_cut_are_no_input() -> None:
 def test_a_call_that_broke_is_neither_one_without_arguments_nor_anything_to_run(
     arguments: str, is_last: bool
 ) -> None:
-    broken = [ToolCallStarted(0, 0, "call_1", "f"), ToolCallArguments(0, 0, arguments)]
-    good = [ToolCallStarted(0, 1, "call_2", "g"), ToolCallArguments(0, 1, '{"y": 2}')]
-    calls: list[GenerationEvent] = [*good, *broken] if is_last else [*broken, *good]
+    broken: list[GenerationEvent] = [
+        ToolCallStarted(0, 0, "call_1", "f"),
+        ToolCallArguments(0, 0, arguments),
+    ]
+    good: list[GenerationEvent] = [
+        ToolCallStarted(0, 1, "call_2", "g"),
+        ToolCallArguments(0, 1, '{"y": 2}'),
+    ]
+    calls = [*good, *broken] if is_last else [*broken, *good]
     answer = whole(*calls, ChoiceFinished(0, "tool_calls", USAGE))
     inputs = {block["name"]: block["input"] for block in answer["content"]}
     assert inputs == {"f": {"INVALID_JSON": arguments}, "g": {"y": 2}}

@@ -11,6 +11,7 @@ from gateway.http.bodies.parsers import COMPACT, INPUT_TOKENS, RESPONSES, BodyKi
 from gateway.http.openresponses.convert import ResponsesBody
 from gateway.http.openresponses.schemas import INCLUDED, LOGPROBS
 from gateway.http.openresponses.sealing import sealed
+from gateway.http.openresponses.stored_items import MAX_REFERENCES
 from gateway.http.schemas.base.shapes import MAX_LISTED_FIELDS
 from gateway.request.jobs.job import RESPONSES_ENDPOINT
 from gateway.request.jobs.model_limits import check_answer_size, check_served
@@ -344,6 +345,19 @@ def test_an_item_that_is_nothing_but_an_id_refers_to_another(more: dict[str, Any
     found = RESPONSES.parse(json.dumps(value).encode(), ParseContext({}, has_store=True))
     assert found.refs.item_ids == ("msg_0_1",)
     assert found.body is None
+
+
+def test_so_many_references_are_read_and_one_more_is_refused_by_name() -> None:
+    assert MAX_REFERENCES == 256  # docs/responses-api.md says so
+    items = [{"type": "item_reference", "id": f"msg_0_{number}"} for number in range(256)]
+    context = ParseContext({}, has_store=True)
+    value: dict[str, Any] = {"model": "m", "input": items}
+    found = RESPONSES.parse(json.dumps(value).encode(), context)
+    assert len(found.refs.item_ids) == 256
+    value["input"] = [*items, {"id": "msg_0_256"}]
+    with pytest.raises(InvalidRequestError, match=r"257 items `item_reference`, and 256") as raised:
+        RESPONSES.parse(json.dumps(value).encode(), context)
+    assert raised.value.param == "input"
 
 
 def test_what_an_engine_finds_wrong_is_named_by_the_field_that_it_came_from() -> None:
