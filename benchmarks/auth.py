@@ -50,7 +50,7 @@ from protocol.wire.peers import Peer, PeerEvent
 from protocol.wire.role_server import RoleServer
 
 SECRET = "psk-benchmark"  # noqa: S105 - a made-up key for a throw-away database
-PYTHON_THREADS = ("main", "heap", "worker-io", "commit", "ticker")
+PYTHON_THREADS = ("main", "heap", "worker-io", "stall-watch", "commit", "ticker")
 """Of an auth worker, in the order in which they begin; the system knows them all as python."""
 NUM_KEYS = 10_000
 MANY_KEYS = 100_000

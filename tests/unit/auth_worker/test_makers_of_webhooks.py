@@ -77,3 +77,29 @@ def test_a_webhook_is_the_servers_and_goes_on_after_the_key_that_made_it(tmp_pat
     assert isinstance(harness.ask(ends), KeysFound)
     assert harness.tick() == ["key_deleted"]
     assert harness.show(made.resources[0].resource_id).created_by == key_id
+
+
+def test_who_may_not_read_the_audit_log_wakes_no_webhook(tmp_path: Path) -> None:
+    harness = Harness(tmp_path)
+    is_it: dict[str, Any] = {"request_id": "r", "kind": "webhook"}
+    is_it["resource_id"] = harness.make().resource_id
+    narrowed = KeySettings(name="hooks", role="admin", scopes=("admin.webhooks",))
+    made = harness.ask(
+        MakeKey(
+            request_id="k",
+            actor=ADMIN,
+            key_digest=digest_of("psk-hooks"),
+            hint="h",
+            settings=narrowed,
+        )
+    )
+    assert isinstance(made, KeysFound)
+    actor = Actor(key_id=made.keys[0].key_id)
+    suspended = harness.ask(ChangeResource(actor=actor, action="suspend", **is_it))
+    assert isinstance(suspended, ResourcesFound)
+    refused = harness.ask(ChangeResource(actor=actor, action="reactivate", **is_it))
+    assert isinstance(refused, Failure)
+    assert "admin.audit" in refused.message
+    assert isinstance(
+        harness.ask(ChangeResource(actor=ADMIN, action="reactivate", **is_it)), ResourcesFound
+    )

@@ -29,6 +29,8 @@ from protocol.wire.messages import (
     Finished,
     Generate,
     Granted,
+    KeySettings,
+    KeysFound,
     Message,
     OpenParse,
     OrphanUsage,
@@ -46,6 +48,7 @@ from protocol.wire.messages import (
     StepOutput,
     StreamUsage,
     TokenWanted,
+    UpdateKey,
     Usage,
 )
 from protocol.wire.peers import Peer
@@ -468,14 +471,18 @@ def test_an_auth_worker_that_is_too_old_gets_no_report() -> None:
     assert wire.sent == []
 
 
-async def test_a_filter_that_an_older_auth_worker_would_leave_aside_is_not_sent() -> None:
+async def test_what_an_older_auth_worker_would_leave_aside_is_not_sent() -> None:
     wire, one = Notes(), peer("auth", auth=AuthOffer(epoch=1))
     one.protocol_version = ProtocolVersion(1, 4)
     link = auth_link(wire)
     link.on_peer_ready(one)
-    question = ReadAudit(request_id="r", reader=Actor(key_id="key_1"), actions=("key_created",))
+    actor = Actor(key_id="key_1")
+    question = ReadAudit(request_id="r", reader=actor, actions=("key_created",))
     with pytest.raises(WorkerUnavailableError, match="older release"):
         await link.administer(question, AuditPage)
+    both = UpdateKey("r", actor, "key_2", ("name",), KeySettings(name="n"), "revoke")
+    with pytest.raises(WorkerUnavailableError, match="older release"):
+        await link.administer(both, KeysFound)
     assert wire.sent == []
 
 
