@@ -87,7 +87,9 @@ class OpenLeases:
         self._served = served
         self._bookings = Bookings(keys, meters, prices, served, clock)
         self._leases = LeaseTable(duration_s, min(duration_s, ORPHAN_TERM_S))
-        self._settled: OrderedDict[str, None] = OrderedDict()
+        # Engines report a little later than a gateway died, and perhaps to the next process.
+        settled = [(use.lease_id, None) for use in snapshot.recent if use.lease_id]
+        self._settled: OrderedDict[str, None] = OrderedDict(settled[-MAX_SETTLED_REMEMBERED:])
         self._num_open: dict[str, int] = {}
         self._num_open_for: dict[str, int] = {}  # by end user
         meters.watch_running(self._num_open_for.__contains__)

@@ -540,7 +540,11 @@ Result = (
 
 @dataclass(frozen=True, slots=True)
 class RecentUse:
-    """A settled lease young enough to count in a window of a minute; times in Unix milliseconds."""
+    """A settled lease young enough to count in a window of a minute; times in Unix milliseconds.
+
+    Attributes:
+        lease_id: Empty where it has only expired, so that more may be told of it.
+    """
 
     key_id: str
     granted_at_ms: int | None
@@ -553,6 +557,7 @@ class RecentUse:
     team_id: str = ""
     end_user: str = ""
     cost_micros: int = 0
+    lease_id: str = ""
 
     @property
     def num_tokens(self) -> int:

@@ -1,6 +1,6 @@
 """Reads all that an authority has to know at its start, in one transaction."""
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, case, select
 
 from auth_worker.records.operations import LeaseRow, RecentUse, Snapshot
 from auth_worker.storage import schema
@@ -25,6 +25,7 @@ def read_snapshot(connection: Connection, *, recent_since_ms: int) -> Snapshot:
             ledger.team_id,
             ledger.end_user,
             ledger.cost_micros,
+            case((ledger.outcome == "expired", ""), else_=ledger.lease_id),
         )
         .where(ledger.settled_at_ms >= recent_since_ms, ledger.outcome != "unused")
         .order_by(ledger.settled_at_ms)

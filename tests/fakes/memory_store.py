@@ -74,6 +74,7 @@ class MemoryStore:
                 one.team_id,
                 one.end_user,
                 one.cost_micros,
+                "" if one.outcome == "expired" else one.lease_id,
             )
             for one in self.ledger.values()
             if one.settled_at_ms >= recent_since_ms and one.outcome != "unused"

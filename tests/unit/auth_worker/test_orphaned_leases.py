@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from auth_worker.decisions.leases import MAX_STREAMS_A_LEASE
 from auth_worker.decisions.open_leases import ORPHAN_TERM_S
 from auth_worker.decisions.sliced_meters import FixedMeter
@@ -13,10 +15,12 @@ from protocol.wire.messages import (
     Granted,
     LeaseReport,
     OrphanUsage,
+    OrphanUsageNoted,
     Renew,
     Settle,
     StreamUsage,
 )
+from tests.fakes.auth_handler_bench import AuthHandlerBench
 from tests.fakes.auth_parts import (
     AuthorityBench,
     FakeClock,
@@ -25,6 +29,7 @@ from tests.fakes.auth_parts import (
     booking,
     stored_key,
 )
+from tests.fakes.auth_stores import rows
 from tests.fakes.limit_parts import limit
 
 
@@ -183,3 +188,50 @@ def test_a_lease_that_expired_here_takes_nothing_of_what_a_killed_process_grante
         bench.clock.advance(31.0)
         bench.authority.expire()
     assert meter.unknown == 1000
+
+
+@pytest.mark.parametrize("outcome", ["finished", "aborted", "failed"])
+def test_a_lease_that_was_settled_before_a_restart_takes_no_place_when_an_engine_tells_of_it(
+    tmp_path: Path, outcome: str
+) -> None:
+    """Nobody would end it for half a minute."""
+    alone = limit("parallel", 1, "total")
+    before = AuthHandlerBench(tmp_path, limits=(alone,))
+    lease = before.ask(authorize())
+    assert isinstance(lease, Granted)
+    used = Settle(
+        lease_id=lease.lease_id,
+        request_id="r",
+        prompt_tokens=10,
+        completion_tokens=7,
+        outcome=outcome,  # type: ignore[arg-type]
+    )
+    assert before.ask(used) is None
+    before.write()
+    before.store.close()
+    bench = AuthHandlerBench(tmp_path, limits=(alone,), clock=before.clock)
+    streams = (usage(lease.lease_id, "r/0", 10, 7),)
+    noted = bench.ask(OrphanUsage(report_id="e:1", engine_id="e", streams=streams))
+    assert noted == OrphanUsageNoted(report_id="e:1", engine_id="e")
+    assert bench.authority.num_leases == 0
+    assert isinstance(bench.ask(authorize()), Granted)
+    bench.store.close()
+
+
+def test_a_lease_that_only_expired_before_a_restart_is_told_of_as_before(tmp_path: Path) -> None:
+    before = AuthHandlerBench(tmp_path)
+    lease = before.ask(authorize())
+    assert isinstance(lease, Granted)
+    before.clock.advance(601)
+    before.handler.expire()
+    before.write()
+    before.store.close()
+    bench = AuthHandlerBench(tmp_path, clock=before.clock)
+    streams = (usage(lease.lease_id, "r/0", 10, 7),)
+    bench.ask(OrphanUsage(report_id="e:1", engine_id="e", streams=streams))
+    bench.write()
+    bench.clock.advance(ORPHAN_TERM_S + 1)
+    bench.handler.expire()
+    bench.write()
+    assert rows(bench.store, "SELECT prompt_tokens, completion_tokens FROM ledger") == [(10, 7)]
+    bench.store.close()
