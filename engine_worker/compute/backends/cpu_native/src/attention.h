@@ -80,16 +80,17 @@ void score_rows(const typename Product::Input* queries, KeyPart first, KeyPart s
 }
 
 // Adds the values of some groups of positions, `stride` bytes apart, to kVectors vectors of kRows
-// rows of `width` floats. The values of the last group are at `last`, unless that is null. kIsPart:
-// the last lanes of a row only. Where this is inlined, GCC 12 keeps the sums in memory.
+// rows of `width` floats. The values of the last group are at `last`, unless that is null; `ahead`
+// is asked for. kIsPart: the last lanes of a row only. Where this is inlined, GCC 12 keeps the sums
+// in memory.
 template <class Product, int kRows, int kVectors, bool kIsPart>
 __attribute__((noinline)) void add_groups(const typename Product::Input* weights,
                                           int64_t weight_stride, const char* values,
                                           int64_t stride, int64_t num_groups, const char* last,
-                                          float* weighted, int64_t width) {
+                                          const char* ahead, float* weighted, int64_t width) {
   typename Product::Sum sums[kRows][kVectors] = {};
   multiply_groups<Product, kRows, kVectors>(weights, weight_stride, 1, values, stride, num_groups,
-                                            last, values, sums);
+                                            last, ahead, sums);
   const int64_t left = kIsPart ? width % kLanes : kLanes;
   const auto add = [&](float* at, typename Product::Sum sum) {
     store_part(at, load_part(at, left) + bits_as<Vector>(sum), left);
@@ -107,7 +108,7 @@ template <class Product>
 using ScoreFunction = void (*)(const typename Product::Input*, KeyPart, KeyPart, float*, int64_t);
 template <class Product>
 using ValueFunction = void (*)(const typename Product::Input*, int64_t, const char*, int64_t,
-                               int64_t, const char*, float*, int64_t);
+                               int64_t, const char*, const char*, float*, int64_t);
 
 template <class Product, bool kHasTwoParts, int... kRows>
 constexpr std::array<ScoreFunction<Product>, sizeof...(kRows) + 1> score_functions(
@@ -166,7 +167,6 @@ class Attention {
         value_scales_(kIsInt8 ? key_scales_ + stride_ : nullptr),
         page_(scratch.page.at<char>()),
         largest_(scratch.rows.at<float>()),
-        decays_(largest_ + tiles.most_tokens * heads_),
         scratch_(scratch) {}
 
   // Turns to a tile and a key head; `q` are the queries of the tile's first token, further ones stand
@@ -175,6 +175,7 @@ class Attention {
     tile_ = &tile;
     kv_head_ = kv_head;
     num_folded_ = tile.count * heads_;
+    decays_ = largest_ + num_folded_;
     Input* queries = scratch_.queries.at<Input>();
     parts_.clear();
     for (int64_t i = 0; i < tile.num_segments; i++) {
@@ -196,14 +197,39 @@ class Attention {
 
   // Everything that the tile sees, span by span.
   void run(float* out, int64_t out_stride) {
-    const SoftmaxState state(scratch_.state.at<float>(), num_folded_);
-    const SoftmaxState own(scratch_.span_state.at<float>(), num_folded_);
-    start(state);
+    start(state());
     for (int64_t span = first_span(); span < end_span(); span++) {
-      run_span(span, own);
-      merge(own, state);
+      run_span(span, own());
+      merge(own(), state());
     }
-    finish(state, out, out_stride);
+    finish(state(), out, out_stride);
+  }
+
+  // The same of `count` neighbouring heads of one tile, which each began, page by page: their keys
+  // in a page lie one behind the other, and so do their values.
+  static void run_together(Attention* const* heads, int64_t count, float* out,
+                           int64_t out_stride) {
+    const Attention& one = *heads[0];
+    const Part& part = one.parts_[0];
+    for (int64_t h = 0; h < count; h++) heads[h]->start(heads[h]->state());
+    for (int64_t span = one.first_span(); span < one.end_span(); span++) {
+      for (int64_t h = 0; h < count; h++) heads[h]->clear(heads[h]->own());
+      const int64_t end = std::min(one.end_, (span + 1) * one.span_size_);
+      const int64_t first = one.begin_ / one.chunk_size_ * one.chunk_size_;
+      for (int64_t chunk = std::max(first, span * one.span_size_); chunk < end;
+           chunk += one.chunk_size_) {
+        run_chunk_together(heads, count, chunk, std::max(chunk, part.begin),
+                           std::min(end, chunk + one.chunk_size_));
+      }
+      for (int64_t h = 0; h < count; h++) heads[h]->merge(heads[h]->own(), heads[h]->state());
+    }
+    for (int64_t h = 0; h < count; h++) heads[h]->finish(heads[h]->state(), out, out_stride);
+  }
+
+  // Whether these are so few rows that they wait for memory.
+  static bool runs_together(const QueryTile& tile, int64_t heads_per_kv_head) {
+    return !kByAmx && !kIsLatent && tile.num_segments == 1 &&
+           tile.count * heads_per_kv_head <= kRowsThatWait;
   }
 
   int64_t first_span() const { return begin_ / span_size_; }
@@ -263,6 +289,46 @@ class Attention {
  private:
   static constexpr float kMasked = -1e30f;
   static constexpr float kLog2OfE = 1.44269504f;
+
+  // Of everything so far, and of a span.
+  SoftmaxState state() const { return {scratch_.state.at<float>(), num_folded_}; }
+  SoftmaxState own() const { return {scratch_.span_state.at<float>(), num_folded_}; }
+
+  // What some heads see of a chunk.
+  static void run_chunk_together(Attention* const* heads, int64_t count, int64_t chunk,
+                                 int64_t from, int64_t to) {
+    const Attention& one = *heads[0];
+    const int64_t size = one.page_size_, first = from / size * size;
+    for (int64_t page = first; page < to; page += size) {
+      for (int64_t h = 0; h < count; h++) {
+        const Attention* next = heads[(h + 1) % count];
+        const int64_t next_page = h + 1 < count ? page : page + size;
+        const char* ahead = next_page < to ? next->keys_at(next->parts_[0], next_page)
+                                           : next->stored_values_at(next->parts_[0], first);
+        heads[h]->score_page(heads[h]->parts_[0], chunk, page, from, to, ahead);
+      }
+    }
+    for (int64_t h = 0; h < count; h++) {
+      heads[h]->absorb(heads[h]->parts_[0], chunk, from, to, heads[h]->own());
+    }
+    for (int64_t page = first; page < to; page += size) {
+      const int64_t begin = std::max(from, page), end = std::min(to, page + size);
+      for (int64_t h = 0; h < count; h++) {
+        const Attention* next = heads[(h + 1) % count];
+        const int64_t next_page = h + 1 < count ? page : page + size;
+        const Part& part = heads[h]->parts_[0];
+        const int64_t ahead_page = next_page < to ? next_page : page;
+        const char* ahead = next->stored_values_at(next->parts_[0], ahead_page);
+        if constexpr (kIsInt8) {
+          for (int64_t i = 0; i < one.value_bytes_; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+          ahead = nullptr;
+        }
+        heads[h]->copy_values(part, chunk, begin, end);
+        heads[h]->add_values(part, chunk, begin, end, heads[h]->own().weighted, Sums::kWhole,
+                             ahead);
+      }
+    }
+  }
 
   static float decay_of(float maximum, float larger) {
     return exponential_of_two(splat((maximum - larger) * kLog2OfE))[0];
@@ -378,37 +444,43 @@ class Attention {
   // Scores of positions `from` to `to`, each at its place in the chunk, and noise beside them.
   void score_chunk(const Part& part, int64_t chunk, int64_t from, int64_t to) {
     for (int64_t page = from / page_size_ * page_size_; page < to; page += page_size_) {
-      const int64_t first = std::max(from, page) - page;
-      const int64_t end = std::min(to - page, page_size_);
       const int64_t next = page + page_size_ < part.end ? page + page_size_ : page;
-      const char* values = stored_values_at(part, page);
       if constexpr (kIsLatent) {
-        score_latents(part, page, next, chunk, first, end);
+        const int64_t first = std::max(from, page) - page;
+        score_latents(part, page, next, chunk, first, std::min(to - page, page_size_));
         continue;
       }
-      const char *keys = keys_at(part, page), *ahead = keys_at(part, next);
+      const char* values = stored_values_at(part, page);
       for (int64_t i = 0; i < value_bytes_; i += 64) __builtin_prefetch(values + i, 0, 2);
-      int64_t stride = page_size_ * kLaneBytes;
-      if constexpr (kIsInt8) {
-        copy_scales(keys, values, page - chunk);
-        keys = widen_keys(keys, ahead, first, end);
-        stride = round_up(page_size_, kScoreStep) * kLaneBytes;
-        ahead = keys;
-      } else if (page_size_ % kScoreStep != 0) {
-        keys = copy_padded(keys, groups(), page_);
-        stride = round_up(page_size_, kScoreStep) * kLaneBytes;
-      }
-      for (int64_t at = first / kScoreStep * kScoreStep; at < end; at += kScoreStep) {
-        for (int64_t piece = 0; piece < part.num_rows; piece += kScoreRows) {
-          const Input* queries = part.queries + piece * query_size();
-          const int64_t rows = rows_of_piece(part, piece), place = at * kLaneBytes;
-          float* scores = scores_of(part.row + piece) + page - chunk + at;
-          if constexpr (kByAmx) {
-            score_by_amx(queries, rows, keys + place, stride, ahead + place, scores);
-          } else {
-            const auto score = kScoreFunctions[static_cast<size_t>(rows)];
-            score(queries, {keys + place, stride, groups(), ahead + place}, {}, scores, stride_);
-          }
+      score_page(part, chunk, page, from, to, keys_at(part, next));
+    }
+  }
+
+  // Those of one page; `ahead`, which lies as its keys do, is asked for.
+  void score_page(const Part& part, int64_t chunk, int64_t page, int64_t from, int64_t to,
+                  const char* ahead) {
+    const int64_t first = std::max(from, page) - page, end = std::min(to - page, page_size_);
+    const char* keys = keys_at(part, page);
+    int64_t stride = page_size_ * kLaneBytes;
+    if constexpr (kIsInt8) {
+      copy_scales(keys, stored_values_at(part, page), page - chunk);
+      keys = widen_keys(keys, ahead, first, end);
+      stride = round_up(page_size_, kScoreStep) * kLaneBytes;
+      ahead = keys;
+    } else if (page_size_ % kScoreStep != 0) {
+      keys = copy_padded(keys, groups(), page_);
+      stride = round_up(page_size_, kScoreStep) * kLaneBytes;
+    }
+    for (int64_t at = first / kScoreStep * kScoreStep; at < end; at += kScoreStep) {
+      for (int64_t piece = 0; piece < part.num_rows; piece += kScoreRows) {
+        const Input* queries = part.queries + piece * query_size();
+        const int64_t rows = rows_of_piece(part, piece), place = at * kLaneBytes;
+        float* scores = scores_of(part.row + piece) + page - chunk + at;
+        if constexpr (kByAmx) {
+          score_by_amx(queries, rows, keys + place, stride, ahead + place, scores);
+        } else {
+          const auto score = kScoreFunctions[static_cast<size_t>(rows)];
+          score(queries, {keys + place, stride, groups(), ahead + place}, {}, scores, stride_);
         }
       }
     }
@@ -616,9 +688,10 @@ class Attention {
   // Of a chunk's values: all, or those of its first pages and those of the others behind them.
   enum class Sums { kWhole, kBegun, kContinued };
 
-  // Adds weight times value of positions `from` to `to`.
+  // Adds weight times value of positions `from` to `to`. `ahead`, which lies as the values of a
+  // page do, is asked for, unless it is null or by AMX.
   void add_values(const Part& part, int64_t chunk, int64_t from, int64_t to, float* weighted,
-                  [[maybe_unused]] Sums sums) {
+                  [[maybe_unused]] Sums sums, [[maybe_unused]] const char* ahead = nullptr) {
     if constexpr (kByAmx) {
       for (int64_t piece = 0; piece < part.num_rows; piece += kScoreRows) {
         for (int64_t first = 0; first < value_dim_; first += kPanelOutputs) {
@@ -629,12 +702,14 @@ class Attention {
       for (int64_t row = part.row; row < part.row + part.num_rows; row += kValueRows) {
         int64_t first = 0;
         for (; value_dim_ - first >= kValueVectors * kLanes; first += kValueVectors * kLanes) {
-          add_rows<kValueVectors, false>(part, row, first, chunk, from, to, weighted);
+          add_rows<kValueVectors, false>(part, row, first, chunk, from, to, weighted, ahead);
         }
         for (; value_dim_ - first >= kLanes; first += kLanes) {
-          add_rows<1, false>(part, row, first, chunk, from, to, weighted);
+          add_rows<1, false>(part, row, first, chunk, from, to, weighted, ahead);
         }
-        if (first < value_dim_) add_rows<1, true>(part, row, first, chunk, from, to, weighted);
+        if (first < value_dim_) {
+          add_rows<1, true>(part, row, first, chunk, from, to, weighted, ahead);
+        }
       }
     }
   }
@@ -699,7 +774,7 @@ class Attention {
   // its last lanes only.
   template <int kVectors, bool kIsPart>
   void add_rows(const Part& part, int64_t row, int64_t first, int64_t chunk, int64_t from,
-                int64_t to, float* weighted) {
+                int64_t to, float* weighted, const char* ahead) {
     static constexpr std::array<ValueFunction<Product>, kValueRows + 1> kFunctions =
         value_functions<Product, kVectors, kIsPart>(std::make_integer_sequence<int, kValueRows>());
     const int64_t num_rows = std::min<int64_t>(kValueRows, part.row + part.num_rows - row);
@@ -726,13 +801,14 @@ class Attention {
       BitVector lanes[kVectors] = {};
       if (!kIsPart) {
         const char* last = end * Product::kInputs < length ? copy(end, lanes) : nullptr;
+        const char* asked = ahead ? ahead + first * kLaneBytes : values + begin * stride;
         add(weights + begin, weight_stride, values + begin * stride, stride,
-            end - begin + (last != nullptr), last, weighted, value_dim_);
+            end - begin + (last != nullptr), last, asked, weighted, value_dim_);
         continue;
       }
       for (int64_t group = begin; group * Product::kInputs < length; group++) {
         const char* copied = copy(group, lanes);
-        add(weights + group, weight_stride, copied, 0, 1, copied, weighted, value_dim_);
+        add(weights + group, weight_stride, copied, 0, 1, copied, copied, weighted, value_dim_);
       }
     }
   }
@@ -744,7 +820,8 @@ class Attention {
   const int64_t key_bytes_, value_bytes_;  // of a page
   float *scores_, *key_scales_, *value_scales_;  // scales: of int8, at their positions in a chunk
   char* page_;
-  float *largest_, *decays_;  // of each folded row, in a chunk
+  float* largest_;            // of each folded row, in a chunk
+  float* decays_ = nullptr;   // behind these
   AttentionScratch& scratch_;
   const QueryTile* tile_ = nullptr;
   int64_t kv_head_ = 0, num_folded_ = 0;

@@ -10,7 +10,7 @@ struct Scratch {
   Memory beside;                  // [M, hidden], what an MLP reads beside the attention before it
   Memory spans;                   // softmax states of spans that threads share
   Memory likeliest;               // of each row what each thread found
-  AttentionScratch attention[ThreadPool::kMaxThreads];
+  std::deque<AttentionScratch> attention[ThreadPool::kMaxThreads];  // one for each head at once
 };
 
 inline Scratch& scratch() {
@@ -51,6 +51,14 @@ inline void normalize(const Norm& norm, const float* x, int64_t size, float* to)
 
 inline void normalize_rms(const float* weight, float eps, float* x, int64_t size) {
   normalize({NormKind::kRms, eps, weight, nullptr}, x, size, x);
+}
+
+// Key heads that a thread takes together: what they read of a page lies side by side.
+inline int64_t heads_at_once(const AttentionBlock& block, int64_t num_items, int num_threads) {
+  if (kHasAmx || block.is_latent()) return 1;
+  const int64_t most = block.cache_type == CacheType::kInt8 ? 8 : 32;
+  const int64_t shared = std::min(most, num_items / (int64_t{4} * num_threads));
+  return std::clamp<int64_t>(shared, 1, block.num_kv_heads);
 }
 
 // ---- blocks -------------------------------------------------------------------------------------------
@@ -149,7 +157,9 @@ class BlockRunner {
   template <CacheType kType, bool kIsLatent = false>
   void attend(const AttentionBlock& block, const float* q, int64_t width, float* attended) {
     const QueryTiles& tiles = tiles_[static_cast<size_t>(block.group)];
-    Attention<kType, kIsLatent> attention(call_, block, tiles, scratch_.attention[team_.thread()]);
+    auto& scratch = scratch_.attention[team_.thread()];
+    using Kernel = Attention<kType, kIsLatent>;
+    Kernel attention(call_, block, tiles, scratch[0]);
     const int64_t num_heads = block.num_kv_heads, out_width = block.num_heads * block.value_dim();
     const int64_t num_items = static_cast<int64_t>(tiles.tiles.size()) * num_heads;
     const auto begin = [&](int64_t item) -> const QueryTile& {
@@ -158,10 +168,28 @@ class BlockRunner {
       return tile;
     };
     if (tiles.num_spans == 1 || num_items >= 2 * num_threads_) {
+      const int64_t at_once = heads_at_once(block, num_items, num_threads_);
+      const int64_t parts = divide_up(num_heads, at_once);
+      std::deque<Kernel> heads;
+      std::vector<Kernel*> together;
+      for (int64_t h = 0; h < at_once; h++) {
+        const auto place = static_cast<size_t>(h);
+        together.push_back(&heads.emplace_back(call_, block, tiles, scratch[place]));
+      }
       // The last tiles of a prompt see the most: they come first.
-      team_.each(num_items, [&](int64_t item) {
-        const QueryTile& tile = begin(num_items - 1 - item);
-        attention.run(attended + tile.first * out_width, out_width);
+      team_.each(static_cast<int64_t>(tiles.tiles.size()) * parts, [&](int64_t item) {
+        const size_t place = tiles.tiles.size() - 1 - static_cast<size_t>(item / parts);
+        const QueryTile& tile = tiles.tiles[place];
+        const int64_t part = item % parts, first = num_heads * part / parts;
+        const int64_t count = num_heads * (part + 1) / parts - first;
+        float* out = attended + tile.first * out_width;
+        const bool is_together = Kernel::runs_together(tile, block.heads_per_kv_head());
+        for (int64_t h = 0; h < count; h++) {
+          Kernel& head = *together[is_together ? static_cast<size_t>(h) : 0];
+          head.begin(tile, first + h, q + tile.first * width, width);
+          if (!is_together) head.run(out, out_width);
+        }
+        if (is_together) Kernel::run_together(together.data(), count, out, out_width);
       });
       return;
     }
@@ -183,7 +211,7 @@ class BlockRunner {
     });
     team_.each(num_items, [&](int64_t item) {
       const QueryTile& tile = begin(item);
-      const SoftmaxState state(scratch_.attention[team_.thread()].state.at<float>(), rows_of(tile));
+      const SoftmaxState state(scratch[0].state.at<float>(), rows_of(tile));
       attention.start(state);
       for (int64_t span = attention.first_span(); span < attention.end_span(); span++) {
         attention.merge(state_of(item, span, rows_of(tile)), state);
@@ -344,7 +372,13 @@ inline bool reserve_attention(Scratch& kept, const AttentionBlock& block, const 
     if (!kept.spans.reserve(num_items * tiles.num_spans * floats * 4)) return false;
   }
   for (int thread = 0; thread < num_threads; thread++) {
-    if (!kept.attention[thread].reserve(folded, block, block_size)) return false;
+    auto& heads = kept.attention[thread];
+    const int64_t at_once = heads_at_once(block, num_items, num_threads);
+    if (heads.size() < static_cast<size_t>(at_once)) heads.resize(static_cast<size_t>(at_once));
+    for (int64_t h = 0; h < at_once; h++) {
+      const int64_t rows = h == 0 ? folded : kRowsThatWait;
+      if (!heads[static_cast<size_t>(h)].reserve(rows, block, block_size)) return false;
+    }
   }
   return true;
 }

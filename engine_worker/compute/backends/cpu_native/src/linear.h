@@ -1,7 +1,8 @@
 // Products of packed activations and packed matrices. Include inside the level's namespace.
 
 // Packed rows stand side by side with so many bytes of each: a line of the caches is of one row, so
-// threads that pack neighbours don't take it from each other. Integers in blocks have a group instead.
+// threads that pack neighbours don't take it from each other. Integers in blocks have a group
+// instead.
 constexpr int64_t kRunBytes = 64;
 
 // What a tile of kRows rows and one panel is computed from.
@@ -26,8 +27,8 @@ inline void multiply_runs(const TileInput& in, int64_t first,
   using Input = typename Product::Input;
   const char* weights = in.panel + first * kLaneBytes;
   multiply_groups<Product, kRows, 2, true, kRunBytes / sizeof(Input)>(
-      static_cast<const Input*>(in.x), 0, 0, weights, kRowBytes, in.inputs / Product::kInputs, nullptr,
-      weights + in.prefetch_bytes, sums);
+      static_cast<const Input*>(in.x), 0, 0, weights, kRowBytes, in.inputs / Product::kInputs,
+      nullptr, weights + in.prefetch_bytes, sums);
 }
 
 template <class Product, int kRows>
