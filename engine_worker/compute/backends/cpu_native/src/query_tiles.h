@@ -52,15 +52,17 @@ inline int64_t num_shared(const BlocksCall& call, const int32_t* tables, int32_t
 // Finds the neighbours among the live tokens that attention by some tables takes together.
 inline QueryTiles query_tiles(const BlocksCall& call, const int32_t* tables,
                               int64_t folded_rows = kFoldedRows) {
-  int64_t heads = 1;
+  int64_t heads = 1, kv_heads = 1;
   for (const Block& block : call.blocks) {
-    if (block.is_attention) heads = std::max(heads, block.attention.heads_per_kv_head());
+    if (!block.is_attention) continue;
+    heads = std::max(heads, block.attention.heads_per_kv_head());
+    kv_heads = std::max(kv_heads, block.attention.num_kv_heads);
   }
   QueryTiles found;
   const auto num_live = static_cast<int64_t>(call.live.size());
   found.most_tokens = std::max<int64_t>(1, folded_rows / heads);
-  // Fewer tokens would leave threads without work.
-  const bool shares = call.block_size > 0 && num_live >= 4 * found.most_tokens;
+  // Fewer tiles and key heads would leave threads without work.
+  const bool shares = call.block_size > 0 && num_live * kv_heads >= 4 * found.most_tokens;
   std::vector<QueryTile>& tiles = found.tiles;
   for (int64_t i = 0; i < num_live; i++) {
     const int32_t token = call.live[static_cast<size_t>(i)];

@@ -55,6 +55,7 @@ class RecurrentRunner {
 
  private:
   static constexpr int64_t kSomeChannels = 128;  // Whole vectors; a tail of them is read at once.
+  static constexpr int64_t kRowsAhead = 4;  // They lie far from one another and are asked for.
   // Columns of a memory that are computed together, so that no sum waits for the one before it.
   static constexpr int kColumns = kLanes == 16 ? 8 : 4;
   static constexpr int kPartColumns = kLanes == 16 ? 4 : 2;
@@ -125,6 +126,8 @@ class RecurrentRunner {
       float* y = convolved_ + row * call_.channels + first;
       for (int64_t channel = 0; channel < count; channel += kLanes) {
         const int64_t left = count - channel;
+        __builtin_prefetch(x + kRowsAhead * call_.channels + channel);
+        __builtin_prefetch(y + kRowsAhead * call_.channels + channel, 1);
         const Vector newest = load_part(x + channel, left);
         Vector sum{};
         for (int64_t tap = 0; tap < num_before; tap++) {
