@@ -41,8 +41,9 @@ LIMITS = [
 class Machine:
     """A database, and the auth worker on it, which is killed now and then."""
 
-    def __init__(self, one: Limit, **of_key: Any) -> None:
+    def __init__(self, one: Limit, *, lease_s: float = LEASE_S, **of_key: Any) -> None:
         self.clock = FakeClock()
+        self.lease_s = lease_s
         self.limit = one
         self.store = MemoryStore(
             Snapshot(
@@ -61,7 +62,7 @@ class Machine:
         return Authority(
             epoch=self.epoch,
             snapshot=self.store.load(int((self.clock.wall - 60) * 1000)),
-            rules=Rules(lease_duration_s=LEASE_S),
+            rules=Rules(lease_duration_s=self.lease_s),
             clock=self.clock,
             emit=self.store.emit,
             commit=self.store.submit,
@@ -334,3 +335,22 @@ def test_a_request_that_a_kill_forgot_counts_once_when_only_an_engine_tells_of_i
     assert machine.authority.meter_of(machine.limit).total == 1
     machine.grant(100)
     assert isinstance(machine.ask(100), Denied)
+
+
+@pytest.mark.parametrize("one", [limit("tokens", 1000, "minute"), limit("money", 1900, "minute")])
+def test_what_was_settled_before_a_kill_is_used_once_when_an_engine_told_of_it_before_another_kill(
+    one: Limit,
+) -> None:
+    machine = Machine(one, lease_s=4.0)
+    ended = machine.grant(100)
+    machine.settle(ended)
+    machine.store.commit()
+    machine.kill()
+    used = machine.authority.meter_of(one).total
+    assert used == 100
+    orphans_of(machine, ended)
+    machine.kill()
+    machine.later(5)  # what nobody renewed is over
+    machine.later(5)
+    assert machine.authority.num_leases == 0
+    assert machine.authority.meter_of(one).total == used
