@@ -31,8 +31,8 @@ class Lease(Struct, eq=False, gc=False):
         is_forgotten: A kill forgot it, so what it counts in and holds isn't known.
         may_have_ended: It was open on the disk at the start of this process, and its gateway hasn't
             said since that it runs: a kill may have forgotten its end, and whom that made room for.
-        may_be_booked: An engine's report opened it, so the ledger may have its line already. Nothing
-            of it runs: it takes none of the places of requests that do.
+        may_be_booked: An engine's report opened it, so the ledger may have its line already.
+            Nothing of it runs: it takes none of the places of requests that do.
         streams: Prompt and completion tokens of its streams, as far as they were reported apart.
     """
 

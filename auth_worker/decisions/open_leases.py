@@ -395,13 +395,13 @@ class OpenLeases:
         if self._clock.monotonic_s() < self._unknown_until_s:
             plan.keep_unknown(difference(before, after), self._unknown_until_s)
 
-    def _find_reported(self, report: LeaseReport, by_engine: Lease | None) -> Lease | None:
+    def _find_reported(self, report: LeaseReport, told: Lease | None) -> Lease | None:
         """A lease that a kill forgot; what it holds is said by its gateway, if that knows to.
 
         An engine that lost sight of the gateway may have opened it before, as one that ended.
         """
         if not report.endpoint:
-            return by_engine or self._find_forgotten(report.lease_id, "")
+            return told or self._find_forgotten(report.lease_id, "")
         name = self._forgotten_name(report.lease_id)
         if name is None:
             return None
@@ -421,9 +421,9 @@ class OpenLeases:
             end_user=report.end_user if is_trusted else "",
         )
         lease = self._reopen(row)
-        if by_engine is not None:
-            lease.note_totals(by_engine.reported_prompt_tokens, by_engine.reported_completion_tokens)
-            lease.streams = by_engine.streams
+        if told is not None:
+            lease.note_totals(told.reported_prompt_tokens, told.reported_completion_tokens)
+            lease.streams = told.streams
         if lease.plan is not None:
             # It was among what the killed process may have granted, and holds its part itself now.
             lease.plan.take_unknown(NOTHING, lease.held)
