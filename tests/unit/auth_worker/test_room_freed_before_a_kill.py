@@ -338,7 +338,7 @@ def test_a_request_that_a_kill_forgot_counts_once_when_only_an_engine_tells_of_i
 
 
 @pytest.mark.parametrize("one", [limit("tokens", 1000, "minute"), limit("money", 1900, "minute")])
-def test_what_was_settled_before_a_kill_is_used_once_when_an_engine_told_of_it_before_another_kill(
+def test_what_was_settled_is_used_once_when_an_engine_told_of_it_between_two_kills(
     one: Limit,
 ) -> None:
     machine = Machine(one, lease_s=4.0)
