@@ -212,7 +212,7 @@ class Reports:
             settings=limit_settings(limit),
             amount=meter.amount,
             used=used,
-            reserved=max(0, meter.held),
+            reserved=meter.reserved,
             begins_at=None if begins_s is None else int(begins_s),
             ends_at=None if ends_s is None else int(ends_s),
             daily_burn=projection.daily_burn if counts else 0,

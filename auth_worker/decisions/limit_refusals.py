@@ -155,7 +155,7 @@ def _refusal(cause: _Cause, wall_s: float) -> Refusal:
             window=limit.window.kind,
             amount=meter.amount,
             used=max(0, meter.total),
-            reserved=max(0, meter.held),
+            reserved=meter.reserved,
             asked=need,
             source=source,
             frees_s=frees_s,
@@ -225,7 +225,7 @@ def _figures(meter: Meter, need: int) -> str:
     verb = "spent" if limit.measure == "money" else "used"
     is_or_are = "is" if limit.measure == "money" else "are"
     return (
-        f"; {say(meter.total)} {were} {verb}, {say(meter.held)} {is_or_are} reserved by running"
+        f"; {say(meter.total)} {were} {verb}, {say(meter.reserved)} {is_or_are} reserved by running"
         f" requests and {say(need)} more {were} asked for"
     )
 

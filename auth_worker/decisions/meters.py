@@ -69,6 +69,11 @@ class Meter:
         return self.amount - self.total - self.room
 
     @property
+    def reserved(self) -> int:
+        """What running requests hold beside `total`, as people are told it."""
+        return max(0, self.held)
+
+    @property
     def free(self) -> int:
         """What is neither used nor held, whether its slice is committed or not."""
         return self.room + self.uncommitted

@@ -191,7 +191,10 @@ class SlidingBudget(SlidingMeter):
         counter_id: Of the row that keeps its slice.
     """
 
-    __slots__ = ("_slices", "asked", "counter_id", "granted", "need", "unknown", "unknown_until_s")
+    __slots__ = (
+        *("_leaves_s", "_slices", "asked", "counter_id", "granted", "need"),
+        *("unknown", "unknown_until_s"),
+    )
 
     def __init__(
         self,
@@ -203,6 +206,7 @@ class SlidingBudget(SlidingMeter):
         counter_id: int = 0,
     ) -> None:
         super().__init__(limit, end_user, amount, keeper)
+        self._leaves_s = -math.inf
         self._slices = keeper
         self.counter_id = counter_id
         self.granted = 0
@@ -224,6 +228,11 @@ class SlidingBudget(SlidingMeter):
         """What running requests hold, and what those of a killed process may have held."""
         return bound_of(self) - self.total - self.room
 
+    @property
+    def reserved(self) -> int:
+        """Without what `total` has as well: it may have left before a kill, and others hold it."""
+        return max(0, self.held - self._leaving())
+
     def change(self, limit: Limit, amount: int) -> None:
         """See `Meter.change`."""
         before, room = bound_of(self), self.room
@@ -238,9 +247,8 @@ class SlidingBudget(SlidingMeter):
 
     def hold_unknown(self, now_s: float, until_s: float) -> None:
         """As of a `FixedMeter`; what may have left before the kill made room for others then."""
-        leaves_s = now_s + RESTORED_LATE_S - self.span_s
-        leaving = sum(slot.amount for slot in self._slots if slot.ends_s <= leaves_s)
-        self.unknown = max(0, self.room + leaving)
+        self._leaves_s = now_s + RESTORED_LATE_S - self.span_s
+        self.unknown = max(0, self.room + self._leaving())
         self.room -= self.unknown
         self.unknown_until_s = until_s
         self.due_s = min(self.due_s, until_s)
@@ -254,6 +262,10 @@ class SlidingBudget(SlidingMeter):
         self.due_s = min(self.due_s, self.unknown_until_s)
         if self.limit.is_hard and not self.asked:
             self._shrink()
+
+    def _leaving(self) -> int:
+        """What still counts here and may have left before a kill."""
+        return sum(slot.amount for slot in self._slots if slot.ends_s <= self._leaves_s)
 
     def _shrink(self) -> None:
         """Make the slice smaller here, then on the disk: what the disk says is never less."""

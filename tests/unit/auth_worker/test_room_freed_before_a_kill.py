@@ -354,3 +354,19 @@ def test_what_was_settled_is_used_once_when_an_engine_told_of_it_between_two_kil
     machine.later(5)
     assert machine.authority.num_leases == 0
     assert machine.authority.meter_of(one).total == used
+
+
+def test_what_may_have_left_before_a_kill_is_told_once() -> None:
+    machine = Machine(limit("money", 1900, "minute"))
+    machine.settle(machine.grant(900), 900)
+    machine.store.commit()
+    machine.clock.advance(59)
+    machine.kill()
+    meter = machine.authority.meter_of(machine.limit)
+    assert (meter.total, meter.reserved) == (1900, 0)
+    assert isinstance(machine.ask(1), Denied)
+    machine.later(5)
+    assert (meter.total, meter.reserved) == (0, 1900)
+    assert machine.is_refused(1)
+    machine.later(LEASE_S)
+    assert (meter.total, meter.reserved) == (0, 0)
